@@ -1,0 +1,210 @@
+"""Does the certificate keep its promise? Calibration sets drawn many times from a population with known risks.
+
+The hardest case for validity: alpha lies just below the true risk of one model in the middle of the path, so that every
+certificate for it is a violation, and as likely as it can be. Every draw goes through `pxcompress.certify.certify`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import common
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from pxcompress.certify import RISKS, Candidate, Goal, by_class, certify, losses, max_errors
+from pxcompress.learn_then_test import BOUNDS, fixed_sequence
+
+Array = NDArray[Any]
+SEED = 0
+CLASSES = 10
+DELTAS = (0.05, 0.1)
+SIZES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+CHANGED = (0.0, 0.002, 0.005, 0.01, 0.016, 0.022, 0.032, 0.05, 0.08, 0.15)
+EDGE = 6  # index of the first model that is too bad
+PARTS = ("all", "confident part", "every class")
+
+
+@dataclass(frozen=True)
+class Population:
+    """Predicted classes: dense and labels (n,), pruned (models, n); whether the dense model is confident (n,)."""
+
+    dense: Array
+    labels: Array
+    pruned: Array
+    confident: Array
+
+
+@dataclass(frozen=True)
+class Case:
+    """One risk on one part of the population: `table` (n, models) of losses, those of `counted` samples count."""
+
+    risk: str
+    part: str
+    table: Array
+    labels: Array
+    counted: Array
+    alpha: float
+    true_risk: Array
+
+
+def population(rng: np.random.Generator, n: int) -> Population:
+    """Smaller models change more answers, mostly the same ones as larger models do; class 0 suffers most."""
+    labels = rng.integers(CLASSES, size=n)
+    dense = np.where(rng.random(n) < 0.92, labels, (labels + rng.integers(1, CLASSES, size=n)) % CLASSES)
+    shared = rng.standard_normal(n) - 0.3 * (labels == 0)
+    pruned = []
+    for rate in CHANGED:
+        ease = math.sqrt(0.8) * shared + math.sqrt(0.2) * rng.standard_normal(n)
+        other = (dense + rng.integers(1, CLASSES, size=n)) % CLASSES
+        other = np.where((dense != labels) & (rng.random(n) < 0.3), labels, other)
+        pruned.append(np.where(ease < norm.ppf(rate), other, dense))
+    return Population(dense, labels, np.stack(pruned), shared + 2 * rng.standard_normal(n) > -1.5)
+
+
+def case(people: Population, risk: str, part: str) -> Case:
+    """Losses and true risks; alpha is just below the true risk of model `EDGE`."""
+    columns = [losses(risk, people.dense, pruned, people.labels) for pruned in people.pruned]
+    table = np.stack(columns, axis=1)
+    counted = people.confident if part == "confident part" else np.ones(len(table), dtype=bool)
+    if part == "every class":
+        true_risk = np.max([table[people.labels == index].mean(axis=0) for index in range(CLASSES)], axis=0)
+    else:
+        true_risk = table[counted].mean(axis=0)
+    return Case(risk, part, table, people.labels, counted, float(true_risk[EDGE]) - 1e-9, true_risk)
+
+
+def candidates(table: Array) -> list[Candidate]:
+    return [Candidate(f"size {size}", size, table[:, index]) for index, size in enumerate(SIZES)]
+
+
+def draw(this: Case, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
+    """Losses (counted, models) and labels of one calibration set, independent samples of the population."""
+    index = rng.integers(len(this.table), size=n)
+    index = index[this.counted[index]]
+    return this.table[index].astype(np.float64), this.labels[index]
+
+
+def choices(this: Case, table: Array, labels: Array) -> dict[tuple[str, float], int]:
+    """(method, delta) -> how many models of the path pass; the naive rule knows no delta."""
+    goal = Goal(this.risk, this.alpha)
+    low, width = RISKS[this.risk].low, RISKS[this.risk].high - RISKS[this.risk].low
+    masks = by_class(labels, [str(index) for index in range(CLASSES)]) if this.part == "every class" else None
+    certificate = certify(candidates(table), goal, masks)
+    found = {(goal.bound, delta): sum(certificate.at(delta).certified) for delta in DELTAS}
+    if masks:
+        means = np.max([table[mask].mean(axis=0) for mask in masks.values()], axis=0)
+        largest = [row.weakest.p_value for row in certificate.rows if row.weakest]
+        found |= {("binomial, largest p uncorrected", delta): fixed_sequence(largest, delta) for delta in DELTAS}
+    else:
+        means = table.mean(axis=0)
+        for bound in ("hoeffding-bentkus", "hoeffding"):
+            p_values = BOUNDS[bound](((table - low) / width).T, (this.alpha - low) / width)
+            found |= {(bound, delta): fixed_sequence(p_values, delta) for delta in DELTAS}
+    # The naive rule takes the smallest model whose measured risk is fine.
+    passing = np.flatnonzero(means <= this.alpha)
+    return found | {("naive", delta): int(passing[-1]) + 1 if len(passing) else 0 for delta in DELTAS}
+
+
+def simulate(this: Case, rng: np.random.Generator, n: int, draws: int) -> list[dict[str, Any]]:
+    """One row a method and delta. Without a certified model the dense one ships: size 1.
+
+    In the mean, sizes below the oracle's count as the oracle's: a violation earns nothing.
+    """
+    passed: dict[tuple[str, float], list[int]] = {}
+    for _ in range(draws):
+        for key, count in choices(this, *draw(this, rng, n)).items():
+            passed.setdefault(key, []).append(count)
+    oracle = SIZES[int(np.flatnonzero(this.true_risk <= this.alpha)[-1])]
+    rows = []
+    for (method, delta), counts in passed.items():
+        chosen = [SIZES[count - 1] if count else 1.0 for count in counts]
+        wrong = [count > 0 and this.true_risk[count - 1] > this.alpha for count in counts]
+        row = {"risk": this.risk, "part": this.part, "method": method, "delta": delta, "alpha": this.alpha, "n": n}
+        row |= {
+            "draws": draws,
+            "violation_rate": float(np.mean(wrong)),
+            "mean_size": float(np.maximum(chosen, oracle).mean()),
+        }
+        rows.append(
+            row | {"oracle_size": oracle, "not_certified_rate": float(np.mean([not count for count in counts]))}
+        )
+    return rows
+
+
+def simulate_paths(people: Population, rng: np.random.Generator, n: int, draws: int) -> list[dict[str, Any]]:
+    """Three paths for one risk (negative flips): every other model, the rest, and a short one that can pass whole."""
+    this = case(people, "negative-flips", "all")
+    paths = {"first": range(0, len(SIZES), 2), "second": range(1, len(SIZES), 2), "short": range(4)}
+    members = [(path, index) for path, indices in paths.items() for index in indices]
+    goals = [Goal(alpha=this.alpha, testing=testing) for testing in ("graph", "bonferroni")]
+    chosen: dict[tuple[str, float], list[tuple[bool, float]]] = {}
+    for _ in range(draws):
+        table, _ = draw(this, rng, n)
+        path = [Candidate(str(index), SIZES[index], table[:, index], path) for path, index in members]
+        for goal in goals:
+            certificate = certify(path, goal)
+            for delta in DELTAS:
+                row = certificate.at(delta).chosen
+                index = members[row][1] if row is not None else 0
+                result = (bool(this.true_risk[index] > this.alpha), max(SIZES[index], SIZES[EDGE - 1]))
+                chosen.setdefault((goal.testing, delta), []).append(result)
+    rows = []
+    for (testing, delta), results in chosen.items():
+        violations, sizes = np.mean(results, axis=0).tolist()
+        row = {"risk": this.risk, "part": "three paths", "method": testing, "delta": delta, "alpha": this.alpha, "n": n}
+        rows.append(
+            row | {"draws": draws, "violation_rate": violations, "mean_size": sizes, "oracle_size": SIZES[EDGE - 1]}
+        )
+    return rows
+
+
+def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Validity of every case, power against the other bounds, the naive rule, the reference numbers."""
+    made = [reference(alpha, target) for alpha, target in ((0.03, 129), (0.05, 224))]
+    own = {RISKS[risk].bound for risk in RISKS} | {"graph", "bonferroni"}
+    by_key = {(row["risk"], row["part"], row["delta"], row["method"]): row for row in rows}
+    for (risk, part, delta, method), row in by_key.items():
+        where = f"{risk}, {part}, delta {delta:g}"
+        slack = 2 * math.sqrt(delta * (1 - delta) / row["draws"])
+        if method in own:
+            text = f"{where}: violation rate of {method} (target: delta + 2 Monte-Carlo standard errors)"
+            made.append(common.claim(text, row["violation_rate"], delta + slack, "lower"))
+        if method == "naive":
+            text = f"{where}: violation rate of the naive rule is above delta"
+            made.append(common.claim(text, row["violation_rate"], delta + slack, "higher"))
+        for other in ("hoeffding-bentkus", "hoeffding", "bonferroni") if method in own else ():
+            if (compared := by_key.get((risk, part, delta, other))) and other != method:
+                text = f"{where}: mean size certified by {method}, oracle {row['oracle_size']} (target: {other})"
+                made.append(common.claim(text, row["mean_size"], compared["mean_size"], "lower"))
+    return made
+
+
+def reference(alpha: float, target: int) -> dict[str, Any]:
+    errors = max_errors(5000, alpha, 0.05)
+    return common.claim(
+        f"errors that pass: n 5000, delta 0.05, alpha {alpha}", math.nan if errors is None else errors, target, "equal"
+    )
+
+
+def main() -> None:
+    quick = common.parser(__doc__ or "").parse_args().quick
+    draws, n = (200, 1000) if quick else (2000, 2000)
+    rng = np.random.default_rng(SEED)
+    people = population(rng, 200_000)
+    cases = [(risk, "all") for risk in RISKS] + [("negative-flips", part) for part in PARTS[1:]]
+    rows = []
+    for risk, part in cases:
+        # A tenth of the samples for each class: more of them, or nothing is certified.
+        rows += simulate(case(people, risk, part), rng, 5 * n if part == "every class" else n, draws)
+    rows += simulate_paths(people, rng, n, draws)
+    command = "python benchmarks/certify_validity.py" + " --quick" * quick
+    common.write("certify_validity", command, rows, [SEED], claims(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The run folder: what is written into it, how that is measured, and how a slim model is built again from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from pxcompress import __version__
+from pxcompress.cost import count_macs, count_params
+from pxcompress.errors import InputError, ParityError
+from pxcompress.export import export_onnx, verify_parity
+from pxcompress.graph import find_groups, prune
+from pxcompress.measure import Candidate, Comparison, compare, environment, ratios, verdict
+from pxcompress.models import Architecture, classifier_names
+from pxcompress.plan import plan_from_json, plan_to_json
+from pxcompress.recipe import Bench, Recipe
+from pxcompress.report.build import to_json
+from pxcompress.report.html import to_html
+from pxcompress.subject import Subject
+from pxcompress.types import Artifact, DataSummary, GroupWidth, Parity, Report, Slim, StageTime
+
+
+@dataclass(frozen=True)
+class Files:
+    """The exported models of a run folder, and the parity of the pruned one with PyTorch."""
+
+    dense: Artifact
+    pruned: Artifact
+    parity: Parity
+
+
+def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:
+    """Write recipe, plan, scores, slim weights and both ONNX files; `ParityError` where ONNX Runtime disagrees."""
+    pruned, splits = slim.pruned, subject.splits
+    plan = plan_to_json(pruned.plan, pruned.groups)
+    (folder / "recipe.json").write_text(recipe.to_json())
+    (folder / "plan.json").write_text(plan)
+    save_file(
+        {name: scores.float().contiguous() for name, scores in slim.scores.items()}, folder / "scores.safetensors"
+    )
+    _save_weights(pruned.model, subject, folder / "model.safetensors")
+    facts = _facts(recipe, subject, plan)
+    dense = export_onnx(pruned.dense, splits.example, folder / "dense.onnx", {**facts, "pruned": "no"})
+    small = export_onnx(pruned.model, splits.example, folder / "model.onnx", {**facts, "pruned": "yes"})
+    parity = verify_parity(pruned.model, small.path, splits.test)
+    if not parity.passed:
+        raise ParityError(
+            f"model.onnx disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
+            f"({parity.top1_agreement:.1%} of the decisions agree); please report the architecture"
+        )
+    return Files(dense, small, parity)
+
+
+def measure(files: Files, bench: Bench, subject: Subject, slim: Slim) -> Comparison:
+    """Accuracy and latency of both ONNX files, side by side."""
+    example = subject.splits.example
+    dense, pruned = (
+        Candidate(file.path, count_params(model), count_macs(model, example))
+        for file, model in ((files.dense, slim.pruned.dense), (files.pruned, slim.pruned.model))
+    )
+    return compare(
+        dense,
+        pruned,
+        subject.splits.test,
+        batch_size=bench.batch_size,
+        provider=bench.provider,
+        threads=bench.threads,
+    )
+
+
+def assemble(
+    place: Path,
+    recipe: Recipe,
+    subject: Subject,
+    slim: Slim,
+    results: tuple[Files, Comparison],
+    stages: tuple[StageTime, ...],
+) -> Report:
+    """The report of a run whose folder will stand at `place`."""
+    files, comparison = results
+    plan = slim.pruned.plan
+    counts = {role: len(ids) for role, ids in subject.splits.ids.items()}
+    return Report(
+        recipe=json.loads(recipe.to_json()),
+        environment={**environment(), "pxcompress": __version__, "threads": comparison.threads},
+        data=DataSummary(subject.source.name, subject.source.classes, skipped=subject.splits.skipped, **counts),
+        weights=subject.loaded.weights,
+        input_shape=tuple(subject.splits.example.shape[1:]),
+        dense=comparison.dense,
+        pruned=comparison.pruned,
+        ratios=ratios(comparison.dense, comparison.pruned),
+        parity=files.parity,
+        provider=comparison.placement,
+        stages=stages,
+        groups=tuple(
+            GroupWidth(group.name, group.kind, group.units, len(plan.kept(group))) for group in slim.pruned.groups
+        ),
+        fixed=slim.structure.fixed,
+        plan={key: value for key, value in asdict(plan).items() if key != "removed"},
+        folder=str(place),
+        verdict=f"{verdict(comparison)}: {place / 'model.onnx'}",
+        notes=_notes(subject, comparison),
+    )
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write report.json and report.html."""
+    (folder / "report.json").write_text(to_json(report))
+    (folder / "report.html").write_text(to_html(report))
+
+
+def load(folder: Path | str) -> nn.Module:
+    """The slim PyTorch model of a run folder, in eval mode on the CPU: architecture, plan.json and safetensors, no pickle.
+
+    Raises `InputError` where the folder is none of ours or was written for another version of the architecture.
+    """
+    folder = Path(folder)
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            facts: Mapping[str, str] = file.metadata()
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        plan_text = (folder / "plan.json").read_text()
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{str(folder)!r} is not a run folder ({error}); expected plan.json and model.safetensors"
+        ) from error
+    dense = Architecture.from_json(facts["architecture"]).build().eval()
+    example = torch.zeros(1, *json.loads(facts["input_shape"]))
+    groups = find_groups(dense, example, classifier_names(dense, example)).groups
+    model = prune(dense, groups, plan_from_json(plan_text, groups), example).model
+    for name in state.keys() - model.state_dict().keys():
+        module, _, parameter = name.rpartition(".")
+        model.get_submodule(module).register_parameter(parameter, nn.Parameter(state[name]))
+    model.load_state_dict(state)
+    return model
+
+
+def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
+    """The slim model's state, with what `load` needs to build the module around it."""
+    facts = {
+        "format": "pt",
+        "architecture": subject.loaded.architecture.to_json(),
+        "input_shape": json.dumps(list(subject.splits.example.shape[1:])),
+        "pxcompress": __version__,
+    }
+    save_file(
+        {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}, path, facts
+    )
+
+
+def _facts(recipe: Recipe, subject: Subject, plan: str) -> dict[str, str]:
+    """metadata_props of the ONNX files: provenance, and what is needed to feed them and read their answer."""
+    preprocessing = subject.loaded.preprocessing
+    return {
+        "pxcompress": __version__,
+        "recipe_sha256": recipe.hash,
+        "plan_sha256": sha256(plan.encode()).hexdigest(),
+        "model": recipe.model,
+        "classes": json.dumps(subject.source.classes),
+        "input_mean": json.dumps(preprocessing.mean),
+        "input_std": json.dumps(preprocessing.std),
+        "input_size": json.dumps(preprocessing.input_size),
+        "interpolation": preprocessing.interpolation,
+        "crop": json.dumps(preprocessing.crop),
+    }
+
+
+def _notes(subject: Subject, comparison: Comparison) -> tuple[str, ...]:
+    """What a reader must know beside the figures."""
+    notes = []
+    if subject.source.embedded:
+        size = subject.splits.example.shape[-1]
+        notes.append(f"embedded data {subject.source.name!r} at {size} x {size} pixels: a demonstration, not your task")
+    if subject.loaded.weights == "trained-here":
+        notes.append("the dense model was trained here, on that data, for a few epochs")
+    if comparison.placement.fallback_reason:
+        notes.append(comparison.placement.fallback_reason)
+    if subject.splits.skipped:
+        notes.append(f"{len(subject.splits.skipped)} images could not be read and were left out")
+    return tuple(notes)

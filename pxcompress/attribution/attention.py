@@ -1,0 +1,152 @@
+"""Rules for attention: softmax, fused or spelled-out scaled dot product, nn.MultiheadAttention.
+
+AttnLRP: Achtibat et al. 2024. CP-LRP: Ali et al. 2022. z+ through the softmax: what "Pruning by Explaining Revisited"
+searches beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pxcompress.attribution.transformer import Handler, live, product, scaled
+
+SoftmaxRule = Literal["cp", "attn", "zplus"]
+
+SOFTMAX_RULES: Mapping[SoftmaxRule, str] = {
+    "cp": "attention weights are constants, all relevance flows through the values (CP-LRP)",
+    "attn": "softmax linearised at its input, half of a product's relevance to each factor (AttnLRP)",
+    "zplus": "as attn, but only positive contributions through the softmax, its constant kept as a bias",
+}
+"""What a composite's text may name after `softmax=`."""
+
+
+class _SoftmaxZPlus(torch.autograd.Function):
+    """z+ on the softmax s linearised at x, with its constant as a bias.
+
+    Contributions z_ji = s_j (delta_ij - s_i) x_i and the bias b_j = s_j - sum_i z_ji, positive parts only. With x+ and
+    x- the sizes of x's parts and T = sum_i s_i x-_i, the j-th denominator over s_j is
+    (1 - s_j) x+_j + T - s_j x-_j + (1 - x_j + sum_i s_i x_i)+, so nothing of size n^2 a row is built.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        s = x.softmax(dim)
+        ctx.save_for_backward(x, s)
+        ctx.dim = dim
+        return s
+
+    @staticmethod
+    def backward(ctx: Any, m: Tensor) -> tuple[Tensor, None]:
+        x, s = ctx.saved_tensors
+        x = x.masked_fill(s == 0, 0.0)  # masked positions: -inf
+        up, down = x.clamp(min=0), (-x).clamp(min=0)
+        negative = (s * down).sum(ctx.dim, keepdim=True)
+        bias = (1 - x + (s * x).sum(ctx.dim, keepdim=True)).clamp(min=0)
+        share = s * m / ((1 - s) * up + negative - s * down + bias + 1e-6)
+        total = share.sum(ctx.dim, keepdim=True)
+        return torch.where(x >= 0, (1 - s) * share, s * (share - total)), None
+
+
+def _softmax_cp(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return func(x, *args, **kwargs).detach()
+
+
+def _softmax_attn(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return func(x, *args, **kwargs)
+
+
+def _softmax_zplus(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    dim = kwargs["dim"] if "dim" in kwargs else args[0]
+    return _SoftmaxZPlus.apply(x, dim) if live(x) else func(x, *args, **kwargs)
+
+
+def _attention_cp(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return func(query.detach(), key.detach(), value, *args, **kwargs)
+
+
+def _attention_attn(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    query, key = (scaled(x, 0.25) if live(x) else x for x in (query, key))
+    return func(query, key, scaled(value, 0.5) if live(value) else value, *args, **kwargs)
+
+
+def _attention_zplus(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    given = dict(zip(("attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
+    if given.get("enable_gqa"):
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scale = given.get("scale")
+    scores = product(torch.matmul, query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
+    mask = given.get("attn_mask")
+    if given.get("is_causal"):
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    return product(torch.matmul, _softmax_zplus(torch.softmax, _masked(scores, mask), -1), value)
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores under a mask as `scaled_dot_product_attention` reads it: True takes part, or numbers to add."""
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+
+
+ATTENTION: Mapping[SoftmaxRule, Mapping[str, Handler]] = {
+    "cp": {"softmax": _softmax_cp, "scaled_dot_product_attention": _attention_cp},
+    "attn": {"softmax": _softmax_attn, "scaled_dot_product_attention": _attention_attn},
+    "zplus": {"softmax": _softmax_zplus, "scaled_dot_product_attention": _attention_zplus},
+}
+
+
+def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, **rest: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`F.multi_head_attention_forward` (tokens first) spelled out in functions that have rules."""
+    q, k, v = _project(query, key, value, rest)
+    (length, batch, width), source = q.shape, k.shape[0]
+    q, k, v = (x.reshape(x.shape[0], batch, num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))
+    mask = _additive_mask(rest, (batch, num_heads, length, source), q.dtype)
+    weights = None
+    if rest["need_weights"]:
+        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
+        weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
+        out = torch.matmul(weights, v)
+        weights = weights.mean(1) if rest["average_attn_weights"] else weights
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
+    return F.linear(out, rest["out_proj_weight"], rest["out_proj_bias"]), weights
+
+
+def _project(query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]) -> list[Tensor]:
+    """Queries, keys and values of a packed or separate projection."""
+    bias = rest["in_proj_bias"]
+    if not rest["use_separate_proj_weight"] and query is key and key is value:
+        return list(F.linear(query, rest["in_proj_weight"], bias).chunk(3, dim=-1))
+    if rest["use_separate_proj_weight"]:
+        weights = [rest["q_proj_weight"], rest["k_proj_weight"], rest["v_proj_weight"]]
+    else:
+        weights = list(rest["in_proj_weight"].chunk(3))
+    biases = [None] * 3 if bias is None else list(bias.chunk(3))
+    return [F.linear(x, weight, b) for x, weight, b in zip((query, key, value), weights, biases, strict=True)]
+
+
+def _additive_mask(rest: Mapping[str, Any], shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor | None:
+    """Attention and padding mask (True or -inf: left out) as one tensor to add, broadcastable to `shape`."""
+    batch, heads, _, source = shape
+    attention, padding = rest["attn_mask"], rest["key_padding_mask"]
+    if attention is not None and attention.dim() == 3:
+        attention = attention.view(batch, heads, *attention.shape[1:])
+    if padding is not None:
+        padding = padding.view(batch, 1, 1, source)
+    total = None
+    for mask in (attention, padding):
+        if mask is None:
+            continue
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -math.inf)
+        total = mask if total is None else total + mask
+    return total

@@ -1,0 +1,284 @@
+"""Attributions at the price of a gradient: a folded copy of a model, whose backward pass is relevance propagation.
+
+Every rule is a modified gradient m, with relevance a * m at every tensor a. Residual sums, concatenation, pooling and
+reshaping then need no rule: autograd shares relevance in proportion to contributions.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pxcompress.attribution import transformer
+from pxcompress.attribution.attention import ATTENTION, multi_head_attention
+from pxcompress.attribution.canonize import fold_batchnorm
+from pxcompress.attribution.composites import Composite, Part, split_by_depth
+from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
+from pxcompress.attribution.rules import Epsilon, Rule, Saved, apply_rule
+from pxcompress.errors import ModelError
+from pxcompress.state import device_of
+
+
+@dataclass(frozen=True)
+class RuledLayer:
+    """A layer and its rule, for listings. `name` is the module that holds the weight; `part` its place by depth."""
+
+    name: str
+    kind: str
+    part: Part
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Unruled:
+    """Something that relevance passes through by its plain gradient although that is no rule for it.
+
+    `module` and `kind` are the name and class of the module that it runs in, `function` is the torch function.
+    """
+
+    module: str
+    kind: str
+    function: str
+    calls: int
+
+
+@dataclass(frozen=True, eq=False)
+class Attributed:
+    """A copy of a model with rules in place of gradients, the layers in executed order, and what has no rule.
+
+    With `out = attributed.model(x)`, `x.requires_grad` and a start relevance `start` of the shape of `out`,
+    `torch.autograd.grad(out, tensors, start)` are the multipliers m of `tensors`.
+    """
+
+    model: nn.Module
+    layers: tuple[RuledLayer, ...]
+    unruled: tuple[Unruled, ...]
+
+
+@contextmanager
+def attributed(model: nn.Module, composite: Composite, example: Tensor | None) -> Iterator[Attributed]:
+    """Rules of `composite` on a copy of `model`; the model itself is not touched.
+
+    The copy is in eval mode, without parameter gradients or in-place activations, with BatchNorm folded, and every
+    module has the name it had. `example` is an input of shape (n, ...), of which one sample is used to see which layers
+    run in which order; None stands for zeros of the size that a timm model names itself.
+    Raises `ModelError` for a model that has no layer with a rule or cannot be copied, and for a copy that computes
+    something else.
+    """
+    twin = _copy(model)
+    example = (_default_example(model) if example is None else example.detach()[:1]).to(device_of(model))
+    with torch.no_grad():
+        expected = twin(example)
+    unfolded = fold_batchnorm(twin, example)
+    _identity_modules(twin)
+    mode = _Rules(twin, composite)
+    layers = mode.prepare(twin, example, expected)
+    forward = twin.forward
+
+    def ruled_forward(*args: Any, **kwargs: Any) -> Any:
+        with mode.running():
+            return forward(*args, **kwargs)
+
+    object.__setattr__(twin, "forward", ruled_forward)
+    try:
+        yield Attributed(twin, layers, _unruled(twin, mode.unruled, unfolded))
+    finally:
+        object.__setattr__(twin, "forward", forward)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        twin = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied for attribution: {error}") from error
+    twin.eval().requires_grad_(False)
+    for module in twin.modules():
+        if isinstance(getattr(module, "inplace", None), bool):
+            module.inplace = False  # type: ignore[assignment]
+    return twin
+
+
+def _default_example(model: nn.Module) -> Tensor:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" not in config:
+        raise ModelError(f"{type(model).__name__} does not say its input size; give an example input of shape (1, ...)")
+    return torch.zeros(1, *config["input_size"])
+
+
+def _identity_modules(twin: nn.Module) -> None:
+    """Give modules that spell an activation out, as x * gate(x), the rule of an activation."""
+    for module in twin.modules():
+        if type(module).__name__ in transformer.SELF_GATED and not type(module).__module__.startswith("torch."):
+            rule = partial(
+                transformer.identity_rule, function=module.forward, activation=transformer.ACTIVATIONS["silu"]
+            )
+            object.__setattr__(module, "forward", rule)
+
+
+def _unruled(twin: nn.Module, seen: Mapping[tuple[str, str], int], unfolded: tuple[str, ...]) -> tuple[Unruled, ...]:
+    rows = [Unruled(module, _kind(twin, module), function, calls) for (module, function), calls in seen.items()]
+    return (*rows, *(Unruled(name, _kind(twin, name), "batch_norm, not folded", 1) for name in unfolded))
+
+
+def _kind(twin: nn.Module, name: str) -> str:
+    return type(twin.get_submodule(name)).__name__
+
+
+class _Rules(TorchFunctionMode):
+    """While it is active, functions of a forward pass record the gradients of their rules."""
+
+    def __init__(self, twin: nn.Module, composite: Composite) -> None:
+        super().__init__()
+        self._composite = composite
+        self._handlers = transformer.handlers() | dict(ATTENTION[composite.softmax])
+        self._names = {id(weight): name.rpartition(".")[0] for name, weight in twin.named_parameters()}
+        self._rules: dict[str, Rule] = {}
+        self._kinds: dict[str, str] = {}  # layers in the order of their first call: key -> function
+        self._computed = 0  # calls with a weight that is no parameter, in this forward pass
+        self._module: list[str] | None = None  # names of the modules that are running, while watching
+        self.unruled: Counter[tuple[str, str]] = Counter()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around one forward pass."""
+        self._computed = 0
+        with self:
+            yield
+
+    def prepare(self, twin: nn.Module, example: Tensor, expected: Any) -> tuple[RuledLayer, ...]:
+        """See which layers run in which order, give each its rule, and check that the outputs are as `expected`."""
+        with torch.enable_grad(), self._watching(twin), self.running():
+            output = twin(example.clone().requires_grad_())
+        _check_same(expected, output, type(twin).__name__)
+        if not self._kinds:
+            raise ModelError(
+                f"{type(twin).__name__} runs no convolution or linear layer on its input, so there is no relevance to "
+                "propagate; give a model that has one"
+            )
+        last = list(self._kinds)[-1]
+        heads = _classifier_names(twin)
+        parts = split_by_depth([key == last or key in heads for key in self._kinds])
+        layers = []
+        for (key, kind), part in zip(self._kinds.items(), parts, strict=True):
+            choice = self._composite.choice(part)
+            self._rules[key] = choice.linear if kind == "linear" else choice.convolution
+            layers.append(RuledLayer(key, kind, part, self._rules[key]))
+        return tuple(layers)
+
+    @contextmanager
+    def _watching(self, twin: nn.Module) -> Iterator[None]:
+        """Know the running module by name, and note functions that have no rule."""
+        self._module = [""]
+        with ExitStack() as stack:
+            for name, module in twin.named_modules():
+                stack.callback(module.register_forward_pre_hook(partial(self._enter, name)).remove)
+                stack.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+            yield
+        self._module = None
+
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        assert self._module is not None
+        self._module.append(name)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        assert self._module is not None
+        self._module.pop()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__"))
+        if in_place and args and isinstance(saved := getattr(args[0], "_px_saved", None), Saved):
+            saved.keep()
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if name in LINEAR_FUNCTIONS:
+            return self._layer(func, name, args, kwargs)
+        if name == "multi_head_attention_forward":
+            return self._attention(func, args, kwargs)
+        if name in self._handlers:
+            return self._handlers[name](func, *args, **kwargs)
+        result = func(*args, **kwargs)
+        if self._module is not None and name not in transformer.PLAIN and transformer.live(result):
+            self.unruled[self._module[-1], name] += 1
+        return result
+
+    def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        bound = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = bound.arguments
+        extras = (values["bias_k"], values["bias_v"], values["static_k"], values["static_v"])
+        if values["add_zero_attn"] or any(extra is not None for extra in extras) or values["query"].dim() != 3:
+            if self._module is not None:
+                self.unruled[self._module[-1], "multi_head_attention_forward"] += 1
+            return func(*args, **kwargs)
+        with self:
+            return multi_head_attention(**values)
+
+    def _layer(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        values = bind(name, args, kwargs)
+        a, weight = values["input"], values["weight"]
+        key = self._key(name, weight)
+        if not transformer.live(a) or weight.dim() < 2:
+            return func(*args, **kwargs)
+        if self._module is not None:
+            self._kinds.setdefault(key, name)
+            if transformer.live(weight):
+                self.unruled[self._module[-1], f"{name}, weight made from the input"] += 1
+        rule = self._rules.get(key)
+        if rule is None:
+            if self._module is None:
+                raise ModelError(
+                    f"layer {key!r} did not run on the example input; give an example that runs every layer"
+                )
+            rule = Epsilon(0.0)
+        a, layer = as_layer(name, values)
+        z, saved = apply_rule(a, layer, rule)
+        z._px_saved = saved  # type: ignore[attr-defined]
+        return z
+
+    def _key(self, function: str, weight: Tensor) -> str:
+        """The name of the module that holds the weight (or what it is a view of); a number for a computed weight."""
+        for tensor in (weight, weight._base):
+            if tensor is not None and id(tensor) in self._names:
+                return self._names[id(tensor)]
+        self._computed += 1
+        return f"{function}#{self._computed}"
+
+
+def _check_same(expected: Any, output: Any, name: str) -> None:
+    """Refuse a copy that computes something else: its relevances would explain another model."""
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"{name} returns {type(output).__name__}; attribution needs a model that returns a tensor of logits"
+        )
+    tolerance = 1e-3 if output.dtype in (torch.float32, torch.float64) else 5e-2
+    difference = float((expected - output.detach()).abs().max())
+    if not difference <= tolerance * max(float(expected.abs().max()), 1e-3):
+        raise ModelError(
+            f"{name}: its copy with folded BatchNorm differs by {difference:.3g} on the example, so it cannot be "
+            "attributed; check that the example is what the model expects and that its forward is deterministic"
+        )
+
+
+def _classifier_names(twin: nn.Module) -> set[str]:
+    """Names of the modules that a timm model calls its classifier (two for a distilled one)."""
+    get_classifier = getattr(twin, "get_classifier", None)
+    if not callable(get_classifier):
+        return set()
+    found = get_classifier()
+    heads = {id(head) for head in (found if isinstance(found, (tuple, list)) else (found,))}
+    return {name for name, module in twin.named_modules() if id(module) in heads}

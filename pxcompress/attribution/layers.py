@@ -1,0 +1,101 @@
+"""Convolutions and linear layers as they are executed: one record for all of them, read from the function call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LINEAR_FUNCTIONS = frozenset(
+    ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+)
+"""Names of the functions that apply a weight to an input."""
+
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_DEFAULTS: Mapping[str, Any] = {
+    "bias": None,
+    "stride": 1,
+    "padding": 0,
+    "output_padding": 0,
+    "groups": 1,
+    "dilation": 1,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One executed linear map z = W a + b.
+
+    `convolution` holds stride, padding, dilation, output_padding (tuples), groups and transposed as
+    `torch.ops.aten.convolution` takes them; None for a linear layer. `sides` is padding before it, as `F.pad` takes it,
+    where both sides of an axis differ.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    convolution: Mapping[str, Any] | None = None
+    sides: tuple[int, ...] = ()
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The same map with other parameters; without `bias` there is none."""
+        if self.convolution is None:
+            return F.linear(a, weight, bias)
+        a = F.pad(a, self.sides) if self.sides else a
+        return torch.ops.aten.convolution(a, weight, bias, **self.convolution)
+
+    def transpose(self, m: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """weight^T m: what an ordinary backward pass does to reach an input of `shape`."""
+        if self.convolution is None:
+            return m @ weight
+        like_input = F.pad(m.new_empty(1).expand(shape), self.sides) if self.sides else m.new_empty(1).expand(shape)
+        result = torch.ops.aten.convolution_backward(
+            m, like_input, weight, None, **self.convolution, output_mask=(True, False, False)
+        )[0]
+        return F.pad(result, [-side for side in self.sides]) if self.sides else result
+
+
+def bind(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call of one of `LINEAR_FUNCTIONS`, by name, with defaults."""
+    names = _TRANSPOSED_ARGUMENTS if "transpose" in function else _ARGUMENTS
+    return {**_DEFAULTS, **dict(zip(names, args, strict=False)), **kwargs}
+
+
+def as_layer(function: str, values: Mapping[str, Any]) -> tuple[Tensor, Layer]:
+    """The input and the `Layer` of a bound call, in the precision that autocast would use."""
+    a, weight, bias = values["input"], values["weight"].detach(), values["bias"]
+    bias = None if bias is None else bias.detach()
+    if torch.is_autocast_enabled(a.device.type):
+        dtype = torch.get_autocast_dtype(a.device.type)
+        a, weight, bias = a.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if function == "linear":
+        return a, Layer(weight, bias)
+    axes = weight.dim() - 2
+    options: dict[str, Any] = {key: _per_axis(values[key], axes) for key in ("stride", "dilation", "output_padding")}
+    padding, sides = _padding(values["padding"], weight.shape[2:], options["dilation"])
+    options |= {"padding": padding, "groups": values["groups"], "transposed": "transpose" in function}
+    return a, Layer(weight, bias, options, sides)
+
+
+def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    return numbers * axes if len(numbers) == 1 else numbers
+
+
+def _padding(
+    padding: int | tuple[int, ...] | str, kernel: torch.Size, dilation: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Padding on both sides of every axis and, for "same" with an even kernel, sides for `F.pad` instead."""
+    none = (0,) * len(kernel)
+    if not isinstance(padding, str):
+        return _per_axis(padding, len(kernel)), ()
+    if padding == "valid":
+        return none, ()
+    totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        return tuple(total // 2 for total in totals), ()
+    return none, tuple(side for total in reversed(totals) for side in (total // 2, total - total // 2))

@@ -1,0 +1,389 @@
+"""LRP rules for convolutions and linear layers, in gradient form.
+
+A rule turns the multiplier m of a layer's output z into the multiplier of its input a, so that a * m is the relevance
+of every element of a. The definitions are zennit's; `Epsilon`, `Gamma`, `ZPlus` and `AlphaBeta` are computed here with
+fewer passes than zennit needs, the others by zennit's own hooks through `hook_multiplier`.
+
+Sources: Bach et al. 2015 (epsilon, alpha-beta), Montavon et al. 2017 (z+, z-box, w^2), Lapuschkin et al. 2019 (flat),
+Montavon et al. 2019 and Andeol et al. 2021 (gamma, also for negative inputs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from zennit import rules as zennit_rules
+from zennit.core import BasicHook
+
+from pxcompress.attribution.layers import Layer
+from pxcompress.errors import InputError, ModelError
+
+STABILIZER = 1e-6
+"""What zennit adds to denominators, with their sign."""
+
+_MANY_INPUTS = 64
+"""From so many inputs an output on, no sign's contributions are so small a share that differences would lose them."""
+
+
+class Rule:
+    """A rule with its parameters. Subclasses are frozen dataclasses; their fields are the parameters, in order."""
+
+    name: ClassVar[str]
+    needs_input: ClassVar[bool] = True
+
+    def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
+        """The multiplier of the layer's input.
+
+        a: input, of `shape` (None where `needs_input` is false). z: output. m: multiplier of the output.
+        """
+        assert a is not None
+        return hook_multiplier(self.hook(), layer, a, z, m)
+
+    def hook(self) -> BasicHook:
+        """zennit's hook of this rule: its definition."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        values = [getattr(self, field.name) for field in fields(cast(Any, self))]
+        return f"{self.name}({';'.join(f'{value:g}' for value in values)})" if values else self.name
+
+
+def _ratio(z: Tensor, epsilon: float) -> Tensor:
+    """z / (z + epsilon * sign z), which is 0 at z = 0."""
+    size = z.abs()
+    return size.div_(size + epsilon) if epsilon else (z != 0).to(z)
+
+
+def _positive(name: str, value: float, *, strictly: bool = False) -> None:
+    if not (math.isfinite(value) and (value > 0 or (value == 0 and not strictly))):
+        bound = "above 0" if strictly else "from 0 up"
+        raise InputError(f"{name} is {value:g}; expected a finite number {bound}")
+
+
+@dataclass(frozen=True)
+class Epsilon(Rule):
+    """m_a = W^T (m z / (z + epsilon sign z)): one ordinary backward pass. epsilon = 0 is LRP-0, gradient x input."""
+
+    epsilon: float = STABILIZER
+    name: ClassVar[str] = "epsilon"
+    needs_input: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _positive("epsilon of rule 'epsilon'", self.epsilon)
+
+    def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
+        """One transposed map."""
+        return layer.transpose(_ratio(z, self.epsilon).mul_(m), layer.weight, shape)
+
+    def hook(self) -> BasicHook:
+        """zennit's Epsilon."""
+        return zennit_rules.Epsilon(epsilon=self.epsilon)
+
+
+@dataclass(frozen=True)
+class Gamma(Rule):
+    """Positive contributions weighted by 1 + gamma where z > 0, negative ones where z < 0.
+
+    With |W| a second map, T = |W||a| + |b| and q = |z| / ((1 + gamma/2) |z| + gamma/2 T), zennit's five maps are
+
+        m_a = (1 + gamma/2) W^T (q m) + sign(a) gamma/2 |W|^T (sign(z) q m),    sign(0) = 1 for a.
+    """
+
+    gamma: float = 0.25
+    name: ClassVar[str] = "gamma"
+
+    def __post_init__(self) -> None:
+        _positive("gamma of rule 'gamma'", self.gamma)
+
+    def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
+        """One map and two transposed maps."""
+        assert a is not None
+        half, size, weight = self.gamma / 2, z.abs(), layer.weight.abs()
+        total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
+        share = size / total.mul_(half).add_(size, alpha=1 + half).add_(STABILIZER)
+        share.mul_(m)
+        signed = layer.transpose(share, layer.weight, shape).mul_(1 + half)
+        absolute = layer.transpose(share.mul_(z.sign()), weight, shape).mul_(half)
+        return signed.add_(absolute.mul_(_branch(a)))
+
+    def hook(self) -> BasicHook:
+        """zennit's Gamma."""
+        return zennit_rules.Gamma(gamma=self.gamma)
+
+
+def _or_infinity(total: Tensor) -> Tensor:
+    """A stabilised denominator; infinity where it is 0.
+
+    Where no contribution has a rule's sign there is no relevance to share, but 1 / stabiliser would give inputs that
+    are 0 multipliers of a million, which scores read.
+    """
+    return total.add(total.sign(), alpha=STABILIZER).masked_fill_(total == 0, math.inf)
+
+
+def _half(twice: Tensor, total: Tensor) -> Tensor:
+    """A stabilised denominator twice / 2; infinity where it is rounding next to `total`."""
+    return twice.div_(2).masked_fill_(twice <= 1e-6 * total, math.inf).add_(STABILIZER)
+
+
+def _branch(a: Tensor) -> Tensor:
+    """+1 where a >= 0, else -1."""
+    return (a >= 0).to(a).mul_(2).sub_(1)
+
+
+@dataclass(frozen=True)
+class AlphaBeta(Rule):
+    """alpha times the positive contributions' shares minus beta times the negative ones', alpha - beta = 1."""
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    name: ClassVar[str] = "alphabeta"
+
+    def __post_init__(self) -> None:
+        _positive("alpha of rule 'alphabeta'", self.alpha)
+        _positive("beta of rule 'alphabeta'", self.beta)
+        if abs(self.alpha - self.beta - 1) > 1e-9:
+            raise InputError(
+                f"alpha {self.alpha:g} and beta {self.beta:g} of rule 'alphabeta': expected alpha - beta = 1, not "
+                f"{self.alpha - self.beta:g}; for example alphabeta({self.beta + 1:g};{self.beta:g})"
+            )
+
+    def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
+        """A map and a transposed map for each of: the two signs of the output, the signs that the input has.
+
+        With inputs of both signs, and enough of them, one map and two transposed ones, by absolute values.
+        """
+        assert a is not None
+        relevance = m * z
+        mixed = bool((a < 0).any())
+        if mixed and layer.weight[0].numel() >= _MANY_INPUTS:
+            return self._by_absolute_values(layer, a, z, relevance, shape)
+        up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        inputs = (a.clamp(min=0), a.clamp(max=0)) if mixed else (a, None)
+        result, other = self._branches(layer, (up, down, 0.0), inputs, relevance.mul(self.alpha), shape)
+        if self.beta:
+            minus = self._branches(layer, (down, up, 1.0), inputs, relevance.mul_(-self.beta), shape)
+            result = result.add_(minus[0])
+            other = None if other is None or minus[1] is None else other.add_(minus[1])
+        return result if other is None else torch.where(a >= 0, result, other)
+
+    def _by_absolute_values(self, layer: Layer, a: Tensor, z: Tensor, relevance: Tensor, shape: torch.Size) -> Tensor:
+        """Positive and negative contributions as half the sum and difference of T = |W||a| + |b| and z, alike for W."""
+        weight = layer.weight.abs()
+        total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
+        up = self.alpha * relevance / _half(total + z, total)
+        down = self.beta * relevance / _half(total - z, total).neg_()
+        signed = layer.transpose(up - down, layer.weight, shape)
+        return signed.add_(layer.transpose(up.add_(down), weight, shape).mul_(_branch(a))).div_(2)
+
+    def _branches(
+        self,
+        layer: Layer,
+        weights: tuple[Tensor, Tensor, float],
+        inputs: tuple[Tensor, Tensor | None],
+        relevance: Tensor,
+        shape: torch.Size,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Multipliers of the positive and of the negative inputs through the contributions of one sign."""
+        like, unlike, minus = weights
+        bias = layer.bias
+        if bias is not None:
+            bias = bias.clamp(max=0) if minus else bias.clamp(min=0)
+        total = layer.forward(inputs[0], like, bias)
+        if inputs[1] is not None:
+            total = total.add_(layer.forward(inputs[1], unlike))
+        share = relevance.div_(_or_infinity(total))
+        other = None if inputs[1] is None else layer.transpose(share, unlike, shape)
+        return layer.transpose(share, like, shape), other
+
+    def hook(self) -> BasicHook:
+        """zennit's AlphaBeta."""
+        return zennit_rules.AlphaBeta(alpha=self.alpha, beta=self.alpha - 1, stabilizer=_or_infinity)
+
+
+@dataclass(frozen=True)
+class ZPlus(Rule):
+    """Relevance by positive contributions only: alpha-beta with alpha 1 and beta 0."""
+
+    name: ClassVar[str] = "zplus"
+
+    def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
+        """One map and one transposed map where no input is negative, else two of each."""
+        return AlphaBeta(1.0, 0.0).multiplier(layer, a, z, m, shape)
+
+    def hook(self) -> BasicHook:
+        """zennit's ZPlus."""
+        return zennit_rules.ZPlus(stabilizer=_or_infinity)
+
+
+@dataclass(frozen=True)
+class WSquare(Rule):
+    """Relevance by squared weights, whatever the input: for a first layer."""
+
+    name: ClassVar[str] = "wsquare"
+
+    def hook(self) -> BasicHook:
+        """zennit's WSquare."""
+        return zennit_rules.WSquare()
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    """Relevance spread evenly over the receptive field: for a first layer."""
+
+    name: ClassVar[str] = "flat"
+
+    def hook(self) -> BasicHook:
+        """zennit's Flat."""
+        return zennit_rules.Flat()
+
+
+@dataclass(frozen=True)
+class ZBox(Rule):
+    """For a first layer whose inputs lie between `low` and `high` (after normalisation; default: ImageNet's)."""
+
+    low: float = -2.12
+    high: float = 2.64
+    name: ClassVar[str] = "zbox"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= 0 <= self.high):
+            raise InputError(f"rule 'zbox' got low {self.low:g} and high {self.high:g}; expected low <= 0 <= high")
+
+    def hook(self) -> BasicHook:
+        """zennit's ZBox."""
+        return zennit_rules.ZBox(low=self.low, high=self.high)
+
+
+@dataclass(frozen=True)
+class Norm(Rule):
+    """Epsilon with zennit's fixed stabiliser."""
+
+    name: ClassVar[str] = "norm"
+    needs_input: ClassVar[bool] = False
+
+    def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
+        """One transposed map."""
+        return Epsilon().multiplier(layer, a, z, m, shape)
+
+    def hook(self) -> BasicHook:
+        """zennit's Norm."""
+        return zennit_rules.Norm()
+
+
+@dataclass(frozen=True)
+class Pass(Rule):
+    """Relevance handed through element by element, zennit's Pass; input and output need the same shape."""
+
+    name: ClassVar[str] = "pass"
+
+    def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
+        """m z / a, stabilised."""
+        assert a is not None
+        if z.shape != shape:
+            raise ModelError(
+                f"rule 'pass' met a layer from {tuple(shape[1:])} to {tuple(z.shape[1:])}; it needs equal shapes: "
+                "use another rule for this part"
+            )
+        return _divided(m * z, a)
+
+
+RULES: Mapping[str, type[Rule]] = {
+    rule.name: rule for rule in (Epsilon, Gamma, ZPlus, AlphaBeta, WSquare, Flat, ZBox, Norm, Pass)
+}
+"""Rule name -> class; what a composite's text may name."""
+
+_HOMOGENEOUS = (
+    zennit_rules.Epsilon,
+    zennit_rules.Gamma,
+    zennit_rules.ZPlus,
+    zennit_rules.AlphaBeta,
+    zennit_rules.Norm,
+)
+"""Hooks whose modified inputs are a, clamp(a, min=0) or clamp(a, max=0)."""
+
+
+class _Parametrised(nn.Module):
+    """A `Layer` as the module that zennit's hooks expect."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.layer.forward(a, self.weight, self.bias)
+
+
+def hook_multiplier(hook: BasicHook, layer: Layer, a: Tensor, z: Tensor, m: Tensor) -> Tensor:
+    """Any zennit hook in gradient form: it is fed the relevance m z, and what comes out is divided by a.
+
+    Where every modified input is a on one branch of its sign and 0 on the other, the division is exact, also at a = 0:
+    the hook's own reducer is given the derivatives of its inputs in place of the inputs (a >= 0 takes the positive
+    branch). For the other hooks (z-box, w^2, flat) relevance is divided by a; an input of 0 cannot hold any.
+    """
+    hook.stored_tensors["input"] = (a,)
+    exact = isinstance(hook, _HOMOGENEOUS)
+    if exact:
+        branch, reduce = _branch(a), hook.reducer
+        slopes = [modify(branch) * branch for modify in hook.input_modifiers]
+        hook.reducer = lambda inputs, gradients: reduce(slopes, gradients)
+    (result,) = hook.backward(_Parametrised(layer), (a,), (m * z,))
+    return result if exact else _divided(result, a)
+
+
+def _divided(relevance: Tensor, a: Tensor) -> Tensor:
+    """m with a m = relevance; 0 where a is 0."""
+    return relevance / a.masked_fill(a.abs() < 1e-12, math.inf)
+
+
+class Saved:
+    """A layer's output, kept for its backward pass, also when the model later changes that output in place."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z.detach()
+        self._version = self.z._version
+
+    def keep(self) -> None:
+        """To be called before an in-place change of the output."""
+        self.z = self.z.clone()
+        self._version = self.z._version
+
+    def get(self) -> Tensor:
+        """The output as it was."""
+        if self.z._version != self._version:
+            raise ModelError(
+                "the model changes a view of a layer's output in place, so its relevance is lost; "
+                "use the out-of-place operation in the model's forward"
+            )
+        return self.z
+
+
+class _Ruled(torch.autograd.Function):
+    """Forward: the layer. Backward: its rule."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, layer: Layer, rule: Rule, kept: list[Saved]) -> Tensor:
+        z = layer.forward(a, layer.weight, layer.bias)
+        ctx.layer, ctx.rule, ctx.shape, ctx.output = layer, rule, a.shape, Saved(z)
+        kept.append(ctx.output)
+        if rule.needs_input:
+            ctx.save_for_backward(a)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, m: Tensor) -> tuple[Tensor, None, None, None]:
+        a = ctx.saved_tensors[0] if ctx.rule.needs_input else None
+        return ctx.rule.multiplier(ctx.layer, a, ctx.output.get(), m, ctx.shape), None, None, None
+
+
+def apply_rule(a: Tensor, layer: Layer, rule: Rule) -> tuple[Tensor, Saved]:
+    """The layer's output, whose gradient towards `a` is the rule's multiplier, and the copy that backward will read."""
+    kept: list[Saved] = []
+    z = _Ruled.apply(a, layer, rule, kept)
+    return z, kept[0]

@@ -1,0 +1,244 @@
+"""Rules for what stands between linear layers: norms, smooth activations, products. One table by function name.
+
+Each handler stands in for one torch function while a model runs forward: same output, and a gradient that is a
+relevance rule (AttnLRP, Achtibat et al. 2024). The engine calls them through a `TorchFunctionMode`, so a model's own
+code, modules and functional calls alike, needs no change. Functions that are linear or piecewise linear without a bias
+(`PLAIN`) keep their gradient, which is their rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Handler = Callable[..., Any]
+
+PLAIN = frozenset(
+    """
+    add __radd__ sub __rsub__ rsub neg add_ sub_ sum mean cumsum addmm abs clone contiguous to float double half
+    bfloat16 type_as detach requires_grad_ __get__ cat concat concatenate stack hstack vstack reshape reshape_as view
+    view_as flatten unflatten ravel squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors repeat
+    repeat_interleave tile permute transpose swapaxes movedim moveaxis t roll flip rot90 narrow select split
+    split_with_sizes chunk tensor_split unbind unfold fold __getitem__ index_select gather take_along_dim diagonal
+    tril triu masked_fill masked_select where scatter pad constant_pad_nd pixel_shuffle pixel_unshuffle
+    channel_shuffle interpolate grid_sample relu relu_ leaky_relu leaky_relu_ prelu rrelu threshold clamp_min max amax
+    maximum max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d lp_pool2d dropout dropout1d dropout2d dropout3d
+    alpha_dropout
+    """.split()  # noqa: SIM905 - a line per name would be a hundred lines
+)
+"""Functions whose ordinary gradient shares relevance in proportion to contributions."""
+
+
+def live(value: Any) -> bool:
+    """Whether relevance can flow into `value`."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+# --- activations: the identity rule -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise f: its value and slope at 0."""
+
+    at_zero: float
+    slope: float
+
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": Activation(0.0, 0.5),
+    "silu": Activation(0.0, 0.5),
+    "mish": Activation(0.0, 0.6),
+    "hardswish": Activation(0.0, 0.5),
+    "elu": Activation(0.0, 1.0),
+    "celu": Activation(0.0, 1.0),
+    "selu": Activation(0.0, 1.0507009873554805),
+    "tanh": Activation(0.0, 1.0),
+    "softsign": Activation(0.0, 1.0),
+    "hardtanh": Activation(0.0, 0.0),
+    "relu6": Activation(0.0, 0.0),
+    "square": Activation(0.0, 0.0),
+    "pow": Activation(0.0, 0.0),
+    "sigmoid": Activation(0.5, 0.25),
+    "hardsigmoid": Activation(0.5, 1 / 6),
+    "softplus": Activation(math.log(2), 0.5),
+}
+
+SELF_GATED = frozenset(
+    f"{name}{suffix}"
+    for name in ("QuickGELU", "QuickGELUActivation", "NewGELUActivation", "Swish", "Mish", "HardSwish", "HardMish")
+    for suffix in ("", "Me")
+)
+"""Class names of modules that write x * gate(x) out; as one activation they get the identity rule."""
+
+
+class _Identity(torch.autograd.Function):
+    """m_x = m (f(x) - f(0)) / x: relevance passes through f; what f(0) adds is a bias, which keeps its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], activation: Activation) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.function, ctx.activation = function, activation
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, m: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        at_zero = ctx.activation.at_zero
+        ratio = ctx.function(x).sub(at_zero).div_(x)
+        # Next to 0 the difference to f(0) is rounding, and 0 / 0 is not a number: the limit is the slope.
+        ratio = ratio.masked_fill_(x.abs() <= (1e-3 if at_zero else 0.0), ctx.activation.slope)
+        return ratio.mul_(m), None, None
+
+
+def identity_rule(x: Tensor, function: Callable[[Tensor], Tensor], activation: Activation) -> Tensor:
+    """function(x), elementwise, with the identity rule as its gradient."""
+    return _Identity.apply(x, function, activation) if live(x) else function(x)
+
+
+def _activation(name: str) -> Handler:
+    def handler(func: Handler, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not live(x) or any(live(arg) for arg in args):
+            return func(x, *args, **kwargs)
+        if "inplace" in kwargs:
+            kwargs = {**kwargs, "inplace": False}
+        return identity_rule(x, lambda value: func(value, *args, **kwargs), ACTIVATIONS[name])
+
+    return handler
+
+
+# --- products: an equal share to each factor --------------------------------------------------------------------------
+
+
+class _Scale(torch.autograd.Function):
+    """The identity with a scaled gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, m: Tensor) -> tuple[Tensor, None]:
+        return m * ctx.factor, None
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """`x`, whose gradient is multiplied by `factor`."""
+    return _Scale.apply(x, factor)
+
+
+def product(func: Handler, a: Any, b: Any, **kwargs: Any) -> Any:
+    """A bilinear function; with two live factors each gets half of the relevance."""
+    if live(a) and live(b):
+        a, b = scaled(a, 0.5), scaled(b, 0.5)
+    return func(a, b, **kwargs)
+
+
+def _baddbmm(func: Handler, base: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> Any:
+    if live(a) and live(b):
+        a, b = scaled(a, 0.5), scaled(b, 0.5)
+    return func(base, a, b, **kwargs)
+
+
+def _einsum(func: Handler, equation: Any, *operands: Any) -> Any:
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    factors = sum(live(operand) for operand in operands)
+    return func(equation, *(scaled(x, 1 / factors) if factors > 1 and live(x) else x for x in operands))
+
+
+def _glu(func: Handler, x: Tensor, dim: int = -1) -> Tensor:
+    signal, gate = x.chunk(2, dim)
+    return product(torch.mul, signal, identity_rule(gate, torch.sigmoid, ACTIVATIONS["sigmoid"]))
+
+
+def _quotient(func: Handler, a: Any, b: Any, **kwargs: Any) -> Any:
+    """A divisor is a scale, like a standard deviation: constant."""
+    return func(a, b.detach() if live(b) else b, **kwargs)
+
+
+# --- norms: gradient stopped through the scale ------------------------------------------------------------------------
+
+
+def _statistic(func: Handler, *args: Any, **kwargs: Any) -> Any:
+    """Roots, norms and deviations only scale what they came from: constant."""
+    result = func(*args, **kwargs)
+    if isinstance(result, Tensor):
+        return result.detach()
+    return (result[0].detach(), *result[1:])
+
+
+class _LayerNorm(torch.autograd.Function):
+    """m_x = centre(m weight / std): linear in x once the deviation is a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        y, _, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(rstd)
+        ctx.weight, ctx.dims = weight, tuple(range(-len(shape), 0))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, m: Tensor) -> tuple[Tensor | None, ...]:
+        (rstd,) = ctx.saved_tensors
+        m = m * rstd if ctx.weight is None else (m * ctx.weight).mul_(rstd)
+        return m - m.mean(ctx.dims, keepdim=True), None, None, None, None
+
+
+def _layer_norm(
+    func: Handler, x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    if not live(x):
+        return func(x, shape, weight, bias, eps)
+    return _LayerNorm.apply(x if weight is None else x.to(weight.dtype), list(shape), weight, bias, eps)
+
+
+def _rms_norm(func: Handler, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    dims = tuple(range(-len(shape), 0))
+    square = x.detach().square().mean(dims, keepdim=True)
+    y = x * (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    return y if weight is None else y * weight
+
+
+def _group_norm(
+    func: Handler, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    grouped = x.reshape(x.shape[0], groups, -1)
+    grouped = grouped - grouped.mean(-1, keepdim=True)
+    y = (grouped * (grouped.detach().square().mean(-1, keepdim=True) + eps).rsqrt()).reshape_as(x)
+    channels = (1, -1, *[1] * (x.dim() - 2))
+    y = y if weight is None else y * weight.view(channels)
+    return y if bias is None else y + bias.view(channels)
+
+
+def _instance_norm(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    if not given.get("use_input_stats", True):
+        return func(x, **given)
+    return _group_norm(func, x, x.shape[1], given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+
+
+def _normalize(func: Handler, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    return x / x.detach().norm(p, dim, keepdim=True).clamp_min(eps)
+
+
+def handlers() -> dict[str, Handler]:
+    """Function name -> handler, called with the function and its arguments; attention has its own."""
+    table: dict[str, Handler] = {name: _activation(name) for name in ACTIVATIONS}
+    table |= dict.fromkeys(("mul", "multiply", "__rmul__", "matmul", "bmm", "mm", "__rmatmul__"), product)
+    table |= dict.fromkeys(("div", "true_divide", "divide", "__rdiv__", "__rtruediv__"), _quotient)
+    table |= dict.fromkeys(("sqrt", "rsqrt", "std", "var", "norm", "vector_norm", "std_mean", "var_mean"), _statistic)
+    table |= {"einsum": _einsum, "baddbmm": _baddbmm, "glu": _glu}
+    table |= {"layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm}
+    table |= {"instance_norm": _instance_norm, "normalize": _normalize}
+    return table

@@ -1,0 +1,255 @@
+"""Train a dense baseline on the spot for embedded data, and keep it.
+
+From scratch on small images: AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101) under one learning-rate
+cycle (Smith and Topin, https://arxiv.org/abs/1708.07120), label smoothing, small random shifts, turns and zooms; no
+flips, since characters are not their mirror images. Not a general trainer: it lets a model without weights be tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pxcompress.cache import cache_dir
+from pxcompress.checkpoint import load_state, short
+from pxcompress.errors import DataError, ModelError
+from pxcompress.models import Architecture
+from pxcompress.state import device_of, seeded
+from pxcompress.types import Batches, Preprocessing
+
+TRAINER_VERSION = 1
+"""Part of every key: raise it when the training changes, so that older baselines are not taken for new ones."""
+
+LABEL_SMOOTHING = 0.05
+SHIFT, TURN, ZOOM = 0.06, 0.12, 0.08  # at most: share of the side, radians, share
+CLIP = 1.0  # norm of the gradient
+WARM_UP = 0.2  # share of the steps
+SATURATED = 0.999
+"""Training ends early when top-1 on the select part is this good twice in a row, in the second half of the cycle."""
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: `epochs` is raised until there are `steps` of them."""
+
+    steps: int
+    epochs: int
+    learning_rate: float
+    weight_decay: float = 0.05
+
+
+SCHEDULES = {
+    "batch norm": Schedule(steps=180, epochs=4, learning_rate=2e-3),
+    "layer norm": Schedule(steps=450, epochs=6, learning_rate=1e-3),
+    "no norm": Schedule(steps=240, epochs=4, learning_rate=3e-4),
+}
+"""By the normalisation layers of the model; measured on ResNets, VGGs, MobileNetV2 and small ViTs."""
+
+
+@dataclass(frozen=True)
+class BaselineInfo:
+    """How good a baseline is on the select part (`top1`, a share), and what it took; `cached` if it was only read."""
+
+    top1: float
+    epochs: int
+    seconds: float
+    cached: bool = False
+
+
+def baseline_key(architecture: Architecture, data: str, preprocessing: Preprocessing, seed: int) -> str:
+    """Hex digits that differ whenever the trained weights would: the file name in the cache."""
+    facts = [architecture.to_json(), data, asdict(preprocessing), seed, TRAINER_VERSION]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+def train_baseline(
+    model: nn.Module,
+    training: Batches,
+    select: Batches,
+    *,
+    key: str,
+    seed: int = 0,
+    note: Note,
+) -> BaselineInfo:
+    """Give `model` weights, in place: those kept under `key`, else trained on `training` and then kept.
+
+    `training` should come in a new order every epoch. `select` tells when to stop. The model is left in eval
+    mode. Same initial weights, batches, seed and machine: same weights. `note` is told about every epoch. Raises
+    `ModelError` when training diverges.
+    """
+    path = cache_dir() / "baselines" / f"{key}.safetensors"
+    kept = _read(model, path, note)
+    if kept is not None:
+        note(f"baseline read from {path}: select top-1 {kept.top1:.1%} after {kept.epochs} epochs")
+        return kept
+    with seeded(seed), flushed_denormals(), _deterministic():
+        info = _train(model, training, select, note)
+    _write(model, path, info, note)
+    return info
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Numbers below 1.2e-38 count as zero in CPU arithmetic inside the block: they slow it down ten-fold."""
+    before = bool(torch.tensor([1e-40]).mul(1.0).eq(0.0))
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """cuDNN sums in a fixed order inside the block."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+def _train(model: nn.Module, training: Batches, select: Batches, note: Note) -> BaselineInfo:
+    start = time.perf_counter()
+    schedule = _schedule_of(model)
+    steps = len(training) if isinstance(training, Sized) else sum(1 for _ in training)
+    if not steps:
+        raise DataError("no image to train a baseline on; give data with more images, or weights with --checkpoint")
+    epochs = max(schedule.epochs, math.ceil(schedule.steps / steps))
+    model.to(memory_format=torch.channels_last)
+    optimizer = _optimizer(model, schedule)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, schedule.learning_rate, total_steps=max(epochs * steps, 2), pct_start=WARM_UP, cycle_momentum=False
+    )
+    history: list[float] = []
+    for epoch in range(1, epochs + 1):
+        loss = _train_epoch(model, training, optimizer, cycle)
+        history.append(_top1(model, select))
+        note(f"baseline: epoch {epoch} of at most {epochs}, loss {loss:.3f}, select top-1 {history[-1]:.1%}")
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"training a baseline diverged in epoch {epoch} (loss {loss}); give weights with --checkpoint"
+            )
+        if 2 * epoch >= epochs and min(history[-2:]) >= SATURATED and len(history) > 1:
+            break
+    _zero_denormals(model)
+    model.to(memory_format=torch.contiguous_format)
+    return BaselineInfo(history[-1], len(history), time.perf_counter() - start)
+
+
+def _schedule_of(model: nn.Module) -> Schedule:
+    modules = list(model.modules())
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
+        return SCHEDULES["batch norm"]
+    normalised = any(isinstance(module, nn.LayerNorm | nn.GroupNorm) for module in modules)
+    return SCHEDULES["layer norm" if normalised else "no norm"]
+
+
+def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW; biases and normalisation are not decayed."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
+
+
+def _train_epoch(
+    model: nn.Module,
+    training: Batches,
+    optimizer: torch.optim.Optimizer,
+    cycle: torch.optim.lr_scheduler.LRScheduler,
+) -> float:
+    """One pass over `training`; returns the mean loss of its batches."""
+    device = device_of(model)
+    losses: list[Tensor] = []
+    model.train()
+    for inputs, labels in training:
+        images = _moved(inputs).to(device, memory_format=torch.channels_last)
+        loss = F.cross_entropy(model(images), labels.to(device), label_smoothing=LABEL_SMOOTHING)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        cycle.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+def _moved(images: Tensor) -> Tensor:
+    """Every image shifted, turned and zoomed a little, each on its own; edges are continued outwards."""
+    count = len(images)
+    turn, zoom = _uniform(TURN, count), 1.0 + _uniform(ZOOM, count)
+    across, down = _uniform(2.0 * SHIFT, count), _uniform(2.0 * SHIFT, count)  # the side is 2 long in grid coordinates
+    rows = [zoom * turn.cos(), -zoom * turn.sin(), across, zoom * turn.sin(), zoom * turn.cos(), down]
+    grid = F.affine_grid(torch.stack(rows, dim=1).view(count, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _uniform(bound: float, count: int) -> Tensor:
+    return (2.0 * torch.rand(count) - 1.0) * bound
+
+
+def _top1(model: nn.Module, batches: Batches) -> float:
+    device = device_of(model)
+    right = samples = 0
+    model.eval()
+    with torch.no_grad():
+        for inputs, labels in batches:
+            images = inputs.to(device, memory_format=torch.channels_last)
+            right += int((model(images).argmax(dim=1) == labels.to(device)).sum())
+            samples += len(labels)
+    return right / max(samples, 1)
+
+
+@torch.no_grad()
+def _zero_denormals(model: nn.Module) -> None:
+    """Weights that decay left below the smallest normal number become zero: whoever runs the model need not flush."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            tensor.masked_fill_(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0.0)
+
+
+def _read(model: nn.Module, path: Path, note: Note) -> BaselineInfo | None:
+    """Load what is kept in `path`; None where there is nothing that fits."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["baseline"])
+        info = BaselineInfo(facts["top1"], facts["epochs"], facts["seconds"], cached=True)
+        load_state(model, load_file(path), (), f"baseline {str(path)!r}")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ModelError) as error:
+        note(f"baseline {path} cannot be used ({short(error)}); training it again")
+        return None
+    model.eval()
+    return info
+
+
+def _write(model: nn.Module, path: Path, info: BaselineInfo, note: Note) -> None:
+    """Keep the weights: built beside their final place, then renamed. A full or read-only disk costs only the cache."""
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save_file(state, beside, metadata={"baseline": json.dumps(asdict(info))})
+        beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        note(f"baseline is not kept: {short(error)}")
+        with suppress(OSError):
+            beside.unlink()

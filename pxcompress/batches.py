@@ -1,0 +1,193 @@
+"""Batches of images that can be iterated again and again: kept decoded in memory where they fit, else read anew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pxcompress.errors import DataError
+from pxcompress.samples import Samples
+from pxcompress.types import Batch, Preprocessing
+
+_MEMORY_BYTES = 200_000_000  # kept in memory up to this size: 1300 images of 224 x 224, or the glyphs' train pool
+_WORKERS_FROM = 256  # samples; below, starting worker processes takes longer than they save
+_MODES = {1: "L", 3: "RGB"}
+
+
+class ImageBatches:
+    """Re-iterable batches. `samples` counts the inputs of one iteration.
+
+    With `shuffle_seed`, every iteration has a new order, and an incomplete last batch is left out (unless it is the
+    only one): BatchNorm cannot be trained on one sample.
+    """
+
+    def __init__(self, store: Store, batch_size: int, shuffle_seed: int | None = None) -> None:
+        self._store = store
+        self._batch_size = batch_size
+        self._shuffle_seed = shuffle_seed
+        self._epoch = 0
+        whole = len(store) - len(store) % batch_size
+        self.samples = whole if shuffle_seed is not None and whole else len(store)
+
+    def __len__(self) -> int:
+        return -(-self.samples // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.arange(len(self._store))
+        if self._shuffle_seed is not None:
+            rng = np.random.default_rng([self._shuffle_seed, self._epoch])
+            order = torch.from_numpy(rng.permutation(len(order)))
+            self._epoch += 1
+        return self._store.batches(order[: self.samples].split(self._batch_size))
+
+
+def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> tuple[Store, tuple[str, ...]]:
+    """Reads every image once. Returns what was read, and the ids of damaged images that were left out.
+
+    Raises `DataError` for a damaged image unless `skip_corrupt`.
+    """
+    images = _Images(samples, preprocessing)
+    small = _fits(samples, preprocessing)
+    with ThreadPoolExecutor(_cores()) as threads:
+        results = list(threads.map(images.__getitem__ if small else images.error, range(len(samples))))
+    errors = {index: result for index, result in enumerate(results) if isinstance(result, DataError)}
+    if errors and not skip_corrupt:
+        raise next(iter(errors.values()))
+    damaged = tuple(samples.ids[index] for index in errors)
+    kept = samples.take(np.array([index for index in range(len(samples)) if index not in errors], dtype=np.int64))
+    if not small:
+        return _Lazy(_Images(kept, preprocessing), _Normalize(preprocessing), skip_corrupt), damaged
+    pixels, labels, _ = _collate([result for result in results if result is not None])
+    return _Stored(kept, pixels, labels, _Normalize(preprocessing)), damaged
+
+
+def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Store:
+    """As `read_images`, but images that do not fit into memory are first opened when their batch is asked for.
+
+    Damaged ones then raise `DataError` there, or are left out of their batch.
+    """
+    if _fits(samples, preprocessing):
+        return read_images(samples, preprocessing, skip_corrupt)[0]
+    return _Lazy(_Images(samples, preprocessing), _Normalize(preprocessing), skip_corrupt)
+
+
+class _Images(Dataset[tuple[Tensor, int] | DataError]):
+    """Resized and cropped images, (C, H, W) uint8, with labels. A damaged one is its error: raised in a worker process,
+    it would arrive with the worker's traceback as its message.
+    """
+
+    def __init__(self, samples: Samples, preprocessing: Preprocessing) -> None:
+        channels = preprocessing.input_size[0]
+        if channels not in _MODES:
+            raise DataError(f"the model takes {channels} channels; image data has 1 (grey) or 3 (RGB)")
+        self.samples = samples
+        self._mode = _MODES[channels]
+        self._transform = create_transform(
+            input_size=preprocessing.input_size,
+            is_training=False,
+            interpolation=preprocessing.interpolation,
+            crop_pct=preprocessing.crop,
+            normalize=False,
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
+        try:
+            image = self.samples.load(index)
+        except DataError as error:
+            return error
+        return self._transform(image.convert(self._mode)), int(self.samples.labels[index])
+
+    def error(self, index: int) -> DataError | None:
+        """Why the image cannot be read, else None."""
+        try:
+            self.samples.load(index)
+        except DataError as error:
+            return error
+        return None
+
+
+class _Normalize:
+    """uint8 (n, C, H, W) to float32, (x / 255 - mean) / std: bit by bit torchvision's ToTensor and Normalize."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self._mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(-1, 1, 1)
+        self._std = torch.tensor(preprocessing.std, dtype=torch.float32).view(-1, 1, 1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """Decoded images, (n, C, H, W) uint8, and labels, (n,) int64, in memory."""
+
+    samples: Samples
+    pixels: Tensor
+    labels: Tensor
+    normalize: _Normalize
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batches(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        for chunk in chunks:
+            yield self.normalize(self.pixels[chunk]), self.labels[chunk]
+
+
+@dataclass(frozen=True, eq=False)
+class _Lazy:
+    """Images that are read again in every iteration, by worker processes where that pays."""
+
+    images: _Images
+    normalize: _Normalize
+    skip_corrupt: bool
+
+    @property
+    def samples(self) -> Samples:
+        return self.images.samples
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        loader = DataLoader(
+            self.images,
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=0 if _cores() <= 2 or len(self) < _WORKERS_FROM else min(8, _cores() - 1),
+            collate_fn=_collate,
+            generator=torch.Generator(),  # the default would draw from the global one and so change later draws
+        )
+        for pixels, labels, errors in loader:
+            if errors and not self.skip_corrupt:
+                raise errors[0]
+            if len(labels):
+                yield self.normalize(pixels), labels
+
+
+Store = _Stored | _Lazy
+
+
+def _collate(items: Sequence[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor, list[DataError]]:
+    good = [item for item in items if not isinstance(item, DataError)]
+    errors = [item for item in items if isinstance(item, DataError)]
+    pixels = torch.stack([pixels for pixels, _ in good]) if good else torch.empty(0)
+    return pixels, torch.tensor([label for _, label in good], dtype=torch.int64), errors
+
+
+def _fits(samples: Samples, preprocessing: Preprocessing) -> bool:
+    return len(samples) * int(np.prod(preprocessing.input_size)) <= _MEMORY_BYTES
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,28 @@
+"""Budget in units: every channel, neuron and head counts one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pxcompress.budgets import BUDGETS
+from pxcompress.types import Group, Meter
+
+
+@BUDGETS.register("channels")
+@dataclass(frozen=True)
+class Channels:
+    """Share of all removable units, whatever they cost."""
+
+    unit = "units"
+
+    def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
+        """Units kept."""
+        sizes = {group.name: group.units for group in groups}
+
+        def cost(kept: Mapping[str, int]) -> float:
+            return float(sum(kept.get(name, units) for name, units in sizes.items()))
+
+        return cost

@@ -1,0 +1,24 @@
+"""Budget in multiply-accumulates of one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pxcompress.budgets import BUDGETS
+from pxcompress.cost import macs_meter
+from pxcompress.types import Group, Meter
+
+
+@BUDGETS.register("macs")
+@dataclass(frozen=True)
+class MACs:
+    """Share of the multiply-accumulates of convolutions, linear layers and attention."""
+
+    unit = "MACs"
+
+    def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
+        """Exact multiply-accumulates of the pruned model."""
+        return macs_meter(model, groups, example)

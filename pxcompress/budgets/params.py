@@ -1,0 +1,24 @@
+"""Budget in parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pxcompress.budgets import BUDGETS
+from pxcompress.cost import params_meter
+from pxcompress.types import Group, Meter
+
+
+@BUDGETS.register("params")
+@dataclass(frozen=True)
+class Params:
+    """Share of the model's parameters."""
+
+    unit = "parameters"
+
+    def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
+        """Exact parameter count of the pruned model."""
+        return params_meter(model, groups)

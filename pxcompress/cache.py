@@ -1,0 +1,25 @@
+"""The folder where pxcompress keeps what it can make again: generated images, trained baselines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pxcompress.errors import InputError
+
+
+def cache_dir() -> Path:
+    """`PXCOMPRESS_CACHE`, else `~/.cache/pxcompress`; made if missing.
+
+    Raises `InputError` where the folder cannot be made.
+    """
+    given = os.environ.get("PXCOMPRESS_CACHE")
+    folder = Path(given) if given else Path.home() / ".cache" / "pxcompress"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the cache folder '{folder}' ({error.strerror}); "
+            "set PXCOMPRESS_CACHE to a folder that can be written"
+        ) from error
+    return folder

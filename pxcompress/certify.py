@@ -1,0 +1,392 @@
+"""Which model of a frozen path is good enough, with a known chance of error: Learn then Test on arrays of losses.
+
+    outputs -> losses() -> Candidate ... -> certify(candidates, Goal) -> Certificate -> sentence()
+
+With probability at least 1 - delta over the draw of the calibration samples, the risk of the chosen model is at most
+alpha. It needs independent samples that chose nothing else: neither the path, nor a threshold, nor a repair. Only NumPy
+and SciPy, so that anybody can check it; the statistics are in `learn_then_test`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pxcompress.errors import DataError, InputError, unknown
+from pxcompress.learn_then_test import BOUNDS, TESTING, Array, first_whole
+from pxcompress.learn_then_test import max_errors as max_errors
+from pxcompress.learn_then_test import samples_needed as samples_needed
+
+# --- risks: outputs of the dense and of the pruned model -> one loss a sample ---------------------------------------
+
+
+@dataclass(frozen=True)
+class Risk:
+    """A loss per sample whose mean is to stay at or below alpha.
+
+    `function` maps predicted classes (dense, pruned, labels), each (n,), to losses (n,) in [low, high]. `bound` names
+    the p-value used unless the goal names another; `promise` is the sentence with {alpha} and {scope} left open.
+    """
+
+    function: Callable[[Array, Array, Array], Array]
+    needs_labels: bool
+    bound: str
+    promise: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+RISKS: dict[str, Risk] = {
+    "negative-flips": Risk(
+        lambda dense, pruned, labels: (dense == labels) & (pruned != labels),
+        needs_labels=True,
+        bound="binomial",
+        promise="at most {alpha} of {scope} turn from right to wrong",
+    ),
+    "disagreement": Risk(
+        lambda dense, pruned, labels: dense != pruned,
+        needs_labels=False,
+        bound="binomial",
+        promise="at most {alpha} of {scope} differ from the dense model's",
+    ),
+    "accuracy-drop": Risk(
+        lambda dense, pruned, labels: (dense == labels) * 1.0 - (pruned == labels),
+        needs_labels=True,
+        bound="betting",
+        promise="the accuracy over {scope} is at most {alpha} (absolute) below the dense model's",
+        low=-1.0,
+    ),
+    "top1-error": Risk(
+        lambda dense, pruned, labels: pruned != labels,
+        needs_labels=True,
+        bound="binomial",
+        promise="at most {alpha} of {scope} are wrong",
+    ),
+}
+"""`negative-flips` counts over all samples, as the negative flip rate does (Yan et al., 2021). For the share of the
+predictions that were right, give `losses` the mask "dense is right" and the goal that scope."""
+
+
+def losses(
+    risk: str, dense: ArrayLike, pruned: ArrayLike, labels: ArrayLike | None = None, mask: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """Losses of one pruned model, shape (n,), or (mask.sum(),) where a mask picks the part that counts.
+
+    `dense` and `pruned` are logits (n, classes) or predicted classes (n,); `labels` (n,) may be left out where the
+    risk needs none. A mask must come from a rule frozen beforehand and applied sample by sample: the dense model is
+    right, or `confidence` is above a threshold chosen on another split. Raises `InputError`.
+    """
+    if risk not in RISKS:
+        raise unknown("risk", risk, RISKS)
+    if labels is None and RISKS[risk].needs_labels:
+        raise InputError(f"risk {risk!r} needs labels; give them, or use 'disagreement', which needs none")
+    first, second = _classes(dense, "dense"), _classes(pruned, "pruned")
+    truth = first if labels is None else _classes(labels, "labels")
+    if not first.shape == second.shape == truth.shape:
+        counts = f"{len(first)} dense, {len(second)} pruned, {len(truth)} labels"
+        raise InputError(f"{counts}; expected one of each per sample, in the same order")
+    values = np.asarray(RISKS[risk].function(first, second, truth), dtype=np.float64)
+    return values if mask is None else values[_mask(mask, len(values), "the mask")]
+
+
+def confidence(logits: ArrayLike) -> NDArray[np.float64]:
+    """Largest softmax probability of each row of logits (n, classes)."""
+    values = np.asarray(logits, dtype=np.float64)
+    shifted = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(1 / shifted.sum(axis=1), dtype=np.float64)
+
+
+def by_class(labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
+    """One mask (n,) a class name, for `certify(subgroups=...)`; a class without samples stays in, and cannot pass."""
+    values = _classes(labels, "labels")
+    return {name: values == index for index, name in enumerate(names)}
+
+
+def _classes(outputs: ArrayLike, what: str) -> Array:
+    """Predicted classes (n,) of logits (n, classes); classes stay as they are."""
+    values = np.asarray(outputs)
+    if values.ndim == 2 and np.isfinite(values).all():
+        return values.argmax(axis=1)
+    if values.ndim == 1 and np.issubdtype(values.dtype, np.integer):
+        return values
+    problem = "not finite" if values.ndim == 2 else f"of shape {values.shape} and type {values.dtype}"
+    raise InputError(f"{what}: {problem}; expected finite logits (n, classes) or whole class numbers (n,)")
+
+
+def _mask(mask: ArrayLike, n: int, what: str) -> Array:
+    values = np.asarray(mask)
+    if values.shape != (n,) or values.dtype != np.bool_:
+        raise InputError(f"{what} has shape {values.shape} and type {values.dtype}; expected ({n},) true or false")
+    return values
+
+
+# --- certificate ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be promised: risk <= alpha with confidence 1 - delta. Raises `InputError` where that makes no sense.
+
+    `bound` "" means the risk's own; `scope` names in words the samples that count; `testing` is for several paths.
+    """
+
+    risk: str = "negative-flips"
+    alpha: float = 0.03
+    delta: float = 0.05
+    bound: str = ""
+    scope: str = "all predictions"
+    testing: str = "graph"
+
+    def __post_init__(self) -> None:
+        for kind, given, known in (("risk", self.risk, RISKS), ("testing", self.testing, TESTING)):
+            if given not in known:
+                raise unknown(kind, given, known)
+        risk = RISKS[self.risk]
+        object.__setattr__(self, "bound", self.bound or risk.bound)
+        if self.bound not in BOUNDS:
+            raise unknown("bound", self.bound, BOUNDS)
+        if self.bound == "binomial" and risk.bound != "binomial":
+            raise InputError(f"bound 'binomial' needs losses of 0 or 1; for {self.risk!r} use {risk.bound!r}")
+        if not risk.low < self.alpha < risk.high:
+            raise InputError(f"alpha is {self.alpha}; for {self.risk!r} give a share between {risk.low:g} and 1")
+        if not 0 < self.delta < 1:
+            raise InputError(f"delta is {self.delta}; give the allowed chance of error, between 0 and 1, such as 0.05")
+
+    def p_value(self, values: Array) -> float:
+        """Of H0 "risk > alpha" for losses (n,) in the risk's own range; 1 without samples."""
+        low, width = RISKS[self.risk].low, RISKS[self.risk].high - RISKS[self.risk].low
+        return float(BOUNDS[self.bound]((values - low) / width, (self.alpha - low) / width)) if len(values) else 1.0
+
+
+class Candidate(NamedTuple):
+    """A model of a path: its size (any unit; smaller is better) and its losses (n,), in the order of the samples."""
+
+    name: str
+    size: float
+    losses: ArrayLike
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """One part of the samples, such as a class; `p_value` is uncorrected."""
+
+    name: str
+    n: int
+    errors: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One candidate's row. `errors` is the sum of the losses; `p_value` is corrected for the subgroups."""
+
+    path: str
+    name: str
+    size: float
+    n: int
+    errors: float
+    p_value: float
+    weakest: Subgroup | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The answer. `chosen` is the row of the smallest certified model; None: not certified, so the dense model stays.
+
+    `hashes` (of model, split, plan) are the caller's to add, by `dataclasses.replace`.
+    """
+
+    goal: Goal
+    rows: tuple[Tested, ...]
+    subgroups: int
+    certified: tuple[bool, ...]
+    chosen: int | None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def chosen_name(self) -> str | None:
+        """Name of the chosen candidate."""
+        return None if self.chosen is None else self.rows[self.chosen].name
+
+    def at(self, delta: float) -> Certificate:
+        """The same p-values judged at another delta."""
+        goal = dataclasses.replace(self.goal, delta=delta)
+        return dataclasses.replace(_judge(goal, self.rows, self.subgroups), hashes=self.hashes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists; beside the fields: `n`, `chosen_name` and the `sentence`, for readers."""
+        given = dataclasses.asdict(self)
+        row = self.rows[self.chosen or 0]
+        told = {"n": row.n, "chosen_name": self.chosen_name, "sentence": sentence(self)}
+        return {"schema_version": 1, **given.pop("goal"), **given, **told}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
+        """What `to_json` gave, with the decision taken again from the p-values. Raises `InputError`."""
+        try:
+            goal = Goal(**{part.name: data[part.name] for part in dataclasses.fields(Goal)})
+            rows = [{**row, "weakest": Subgroup(**row["weakest"]) if row["weakest"] else None} for row in data["rows"]]
+            judged = _judge(goal, tuple(Tested(**row) for row in rows), int(data["subgroups"]))
+            saved = (data["chosen"], tuple(data["certified"]), dict(data["hashes"]))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"not a certificate: {error}; give the certificate.json of a run folder") from error
+        if saved[:2] != (judged.chosen, judged.certified):
+            raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
+        return dataclasses.replace(judged, hashes=saved[2])
+
+
+def certify(
+    candidates: Iterable[Candidate], goal: Goal, subgroups: Mapping[str, ArrayLike] | None = None
+) -> Certificate:
+    """Test the candidates of one path or several, each ordered from dense to smallest, and choose the smallest.
+
+    The path must have been frozen on other data. With `subgroups` (name -> mask (n,), see `by_class`) every one of them
+    must stay at or below alpha: Bonferroni, p = subgroups * the largest p. Raises `InputError` for a path out of order,
+    names that repeat, and losses that are not finite, out of the risk's range or of another length than the masks.
+    """
+    candidates = list(candidates)
+    if not candidates:
+        raise InputError("no candidates; give at least one model with its losses, the dense one first")
+    _check_order(candidates)
+    masks = subgroups or {}
+    return _judge(goal, tuple(_test(candidate, goal, masks) for candidate in candidates), len(masks))
+
+
+def _check_order(candidates: Sequence[Candidate]) -> None:
+    last: dict[str, Candidate] = {}
+    seen: set[tuple[str, str]] = set()
+    for candidate in candidates:
+        before = last.get(candidate.path)
+        if (candidate.path, candidate.name) in seen:
+            raise InputError(f"candidate {candidate.name!r} is given twice; every model of a path needs its own name")
+        if not math.isfinite(candidate.size) or (before and candidate.size > before.size):
+            after = f" after {before.name!r} of size {before.size:g}" if before else ""
+            wrong = f"{candidate.name!r} has size {candidate.size:g}{after}"
+            raise InputError(f"path out of order: {wrong}; give the models from dense to smallest")
+        last[candidate.path] = candidate
+        seen.add((candidate.path, candidate.name))
+
+
+def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> Tested:
+    values = np.asarray(candidate.losses, dtype=np.float64)
+    low, high = RISKS[goal.risk].low, RISKS[goal.risk].high
+    if values.ndim != 1 or not len(values):
+        raise InputError(f"losses of {candidate.name!r} have shape {values.shape}; expected one loss per sample, (n,)")
+    if not ((values >= low) & (values <= high)).all():
+        raise InputError(f"losses of {candidate.name!r} leave [{low:g}, {high:g}], the range of {goal.risk!r}")
+    if goal.bound == "binomial" and not np.isin(values, (0, 1)).all():
+        raise InputError(f"losses of {candidate.name!r} are not all 0 or 1; use bound 'hoeffding-bentkus' or 'betting'")
+    parts = [_subgroup(name, values[_mask(mask, len(values), name)], goal) for name, mask in masks.items()]
+    weakest = max(parts, key=lambda part: part.p_value, default=None)
+    p_value = goal.p_value(values) if weakest is None else min(1.0, len(parts) * weakest.p_value)
+    errors = float(values.sum())
+    return Tested(candidate.path, candidate.name, float(candidate.size), len(values), errors, p_value, weakest)
+
+
+def _subgroup(name: str, values: Array, goal: Goal) -> Subgroup:
+    return Subgroup(name, len(values), float(values.sum()), goal.p_value(values))
+
+
+def _judge(goal: Goal, rows: tuple[Tested, ...], subgroups: int) -> Certificate:
+    chains: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        chains.setdefault(row.path, []).append(index)
+    passed = TESTING[goal.testing](list(chains.values()), np.array([row.p_value for row in rows]), goal.delta)
+    # Of equal sizes the later one was tested after, and is further down its path.
+    chosen = min(np.flatnonzero(passed).tolist(), key=lambda index: (rows[index].size, -index), default=None)
+    return Certificate(goal, rows, subgroups, tuple(passed.tolist()), chosen)
+
+
+def sentence(certificate: Certificate) -> str:
+    """The certificate in plain words, with what it does not promise."""
+    goal = certificate.goal
+    promise = RISKS[goal.risk].promise.format(alpha=_percent(goal.alpha), scope=goal.scope)
+    each = f", in each of the {certificate.subgroups} subgroups" if certificate.subgroups else ""
+    target = f"With {_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}{each}"
+    if certificate.chosen is None:
+        first = certificate.rows[0]
+        part = first.weakest or first
+        where = f" in {part.name!r}" if first.weakest else ""
+        found = f"{first.name!r} lost {part.errors:g} of {part.n} samples{where} (p = {first.p_value:.3g})"
+        return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {found}."
+    row = certificate.rows[certificate.chosen]
+    single = "" if certificate.subgroups else " It says nothing about single classes."
+    limits = f"It does not hold for data from elsewhere or later that differ from these.{single}"
+    return f"{target}. ({row.name!r}: {row.errors:g} of {row.n} samples, p = {row.p_value:.3g}.) {limits}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.6g} %"
+
+
+# --- samples: how many are needed, are they fresh -------------------------------------------------------------------
+
+
+def check_samples(n: int, goal: Goal, subgroups: int = 0) -> None:
+    """Raise `DataError` where n samples (of the smallest subgroup) could not pass even if no prediction went wrong."""
+    strict = dataclasses.replace(goal, delta=goal.delta / max(subgroups, 1))
+
+    def enough(count: int) -> bool:
+        return strict.p_value(np.zeros(count)) <= strict.delta
+
+    # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
+    if goal.alpha <= 0 or enough(n):
+        return
+    where = "per subgroup" if subgroups else "to certify on"
+    asked = f"{goal.risk} <= {_percent(goal.alpha)} at {_percent(1 - goal.delta)} confidence"
+    raise DataError(
+        f"{n} samples {where}; {asked} needs at least {first_whole(enough)}: give more data or a larger alpha"
+    )
+
+
+def check_disjoint(certify_ids: Iterable[str], other_ids: Mapping[str, Iterable[str]]) -> None:
+    """Raise `DataError` where a certify sample is given twice or also serves another role (role -> ids)."""
+    own = list(certify_ids)
+    ids = set(own)
+    if len(ids) < len(own):
+        raise DataError(
+            f"{len(own) - len(ids)} certify samples are given twice; expected independent samples: drop them"
+        )
+    for role, others in other_ids.items():
+        if shared := sorted(ids.intersection(others)):
+            found = f"{len(shared)} certify samples also serve {role!r}, such as {shared[0]!r}"
+            raise DataError(f"{found}; certify on samples of their own")
+
+
+def split_hash(ids: Iterable[str]) -> str:
+    """sha256 over the sorted sample ids: tells whether a certify split was used before."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+class Spent(NamedTuple):
+    """The delta at which all uses of a split hold together, and what to tell the user."""
+
+    delta: float
+    message: str
+
+
+def spent(uses: int, delta: float) -> Spent:
+    """What a certify split still gives after `uses` certificates: Bonferroni over all of them, this one included.
+
+    delta / (uses + 1) is for all uses together, so the earlier ones are judged anew, too (`Certificate.at`). It covers
+    trying again after a failure; it does not cover a path that was built with the earlier losses in view.
+    """
+    if uses < 0 or not 0 < delta < 1:
+        raise InputError(f"{uses} uses at delta {delta}; expected 0 or more uses and a delta between 0 and 1")
+    each = delta / (uses + 1)
+    if not uses:
+        return Spent(each, "")
+    times = "once" if uses == 1 else f"{uses} times"
+    message = (
+        f"these samples certified {times} before, so their guarantee is spent: for {_percent(1 - delta)} over all "
+        f"{uses + 1} uses judge each at delta {each:.4g}, or certify on fresh samples"
+    )
+    return Spent(each, message)

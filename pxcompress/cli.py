@@ -1,0 +1,195 @@
+"""The command line. The only place that prints: results on stdout, progress and errors on stderr.
+
+Exit codes: 0 done; 1 a defect of ours; 2 the input is wrong; 3 the result failed its own check; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from pxcompress.errors import InputError, PxError
+
+app = typer.Typer(
+    name="pxcompress",
+    help="Make trained vision models physically smaller: attribution, structured pruning, repair, ONNX, proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[
+    str, typer.Option(help="timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module.")
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth that holds tensors only.")]
+InputSize = Annotated[int | None, typer.Option(help="Side of the square input, pixels.  [default: the model's own]")]
+Provider = Annotated[str, typer.Option(help="ONNX Runtime execution provider: auto, cuda, tensorrt or cpu.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of ONNX Runtime; 0: all physical cores.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+
+
+@app.command()
+def run(
+    model: Model,
+    ratio: Annotated[float, typer.Option(help="Share of the dense cost to remove, in the budget's unit.")],
+    budget: Annotated[str, typer.Option(help="What ratio is a share of: channels, params or macs.")] = "channels",
+    data: Annotated[str, typer.Option(help="digits, glyphs, an image folder, or a timm dataset spec.")] = "digits",
+    checkpoint: Checkpoint = None,
+    input_size: InputSize = None,
+    score: Annotated[str, typer.Option(help="Scorer, as NAME:option=value,...; see `pxcompress methods`.")] = "",
+    normalise: Annotated[
+        str, typer.Option(help="How groups are made comparable: none, mean, max, sum, norm, uniform.")
+    ] = "",
+    repair: Annotated[
+        list[str] | None, typer.Option(help="Repairs in order (repeat the option); `none` for none.")
+    ] = None,
+    round_to: Annotated[int, typer.Option(help="Widths are multiples of this; 1: no alignment.")] = 8,
+    min_keep: Annotated[float, typer.Option(help="Least share of every group that stays.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Samples per call when latency is measured.")] = 1,
+    provider: Provider = "auto",
+    threads: Threads = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: exported/MODEL-BUDGET-RATIO]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run folder if it exists.")] = False,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be read, and count them.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune, repair, export and measure a model; the run folder holds the artefact and the proof."""
+    from pxcompress.pipeline import compress
+    from pxcompress.recipe import Bench, Recipe
+    from pxcompress.report.build import to_json
+    from pxcompress.report.table import to_table
+
+    chosen: dict[str, Any] = {
+        "scorer": score,
+        "normalise": normalise,
+        "repair": () if repair == ["none"] else tuple(repair or ()) or None,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+    }
+    recipe = Recipe(
+        model=model,
+        ratio=ratio,
+        budget=budget,
+        data=data,
+        input_size=input_size,
+        round_to=round_to,
+        min_keep=min_keep,
+        bench=Bench(batch_size, provider, threads),
+        skip_corrupt=skip_corrupt,
+        seed=seed,
+        **{key: value for key, value in chosen.items() if value not in ("", None)},
+    )
+    report = compress(recipe, out, force=force, note=_notes(quiet))
+    print(to_json(report) if as_json else to_table(report))
+
+
+@app.command()
+def inspect(
+    model: Model,
+    checkpoint: Checkpoint = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of the data.  [default: the model's own]")] = None,
+    input_size: InputSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
+    from pxcompress.models import load_model
+    from pxcompress.survey import survey, to_table
+
+    result = survey(model, load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size))
+    print(json.dumps(dataclasses.asdict(result), indent=1) if as_json else to_table(result))
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="ONNX classifiers, timed in turns.")],
+    batch_size: Annotated[str, typer.Option(help="Samples per call; several with commas.")] = "1",
+    provider: Provider = "auto",
+    threads: Threads = 0,
+    input_size: Annotated[
+        int | None, typer.Option(help="Side of the square input, pixels, where the file leaves it open.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time ONNX files on ONNX Runtime: latency percentiles, throughput, and which provider ran how many nodes."""
+    from pxcompress.measure import bench as time_files
+    from pxcompress.report.table import bench_table
+
+    try:
+        sizes = [int(part) for part in batch_size.split(",")]
+    except ValueError:
+        raise InputError(f"batch-size is {batch_size!r}; expected whole numbers with commas, like 1,8,32") from None
+    size = None if input_size is None else (3, input_size, input_size)
+    rows = time_files(files, sizes, provider=provider, threads=threads, input_size=size)
+    print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else bench_table(rows))
+
+
+@app.command()
+def methods() -> None:
+    """List scorers, budgets and repairs with their options."""
+    from pxcompress.budgets import BUDGETS
+    from pxcompress.repair import REPAIRS
+    from pxcompress.scorers import SCORERS
+
+    for registry in (SCORERS, BUDGETS, REPAIRS):
+        print(f"{registry.kind}s")
+        for name in registry:
+            print(f"  {name:<22} {(registry.get(name).__doc__ or '').splitlines()[0]}")
+            for field in registry.options(name):
+                low, high = field.metadata["low"], field.metadata["high"]
+                span = "|".join(field.metadata["choices"]) or (f"{low} to {high}" if low is not None else "")
+                print(f"      {field.name}={field.default}  {field.metadata['help']}{f'  [{span}]' if span else ''}")
+
+
+def _notes(quiet: bool) -> Callable[[str], None]:
+    """Where progress goes: nowhere, to a live line on a terminal, or as plain lines into a log."""
+    if quiet:
+        return lambda message: None
+    if not sys.stderr.isatty():
+        return lambda message: print(message, file=sys.stderr, flush=True)
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    status = console.status("")
+
+    def note(message: str) -> None:
+        if message.endswith(" ..."):
+            status.update(message)
+            status.start()
+        else:
+            console.print(message, style="dim", markup=False)
+
+    return note
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; one line on stderr for every error that is not ours."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        app()
+        sys.exit(0)
+    except PxError as error:
+        print(f"pxcompress: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("pxcompress: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print(
+            f"pxcompress: {error.strerror}: {error.filename or 'while writing'}; nothing was written", file=sys.stderr
+        )
+        sys.exit(2)

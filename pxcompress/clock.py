@@ -1,0 +1,48 @@
+"""How long every stage of a run takes, and how much memory the process had needed by its end."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from pxcompress.types import StageTime
+
+Note = Callable[[str], None]
+
+
+class Clock:
+    """Times stages in order; `note` is told about each when it starts and ends."""
+
+    def __init__(self, note: Note) -> None:
+        self._note = note
+        self._stages: list[StageTime] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as stage `name`."""
+        self._note(f"{name} ...")
+        begin = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begin
+        self._stages.append(StageTime(name, seconds, _peak_rss_bytes()))
+        self._note(f"{name}: {seconds:.1f} s")
+
+    def accuracy(self, top1: float) -> None:
+        """Record the top-1 share that the model has after the last stage."""
+        self._stages[-1] = replace(self._stages[-1], top1_after=top1)
+        self._note(f"{self._stages[-1].name}: top-1 {top1:.1%} on the select split")
+
+    @property
+    def stages(self) -> tuple[StageTime, ...]:
+        """All stages so far."""
+        return tuple(self._stages)
+
+
+def _peak_rss_bytes() -> int:
+    """Largest resident memory of the process so far (Linux counts kilobytes, macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,251 @@
+"""Hooks, streaming sums and the mapping from tensor axes to units: once, for every scorer and every repair.
+
+All statistics are means over samples, accumulated in float64 while batches stream by: memory does not grow with their
+number. Units are read where they are consumed, at the input of the layers behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.state import device_of, observed
+from pxcompress.types import Axis, Batches, Group, Member, Plan
+
+Statistic = Callable[[Tensor, Tensor], Tensor]
+"""Activations a and multipliers m, both (n, units, positions) -> one value per sample and unit, (n, units)."""
+
+Start = Callable[[Tensor, Tensor], Tensor]
+"""Logits (n, classes) and labels (n,) -> the gradient that backward starts from, (n, classes)."""
+
+
+def rows_first(value: Tensor, module: nn.Module) -> Tensor:
+    """A layer's input or output as (n, rows, positions): the last axis of a linear layer, axis 1 of a convolution."""
+    if isinstance(module, nn.Linear):
+        value = value.movedim(-1, 1)
+    return value.reshape(value.shape[0], value.shape[1], -1)
+
+
+def unit_view(value: Tensor, module: nn.Module, index: Tensor) -> Tensor:
+    """A layer's input as (n, units, positions) for the rows `index` (units, k); a unit's k rows count as positions."""
+    rows = rows_first(value, module)
+    units, width = index.shape
+    if units * width == rows.shape[1] and torch.equal(index.flatten(), torch.arange(units * width)):
+        return rows.reshape(rows.shape[0], units, -1)
+    return rows[:, index.flatten().to(rows.device)].reshape(rows.shape[0], units, -1)
+
+
+@dataclass
+class _Cut:
+    """Sums over samples at one tensor that carries a group."""
+
+    total: Tensor | None = None
+    samples: int = 0
+
+    def add(self, values: Tensor) -> None:
+        summed = values.detach().double().sum(0)
+        self.total = summed if self.total is None else self.total + summed
+        self.samples += values.shape[0]
+
+
+@dataclass
+class _Reader:
+    """Forward pre-hooks at a group's consumers; one `_Cut` per distinct tensor of a forward pass."""
+
+    model: nn.Module
+    group: Group
+    statistic: Statistic
+    origin: Tensor | None
+    cuts: list[_Cut] = field(default_factory=list)
+    seen: list[Tensor] = field(default_factory=list)
+
+    def attach(self) -> None:
+        for member in self.group.consumers:
+            module = self.model.get_submodule(member.module)
+            module.register_forward_pre_hook(self._hook(member))
+
+    def _hook(self, member: Member) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            value = args[0]
+            if any(value is other for other in self.seen):
+                return
+            self.seen.append(value)
+            if len(self.seen) > len(self.cuts):
+                self.cuts.append(_Cut())
+            cut = self.cuts[len(self.seen) - 1]
+            activation = unit_view(value.detach(), module, member.index)
+            if self.origin is not None:
+                origin = self.origin[len(self.seen) - 1]
+                activation = activation - origin.to(activation).unsqueeze(1)
+            if not value.requires_grad:
+                cut.add(self.statistic(activation, torch.empty(0)))
+                return
+
+            def use(gradient: Tensor) -> None:
+                cut.add(self.statistic(activation, unit_view(gradient, module, member.index)))
+
+            value.register_hook(use)
+
+        return read
+
+
+def collect(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batches: Batches,
+    statistic: Statistic,
+    start: Start | None = None,
+    origin: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Mean over samples of `statistic` for every unit: group name -> (cuts, units) float64.
+
+    A group has one cut per distinct tensor that its consumers read: one for an inner layer, several along a residual
+    stream. Multipliers are the whole gradient at the tensor, not one consumer's part of it. Without `start` there is
+    no backward pass and the statistic gets an empty multiplier. Activations are read as differences from `origin`, which
+    is shaped like a result. The model is left as it was.
+    """
+    device = device_of(model)
+    readers = [_Reader(model, group, statistic, origin[group.name] if origin else None) for group in groups]
+    with observed(model), torch.set_grad_enabled(start is not None):
+        for reader in readers:
+            reader.attach()
+        for inputs, labels in batches:
+            inputs = inputs.to(device).requires_grad_(start is not None)
+            logits = model(inputs)
+            if start is not None:
+                torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
+            for reader in readers:
+                reader.seen.clear()
+    return {reader.group.name: torch.stack([_mean(cut) for cut in reader.cuts]) for reader in readers}
+
+
+def _mean(cut: _Cut) -> Tensor:
+    assert cut.total is not None
+    return (cut.total / cut.samples).cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """First and second moments of a layer's input features, over samples and positions, float64.
+
+    `second` is E[x x^T] (features, features), `mean` is E[x] (features,).
+    """
+
+    second: Tensor
+    mean: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """E[x x^T] - E[x] E[x]^T, (features, features)."""
+        return self.second - torch.outer(self.mean, self.mean)
+
+
+def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, Moments]:
+    """Input moments of the modules named in `layouts`, which gives the rows of every feature, (features, k)."""
+    device = device_of(model)
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            features = unit_view(args[0], module, index).transpose(0, 1).flatten(1).float()
+            second, mean, count = sums.get(name, (0.0, 0.0, 0))
+            sums[name] = (
+                second + (features @ features.T).double(),
+                mean + features.sum(1).double(),
+                count + features.shape[1],
+            )
+
+        return add
+
+    with observed(model), torch.no_grad():
+        for name, index in layouts.items():
+            model.get_submodule(name).register_forward_pre_hook(hook(name, index))
+        for inputs, _ in batches:
+            model(inputs.to(device))
+    return {name: Moments(second / count, mean / count) for name, (second, mean, count) in sums.items()}
+
+
+def input_layouts(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Rows of every input feature of the groups' consumers: module name -> (features, k).
+
+    A feature is one input row, except where a channel was flattened in front of a linear layer: its k positions are
+    one feature then, as the taps of a convolution are.
+    """
+    layouts = {}
+    for name, owners in members_by_module(groups, "in").items():
+        module = model.get_submodule(name)
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        rows = torch.arange(weight.shape[1] * getattr(module, "groups", 1))
+        group, member = owners[0]
+        flattened = isinstance(module, nn.Linear) and group.kind == "channel" and member.index.shape[1] > 1
+        whole = flattened and torch.equal(member.index.flatten(), rows)
+        layouts[name] = member.index if whole else rows.unsqueeze(1)
+    return layouts
+
+
+def members_by_module(groups: Sequence[Group], axis: Axis) -> dict[str, list[tuple[Group, Member]]]:
+    """Module name -> the groups that own rows of its `axis`, and how."""
+    found: dict[str, list[tuple[Group, Member]]] = {}
+    for group in groups:
+        for member in group.members:
+            if member.axis == axis:
+                found.setdefault(member.module, []).append((group, member))
+    return found
+
+
+def removed_rows(owners: Sequence[tuple[Group, Member]], plan: Plan) -> Tensor:
+    """Rows of a module's axis that the plan removes, sorted; `owners` as from `members_by_module`."""
+    rows = [member.rows(plan.removed.get(group.name, ())) for group, member in owners]
+    return torch.cat(rows).sort().values if rows else torch.empty(0, dtype=torch.int64)
+
+
+def others(size: int, rows: Tensor) -> Tensor:
+    """The indices below `size` that are not in `rows`, ascending."""
+    keep = torch.ones(size, dtype=torch.bool)
+    keep[rows] = False
+    return keep.nonzero().flatten()
+
+
+def unit_weights(model: nn.Module, member: Member) -> Tensor | None:
+    """The weights that belong to every unit of a convolution or linear layer, (units, weights); None for other members."""
+    module = dict(model.named_modules()).get(member.module)
+    if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return None
+    weight = module.weight.detach()
+    if member.axis == "in":
+        per_group = weight.unflatten(0, (getattr(module, "groups", 1), -1)).transpose(1, 2)
+        weight = per_group.flatten(0, 1)
+    return weight[member.index.flatten().to(weight.device)].reshape(len(member.index), -1)
+
+
+def output_power(model: nn.Module, names: Sequence[str], batches: Batches, start: Start) -> dict[str, Tensor]:
+    """E_x sum_p m_op^2 at the outputs of the modules `names`: module name -> (outputs,) float64.
+
+    The multiplier m is the gradient at the output of one module, the sum runs over positions and calls.
+    """
+    device = device_of(model)
+    sums: dict[str, Tensor] = {}
+    samples = 0
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            def add(gradient: Tensor) -> None:
+                power = rows_first(gradient, module).double().square().sum((0, 2))
+                sums[name] = sums.get(name, 0.0) + power
+
+            output.register_hook(add)
+
+        return watch
+
+    with observed(model), torch.enable_grad():
+        for name in names:
+            model.get_submodule(name).register_forward_hook(hook(name))
+        for inputs, labels in batches:
+            inputs = inputs.to(device).requires_grad_(True)
+            logits = model(inputs)
+            torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
+            samples += len(inputs)
+    return {name: total / samples for name, total in sums.items()}

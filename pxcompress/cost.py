@@ -1,0 +1,148 @@
+"""What a model costs, exactly: parameters and multiply-accumulates of each module, whole or at planned widths.
+
+Multiply-accumulates are those of convolutions, linear layers and matrix products (attention's too), for one sample,
+counted by PyTorch's own counter; element-wise operations and normalisations count as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pxcompress.collect import members_by_module
+from pxcompress.state import device_of, observed
+from pxcompress.types import Axis, Group, Member, Meter
+
+Owners = Sequence[tuple[Group, Member]]
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters; buffers are not counted."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one sample like `example`, shape (1, ...)."""
+    return sum(macs_by_module(model, example).values())
+
+
+def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Multiply-accumulates of one sample by module name, each without those of its children.
+
+    Fused attention is computed unfused here, because the counter does not see inside the fused CPU kernel.
+    """
+    counter = FlopCounterMode(display=False)
+    with observed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter:
+        model(example[:1].to(device_of(model)))
+    root = type(model).__name__
+    total: dict[str, int] = {}
+    for path, operations in counter.get_flop_counts().items():
+        if path != "Global":
+            name = path.removeprefix(root).removeprefix(".")
+            total[name] = sum(operations.values()) // 2
+    own = dict(total)
+    for name, macs in total.items():
+        if name:
+            parent = name.rpartition(".")[0]
+            while parent not in own:
+                parent = parent.rpartition(".")[0]
+            own[parent] -= macs
+    return {name: macs for name, macs in own.items() if macs}
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """nn.MultiheadAttention as single operators: the counter sees nothing of its fused inference path."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def params_by_module(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Parameter counts by module name and parameter name, each shared parameter once."""
+    counts: dict[str, dict[str, int]] = {}
+    for path, parameter in model.named_parameters():
+        module, _, name = path.rpartition(".")
+        counts.setdefault(module, {})[name] = parameter.numel()
+    return counts
+
+
+class Widths:
+    """Rows of every module's axes at planned widths."""
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        self._model = model
+        self._owners: dict[Axis, dict[str, list[tuple[Group, Member]]]] = {
+            "out": members_by_module(groups, "out"),
+            "in": members_by_module(groups, "in"),
+        }
+        self._heads = {group.name: group.units for group in groups if group.kind == "head"}
+
+    def share(self, name: str, axis: Axis, kept: Mapping[str, int]) -> tuple[int, int]:
+        """Rows kept and rows in all of a module's axis; (1, 1) where no group owns rows of it."""
+        owners = self._owners[axis].get(name)
+        if not owners:
+            return 1, 1
+        total = self._rows(name, axis)
+        lost = sum(
+            (group.units - kept.get(group.name, group.units)) * member.index.shape[1] for group, member in owners
+        )
+        return total - lost, total
+
+    def heads(self, name: str, kept: Mapping[str, int]) -> tuple[int, int]:
+        """Heads kept and heads in all of the attention module `name`; (1, 1) for any other module."""
+        heads = self._heads.get(name)
+        return (kept.get(name, heads), heads) if heads else (1, 1)
+
+    def _rows(self, name: str, axis: Axis) -> int:
+        module = self._model.get_submodule(name)
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        return weight.shape[0] if axis == "out" else weight.shape[1] * getattr(module, "groups", 1)
+
+
+def macs_meter(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
+    """Multiply-accumulates of one sample at planned widths; equals `count_macs` of the pruned model."""
+    widths, dense = Widths(model, groups), macs_by_module(model, example)
+
+    def cost(kept: Mapping[str, int]) -> float:
+        total = 0
+        for name, macs in dense.items():
+            parts = (widths.share(name, "out", kept), widths.share(name, "in", kept), widths.heads(name, kept))
+            total += _scaled(macs, parts)
+        return float(total)
+
+    return cost
+
+
+def params_meter(model: nn.Module, groups: Sequence[Group]) -> Meter:
+    """Parameters at planned widths; equals `count_params` of the pruned model."""
+    widths, dense = Widths(model, groups), params_by_module(model)
+
+    def cost(kept: Mapping[str, int]) -> float:
+        total = 0
+        for name, parameters in dense.items():
+            for parameter, count in parameters.items():
+                parts = [widths.share(name, "out", kept)]
+                if parameter == "weight":
+                    parts.append(widths.share(name, "in", kept))
+                total += _scaled(count, parts)
+        return float(total)
+
+    return cost
+
+
+def _scaled(count: int, shares: Sequence[tuple[int, int]]) -> int:
+    """`count` times every share kept / total, in whole numbers."""
+    total = 1
+    for kept, whole in shares:
+        count *= kept
+        total *= whole
+    return count // total

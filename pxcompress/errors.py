@@ -1,0 +1,59 @@
+"""Everything pxcompress raises on purpose. The command line catches `PxError` and nothing else.
+
+PxError
+├── InputError          what the user gave is wrong              exit code 2
+│   ├── ModelError      model name, checkpoint, factory, tracing
+│   └── DataError       data spec, folders, images, sample counts
+└── ResultError         the result fails its own check           exit code 3
+    ├── BudgetError     no plan reaches the asked ratio
+    └── ParityError     the exported file disagrees with PyTorch
+
+Messages are one line: what was given, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PxError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(PxError):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class ModelError(InputError):
+    """The model cannot be found, loaded or traced."""
+
+
+class DataError(InputError):
+    """The data cannot be found, read or split."""
+
+
+class ResultError(PxError):
+    """The result does not pass its own check."""
+
+    exit_code = 3
+
+
+class BudgetError(ResultError):
+    """No plan reaches the asked ratio; the message names the largest reachable one."""
+
+
+class ParityError(ResultError):
+    """The exported file does not compute what the PyTorch model computes."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:
+    """An `InputError` for a name that is not among `known`: the nearest ones first, else all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return InputError(f"unknown {kind} {given!r}; {hint}")

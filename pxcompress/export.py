@@ -1,0 +1,236 @@
+"""PyTorch model -> ONNX file, and the proof that both compute the same."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from pxcompress import runtime
+from pxcompress.errors import DataError, ModelError
+from pxcompress.state import device_of, observed
+from pxcompress.types import Artifact, Batches, Parity
+
+OPSET = 20
+"""Has Gelu as one operator and writes attention as MatMul and Softmax, which every execution provider runs. From
+opset 23 on attention is one `Attention` node, which some GPU builds of ONNX Runtime leave to the CPU."""
+
+INPUT, OUTPUT = "input", "logits"
+_PARITY_BATCH = 16
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> Artifact:
+    """Write `model` in eval mode, float32, as ONNX with a dynamic batch; returns what was written.
+
+    `example` is one input or several, shape (n, ...). The file's input is "input", its output "logits". Its
+    metadata_props are `metadata` and nothing else; source paths and stack traces that the exporter leaves in the
+    nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or not at all.
+    The exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm elsewhere
+    stays a node. `model` is left as it was. Raises `ModelError` when it cannot be exported.
+    """
+    inputs = torch.cat([example[:1], example[:1]]).detach().cpu()  # batch 1 would be taken for a constant
+    with _on_cpu(model):
+        _check_output(model, inputs)
+        program = _exported(model, inputs)
+    _check_batch_is_dynamic(program.model)
+    _strip(program.model)
+    program.model.metadata_props.update(metadata)
+    _write(program, path)
+    return _artifact(path)
+
+
+def verify_parity(
+    model: nn.Module,
+    artifact_path: Path,
+    inputs: Iterable[Tensor] | Batches,
+    *,
+    tolerance: float = 1e-3,
+    samples: int = 64,
+) -> Parity:
+    """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
+
+    `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
+    max |difference| <= tolerance * max(1, max |logits of PyTorch|), so never with a NaN. `model` is left as it was.
+    """
+    everything = _first(inputs, samples)
+    enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
+    session = runtime.session(artifact_path, "cpu")
+    differences, scales, agreements = [], [1.0], []
+    with _on_cpu(model):
+        for batch in (enough[:1], enough[:2], *enough.split(_PARITY_BATCH)):
+            expected, given = model(batch).numpy(), session.predict(batch)
+            differences.append(np.abs(expected - given).max())
+            scales.append(np.abs(expected).max())
+            agreements.append(expected.argmax(1) == given.argmax(1))
+    max_abs = float(np.max(differences))
+    return Parity(
+        samples=len(everything),
+        max_abs=max_abs,
+        top1_agreement=float(np.concatenate(agreements[2:]).mean()),
+        passed=bool(max_abs <= tolerance * np.max(scales)),
+    )
+
+
+def onnx_files(path: Path) -> tuple[Path, ...]:
+    """The ONNX file and the files beside it that hold its weights, if any."""
+    return _files(path, onnx.load(path, load_external_data=False))
+
+
+def _files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
+    entries = chain.from_iterable(tensor.external_data for tensor in proto.graph.initializer)
+    locations = {entry.value for entry in entries if entry.key == "location"}
+    return (path, *(path.parent / location for location in sorted(locations)))
+
+
+@contextmanager
+def _on_cpu(model: nn.Module) -> Iterator[None]:
+    """`model` on the CPU in eval mode without gradients; put back on exit."""
+    device = device_of(model)
+    with observed(model), torch.no_grad():
+        try:
+            if device.type != "cpu":
+                model.cpu()
+            yield
+        finally:
+            if device.type != "cpu":
+                model.to(device)
+
+
+def _check_output(model: nn.Module, inputs: Tensor) -> None:
+    try:
+        output = model(inputs)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        shape = tuple(inputs.shape)
+        raise ModelError(f"model does not run on an input of shape {shape}: {_first_line(error)}") from error
+    if not isinstance(output, Tensor):
+        raise ModelError(f"model returns a {type(output).__name__}; expected one tensor of logits (batch, classes)")
+    if output.ndim != 2 or len(output) != len(inputs):
+        raise ModelError(f"model returns shape {tuple(output.shape)}; expected logits ({len(inputs)}, classes)")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No prints, log lines and warnings of the exporter; what goes wrong is raised as an exception anyway."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _exported(model: nn.Module, inputs: Tensor) -> Any:
+    """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
+    try:
+        with _silent():
+            return torch.onnx.export(
+                model,
+                (inputs,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except RuntimeError as error:  # the exporter's own errors are RuntimeErrors
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_first_line(cause)}") from error
+
+
+def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:
+    shape = model.graph.outputs[0].shape
+    if shape is not None and isinstance(shape[0], int):
+        raise ModelError(
+            f"model cannot be exported: its output has a fixed batch of {shape[0]}; "
+            "its forward uses a number where it should use the input's batch size, such as reshape(2, -1)"
+        )
+
+
+def _strip(model: onnx_ir.Model) -> None:
+    """Remove metadata and doc strings everywhere, in place."""
+    ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
+    model.doc_string = None
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        values.extend(node.outputs)
+    for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _write(program: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        program.save(Path(folder) / path.name)  # external data by itself where the weights need it
+        try:
+            onnx.checker.check_model(str(Path(folder) / path.name))
+        except onnx.checker.ValidationError as error:
+            raise ModelError(f"model cannot be exported: the result is not valid ONNX: {_first_line(error)}") from error
+        written, *weights = onnx_files(Path(folder) / path.name)
+        for file in (*weights, written):  # the file that names the others comes last
+            os.replace(file, path.parent / file.name)
+
+
+def _artifact(path: Path) -> Artifact:
+    proto = onnx.load(path, load_external_data=False)
+    files = _files(path, proto)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    return Artifact(
+        path=path,
+        opset=next(entry.version for entry in proto.opset_import if entry.domain == ""),
+        input_shape=tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims),
+        bytes=sum(file.stat().st_size for file in files),
+        sha256=digest.hexdigest(),
+    )
+
+
+def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
+    """The first `samples` inputs as one tensor on the CPU."""
+    parts: list[Tensor] = []
+    missing = samples
+    for item in inputs:
+        batch = item if isinstance(item, Tensor) else item[0]
+        parts.append(batch[:missing].detach().cpu())
+        missing -= len(parts[-1])
+        if missing <= 0:
+            break
+    if missing == samples:
+        raise DataError("no inputs to compare the exported file with PyTorch on; expected at least one sample")
+    return torch.cat(parts)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of the message, without terminal colours."""
+    lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,325 @@
+"""What a model costs and how often it is right, measured on the exported file; and the verdict in plain words."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from pxcompress import runtime
+from pxcompress.errors import DataError, InputError, ResultError
+from pxcompress.export import onnx_files
+from pxcompress.runtime import Session
+from pxcompress.state import device_of, observed
+from pxcompress.types import Batches, Latency, Measurement, Placement, Ratios
+
+Seconds = npt.NDArray[np.float64]
+
+_PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "zennit", "onnx", "onnxscript", "numpy")
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An exported model and what was counted on its PyTorch form."""
+
+    path: Path
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Dense p50 / pruned p50, with its 95 % interval over the runs of this measurement."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads."""
+
+    dense: Measurement
+    pruned: Measurement
+    placement: Placement
+    speedup: Speedup
+    threads: int
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One ONNX file at one batch size. Throughput is samples/s; `threads` are CPU threads."""
+
+    path: str
+    input_shape: tuple[int, ...]
+    batch_size: int
+    latency_ms: Latency
+    throughput: float
+    onnx_bytes: int
+    precision: str
+    threads: int
+    placement: Placement
+
+
+def accuracy(session: Session, batches: Batches) -> tuple[float, int]:
+    """Top-1 accuracy through ONNX Runtime, a share in [0, 1], and the number of samples."""
+    return _share((session.predict(inputs).argmax(1), labels.cpu().numpy()) for inputs, labels in batches)
+
+
+def torch_accuracy(model: nn.Module, batches: Batches) -> float:
+    """Top-1 accuracy of a PyTorch model in eval mode on its device, a share in [0, 1]; `model` is left as it was."""
+    device = device_of(model)
+    with observed(model), torch.no_grad():
+        pairs = ((model(inputs.to(device)).argmax(1).cpu().numpy(), labels.cpu().numpy()) for inputs, labels in batches)
+        return _share(pairs)[0]
+
+
+def _share(pairs: Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> tuple[float, int]:
+    right = total = 0
+    for predicted, labels in pairs:
+        right += int((predicted == labels).sum())
+        total += len(labels)
+    if not total:
+        raise DataError("no samples to measure accuracy on; expected at least one")
+    return right / total, total
+
+
+def latency(seconds: Seconds) -> Latency:
+    """Mean and percentiles of seconds per call, in milliseconds."""
+    p50, p90, p99 = np.percentile(seconds, [50, 90, 99]) * 1e3
+    return Latency(mean=float(seconds.mean() * 1e3), p50=float(p50), p90=float(p90), p99=float(p99), runs=len(seconds))
+
+
+def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
+    """Ratio of the medians and its 95 % percentile bootstrap interval.
+
+    Run i of both belongs together (see `runtime.time_interleaved`). Runs next to each other are alike, so whole
+    blocks of them are drawn, the same ones from both: what slows the machine for a while cancels.
+    """
+    if len(dense) != len(pruned):
+        raise ValueError(f"{len(dense)} dense and {len(pruned)} pruned runs; expected as many of both")
+    runs = len(dense)
+    size = min(runtime.BLOCK, max(runs // 5, 1))
+    blocks = runs // size
+    drawn = np.random.default_rng(seed).integers(0, blocks, (_RESAMPLES, blocks))
+    index = (drawn[:, :, None] * size + np.arange(size)).reshape(_RESAMPLES, -1)
+    low, high = np.percentile(np.median(dense[index], axis=1) / np.median(pruned[index], axis=1), [2.5, 97.5])
+    ratio = float(np.median(dense) / np.median(pruned))
+    return Speedup(ratio, min(float(low), ratio), max(float(high), ratio))
+
+
+def compare(
+    dense: Candidate,
+    pruned: Candidate,
+    batches: Batches,
+    *,
+    batch_size: int = 1,
+    provider: str = "auto",
+    threads: int = 0,
+) -> Comparison:
+    """Accuracy on `batches` and latency of both files through ONNX Runtime, timed in turns on the same input.
+
+    Raises `ResultError` when one of them runs on another provider than the other.
+    """
+    _check_batch_size(batch_size)
+    candidates = {"dense": dense, "pruned": pruned}
+    sessions = {
+        name: runtime.session(candidate.path, provider, threads=threads) for name, candidate in candidates.items()
+    }
+    placements = [session.placement for session in sessions.values()]
+    if placements[0].got != placements[1].got:
+        raise ResultError(
+            f"dense runs on {placements[0].got} and pruned on {placements[1].got}, so their speeds cannot be compared; "
+            "use provider cpu"
+        )
+    example = next((inputs for inputs, _ in batches), None)
+    if example is None:
+        raise DataError("no samples to measure on; expected at least one")
+    seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size)
+    measured = {
+        name: _measurement(candidates[name], session, batches, seconds[name], batch_size)
+        for name, session in sessions.items()
+    }
+    return Comparison(
+        dense=measured["dense"],
+        pruned=measured["pruned"],
+        placement=sessions["pruned"].placement,
+        speedup=speedup(seconds["dense"], seconds["pruned"]),
+        threads=sessions["pruned"].threads,
+    )
+
+
+def _measurement(
+    candidate: Candidate, session: Session, batches: Batches, seconds: Seconds, batch_size: int
+) -> Measurement:
+    top1, samples = accuracy(session, batches)
+    return Measurement(
+        top1=top1,
+        samples=samples,
+        params=candidate.params,
+        macs=candidate.macs,
+        onnx_bytes=_bytes(candidate.path),
+        latency_ms=latency(seconds),
+        throughput=float(batch_size / seconds.mean()),
+        batch_size=batch_size,
+        provider=session.placement.got,
+        precision=session.precision,
+    )
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in onnx_files(path))
+
+
+def ratios(dense: Measurement, pruned: Measurement) -> Ratios:
+    """Pruned / dense; dense / pruned for the speed-up; dense - pruned for the accuracy."""
+    return Ratios(
+        params=pruned.params / dense.params,
+        macs=pruned.macs / dense.macs,
+        onnx_bytes=pruned.onnx_bytes / dense.onnx_bytes,
+        speedup_p50=dense.latency_ms.p50 / pruned.latency_ms.p50,
+        top1_drop=dense.top1 - pruned.top1,
+    )
+
+
+def verdict(comparison: Comparison) -> str:
+    """What was gained and lost, in one line; says so when nothing was gained."""
+    dense, pruned = comparison.dense, comparison.pruned
+    macs = _factor(dense.macs, pruned.macs, "fewer MACs", "more MACs", "same MACs")
+    size = _factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
+    speed = _speed(comparison)
+    parts = [macs, speed, size] if comparison.speedup.low > 1 else [speed, macs, size]
+    accuracies = f"top-1 {dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples)"
+    return f"{', '.join(parts)}, {accuracies}"
+
+
+def _speed(comparison: Comparison) -> str:
+    """The speed-up in words, with its conditions; "faster" only where the whole interval is."""
+    change, batch = comparison.speedup, comparison.pruned.batch_size
+    interval = f"95 % interval {change.low:.2f} to {change.high:.2f}"
+    where = f"p50, batch {batch}, {_hardware(comparison)}, {interval}"
+    if change.low > 1:
+        return f"{change.ratio:.3g}x faster ({where})"
+    if change.high < 1:
+        return f"NOT FASTER at batch {batch}: {change.ratio:.2f}x ({where})"
+    return f"no difference in speed at batch {batch}: {change.ratio:.2f}x ({where})"
+
+
+def _hardware(comparison: Comparison) -> str:
+    name = comparison.placement.got.removesuffix("ExecutionProvider")
+    plural = "" if comparison.threads == 1 else "s"
+    return f"{name} {comparison.threads} thread{plural}" if name == "CPU" else f"{name} {comparison.pruned.precision}"
+
+
+def _factor(dense: int, pruned: int, less: str, more: str, same: str) -> str:
+    """ "2.9x fewer MACs"."""
+    if dense == pruned:
+        return same
+    return f"{dense / max(pruned, 1):.3g}x {less}" if dense > pruned else f"{pruned / max(dense, 1):.3g}x {more}"
+
+
+def environment() -> dict[str, object]:
+    """Versions, hardware and thread count that the figures of this process depend on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "onnxruntime": runtime.VERSION,
+        "device_name": gpu or _cpu_name(),
+        "cpu_name": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda if gpu else None,
+        "nvidia_tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE"),
+    }
+
+
+def _cpu_name() -> str:
+    """The processor's model name, as Linux gives it; elsewhere what Python knows."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def bench(
+    paths: Sequence[Path | str],
+    batch_sizes: Sequence[int] = (1,),
+    *,
+    provider: str = "auto",
+    input_size: tuple[int, int, int] | None = None,
+    threads: int = 0,
+    runs: int = 200,
+) -> tuple[BenchRow, ...]:
+    """Time ONNX image classifiers, the files taking turns at every batch size; random inputs.
+
+    `input_size` (channels, height, width) fills the dimensions that a file leaves open, only those. Raises
+    `InputError` where one stays open, for a fixed batch of another size, and for what `runtime.session` refuses.
+    """
+    sessions = {str(path): runtime.session(path, provider, threads=threads) for path in paths}
+    shapes = {name: _image_shape(session, input_size) for name, session in sessions.items()}
+    for batch_size in batch_sizes:
+        _check_batch_size(batch_size)
+        for session in sessions.values():
+            _check_fixed_batch(session, batch_size)
+    rows = []
+    for batch_size in batch_sizes:
+        runners = {name: session.runner(_images(batch_size, shapes[name])) for name, session in sessions.items()}
+        seconds = runtime.time_interleaved(runners, runs=runs)
+        rows += [
+            _bench_row(name, session, (batch_size, *shapes[name]), seconds[name]) for name, session in sessions.items()
+        ]
+    return tuple(rows)
+
+
+def _bench_row(name: str, session: Session, shape: tuple[int, ...], seconds: Seconds) -> BenchRow:
+    return BenchRow(
+        path=name,
+        input_shape=shape,
+        batch_size=shape[0],
+        latency_ms=latency(seconds),
+        throughput=float(shape[0] / seconds.mean()),
+        onnx_bytes=_bytes(session.path),
+        precision=session.precision,
+        threads=session.threads,
+        placement=session.placement,
+    )
+
+
+def _images(batch_size: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((batch_size, *shape), dtype=np.float32)
+
+
+def _check_fixed_batch(session: Session, batch_size: int) -> None:
+    fixed = session.input.shape[0]
+    if fixed not in (None, batch_size):
+        raise InputError(f"{session.path} has a fixed batch of {fixed}; given batch size {batch_size}; ask for {fixed}")
+
+
+def _image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tuple[int, ...]:
+    """Channels, height and width: what the file says, else what was asked."""
+    port = session.input
+    if len(port.shape) != 4:
+        raise InputError(f"{session.path} takes inputs {port}; expected images (batch, channels, height, width)")
+    if input_size is None and None in port.shape[1:]:
+        raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
+    pairs = zip(port.shape[1:], input_size or port.shape[1:], strict=True)
+    return tuple(int(fixed or wanted or 0) for fixed, wanted in pairs)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}; expected 1 or more")

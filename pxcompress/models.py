@@ -1,0 +1,388 @@
+"""Load a dense model: a timm name, a hub repository, a local folder, or a Python callable of the user's.
+
+    resnet50, resnet50.a1_in1k      any timm model
+    hf-hub:OWNER/NAME               a timm repository on the Hugging Face hub, with its weights
+    local-dir:PATH                  a folder with timm's config.json, and its weights where it holds some
+    package.module:factory          a callable that returns an nn.Module; the current directory is on the import path
+
+No pickle that could run code is ever opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from timm.models import get_arch_pretrained_cfgs
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+from torch import Tensor, nn
+
+from pxcompress.checkpoint import SAVE_HINT, fitted, load_state, read_checkpoint, short
+from pxcompress.errors import ModelError
+from pxcompress.state import best_device, device_of, observed
+from pxcompress.types import Preprocessing
+
+Weights = Literal["checkpoint", "pretrained", "untrained", "trained-here"]
+
+_FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH or package.module:factory"
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything needed to build the dense module again without its weights: JSON, no pickle.
+
+    `name` is a timm name or "package.module:factory"; `kwargs` are what the builder is given.
+    """
+
+    name: str
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """A new module on the CPU; its initial weights come from PyTorch's global generator. Raises `ModelError`."""
+        if _FACTORY.fullmatch(self.name):
+            return _call_factory(self.name, self.kwargs)
+        return _create(_timm_source(self.name), self.kwargs)
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads."""
+        return json.dumps({"name": self.name, "kwargs": dict(self.kwargs)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """The architecture that `to_json` wrote; `ModelError` for other text."""
+        try:
+            record = json.loads(text)
+            return cls(str(record["name"]), dict(record["kwargs"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"not an architecture: {short(text)!r}; expected JSON with 'name' and 'kwargs'") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model in eval mode, how to build it again, and where its weights come from.
+
+    `weights` "untrained" means random: the caller trains a baseline. `class_names` is empty where nothing names them.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    preprocessing: Preprocessing
+    weights: Weights
+    classes: int
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a timm name leads: an architecture, and what a folder or repository says about it.
+
+    `origin` is what timm is asked for the weights.
+    """
+
+    name: str
+    origin: str
+    config: Mapping[str, Any] | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    holds_weights: bool = False
+
+
+def load_model(
+    name: str,
+    *,
+    classes: int | None,
+    checkpoint: Path | None = None,
+    pretrained: bool = False,
+    input_size: int | None = None,
+    device: torch.device | str | None = None,
+) -> Loaded:
+    """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is).
+
+    Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
+    that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
+    A factory's weights count as its own: with `pretrained` they are taken as they are.
+    `classes` is the data's class count, None for the model's own; `input_size` the side of a square input in pixels.
+    Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
+    """
+    if input_size is not None and input_size < 1:
+        raise ModelError(f"input size is {input_size}; expected a positive number of pixels")
+    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    source = None if _FACTORY.fullmatch(name) else _timm_source(name)
+    own = state is None and (pretrained or (source is not None and source.holds_weights))
+    model, architecture = _build(name, source, classes, input_size, own)
+    if state is not None:
+        if classes is None and (width := _head_width(model, state)) is not None:
+            model, architecture = _build(name, source, width, input_size, own)
+        label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
+        load_state(model, fitted(state, model), classifier_names(model), label)
+    model.to(best_device() if device is None else torch.device(device)).eval()
+    preprocessing = _preprocessing(model, input_size)
+    found = _output_width(model, preprocessing, name)
+    if classes is not None and found != classes:
+        raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")
+    labels = _config_of(model).get("label_names") or ()
+    class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
+    weights: Weights = "checkpoint" if state is not None else "pretrained" if own else "untrained"
+    return Loaded(model, architecture, preprocessing, weights, found, class_names)
+
+
+def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[str, ...]:
+    """Names of the layers whose outputs are the class scores, and therefore stay whole.
+
+    timm models name theirs (several for a distilled DeiT). For any other module it is the Linear or convolution that
+    runs last on `example` (default: zeros of the model's input size). Empty for a model without a classifier.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    get_classifier = getattr(model, "get_classifier", None)
+    if get_classifier is None:
+        return _last_executed(model, example)
+    declared = _config_of(model).get("classifier") or ()
+    declared = (declared,) if isinstance(declared, str) else declared
+    heads = [module for module, name in names.items() if name in declared]
+    if not heads:
+        given = get_classifier()
+        heads = list(given) if isinstance(given, tuple | list) else [given]
+    layers = [[layer for layer in head.modules() if isinstance(layer, _LAYERS)] for head in heads]
+    return tuple(names[found[-1]] for found in layers if found)
+
+
+def _head_width(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Classes of the classifier in `state`; None where it has none of the model's."""
+    own = fitted(state, model)
+    widths = (own[f"{head}.weight"].shape[0] for head in classifier_names(model) if f"{head}.weight" in own)
+    return next(widths, None)
+
+
+def _build(
+    name: str, source: _Source | None, classes: int | None, input_size: int | None, own: bool
+) -> tuple[nn.Module, Architecture]:
+    """The module and how to build it again; a timm model has its own weights and head if `own`, else random ones."""
+    if source is None:
+        architecture = _factory_architecture(name, classes, input_size)
+        return architecture.build(), architecture
+    model, kwargs = _sized(source, None if own else classes, input_size)
+    if own and classes not in (None, kwargs["num_classes"]):
+        raise ModelError(
+            f"weights of model {name!r} have {kwargs['num_classes']} classes, the data has {classes}; "
+            f"give --checkpoint with weights trained on this data, or data with those classes"
+        )
+    return (_fetched(name, source, kwargs) if own else model), Architecture(source.name, kwargs)
+
+
+def _fetched(name: str, source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The model with the weights that timm finds for it."""
+    try:
+        return timm.create_model(source.origin, pretrained=True, **kwargs)
+    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        if "weights_only" in str(error) or isinstance(error, pickle.UnpicklingError):
+            raise ModelError(f"weights of model {name!r} refused: would execute code; {SAVE_HINT}") from error
+        done = "fetched" if isinstance(error, OSError) else "loaded"
+        remedy = "use --checkpoint FILE" if source.config else "use --checkpoint FILE or --model local-dir:PATH"
+        raise ModelError(f"weights of model {name!r} could not be {done}: {short(error)}; {remedy}") from error
+
+
+def _sized(source: _Source, classes: int | None, input_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+    """An empty model and the arguments that build it again without the folder's configuration."""
+    config = source.config or {}
+    wanted: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    size: Any = input_size
+    if size is None and config.get("fixed_input_size") and "img_size" not in source.kwargs:
+        size = list(config["input_size"][-2:])
+    if config and config.get("input_size", (3,))[0] != 3:
+        wanted["in_chans"] = config["input_size"][0]
+    try:
+        model = _create(source, wanted if size is None else {**wanted, "img_size": size})
+        wanted |= {} if size is None else {"img_size": size}
+    except ModelError as error:
+        # Most convolutional networks have no such argument: they take any size.
+        if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error)):
+            raise
+        model = _create(source, wanted)
+    return model, {**source.kwargs, **wanted, "num_classes": int(model.num_classes)}  # type: ignore[arg-type]
+
+
+def _create(source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
+    """An empty timm model; `ModelError` for arguments that its architecture does not take."""
+    config = None if source.config is None else dict(source.config)
+    try:
+        return timm.create_model(source.name, pretrained_cfg=config, **{**source.kwargs, **kwargs})
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ModelError(f"model {source.name!r} cannot be built: {short(error)}") from error
+
+
+def _timm_source(name: str) -> _Source:
+    """What `name` means to timm; `ModelError` for a name it does not know."""
+    kind, colon, rest = name.partition(":")
+    if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
+        return _config_source(name, kind, rest)
+    if colon or "/" in name:
+        raise ModelError(f"model {name!r} is none of: {_FORMS}")
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected {_FORMS}"
+        raise ModelError(f"unknown model {name!r}; {hint}")
+    known = get_arch_pretrained_cfgs(architecture)
+    if tag and name not in known:
+        raise ModelError(f"unknown weights {tag!r} of model {architecture!r}; known: {', '.join(sorted(known))}")
+    return _Source(name, origin=name)
+
+
+def _config_source(name: str, kind: str, place: str) -> _Source:
+    """What the config.json of a folder or hub repository says."""
+    local = kind == "local-dir"
+    folder = Path(place).expanduser()
+    try:
+        config, architecture, kwargs = (
+            load_model_config_from_path(folder) if local else load_model_config_from_hf(place)
+        )
+    except OSError as error:
+        reason = f"no config.json in {place!r}" if local else f"config.json could not be fetched: {short(error)}"
+        raise ModelError(f"model {name!r}: {reason}; expected a folder or repository saved by timm") from error
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise ModelError(
+            f"model {name!r}: config.json is not timm's ({short(repr(error))}); "
+            "expected 'architecture', 'num_classes' and 'pretrained_cfg'"
+        ) from error
+    return replace(
+        _timm_source(str(architecture)),
+        origin=f"local-dir:{folder}" if local else name,
+        config=config,
+        kwargs=dict(kwargs or {}),
+        holds_weights=not local or any(file.suffix in _WEIGHT_SUFFIXES for file in folder.iterdir()),
+    )
+
+
+def _factory_architecture(name: str, classes: int | None, input_size: int | None) -> Architecture:
+    """A user's callable, given the class count and the input size where it takes them."""
+    factory = _find_factory(name)
+    try:
+        parameters: Mapping[str, inspect.Parameter] = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        parameters = {}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    kwargs: dict[str, object] = {}
+    if classes is not None and ("num_classes" in parameters or takes_any):
+        kwargs["num_classes"] = classes
+    if input_size is not None and "img_size" in parameters:
+        kwargs["img_size"] = input_size
+    return Architecture(name, kwargs)
+
+
+def _find_factory(name: str) -> Callable[..., object]:
+    """The callable `package.module:factory`."""
+    module_name, _, path = name.partition(":")
+    try:
+        with _current_directory_importable():
+            found: Any = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may fail in any way
+        raise ModelError(f"model {name!r}: importing {module_name!r} failed: {_described(error)}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "expected a callable that returns an nn.Module"
+            raise ModelError(f"model {name!r}: {module_name!r} has no {path!r}; {hint}")
+        found = getattr(found, part)
+    if not callable(found) or isinstance(found, nn.Module):
+        raise ModelError(f"model {name!r} is a {type(found).__name__}; expected a callable that returns an nn.Module")
+    return found
+
+
+def _call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
+    factory = _find_factory(name)
+    try:
+        with _current_directory_importable():
+            model = factory(**kwargs)
+    except Exception as error:  # the user's callable may fail in any way
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise ModelError(f"model {name!r}: calling it with ({given}) failed: {_described(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
+    return model
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _config_of(model: nn.Module) -> Mapping[str, Any]:
+    """The module's pretrained_cfg or default_cfg (timm's names); empty where it has neither."""
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, attribute, None)
+        if isinstance(config, Mapping):
+            return config
+    return {}
+
+
+def _preprocessing(model: nn.Module, input_size: int | None) -> Preprocessing:
+    config = _config_of(model)
+    channels = config.get("input_size", (3,))[0]
+    args = {} if input_size is None else {"input_size": (channels, input_size, input_size)}
+    resolved = resolve_model_data_config(model, args=args, pretrained_cfg=config)
+    return Preprocessing(
+        input_size=tuple(resolved["input_size"]),
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
+        interpolation=resolved["interpolation"],
+        crop=float(resolved["crop_pct"]),
+    )
+
+
+def _output_width(model: nn.Module, preprocessing: Preprocessing, name: str) -> int:
+    """Classes that `model` scores, found by running it on two black images."""
+    example = torch.zeros(2, *preprocessing.input_size, device=device_of(model))
+    shape = "x".join(map(str, preprocessing.input_size))
+    try:
+        with torch.no_grad():
+            output = model(example)
+    except Exception as error:  # a forward pass may fail in any way
+        raise ModelError(
+            f"model {name!r} does not run on a {shape} input: {_described(error)}; set --input-size"
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
+        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ModelError(f"model {name!r} returns {found} for 2 images; expected class scores of shape (2, classes)")
+    if not output.isfinite().all():
+        raise ModelError(f"model {name!r} returns NaN or infinity for a black image; check its weights")
+    if not classifier_names(model, example):
+        raise ModelError(f"model {name!r} has no classifier, only features; expected an image classifier")
+    return int(output.shape[1])
+
+
+def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
+    if example is None:
+        example = torch.zeros(1, *_preprocessing(model, None).input_size, device=device_of(model))
+    executed: list[str] = []
+    with observed(model), torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, _LAYERS):
+                module.register_forward_hook(lambda *_, name=name: executed.append(name))
+        model(example)
+    return tuple(executed[-1:])
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {short(error)}"

@@ -1,0 +1,109 @@
+"""The whole story on one page: recipe -> model and data -> groups -> scores -> plan -> pruned -> repaired -> ONNX -> report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pxcompress.artifact import assemble, export, measure, write_report
+from pxcompress.budgets import BUDGETS
+from pxcompress.clock import Clock, Note
+from pxcompress.errors import ResultError
+from pxcompress.folder import check_place, whole_folder
+from pxcompress.graph import find_groups, prune, removal_error
+from pxcompress.measure import torch_accuracy
+from pxcompress.models import classifier_names
+from pxcompress.plan import Limits, make_plan
+from pxcompress.recipe import Recipe
+from pxcompress.repair import REPAIRS
+from pxcompress.runtime import check_provider
+from pxcompress.scorers import SCORERS
+from pxcompress.state import seeded
+from pxcompress.subject import load_subject, with_baseline
+from pxcompress.types import Batches, Pruned, Report, Slim
+
+REMOVAL_TOLERANCE = 1e-4
+"""Largest difference between removing units and zeroing them, as a share of the outputs' scale."""
+
+
+def _silent(message: str) -> None:
+    """Progress that nobody reads."""
+
+
+def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = _silent) -> Report:
+    """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns what was measured.
+
+    `note` is told about progress. The folder appears whole, or not at all when anything fails: `InputError` for what
+    the user gave, `ResultError` for a result that fails its own check.
+    """
+    clock = Clock(note)
+    place = out or Path("exported") / recipe.label
+    check_provider(recipe.bench.provider)
+    check_place(place, force)
+    with seeded(recipe.seed), whole_folder(place, force) as folder:
+        with clock.stage("load"):
+            subject = load_subject(recipe)
+        with clock.stage("weights"):
+            subject = with_baseline(subject, recipe.seed, note)
+        model, splits = subject.loaded.model, subject.splits
+        clock.accuracy(torch_accuracy(model, splits.select))
+        slim = shrink(model, splits.example, splits.score, splits.repair, recipe, clock=clock, select=splits.select)
+        with clock.stage("export"):
+            files = export(folder, recipe, subject, slim)
+        with clock.stage("measure"):
+            comparison = measure(files, recipe.bench, subject, slim)
+        report = assemble(place, recipe, subject, slim, (files, comparison), clock.stages)
+        write_report(folder, report)
+    return report
+
+
+def shrink(
+    model: nn.Module,
+    example: Tensor,
+    score: Batches,
+    repair: Batches,
+    recipe: Recipe,
+    *,
+    clock: Clock | None = None,
+    select: Batches | None = None,
+) -> Slim:
+    """Find, score, plan, prune, repair: the part of a run that needs neither files nor ONNX.
+
+    `example` is one input, shape (1, ...). With `select`, top-1 is measured after every stage that changes the model.
+    Raises `BudgetError` where no plan reaches the ratio, `ResultError` where removal is not what zeroing is.
+    """
+    clock = clock or Clock(_silent)
+    with clock.stage("find groups"):
+        structure = find_groups(model, example, classifier_names(model, example))
+        budget = BUDGETS.build(recipe.budget)
+        meter = budget.meter(model, structure.groups, example)
+    with clock.stage(f"score ({recipe.scorer})"):
+        scores = SCORERS.build(recipe.scorer)(model, structure.groups, score)
+    with clock.stage("plan"):
+        limits = Limits(recipe.normalise, recipe.round_to, recipe.min_keep)
+        plan = make_plan(structure.groups, scores, meter, recipe.ratio, limits, (recipe.budget, budget.unit))
+    with clock.stage("prune"):
+        pruned = prune(model, structure.groups, plan, example)
+        _check_removal(pruned, example)
+    _accuracy(clock, pruned, select)
+    for text in recipe.repair:
+        with clock.stage(text):
+            pruned = REPAIRS.build(text)(pruned, repair)
+        _accuracy(clock, pruned, select)
+    return Slim(structure, scores, pruned)
+
+
+def _accuracy(clock: Clock, pruned: Pruned, select: Batches | None) -> None:
+    if select is not None:
+        clock.accuracy(torch_accuracy(pruned.model, select))
+
+
+def _check_removal(pruned: Pruned, example: Tensor) -> None:
+    """Refuse a model in which removing units does something else than zeroing them."""
+    error = removal_error(pruned, example)
+    if not error <= REMOVAL_TOLERANCE:
+        raise ResultError(
+            f"removing units changed the model: logits differ by {error:.1e} of their scale from those of the dense model "
+            f"with the same units zeroed (expected at most {REMOVAL_TOLERANCE:.0e}); please report the architecture"
+        )

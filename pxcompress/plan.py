@@ -1,0 +1,144 @@
+"""From scores to a plan: one ranking over all groups, cut where the meter says the budget is met.
+
+Pure and deterministic: ties fall by group order, then unit index; the plans of growing ratios are nested.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from pxcompress.errors import BudgetError, InputError, unknown
+from pxcompress.types import Group, Meter, Plan, Scores
+
+
+def _rank(scores: Tensor) -> Tensor:
+    """Share of the group's units that rank below, ties by index: equal ratios in every group."""
+    order = torch.argsort(scores, stable=True)
+    ranks = torch.empty_like(scores)
+    ranks[order] = (torch.arange(len(scores), dtype=scores.dtype) + 0.5) / len(scores)
+    return ranks
+
+
+def _over(scale: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Divide scores by a scale; a group whose scale is zero stays as it is."""
+
+    def normalise(scores: Tensor) -> Tensor:
+        size = scale(scores.abs())
+        return scores / size if size > 0 else scores
+
+    return normalise
+
+
+NORMALISATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda scores: scores,
+    "mean": _over(torch.mean),
+    "max": _over(torch.max),
+    "sum": _over(torch.sum),
+    "norm": _over(torch.linalg.vector_norm),
+    "uniform": _rank,
+}
+"""How the scores (units,) of one group are made comparable with those of another."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan may do: `round_to` aligns the units that stay (channels and neurons), `min_keep` is the least share.
+
+    One unit of every group stays in any case; groups with fewer than 2 * round_to units are not aligned.
+    """
+
+    normalise: str = "mean"
+    round_to: int = 8
+    min_keep: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.normalise not in NORMALISATIONS:
+            raise unknown("normalisation", self.normalise, NORMALISATIONS)
+        if self.round_to < 1:
+            raise InputError(f"round-to is {self.round_to}; expected 1 (no alignment) or more")
+        if not 0 <= self.min_keep < 1:
+            raise InputError(f"min-keep is {self.min_keep}; expected a share from 0 up to, but without, 1")
+
+
+def make_plan(
+    groups: Sequence[Group], scores: Scores, meter: Meter, ratio: float, limits: Limits, budget: tuple[str, str]
+) -> Plan:
+    """The plan that removes at least `ratio` of the dense cost and as few units as its ranking allows.
+
+    `budget` is (name, unit of cost). Raises `InputError` for a ratio outside (0, 1), `BudgetError` where even the
+    smallest widths cost more; the message names the largest reachable ratio.
+    """
+    if not 0 < ratio < 1:
+        raise InputError(f"ratio is {ratio}; expected a share of the {budget[1]} to remove, between 0 and 1")
+    orders = {group.name: _order(group, scores[group.name], limits) for group in groups}
+    ranking = _ranking(groups, orders)
+    dense = meter({})
+    target = (1 - ratio) * dense
+
+    def widths(length: int) -> dict[str, int]:
+        taken = {group.name: 0 for group in groups}
+        for name in ranking[:length]:
+            taken[name] += 1
+        return {group.name: _aligned(group, group.units - taken[group.name], limits) for group in groups}
+
+    if meter(widths(len(ranking))) > target:
+        reachable = 1 - meter(widths(len(ranking))) / dense if dense else 0.0
+        raise BudgetError(
+            f"no plan removes {ratio:.0%} of the {budget[1]}: the largest reachable ratio is {reachable:.3f} "
+            f"(round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays)"
+        )
+    low, high = 0, len(ranking)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meter(widths(middle)) <= target else (middle + 1, high)
+    kept = widths(low)
+    removed = {
+        group.name: tuple(sorted(orders[group.name][1][: group.units - kept[group.name]].tolist())) for group in groups
+    }
+    return Plan(removed, budget[0], budget[1], dense, meter(kept), target)
+
+
+def _order(group: Group, scores: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+    """Normalised scores (units,) and the units in the order in which they would go."""
+    if scores.shape != (group.units,) or not bool(torch.isfinite(scores).all()):
+        raise ValueError(f"scores of {group.name} must be {group.units} finite values; got {tuple(scores.shape)}")
+    scores = NORMALISATIONS[limits.normalise](scores.double().cpu())
+    return scores, torch.argsort(scores, stable=True)
+
+
+def _ranking(groups: Sequence[Group], orders: Mapping[str, tuple[Tensor, Tensor]]) -> list[str]:
+    """Group names, one entry for each removable unit, lowest score first."""
+    values = torch.cat([orders[group.name][0].sort(stable=True).values for group in groups])
+    names = [group.name for group in groups for _ in range(group.units)]
+    return [names[place] for place in torch.argsort(values, stable=True).tolist()]
+
+
+def _aligned(group: Group, width: int, limits: Limits) -> int:
+    """`width` rounded to the nearest multiple of `round_to` (ties upwards), within the group's floor and size."""
+    floor = max(1, -int(-group.units * limits.min_keep // 1))
+    step = limits.round_to
+    if group.kind == "head" or group.units < 2 * step:
+        return max(width, floor)
+    rounded = (2 * width + step) // (2 * step) * step
+    return min(group.units, max(rounded, -(-floor // step) * step))
+
+
+def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
+    """plan.json: the plan and the sizes of the groups it was made for."""
+    sizes = {group.name: {"kind": group.kind, "units": group.units} for group in groups}
+    return json.dumps({**asdict(plan), "groups": sizes}, indent=1)
+
+
+def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:
+    """Read plan.json back; `InputError` where its groups are not those of the model at hand."""
+    content = json.loads(text)
+    sizes = {group.name: {"kind": group.kind, "units": group.units} for group in groups}
+    if content.pop("groups") != sizes:
+        raise InputError("the plan was made for other groups than this model has; rebuild it with the same versions")
+    content["removed"] = {name: tuple(units) for name, units in content["removed"].items()}
+    return Plan(**content)

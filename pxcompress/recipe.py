@@ -1,0 +1,104 @@
+"""The whole of what a user asks for, as one frozen record of plain values: it prints, compares, hashes and travels as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from pxcompress.errors import InputError, unknown
+
+DEFAULT_REPAIR = ("fold", "batchnorm")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How latency is measured: samples per call, execution provider, CPU threads (0: all physical cores)."""
+
+    batch_size: int = 1
+    provider: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch-size is {self.batch_size}; expected 1 or more")
+        if self.threads < 0:
+            raise InputError(f"threads is {self.threads}; expected 0 (all cores) or more")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. `scorer`, `budget` and `repair` are texts like "lrp:gamma=0.25", checked and put in their shortest form.
+
+    `ratio` is the share of the dense cost to remove, in the budget's unit; `input_size` is a side length in pixels
+    (None: the model's own, or the embedded data's). Raises `InputError` for anything unknown or out of range.
+    """
+
+    model: str
+    ratio: float
+    data: str = "digits"
+    checkpoint: str | None = None
+    input_size: int | None = None
+    scorer: str = "lrp"
+    budget: str = "channels"
+    normalise: str = "mean"
+    round_to: int = 8
+    min_keep: float = 0.1
+    repair: tuple[str, ...] = DEFAULT_REPAIR
+    bench: Bench = field(default_factory=Bench)
+    skip_corrupt: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from pxcompress.budgets import BUDGETS
+        from pxcompress.plan import Limits
+        from pxcompress.repair import REPAIRS
+        from pxcompress.scorers import SCORERS
+
+        if not 0 < self.ratio < 1:
+            raise InputError(f"ratio is {self.ratio}; expected a share of the cost to remove, between 0 and 1")
+        if self.input_size is not None and self.input_size < 8:
+            raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
+        Limits(self.normalise, self.round_to, self.min_keep)
+        object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
+        object.__setattr__(self, "budget", BUDGETS.text(BUDGETS.build(self.budget)))
+        object.__setattr__(self, "repair", tuple(REPAIRS.text(REPAIRS.build(text)) for text in self.repair))
+
+    @property
+    def label(self) -> str:
+        """Name of the run folder: model, budget and ratio."""
+        model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self.model)
+        return f"{model}-{self.budget.partition(':')[0]}-{self.ratio:.2f}"
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the recipe's JSON, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` turns into an equal recipe."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read a recipe; unknown keys are refused, the known ones listed."""
+        content = _checked(cls, json.loads(text))
+        if "bench" in content:
+            content["bench"] = Bench(**_checked(Bench, content["bench"]))
+        if "repair" in content:
+            content["repair"] = tuple(content["repair"])
+        return cls(**content)
+
+    def but(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+def _checked(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in fields(cls)]
+    for key in content:
+        if key not in known:
+            raise unknown("recipe key", key, known)
+    return dict(content)

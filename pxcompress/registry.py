@@ -1,0 +1,145 @@
+"""Named methods with typed options: one text form for the command line, recipes, reports and search.
+
+@SCORERS.register("lrp")
+@dataclass(frozen=True)
+class LRP:
+    gamma: float = option(0.25, "share of the positive weights added", low=0.0, high=1.0)
+
+SCORERS.build("lrp:gamma=0.1")      -> LRP(gamma=0.1)
+SCORERS.text(LRP(gamma=0.1))        -> "lrp:gamma=0.1"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from pxcompress.errors import InputError, unknown
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    log: bool = False,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that is a CLI option, a JSON key, a help line and a search range at once.
+
+    `low` and `high` are inclusive and checked when the option is set from text; `log` asks searches to draw it
+    logarithmically; `choices` lists the words a string option may take.
+    """
+    metadata = {"help": help, "low": low, "high": high, "log": log, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Registry(Generic[T]):
+    """Methods of one kind by name. Modules of `package` are imported on first use, so that they register themselves."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package = package
+        self._classes: dict[str, type[T]] = {}
+        self._discovered = False
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Class decorator. Refuses a name that is taken."""
+
+        def add(cls: C) -> C:
+            if name in self._classes:
+                raise ValueError(f"{self.kind} {name!r} is registered twice: {self._classes[name]} and {cls}")
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def _all(self) -> dict[str, type[T]]:
+        if not self._discovered:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+            self._discovered = True
+        return self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._all()))
+
+    def get(self, name: str) -> type[T]:
+        """The class registered under `name`; `InputError` lists the known ones."""
+        if name not in self._all():
+            raise unknown(self.kind, name, self._all())
+        return self._classes[name]
+
+    def options(self, name: str) -> tuple[dataclasses.Field[Any], ...]:
+        """The options of a method, in order."""
+        return dataclasses.fields(typing.cast(Any, self.get(name)))
+
+    def build(self, text: str) -> T:
+        """An instance from "name" or "name:option=value,option=value".
+
+        Commas inside brackets belong to the value. Raises `InputError` for an unknown name, option or value.
+        """
+        name, _, rest = text.partition(":")
+        cls = self.get(name.strip())
+        fields = {field.name: field for field in self.options(name.strip())}
+        hints = typing.get_type_hints(cls)
+        given: dict[str, Any] = {}
+        for part in _split(rest):
+            key, sign, value = part.partition("=")
+            key = key.strip().replace("-", "_")
+            if key not in fields:
+                if not fields:
+                    raise InputError(f"{self.kind} {name!r} has no options; given: {part!r}")
+                raise unknown(f"option of {self.kind} {name!r}:", key, fields)
+            if not sign:
+                raise InputError(f"option {key!r} of {self.kind} {name!r} needs a value: {key}=VALUE")
+            if key in given:
+                raise InputError(f"option {key!r} of {self.kind} {name!r} is given twice")
+            given[key] = _convert(value.strip(), hints[key], fields[key], f"option {key!r} of {self.kind} {name!r}")
+        return cls(**given)
+
+    def text(self, instance: T) -> str:
+        """The shortest text that `build` turns into an equal instance."""
+        name = next(name for name, cls in self._all().items() if cls is type(instance))
+        parts = []
+        for field in self.options(name):
+            value = getattr(instance, field.name)
+            if value != field.default:
+                parts.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")
+        return f"{name}:{','.join(parts)}" if parts else name
+
+
+def _split(text: str) -> list[str]:
+    """Parts of `text` between commas that stand outside brackets."""
+    return [part for part in re.split(r",(?![^()]*\))", text) if part.strip()]
+
+
+def _convert(value: str, hint: Any, field: dataclasses.Field[Any], where: str) -> Any:
+    """`value` as the field's type, checked against its range and choices."""
+    choices = field.metadata.get("choices", ())
+    if choices and value not in choices:
+        raise InputError(f"{where} is {value!r}; expected one of: {', '.join(choices)}")
+    if hint is bool:
+        if value.lower() not in ("true", "false"):
+            raise InputError(f"{where} is {value!r}; expected true or false")
+        return value.lower() == "true"
+    if hint not in (int, float):
+        return value
+    try:
+        number = hint(value)
+    except ValueError:
+        raise InputError(f"{where} is {value!r}; expected {'a whole number' if hint is int else 'a number'}") from None
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    if number != number or (low is not None and number < low) or (high is not None and number > high):
+        raise InputError(f"{where} is {value}; expected a value from {low} to {high}")
+    return number

@@ -1,0 +1,117 @@
+"""From activations and multipliers to one number a unit: where backward starts, and how samples are put together.
+
+Everything here works on any backward pass: with LRP's rules attached the multipliers are LRP's, without they are
+gradients (Taylor). Relevance of a unit is R = sum over its positions p of a_p m_p (METHODS: S1, S2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from pxcompress.collect import Start, collect
+from pxcompress.types import Batch, Batches, Group, Scores
+
+
+def _at(logits: Tensor, target: Tensor) -> Tensor:
+    return one_hot(target, logits.shape[1]).to(logits)
+
+
+def _one(logits: Tensor, target: Tensor) -> Tensor:
+    """Relevance 1 at the target: multiplier 1 / logit."""
+    value = logits.gather(1, target[:, None])
+    return _at(logits, target) / torch.where(value.abs() < 1e-6, torch.full_like(value, 1e-6), value)
+
+
+def _probability(logits: Tensor, target: Tensor) -> Tensor:
+    """Relevance at the target equal to its probability."""
+    return _one(logits, target) * logits.softmax(1).gather(1, target[:, None])
+
+
+def _margin(logits: Tensor, target: Tensor) -> Tensor:
+    """Gradient of the target's logit minus the log-sum-exp of the others'."""
+    hit = _at(logits, target)
+    return hit - (logits.masked_fill(hit.bool(), -torch.inf)).softmax(1)
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Gradient of the cross-entropy."""
+    return logits.softmax(1) - _at(logits, target)
+
+
+STARTS: Mapping[str, Start] = {
+    "logit": _at,
+    "one": _one,
+    "probability": _probability,
+    "margin": _margin,
+    "loss": _loss,
+}
+"""Logits (n, classes) and target classes (n,) -> multipliers at the logits; "logit" starts with the logit's own value."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """How relevances (n, units) become scores: `each` before the mean over samples, `mean` after it."""
+
+    each: Callable[[Tensor], Tensor]
+    mean: Callable[[Tensor], Tensor]
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+AGGREGATES: Mapping[str, Aggregate] = {
+    "abs": Aggregate(torch.abs, _same),
+    "signed": Aggregate(_same, _same),
+    "abs-mean": Aggregate(_same, torch.abs),
+    "squared": Aggregate(torch.square, _same),
+}
+"""mean |R|, mean R, |mean R|, mean R^2 over samples."""
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """Batches in which every sample stands once for each class, as its label: the target "all"."""
+
+    batches: Batches
+    classes: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for inputs, labels in self.batches:
+            every = torch.arange(self.classes, device=labels.device)
+            for part, count in zip(inputs.split(8), labels.split(8), strict=True):
+                yield part.repeat_interleave(self.classes, 0), every.repeat(len(count))
+
+
+def started(start: str, target: str) -> Start:
+    """The start named `start` at the label, or at the model's own prediction for the target "prediction"."""
+
+    def multipliers(logits: Tensor, labels: Tensor) -> Tensor:
+        return STARTS[start](logits, logits.argmax(1) if target == "prediction" else labels)
+
+    return multipliers
+
+
+def unit_relevance(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batches: Batches,
+    start: Start,
+    *,
+    aggregate: str = "abs",
+    centre: bool = False,
+) -> Scores:
+    """Relevance of every unit, averaged over samples and, on a residual stream, over the tensors that carry it.
+
+    With `centre` activations count as differences from their mean over the batches, (a - mean_c) m: what a unit
+    carries beyond a constant (METHODS: S2); that takes one more forward pass.
+    """
+    rule = AGGREGATES[aggregate]
+    origin = collect(model, groups, batches, lambda a, m: a.mean(2)) if centre else None
+    found = collect(model, groups, batches, lambda a, m: rule.each((a * m).sum(2)), start, origin)
+    return {name: rule.mean(values).mean(0).float() for name, values in found.items()}

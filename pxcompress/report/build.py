@@ -1,0 +1,68 @@
+"""report.json: the report's fields as they are named in `types.Report`, nested records as objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from typing import Any
+
+from pxcompress.errors import InputError, unknown
+from pxcompress.types import Report
+
+SCHEMA_VERSION = 1
+
+_PLAIN: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float), bool: (bool,)}
+"""What JSON may hold where a field has this type."""
+
+
+def to_json(report: Report) -> str:
+    """report.json as ASCII text, `schema_version` first. Raises `ValueError` for NaN and infinity: JSON lacks them."""
+    content = {"schema_version": report.schema_version, **dataclasses.asdict(report)}
+    return json.dumps(content, indent=1, allow_nan=False)
+
+
+def from_json(text: str) -> Report:
+    """The report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"this is not a report.json ({error}); give one that pxcompress wrote") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"schema_version is {version!r}; expected {SCHEMA_VERSION}: read it with the pxcompress that wrote it"
+        )
+    report: Report = _decode(Report, content, "report")
+    return report
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`: records and tuples of them; everything else stays as JSON gave it."""
+    if dataclasses.is_dataclass(hint):
+        return _record(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        _expect(value, (list,), where)
+        element = typing.get_args(hint)[0]
+        return tuple(_decode(element, item, f"{where}[{place}]") for place, item in enumerate(value))
+    if hint in _PLAIN:
+        _expect(value, _PLAIN[hint], where)
+    return value
+
+
+def _record(cls: type, value: Any, where: str) -> Any:
+    _expect(value, (dict,), where)
+    hints = typing.get_type_hints(cls)
+    for key in value:
+        if key not in hints:
+            raise unknown(f"key of {where}", key, hints)
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.name not in value:
+            raise InputError(f"{where} lacks {field.name!r}; expected a report.json that pxcompress wrote")
+    return cls(**{key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+
+
+def _expect(value: Any, types: tuple[type, ...], where: str) -> None:
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        expected = " or ".join(kind.__name__ for kind in types)
+        raise InputError(f"{where} is {type(value).__name__}; expected {expected} as pxcompress writes it")

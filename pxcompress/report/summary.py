@@ -1,0 +1,235 @@
+"""What every view of a report says: the compared figures, their intervals, the conditions, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import hypot
+from typing import Any
+
+from scipy.stats import binomtest
+
+from pxcompress.recipe import Bench, Recipe
+from pxcompress.types import Measurement, Report
+
+_OPTIONS = {"scorer": "score"}
+"""Recipe keys whose command-line option has another name."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Both ends of a 95 % interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of both models, as numbers and as text. `change` is pruned against dense, in words."""
+
+    label: str
+    dense: float
+    pruned: float
+    dense_text: str
+    pruned_text: str
+    change: str
+
+    @property
+    def ratio(self) -> float:
+        """pruned / dense."""
+        return self.pruned / self.dense if self.dense else float("nan")
+
+
+def wilson(share: float, samples: int) -> Interval:
+    """95 % score interval of a share of `samples` (Wilson 1927)."""
+    found = binomtest(round(share * samples), samples).proportion_ci(0.95, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def drop_interval(report: Report) -> Interval:
+    """95 % interval of dense top-1 minus pruned top-1, from both Wilson intervals (Newcombe 1998, method 10).
+
+    It treats the two as independent. They see the same samples, so the true interval is rather narrower.
+    """
+    dense, pruned = report.dense, report.pruned
+    of_dense, of_pruned = wilson(dense.top1, dense.samples), wilson(pruned.top1, pruned.samples)
+    drop = dense.top1 - pruned.top1
+    return Interval(
+        drop - hypot(dense.top1 - of_dense.low, of_pruned.high - pruned.top1),
+        drop + hypot(of_dense.high - dense.top1, pruned.top1 - of_pruned.low),
+    )
+
+
+def rows(report: Report) -> tuple[Row, ...]:
+    """Cost and speed of both models, one figure a row; top-1 is apart, as it has an interval."""
+    return tuple(_row(report, *figure) for figure in _FIGURES)
+
+
+def _row(
+    report: Report,
+    label: str,
+    value: Callable[[Measurement], float],
+    text: Callable[[float], str],
+    words: tuple[str, str],
+) -> Row:
+    dense, pruned = value(report.dense), value(report.pruned)
+    return Row(label, dense, pruned, text(dense), text(pruned), change(dense, pruned, *words))
+
+
+def change(dense: float, pruned: float, less: str, more: str) -> str:
+    """ "2.9x fewer", "1.1x more", or "same" where three digits show no difference."""
+    if not dense or not pruned:
+        return "same" if dense == pruned else (less if pruned < dense else more)
+    factor = f"{max(dense, pruned) / min(dense, pruned):.3g}"
+    return "same" if factor == "1" else f"{factor}x {less if pruned < dense else more}"
+
+
+def count(value: float) -> str:
+    """A count with three digits: "23.5 M"."""
+    return _scaled(value, ("", "k", "M", "G", "T", "P"))
+
+
+def size(value: float) -> str:
+    """Bytes with three digits, in powers of 1000: "94.1 MB"."""
+    return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds with three digits."""
+    return f"{_digits(value)} ms"
+
+
+def seconds(value: float) -> str:
+    """Seconds with one decimal; below one second, milliseconds."""
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
+
+
+def per_second(value: float) -> str:
+    """Samples per second with three digits."""
+    return f"{count(value)}/s"
+
+
+def percent(share: float) -> str:
+    """A share as "97.2%"."""
+    return f"{share:.1%}"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, signed: "-0.6"."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    return f"{_digits(value)} {units[step]}".rstrip()
+
+
+def _digits(value: float) -> str:
+    """Three significant digits without an exponent; whole numbers as they are."""
+    if value == int(value):
+        return str(int(value))
+    places = next(
+        (places for limit, places in ((99.95, 0), (9.995, 1), (0.9995, 2), (0.09995, 3)) if abs(value) >= limit), None
+    )
+    return f"{value:.3g}" if places is None else f"{value:.{places}f}"
+
+
+_FIGURES: tuple[tuple[str, Callable[[Measurement], float], Callable[[float], str], tuple[str, str]], ...] = (
+    ("MACs", lambda of: of.macs, count, ("fewer", "more")),
+    ("parameters", lambda of: of.params, count, ("fewer", "more")),
+    ("file size", lambda of: of.onnx_bytes, size, ("smaller", "larger")),
+    ("latency p50", lambda of: of.latency_ms.p50, milliseconds, ("faster", "slower")),
+    ("latency p90", lambda of: of.latency_ms.p90, milliseconds, ("faster", "slower")),
+    ("throughput", lambda of: of.throughput, per_second, ("less", "more")),
+)
+
+
+def headline(report: Report) -> str:
+    """Speed, size and accuracy in one line. It claims no more than the verdict, which knows the speed's interval."""
+    smaller = change(report.dense.onnx_bytes, report.pruned.onnx_bytes, "smaller", "larger")
+    return f"{speed(report)}, {'same size' if smaller == 'same' else smaller}, {accuracy_change(report)}"
+
+
+def speed(report: Report) -> str:
+    """ "2.8x faster" where the verdict says so, else "not faster (1.02x)"."""
+    speedup = report.ratios.speedup_p50
+    return f"{speedup:.3g}x faster" if is_faster(report) else f"not faster ({speedup:.2f}x)"
+
+
+def is_faster(report: Report) -> bool:
+    """Whether the verdict calls the pruned model faster."""
+    return "x faster (" in report.verdict
+
+
+def accuracy_change(report: Report) -> str:
+    """ "0.6 points top-1 lost"."""
+    text = points(-report.ratios.top1_drop)
+    words = {"-": "lost", "+": "gained"}
+    return f"{text[1:]} points top-1 {words[text[0]]}" if text[0] in words else "top-1 unchanged"
+
+
+def hardware(report: Report) -> str:
+    """The processor on which latency was measured."""
+    on_cpu = report.provider.got == "CPUExecutionProvider"
+    name = report.environment.get("cpu_name" if on_cpu else "device_name") or report.environment.get("device_name")
+    return str(name or "unknown hardware")
+
+
+_WEIGHTS = {
+    "checkpoint": "weights from a checkpoint",
+    "pretrained": "pretrained weights",
+    "trained-here": "weights trained here",
+}
+
+
+def conditions(report: Report) -> str:
+    """Under which conditions the figures hold, in one line."""
+    threads = report.environment.get("threads")
+    parts = (
+        hardware(report),
+        report.provider.got,
+        f"{threads} CPU thread{'' if threads == 1 else 's'}",
+        f"batch {report.pruned.batch_size}",
+        report.pruned.precision,
+        f"{report.pruned.samples} test samples",
+        f"input {'x'.join(map(str, report.input_shape))}",
+        _WEIGHTS.get(report.weights, f"weights: {report.weights}"),
+    )
+    return ", ".join(parts)
+
+
+def command(recipe: Mapping[str, object]) -> str:
+    """The `pxcompress run` line that a recipe stands for; options at their default are left out."""
+    given, defaults = _flat(recipe), _defaults()
+    words = ["pxcompress", "run"]
+    for key, value in given.items():
+        if key not in defaults or value != defaults[key]:
+            words += _option(_OPTIONS.get(key, key.replace("_", "-")), value)
+    return shlex.join(words)
+
+
+def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
+    flat = dict(recipe)
+    bench: Any = flat.pop("bench", {})
+    return {**flat, **bench}
+
+
+def _defaults() -> dict[str, Any]:
+    """Default of every option, as JSON holds it."""
+    fields = [field for cls in (Recipe, Bench) for field in dataclasses.fields(cls)]
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+
+
+def _option(name: str, value: Any) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [word for item in value or ["none"] for word in (f"--{name}", str(item))]
+    if value is True:
+        return [f"--{name}"]
+    return [] if value is None or value is False else [f"--{name}", str(value)]

@@ -1,0 +1,92 @@
+"""The result for a terminal: plain ASCII, aligned, the verdict last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pxcompress.report.summary import (
+    conditions,
+    drop_interval,
+    milliseconds,
+    per_second,
+    percent,
+    points,
+    rows,
+    size,
+    wilson,
+)
+from pxcompress.types import Measurement, Report
+
+if TYPE_CHECKING:
+    from pxcompress.measure import BenchRow
+
+_Line = tuple[str, ...]
+
+
+def to_table(report: Report) -> str:
+    """What `pxcompress run` prints: figures of both models, conditions, notes, verdict. No newline at the end."""
+    lines: list[_Line] = [("", "dense", "pruned", "ratio")]
+    lines += _accuracy(report)
+    lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
+    notes = [f"note: {note}" for note in report.notes]
+    return "\n".join([*_aligned(lines), "", conditions(report), *notes, report.verdict])
+
+
+def _accuracy(report: Report) -> list[_Line]:
+    """Top-1, and under it the 95 % intervals of both shares and of their difference."""
+    drop = drop_interval(report)
+    return [
+        (
+            "top-1",
+            percent(report.dense.top1),
+            percent(report.pruned.top1),
+            f"{points(report.pruned.top1 - report.dense.top1)} points",
+        ),
+        (
+            "  95 % interval",
+            _interval(report.dense),
+            _interval(report.pruned),
+            f"{points(-drop.high)} to {points(-drop.low)} points",
+        ),
+    ]
+
+
+def _interval(measurement: Measurement) -> str:
+    interval = wilson(measurement.top1, measurement.samples)
+    return f"{percent(interval.low)} to {percent(interval.high)}"
+
+
+def bench_table(rows: Sequence[BenchRow]) -> str:
+    """What `pxcompress bench` prints; `speed` is against the first file at the same batch. No newline at the end."""
+    first = {row.batch_size: row.latency_ms.p50 for row in reversed(rows)}
+    lines: list[_Line] = [("file", "batch", "p50", "p90", "p99", "throughput", "speed", "size", "provider")]
+    lines += [
+        (
+            row.path,
+            str(row.batch_size),
+            milliseconds(row.latency_ms.p50),
+            milliseconds(row.latency_ms.p90),
+            milliseconds(row.latency_ms.p99),
+            per_second(row.throughput),
+            f"{first[row.batch_size] / row.latency_ms.p50:.2f}x",
+            size(row.onnx_bytes),
+            f"{row.placement.got} {row.precision}, {row.placement.nodes_on_provider}/{row.placement.nodes_total} nodes",
+        )
+        for row in rows
+    ]
+    runs = ", ".join(sorted({str(row.latency_ms.runs) for row in rows}))
+    threads = ", ".join(sorted({str(row.threads) for row in rows}))
+    reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
+    conditions = f"{runs} runs of each file, in turns; {threads} CPU threads; random inputs"
+    return "\n".join([*_aligned(lines), "", conditions, *(f"note: {reason}" for reason in reasons)])
+
+
+def _aligned(lines: Sequence[_Line]) -> list[str]:
+    """The first and the last column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<", *[">"] * (len(widths) - 2), "<"]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,123 @@
+"""Pools of samples that are read one by one, and how they are drawn from."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pxcompress.errors import DataError
+
+Integers = NDArray[np.int64]
+
+# What Pillow raises for damaged files; it has no common base class for it.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+USER_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 5000}
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Images by position: `ids[i]` is unique within the data, `labels[i]` an index into its classes, (n,) int64.
+
+    `read(positions[i])` opens image i in whatever mode it has.
+    """
+
+    ids: tuple[str, ...]
+    labels: Integers
+    read: Callable[[int], Image.Image]
+    positions: Integers
+
+    @classmethod
+    def of(cls, ids: Sequence[str], labels: Integers, read: Callable[[int], Image.Image]) -> Samples:
+        """All images that `read` knows, in its order."""
+        return cls(tuple(ids), labels, read, np.arange(len(ids)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Integers) -> Samples:
+        """The samples at `indices`, in that order."""
+        ids = tuple(self.ids[index] for index in indices)
+        return Samples(ids, self.labels[indices], self.read, self.positions[indices])
+
+    def load(self, index: int) -> Image.Image:
+        """Image `index`, decoded, RGB. Raises `DataError` where it cannot be read."""
+        try:
+            return _rgb(self.read(int(self.positions[index])))
+        except _UNREADABLE as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(
+                f"image {self.ids[index]!r} cannot be read ({reason}); "
+                "replace it, or leave such images out with --skip-corrupt"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Labelled images in three disjoint pools, before anything is known about the model.
+
+    `train`: score and repair are drawn from it, and baselines are trained on it; `select`: as it is; `held_out`:
+    certify and test. `embedded` data comes without a model, so that a baseline gets trained; it is meant for inputs of
+    `native_size`. `limits`: samples per role where the caller asks for nothing else; test has no limit.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    embedded: bool
+    native_size: int | None
+    train: Samples
+    select: Samples
+    held_out: Samples
+    limits: Mapping[str, int] = field(default_factory=lambda: dict(USER_LIMITS))
+    skip_corrupt: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def drawing_order(labels: Integers, rng: np.random.Generator, *, even: bool) -> Integers:
+    """A random order of samples whose every beginning has the classes mixed well.
+
+    `even`: every class equally often for as long as it lasts; else every class by its share of the samples.
+    """
+    shuffled = rng.permutation(len(labels))
+    drawn = labels[shuffled]
+    key = np.empty(len(labels))
+    for label in np.unique(drawn):
+        members = np.flatnonzero(drawn == label)
+        ranks = np.arange(len(members))
+        key[members] = ranks if even else (ranks + rng.uniform()) / len(members)
+    return shuffled[np.argsort(key, kind="stable")]
+
+
+def cut(samples: Samples, sizes: Sequence[int], rng: np.random.Generator, *, even: bool = False) -> tuple[Samples, ...]:
+    """Disjoint parts of the given sizes, drawn at random, each stratified by class."""
+    order = drawing_order(samples.labels, rng, even=even)
+    ends = np.cumsum(sizes)
+    return tuple(samples.take(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+
+
+def pools(train: Samples, held_out: Samples | None, seed: int) -> tuple[Samples, Samples, Samples]:
+    """Train, select and held-out pools of a user's data; without held-out data everything comes from `train`.
+
+    Select gets 15 % of what it is cut from, at most 1000; held-out data, where it has to be cut, 40 % of the rest.
+    """
+    rng = np.random.default_rng(seed)
+    select = min(USER_LIMITS["select"], round(0.15 * len(train)))
+    if held_out is not None:
+        rest, chosen = cut(train, (len(train) - select, select), rng)
+        return rest, chosen, held_out
+    held = int(0.4 * (len(train) - select))
+    rest, chosen, kept_back = cut(train, (len(train) - select - held, select, held), rng)
+    return rest, chosen, kept_back
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`image` decoded, as RGB; transparency is dropped."""
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB Pillow warns about palettes with transparency
+    return image.convert("RGB")

@@ -1,0 +1,6 @@
+"""How much a model's decisions rest on each unit: one method a file, found by itself."""
+
+from pxcompress.registry import Registry
+from pxcompress.types import Scorer
+
+SCORERS: Registry[Scorer] = Registry("scorer", __name__)

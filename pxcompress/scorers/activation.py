@@ -1,0 +1,39 @@
+"""What a unit does, without asking what for: its activation, alone or times the weights that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.collect import collect, unit_weights
+from pxcompress.registry import option
+from pxcompress.scorers import SCORERS
+from pxcompress.types import Batches, Group, Scores
+
+
+@SCORERS.register("activation")
+@dataclass(frozen=True)
+class Activation:
+    """Mean |a|, or variance of a over samples and positions times |w|^2 of its readers (WIFV, as in FLAP)."""
+
+    statistic: str = option(
+        "wifv", "mean: E|a|; wifv: Var(a) * sum of squared consumer weights", choices=("wifv", "mean")
+    )
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
+        """Forward passes only; no labels."""
+        if self.statistic == "mean":
+            found = collect(model, groups, batches, lambda a, m: a.abs().mean(2))
+            return {name: values.mean(0).float() for name, values in found.items()}
+        first = collect(model, groups, batches, lambda a, m: a.mean(2))
+        spread = collect(model, groups, batches, lambda a, m: a.square().mean(2), origin=first)
+        return {group.name: (spread[group.name].mean(0) * _readers(model, group)).float() for group in groups}
+
+
+def _readers(model: nn.Module, group: Group) -> Tensor:
+    """Sum of squared weights of every unit's consumers, (units,)."""
+    weights = [unit_weights(model, member) for member in group.consumers]
+    return torch.stack([weight.square().sum(1).double().cpu() for weight in weights if weight is not None]).sum(0)

@@ -1,0 +1,60 @@
+"""Integrated gradients (Sundararajan et al. 2017), read at the units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.collect import collect
+from pxcompress.registry import option
+from pxcompress.relevance import started
+from pxcompress.scorers import SCORERS
+from pxcompress.types import Batch, Batches, Group, Scores
+
+TOGETHER = 64
+"""Inputs of one forward pass, all steps counted."""
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Batches of whole paths: for every sample the baseline, `steps` midpoints and the sample itself."""
+
+    batches: Batches
+    steps: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        middle = (torch.arange(self.steps) + 0.5) / self.steps
+        place = torch.cat([torch.zeros(1), middle, torch.ones(1)])
+        size = max(1, TOGETHER // len(place))
+        for inputs, labels in self.batches:
+            for part, target in zip(inputs.split(size), labels.split(size), strict=True):
+                scale = place.to(part).reshape(1, -1, *[1] * (part.dim() - 1))
+                path = part.unsqueeze(1) * scale
+                yield path.flatten(0, 1), target.repeat_interleave(len(place))
+
+
+@SCORERS.register("integrated-gradients")
+@dataclass(frozen=True)
+class IntegratedGradients:
+    """E_x | sum_p (a_p(x) - a_p(0)) mean over the path of d logit / da_p |, the baseline being the zero input.
+
+    Zero is the mean image after normalisation. The path is a straight line in input space, midpoint rule.
+    """
+
+    steps: int = option(20, "points of the path", low=1, high=1000)
+    target: str = option("label", "class whose logit is explained", choices=("label", "prediction"))
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
+        """`steps` + 2 forward and backward passes a sample."""
+        points = self.steps + 2
+
+        def conductance(activation: Tensor, multiplier: Tensor) -> Tensor:
+            path = activation.unflatten(0, (-1, points))
+            gradient = multiplier.unflatten(0, (-1, points))[:, 1:-1].mean(1)
+            return ((path[:, -1] - path[:, 0]) * gradient).sum(2).abs()
+
+        found = collect(model, groups, _Paths(batches, self.steps), conductance, started("logit", self.target))
+        return {name: values.mean(0).float() for name, values in found.items()}

@@ -1,0 +1,46 @@
+"""Layer-wise Relevance Propagation (Bach et al. 2015): how much of the decision flows through each unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from pxcompress.attribution import attributed
+from pxcompress.attribution.composites import parse_composite
+from pxcompress.registry import option
+from pxcompress.relevance import AGGREGATES, STARTS, Expanded, started, unit_relevance
+from pxcompress.scorers import SCORERS
+from pxcompress.types import Batches, Group, Scores
+
+
+@SCORERS.register("lrp")
+@dataclass(frozen=True)
+class LRP:
+    """E_x | sum_p a_p m_p |, m being the multipliers of the composite's rules (METHODS: S1; with centre S2)."""
+
+    composite: str = option(
+        "epsilon", "rules by depth: a preset's name or a composite's text, see `pxcompress methods`"
+    )
+    start: str = option("logit", "relevance that the target starts with", choices=tuple(STARTS))
+    target: str = option(
+        "prediction", "class whose relevance counts; only label needs labels", choices=("prediction", "label", "all")
+    )
+    aggregate: str = option("abs", "over samples", choices=tuple(AGGREGATES))
+    centre: bool = option(False, "count only what goes beyond the unit's mean activation")
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
+        """One forward and one backward pass over `batches`, on a copy with BatchNorm folded."""
+        inputs, _ = next(iter(batches))
+        with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
+            if self.target == "all":
+                batches = Expanded(batches, twin.model(inputs[:1].to(next(twin.model.parameters()).device)).shape[1])
+            return unit_relevance(
+                twin.model,
+                groups,
+                batches,
+                started(self.start, self.target),
+                aggregate=self.aggregate,
+                centre=self.centre,
+            )

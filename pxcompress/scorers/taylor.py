@@ -1,0 +1,26 @@
+"""First-order Taylor expansion of the loss (Molchanov et al. 2017): activation x gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from pxcompress.registry import option
+from pxcompress.relevance import AGGREGATES, STARTS, started, unit_relevance
+from pxcompress.scorers import SCORERS
+from pxcompress.types import Batches, Group, Scores
+
+
+@SCORERS.register("taylor")
+@dataclass(frozen=True)
+class Taylor:
+    """E_x | sum_p a_p dL/da_p |: the change of the cross-entropy when a unit is zeroed, to first order."""
+
+    start: str = option("loss", "what is differentiated", choices=tuple(STARTS))
+    aggregate: str = option("abs", "over samples", choices=tuple(AGGREGATES))
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
+        """Gradients of the labels' loss; needs labels."""
+        return unit_relevance(model, groups, batches, started(self.start, "label"), aggregate=self.aggregate)

@@ -1,0 +1,213 @@
+"""Where labelled images come from: `digits`, `glyphs`, a folder, or a data set that timm knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from pxcompress.errors import DataError, unknown
+from pxcompress.glyphs import CLASSES, glyph_arrays
+from pxcompress.samples import Samples, Source, cut, pools
+from pxcompress.timm_sources import PREFIXES, timm_pools
+
+# Folder names of the two halves, most usual first; compared in lower case.
+_TRAIN_FOLDERS = ("train", "training")
+_HELD_OUT_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
+
+# 1797 digits: 1000 to train on, 150 to select with, the rest held out.
+_DIGITS_SIZES = (1000, 150, 647)
+_DIGITS_LIMITS = {"score": 256, "repair": 512, "select": 150, "certify": 150}
+_GLYPHS_SIZES = {"train": 16000, "select": 1000, "held_out": 4000}
+_GLYPHS_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
+_EMBEDDED_SIZE = 32
+
+
+def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Source:
+    """The data that `spec` names.
+
+    `digits`; `glyphs`, or smaller, `glyphs:train=640,select=80,held_out=160`; a folder in ImageFolder layout, with or
+    without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with options as in
+    `hfds/uoft-cs/cifar10:input_key=img,val=test`. `seed` cuts the pools of a user's data; those of embedded data are
+    always the same, so that a baseline trained once never meets its training images again. Raises `DataError`.
+    """
+    name, _, options = spec.partition(":")
+    if name in _EMBEDDED:
+        return _EMBEDDED[name](spec, _parse_options(spec, options))
+    if not Path(spec).exists() and name.partition("/")[0].lower() in PREFIXES and "/" in name:
+        found = _timm(name, _parse_options(spec, options))
+    else:
+        found = _folder(spec)
+    if len(found.classes) < 2:
+        raise DataError(f"data {spec!r} has only one class ({found.classes[0]}); at least two are needed")
+    train, select, held_out = pools(found.train, found.held_out, seed)
+    return Source(
+        name=spec,
+        classes=found.classes,
+        embedded=False,
+        native_size=None,
+        train=train,
+        select=select,
+        held_out=held_out,
+        skip_corrupt=skip_corrupt,
+        notes=found.notes,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A user's data as it lies there."""
+
+    classes: tuple[str, ...]
+    train: Samples
+    held_out: Samples | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrays:
+    """Reads images from memory, (n, height, width, 3) uint8."""
+
+    images: NDArray[np.uint8]
+
+    def __call__(self, position: int) -> Image.Image:
+        return Image.fromarray(self.images[position])
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    """Reads images from files below `root`."""
+
+    root: Path
+    names: tuple[str, ...]
+
+    def __call__(self, position: int) -> Image.Image:
+        with Image.open(self.root / self.names[position]) as image:
+            image.load()
+        return image
+
+
+def _parse_options(spec: str, text: str) -> dict[str, str]:
+    """ "a=1,b=2" as a mapping."""
+    options: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, sign, value = part.partition("=")
+        if not sign or not value or key in options:
+            raise DataError(f"data {spec!r}: cannot read option {part!r}; expected each option once, as NAME=VALUE")
+        options[key] = value
+    return options
+
+
+def _digits(spec: str, options: Mapping[str, str]) -> Source:
+    if options:
+        raise DataError(f"data 'digits' has no options; given: {spec!r}")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = (bunch.images * (255 / 16)).round().astype(np.uint8)
+    ids = [f"digits/{index}" for index in range(len(grey))]
+    everything = Samples.of(ids, bunch.target.astype(np.int64), _Arrays(np.repeat(grey[..., None], 3, axis=3)))
+    train, select, held_out = cut(everything, _DIGITS_SIZES, np.random.default_rng(0))
+    classes = tuple(str(name) for name in bunch.target_names)
+    return Source(spec, classes, True, _EMBEDDED_SIZE, train, select, held_out, limits=_DIGITS_LIMITS)
+
+
+def _glyphs(spec: str, options: Mapping[str, str]) -> Source:
+    sizes = dict(_GLYPHS_SIZES)
+    for key, value in options.items():
+        if key not in sizes:
+            raise DataError(str(unknown("option of data 'glyphs':", key, sizes)))
+        if not value.isdecimal() or int(value) < 1:
+            raise DataError(f"option {key!r} of data 'glyphs' is {value!r}; expected a whole number from 1")
+        sizes[key] = int(value)
+
+    def part(key: str) -> Samples:
+        name = key.replace("_", "-")
+        images, labels = glyph_arrays(name, sizes[key])
+        return Samples.of([f"glyphs/{name}/{index}" for index in range(len(images))], labels, _Arrays(images))
+
+    limits = _GLYPHS_LIMITS
+    return Source(spec, CLASSES, True, _EMBEDDED_SIZE, part("train"), part("select"), part("held_out"), limits=limits)
+
+
+_EMBEDDED: dict[str, Callable[[str, Mapping[str, str]], Source]] = {"digits": _digits, "glyphs": _glyphs}
+
+
+def _timm(name: str, options: Mapping[str, str]) -> _Found:
+    if name.lower() in ("torch/image_folder", "torch/folder"):
+        if list(options) != ["root"]:
+            raise DataError(f"data {name!r} takes one option, its folder; expected {name}:root=DIR")
+        return _folder(options["root"])  # timm would take the whole folder for both halves without val/
+    classes, train, held_out, notes = timm_pools(name, options)
+    return _Found(classes, train, held_out, notes)
+
+
+def _folder(spec: str) -> _Found:
+    root = Path(spec).expanduser()
+    _check_folder(spec, root)
+    inner = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    train = next((inner[name] for name in _TRAIN_FOLDERS if name in inner), None)
+    held_out = [inner[name] for name in _HELD_OUT_FOLDERS if name in inner]
+    halves = [half for half in (train, *held_out[:1]) if half is not None]
+    if len(halves) < 2:  # one half alone is cut like a folder without halves
+        classes, samples, notes = _scan(spec, root, halves[0] if halves else root, None)
+        return _Found(classes, samples, None, notes)
+    classes, samples, notes = _scan(spec, root, halves[0], None)
+    _, held_out_samples, _ = _scan(spec, root, halves[1], classes)
+    notes += tuple(f"{path.name}/ is not used; {halves[1].name}/ is the held-out half" for path in held_out[1:])
+    return _Found(classes, samples, held_out_samples, notes)
+
+
+def _check_folder(spec: str, root: Path) -> None:
+    if spec and root.is_dir():
+        if not any(root.iterdir()):
+            raise DataError(f"data folder {spec!r} is empty; expected one folder of images per class")
+        return
+    if spec and root.exists():
+        raise DataError(f"data {spec!r} is a file; expected a folder with one folder of images per class")
+    known = [*_EMBEDDED, *(f"{prefix}/NAME" for prefix in PREFIXES)]
+    if os.sep in spec or spec.startswith((".", "~")):
+        raise DataError(f"data folder {spec!r} does not exist; give a folder, or one of: {', '.join(known)}")
+    raise DataError(f"{unknown('data', spec, known)} (nor is there a folder of that name)")
+
+
+def _scan(
+    spec: str, root: Path, half: Path, classes: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], Samples, tuple[str, ...]]:
+    """Classes, samples and notes of a folder whose folders are classes; ids are paths relative to `root`.
+
+    With `classes` given, a folder that is not among them is an error.
+    """
+    folders = sorted(path.name for path in half.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = {name: _images(half / name) for name in folders}
+    names = classes or tuple(name for name in folders if found[name])
+    if not any(found.values()):
+        extensions = " ".join(IMG_EXTENSIONS)
+        raise DataError(f"no images in class folders below '{half}'; expected CLASS/IMAGE with one of: {extensions}")
+    strange = [name for name in folders if found[name] and name not in names]
+    if strange:
+        raise DataError(
+            f"class {strange[0]!r} of '{half}' has no images to learn from; the halves need the same classes"
+        )
+    files = [(path, label) for label, name in enumerate(names) for path in found.get(name, ())]
+    ids = tuple(path.relative_to(root).as_posix() for path, _ in files)
+    labels = np.array([label for _, label in files], dtype=np.int64)
+    notes = [f"class folder {name!r} of {spec!r} has no images and is left out" for name in folders if not found[name]]
+    return names, Samples.of(ids, labels, _Files(root, ids)), tuple(notes)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files below a class folder, sorted; hidden ones (such as macOS's ._NAME) are no images."""
+    paths = (
+        Path(parent) / name
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+    )
+    return sorted(paths)

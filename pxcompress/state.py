@@ -1,0 +1,69 @@
+"""Context managers for every temporary change: each puts back exactly what it found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and PyTorch inside the block; their states outside are unchanged."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@contextmanager
+def observed(model: nn.Module) -> Iterator[nn.Module]:
+    """`model` in eval mode, without parameter gradients and in-place activations; hooks may be added inside.
+
+    On exit training modes (per module), `requires_grad`, `inplace` flags and hooks are as before.
+    """
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    inplace = [getattr(module, "inplace", None) for module in modules]
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    hooks = [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in modules]
+    try:
+        model.eval()
+        for parameter, _ in grads:
+            parameter.requires_grad_(False)
+        for module, flag in zip(modules, inplace, strict=True):
+            if isinstance(flag, bool):
+                module.inplace = False  # type: ignore[assignment]
+        yield model
+    finally:
+        for module, mode, flag, (after, before) in zip(modules, training, inplace, hooks, strict=True):
+            module.training = mode
+            if isinstance(flag, bool):
+                module.inplace = flag  # type: ignore[assignment]
+            for key in set(module._forward_hooks) - set(after):
+                del module._forward_hooks[key]
+            for key in set(module._forward_pre_hooks) - set(before):
+                del module._forward_pre_hooks[key]
+        for parameter, flag in grads:
+            parameter.requires_grad_(flag)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU for a model without either."""
+    tensor: Tensor | None = next(iter(model.parameters()), next(iter(model.buffers()), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def best_device() -> torch.device:
+    """The GPU where PyTorch can use one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,81 @@
+"""Look before you cut: the groups of a model, what they cost, and what stays and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pxcompress.cost import macs_meter, params_meter
+from pxcompress.graph import find_groups
+from pxcompress.models import Loaded, classifier_names
+from pxcompress.types import Fixed, Kind
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """One group; the shares are of the whole model's cost, of everything that would go with all of its units.
+
+    A layer between two groups counts in both, so the shares of all groups add up to more than one.
+    """
+
+    name: str
+    kind: Kind
+    units: int
+    layers: int
+    params_share: float
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `pxcompress inspect` shows; costs are for one sample of `input_shape` (channels, height, width)."""
+
+    model: str
+    input_shape: tuple[int, ...]
+    classes: int
+    params: int
+    macs: int
+    units: int
+    groups: tuple[GroupCost, ...]
+    fixed: tuple[Fixed, ...]
+
+
+def survey(name: str, loaded: Loaded) -> Survey:
+    """Groups, units and their shares of parameters and MACs; needs no data."""
+    model, shape = loaded.model, loaded.preprocessing.input_size
+    example = torch.zeros(1, *shape)
+    structure = find_groups(model, example, classifier_names(model, example))
+    params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)
+    rows = tuple(
+        GroupCost(
+            group.name,
+            group.kind,
+            group.units,
+            len({member.module for member in group.members}),
+            1 - params({group.name: 0}) / params({}),
+            1 - macs({group.name: 0}) / macs({}),
+        )
+        for group in structure.groups
+    )
+    units = sum(group.units for group in structure.groups)
+    return Survey(name, shape, loaded.classes, int(params({})), int(macs({})), units, rows, structure.fixed)
+
+
+def to_table(result: Survey) -> str:
+    """The survey as text for a terminal."""
+    shape = " x ".join(str(size) for size in result.input_shape)
+    lines = [
+        f"{result.model}: {result.params:,} parameters, {result.macs:,} MACs at {shape}, {result.classes} classes; "
+        f"{result.units:,} removable units in {len(result.groups)} groups",
+        "",
+    ]
+    width = max((len(row.name) for row in (*result.groups, *result.fixed)), default=4)
+    lines.append(f"{'group':<{width}}  {'kind':<8} {'units':>6} {'layers':>7} {'params':>8} {'MACs':>8}")
+    for row in result.groups:
+        lines.append(
+            f"{row.name:<{width}}  {row.kind:<8} {row.units:>6} {row.layers:>7} {row.params_share:>8.1%} {row.macs_share:>8.1%}"
+        )
+    lines += ["", "stays whole:"]
+    lines += [f"{layer.name:<{width}}  {layer.units:>6} outputs: {layer.reason}" for layer in result.fixed]
+    return "\n".join(lines)

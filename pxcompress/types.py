@@ -1,0 +1,306 @@
+"""The records that the pipeline hands from stage to stage, and the three things that can be plugged in.
+
+Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> Measurement -> Report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs (n, ...) float32 and labels (n,) int64."""
+
+Batches = Iterable[Batch]
+"""Re-iterable: every `iter()` yields the same batches in the same order."""
+
+Scores = Mapping[str, Tensor]
+"""Group name -> (units,) float32; higher means keep."""
+
+Meter = Callable[[Mapping[str, int]], float]
+"""Units kept per group (by name; groups left out are whole) -> cost in the budget's unit."""
+
+Kind = Literal["channel", "neuron", "head"]
+Axis = Literal["out", "in"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the model's input: resize, centre crop, to [0, 1], (x - mean) / std.
+
+    `input_size` is (channels, height, width); `crop` is the share of the resized image that the centre crop keeps.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop: float = 1.0
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Five disjoint parts of the data; a stage is handed its own part, never this record.
+
+    `ids` holds the sample ids of every role; `example` is one input, shape (1, ...).
+    """
+
+    score: Batches
+    repair: Batches
+    select: Batches
+    certify: Batches
+    test: Batches
+    example: Tensor
+    ids: Mapping[str, tuple[str, ...]]
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for role, ids in self.ids.items():
+            for sample in ids:
+                if sample in seen:
+                    raise ValueError(f"sample {sample!r} is in both {seen[sample]!r} and {role!r}")
+                seen[sample] = role
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One axis of one module (or parameter) that follows a group: unit `u` owns the rows `index[u]`.
+
+    `axis` "out": rows the module produces or carries (convolution, linear, norm, depthwise convolution, parameter).
+    `axis` "in": rows it consumes. A group's consumers are exactly its "in" members.
+    """
+
+    module: str
+    axis: Axis
+    index: Tensor  # (units, k) int64
+
+    def rows(self, units: Sequence[int]) -> Tensor:
+        """Rows owned by `units`, sorted, shape (len(units) * k,)."""
+        return self.index[list(units)].flatten().sort().values
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that can be removed one by one, each across all members at once. `members[0]` is the root."""
+
+    name: str
+    kind: Kind
+    units: int
+    members: tuple[Member, ...]
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """Members that read the units; zeroing their rows equals removing the units."""
+        return tuple(member for member in self.members if member.axis == "in")
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A layer whose outputs stay whole, and why."""
+
+    name: str
+    units: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What can be removed from a model and what cannot."""
+
+    groups: tuple[Group, ...]
+    fixed: tuple[Fixed, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units go. Saved as plan.json; costs are in `unit`, the budget's."""
+
+    removed: Mapping[str, tuple[int, ...]]
+    budget: str
+    unit: str
+    cost_dense: float
+    cost_planned: float
+    cost_target: float
+
+    def kept(self, group: Group) -> list[int]:
+        """Units of `group` that stay, ascending."""
+        gone = set(self.removed.get(group.name, ()))
+        return [unit for unit in range(group.units) if unit not in gone]
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A physically smaller model beside the dense one it came from. Repairs may change `model`, never `dense`."""
+
+    model: nn.Module
+    dense: nn.Module
+    groups: tuple[Group, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Slim:
+    """A repaired slim model and what led to it."""
+
+    structure: Structure
+    scores: Scores
+    pruned: Pruned
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported ONNX file. `input_shape` has None for the dynamic batch."""
+
+    path: Path
+    opset: int
+    input_shape: tuple[int | None, ...]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the exported file is from the PyTorch model on the same inputs."""
+
+    samples: int
+    max_abs: float
+    top1_agreement: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one inference call, milliseconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which execution provider ran the graph. `fallback_reason` is empty when the asked one did all of it."""
+
+    asked: str
+    got: str
+    nodes_on_provider: int
+    nodes_total: int
+    fallback_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one exported model costs and how often it is right. `top1` is a share in [0, 1]; throughput is samples/s."""
+
+    top1: float
+    samples: int
+    params: int
+    macs: int
+    onnx_bytes: int
+    latency_ms: Latency
+    throughput: float
+    batch_size: int
+    provider: str
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One stage of a run; `top1_after` is measured on the select split with PyTorch, where the stage changed the model."""
+
+    name: str
+    seconds: float
+    peak_rss_bytes: int
+    top1_after: float | None = None
+
+
+@dataclass(frozen=True)
+class GroupWidth:
+    """Units of one group before and after."""
+
+    name: str
+    kind: Kind
+    units: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """pruned / dense, except `speedup_p50` (dense / pruned) and `top1_drop` (dense - pruned)."""
+
+    params: float
+    macs: float
+    onnx_bytes: float
+    speedup_p50: float
+    top1_drop: float
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """Name and classes of the data, samples per role, and images left out because they could not be read."""
+
+    name: str
+    classes: tuple[str, ...]
+    score: int
+    repair: int
+    select: int
+    certify: int
+    test: int
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The proof: everything that was measured, under which conditions. `to_json` of it is report.json."""
+
+    recipe: Mapping[str, object]
+    environment: Mapping[str, object]
+    data: DataSummary
+    weights: str
+    input_shape: tuple[int, ...]
+    dense: Measurement
+    pruned: Measurement
+    ratios: Ratios
+    parity: Parity
+    provider: Placement
+    stages: tuple[StageTime, ...]
+    groups: tuple[GroupWidth, ...]
+    fixed: tuple[Fixed, ...]
+    plan: Mapping[str, object]
+    folder: str
+    verdict: str
+    notes: tuple[str, ...] = ()
+    schema_version: int = field(default=1)
+
+
+class Scorer(Protocol):
+    """Says how much the model's decisions rest on each unit. A frozen dataclass; its fields are its options."""
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
+        """Scores of every group; `model` is left as it was."""
+        ...
+
+
+class Budget(Protocol):
+    """Prices a width for every group."""
+
+    unit: str
+
+    def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
+        """A pure function from units kept to cost."""
+        ...
+
+
+class Repair(Protocol):
+    """Makes the pruned model compute again what the dense one did."""
+
+    def __call__(self, pruned: Pruned, batches: Batches) -> Pruned:
+        """May change `pruned.model` in place; never `pruned.dense`."""
+        ...

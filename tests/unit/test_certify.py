@@ -1,0 +1,481 @@
+"""Certificates: p-values against slow exact ones, testing against closed testing, decisions, refusals, words."""
+
+import dataclasses
+import itertools
+import json
+import math
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pxcompress.certify import (
+    RISKS,
+    Candidate,
+    Certificate,
+    Goal,
+    by_class,
+    certify,
+    check_disjoint,
+    check_samples,
+    confidence,
+    losses,
+    max_errors,
+    samples_needed,
+    sentence,
+    spent,
+    split_hash,
+)
+from pxcompress.errors import DataError, InputError
+from pxcompress.learn_then_test import BOUNDS, TESTING, binomial, fixed_sequence, graphical
+
+
+def exact_tail(errors, n, alpha):
+    """P(Bin(n, alpha) <= errors) term by term, in fractions."""
+    a = Fraction(alpha)
+    return sum(math.comb(n, k) * a**k * (1 - a) ** (n - k) for k in range(errors + 1))
+
+
+def errors_of(count, n):
+    """n losses, `count` of them 1."""
+    return np.arange(n) < count
+
+
+def path_of(counts, n=1000, path=""):
+    """A path whose candidates made `counts` errors."""
+    return [Candidate(f"{path}m{i}", 1 - i / 100, errors_of(count, n), path) for i, count in enumerate(counts)]
+
+
+# --- reference numbers and p-values
+
+
+@pytest.mark.parametrize(("alpha", "most"), [(0.03, 129), (0.05, 224)])
+def test_reference_numbers(alpha, most):
+    assert max_errors(5000, alpha, 0.05) == most
+    goal = Goal(alpha=alpha, delta=0.05)
+    assert certify([Candidate("m", 1, errors_of(most, 5000))], goal).chosen == 0
+    assert certify([Candidate("m", 1, errors_of(most + 1, 5000))], goal).chosen is None
+
+
+@given(st.integers(1, 60), st.data())
+def test_binomial_is_exact(n, data):
+    errors = data.draw(st.integers(0, n))
+    alpha = data.draw(st.sampled_from([0.01, 0.03, 0.125, 0.5, 0.9]))
+    assert binomial(errors_of(errors, n), alpha) == pytest.approx(float(exact_tail(errors, n, alpha)), rel=1e-9)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.sampled_from([0.01, 0.05, 0.2]), st.sampled_from([0.01, 0.05, 0.3]))
+def test_max_errors_is_the_last_that_passes(n, alpha, delta):
+    passing = [errors for errors in range(n + 1) if binomial(errors_of(errors, n), alpha) <= delta]
+    assert max_errors(n, alpha, delta) == max(passing, default=None)
+
+
+@pytest.mark.parametrize("alpha", [0.03, 0.1, 0.3])
+@pytest.mark.parametrize("delta", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.7])
+def test_samples_needed_is_the_first_number_that_passes(alpha, delta, share):
+    def passes(n):
+        most = max_errors(n, alpha, delta)
+        return most is not None and n * share * alpha <= most
+
+    assert samples_needed(alpha, delta, share * alpha) == next(n for n in itertools.count(1) if passes(n))
+
+
+def test_samples_needed_known_and_refused():
+    assert samples_needed(0.03, 0.05) == math.ceil(math.log(0.05) / math.log(0.97)) == 99
+    with pytest.raises(InputError, match="risk < alpha"):
+        samples_needed(0.03, 0.05, 0.03)
+    with pytest.raises(InputError, match="n >= 1"):
+        max_errors(0, 0.03, 0.05)
+
+
+@pytest.mark.parametrize("bound", sorted(BOUNDS))
+@pytest.mark.parametrize("alpha", [0.05, 0.3])
+def test_p_values_are_valid_at_the_edge(bound, alpha):
+    """P(p <= delta) <= delta where the risk equals alpha; 4000 draws, 3 standard errors."""
+    values = (np.random.default_rng(1).random((4000, 250)) < alpha).astype(float)
+    p_values = BOUNDS[bound](values, alpha)
+    for delta in (0.02, 0.05, 0.1, 0.5):
+        assert (p_values <= delta).mean() <= delta + 3 * math.sqrt(delta * (1 - delta) / 4000)
+    assert ((p_values >= 0) & (p_values <= 1)).all()
+
+
+@pytest.mark.parametrize("bound", sorted(BOUNDS))
+def test_p_values_work_on_stacks_and_fall_with_the_losses(bound):
+    stack = np.stack([errors_of(count, 400).astype(float) for count in (0, 4, 20, 60)])
+    p_values = BOUNDS[bound](stack, 0.1)
+    assert p_values == pytest.approx([float(BOUNDS[bound](row, 0.1)) for row in stack])
+    assert (np.diff(p_values) >= 0).all()
+    assert p_values[0] < 0.05 < p_values[-1]
+
+
+def test_exact_beats_hoeffding_bentkus_beats_hoeffding():
+    values = errors_of(20, 1000).astype(float)
+    p_values = [float(BOUNDS[name](values, 0.03)) for name in ("binomial", "hoeffding-bentkus", "hoeffding")]
+    assert p_values == sorted(p_values)
+
+
+def test_hoeffding_bentkus_from_the_paper():
+    """h1(a, b) = a log(a/b) + (1-a) log((1-a)/(1-b)), p = min(exp(-n h1), e P(Bin <= ceil(n mean)))."""
+    values, alpha = np.array([0.5] * 30 + [0.0] * 70), 0.3
+    h1 = 0.15 * math.log(0.15 / alpha) + 0.85 * math.log(0.85 / (1 - alpha))
+    expected = min(math.exp(-100 * h1), math.e * float(exact_tail(15, 100, alpha)))
+    assert float(BOUNDS["hoeffding-bentkus"](values, alpha)) == pytest.approx(expected)
+
+
+def test_betting_from_the_paper():
+    """Capital_t = prod (1 - bet_i (loss_i - alpha)), bets from the past alone; one step at a time."""
+    values, alpha = np.random.default_rng(2).random(80) * 0.4, 0.3
+    order = np.random.default_rng(0).permutation(80)
+    capital = best = 1.0
+    total, spread, variance = 0.5, 0.25, 0.25
+    for i, loss in enumerate(values[order], start=1):
+        capital *= 1 - min(1, math.sqrt(2 * math.log(20) / (80 * variance))) * (loss - alpha)
+        best = max(best, capital)
+        total += loss
+        spread += (loss - total / (i + 1)) ** 2
+        variance = spread / (i + 1)
+    assert best > 1
+    assert float(BOUNDS["betting"](values, alpha)) == pytest.approx(1 / best)
+
+
+# --- many models
+
+
+def test_fixed_sequence_stops_at_the_first_failure():
+    assert fixed_sequence([0.01, 0.05, 0.06, 0.0], 0.05) == 2
+    assert fixed_sequence([0.06, 0.0], 0.05) == 0
+    assert fixed_sequence([0.0, 0.0], 0.05) == 2
+
+
+p_lists = st.lists(st.sampled_from([0.0, 0.001, 0.02, 0.025, 0.04, 0.05, 0.2, 1.0]), min_size=1, max_size=5)
+
+
+@given(p_lists)
+def test_one_path_is_the_fixed_sequence_under_every_testing(p_values):
+    for testing in TESTING.values():
+        rejected = testing([range(len(p_values))], np.array(p_values), 0.05)
+        assert rejected.tolist() == [i < fixed_sequence(p_values, 0.05) for i in range(len(p_values))]
+
+
+@given(p_lists, p_lists)
+def test_graph_of_two_paths_hands_all_to_the_other_once_one_has_passed(first, second):
+    chains = [range(len(first)), range(len(first), len(first) + len(second))]
+    rejected = TESTING["graph"](chains, np.array(first + second), 0.05)
+    passed = [fixed_sequence(p_values, 0.025) for p_values in (first, second)]
+    if passed[0] == len(first):
+        passed[1] = fixed_sequence(second, 0.05)
+    if passed[1] == len(second):
+        passed[0] = fixed_sequence(first, 0.05)
+    expected = [i < passed[0] for i in range(len(first))] + [i < passed[1] for i in range(len(second))]
+    assert rejected.tolist() == expected
+    assert not (TESTING["bonferroni"](chains, np.array(first + second), 0.05) & ~rejected).any()
+
+
+def closed_test(p_values, delta):
+    """Holm's procedure from its definition: reject i where every set that contains i is rejected by Bonferroni."""
+    m = len(p_values)
+    sets = [s for size in range(1, m + 1) for s in itertools.combinations(range(m), size)]
+    return [all(min(p_values[j] for j in s) <= delta / len(s) for s in sets if i in s) for i in range(m)]
+
+
+@given(st.lists(st.floats(0.0001, 0.2), min_size=2, max_size=5))
+def test_graphical_with_even_shares_is_holm(p_values):
+    m = len(p_values)
+    transitions = (np.ones((m, m)) - np.eye(m)) / (m - 1)
+    delta = 0.0712345
+    assert graphical(p_values, np.full(m, 1 / m), transitions, delta).tolist() == closed_test(p_values, delta)
+
+
+def test_three_paths_chance_of_any_false_choice():
+    """Every model but the first of each path sits at the edge: the share of wrong certificates stays below delta."""
+    rng, draws, delta = np.random.default_rng(3), 4000, 0.1
+    chains = [range(0, 3), range(3, 6), range(6, 9)]
+    p = rng.random((draws, 9))
+    p[:, [0, 3, 6]] = 1e-6
+    wrong = [TESTING["graph"](chains, row, delta)[[1, 2, 4, 5, 7, 8]].any() for row in p]
+    assert 0.5 * delta < np.mean(wrong) <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
+
+
+# --- risks
+
+
+def logits_for(classes, rng):
+    classes = np.asarray(classes)
+    values = rng.random((len(classes), 4))
+    values[np.arange(len(classes)), classes] += 2
+    return values
+
+
+def test_risks_on_a_table_of_all_cases():
+    dense = np.array([0, 0, 1, 1, 1])
+    pruned = np.array([0, 1, 0, 1, 2])
+    labels = np.array([0, 0, 0, 0, 0])
+    expected = {
+        "negative-flips": [0, 1, 0, 0, 0],
+        "disagreement": [0, 1, 1, 0, 1],
+        "accuracy-drop": [0, 1, -1, 0, 0],
+        "top1-error": [0, 1, 0, 1, 1],
+    }
+    assert set(expected) == set(RISKS)
+    rng = np.random.default_rng(0)
+    for risk, values in expected.items():
+        assert losses(risk, dense, pruned, labels).tolist() == values
+        assert losses(risk, logits_for(dense, rng), logits_for(pruned, rng), labels).tolist() == values
+        assert losses(risk, dense, pruned, labels, dense == labels).tolist() == values[:2]
+
+
+def test_only_disagreement_goes_without_labels():
+    for name, risk in RISKS.items():
+        assert risk.needs_labels == (name != "disagreement")
+        if risk.needs_labels:
+            with pytest.raises(InputError, match="needs labels"):
+                losses(name, [0], [1])
+    assert losses("disagreement", [0, 1], [1, 1]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("negative-flip", [0], [0], [0]), "did you mean negative-flips"),
+        (("disagreement", [0, 1], [0]), "2 dense, 1 pruned"),
+        (("disagreement", [0.5], [0]), "whole class numbers"),
+        (("disagreement", [[float("nan"), 1.0]], [0]), "not finite"),
+        (("disagreement", [0, 1], [0, 1], None, [1, 0]), "true or false"),
+        (("disagreement", [0, 1], [0, 1], None, [True]), r"expected \(2,\)"),
+    ],
+)
+def test_losses_refuse(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        losses(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_confidence_is_the_largest_softmax():
+    logits = np.random.default_rng(0).normal(size=(5, 3)) * 400
+    exact = [max(math.exp(x - max(row)) for x in row) / sum(math.exp(x - max(row)) for x in row) for row in logits]
+    assert confidence(logits) == pytest.approx(exact)
+
+
+# --- certificates
+
+
+def test_an_always_failing_path_chooses_none_never_the_sparsest():
+    certificate = certify(path_of([900, 900, 0, 0]), Goal())
+    assert certificate.chosen is None
+    assert certificate.chosen_name is None
+    assert certificate.certified == (False,) * 4
+    assert sentence(certificate).startswith("Not certified")
+
+
+def test_the_last_before_the_first_failure_is_chosen():
+    certificate = certify(path_of([0, 10, 15, 60, 0]), Goal(alpha=0.03, delta=0.05))
+    assert certificate.chosen_name == "m2"
+    assert [row.errors for row in certificate.rows] == [0, 10, 15, 60, 0]
+    assert certificate.rows[1].p_value == pytest.approx(float(exact_tail(10, 1000, 0.03)))
+
+
+@pytest.mark.parametrize("delta", [0.3, 0.05, 1e-3, 1e-6])
+def test_judging_at_another_delta_equals_certifying_at_it(delta):
+    path = path_of([0, 5, 15, 20, 25]) + path_of([0, 12, 19], path="b")
+    assert certify(path, Goal()).at(delta) == certify(path, Goal(delta=delta))
+
+
+def test_of_several_paths_the_smallest_certified_model_is_chosen():
+    paths = [Candidate("a", 0.9, errors_of(5, 1000), "one"), Candidate("b", 0.5, errors_of(900, 1000), "one")]
+    paths += [Candidate("c", 0.7, errors_of(6, 1000), "two"), Candidate("d", 0.6, errors_of(7, 1000), "two")]
+    assert certify(paths, Goal()).chosen_name == "d"
+
+
+def test_graph_certifies_what_bonferroni_cannot():
+    most = max_errors(1000, 0.03, 0.05)
+    assert max_errors(1000, 0.03, 0.025) < most
+    paths = [*path_of([0], path="safe"), Candidate("edge", 0.5, errors_of(most, 1000), "other")]
+    assert certify(paths, Goal(testing="graph")).chosen_name == "edge"
+    assert certify(paths, Goal(testing="bonferroni")).chosen_name == "safem0"
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ([], "no candidates"),
+        (
+            [Candidate("a", 0.5, [0]), Candidate("b", 0.6, [0])],
+            "path out of order: 'b' has size 0.6 after 'a' of size 0.5",
+        ),
+        ([Candidate("a", float("nan"), [0])], "out of order"),
+        ([Candidate("a", 1, [0]), Candidate("a", 1, [0])], "given twice"),
+        ([Candidate("a", 1, [])], "expected one loss per sample"),
+        ([Candidate("a", 1, [[0, 1]])], "expected one loss per sample"),
+        ([Candidate("a", 1, [0, float("nan")])], r"leave \[0, 1\]"),
+        ([Candidate("a", 1, [0, -1])], r"leave \[0, 1\]"),
+        ([Candidate("a", 1, [0, 0.5])], "not all 0 or 1"),
+    ],
+)
+def test_certify_refuses(candidates, message):
+    with pytest.raises(InputError, match=message) as caught:
+        certify(candidates, Goal())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"risk": "disagreements"}, "did you mean disagreement"),
+        ({"bound": "hoeffdin"}, "did you mean hoeffding"),
+        ({"testing": "holm"}, "unknown testing"),
+        ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"alpha": 3}, "alpha is 3"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"delta": 0}, "delta is 0"),
+        ({"risk": "accuracy-drop", "bound": "binomial"}, "use 'betting'"),
+    ],
+)
+def test_goals_refuse(options, message):
+    with pytest.raises(InputError, match=message):
+        Goal(**options)
+
+
+def test_accuracy_drop_is_rescaled_and_bets_where_hoeffding_bentkus_cannot():
+    changes = np.zeros(2000)
+    changes[:20], changes[20:30] = 1, -1
+    path = [Candidate("m", 1, changes)]
+    betting = certify(path, Goal("accuracy-drop", 0.03))
+    assert betting.chosen == 0
+    assert betting.rows[0].errors == 10
+    expected = BOUNDS["hoeffding-bentkus"]((changes + 1) / 2, 0.515)
+    slow = certify(path, Goal("accuracy-drop", 0.03, bound="hoeffding-bentkus"))
+    assert slow.rows[0].p_value == pytest.approx(float(expected))
+    assert slow.chosen is None
+
+
+def test_every_class_must_pass_and_the_weakest_is_named():
+    labels = np.repeat([0, 1], 500)
+    masks = by_class(labels, ["cat", "dog"])
+    wrong = np.zeros(1000)
+    wrong[500:512] = 1
+    path = [Candidate("m", 1, wrong)]
+    assert certify(path, Goal(alpha=0.03)).chosen == 0
+    certificate = certify(path, Goal(alpha=0.03), masks)
+    assert certificate.chosen is None
+    assert (certificate.rows[0].weakest.name, certificate.rows[0].weakest.errors) == ("dog", 12)
+    assert certificate.rows[0].p_value == pytest.approx(2 * float(exact_tail(12, 500, 0.03)))
+    assert "'dog'" in sentence(certificate)
+    assert certify(path, Goal(alpha=0.06), masks).chosen == 0
+
+
+def test_a_class_without_samples_cannot_pass():
+    masks = by_class(np.zeros(1000, dtype=int), ["seen", "never seen"])
+    certificate = certify([Candidate("m", 1, np.zeros(1000))], Goal(), masks)
+    assert certificate.chosen is None
+    assert certificate.rows[0].weakest.name == "never seen"
+
+
+def test_subgroup_masks_of_another_length_are_refused():
+    with pytest.raises(InputError, match="dog"):
+        certify([Candidate("m", 1, [0, 1])], Goal(), {"dog": [True]})
+
+
+@pytest.mark.parametrize("risk", sorted(RISKS))
+@pytest.mark.parametrize("counts", [[0, 5, 60], [900]])
+def test_json_round_trip(risk, counts):
+    masks = by_class(np.arange(1000) % 2, ["even", "odd"]) if risk == "disagreement" else None
+    certificate = certify(path_of(counts), Goal(risk, 0.04, scope="confident predictions"), masks)
+    certificate = dataclasses.replace(certificate, hashes={"split": split_hash(["b", "a"])})
+    text = json.dumps(certificate.to_json())
+    assert Certificate.from_json(json.loads(text)) == certificate
+    data = json.loads(text)
+    assert (data["risk"], data["alpha"], data["delta"], data["n"]) == (risk, 0.04, 0.05, 1000)
+    assert data["sentence"] == sentence(certificate)
+
+
+def test_a_forged_certificate_is_refused():
+    data = json.loads(json.dumps(certify(path_of([0, 900]), Goal()).to_json()))
+    with pytest.raises(InputError, match="does not follow"):
+        Certificate.from_json(data | {"chosen": 1, "certified": [True, True]})
+    with pytest.raises(InputError, match="not a certificate"):
+        Certificate.from_json({"alpha": 0.03})
+
+
+def test_sentence_says_what_is_promised_and_what_is_not():
+    text = sentence(certify(path_of([0, 10]), Goal(alpha=0.03, delta=0.05, scope="predictions that were right")))
+    start = (
+        "With 95 % confidence over the draw of the calibration data, at most 3 % of predictions that were right turn"
+    )
+    assert text.startswith(start)
+    assert "single classes" in text
+    assert "differ from these" in text
+    assert "10 of 1000" in text
+    masks = by_class(np.arange(1000) % 2, ["even", "odd"])
+    each = sentence(certify(path_of([0]), Goal(), masks))
+    assert "each of the 2 subgroups" in each
+    assert "single classes" not in each
+
+
+# --- samples
+
+
+@pytest.mark.parametrize("risk", sorted(RISKS))
+@pytest.mark.parametrize("subgroups", [0, 10])
+def test_check_samples_names_the_number_that_is_enough(risk, subgroups):
+    goal = Goal(risk, 0.03)
+    with pytest.raises(DataError, match="needs at least") as caught:
+        check_samples(50, goal, subgroups)
+    needed = int(str(caught.value).split("at least ")[1].split(":")[0])
+    check_samples(needed, goal, subgroups)
+    with pytest.raises(DataError):
+        check_samples(needed - 1, goal, subgroups)
+    if risk != "accuracy-drop":
+        assert needed == samples_needed(0.03, 0.05 / max(subgroups, 1))
+
+
+def test_an_improvement_may_be_asked_for():
+    check_samples(10, Goal("accuracy-drop", -0.01))
+    better = np.where(np.arange(3000) < 300, -1.0, 0.0)
+    assert certify([Candidate("m", 1, better)], Goal("accuracy-drop", -0.01)).chosen == 0
+
+
+def test_overlapping_ids_are_refused():
+    check_disjoint(["a", "b"], {"score": ["c"], "test": ["d"]})
+    with pytest.raises(DataError, match="also serve 'select', such as 'b'"):
+        check_disjoint(["a", "b"], {"score": ["c"], "select": iter(["b", "d"])})
+    with pytest.raises(DataError, match="given twice"):
+        check_disjoint(["a", "a"], {})
+
+
+def test_split_hash_knows_the_samples_not_their_order():
+    assert split_hash(["a", "b"]) == split_hash(["b", "a"]) != split_hash(["a", "c"])
+
+
+def test_spent_shares_delta_over_all_uses():
+    assert spent(0, 0.05) == (0.05, "")
+    again = spent(2, 0.06)
+    assert again.delta == pytest.approx(0.02)
+    assert "2 times" in again.message
+    assert "94 % over all 3 uses" in again.message
+    with pytest.raises(InputError):
+        spent(-1, 0.05)
+
+
+# --- the whole
+
+
+def test_violations_stay_below_delta():
+    """Risk of the third model just above alpha, as in benchmarks/certify_validity.py, 1000 draws."""
+    rng, draws, goal = np.random.default_rng(5), 1000, Goal(alpha=0.0499, delta=0.1)
+    wrong = 0
+    for _ in range(draws):
+        ease = rng.random(600)
+        path = [Candidate(str(risk), 1 - risk, ease < risk) for risk in (0.0, 0.02, 0.05, 0.08)]
+        wrong += (certify(path, goal).chosen or 0) >= 2
+    assert 0.03 < wrong / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)
+
+
+def test_importing_it_loads_no_torch():
+    code = "import sys, pxcompress.certify; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

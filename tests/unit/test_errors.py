@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from pxcompress import errors
+from pxcompress.errors import (
+    BudgetError,
+    DataError,
+    InputError,
+    ModelError,
+    ParityError,
+    PxError,
+    ResultError,
+    unknown,
+)
+
+ALL = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, PxError)]
+
+
+@pytest.mark.parametrize(
+    ("error", "parent", "code"),
+    [
+        (PxError, Exception, 1),
+        (InputError, PxError, 2),
+        (ModelError, InputError, 2),
+        (DataError, InputError, 2),
+        (ResultError, PxError, 3),
+        (BudgetError, ResultError, 3),
+        (ParityError, ResultError, 3),
+    ],
+)
+def test_tree_and_exit_codes(error: type[PxError], parent: type[Exception], code: int) -> None:
+    assert error.__bases__ == (parent,)
+    assert error.exit_code == code
+    assert str(error("one line")) == "one line"
+
+
+def test_the_drawn_tree_is_complete() -> None:
+    assert all(error.__name__ in (errors.__doc__ or "") for error in ALL)
+    assert len(ALL) == 7
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    error = unknown("scorer", "magnitud", ["random", "magnitude", "taylor"])
+    assert isinstance(error, InputError)
+    assert str(error) == "unknown scorer 'magnitud'; did you mean magnitude?"
+
+
+def test_unknown_names_list_all_when_none_is_near() -> None:
+    assert str(unknown("scorer", "zzz", ["taylor", "random"])) == "unknown scorer 'zzz'; known: random, taylor"
+
+
+def test_unknown_takes_any_iterable_and_any_text() -> None:
+    assert str(unknown("option", "gama", iter(["gamma"]))) == "unknown option 'gama'; did you mean gamma?"
+    assert "\n" not in str(unknown("scorer", "two\nlines", ["random"]))
+    assert str(unknown("scorer", "", ["b", "a"])) == "unknown scorer ''; known: a, b"

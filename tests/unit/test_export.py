@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from conftest import METADATA, Exported, make_cnn
+from torch import Tensor, nn
+
+from pxcompress import runtime
+from pxcompress.errors import DataError, ModelError
+from pxcompress.export import OPSET, export_onnx, onnx_files, verify_parity
+
+
+def _inputs(count: int, size: int = 16) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def _nodes(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.mark.parametrize("name", ["wide_cnn", "small_vit"])
+def test_the_file_computes_what_the_model_computes(name: str, request: pytest.FixtureRequest) -> None:
+    exported: Exported = request.getfixturevalue(name)
+    session = runtime.session(exported.path, "cpu")
+    for count in (1, 2, 7):
+        inputs = _inputs(count)
+        with torch.no_grad():
+            expected = exported.model(inputs).numpy()
+        assert abs(session.predict(inputs) - expected).max() < 1e-5 * max(1, abs(expected).max())
+    parity = verify_parity(exported.model, exported.path, [_inputs(20)])
+    assert parity.passed
+    assert parity.samples == 20
+    assert parity.top1_agreement == 1.0
+    assert 0 <= parity.max_abs < 1e-4
+
+
+def test_artifact_describes_the_file(wide_cnn: Exported) -> None:
+    artifact, content = wide_cnn.artifact, wide_cnn.path.read_bytes()
+    proto = onnx.load(wide_cnn.path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert artifact.bytes == len(content)
+    assert artifact.sha256 == hashlib.sha256(content).hexdigest()
+    assert artifact.opset == OPSET == proto.opset_import[0].version
+    assert artifact.input_shape == (None, 3, 16, 16)
+    assert [value.name for value in proto.graph.input] == ["input"]
+    assert [value.name for value in proto.graph.output] == ["logits"]
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@pytest.mark.parametrize("name", ["wide_cnn", "small_vit"])
+def test_only_the_given_metadata_and_nothing_of_this_machine(name: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(name).path
+    proto = onnx.load(path)
+    assert {entry.key: entry.value for entry in proto.metadata_props} == METADATA
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        assert not part.metadata_props
+        assert not part.doc_string
+    assert not proto.doc_string
+    content = path.read_bytes()
+    for trace in (str(Path.cwd()), sys.prefix, str(Path(torch.__file__).parent), "site-packages", ".py", "stack_trace"):
+        assert trace.encode() not in content
+
+
+def test_batchnorm_is_folded_into_the_convolution(wide_cnn: Exported) -> None:
+    assert _nodes(wide_cnn.path).count("Conv") == 2
+    assert "BatchNormalization" not in _nodes(wide_cnn.path)
+
+
+def test_attention_is_decomposed(small_vit: Exported) -> None:
+    assert "Attention" not in _nodes(small_vit.path)
+    assert "Softmax" in _nodes(small_vit.path)
+
+
+def test_model_is_left_as_it_was_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = make_cnn(4).train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    model[3].register_forward_hook(lambda *_: None)
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    grads = [parameter.requires_grad for parameter in model.parameters()]
+    export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", {})
+    verify_parity(model, tmp_path / "model.onnx", [_inputs(3, size=8)])
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == grads
+    assert model[2].inplace is True
+    assert len(model[3]._forward_hooks) == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert logging.root.manager.disable == logging.NOTSET
+    assert capfd.readouterr() == ("", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_same_model_same_bytes(wide_cnn: Exported, tmp_path: Path) -> None:
+    again = export_onnx(wide_cnn.model, wide_cnn.example, tmp_path / "other.onnx", METADATA)
+    assert again.sha256 == wide_cnn.artifact.sha256
+
+
+def test_multihead_attention_exports(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.flatten(2).mT
+            return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+    model = Model()
+    export_onnx(model, torch.randn(1, 8, 3, 3), tmp_path / "model.onnx", {})
+    assert verify_parity(model, tmp_path / "model.onnx", [torch.randn(6, 8, 3, 3)]).passed
+
+
+def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 100)
+    model = make_cnn(16)
+    artifact = export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", {})
+    files = onnx_files(tmp_path / "model.onnx")
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert len(files) == 2
+    assert artifact.bytes == sum(file.stat().st_size for file in files)
+    assert verify_parity(model, artifact.path, [_inputs(4, size=8)]).passed
+
+
+class _Forward(nn.Module):
+    """A model that computes `function`."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self.head, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda head, x: (head(x.mean((2, 3))), x), "returns a tuple; expected one tensor"),
+        (lambda head, x: {"logits": head(x.mean((2, 3)))}, "returns a dict; expected one tensor"),
+        (lambda head, x: x, r"returns shape \(2, 3, 8, 8\); expected logits"),
+        (lambda head, x: head(x), r"does not run on an input of shape \(2, 3, 8, 8\)"),
+        (lambda head, x: head(x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))), "model cannot be exported: "),
+        (lambda head, x: head(x.reshape(2, 3, -1).mean(2)), "fixed batch of 2"),
+    ],
+)
+def test_what_cannot_be_exported(
+    function: object, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = _Forward(function).train()
+    (tmp_path / "model.onnx").write_text("an earlier file")
+    with pytest.raises(ModelError, match=message) as caught:
+        export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", {})
+    assert "\n" not in str(caught.value)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.onnx", "an earlier file")]
+    assert model.training
+    assert capfd.readouterr() == ("", "")
+
+
+def test_parity_sees_a_difference(wide_cnn: Exported) -> None:
+    changed = copy.deepcopy(wide_cnn.model)
+    with torch.no_grad():
+        changed[-1].bias[0] += 0.5
+    parity = verify_parity(changed, wide_cnn.path, [_inputs(5)])
+    assert not parity.passed
+    assert parity.max_abs == pytest.approx(0.5, abs=1e-4)
+    assert verify_parity(changed, wide_cnn.path, [_inputs(5)], tolerance=1.0).passed
+
+
+def test_parity_fails_on_nan(wide_cnn: Exported) -> None:
+    broken = copy.deepcopy(wide_cnn.model)
+    with torch.no_grad():
+        broken[-1].bias.fill_(float("nan"))
+    assert not verify_parity(broken, wide_cnn.path, [_inputs(5)]).passed
+
+
+@pytest.mark.parametrize(("sizes", "samples", "used"), [([1], 64, 1), ([3, 4], 64, 7), ([40, 40], 64, 64), ([9], 5, 5)])
+def test_parity_counts_its_samples(wide_cnn: Exported, sizes: list[int], samples: int, used: int) -> None:
+    batches = [(_inputs(size), torch.zeros(size, dtype=torch.int64)) for size in sizes]
+    parity = verify_parity(wide_cnn.model, wide_cnn.path, batches, samples=samples)
+    assert parity.samples == used
+    assert parity.passed
+
+
+def test_parity_needs_inputs(wide_cnn: Exported) -> None:
+    with pytest.raises(DataError, match="at least one sample"):
+        verify_parity(wide_cnn.model, wide_cnn.path, [])

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Exported
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from pxcompress import measure, runtime
+from pxcompress.errors import DataError, InputError, ResultError
+from pxcompress.measure import Candidate, Comparison, Speedup
+from pxcompress.types import Batch, Measurement, Placement
+
+
+class _Apply(nn.Module):
+    def __init__(self, function: object, *modules: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.parts)
+
+
+def _attend(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def _self_attention(x: Tensor, attention: nn.Module) -> Tensor:
+    return attention(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [
+        (nn.Conv2d(8, 16, 3, padding=1), (8, 10, 10), 8 * 16 * 9 * 100),
+        (nn.Conv2d(8, 16, 3, padding=1, groups=4), (8, 10, 10), 2 * 16 * 9 * 100),
+        (nn.Conv2d(8, 8, 3, padding=1, stride=2, groups=8), (8, 10, 10), 8 * 9 * 25),
+        (nn.Linear(8, 5), (7, 8), 7 * 8 * 5),
+        (nn.Linear(8, 5, bias=False), (8,), 8 * 5),
+        (_Apply(lambda x: x @ x.mT), (3, 4), 3 * 4 * 3),
+        (_Apply(lambda x: torch.einsum("bij,bkj->bik", x, x)), (3, 4), 3 * 4 * 3),
+        (_Apply(_attend), (2, 7, 4), 2 * 2 * 7 * 7 * 4),
+        (_Apply(_self_attention, nn.MultiheadAttention(8, 2, batch_first=True)), (7, 8), 7 * 8 * 32 + 2 * 7 * 7 * 8),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), (3, 4, 4), 0),
+    ],
+)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_count_macs_is_arithmetic_for_one_sample(
+    model: nn.Module, shape: tuple[int, ...], macs: int, samples: int
+) -> None:
+    assert cost.count_macs(model, torch.randn(samples, *shape)) == macs
+
+
+def test_counting_leaves_everything_as_it_was() -> None:
+    model = _Apply(_self_attention, nn.MultiheadAttention(8, 2, batch_first=True)).train()
+    before = copy.deepcopy(model.state_dict())
+    cost.count_macs(model, torch.randn(1, 7, 8))
+    assert model.training
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_count_params_counts_shared_parameters_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    assert cost.count_params(model) == (4 * 3 + 3) + (3 + 3) + (3 * 3 + 3)
+    shared = nn.Linear(3, 3)
+    assert cost.count_params(nn.Sequential(shared, shared)) == 12
+
+
+def _batches(exported: Exported, wrong: int) -> list[Batch]:
+    """Ten samples in batches of 4, 4, 2, labelled by the model except for the first `wrong`."""
+    inputs = torch.randn(10, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        labels = exported.model(inputs).argmax(1)
+    labels[:wrong] = (labels[:wrong] + 1) % 5
+    return list(zip(inputs.split(4), labels.split(4), strict=True))
+
+
+@pytest.mark.parametrize("wrong", [0, 3, 10])
+def test_accuracy_of_file_and_model(wide_cnn: Exported, wrong: int) -> None:
+    batches = _batches(wide_cnn, wrong)
+    assert measure.accuracy(runtime.session(wide_cnn.path, "cpu"), batches) == ((10 - wrong) / 10, 10)
+    model = copy.deepcopy(wide_cnn.model).train()
+    assert measure.torch_accuracy(model, batches) == (10 - wrong) / 10
+    assert all(module.training for module in model.modules())
+
+
+def test_accuracy_needs_samples(wide_cnn: Exported) -> None:
+    with pytest.raises(DataError, match="at least one"):
+        measure.torch_accuracy(wide_cnn.model, [])
+    with pytest.raises(DataError, match="at least one"):
+        measure.accuracy(runtime.session(wide_cnn.path, "cpu"), [])
+
+
+def test_latency_is_in_milliseconds() -> None:
+    result = measure.latency(np.arange(101) / 1000)
+    assert (result.mean, result.p50, result.p90, result.p99) == pytest.approx((50, 50, 90, 99))
+    assert result.runs == 101
+
+
+def test_speedup_cancels_drift() -> None:
+    drift = np.linspace(1, 3, 200) + np.repeat(np.random.default_rng(0).random(20), 10)
+    assert measure.speedup(2 * drift, drift) == Speedup(2.0, 2.0, 2.0)
+
+
+def test_speedup_interval_covers_what_is_true() -> None:
+    covered = {1.0: 0, 1.3: 0}
+    for seed in range(60):
+        noise = np.random.default_rng(seed).lognormal(0, 0.2, (2, 200))
+        for true in covered:
+            change = measure.speedup(true * noise[0], noise[1])
+            covered[true] += change.low <= true <= change.high
+    assert min(covered.values()) >= 0.85 * 60
+    assert measure.speedup(1.3 * noise[0], noise[1]).low > 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(1e-4, 1), st.floats(1e-4, 1)), min_size=1, max_size=60))
+def test_speedup_interval_holds_the_ratio(pairs: list[tuple[float, float]]) -> None:
+    dense, pruned = np.array(pairs).T
+    change = measure.speedup(dense, pruned)
+    assert 0 < change.low <= change.ratio <= change.high
+    assert change == measure.speedup(dense, pruned)
+
+
+def test_speedup_wants_pairs() -> None:
+    with pytest.raises(ValueError, match="3 dense and 2 pruned"):
+        measure.speedup(np.ones(3), np.ones(2))
+
+
+def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> None:
+    batches = _batches(wide_cnn, 2)
+    candidates = [
+        Candidate(e.path, cost.count_params(e.model), cost.count_macs(e.model, e.example))
+        for e in (wide_cnn, slim_cnn)
+    ]
+    result = measure.compare(*candidates, batches, batch_size=4, provider="cpu", threads=1)
+    dense, pruned = result.dense, result.pruned
+    assert dense.top1 == 0.8
+    assert pruned.top1 == measure.torch_accuracy(slim_cnn.model, batches)
+    assert (dense.samples, pruned.samples) == (10, 10)
+    assert dense.onnx_bytes == wide_cnn.path.stat().st_size
+    assert (dense.params, dense.macs) == (candidates[0].params, candidates[0].macs)
+    assert dense.latency_ms.runs == pruned.latency_ms.runs >= 3
+    assert dense.latency_ms.p50 <= dense.latency_ms.p90 <= dense.latency_ms.p99
+    assert dense.throughput == pytest.approx(4 * 1e3 / dense.latency_ms.mean)
+    assert (dense.provider, dense.precision, dense.batch_size) == ("CPUExecutionProvider", "fp32", 4)
+    assert result.placement.nodes_on_provider == result.placement.nodes_total > 0
+    assert result.threads == 1
+    assert result.speedup.low > 1
+    shares = measure.ratios(dense, pruned)
+    assert shares.speedup_p50 == pytest.approx(result.speedup.ratio)
+    assert shares.macs == pruned.macs / dense.macs < 0.1
+    assert shares.top1_drop == dense.top1 - pruned.top1
+    assert "x faster (p50, batch 4, CPU 1 thread, 95 % interval" in measure.verdict(result)
+
+
+def test_compare_refuses_what_it_cannot_measure(wide_cnn: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = Candidate(wide_cnn.path, 1, 1)
+    with pytest.raises(InputError, match="batch size is 0"):
+        measure.compare(candidate, candidate, _batches(wide_cnn, 0), batch_size=0, provider="cpu")
+    with pytest.raises(DataError, match="at least one"):
+        measure.compare(candidate, candidate, [], provider="cpu")
+    session = runtime.session(wide_cnn.path, "cpu")
+    other = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider"))
+    sessions = iter([session, other])
+    monkeypatch.setattr(runtime, "session", lambda *_, **__: next(sessions))
+    with pytest.raises(ResultError, match="cannot be compared"):
+        measure.compare(candidate, candidate, _batches(wide_cnn, 0))
+
+
+def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Comparison:
+    dense = Measurement(
+        top1=0.989,
+        samples=500,
+        params=1000,
+        macs=macs,
+        onnx_bytes=size,
+        latency_ms=measure.latency(np.full(5, 0.002)),
+        throughput=500.0,
+        batch_size=1,
+        provider="CPUExecutionProvider",
+    )
+    pruned = replace(dense, top1=0.987, macs=100, onnx_bytes=100)
+    return Comparison(dense, pruned, Placement("auto", "CPUExecutionProvider", 5, 5), change, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "text"),
+    [
+        (
+            _comparison(Speedup(2.1, 2.05, 2.2)),
+            "2.87x fewer MACs, 2.1x faster (p50, batch 1, CPU 2 threads, 95 % interval 2.05 to 2.20), "
+            "3.4x smaller file, top-1 98.9% -> 98.7% (500 samples)",
+        ),
+        (
+            _comparison(Speedup(0.93, 0.91, 0.95)),
+            "NOT FASTER at batch 1: 0.93x (p50, batch 1, CPU 2 threads, 95 % interval 0.91 to 0.95), "
+            "2.87x fewer MACs, 3.4x smaller file, top-1 98.9% -> 98.7% (500 samples)",
+        ),
+        (
+            _comparison(Speedup(1.01, 0.98, 1.04), macs=50, size=100),
+            "no difference in speed at batch 1: 1.01x (p50, batch 1, CPU 2 threads, 95 % interval 0.98 to 1.04), "
+            "2x more MACs, same file size, top-1 98.9% -> 98.7% (500 samples)",
+        ),
+    ],
+)
+def test_verdict(comparison: Comparison, text: str) -> None:
+    assert measure.verdict(comparison) == text
+
+
+def test_environment_is_json_and_names_the_hardware() -> None:
+    environment = measure.environment()
+    assert json.loads(json.dumps(environment)) == environment
+    for key in ("python", "torch", "onnxruntime", "onnx", "timm", "torch_pruning", "zennit", "device_name", "platform"):
+        assert environment[key]
+    assert environment["threads"] == torch.get_num_threads()
+    assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def _classifier(path: Path, shape: list[int | str]) -> Path:
+    """Global pooling and Flatten for inputs of `shape`."""
+    kind = TensorProto.FLOAT
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
+    ports = [helper.make_tensor_value_info("x", kind, shape)], [helper.make_tensor_value_info("y", kind, None)]
+    graph = helper.make_graph(nodes, "g", *ports)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> None:
+    other = _classifier(tmp_path / "open.onnx", ["n", 3, "h", "w"])
+    paths = [wide_cnn.path, str(slim_cnn.path), other]
+    rows = measure.bench(paths, (1, 4), provider="cpu", input_size=(3, 16, 16), threads=1, runs=20)
+    assert [(row.path, row.batch_size) for row in rows] == [(str(path), size) for size in (1, 4) for path in paths]
+    for row in rows:
+        assert row.input_shape == (row.batch_size, 3, 16, 16)
+        assert row.latency_ms.runs == 20
+        assert row.throughput == pytest.approx(row.batch_size * 1e3 / row.latency_ms.mean)
+        assert (row.precision, row.threads, row.placement.got) == ("fp32", 1, "CPUExecutionProvider")
+        assert row.onnx_bytes == Path(row.path).stat().st_size
+    assert len(measure.bench([wide_cnn.path, wide_cnn.path], provider="cpu", runs=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        (["n", 3, "h", "w"], {}, "takes images of any size .*--input-size 224"),
+        ([4, 3, 8, 8], {}, "has a fixed batch of 4; given batch size 1"),
+        (["n", 3, 8], {}, "expected images"),
+        (["n", 3, 8, 8], {"batch_sizes": (1, 0)}, "batch size is 0; expected 1 or more"),
+    ],
+)
+def test_bench_refuses(shape: list[int | str], options: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = _classifier(tmp_path / "model.onnx", shape)
+    with pytest.raises(InputError, match=message) as caught:
+        measure.bench([path], provider="cpu", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_bench_fills_only_what_is_open(tmp_path: Path) -> None:
+    path = _classifier(tmp_path / "model.onnx", ["n", 1, "h", 8])
+    (row,) = measure.bench([path], provider="cpu", input_size=(3, 16, 16), runs=3)
+    assert row.input_shape == (1, 1, 16, 8)
+
+
+def test_bench_takes_a_fixed_batch_of_the_same_size(tmp_path: Path) -> None:
+    (row,) = measure.bench([_classifier(tmp_path / "model.onnx", [4, 3, 8, 8])], (4,), provider="cpu", runs=3)
+    assert row.input_shape == (4, 3, 8, 8)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pxcompress.errors import InputError
+from pxcompress.recipe import DEFAULT_REPAIR, Bench, Recipe
+
+FULL: dict[str, Any] = {
+    "model": "hf-hub:owner/name",
+    "ratio": 0.3,
+    "data": "glyphs",
+    "checkpoint": "weights.safetensors",
+    "input_size": 64,
+    "scorer": "magnitude:p=1",
+    "budget": "macs",
+    "normalise": "uniform",
+    "round_to": 4,
+    "min_keep": 0.25,
+    "repair": ("batchnorm", "fold:ridge=0.01"),
+    "bench": Bench(batch_size=2, provider="cpu", threads=3),
+    "skip_corrupt": True,
+    "seed": 7,
+}
+
+
+def test_defaults() -> None:
+    recipe = Recipe("resnet50", 0.5)
+    assert recipe.repair == DEFAULT_REPAIR
+    assert recipe.bench == Bench()
+    assert recipe.label == "resnet50-channels-0.50"
+
+
+@pytest.mark.parametrize("recipe", [Recipe("resnet50", 0.5), Recipe(**FULL)], ids=["defaults", "full"])
+def test_json_round_trip(recipe: Recipe) -> None:
+    text = recipe.to_json()
+    again = Recipe.from_json(text)
+    assert again == recipe
+    assert hash(again) == hash(recipe)
+    assert again.to_json() == text
+    assert again.hash == recipe.hash
+    assert set(json.loads(text)) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.floats(0.001, 0.999), st.integers(1, 64), st.floats(0, 0.99), st.text(min_size=1, max_size=10), st.integers())
+def test_json_round_trip_of_odd_values(ratio: float, round_to: int, min_keep: float, model: str, seed: int) -> None:
+    recipe = Recipe(model, ratio, round_to=round_to, min_keep=min_keep, seed=seed)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_fewer_keys_take_the_defaults() -> None:
+    assert Recipe.from_json('{"model": "resnet50", "ratio": 0.5}') == Recipe("resnet50", 0.5)
+    text = '{"model": "resnet50", "ratio": 0.5, "bench": {"threads": 2}}'
+    assert Recipe.from_json(text).bench == Bench(threads=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical"),
+    [
+        ({"scorer": "magnitude:p=2"}, {"scorer": "magnitude"}),
+        ({"scorer": " magnitude : p = 1 "}, {"scorer": "magnitude:p=1"}),
+        ({"repair": ("fold:ridge=1e-3", "fold:ridge=1e-2,centred=auto")}, {"repair": ("fold", "fold:ridge=0.01")}),
+        ({"repair": ()}, {"repair": ()}),
+        ({"budget": "macs:"}, {"budget": "macs"}),
+    ],
+)
+def test_texts_are_put_in_their_shortest_form(given: dict[str, Any], canonical: dict[str, Any]) -> None:
+    recipe = Recipe("resnet50", 0.5, **given)
+    assert recipe == Recipe("resnet50", 0.5, **canonical)
+    assert recipe.hash == Recipe("resnet50", 0.5, **canonical).hash
+    for key, value in canonical.items():
+        assert getattr(recipe, key) == value
+
+
+def test_the_hash_is_of_the_content() -> None:
+    recipe = Recipe(**FULL)
+    content = json.loads(recipe.to_json())
+    shuffled = json.dumps(dict(reversed(content.items())))
+    assert Recipe.from_json(shuffled).hash == recipe.hash
+    assert len(recipe.hash) == 64
+    others = [Recipe("resnet50", 0.5, **{key: value}).hash for key, value in FULL.items() if key not in ("model", "ratio")]
+    hashes = [Recipe("resnet50", 0.5).hash, Recipe("resnet18", 0.5).hash, Recipe("resnet50", 0.51).hash, *others]
+    assert len(set(hashes)) == len(hashes), "a field does not reach the hash"
+
+
+def test_but_changes_a_copy() -> None:
+    recipe = Recipe("resnet50", 0.5)
+    changed = recipe.but(ratio=0.25, scorer="magnitude:p=2")
+    assert (recipe.ratio, changed.ratio, changed.scorer) == (0.5, 0.25, "magnitude")
+    with pytest.raises(InputError):
+        recipe.but(ratio=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.ratio = 0.1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        ("resnet50.a1_in1k", "resnet50.a1_in1k-macs-0.33"),
+        ("hf-hub:timm/some", "hf-hub_timm_some-macs-0.33"),
+        ("local-dir:../x y", "local-dir_.._x_y-macs-0.33"),
+        ("pkg.mod:factory", "pkg.mod_factory-macs-0.33"),
+    ],
+)
+def test_labels_are_folder_names(model: str, label: str) -> None:
+    assert Recipe(model, 1 / 3, budget="macs").label == label
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ratio": 0}, "ratio is 0"),
+        ({"ratio": 1.0}, "ratio is 1.0"),
+        ({"ratio": -0.5}, "between 0 and 1"),
+        ({"ratio": float("nan")}, "ratio"),
+        ({"input_size": 7}, "input-size is 7"),
+        ({"scorer": "magnitud"}, "did you mean magnitude?"),
+        ({"scorer": "magnitude:q=1"}, "unknown option"),
+        ({"scorer": "magnitude:p=3"}, "from 1 to 2"),
+        ({"budget": "flops"}, "unknown budget 'flops'"),
+        ({"normalise": "median"}, "unknown normalisation"),
+        ({"round_to": 0}, "round-to"),
+        ({"min_keep": 1}, "min-keep"),
+        ({"repair": ("fold", "batchnrm")}, "did you mean batchnorm?"),
+    ],
+)
+def test_what_is_unknown_or_out_of_range_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        Recipe(**{"model": "resnet50", "ratio": 0.5, **change})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 0}, "batch-size is 0"),
+        ({"threads": -1}, "threads is -1"),
+        ({"provider": "tpu"}, "tpu"),
+    ],
+)
+def test_bench_is_checked(change: dict[str, Any], words: str) -> None:
+    """Before the run, not after minutes of it."""
+    with pytest.raises(InputError, match=words):
+        Recipe("resnet50", 0.5, bench=Bench(**change))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"model": "a", "ratio": 0.5, "ration": 0.4}', "did you mean ratio"),
+        ('{"model": "a", "ratio": 0.5, "zzz": 0.4}', "unknown recipe key 'zzz'"),
+        ('{"model": "a", "ratio": 0.5, "bench": {"bach_size": 1}}', "did you mean batch_size"),
+        ('{"model": "a", "ratio": 2}', "ratio is 2"),
+    ],
+)
+def test_unknown_keys_and_values_in_json_are_refused(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Recipe.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "not json",
+        "[]",
+        "3",
+        "null",
+        "{}",
+        '{"model": "a"}',
+        '{"ratio": 0.5}',
+        '{"model": "a", "ratio": "half"}',
+        '{"model": "a", "ratio": null}',
+        '{"model": 3, "ratio": 0.5}',
+        '{"model": "a", "ratio": 0.5, "bench": 3}',
+        '{"model": "a", "ratio": 0.5, "bench": {"threads": "many"}}',
+        '{"model": "a", "ratio": 0.5, "repair": "fold"}',
+        '{"model": "a", "ratio": 0.5, "repair": [1]}',
+        '{"model": "a", "ratio": 0.5, "round_to": "8"}',
+        '{"model": "a", "ratio": 0.5, "round_to": 8.5}',
+        '{"model": "a", "ratio": 0.5, "seed": "x"}',
+        '{"model": "a", "ratio": 0.5, "scorer": null}',
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Recipe.from_json(text)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pxcompress import cli, pipeline
+from pxcompress.errors import InputError
+from pxcompress.measure import BenchRow, Comparison, Speedup, ratios, verdict
+from pxcompress.recipe import Bench, Recipe
+from pxcompress.report import from_json, to_html, to_json, to_table
+from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
+from pxcompress.report.table import bench_table
+from pxcompress.types import (
+    DataSummary,
+    Fixed,
+    GroupWidth,
+    Latency,
+    Measurement,
+    Parity,
+    Placement,
+    Report,
+    StageTime,
+)
+
+NASTY = "<b>x</b> & \"q\" 'a' -> \N{SNOWMAN} </script><img src=http://x.y/z>"
+VOID = {"meta", "wbr", "br", "hr", "img", "input", "link"}
+
+
+def measurement(top1: float, p50: float, cost: int) -> Measurement:
+    latency = Latency(mean=p50 * 1.1, p50=p50, p90=p50 * 1.5, p99=p50 * 2, runs=200)
+    return Measurement(
+        top1, 400, 1000 * cost, 2_000_000 * cost, 5000 * cost, latency, 1000 / p50, 1, "CPUExecutionProvider"
+    )
+
+
+def make_report(low: float = 3.9, high: float = 4.1, p50: float = 3.0, **changes: Any) -> Report:
+    """A report whose verdict is the real one for a speed-up interval from `low` to `high`."""
+    dense, pruned = measurement(0.9, 12.0, 40), measurement(0.85, p50, 10)
+    placement = Placement("auto", "CPUExecutionProvider", 17, 17)
+    comparison = Comparison(dense, pruned, placement, Speedup(12.0 / p50, low, high), 2)
+    report = Report(
+        recipe=json.loads(json.dumps(dataclasses.asdict(Recipe("resnet18", 0.5, scorer="magnitude")))),
+        environment={"python": "3.11", "device_name": "Some GPU", "cpu_name": "Some CPU", "threads": 2, "cuda": None},
+        data=DataSummary("digits", ("cat", "dog"), 11, 12, 13, 14, 400),
+        weights="trained-here",
+        input_shape=(3, 32, 32),
+        dense=dense,
+        pruned=pruned,
+        ratios=ratios(dense, pruned),
+        parity=Parity(400, 2.5e-6, 1.0, True),
+        provider=placement,
+        stages=(
+            StageTime("weights", 12.5, 10**9, 0.9),
+            StageTime("prune", 0.25, 2 * 10**9, 0.4),
+            StageTime("export", 3, 1),
+        ),
+        groups=(
+            *(GroupWidth(f"layer{n}.conv", "channel", 64, 8 * (n % 8 + 1)) for n in range(120)),
+            GroupWidth("blocks.0.attn", "head", 12, 12),
+        ),
+        fixed=(
+            Fixed("fc", 2, "it is the classifier"),
+            Fixed("stem", 8, "it is a stem"),
+            Fixed("stem2", 9, "it is a stem"),
+        ),
+        plan={"budget": "channels", "unit": "units", "cost_dense": 40.0, "cost_planned": 10.0, "cost_target": 20.0},
+        folder="exported/run",
+        verdict=f"{verdict(comparison)}: exported/run/model.onnx",
+        notes=("embedded data: a demonstration",),
+    )
+    return dataclasses.replace(report, **changes)
+
+
+REPORT = make_report()
+
+
+class Page(HTMLParser):
+    """Elements, text and balance of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.append((self.open[-1], data))
+
+    @property
+    def tags(self) -> list[str]:
+        return [tag for tag, _ in self.elements]
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(text for tag, text in self.texts if tag != "style").split())
+
+
+@pytest.fixture(scope="module")
+def parsed() -> Page:
+    return Page(to_html(REPORT))
+
+
+# report.json
+
+
+def test_json_comes_back_equal() -> None:
+    assert from_json(to_json(REPORT)) == REPORT
+
+
+def test_json_has_the_documented_keys() -> None:
+    content = json.loads(to_json(REPORT))
+    assert next(iter(content)) == "schema_version"
+    assert content["schema_version"] == 1
+    assert content["dense"]["latency_ms"].keys() == {"mean", "p50", "p90", "p99", "runs"}
+    top = {"top1", "params", "macs", "onnx_bytes", "latency_ms", "throughput", "batch_size", "provider"}
+    assert top <= content["dense"].keys() == content["pruned"].keys()
+    assert content["ratios"].keys() == {"params", "macs", "onnx_bytes", "speedup_p50", "top1_drop"}
+    assert content["parity"].keys() == {"samples", "max_abs", "top1_agreement", "passed"}
+    assert content["provider"].keys() == {"asked", "got", "nodes_on_provider", "nodes_total", "fallback_reason"}
+    assert content["stages"][0].keys() == {"name", "seconds", "peak_rss_bytes", "top1_after"}
+    assert content["stages"][2]["top1_after"] is None
+    assert content["groups"][0] == {"name": "layer0.conv", "kind": "channel", "units": 64, "kept": 8}
+    assert {"name", "classes", "score", "repair", "select", "certify", "test"} <= content["data"].keys()
+
+
+def test_json_keeps_any_text() -> None:
+    report = make_report(notes=(NASTY, "\udc80 not UTF-8"), folder=NASTY)
+    assert to_json(report).isascii()
+    assert from_json(to_json(report)) == report
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_refuses_what_json_lacks(value: float) -> None:
+    with pytest.raises(ValueError):
+        to_json(make_report(environment={"load": value}))
+
+
+def broken(path: str, value: object = ...) -> str:
+    """report.json with the key at `path` set to `value`, or removed."""
+    content = json.loads(to_json(REPORT))
+    *outer, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    place = content
+    for key in outer:
+        place = place[key]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a report.json"),
+        ("[]", "schema_version is None"),
+        (broken("schema_version", 2), "schema_version is 2; expected 1"),
+        (broken("dense.latency_ms.p90"), r"report\.dense\.latency_ms lacks 'p90'"),
+        (broken("dense.latency_ms.p95", 1.0), "unknown key of report.dense.latency_ms 'p95'"),
+        (broken("groups.1.units", "many"), r"report\.groups\[1\]\.units is str; expected int"),
+        (broken("parity.samples", True), r"report\.parity\.samples is bool; expected int"),
+        (broken("stages", {}), r"report\.stages is dict; expected list"),
+        (broken("dense", []), r"report\.dense is list; expected dict"),
+    ],
+)
+def test_json_that_is_no_report_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+# Figures
+
+
+@pytest.mark.parametrize(("right", "samples", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)])
+def test_wilson_interval_is_that_of_newcombe_1998_table_1(right: int, samples: int, low: float, high: float) -> None:
+    interval = wilson(right / samples, samples)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_interval_of_the_drop_is_that_of_newcombe_1998_table_2() -> None:
+    """Method 10 for 56/70 against 48/80: 0.0524 to 0.3339."""
+    dense = dataclasses.replace(REPORT.dense, top1=56 / 70, samples=70)
+    pruned = dataclasses.replace(REPORT.pruned, top1=48 / 80, samples=80)
+    interval = drop_interval(make_report(dense=dense, pruned=pruned))
+    assert (interval.low, interval.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_holds_its_share_and_stays_a_share(case: tuple[int, int]) -> None:
+    right, samples = case
+    interval = wilson(right / samples, samples)
+    assert 0 <= interval.low <= right / samples + 1e-12
+    assert right / samples - 1e-12 <= interval.high <= 1
+    assert interval.low < interval.high
+
+
+def test_figures_have_three_digits_and_no_exponent() -> None:
+    counts = {999: "999", 1000: "1 k", 23_528_522: "23.5 M", 999_700: "1.00 M", 4.1e9: "4.10 G", 0: "0"}
+    assert {value: count(value) for value in counts} == counts
+    assert [size(value) for value in (12, 94_300_000, 1.5e9)] == ["12 B", "94.3 MB", "1.50 GB"]
+    assert [milliseconds(value) for value in (123.4, 12.34, 4.409, 0.86)] == [
+        "123 ms",
+        "12.3 ms",
+        "4.41 ms",
+        "0.860 ms",
+    ]
+
+
+@given(st.floats(0.001, 1e6), st.floats(0.001, 1e6))
+def test_change_names_the_direction(dense: float, pruned: float) -> None:
+    words = change(dense, pruned, "fewer", "more")
+    assert words == "same" or words.endswith("fewer" if pruned < dense else "more")
+    assert words == "same" or float(words.partition("x")[0]) > 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p50", "start"),
+    [
+        (3.9, 4.1, 3.0, "4x faster, 4x smaller, 5.0 points top-1 lost"),
+        (0.9, 1.5, 10.0, "not faster (1.20x), "),
+        (0.7, 0.9, 15.0, "not faster (0.80x), "),
+    ],
+)
+def test_headline_never_claims_more_than_the_verdict(low: float, high: float, p50: float, start: str) -> None:
+    report = make_report(low, high, p50)
+    assert headline(report).startswith(start)
+    assert ("x faster" in headline(report)) == (low > 1) == ("x faster" in report.verdict)
+
+
+def test_headline_tells_gained_and_unchanged_accuracy() -> None:
+    for top1, words in ((0.91, "1.0 points top-1 gained"), (0.9001, "top-1 unchanged")):
+        pruned = dataclasses.replace(REPORT.pruned, top1=top1)
+        report = make_report(pruned=pruned, ratios=ratios(REPORT.dense, pruned))
+        assert headline(report).endswith(words)
+
+
+# The command
+
+
+RECIPES = [
+    Recipe("resnet18", 0.5, scorer="magnitude"),
+    Recipe("hf-hub:timm/x", 0.3, data="my data/it's", scorer="magnitude", repair=(), seed=7, skip_corrupt=True),
+    Recipe("m", 0.25, checkpoint="w x.pth", input_size=64, scorer="random", budget="macs", round_to=1, min_keep=0.2),
+    Recipe("m", 0.25, scorer="random", normalise="max", repair=("batchnorm",), bench=Bench(8, "cpu", 2)),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line goes through the real command line, up to the recipe it would run."""
+    seen: list[Recipe] = []
+
+    def compress(recipe: Recipe, *args: object, **options: object) -> Report:
+        seen.append(recipe)
+        return REPORT
+
+    monkeypatch.setattr(pipeline, "compress", compress)
+    words = shlex.split(command(json.loads(recipe.to_json())))
+    assert words[0] == "pxcompress"
+    result = typer.testing.CliRunner().invoke(cli.app, words[1:])
+    assert result.exit_code == 0, result.output
+    assert seen == [recipe]
+
+
+def test_command_leaves_defaults_out() -> None:
+    recipe = json.loads(json.dumps({**dataclasses.asdict(Recipe("m", 0.5, scorer="magnitude")), "scorer": "lrp"}))
+    assert command(recipe) == "pxcompress run --model m --ratio 0.5"
+
+
+# The terminal
+
+
+def test_table_golden() -> None:
+    assert to_table(REPORT).splitlines() == [
+        "                          dense          pruned  ratio",
+        "top-1                     90.0%           85.0%  -5.0 points",
+        "  95 % interval  86.7% to 92.6%  81.2% to 88.2%  -9.6 to -0.4 points",
+        "MACs                       80 M            20 M  0.250 (4x fewer)",
+        "parameters                 40 k            10 k  0.250 (4x fewer)",
+        "file size                200 kB           50 kB  0.250 (4x smaller)",
+        "latency p50               12 ms            3 ms  0.250 (4x faster)",
+        "latency p90               18 ms         4.50 ms  0.250 (4x faster)",
+        "throughput               83.3/s           333/s  4.000 (4x more)",
+        "",
+        "Some CPU, CPUExecutionProvider, 2 CPU threads, batch 1, fp32, 400 test samples, input 3x32x32, "
+        "weights trained here",
+        "note: embedded data: a demonstration",
+        REPORT.verdict,
+    ]
+
+
+def test_table_ends_with_the_path_of_the_artefact_and_is_ascii() -> None:
+    assert to_table(REPORT).endswith(": exported/run/model.onnx")
+    assert to_table(REPORT).isascii()
+
+
+def test_table_names_the_gpu_only_where_it_ran() -> None:
+    on_gpu = make_report(provider=Placement("auto", "CUDAExecutionProvider", 17, 17))
+    assert "Some GPU, CUDAExecutionProvider" in to_table(on_gpu)
+    assert "Some GPU" not in to_table(REPORT)
+
+
+def test_bench_table_compares_with_the_first_file_at_the_same_batch() -> None:
+    def row(path: str, batch: int, p50: float, reason: str = "") -> BenchRow:
+        latency = Latency(p50, p50, p50, p50, 200)
+        placement = Placement("auto", "CPUExecutionProvider", 5, 6, reason)
+        return BenchRow(path, (batch, 3, 8, 8), batch, latency, batch * 1000 / p50, 10**6, "fp32", 2, placement)
+
+    rows = [
+        row("dense.onnx", 1, 10.0, "no GPU"),
+        row("model.onnx", 1, 5.0),
+        row("dense.onnx", 8, 40.0),
+        row("model.onnx", 8, 50.0),
+    ]
+    lines = bench_table(rows).splitlines()
+    assert [re.findall(r"(\d\.\d\d)x", line) for line in lines[1:5]] == [["1.00"], ["2.00"], ["1.00"], ["0.80"]]
+    assert "5/6 nodes" in lines[1]
+    assert lines[-2:] == ["200 runs of each file, in turns; 2 CPU threads; random inputs", "note: no GPU"]
+
+
+# The page
+
+
+def test_page_loads_nothing(parsed: Page) -> None:
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(parsed.tags)
+    names = {name for _, attributes in parsed.elements for name in attributes}
+    assert not {name for name in names if name in ("src", "href", "xlink:href", "style") or name.startswith("on")}
+    text = to_html(REPORT)
+    assert not [part for part in ("http://", "https://", "url(", "@import") if part in text]
+    policies = [a["content"] for _, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def test_page_is_ascii_and_in_one_declared_language(parsed: Page) -> None:
+    assert to_html(REPORT).startswith('<!DOCTYPE html>\n<html lang="en">')
+    assert to_html(REPORT).isascii()
+    assert parsed.tags.count("h1") == parsed.tags.count("title") - parsed.tags.count("svg") + _swatches(parsed) == 1
+
+
+def _swatches(parsed: Page) -> int:
+    return sum(tag == "svg" and attributes.get("viewbox") == "0 0 12 12" for tag, attributes in parsed.elements)
+
+
+def test_page_escapes_every_text_of_the_report() -> None:
+    def soiled(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(
+                value, **{f.name: soiled(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            )
+        if isinstance(value, dict):
+            return {f"{NASTY}{key}" if key in ("python", "cuda") else key: soiled(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(soiled(item) for item in value)
+        return f"{value}{NASTY}" if isinstance(value, str) else value
+
+    report = soiled(make_report(data=dataclasses.replace(REPORT.data, skipped=("a.png",))))
+    page, clean = Page(to_html(report)), Page(to_html(REPORT))
+    assert not [part for part in ("<b>x", "<img", "</script") if part in to_html(report)]
+    assert set(page.tags) == set(clean.tags)
+    assert page.text.count("<b>x</b>") > 150
+    for text in (report.groups[5].name, report.data.classes[1], report.fixed[0].reason, report.notes[0], report.folder):
+        assert " ".join(text.split()) in page.text
+
+
+def test_page_has_all_that_is_needed_to_check_it(parsed: Page) -> None:
+    for group in REPORT.groups:
+        assert f"{group.name}{group.units} \N{RIGHTWARDS ARROW} {group.kept}" in parsed.text.replace(
+            f"{group.name}: {group.kept} of {group.units} {group.kind}s kept", ""
+        )
+    for text in (
+        "4\N{MULTIPLICATION SIGN} faster, 4\N{MULTIPLICATION SIGN} smaller, 5.0 points top-1 lost",
+        "95\N{NO-BREAK SPACE}% interval \N{MINUS SIGN}9.6 to \N{MINUS SIGN}0.4",
+        "it is the classifier",
+        "stem (8), stem2 (9)",
+        "2.50e-06",
+        "17 of 17",
+        "bench.batch_size",
+        "250 ms",
+        "2 GB",
+        "pxcompress run --model resnet18 --ratio 0.5 --score magnitude",
+        "exported/run/model.onnx",
+        "embedded data: a demonstration",
+    ):
+        assert " ".join(text.split()) in parsed.text, text
+
+
+def test_every_drawing_is_named_or_decoration(parsed: Page) -> None:
+    named = sum(tag == "svg" and attributes.get("role") == "img" for tag, attributes in parsed.elements)
+    assert named + _swatches(parsed) == parsed.tags.count("svg")
+    assert parsed.tags.count("title") == named + 1
+    assert parsed.tags.count("caption") == parsed.tags.count("table")
+    assert all(a.get("scope") in ("row", "col") for tag, a in parsed.elements if tag == "th")
+
+
+def test_bars_are_to_scale_and_inside_their_drawing(parsed: Page) -> None:
+    bars = [float(a["width"] or 0) for tag, a in parsed.elements if tag == "rect" and a["class"] in ("dense", "pruned")]
+    assert all(0 <= width <= 100 for width in bars)
+    assert [width for width in bars if width != 12][:8] == [90, 85, 100, 25, 100, 25, 100, 25]
+
+
+def test_page_of_a_bare_report_stands() -> None:
+    report = make_report(stages=(), groups=(), fixed=(), notes=(), environment={}, recipe={}, plan={})
+    assert "Every layer that was found could be narrowed." in Page(to_html(report)).text
+    assert "unknown hardware" in to_table(report)
+
+
+def test_page_of_a_model_that_is_not_faster_says_so_in_sentence_case() -> None:
+    page = Page(to_html(make_report(0.7, 0.9, 15.0)))
+    assert "Not faster (0.80\N{MULTIPLICATION SIGN}), 4\N{MULTIPLICATION SIGN} smaller" in page.text
+    assert "verdict caution" in [attributes.get("class") for _, attributes in page.elements]
+    assert "verdict caution" not in to_html(REPORT)
+
+
+def test_a_failed_parity_is_not_hidden() -> None:
+    report = make_report(parity=Parity(4, 0.5, 0.25, False))
+    assert "passedNO" in Page(to_html(report)).text
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_page_renders_in_a_browser_without_a_complaint(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(to_html(REPORT))
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    more = f"--disable-component-update --disable-sync --enable-logging=stderr --user-data-dir={tmp_path / 'profile'}"
+    run = ["chromium", *options.split(), *more.split(), "--dump-dom", file.as_uri()]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
+    assert "4\N{MULTIPLICATION SIGN} faster" in done.stdout
+    assert done.stdout.count("<li>") == len(REPORT.groups) + len(REPORT.notes)
+    assert "CONSOLE" not in done.stderr

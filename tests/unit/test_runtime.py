@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import Exported
+from onnx import TensorProto, helper
+
+from pxcompress import runtime
+from pxcompress.errors import InputError, ResultError
+
+GPU = not runtime._unusable("cuda")
+without_gpu = pytest.mark.skipif(GPU, reason="says what happens without a GPU")
+
+
+def _save(path: Path, inputs: dict[str, int], kind: int = TensorProto.FLOAT) -> Path:
+    """A file that adds up its inputs."""
+    ports = [helper.make_tensor_value_info(name, kind, ["n", size]) for name, size in inputs.items()]
+    names = list(inputs)
+    node = helper.make_node("Add", [names[0], names[-1]], ["y"])
+    graph = helper.make_graph([node], "g", ports, [helper.make_tensor_value_info("y", kind, ["n", None])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_predict_takes_arrays_and_tensors_of_any_batch(wide_cnn: Exported) -> None:
+    session = runtime.session(wide_cnn.path, "cpu")
+    for count in (1, 2, 5):
+        inputs = torch.randn(count, 3, 16, 16)
+        expected = wide_cnn.model(inputs).detach().numpy()
+        np.testing.assert_allclose(session.predict(inputs), expected, atol=1e-5)
+        np.testing.assert_array_equal(session.predict(inputs.numpy().astype(np.float64)), session.predict(inputs))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (3, 16, 16), (2, 1, 16, 16)])
+def test_predict_refuses_other_shapes(wide_cnn: Exported, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"expects inputs of shape \(any, 3, 16, 16\); given"):
+        runtime.session(wide_cnn.path, "cpu").predict(np.zeros(shape, np.float32))
+
+
+def test_an_input_that_the_graph_cannot_take(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kind = TensorProto.FLOAT
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    ports = [[helper.make_tensor_value_info(name, kind, shape)] for name, shape in (("x", ["n", "h"]), ("y", None))]
+    graph = helper.make_graph(nodes, "g", *ports, [helper.make_tensor("w", kind, [2, 1], [1.0, 1.0])])
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    session = runtime.session(path, "cpu")
+    assert session.predict(np.ones((1, 2), np.float32)) == 2
+    with pytest.raises(InputError, match=r"does not run on inputs of shape \(1, 3\): ") as caught:
+        session.predict(np.ones((1, 3), np.float32))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cpu_session_says_what_it_is(wide_cnn: Exported) -> None:
+    session = runtime.session(str(wide_cnn.path), "cpu", threads=2, strict=True)
+    nodes = len(onnx.load(wide_cnn.path).graph.node)
+    placement = session.placement
+    assert (placement.asked, placement.got, placement.fallback_reason) == ("cpu", "CPUExecutionProvider", "")
+    assert placement.nodes_on_provider == placement.nodes_total == nodes
+    assert session.providers == ("CPUExecutionProvider",)
+    assert (session.device, session.precision, session.threads) == ("cpu", "fp32", 2)
+    assert session.input == runtime.Port("input", (None, 3, 16, 16), np.dtype(np.float32))
+    assert session.output.name == "logits"
+    assert session.output.shape == (None, 5)
+
+
+def test_default_threads_are_those_of_pytorch(wide_cnn: Exported) -> None:
+    assert runtime.session(wide_cnn.path, "cpu").threads == torch.get_num_threads()
+    with pytest.raises(InputError, match="threads is -1"):
+        runtime.session(wide_cnn.path, "cpu", threads=-1)
+
+
+@without_gpu
+def test_auto_falls_back_quietly_and_says_why(wide_cnn: Exported, capfd: pytest.CaptureFixture[str]) -> None:
+    runtime._unusable.cache_clear()
+    placement = runtime.session(wide_cnn.path, "auto").placement
+    assert (placement.asked, placement.got) == ("auto", "CPUExecutionProvider")
+    assert placement.fallback_reason.startswith("CUDA cannot be used: ")
+    assert "\n" not in placement.fallback_reason
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(ResultError, match="does not run on auto alone"):
+        runtime.session(wide_cnn.path, "auto", strict=True)
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_an_asked_gpu_that_is_not_there(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=f"provider '{name}' cannot be used: .+; use auto or cpu") as caught:
+        runtime.check_provider(name)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot be used"):  # before anything else is looked at
+        runtime.session(tmp_path / "missing.onnx", name)
+    assert capfd.readouterr() == ("", "")
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_gpu_session_is_never_a_cpu_session_in_disguise(
+    name: str, wide_cnn: Exported, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, failure = runtime._create(wide_cnn.path, name, threads=1)
+    assert model is None
+    assert failure
+    assert "\n" not in failure
+    assert "\x1b" not in failure
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")
+def test_cuda_runs_and_agrees_with_the_cpu(wide_cnn: Exported) -> None:
+    cuda, cpu = runtime.session(wide_cnn.path, "cuda"), runtime.session(wide_cnn.path, "cpu")
+    assert cuda.placement.got == "CUDAExecutionProvider"
+    assert 0 < cuda.placement.nodes_on_provider <= cuda.placement.nodes_total
+    inputs = np.random.default_rng(0).standard_normal((4, 3, 16, 16), dtype=np.float32)
+    np.testing.assert_allclose(cuda.predict(inputs), cpu.predict(inputs), atol=1e-2)  # TF32
+    run = cuda.runner(inputs)
+    run()
+    np.testing.assert_allclose(run.target.numpy(), cuda.predict(inputs), atol=1e-2)
+
+
+def test_unknown_provider() -> None:
+    with pytest.raises(InputError, match="unknown provider 'gpu'; expected one of: auto, cpu, cuda, tensorrt"):
+        runtime.check_provider("gpu")
+    runtime.check_provider("auto")
+    runtime.check_provider("cpu")
+
+
+def test_files_that_are_no_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.onnx").write_text("not a model\n" * 30)
+    (tmp_path / "empty.onnx").touch()
+    for name, message in {
+        "missing.onnx": "no ONNX file at",
+        ".": "no ONNX file at",
+        "text.onnx": "cannot be loaded by ONNX Runtime",
+        "empty.onnx": "cannot be loaded by ONNX Runtime",
+    }.items():
+        for provider in ("cpu", "auto"):
+            with pytest.raises(InputError, match=message) as caught:
+                runtime.session(tmp_path / name, provider)
+            assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_one_input_of_floats(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has 2 inputs \(a, b\); expected one"):
+        runtime.session(_save(tmp_path / "two.onnx", {"a": 2, "b": 2}), "cpu")
+    with pytest.raises(InputError, match=r"'a' is a tensor\(int64\); expected one of: tensor\(float\)"):
+        runtime.session(_save(tmp_path / "ints.onnx", {"a": 2}, TensorProto.INT64), "cpu")
+
+
+def test_half_precision_inputs_are_converted(tmp_path: Path) -> None:
+    session = runtime.session(_save(tmp_path / "half.onnx", {"a": 2}, TensorProto.FLOAT16), "cpu")
+    assert session.precision == "fp16"
+    np.testing.assert_array_equal(session.predict(np.ones((1, 2), np.float32)), np.full((1, 2), 2, np.float16))
+
+
+def test_the_probe_is_a_model_that_runs() -> None:
+    model, failure = runtime._create(runtime._one_convolution(), "cpu", threads=1)
+    assert failure == ""
+    assert model.run(None, {"x": np.ones((1, 1, 2, 2), np.float32)})[0] == 4
+
+
+def test_placement_counts_nodes_that_run_elsewhere() -> None:
+    def part(provider: str, *operators: str) -> SimpleNamespace:
+        return SimpleNamespace(ep_name=provider, get_nodes=lambda: [SimpleNamespace(op_type=op) for op in operators])
+
+    model = SimpleNamespace(
+        get_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        get_provider_graph_assignment_info=lambda: [
+            part("CUDAExecutionProvider", "Conv", "Relu", "Gemm"),
+            part("CPUExecutionProvider", "Shape"),
+            part("CPUExecutionProvider", "Shape", "Gather"),
+        ],
+    )
+    placement = runtime._placement(model, "cuda", "")
+    assert (placement.got, placement.nodes_on_provider, placement.nodes_total) == ("CUDAExecutionProvider", 3, 6)
+    assert placement.fallback_reason == (
+        "3 of 6 nodes run elsewhere: 2 Shape on CPUExecutionProvider, 1 Gather on CPUExecutionProvider"
+    )
+
+
+def test_runner_computes_what_predict_does_whatever_memory_is_reused(wide_cnn: Exported) -> None:
+    session = runtime.session(wide_cnn.path, "cpu")
+    inputs = np.random.default_rng(0).standard_normal((3, 3, 16, 16), dtype=np.float32)
+    expected = session.predict(inputs)
+    run = session.runner(inputs.astype(np.float64))  # converted: nobody but the runner holds the bound array
+    _ = [np.full(inputs.shape, 9, np.float32) for _ in range(100)]
+    run()
+    np.testing.assert_array_equal(run.target.numpy(), expected)
+
+
+def _recorder(order: list[str], name: str, seconds: float = 0.0) -> Callable[[], None]:
+    def run() -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    return run
+
+
+def test_runners_take_turns() -> None:
+    order: list[str] = []
+    runners = {name: _recorder(order, name) for name in "ab"}
+    seconds = runtime.time_interleaved(runners, warmup=3, runs=25)
+    expected = "aaabbb"
+    for timed in (8, 8, 8, 1):  # at least three turns, and what is left
+        expected += "a" * (timed + 1) + "b" * (timed + 1)
+    assert "".join(order) == expected
+    assert [len(values) for values in seconds.values()] == [25, 25]
+
+
+def test_slow_runners_stop_in_time_with_equally_many_runs() -> None:
+    order: list[str] = []
+    runners = {"a": _recorder(order, "a", 0.02), "b": _recorder(order, "b", 0.005)}
+    start = time.perf_counter()
+    seconds = runtime.time_interleaved(runners, warmup=50, runs=200, max_seconds=0.4)
+    assert time.perf_counter() - start < 1.5
+    assert len(seconds["a"]) == len(seconds["b"]) >= 3
+    assert np.median(seconds["a"]) == pytest.approx(0.02, rel=0.5)
+
+
+@pytest.mark.parametrize("runs", [1, 3, 7])
+def test_as_many_runs_as_asked(runs: int) -> None:
+    assert len(runtime.time_interleaved({"a": lambda: None}, warmup=0, runs=runs)["a"]) == runs
+
+
+def test_time_runs_sees_that_less_work_is_faster(wide_cnn: Exported, slim_cnn: Exported) -> None:
+    sessions = {name: runtime.session(e.path, "cpu", threads=1) for name, e in (("w", wide_cnn), ("s", slim_cnn))}
+    seconds = runtime.time_runs(sessions, wide_cnn.example.numpy(), batch_size=4, warmup=5, runs=50, max_seconds=3)
+    assert np.median(seconds["w"]) > 2 * np.median(seconds["s"]) > 0  # 32 times the multiply-accumulates
+
+
+def test_captured_is_silent_and_gives_back_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    with runtime._captured() as noise:
+        os.write(2, b"from C++")
+        sys.stdout.write("from Python")
+    assert noise() == "from C++"
+    os.write(2, b"after")
+    assert capfd.readouterr() == ("", "after")
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("\x1b[1;31m [E:...] Failed to load library x.so with error: y.so: no such file\n\x1b[m", "y.so: no such file"),
+        ("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load failed:parsing.\nmore", "Load failed:parsing."),
+        ("", ""),
+    ],
+)
+def test_one_line(message: str, line: str) -> None:
+    assert runtime._one_line(message) == line

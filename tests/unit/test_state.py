@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from models import FlattenCNN, Subject, snapshot
+from torch import Tensor, nn
+
+from pxcompress.state import best_device, device_of, observed, seeded
+
+
+def _draw() -> tuple[float, float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(())), float(torch.randn(()))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**40, -1])
+def test_seeded_draws_repeat(seed: int) -> None:
+    with seeded(seed):
+        first = _draw()
+    with seeded(seed):
+        assert _draw() == first
+    with seeded(seed + 1):
+        second = _draw()
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_seeded_leaves_the_outer_draws_alone() -> None:
+    with seeded(5):
+        expected = [_draw(), _draw()]
+    with seeded(5):
+        found = [_draw()]
+        with seeded(9):
+            _draw()
+        found.append(_draw())
+    assert found == expected
+
+
+def test_seeded_leaves_the_outer_draws_alone_after_an_exception() -> None:
+    with seeded(5):
+        expected = _draw()
+    with seeded(5):
+        with pytest.raises(ArithmeticError), seeded(9):
+            _draw()
+            raise ArithmeticError
+        assert _draw() == expected
+
+
+def _busy() -> nn.Module:
+    """Mixed modes, frozen parameters, in-place activations and hooks of its own."""
+    model = FlattenCNN().train()
+    model.bn1.eval()
+    model.conv1.weight.requires_grad_(False)
+    model.conv2.register_forward_hook(lambda module, args, output: None)
+    model.fc1.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
+    model.fc2.register_full_backward_hook(lambda module, before, after: None)
+    return model
+
+
+def test_inside_the_model_is_ready_to_be_read() -> None:
+    model = _busy()
+    with observed(model) as found:
+        assert found is model
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert model.relu.inplace is False
+        assert len(model.conv2._forward_hooks) == 1, "the owner's hooks stay"
+
+
+def _register(model: nn.Module) -> None:
+    conv = model.conv1
+    conv.register_forward_hook(lambda module, args, output: None)
+    conv.register_forward_hook(lambda module, args, kwargs, output: None, with_kwargs=True, always_call=True)
+    conv.register_forward_pre_hook(lambda module, args: None)
+    conv.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
+
+
+def test_afterwards_all_is_as_before() -> None:
+    model = _busy()
+    before = snapshot(model)
+    with observed(model):
+        _register(model)
+        model(torch.randn(2, 3, 16, 16))
+    assert snapshot(model) == before
+
+
+def test_afterwards_backward_hooks_are_gone_too() -> None:
+    model = _busy()
+    before = snapshot(model)
+    with observed(model):
+        model.conv1.register_full_backward_hook(lambda module, before, after: None)
+        model.conv1.register_full_backward_pre_hook(lambda module, after: None)
+    assert snapshot(model) == before
+
+
+def test_afterwards_all_is_as_before_in_spite_of_an_exception() -> None:
+    model = _busy()
+    before = snapshot(model)
+    with pytest.raises(ArithmeticError), observed(model):
+        _register(model)
+        raise ArithmeticError
+    assert snapshot(model) == before
+
+
+def test_a_hook_that_its_owner_removes_inside_stays_removed() -> None:
+    model = FlattenCNN()
+    with observed(model):
+        model.conv1.register_forward_hook(lambda module, args, output: None).remove()
+    assert not model.conv1._forward_hooks
+
+
+def test_observed_may_be_nested() -> None:
+    model = _busy()
+    before = snapshot(model)
+    with observed(model):
+        with observed(model):
+            _register(model)
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert not model.training
+        assert not model.conv1._forward_hooks
+    assert snapshot(model) == before
+
+
+def test_observed_outputs_are_those_of_eval_mode(small: Subject) -> None:
+    model = copy.deepcopy(small.model).train()
+    with torch.no_grad():
+        expected = small.model(small.inputs)
+        with observed(model):
+            assert torch.equal(model(small.inputs), expected)
+
+
+class _Buffered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(2, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_device_of() -> None:
+    assert device_of(nn.Linear(2, 2)) == torch.device("cpu")
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert device_of(_Buffered()) == torch.device("meta")
+    assert device_of(nn.ReLU()) == torch.device("cpu")
+
+
+def test_best_device_can_be_used() -> None:
+    assert torch.zeros(2, device=best_device()).sum() == 0
