@@ -118,7 +118,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def load(folder: Path | str) -> nn.Module:
-    """The slim PyTorch model of a run folder, in eval mode on the CPU: architecture, plan.json and safetensors, no pickle.
+    """The slim PyTorch model of a run folder, in eval mode on the CPU, from architecture, plan.json and safetensors.
 
     Raises `InputError` where the folder is none of ours or was written for another version of the architecture.
     """

@@ -47,7 +47,10 @@ def run(
     input_size: InputSize = None,
     score: Annotated[str, typer.Option(help="Scorer, as NAME:option=value,...; see `pxcompress methods`.")] = "",
     normalise: Annotated[
-        str, typer.Option(help="How groups are made comparable: none, mean, max, sum, norm, uniform.")
+        str,
+        typer.Option(
+            help="How groups are made comparable: none, mean, max, sum, norm, uniform.  [default: the scorer's]"
+        ),
     ] = "",
     repair: Annotated[
         list[str] | None, typer.Option(help="Repairs in order (repeat the option); `none` for none.")

@@ -104,8 +104,8 @@ def collect(
 
     A group has one cut per distinct tensor that its consumers read: one for an inner layer, several along a residual
     stream. Multipliers are the whole gradient at the tensor, not one consumer's part of it. Without `start` there is
-    no backward pass and the statistic gets an empty multiplier. Activations are read as differences from `origin`, which
-    is shaped like a result. The model is left as it was.
+    no backward pass and the statistic gets an empty multiplier. Activations are read as differences from `origin`,
+    which is shaped like a result. The model is left as it was.
     """
     device = device_of(model)
     readers = [_Reader(model, group, statistic, origin[group.name] if origin else None) for group in groups]
@@ -210,7 +210,7 @@ def others(size: int, rows: Tensor) -> Tensor:
 
 
 def unit_weights(model: nn.Module, member: Member) -> Tensor | None:
-    """The weights that belong to every unit of a convolution or linear layer, (units, weights); None for other members."""
+    """A convolution's or linear layer's weights by unit, (units, weights); None for other members."""
     module = dict(model.named_modules()).get(member.module)
     if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return None

@@ -1,7 +1,7 @@
-"""Greedy removal of the unit whose loss, after the best linear repair, costs least (Optimal Brain Surgeon, in blocks).
+"""Greedy removal of the units whose loss costs least after the best linear repair: Optimal Brain Surgeon, in blocks.
 
-A layer reads features x with second moment Sigma through weights W. With A = Sigma^-1 and G = W^T diag(w) W, removing the
-features P of a unit and folding them into the rest costs tr(G_PP A_PP^-1): the expected squared change of the outputs,
+A layer reads features x with second moment Sigma through weights W. With A = Sigma^-1 and G = W^T diag(w) W, removing
+the features P of a unit and folding them into the rest costs tr(G_PP A_PP^-1): the expected squared change of the outputs,
 weighted by w. After a removal both matrices shrink to what they would be, had the fold been made:
 
     A <- A_SS - A_SP A_PP^-1 A_PS        G <- T^T G T,  T = [I; -A_PP^-1 A_PS]
@@ -23,8 +23,8 @@ SHARE = 64
 class Reader:
     """One consumer of a group. Feature u * width + j belongs to unit u.
 
-    `inverse` is A and `weights` is G, both (features, features) float64. With `follow` off G stays as it is: the cost of
-    what is lost is not corrected for what earlier folds put into the weights.
+    `inverse` is A and `weights` is G, both (features, features) float64. With `follow` off G stays as it is: the cost
+    of what is lost is not corrected for what earlier folds put into the weights.
     """
 
     inverse: Tensor

@@ -46,8 +46,8 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = ()) -> 
     Raises `ModelError` where the model cannot be traced.
     """
     twin, dependencies = _traced_copy(model, example)
-    names = {module: name for name, module in twin.named_modules()}
-    names.update({parameter: name for name, parameter in twin.named_parameters()})  # type: ignore[misc]
+    names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
+    names.update({parameter: name for name, parameter in twin.named_parameters()})
     attentions = {f"{attention.name}.qkv": attention for attention in _attentions(twin)}
     kept = set(keep)
     groups: list[Group] = []
@@ -91,8 +91,8 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
         parameter.grad = None
         parameter.requires_grad_(original.requires_grad)
-    for slim_module, original in zip(slim.modules(), model.modules(), strict=True):
-        slim_module.training = original.training
+    for slim_module, dense_module in zip(slim.modules(), model.modules(), strict=True):
+        slim_module.training = dense_module.training
     return Pruned(model=slim, dense=model, groups=tuple(groups), plan=plan)
 
 
@@ -110,7 +110,7 @@ def masked(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
 
 
 def removal_error(pruned: Pruned, inputs: Tensor) -> float:
-    """Largest difference between the pruned model's outputs and the masked dense ones, as a share of the outputs' scale.
+    """Largest difference between the pruned model's outputs and the masked dense ones, as a share of their scale.
 
     Meant before any repair; `inputs` has shape (n, ...). About 1e-6 in float32 where removal is exact.
     """
@@ -143,7 +143,7 @@ def _traced_copy(model: nn.Module, example: Tensor) -> tuple[nn.Module, Any]:
         warnings.simplefilter("ignore")
         try:
             graph = tp.DependencyGraph().build_dependency(twin, example.to(device_of(twin)), verbose=False)
-        except Exception as error:  # noqa: BLE001  (a user's forward may raise anything)
+        except Exception as error:
             raise ModelError(f"model cannot be traced: {type(error).__name__}: {_first_line(error)}") from error
     return twin, graph
 
@@ -243,7 +243,7 @@ def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
     A grouped convolution stays regular only when every one of its groups loses the same places.
     """
     label = torch.arange(rows)
-    places = [place for item in raw if (place := _places(dependencies, item)) is not None]
+    places = [found for item in raw if (found := _places(dependencies, item)) is not None]
     changed = True
     while changed:
         before = label.clone()

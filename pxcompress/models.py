@@ -40,6 +40,7 @@ Weights = Literal["checkpoint", "pretrained", "untrained", "trained-here"]
 
 _FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH or package.module:factory"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_FACTORY_OPTIONS = ("num_classes", "img_size")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -305,6 +306,12 @@ def _find_factory(name: str) -> Callable[..., object]:
 
 
 def _call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
+    # Architectures are read from files: such a name must not become a way to call any function with any arguments.
+    foreign = [key for key, value in kwargs.items() if key not in _FACTORY_OPTIONS or not isinstance(value, int)]
+    if foreign:
+        raise ModelError(
+            f"model {name!r} refused: argument {foreign[0]!r}; expected only {_FACTORY_OPTIONS} as integers"
+        )
     factory = _find_factory(name)
     try:
         with _current_directory_importable():

@@ -1,7 +1,8 @@
-"""The whole story on one page: recipe -> model and data -> groups -> scores -> plan -> pruned -> repaired -> ONNX -> report."""
+"""The whole story on one page: recipe -> model and data -> groups -> scores -> plan -> pruned -> ONNX -> report."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
             subject = with_baseline(subject, recipe.seed, note)
         model, splits = subject.loaded.model, subject.splits
         clock.accuracy(torch_accuracy(model, splits.select))
-        slim = shrink(model, splits.example, splits.score, splits.repair, recipe, clock=clock, select=splits.select)
+        parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
+        slim = shrink(model, splits.example, parts, recipe, clock)
         with clock.stage("export"):
             files = export(folder, recipe, subject, slim)
         with clock.stage("measure"):
@@ -61,16 +63,14 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
 def shrink(
     model: nn.Module,
     example: Tensor,
-    score: Batches,
-    repair: Batches,
+    batches: Mapping[str, Batches],
     recipe: Recipe,
-    *,
     clock: Clock | None = None,
-    select: Batches | None = None,
 ) -> Slim:
     """Find, score, plan, prune, repair: the part of a run that needs neither files nor ONNX.
 
-    `example` is one input, shape (1, ...). With `select`, top-1 is measured after every stage that changes the model.
+    `example` is one input, shape (1, ...); `batches` are those of the roles "score" and "repair". With "select" as
+    well, top-1 is measured after every stage that changes the model.
     Raises `BudgetError` where no plan reaches the ratio, `ResultError` where removal is not what zeroing is.
     """
     clock = clock or Clock(_silent)
@@ -79,24 +79,25 @@ def shrink(
         budget = BUDGETS.build(recipe.budget)
         meter = budget.meter(model, structure.groups, example)
     with clock.stage(f"score ({recipe.scorer})"):
-        scores = SCORERS.build(recipe.scorer)(model, structure.groups, score)
+        scorer = SCORERS.build(recipe.scorer)
+        scores = scorer(model, structure.groups, batches["score"])
     with clock.stage("plan"):
-        limits = Limits(recipe.normalise, recipe.round_to, recipe.min_keep)
+        limits = Limits(recipe.normalise or scorer.normalise, recipe.round_to, recipe.min_keep)
         plan = make_plan(structure.groups, scores, meter, recipe.ratio, limits, (recipe.budget, budget.unit))
     with clock.stage("prune"):
         pruned = prune(model, structure.groups, plan, example)
         _check_removal(pruned, example)
-    _accuracy(clock, pruned, select)
+    _accuracy(clock, pruned, batches)
     for text in recipe.repair:
         with clock.stage(text):
-            pruned = REPAIRS.build(text)(pruned, repair)
-        _accuracy(clock, pruned, select)
+            pruned = REPAIRS.build(text)(pruned, batches["repair"])
+        _accuracy(clock, pruned, batches)
     return Slim(structure, scores, pruned)
 
 
-def _accuracy(clock: Clock, pruned: Pruned, select: Batches | None) -> None:
-    if select is not None:
-        clock.accuracy(torch_accuracy(pruned.model, select))
+def _accuracy(clock: Clock, pruned: Pruned, batches: Mapping[str, Batches]) -> None:
+    if "select" in batches:
+        clock.accuracy(torch_accuracy(pruned.model, batches["select"]))
 
 
 def _check_removal(pruned: Pruned, example: Tensor) -> None:
@@ -104,6 +105,6 @@ def _check_removal(pruned: Pruned, example: Tensor) -> None:
     error = removal_error(pruned, example)
     if not error <= REMOVAL_TOLERANCE:
         raise ResultError(
-            f"removing units changed the model: logits differ by {error:.1e} of their scale from those of the dense model "
-            f"with the same units zeroed (expected at most {REMOVAL_TOLERANCE:.0e}); please report the architecture"
+            f"removing units changed the model: its logits differ by {error:.1e} of their scale from the dense model's "
+            f"with the same units zeroed (at most {REMOVAL_TOLERANCE:.0e} expected); please report the architecture"
         )

@@ -1,7 +1,7 @@
 """From activations and multipliers to one number a unit: where backward starts, and how samples are put together.
 
 Everything here works on any backward pass: with LRP's rules attached the multipliers are LRP's, without they are
-gradients (Taylor). Relevance of a unit is R = sum over its positions p of a_p m_p (METHODS: S1, S2).
+gradients (Taylor). Relevance of a unit is R = sum over its positions p of a_p m_p.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ STARTS: Mapping[str, Start] = {
     "margin": _margin,
     "loss": _loss,
 }
-"""Logits (n, classes) and target classes (n,) -> multipliers at the logits; "logit" starts with the logit's own value."""
+"""Logits (n, classes) and targets (n,) -> multipliers at the logits; "logit" starts with the logit's own value."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def unit_relevance(
     """Relevance of every unit, averaged over samples and, on a residual stream, over the tensors that carry it.
 
     With `centre` activations count as differences from their mean over the batches, (a - mean_c) m: what a unit
-    carries beyond a constant (METHODS: S2); that takes one more forward pass.
+    carries beyond a constant; that takes one more forward pass.
     """
     rule = AGGREGATES[aggregate]
     origin = collect(model, groups, batches, lambda a, m: a.mean(2)) if centre else None

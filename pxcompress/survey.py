@@ -70,12 +70,12 @@ def to_table(result: Survey) -> str:
         f"{result.units:,} removable units in {len(result.groups)} groups",
         "",
     ]
-    width = max((len(row.name) for row in (*result.groups, *result.fixed)), default=4)
+    names = [row.name for row in result.groups] + [layer.name for layer in result.fixed]
+    width = max(map(len, names), default=4)
     lines.append(f"{'group':<{width}}  {'kind':<8} {'units':>6} {'layers':>7} {'params':>8} {'MACs':>8}")
     for row in result.groups:
-        lines.append(
-            f"{row.name:<{width}}  {row.kind:<8} {row.units:>6} {row.layers:>7} {row.params_share:>8.1%} {row.macs_share:>8.1%}"
-        )
+        size = f"{row.kind:<8} {row.units:>6} {row.layers:>7}"
+        lines.append(f"{row.name:<{width}}  {size} {row.params_share:>8.1%} {row.macs_share:>8.1%}")
     lines += ["", "stays whole:"]
     lines += [f"{layer.name:<{width}}  {layer.units:>6} outputs: {layer.reason}" for layer in result.fixed]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -213,7 +213,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class StageTime:
-    """One stage of a run; `top1_after` is measured on the select split with PyTorch, where the stage changed the model."""
+    """One stage of a run; `top1_after`, a share of the select split, stands where the stage changed the model."""
 
     name: str
     seconds: float
@@ -281,7 +281,13 @@ class Report:
 
 
 class Scorer(Protocol):
-    """Says how much the model's decisions rest on each unit. A frozen dataclass; its fields are its options."""
+    """Says how much the model's decisions rest on each unit. A frozen dataclass; its fields are its options.
+
+    `normalise` names how its scores are made comparable between groups unless the recipe says otherwise: "none" for
+    scores that have one unit everywhere, such as relevance.
+    """
+
+    normalise: ClassVar[str]
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Scores of every group; `model` is left as it was."""

@@ -81,7 +81,10 @@ def _timm(name: str, **kwargs: object) -> Callable[[], nn.Module]:
 
 
 def _vgg(norm_layer: type[nn.Module] | None) -> nn.Module:
-    return VGG([8, "M", 12, "M", 16, 12, "M", 8, "M"], CLASSES, mlp_ratio=1 / 256, norm_layer=norm_layer)
+    model = VGG([8, "M", 12, "M", 16, 12, "M", 8, "M"], CLASSES, mlp_ratio=1 / 256, norm_layer=norm_layer)
+    model.pre_logits.fc2 = nn.Conv2d(16, 24, 1)  # 4096 in timm
+    model.head.fc = nn.Linear(24, CLASSES)
+    return model
 
 
 def _regnet() -> nn.Module:
@@ -94,9 +97,7 @@ FAMILIES: Mapping[str, Callable[[], nn.Module]] = {
     "grouped": GroupedNet,
     "resnet_basic": _timm("resnet18", layers=(1, 2, 1, 1), channels=(8, 12, 16, 24), stem_width=16),
     "resnet_bottleneck": _timm("resnet26", layers=(1, 2, 1, 1), channels=(4, 6, 8, 10)),
-    "resnext": _timm(
-        "resnext50_32x4d", layers=(1, 1, 1, 1), cardinality=4, base_width=8, channels=(16, 16, 16, 16)
-    ),
+    "resnext": _timm("resnext50_32x4d", layers=(1, 1, 1, 1), cardinality=4, base_width=8, channels=(16, 16, 16, 16)),
     "vgg": functools.partial(_vgg, None),
     "vgg_bn": functools.partial(_vgg, nn.BatchNorm2d),
     "mobilenetv2": _timm("mobilenetv2_035"),
@@ -188,12 +189,16 @@ def plan_of(removed: Mapping[str, Sequence[int]]) -> Plan:
 def random_plan(groups: Sequence[Group], seed: int) -> Plan:
     """Removes a random part of every group, from nothing to all but one unit."""
     draw = random.Random(seed)
-    return plan_of({group.name: sorted(draw.sample(range(group.units), draw.randrange(group.units))) for group in groups})
+    return plan_of(
+        {group.name: sorted(draw.sample(range(group.units), draw.randrange(group.units))) for group in groups}
+    )
 
 
 def extreme_plan(groups: Sequence[Group]) -> Plan:
     """Removes all but one unit of every group: the second, where there are two."""
-    return plan_of({group.name: [unit for unit in range(group.units) if unit != min(1, group.units - 1)] for group in groups})
+    return plan_of(
+        {group.name: [unit for unit in range(group.units) if unit != min(1, group.units - 1)] for group in groups}
+    )
 
 
 def kept_counts(groups: Sequence[Group], plan: Plan) -> dict[str, int]:
@@ -220,7 +225,11 @@ def _module_state(name: str, module: nn.Module) -> tuple[object, ...]:
         for key, value in sorted(vars(module).items())
         if key.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
     ]
-    plain = sorted((key, repr(value)) for key, value in vars(module).items() if isinstance(value, int | float | str))
+    plain = sorted(
+        (key, repr(value))
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str) and not key.startswith("_")
+    )
     return name, type(module), tuple(tuple(hook) for hook in hooks), tuple(plain), "forward" in vars(module)
 
 

@@ -7,7 +7,7 @@ with attributed(model, parse_composite("gamma"), example) as ruled:
 
 from pxcompress.attribution.attention import SOFTMAX_RULES
 from pxcompress.attribution.composites import COMPOSITES, Composite, parse_composite
-from pxcompress.attribution.engine import Attributed, RuledLayer, Unruled, attributed
+from pxcompress.attribution.engine import Attributed, Flow, RuledLayer, Unruled, attributed
 from pxcompress.attribution.rules import RULES
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SOFTMAX_RULES",
     "Attributed",
     "Composite",
+    "Flow",
     "RuledLayer",
     "Unruled",
     "attributed",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,22 @@ class Unruled:
     calls: int
 
 
+@dataclass(frozen=True)
+class Flow:
+    """Relevance at one executed layer or function, summed over a batch, as shares of that of the model's output.
+
+    What biases (and a stabiliser) absorbed is `relevance_out - relevance_in`. `size` is the sum of the sizes of the
+    relevances of the output. A function without a rule has no `rule` and no `relevance_in`.
+    """
+
+    name: str
+    kind: str
+    rule: Rule | None
+    relevance_in: float | None
+    relevance_out: float
+    size: float
+
+
 @dataclass(frozen=True, eq=False)
 class Attributed:
     """A copy of a model with rules in place of gradients, the layers in executed order, and what has no rule.
@@ -64,6 +80,40 @@ class Attributed:
     model: nn.Module
     layers: tuple[RuledLayer, ...]
     unruled: tuple[Unruled, ...]
+    _rules: _Rules
+
+    def flow(self, x: Tensor, start: Callable[[Tensor], Tensor]) -> tuple[Flow, ...]:
+        """Relevance in and out of every layer, and through every function without a rule, in executed order.
+
+        `start` maps the output to its multipliers; the relevance that starts, sum of start(out) * out, must not be 0.
+        """
+        with self._rules.tracing(self.model) as trace:
+            out = self.model(x.detach().clone().requires_grad_())
+        multipliers = start(out.detach())
+        total = float((multipliers * out.detach()).sum())
+        tensors = [tensor for row in trace for tensor in (row.a, row.z) if tensor is not None]
+        gradients = torch.autograd.grad(out, tensors, multipliers, allow_unused=True)
+        relevance = {
+            id(tensor): torch.zeros(()) if m is None else tensor.detach() * m
+            for tensor, m in zip(tensors, gradients, strict=True)
+        }
+        rows = []
+        for row in trace:
+            r_in, r_out = None if row.a is None else relevance[id(row.a)], relevance[id(row.z)]
+            into = None if r_in is None else float(r_in.sum()) / total
+            size = float(r_out.abs().sum()) / abs(total)
+            rows.append(Flow(row.name, row.kind, row.rule, into, float(r_out.sum()) / total, size))
+        return tuple(rows)
+
+
+class _Traced(NamedTuple):
+    """One executed layer (with its rule and input) or function without a rule, and its output."""
+
+    name: str
+    kind: str
+    rule: Rule | None
+    a: Tensor | None
+    z: Tensor
 
 
 @contextmanager
@@ -92,7 +142,7 @@ def attributed(model: nn.Module, composite: Composite, example: Tensor | None) -
 
     object.__setattr__(twin, "forward", ruled_forward)
     try:
-        yield Attributed(twin, layers, _unruled(twin, mode.unruled, unfolded))
+        yield Attributed(twin, layers, _unruled(twin, mode.unruled, unfolded), mode)
     finally:
         object.__setattr__(twin, "forward", forward)
 
@@ -147,6 +197,7 @@ class _Rules(TorchFunctionMode):
         self._kinds: dict[str, str] = {}  # layers in the order of their first call: key -> function
         self._computed = 0  # calls with a weight that is no parameter, in this forward pass
         self._module: list[str] | None = None  # names of the modules that are running, while watching
+        self._trace: list[_Traced] | None = None
         self.unruled: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
@@ -177,6 +228,17 @@ class _Rules(TorchFunctionMode):
         return tuple(layers)
 
     @contextmanager
+    def tracing(self, twin: nn.Module) -> Iterator[list[_Traced]]:
+        """The list that one forward pass inside fills, with tensors of which each has one reader or one writer only."""
+        unruled = self.unruled.copy()
+        self._trace = []
+        try:
+            with self._watching(twin):
+                yield self._trace
+        finally:
+            self._trace, self.unruled = None, unruled
+
+    @contextmanager
     def _watching(self, twin: nn.Module) -> Iterator[None]:
         """Know the running module by name, and note functions that have no rule."""
         self._module = [""]
@@ -184,8 +246,8 @@ class _Rules(TorchFunctionMode):
             for name, module in twin.named_modules():
                 stack.callback(module.register_forward_pre_hook(partial(self._enter, name)).remove)
                 stack.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+            stack.callback(setattr, self, "_module", None)
             yield
-        self._module = None
 
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
         assert self._module is not None
@@ -212,8 +274,11 @@ class _Rules(TorchFunctionMode):
         if name in self._handlers:
             return self._handlers[name](func, *args, **kwargs)
         result = func(*args, **kwargs)
-        if self._module is not None and name not in transformer.PLAIN and transformer.live(result):
+        if self._module is not None and transformer.live(result) and not _is_plain(name, args):
             self.unruled[self._module[-1], name] += 1
+            if self._trace is not None:
+                self._trace.append(_Traced(self._module[-1], name, None, None, result))
+                return result.clone()
         return result
 
     def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -246,7 +311,12 @@ class _Rules(TorchFunctionMode):
                 )
             rule = Epsilon(0.0)
         a, layer = as_layer(name, values)
+        if self._trace is not None:
+            a = transformer.scaled(a, 1.0)
         z, saved = apply_rule(a, layer, rule)
+        if self._trace is not None:
+            self._trace.append(_Traced(key, name, rule, a, z))
+            return z.clone()
         z._px_saved = saved  # type: ignore[attr-defined]
         return z
 
@@ -257,6 +327,11 @@ class _Rules(TorchFunctionMode):
                 return self._names[id(tensor)]
         self._computed += 1
         return f"{function}#{self._computed}"
+
+
+def _is_plain(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a function's gradient is its rule; BatchNorm with stored statistics, which is affine, included."""
+    return name in transformer.PLAIN or (name == "batch_norm" and len(args) > 1 and args[1] is not None)
 
 
 def _check_same(expected: Any, output: Any, name: str) -> None:

@@ -141,7 +141,7 @@ def product(func: Handler, a: Any, b: Any, **kwargs: Any) -> Any:
     return func(a, b, **kwargs)
 
 
-def _baddbmm(func: Handler, base: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> Any:
+def _base_plus_product(func: Handler, base: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> Any:
     if live(a) and live(b):
         a, b = scaled(a, 0.5), scaled(b, 0.5)
     return func(base, a, b, **kwargs)
@@ -238,7 +238,7 @@ def handlers() -> dict[str, Handler]:
     table |= dict.fromkeys(("mul", "multiply", "__rmul__", "matmul", "bmm", "mm", "__rmatmul__"), product)
     table |= dict.fromkeys(("div", "true_divide", "divide", "__rdiv__", "__rtruediv__"), _quotient)
     table |= dict.fromkeys(("sqrt", "rsqrt", "std", "var", "norm", "vector_norm", "std_mean", "var_mean"), _statistic)
-    table |= {"einsum": _einsum, "baddbmm": _baddbmm, "glu": _glu}
+    table |= {"einsum": _einsum, "baddbmm": _base_plus_product, "addcmul": _base_plus_product, "glu": _glu}
     table |= {"layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm}
     table |= {"instance_norm": _instance_norm, "normalize": _normalize}
     return table

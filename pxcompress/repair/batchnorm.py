@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pxcompress.repair import REPAIRS
@@ -16,11 +15,13 @@ from pxcompress.types import Batches, Pruned
 @REPAIRS.register("batchnorm")
 @dataclass(frozen=True)
 class BatchNormStatistics:
-    """Running mean and variance as the cumulative average over the repair batches. Without BatchNorm nothing changes."""
+    """Running mean and variance as the average over the repair batches. Without BatchNorm nothing changes."""
 
     def __call__(self, pruned: Pruned, batches: Batches) -> Pruned:
         """One pass over `batches` with BatchNorm layers, and nothing else, in training mode; no labels."""
-        norms = [module for module in pruned.model.modules() if _has_statistics(module)]
+        norms = [
+            module for module in pruned.model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
         if not norms:
             return pruned
         momenta = [norm.momentum for norm in norms]
@@ -36,7 +37,3 @@ class BatchNormStatistics:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         return pruned
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.track_running_stats

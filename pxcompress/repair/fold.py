@@ -1,7 +1,7 @@
 """Fold what the removed units carried into the ones that stay: closed form, no labels, no training.
 
 The removed inputs P of a layer are predicted from the kept ones S, x_P = B x_S + c, by ridge regression on the dense
-model's moments; its weights take the prediction over: W_S += W_P B, bias += W_P c (METHODS: fold).
+model's moments; its weights take the prediction over: W_S += W_P B, bias += W_P c.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Fold:
     def _delta(
         self, module: nn.Module, statistics: Moments, removed: Tensor, layout: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """What to add to the kept weights (outputs, kept inputs per group, ...) and, if centred, to the bias (outputs,)."""
+        """What to add to the kept weights (outputs, inputs, ...) and, if centred, to the bias (outputs,)."""
         weight: Tensor = module.weight  # type: ignore[assignment]
         taps = layout.shape[1]
         centred = self._is_centred(module)
@@ -107,6 +107,6 @@ def _add(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         if bias is None:
             return
         if module.bias is None:
-            module.bias = nn.Parameter(bias.clone(), requires_grad=module.weight.requires_grad)  # type: ignore[arg-type]
+            module.bias = nn.Parameter(bias.clone(), requires_grad=module.weight.requires_grad)
         else:
             module.bias += bias  # type: ignore[operator]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -18,7 +19,9 @@ from pxcompress.types import Batches, Group, Scores
 @SCORERS.register("lrp")
 @dataclass(frozen=True)
 class LRP:
-    """E_x | sum_p a_p m_p |, m being the multipliers of the composite's rules (METHODS: S1; with centre S2)."""
+    """E_x | sum_p a_p m_p |, m being the multipliers of the composite's rules."""
+
+    normalise: ClassVar[str] = "none"
 
     composite: str = option(
         "epsilon", "rules by depth: a preset's name or a composite's text, see `pxcompress methods`"

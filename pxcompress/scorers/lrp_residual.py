@@ -1,9 +1,10 @@
-"""Relevance of what the kept units cannot predict: attribution joined with Optimal Brain Surgeon (METHODS: S3, S4)."""
+"""Relevance of what the kept units cannot predict: attribution joined with Optimal Brain Surgeon."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class LRPResidual:
     is the cost at removal, so scores are comparable between layers, in squared logit units.
     """
 
+    normalise: ClassVar[str] = "none"
+
     composite: str = option("epsilon", "rules that give the multipliers m: a preset's name or a composite's text")
     start: str = option("logit", "relevance that the target starts with", choices=tuple(STARTS))
     target: str = option("prediction", "class whose relevance counts", choices=("prediction", "label"))
@@ -38,7 +41,7 @@ class LRPResidual:
     )
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Two forward passes and one backward pass over `batches`, on a copy with BatchNorm folded; then linear algebra."""
+        """Two forward passes and one backward pass over `batches`, on a copy with BatchNorm folded."""
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             layouts = input_layouts(twin.model, groups)
@@ -70,7 +73,7 @@ class LRPResidual:
         conv_groups = getattr(module, "groups", 1)
         flattened = len(covariance) < weight.shape[1] * conv_groups
         span = weight.shape[1]
-        for place, part in enumerate(weight.flatten(2).chunk(conv_groups)):
+        for place, part in enumerate(weight.reshape(*weight.shape[:2], -1).chunk(conv_groups)):
             inside = (member.index // span) == place
             rows = member.index[inside].reshape(len(member.index), -1) % span
             columns = part[:, rows.flatten()].reshape(len(part), -1, rows.shape[1] if flattened else part.shape[2])

@@ -24,7 +24,10 @@ def test_predicted_costs_are_those_of_the_pruned_model(subject: Subject, plan: s
 
 
 def test_the_dense_cost_is_that_of_the_dense_model(subject: Subject) -> None:
-    macs, params = macs_meter(subject.model, subject.groups, subject.example), params_meter(subject.model, subject.groups)
+    macs, params = (
+        macs_meter(subject.model, subject.groups, subject.example),
+        params_meter(subject.model, subject.groups),
+    )
     whole = {group.name: group.units for group in subject.groups}
     assert macs({}) == macs(whole) == count_macs(subject.model, subject.example)
     assert params({}) == params(whole) == count_params(subject.model)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from pxcompress import measure, runtime
+from pxcompress import cost, measure, runtime
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.measure import Candidate, Comparison, Speedup
 from pxcompress.types import Batch, Measurement, Placement
@@ -142,8 +142,7 @@ def test_speedup_wants_pairs() -> None:
 def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> None:
     batches = _batches(wide_cnn, 2)
     candidates = [
-        Candidate(e.path, cost.count_params(e.model), cost.count_macs(e.model, e.example))
-        for e in (wide_cnn, slim_cnn)
+        Candidate(e.path, cost.count_params(e.model), cost.count_macs(e.model, e.example)) for e in (wide_cnn, slim_cnn)
     ]
     result = measure.compare(*candidates, batches, batch_size=4, provider="cpu", threads=1)
     dense, pruned = result.dense, result.pruned

@@ -175,6 +175,16 @@ def test_architecture_with_arguments_it_does_not_take() -> None:
         Architecture(SMALL, {"depth_of_field": 3}).build()
 
 
+def test_architecture_calls_no_function_with_arguments_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = json.dumps({"name": "os:system", "kwargs": {"command": "touch executed"}})
+    with pytest.raises(ModelError, match="refused: argument 'command'"):
+        Architecture.from_json(text).build()
+    assert not Path("executed").exists()
+
+
 # --- classifiers ----------------------------------------------------------------------------------------------------
 
 

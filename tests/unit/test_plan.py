@@ -107,7 +107,9 @@ def _reference(case: Case, ratio: float) -> dict[str, tuple[int, ...]] | None:
     """Units removed by the shortest prefix of the ranking that meets the target; None where none does."""
     normalised = {group.name: _normalised(case.scores[group.name], case.limits.normalise) for group in case.groups}
     ranking = sorted(
-        (normalised[group.name][unit], place, unit) for place, group in enumerate(case.groups) for unit in range(group.units)
+        (normalised[group.name][unit], place, unit)
+        for place, group in enumerate(case.groups)
+        for unit in range(group.units)
     )
     for length in range(len(ranking) + 1):
         lost = [place for _, place, _ in ranking[:length]]
@@ -301,7 +303,8 @@ def test_ratios_outside_of_zero_and_one(ratio: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "scores", [torch.tensor([1, 2, float("nan"), 3]), torch.tensor([1, 2, float("inf"), 3]), torch.ones(3), torch.ones(4, 1)]
+    "scores",
+    [torch.tensor([1, 2, float("nan"), 3]), torch.tensor([1, 2, float("inf"), 3]), torch.ones(3), torch.ones(4, 1)],
 )
 def test_scores_that_cannot_be_ranked(scores: Tensor) -> None:
     groups = [_group("odd", 4)]

@@ -84,7 +84,9 @@ def test_the_hash_is_of_the_content() -> None:
     shuffled = json.dumps(dict(reversed(content.items())))
     assert Recipe.from_json(shuffled).hash == recipe.hash
     assert len(recipe.hash) == 64
-    others = [Recipe("resnet50", 0.5, **{key: value}).hash for key, value in FULL.items() if key not in ("model", "ratio")]
+    others = [
+        Recipe("resnet50", 0.5, **{key: value}).hash for key, value in FULL.items() if key not in ("model", "ratio")
+    ]
     hashes = [Recipe("resnet50", 0.5).hash, Recipe("resnet18", 0.5).hash, Recipe("resnet50", 0.51).hash, *others]
     assert len(set(hashes)) == len(hashes), "a field does not reach the hash"
 

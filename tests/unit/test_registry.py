@@ -77,7 +77,9 @@ def test_text_is_the_shortest() -> None:
     assert TOYS.text(TOYS.build("ball:seams=3,radius=1.50")) == "ball:radius=1.5"
 
 
-labels = st.text("abc()|=;.-+ 0", max_size=12).map(str.strip).filter(lambda text: text.count("(") == text.count(")") == 0)
+labels = (
+    st.text("abc()|=;.-+ 0", max_size=12).map(str.strip).filter(lambda text: text.count("(") == text.count(")") == 0)
+)
 
 
 @fast

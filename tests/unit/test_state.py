@@ -72,9 +72,7 @@ def test_inside_the_model_is_ready_to_be_read() -> None:
 def _register(model: nn.Module) -> None:
     conv = model.conv1
     conv.register_forward_hook(lambda module, args, output: None)
-    conv.register_forward_hook(lambda module, args, kwargs, output: None, with_kwargs=True, always_call=True)
     conv.register_forward_pre_hook(lambda module, args: None)
-    conv.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
 
 
 def test_afterwards_all_is_as_before() -> None:
@@ -83,6 +81,15 @@ def test_afterwards_all_is_as_before() -> None:
     with observed(model):
         _register(model)
         model(torch.randn(2, 3, 16, 16))
+    assert snapshot(model) == before
+
+
+def test_afterwards_hooks_with_keywords_are_gone_too() -> None:
+    model = _busy()
+    before = snapshot(model)
+    with observed(model):
+        model.conv1.register_forward_hook(lambda *args: None, with_kwargs=True, always_call=True)
+        model.conv1.register_forward_pre_hook(lambda *args: None, with_kwargs=True)
     assert snapshot(model) == before
 
 

@@ -1,0 +1,132 @@
+"""What every registered budget promises. New budgets are tested by being registered."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from models import Subject, kept_counts, random_plan, snapshot
+from models import subject as subject_named
+from torch import nn
+
+from pxcompress.budgets import BUDGETS
+from pxcompress.cost import count_macs, count_params
+from pxcompress.errors import BudgetError
+from pxcompress.graph import prune
+from pxcompress.plan import Limits, make_plan
+from pxcompress.recipe import Recipe
+from pxcompress.types import Meter
+
+NAMES = list(BUDGETS)
+MEASURED = {"latency"}
+"""Budgets that read a clock: two meters need not agree to the last digit."""
+
+EXACT = {
+    "channels": lambda slim, groups, plan, example: sum(kept_counts(groups, plan).values()),
+    "params": lambda slim, groups, plan, example: count_params(slim),
+    "macs": lambda slim, groups, plan, example: count_macs(slim, example),
+}
+"""What a budget's meter must predict, measured on the pruned model."""
+
+
+def _meter(name: str, subject: Subject, model: nn.Module | None = None) -> Meter:
+    return BUDGETS.build(name).meter(model or subject.model, subject.groups, subject.example)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_model_has_a_price(name: str, small: Subject) -> None:
+    meter = _meter(name, small)
+    whole = {group.name: group.units for group in small.groups}
+    cost = meter({})
+    assert isinstance(cost, float)
+    assert 0 < cost < float("inf")
+    assert meter(whole) == cost
+    assert meter(dict(list(whole.items())[:1])) == cost
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_unit_is_named(name: str) -> None:
+    unit = BUDGETS.build(name).unit
+    assert isinstance(unit, str)
+    assert unit.strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fewer_units_never_cost_more(name: str, small: Subject) -> None:
+    """The planner's bisection rests on it."""
+    meter = _meter(name, small)
+    for seed in range(3):
+        kept = {group.name: group.units for group in small.groups}
+        before = meter(kept)
+        order = torch.randperm(len(small.groups), generator=torch.Generator().manual_seed(seed)).tolist()
+        for place in order * 3:
+            group = small.groups[place]
+            kept[group.name] = max(1, kept[group.name] // 2)
+            after = meter(kept)
+            assert after <= before
+            before = after
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_meter_is_a_pure_function(name: str, small: Subject) -> None:
+    meter = _meter(name, small)
+    kept = kept_counts(small.groups, random_plan(small.groups, 1))
+    asked = dict(kept)
+    first = meter(kept)
+    meter({})
+    assert meter(kept) == first
+    assert kept == asked
+    if name not in MEASURED:
+        assert _meter(name, small)(kept) == first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_is_left_as_it_was(name: str, small: Subject) -> None:
+    model = copy.deepcopy(small.model).train()
+    next(model.parameters()).requires_grad_(False)
+    before = snapshot(model)
+    meter = _meter(name, small, model)
+    meter(kept_counts(small.groups, random_plan(small.groups, 1)))
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in EXACT])
+def test_the_prediction_comes_true(name: str, subject: Subject) -> None:
+    plan = random_plan(subject.groups, 6)
+    slim = prune(subject.model, subject.groups, plan, subject.example).model
+    expected = EXACT[name](slim, subject.groups, plan, subject.example)
+    assert _meter(name, subject)(kept_counts(subject.groups, plan)) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ratio", [0.2, 0.5])
+def test_a_plan_reaches_the_target(name: str, ratio: float, small: Subject) -> None:
+    meter = _meter(name, small)
+    scores = {group.name: torch.arange(group.units, dtype=torch.float32) for group in small.groups}
+    budget = (name, BUDGETS.build(name).unit)
+    try:
+        plan = make_plan(small.groups, scores, meter, ratio, Limits("uniform", 1, 0.0), budget)
+    except BudgetError as error:
+        assert "largest reachable" in str(error)
+        assert small.name == "vit" or name in MEASURED, "only a model with much that is fixed may fall short"
+        return
+    assert plan.cost_planned <= plan.cost_target * (1 + 1e-9)
+    assert plan.cost_planned == meter(kept_counts(small.groups, plan))
+    assert plan.cost_dense == meter({})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_survive_text_and_json(name: str) -> None:
+    built = BUDGETS.build(name)
+    assert BUDGETS.build(BUDGETS.text(built)) == built
+    recipe = Recipe("resnet50", 0.5, budget=name)
+    assert BUDGETS.build(Recipe.from_json(json.dumps(json.loads(recipe.to_json()))).budget) == built
+
+
+def test_channels_count_every_unit_once() -> None:
+    subject = subject_named("vit")
+    meter = _meter("channels", subject)
+    assert meter({}) == 2 * (4 + 96)
+    assert meter({"blocks.0.attn": 1, "blocks.1.mlp.fc1": 10}) == 1 + 96 + 4 + 10
