@@ -12,11 +12,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from pxcompress.errors import InputError, PxError
+
+INTERRUPTED = 130
+"""What Typer exits with after Ctrl-C."""
 
 app = typer.Typer(
     name="pxcompress",
@@ -176,19 +179,19 @@ def _notes(quiet: bool) -> Callable[[str], None]:
     return note
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line and exit; one line on stderr for every error that is not ours."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
-        sys.exit(0)
     except PxError as error:
         print(f"pxcompress: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("pxcompress: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("pxcompress: interrupted; nothing was written", file=sys.stderr)
+        raise
     except OSError as error:
         if error.errno is None:
             raise

@@ -32,7 +32,7 @@ from pxcompress.state import device_of
 
 @dataclass(frozen=True)
 class RuledLayer:
-    """A layer and its rule, for listings. `name` is the module that holds the weight; `part` its place by depth."""
+    """A layer and its rule, for listings. `name`: the module that holds (or computes) the weight; `part`: its depth."""
 
     name: str
     kind: str
@@ -74,7 +74,8 @@ class Attributed:
     """A copy of a model with rules in place of gradients, the layers in executed order, and what has no rule.
 
     With `out = attributed.model(x)`, `x.requires_grad` and a start relevance `start` of the shape of `out`,
-    `torch.autograd.grad(out, tensors, start)` are the multipliers m of `tensors`.
+    `torch.autograd.grad(out, tensors, start)` are the multipliers m of `tensors`. Forward hooks run under the rules
+    too: they may keep tensors, but arithmetic with them belongs behind `detach`.
     """
 
     model: nn.Module
@@ -195,6 +196,7 @@ class _Rules(TorchFunctionMode):
         self._names = {id(weight): name.rpartition(".")[0] for name, weight in twin.named_parameters()}
         self._rules: dict[str, Rule] = {}
         self._kinds: dict[str, str] = {}  # layers in the order of their first call: key -> function
+        self._shown: dict[str, str] = {}  # key -> name of the module that ran it, for computed weights
         self._computed = 0  # calls with a weight that is no parameter, in this forward pass
         self._module: list[str] | None = None  # names of the modules that are running, while watching
         self._trace: list[_Traced] | None = None
@@ -224,7 +226,7 @@ class _Rules(TorchFunctionMode):
         for (key, kind), part in zip(self._kinds.items(), parts, strict=True):
             choice = self._composite.choice(part)
             self._rules[key] = choice.linear if kind == "linear" else choice.convolution
-            layers.append(RuledLayer(key, kind, part, self._rules[key]))
+            layers.append(RuledLayer(self._shown.get(key, key), kind, part, self._rules[key]))
         return tuple(layers)
 
     @contextmanager
@@ -301,6 +303,8 @@ class _Rules(TorchFunctionMode):
             return func(*args, **kwargs)
         if self._module is not None:
             self._kinds.setdefault(key, name)
+            if "#" in key:
+                self._shown[key] = self._module[-1]
             if transformer.live(weight):
                 self.unruled[self._module[-1], f"{name}, weight made from the input"] += 1
         rule = self._rules.get(key)
@@ -315,7 +319,7 @@ class _Rules(TorchFunctionMode):
             a = transformer.scaled(a, 1.0)
         z, saved = apply_rule(a, layer, rule)
         if self._trace is not None:
-            self._trace.append(_Traced(key, name, rule, a, z))
+            self._trace.append(_Traced(self._shown.get(key, key), name, rule, a, z))
             return z.clone()
         z._px_saved = saved  # type: ignore[attr-defined]
         return z

@@ -93,11 +93,11 @@ def test_the_model_is_left_as_it_was(name: str, small: Subject) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in EXACT])
-def test_the_prediction_comes_true(name: str, subject: Subject) -> None:
-    plan = random_plan(subject.groups, 6)
-    slim = prune(subject.model, subject.groups, plan, subject.example).model
-    expected = EXACT[name](slim, subject.groups, plan, subject.example)
-    assert _meter(name, subject)(kept_counts(subject.groups, plan)) == expected
+def test_the_prediction_comes_true(name: str, small: Subject) -> None:
+    plan = random_plan(small.groups, 6)
+    slim = prune(small.model, small.groups, plan, small.example).model
+    expected = EXACT[name](slim, small.groups, plan, small.example)
+    assert _meter(name, small)(kept_counts(small.groups, plan)) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,10 +108,10 @@ def test_a_plan_reaches_the_target(name: str, ratio: float, small: Subject) -> N
     budget = (name, BUDGETS.build(name).unit)
     try:
         plan = make_plan(small.groups, scores, meter, ratio, Limits("uniform", 1, 0.0), budget)
-    except BudgetError as error:
-        assert "largest reachable" in str(error)
-        assert small.name == "vit" or name in MEASURED, "only a model with much that is fixed may fall short"
-        return
+    except BudgetError:
+        if small.name == "vit" or name in MEASURED:  # much is fixed, or dispatch dominates
+            return
+        raise
     assert plan.cost_planned <= plan.cost_target * (1 + 1e-9)
     assert plan.cost_planned == meter(kept_counts(small.groups, plan))
     assert plan.cost_dense == meter({})

@@ -39,7 +39,7 @@ VARIANTS = list(_variants())
 
 def _batches(subject: Subject) -> list[Batch]:
     with seeded(4):
-        return batches_of(torch.randn(20, *subject.inputs.shape[1:]), 8)
+        return batches_of(torch.randn(14, *subject.inputs.shape[1:]), 8)
 
 
 def _pruned(subject: Subject, plan: Plan | None = None, dense: nn.Module | None = None) -> Pruned:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from sklearn.datasets import load_digits
@@ -200,14 +201,20 @@ def test_divergence_is_told_and_nothing_is_kept(digits: tuple[Tensor, Tensor], n
     assert not cache.exists()
 
 
-def test_schedule_depends_on_normalisation() -> None:
-    names = {
-        "batch norm": small_net(),
-        "layer norm": nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)),
-        "no norm": nn.Sequential(nn.Conv2d(1, 1, 1)),
-    }
-    for name, model in names.items():
-        assert baseline._schedule_of(model) is baseline.SCHEDULES[name]
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("resnet18", "batch norm"),
+        ("mobilenetv2_035", "depthwise"),
+        ("vgg11", "plain"),
+        ("vgg11_bn", "plain"),
+        ("vit_tiny_patch16_224", "layer norm"),
+        ("convnext_atto", "layer norm"),
+    ],
+)
+def test_schedule_depends_on_the_layers(model: str, name: str) -> None:
+    with torch.device("meta"):
+        assert baseline._schedule_of(timm.create_model(model)) is baseline.SCHEDULES[name]
 
 
 def test_moved_images_are_near_the_originals() -> None:

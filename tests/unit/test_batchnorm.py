@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 
@@ -26,7 +27,7 @@ def _norms(model: nn.Module) -> list[nn.Module]:
 @pytest.mark.parametrize("size", [2, 3, 6])
 @pytest.mark.parametrize("name", ["conv1d", "flatten_cnn", "resnet_basic"])
 def test_statistics_are_the_mean_over_batches(name: str, size: int) -> None:
-    """Of every batch's mean and unbiased variance at the layer's input, all layers normalising with the batch itself."""
+    """Of every batch's mean and unbiased variance at the layer's input; all layers normalise with the batch itself."""
     subject = subject_named(name)
     pruned = _pruned(subject)
     expected = _slow(pruned.model, subject.inputs, size)
@@ -122,10 +123,8 @@ def test_without_a_usable_batch_statistics_are_not_thrown_away(size: int) -> Non
     subject = subject_named("flatten_cnn")
     pruned = _pruned(subject)
     parts = batches_of(subject.inputs, 1) if size else []
-    try:
+    with contextlib.suppress(PxError):
         BatchNormStatistics()(pruned, parts)
-    except PxError:
-        pass
     for norm in _norms(pruned.model):
         assert norm.running_mean.abs().max() > 0
         assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))

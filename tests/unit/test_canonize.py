@@ -95,6 +95,7 @@ def test_what_cannot_be_folded_stays_and_is_counted():
     torch.testing.assert_close(twin(x), model(x))
     with attributed(model, EPSILON, x) as ruled:
         rows = {(row.module, row.kind, row.function) for row in ruled.unruled}
+        assert [layer.name for layer in ruled.layers] == ["conv1", "conv2", "fc"]
     assert rows == {(f"norm{i}", "BatchNorm2d", "batch_norm, not folded") for i in (1, 2, 3)}
 
 
@@ -329,3 +330,19 @@ def test_flow_shows_what_every_layer_passes_on_and_what_biases_absorb():
     for name in ("conv", "skip"):  # no bias: all of it goes on
         assert rows[name].relevance_in == pytest.approx(rows[name].relevance_out, rel=1e-4)
         assert rows[name].size >= abs(rows[name].relevance_out)
+
+
+@pytest.mark.parametrize("text", ["epsilon", "gamma", "alpha2beta1"])
+def test_autocast_gives_nearly_the_same_relevance(text):
+    torch.manual_seed(0)
+    model, x = timm.create_model("test_vit", num_classes=3).eval(), torch.randn(2, 3, 160, 160)
+    results = []
+    for enabled in (False, True):
+        with attributed(model, parse_composite(text), x) as ruled:
+            a = x.clone().requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                out = ruled.model(a)
+            results.append(torch.autograd.grad(out[:, 0].float().sum(), a)[0] * x)
+    exact, low = (result.flatten(1).norm(dim=1) for result in results)
+    torch.testing.assert_close(low, exact, rtol=0.1, atol=0)
+    assert (results[0] - results[1]).norm() < 0.2 * results[0].norm()

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
 from models import (
     CLASSES,
@@ -20,6 +19,7 @@ from models import (
     snapshot,
 )
 from models import subject as subject_named
+from odd_models import ODD, Raises, Uncopyable
 from torch import Tensor, nn
 
 from pxcompress.cost import count_params
@@ -389,29 +389,7 @@ def test_two_models_do_not_share_state() -> None:
 # --- what cannot be handled ---
 
 
-class _Raises(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("first line\nsecond line")
-
-
-class _Uncopyable(nn.Module):
-    """Holds a tensor that is not a leaf of the graph: `copy.deepcopy` refuses it (as timm's EfficientFormer once did)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 2)
-        self.cache = self.fc.weight * 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.fc(x))
-
-
-@pytest.mark.parametrize("broken", [_Raises, _Uncopyable])
+@pytest.mark.parametrize("broken", [Raises, Uncopyable])
 def test_a_model_that_cannot_be_traced_is_one_line(broken: type[nn.Module]) -> None:
     with pytest.raises(ModelError) as caught:
         find_groups(broken(), torch.randn(1, 4), ())
@@ -425,173 +403,10 @@ def test_a_wrong_input_shape_is_a_model_error() -> None:
         find_groups(FAMILIES["grouped"](), torch.randn(1, 7, 32, 32), ())
 
 
-class _SeparateAttention(nn.Module):
-    """Attention whose q, k and v are three layers: their rows are heads x dims, which a view fixes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(6, 12)
-        self.norm = nn.LayerNorm(12)
-        self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
-        self.proj = nn.Linear(12, 12)
-        self.fc1, self.fc2 = nn.Linear(12, 16), nn.Linear(16, 12)
-        self.head = nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.embed(x))
-        n, tokens, dim = x.shape
-        q, k, v = (layer(x).reshape(n, tokens, 3, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, dim)
-        x = x + self.proj(y)
-        x = x + self.fc2(torch.relu(self.fc1(x)))
-        return self.head(x.mean(1))
-
-
-class _Multihead(nn.Module):
-    """nn.MultiheadAttention between linear layers, without a norm that would fix its embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(6, 12)
-        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
-        self.fc1, self.fc2 = nn.Linear(12, 16), nn.Linear(16, 8)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.embed(x))
-        x = self.attention(x, x, x, need_weights=False)[0]
-        return self.head(torch.relu(self.fc2(torch.relu(self.fc1(x)))).mean(1))
-
-
-class _Transposed(nn.Module):
-    """A transposed convolution reads one group of channels and writes another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.Conv2d(3, 8, 3, stride=2)
-        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
-        self.last = nn.Conv2d(6, 4, 3)
-        self.head = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.up(torch.relu(self.down(x))))
-        return self.head(torch.relu(self.last(x)).mean((2, 3)))
-
-
-class _Split(nn.Module):
-    """Half of the channels goes through a further layer, then both halves are joined (as in CSPNet)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3)
-        self.branch = nn.Conv2d(4, 4, 1)
-        self.join = nn.Conv2d(8, 6, 1)
-        self.head = nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        left, right = torch.relu(self.stem(x)).chunk(2, dim=1)
-        x = torch.cat([left, torch.relu(self.branch(right))], dim=1)
-        return self.head(torch.relu(self.join(x)).mean((2, 3)))
-
-
-class _Shared(nn.Module):
-    """One convolution used twice: its inputs and outputs are one group."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3)
-        self.twice = nn.Conv2d(8, 8, 3, padding=1)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        return self.head(torch.relu(self.twice(torch.relu(self.twice(x)))).mean((2, 3)))
-
-
-class _ChannelSoftmax(nn.Module):
-    """A softmax over channels: each output depends on every channel, zero or gone is not the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3)
-        self.mix = nn.Conv2d(8, 6, 1)
-        self.head = nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.mix(self.stem(x).softmax(1))).mean((2, 3)))
-
-
-class _ChannelMean(nn.Module):
-    """A gate from the mean over channels (spatial attention)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3)
-        self.mix = nn.Conv2d(8, 6, 1)
-        self.head = nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        return self.head(torch.relu(self.mix(x * x.mean(1, keepdim=True))).mean((2, 3)))
-
-
-class _PReLUNet(nn.Module):
-    """A learnt slope per channel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.act, self.conv2 = nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 6, 3)
-        self.head = nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.conv2(self.act(self.conv1(x))).mean((2, 3)))
-
-
-class _Shuffle(nn.Module):
-    """Channel shuffle between grouped convolutions (ShuffleNet)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 12, 3)
-        self.first, self.second = nn.Conv2d(12, 12, 1, groups=3), nn.Conv2d(12, 12, 1, groups=3)
-        self.head = nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.first(torch.relu(self.stem(x))))
-        n, _, height, width = x.shape
-        x = x.view(n, 3, 4, height, width).transpose(1, 2).reshape(n, 12, height, width)
-        return self.head(torch.relu(self.second(x)).mean((2, 3)))
-
-
-HARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "separate q, k, v": (_SeparateAttention, (5, 6)),
-    "nn.MultiheadAttention": (_Multihead, (5, 6)),
-    "transposed convolution": (_Transposed, (3, 12, 12)),
-    "chunk and concat": (_Split, (3, 12, 12)),
-    "shared layer": (_Shared, (3, 12, 12)),
-    "softmax over channels": (_ChannelSoftmax, (3, 12, 12)),
-    "mean over channels": (_ChannelMean, (3, 12, 12)),
-    "PReLU": (_PReLUNet, (3, 12, 12)),
-    "channel shuffle": (_Shuffle, (3, 12, 12)),
-    "attention pooling": (lambda: timm.create_model("test_vit3", img_size=32, num_classes=CLASSES), (3, 32, 32)),
-    "weight standardisation": (lambda: timm.create_model("test_nfnet", num_classes=CLASSES), (3, 32, 32)),
-    "talking heads": (
-        lambda: timm.create_model(
-            "cait_xxs24_224", img_size=32, depth=1, embed_dim=24, num_heads=2, num_classes=CLASSES
-        ),
-        (3, 32, 32),
-    ),
-    "selective kernels": (
-        lambda: timm.create_model("skresnet18", layers=(1, 1, 1, 1), num_classes=CLASSES),
-        (3, 32, 32),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("name", ODD)
 def test_what_is_offered_can_be_removed(name: str) -> None:
-    """Odd architectures: whatever `find_groups` lists is removable exactly; the rest is fixed with a reason, or refused."""
-    build, shape = HARD[name]
+    """Whatever `find_groups` lists is removable exactly; the rest is fixed with a reason, or the model refused."""
+    build, shape = ODD[name]
     with seeded(2):
         model, inputs = randomised(build()).eval(), torch.randn(4, *shape)
     try:

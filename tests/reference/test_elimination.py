@@ -1,0 +1,95 @@
+"""Greedy elimination against a slow one that refits the weights from scratch for every candidate."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pxcompress import elimination
+from pxcompress.elimination import Reader, eliminate, regularised_inverse
+from pxcompress.state import seeded
+
+RIDGE = 1e-6
+
+
+def _problem(units: int, width: int, outputs: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Second moment of correlated features, weights (outputs, features) and output weights (outputs,)."""
+    rng = np.random.default_rng(seed)
+    features = units * width
+    samples = rng.normal(size=(4 * features, features)) @ rng.normal(size=(features, features))
+    return samples.T @ samples / len(samples), rng.normal(size=(outputs, features)), rng.uniform(0.1, 2, outputs)
+
+
+def _loss(sigma: np.ndarray, weights: np.ndarray, power: np.ndarray, kept: list[int]) -> float:
+    """min over V of E sum_o w_o (W x - V x_S)_o^2: what remains after the best repair on the features S."""
+    lost = [feature for feature in range(len(sigma)) if feature not in kept]
+    schur = sigma[np.ix_(lost, lost)]
+    if kept:
+        cross = sigma[np.ix_(lost, kept)]
+        schur = schur - cross @ np.linalg.solve(sigma[np.ix_(kept, kept)], cross.T)
+    return float(np.einsum("o,oi,ij,oj->", power, weights[:, lost], schur, weights[:, lost]))
+
+
+def _slow(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], units: int, width: int) -> list[float]:
+    """Remove one unit at a time, always the one after which the best repair is best; cost at removal, never falling."""
+    ridged = [(s + RIDGE * s.diagonal().mean() * np.eye(len(s)), w, p) for s, w, p in problems]
+    left, scores, level, before = list(range(units)), [0.0] * units, 0.0, 0.0
+    while left:
+        totals = {}
+        for unit in left:
+            kept = [u * width + j for u in left if u != unit for j in range(width)]
+            totals[unit] = sum(_loss(*problem, kept) for problem in ridged)
+        best = min(left, key=lambda unit: totals[unit])
+        level = max(level, totals[best] - before)
+        scores[best], before = level, totals[best]
+        left.remove(best)
+    return scores
+
+
+def _readers(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], width: int) -> list[Reader]:
+    return [
+        Reader(
+            regularised_inverse(torch.from_numpy(sigma), RIDGE),
+            torch.from_numpy(weights.T @ (power[:, None] * weights)),
+            width,
+        )
+        for sigma, weights, power in problems
+    ]
+
+
+@pytest.mark.parametrize(("width", "consumers", "seed"), itertools.product([1, 3], [1, 2], range(3)))
+def test_equals_refitting_from_scratch(width: int, consumers: int, seed: int) -> None:
+    units = 7
+    problems = [_problem(units, width, 5, 10 * seed + consumer) for consumer in range(consumers)]
+    found = eliminate(_readers(problems, width), units)
+    np.testing.assert_allclose(found.numpy(), _slow(problems, units, width), rtol=1e-6)
+
+
+def test_a_copy_of_a_unit_is_free_once_and_dear_afterwards() -> None:
+    with seeded(0):
+        samples = torch.randn(100, 4, dtype=torch.float64)
+    samples[:, 3] = samples[:, 0]
+    sigma = samples.T @ samples / 100
+    reader = Reader(regularised_inverse(sigma, 1e-9), torch.eye(4, dtype=torch.float64))
+    scores = eliminate([reader], 4)
+    cheap = scores < 1e-6
+    assert cheap.sum() == 1
+    assert bool(cheap[0] | cheap[3])
+
+
+def test_a_unit_nobody_reads_goes_first() -> None:
+    sigma, weights, power = _problem(6, 1, 3, 0)
+    weights[:, 2] = 0
+    assert eliminate(_readers([(sigma, weights, power)], 1), 6).argmin() == 2
+
+
+def test_blocks_of_units_stay_close_to_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = _problem(48, 1, 20, 3)
+    one_by_one = eliminate(_readers([problem], 1), 48)
+    monkeypatch.setattr(elimination, "SHARE", 12)
+    in_blocks = eliminate(_readers([problem], 1), 48)
+    ranks = torch.stack([one_by_one.argsort().argsort(), in_blocks.argsort().argsort()]).double()
+    assert torch.corrcoef(ranks)[0, 1] > 0.95

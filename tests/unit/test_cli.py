@@ -1,0 +1,294 @@
+"""The command line as a user meets it: one run on the user's own images, and every wrong input in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import CLASSES, FlattenCNN
+from PIL import Image
+from safetensors.torch import save_file
+
+import pxcompress
+from pxcompress import cli
+from pxcompress.report.build import from_json
+from pxcompress.runtime import session
+from pxcompress.state import seeded
+
+MODEL = "models:FlattenCNN"
+SIZE = 16
+ARTEFACTS = {
+    "model.onnx",
+    "dense.onnx",
+    "model.safetensors",
+    "recipe.json",
+    "plan.json",
+    "scores.safetensors",
+    "report.json",
+    "report.html",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Px = Callable[..., Outcome]
+
+
+@pytest.fixture
+def px(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Px:
+    """Run the command line in this process."""
+
+    def call(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["pxcompress", *map(str, args)])
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        signal.signal(signal.SIGTERM, handler)
+        out, err = capfd.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder with train/ and val/: noise around a colour of the class."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 12)):
+        for label in range(CLASSES):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.normal(40 + 40 * label, 20, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a `FlattenCNN`."""
+    path = tmp_path_factory.mktemp("weights") / "flatten.safetensors"
+    with seeded(1):
+        save_file(FlattenCNN().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint: Path) -> tuple[Path, Outcome]:
+    """One whole run in its own process, as a user starts it."""
+    out = tmp_path_factory.mktemp("runs") / "slim"
+    args = [sys.executable, "-m", "pxcompress", "run", "--model", MODEL, "--ratio", "0.5", "--round-to", "1"]
+    args += ["--data", str(images), "--checkpoint", str(checkpoint), "--input-size", str(SIZE), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(args, capture_output=True, text=True, env=environment, check=False)
+    return out, Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def _one_line(outcome: Outcome, code: int = 2) -> str:
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    lines = outcome.err.strip().splitlines()
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("pxcompress: ")
+    return lines[0]
+
+
+def test_a_run_ends_with_a_verdict_and_a_whole_folder(finished: tuple[Path, Outcome]) -> None:
+    folder, outcome = finished
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.strip().splitlines()[-1].endswith(f"{folder / 'model.onnx'}")
+    assert {path.name for path in folder.iterdir()} == ARTEFACTS
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
+    assert "fold" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_the_report_says_what_happened(finished: tuple[Path, Outcome]) -> None:
+    folder, _ = finished
+    report = from_json((folder / "report.json").read_text())
+    assert report.schema_version == 1
+    assert report.weights == "checkpoint"
+    assert report.parity.passed
+    assert report.parity.top1_agreement == 1.0
+    units = sum(group.units for group in report.groups)
+    kept = sum(group.kept for group in report.groups)
+    assert kept == units // 2
+    assert report.pruned.params < report.dense.params
+    assert report.pruned.macs < report.dense.macs
+    assert report.pruned.onnx_bytes == (folder / "model.onnx").stat().st_size
+    assert [stage.name for stage in report.stages][-2:] == ["export", "measure"]
+    assert {stage.name for stage in report.stages if stage.top1_after is not None} >= {"weights", "prune", "fold"}
+    assert report.data.test + report.data.certify == 12 * CLASSES
+    assert report.provider.got == "CPUExecutionProvider"
+    assert report.provider.nodes_on_provider == report.provider.nodes_total > 0
+
+
+def test_load_gives_the_model_that_was_exported(finished: tuple[Path, Outcome]) -> None:
+    folder, _ = finished
+    model = pxcompress.load(folder)
+    inputs = torch.randn(3, 3, SIZE, SIZE)
+    expected = session(folder / "model.onnx", "cpu").predict(inputs)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(inputs).numpy(), expected, atol=1e-4)
+
+
+def test_the_artefact_says_where_it_comes_from(finished: tuple[Path, Outcome]) -> None:
+    folder, _ = finished
+    facts = {entry.key: entry.value for entry in onnx.load(folder / "model.onnx").metadata_props}
+    recipe = pxcompress.Recipe.from_json((folder / "recipe.json").read_text())
+    assert facts["recipe_sha256"] == recipe.hash
+    assert json.loads(facts["classes"]) == [f"class{label}" for label in range(CLASSES)]
+    assert len(json.loads(facts["input_mean"])) == 3
+
+
+def test_the_same_seed_gives_the_same_plan_and_json_on_stdout(
+    px: Px, finished: tuple[Path, Outcome], images: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder, _ = finished
+    options = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
+    outcome = px("run", *options, "--input-size", SIZE, "--out", tmp_path / "again", "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    assert json.loads(outcome.out)["schema_version"] == 1
+    assert (tmp_path / "again" / "plan.json").read_bytes() == (folder / "plan.json").read_bytes()
+
+
+def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
+    px: Px, finished: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    folder, _ = finished
+    before = sorted(path.name for path in folder.iterdir())
+    assert "--force" in _one_line(px("run", "--model", MODEL, "--ratio", 0.5, "--out", folder, "--quiet"))
+    assert sorted(path.name for path in folder.iterdir()) == before
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "not a run folder" in _one_line(
+        px("run", "--model", MODEL, "--ratio", 0.5, "--out", tmp_path, "--force", "--quiet")
+    )
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "resnet5O", "--ratio", 0.5], "resnet50"),
+        (["--model", "resnet18", "--ratio", 1.5], "between 0 and 1"),
+        (["--model", "resnet18", "--ratio", 0], "between 0 and 1"),
+        (["--model", "resnet18", "--ratio", "nan"], "between 0 and 1"),
+        (["--model", "resnet18", "--ratio", 0.5, "--score", "lpr"], "lrp"),
+        (["--model", "resnet18", "--ratio", 0.5, "--score", "magnitude:q=1"], "'q'"),
+        (["--model", "resnet18", "--ratio", 0.5, "--score", "lrp:composite=epsilonn"], "epsilon"),
+        (["--model", "resnet18", "--ratio", 0.5, "--budget", "flops"], "macs"),
+        (["--model", "resnet18", "--ratio", 0.5, "--repair", "prayer"], "fold"),
+        (["--model", "resnet18", "--ratio", 0.5, "--normalise", "median"], "mean"),
+        (["--model", "resnet18", "--ratio", 0.5, "--round-to", 0], "round-to"),
+        (["--model", "resnet18", "--ratio", 0.5, "--batch-size", 0], "batch-size"),
+        (["--model", "resnet18", "--ratio", 0.5, "--data", "/no/such/folder"], "/no/such/folder"),
+        (["--model", "resnet18", "--ratio", 0.5, "--checkpoint", "/no/weights.pth"], "/no/weights.pth"),
+        (["--model", "models:nothing", "--ratio", 0.5], "nothing"),
+    ],
+)
+def test_wrong_input_gets_one_line(px: Px, tmp_path: Path, options: list[object], said: str) -> None:
+    assert said in _one_line(px("run", *options, "--out", tmp_path / "out", "--quiet"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_is_refused_before_any_work(px: Px, tmp_path: Path) -> None:
+    options = ["--model", "resnet50", "--ratio", 0.5, "--provider", "cuda", "--out", tmp_path / "out"]
+    assert "cuda" in _one_line(px("run", *options)).lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pickle_with_code_is_refused(px: Px, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    (tmp_path / "trap.pth").write_bytes(pickle.dumps(Trap()))
+    options = ["--model", "resnet18", "--ratio", 0.5, "--checkpoint", tmp_path / "trap.pth", "--quiet"]
+    assert "code" in _one_line(px("run", *options, "--out", tmp_path / "out"))
+    assert {path.name for path in tmp_path.iterdir()} == {"trap.pth"}
+
+
+def test_an_unreachable_ratio_exits_3_with_the_largest_reachable_one(
+    px: Px, images: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ["--model", MODEL, "--ratio", 0.999, "--data", images, "--checkpoint", checkpoint, "--quiet"]
+    line = _one_line(px("run", *options, "--input-size", SIZE, "--out", tmp_path / "out"), code=3)
+    assert "largest reachable ratio" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_said_at_once(px: Px, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in _one_line(
+        px("run", "--model", "resnet18", "--ratio", 0.5, "--out", tmp_path / "file" / "out", "--quiet")
+    )
+
+
+def test_interrupted_runs_leave_nothing(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    args = [sys.executable, "-m", "pxcompress", "run", "--model", MODEL, "--ratio", "0.5", "--data", str(images)]
+    args += ["--checkpoint", str(checkpoint), "--input-size", str(SIZE), "--out", str(tmp_path / "runs" / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("export ..."):
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_inspect_needs_no_data(px: Px) -> None:
+    outcome = px("inspect", "--model", "resnet18", "--input-size", 32, "--json")
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert {group["kind"] for group in found["groups"]} == {"channel"}
+    assert [layer["name"] for layer in found["fixed"]] == ["fc"]
+    table = px("inspect", "--model", "resnet18", "--input-size", 32).out
+    assert all(group["name"] in table for group in found["groups"])
+
+
+def test_bench_times_any_classifier(px: Px, finished: tuple[Path, Outcome]) -> None:
+    folder, _ = finished
+    outcome = px("bench", folder / "model.onnx", folder / "dense.onnx", "--batch-size", "1,2", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(outcome.out)
+    assert [row["batch_size"] for row in rows] == [1, 1, 2, 2]
+    assert "p50" in px("bench", folder / "model.onnx").out
+    assert "whole numbers" in _one_line(px("bench", folder / "model.onnx", "--batch-size", "two"))
+    assert "nothing.onnx" in _one_line(px("bench", "nothing.onnx"))
+
+
+def test_methods_lists_what_can_be_asked_for(px: Px) -> None:
+    listed = px("methods").out
+    assert all(name in listed for name in ("lrp", "magnitude", "random", "macs", "fold", "batchnorm", "ridge"))
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from pxcompress.cli import app; app(['run', '--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
