@@ -113,7 +113,7 @@ def collect(
         for reader in readers:
             reader.attach()
         for inputs, labels in batches:
-            inputs = inputs.to(device).requires_grad_(start is not None)
+            inputs = inputs.detach().to(device).requires_grad_(start is not None)
             logits = model(inputs)
             if start is not None:
                 torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
@@ -150,11 +150,11 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
 
     def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            features = unit_view(args[0], module, index).transpose(0, 1).flatten(1).float()
+            features = unit_view(args[0].detach(), module, index).transpose(0, 1).flatten(1).double()
             second, mean, count = sums.get(name, (0.0, 0.0, 0))
             sums[name] = (
-                second + (features @ features.T).double(),
-                mean + features.sum(1).double(),
+                second + features @ features.T,
+                mean + features.sum(1),
                 count + features.shape[1],
             )
 
@@ -244,7 +244,7 @@ def output_power(model: nn.Module, names: Sequence[str], batches: Batches, start
         for name in names:
             model.get_submodule(name).register_forward_hook(hook(name))
         for inputs, labels in batches:
-            inputs = inputs.to(device).requires_grad_(True)
+            inputs = inputs.detach().to(device).requires_grad_(True)
             logits = model(inputs)
             torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
             samples += len(inputs)

@@ -76,22 +76,21 @@ def params_by_module(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 class Widths:
-    """Rows of every module's axes at planned widths."""
+    """Rows of every module's axes at planned widths; the model is read once, when this is made."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
-        self._model = model
-        self._owners: dict[Axis, dict[str, list[tuple[Group, Member]]]] = {
-            "out": members_by_module(groups, "out"),
-            "in": members_by_module(groups, "in"),
-        }
+        self._owners: dict[tuple[str, Axis], tuple[int, list[tuple[Group, Member]]]] = {}
+        axes: tuple[Axis, Axis] = ("out", "in")
+        for axis in axes:
+            for name, owners in members_by_module(groups, axis).items():
+                self._owners[name, axis] = (_rows(model, name, axis), owners)
         self._heads = {group.name: group.units for group in groups if group.kind == "head"}
 
     def share(self, name: str, axis: Axis, kept: Mapping[str, int]) -> tuple[int, int]:
         """Rows kept and rows in all of a module's axis; (1, 1) where no group owns rows of it."""
-        owners = self._owners[axis].get(name)
-        if not owners:
+        if (name, axis) not in self._owners:
             return 1, 1
-        total = self._rows(name, axis)
+        total, owners = self._owners[name, axis]
         lost = sum(
             (group.units - kept.get(group.name, group.units)) * member.index.shape[1] for group, member in owners
         )
@@ -102,10 +101,11 @@ class Widths:
         heads = self._heads.get(name)
         return (kept.get(name, heads), heads) if heads else (1, 1)
 
-    def _rows(self, name: str, axis: Axis) -> int:
-        module = self._model.get_submodule(name)
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        return weight.shape[0] if axis == "out" else weight.shape[1] * getattr(module, "groups", 1)
+
+def _rows(model: nn.Module, name: str, axis: Axis) -> int:
+    module = model.get_submodule(name)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.shape[0] if axis == "out" else weight.shape[1] * getattr(module, "groups", 1)
 
 
 def macs_meter(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:

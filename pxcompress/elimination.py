@@ -1,8 +1,8 @@
 """Greedy removal of the units whose loss costs least after the best linear repair: Optimal Brain Surgeon, in blocks.
 
 A layer reads features x with second moment Sigma through weights W. With A = Sigma^-1 and G = W^T diag(w) W, removing
-the features P of a unit and folding them into the rest costs tr(G_PP A_PP^-1): the expected squared change of the outputs,
-weighted by w. After a removal both matrices shrink to what they would be, had the fold been made:
+the features P of a unit and folding them into the rest costs tr(G_PP A_PP^-1): the expected squared change of the
+outputs, weighted by w. After a removal both matrices shrink to what they would be, had the fold been made:
 
     A <- A_SS - A_SP A_PP^-1 A_PS        G <- T^T G T,  T = [I; -A_PP^-1 A_PS]
 """
@@ -10,13 +10,16 @@ weighted by w. After a removal both matrices shrink to what they would be, had t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-SHARE = 64
-"""At most one in this many of the remaining units goes at a time: one by one up to 64 units, 64 at once of 4096."""
+SHARE = 32
+"""At most one in this many of the remaining units goes between two updates of the whole matrices."""
+
+CANDIDATES = 2
+"""Units per removal among which the cheapest is sought, one by one and exactly, between two such updates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,11 @@ class Reader:
             .sum(1)
         )
 
+    def among(self, units: Tensor) -> Reader:
+        """The same reader with eyes for `units` only: enough to follow their costs while they go."""
+        rows = _features(units, self.width)
+        return replace(self, inverse=self.inverse[rows][:, rows], weights=self.weights[rows][:, rows])
+
     def without(self, gone: Tensor, kept: Tensor) -> Reader:
         """The reader after the units `gone` were folded into the units `kept`."""
         lost, rest = _features(gone, self.width), _features(kept, self.width)
@@ -51,24 +59,24 @@ class Reader:
         if self.follow:
             cross = self.weights[rest][:, lost] @ transfer
             weights = weights + cross + cross.T + transfer.T @ self.weights[lost][:, lost] @ transfer
-        return Reader(inverse, weights, self.width, self.follow)
+        return replace(self, inverse=inverse, weights=weights)
 
 
 def eliminate(readers: Sequence[Reader], units: int) -> Tensor:
     """Cost of every unit at the moment it goes, (units,) float64, never falling along the order of removal.
 
-    All readers lose the same units together; their costs add. The last unit costs infinitely much to none: it gets
-    its damage with nothing left to fold into.
+    All readers lose the same units together; their costs add. Up to 63 units go strictly one by one.
     """
     scores = torch.zeros(units, dtype=torch.float64)
     left = torch.arange(units)
     level = 0.0
     while len(left):
-        damage = torch.stack([reader.damage() for reader in readers]).sum(0).clamp_min(0).cpu()
         count = max(1, len(left) // SHARE)
-        gone = torch.argsort(damage, stable=True)[:count]
-        for place in gone.tolist():
-            level = max(level, float(damage[place]))
+        near = torch.argsort(_damage(readers), stable=True)[: CANDIDATES * count if count > 1 else 1]
+        order, costs = _cheapest([reader.among(near) for reader in readers], count)
+        gone = near[order]
+        for place, cost in zip(gone.tolist(), costs, strict=True):
+            level = max(level, cost)
             scores[left[place]] = level
         keep = torch.ones(len(left), dtype=torch.bool)
         keep[gone] = False
@@ -76,6 +84,25 @@ def eliminate(readers: Sequence[Reader], units: int) -> Tensor:
         readers = [reader.without(gone.sort().values, kept) for reader in readers]
         left = left[kept]
     return scores
+
+
+def _damage(readers: Sequence[Reader]) -> Tensor:
+    return torch.stack([reader.damage() for reader in readers]).sum(0).clamp_min(0).cpu()
+
+
+def _cheapest(readers: Sequence[Reader], count: int) -> tuple[list[int], list[float]]:
+    """The `count` units that go first, in order, and their costs when they go."""
+    left = torch.arange(len(_damage(readers)))
+    order, costs = [], []
+    for _ in range(count):
+        damage = _damage(readers)
+        place = int(damage.argmin())
+        order.append(int(left[place]))
+        costs.append(float(damage[place]))
+        kept = torch.cat([torch.arange(place), torch.arange(place + 1, len(left))])
+        readers = [reader.without(torch.tensor([place]), kept) for reader in readers]
+        left = left[kept]
+    return order, costs
 
 
 def regularised_inverse(matrix: Tensor, ridge: float) -> Tensor:

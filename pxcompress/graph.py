@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,21 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
-from pxcompress.state import device_of
+from pxcompress.state import device_of, observed, time_limit
 from pxcompress.types import Axis, Fixed, Group, Kind, Member, Plan, Pruned, Structure
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRODUCERS = (*CONVOLUTIONS, nn.Linear)
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+
+REMOVAL_TOLERANCE = 1e-4
+"""Largest difference between removing units and zeroing them, as a share of the outputs' scale."""
+
+NOT_EXACT = "removing its units is not the same as zeroing them"
+
+TRACING_SECONDS = 90.0
+"""After this the model is refused: torch-pruning does not come to an end on some graphs."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +52,27 @@ def is_depthwise(module: nn.Module) -> bool:
 def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = ()) -> Structure:
     """Everything that can be removed from `model`, in execution order, and what stays with the reason.
 
-    `example` has shape (1, ...); the outputs of the modules named in `keep` (the classifier) stay whole.
-    Raises `ModelError` where the model cannot be traced.
+    `example` has shape (1, ...); the outputs of the modules named in `keep` (the classifier) stay whole. Every group is
+    proved by a trial: half of its units are removed, and the outputs must be those of zeroing them; a group that
+    fails stays. Raises `ModelError` where the model cannot be traced.
     """
+    missing = set(keep) - {name for name, _ in model.named_modules()}
+    if missing:
+        raise ModelError(f"model has no module {min(missing)!r} whose outputs could be kept")
     twin, dependencies = _traced_copy(model, example)
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
-    attentions = {f"{attention.name}.qkv": attention for attention in _attentions(twin)}
-    kept = set(keep)
-    groups: list[Group] = []
-    fixed: list[Fixed] = []
-    for raw in dependencies.get_all_groups(root_module_types=PRODUCERS):
-        root = names[raw[0].dep.target.module]
-        if root in attentions:
-            found = _head_group(dependencies, names, attentions[root])
-        else:
-            found = _producer_group(dependencies, names, raw, kept)
-        (groups if isinstance(found, Group) else fixed).append(found)  # type: ignore[arg-type]
+    with _guarded("model's groups cannot be found"):
+        found = list(_candidates(dependencies, names, set(keep)))
+    groups = [group for group in found if isinstance(group, Group)]
+    inexact = {group.name for group in _inexact(model, groups, example)}
+    fixed = [layer for layer in found if isinstance(layer, Fixed)]
+    fixed += [Fixed(group.name, group.units, NOT_EXACT) for group in groups if group.name in inexact]
     order = {name: place for place, name in enumerate(names.values())}
-    groups.sort(key=lambda group: order[group.name])
-    fixed.sort(key=lambda layer: order[layer.name])
-    return Structure(tuple(groups), tuple(fixed))
+    return Structure(
+        tuple(sorted((group for group in groups if group.name not in inexact), key=lambda group: order[group.name])),
+        tuple(sorted(fixed, key=lambda layer: order[layer.name])),
+    )
 
 
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
@@ -114,10 +124,10 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
 
     Meant before any repair; `inputs` has shape (n, ...). About 1e-6 in float32 where removal is exact.
     """
-    with torch.no_grad():
+    twin = masked(pruned.dense, pruned.groups, pruned.plan)
+    with torch.no_grad(), observed(pruned.model), observed(twin):
         inputs = inputs.to(device_of(pruned.model))
-        slim = pruned.model(inputs)
-        reference = masked(pruned.dense, pruned.groups, pruned.plan)(inputs)
+        slim, reference = pruned.model(inputs), twin(inputs)
     return float((slim - reference).abs().max() / reference.abs().max().clamp_min(1e-12))
 
 
@@ -134,18 +144,55 @@ def _zero_inputs(module: nn.Module, rows: Tensor) -> None:
     per_group[rows // width, :, rows % width] = 0
 
 
-def _traced_copy(model: nn.Module, example: Tensor) -> tuple[nn.Module, Any]:
-    """A copy of `model` in eval mode and its dependency graph."""
-    twin = copy.deepcopy(model).eval()
-    for parameter in twin.parameters():
-        parameter.requires_grad_(True)
+@contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one `ModelError`, also when it takes too long."""
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
-            graph = tp.DependencyGraph().build_dependency(twin, example.to(device_of(twin)), verbose=False)
-        except Exception as error:
-            raise ModelError(f"model cannot be traced: {type(error).__name__}: {_first_line(error)}") from error
+            with time_limit(TRACING_SECONDS):
+                yield
+        except Exception as error:  # a user's forward and torch-pruning may raise anything
+            raise ModelError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _traced_copy(model: nn.Module, example: Tensor) -> tuple[nn.Module, Any]:
+    """A copy of `model` in eval mode and its dependency graph."""
+    with _guarded("model cannot be traced"):
+        twin = copy.deepcopy(model).eval().requires_grad_(True)
+        graph = tp.DependencyGraph().build_dependency(twin, example.to(device_of(twin)), verbose=False)
     return twin, graph
+
+
+def _candidates(dependencies: Any, names: dict[Any, str], kept: set[str]) -> Iterator[Group | Fixed]:
+    """Groups as torch-pruning sees them, and what is known to stay."""
+    attentions = {f"{attention.name}.qkv": attention for attention in _attentions(dependencies.model)}
+    for raw in dependencies.get_all_groups(root_module_types=PRODUCERS):
+        root = names[raw[0].dep.target.module]
+        if root in attentions:
+            yield _head_group(dependencies, names, attentions[root])
+        else:
+            yield _producer_group(dependencies, names, raw, kept)
+
+
+def _inexact(model: nn.Module, groups: Sequence[Group], example: Tensor) -> list[Group]:
+    """The groups of which half cannot be removed exactly, found by halving the set of suspects."""
+    if not groups or _removal_is_exact(model, groups, example):
+        return []
+    if len(groups) == 1:
+        return list(groups)
+    middle = len(groups) // 2
+    return _inexact(model, groups[:middle], example) + _inexact(model, groups[middle:], example)
+
+
+def _removal_is_exact(model: nn.Module, groups: Sequence[Group], example: Tensor) -> bool:
+    removed = {group.name: tuple(range(1, group.units, 2)) for group in groups}
+    inputs = torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    try:
+        pruned = prune(model, groups, Plan(removed, "trial", "units", 0, 0, 0), example)
+        return removal_error(pruned, inputs) <= REMOVAL_TOLERANCE
+    except Exception:  # noqa: BLE001  (torch-pruning and the cut model may fail in any way; the group stays then)
+        return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock, Note
 from pxcompress.errors import ResultError
 from pxcompress.folder import check_place, whole_folder
-from pxcompress.graph import find_groups, prune, removal_error
+from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.measure import torch_accuracy
 from pxcompress.models import classifier_names
 from pxcompress.plan import Limits, make_plan
@@ -23,9 +23,6 @@ from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.subject import load_subject, with_baseline
 from pxcompress.types import Batches, Pruned, Report, Slim
-
-REMOVAL_TOLERANCE = 1e-4
-"""Largest difference between removing units and zeroing them, as a share of the outputs' scale."""
 
 
 def _silent(message: str) -> None:

@@ -6,6 +6,7 @@ Pure and deterministic: ties fall by group order, then unit index; the plans of 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -45,6 +46,10 @@ NORMALISATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 """How the scores (units,) of one group are made comparable with those of another."""
 
 
+ROUNDING = 1e-9
+"""Share by which products of ratios and counts may be off: 0.1 * 10 is not quite 1."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a plan may do: `round_to` aligns the units that stay (channels and neurons), `min_keep` is the least share.
@@ -75,10 +80,14 @@ def make_plan(
     """
     if not 0 < ratio < 1:
         raise InputError(f"ratio is {ratio}; expected a share of the {budget[1]} to remove, between 0 and 1")
+    if not groups:
+        raise BudgetError(
+            f"no plan removes {ratio:.0%} of the {budget[1]}: the model has no removable units; see inspect"
+        )
     orders = {group.name: _order(group, scores[group.name], limits) for group in groups}
     ranking = _ranking(groups, orders)
     dense = meter({})
-    target = (1 - ratio) * dense
+    target = (1 - ratio) * dense * (1 + ROUNDING)
 
     def widths(length: int) -> dict[str, int]:
         taken = {group.name: 0 for group in groups}
@@ -89,7 +98,7 @@ def make_plan(
     if meter(widths(len(ranking))) > target:
         reachable = 1 - meter(widths(len(ranking))) / dense if dense else 0.0
         raise BudgetError(
-            f"no plan removes {ratio:.0%} of the {budget[1]}: the largest reachable ratio is {reachable:.3f} "
+            f"no plan removes {ratio:.0%} of the {budget[1]}: the largest reachable ratio is {_down(reachable)} "
             f"(round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays)"
         )
     low, high = 0, len(ranking)
@@ -101,6 +110,11 @@ def make_plan(
         group.name: tuple(sorted(orders[group.name][1][: group.units - kept[group.name]].tolist())) for group in groups
     }
     return Plan(removed, budget[0], budget[1], dense, meter(kept), target)
+
+
+def _down(share: float) -> float:
+    """`share` with three digits, never rounded up: a ratio that can be asked for."""
+    return math.floor(share * 1000) / 1000
 
 
 def _order(group: Group, scores: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -120,7 +134,9 @@ def _ranking(groups: Sequence[Group], orders: Mapping[str, tuple[Tensor, Tensor]
 
 def _aligned(group: Group, width: int, limits: Limits) -> int:
     """`width` rounded to the nearest multiple of `round_to` (ties upwards), within the group's floor and size."""
-    floor = max(1, -int(-group.units * limits.min_keep // 1))
+    if width == group.units:
+        return width
+    floor = max(1, math.ceil(group.units * limits.min_keep * (1 - ROUNDING)))
     step = limits.round_to
     if group.kind == "head" or group.units < 2 * step:
         return max(width, floor)
@@ -136,9 +152,18 @@ def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
 
 def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:
     """Read plan.json back; `InputError` where its groups are not those of the model at hand."""
-    content = json.loads(text)
-    sizes = {group.name: {"kind": group.kind, "units": group.units} for group in groups}
-    if content.pop("groups") != sizes:
+    try:
+        content = json.loads(text)
+        made_for = content.pop("groups")
+        content["removed"] = {name: tuple(units) for name, units in content["removed"].items()}
+        plan = Plan(**content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"not a plan ({type(error).__name__}: {error}); expected what plan.json holds") from error
+    if made_for != {group.name: {"kind": group.kind, "units": group.units} for group in groups}:
         raise InputError("the plan was made for other groups than this model has; rebuild it with the same versions")
-    content["removed"] = {name: tuple(units) for name, units in content["removed"].items()}
-    return Plan(**content)
+    sizes = {group.name: group.units for group in groups}
+    for name, units in plan.removed.items():
+        legal = isinstance(units, tuple) and all(type(unit) is int and 0 <= unit < sizes.get(name, 0) for unit in units)
+        if not legal or len(set(units)) != len(units) or len(units) == sizes[name]:
+            raise InputError(f"the plan removes units of {name!r} that it cannot: {str(units)[:60]}")
+    return plan

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from pxcompress.errors import InputError, unknown
 
 DEFAULT_REPAIR = ("fold", "batchnorm")
+PROVIDERS = ("auto", "cuda", "tensorrt", "cpu")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Bench:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
+        if self.provider not in PROVIDERS:
+            raise unknown("provider", self.provider, PROVIDERS)
         if self.batch_size < 1:
             raise InputError(f"batch-size is {self.batch_size}; expected 1 or more")
         if self.threads < 0:
@@ -58,6 +64,7 @@ class Recipe:
         from pxcompress.repair import REPAIRS
         from pxcompress.scorers import SCORERS
 
+        check_types(self)
         if not 0 < self.ratio < 1:
             raise InputError(f"ratio is {self.ratio}; expected a share of the cost to remove, between 0 and 1")
         if self.input_size is not None and self.input_size < 8:
@@ -71,7 +78,8 @@ class Recipe:
     def label(self) -> str:
         """Name of the run folder: model, budget and ratio."""
         model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self.model)
-        return f"{model}-{self.budget.partition(':')[0]}-{self.ratio:.2f}"
+        ratio = f"{self.ratio:.2f}" if round(self.ratio, 2) == self.ratio else f"{self.ratio:.4g}"
+        return f"{model}-{self.budget.partition(':')[0]}-{ratio}"
 
     @property
     def hash(self) -> str:
@@ -85,16 +93,37 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """Read a recipe; unknown keys are refused, the known ones listed."""
-        content = _checked(cls, json.loads(text))
-        if "bench" in content:
-            content["bench"] = Bench(**_checked(Bench, content["bench"]))
-        if "repair" in content:
-            content["repair"] = tuple(content["repair"])
-        return cls(**content)
+        try:
+            content = _checked(cls, json.loads(text))
+            if "bench" in content:
+                content["bench"] = Bench(**_checked(Bench, content["bench"]))
+            if isinstance(content.get("repair"), list):
+                content["repair"] = tuple(content["repair"])
+            return cls(**content)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
 
     def but(self, **changes: Any) -> Recipe:
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+
+def check_types(record: Any) -> None:
+    """Raise `InputError` for a field whose value is not of its declared type; whole numbers pass as floats."""
+    for name, hint in typing.get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if not any(_is_a(value, kind) for kind in allowed):
+            expected = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in allowed)
+            raise InputError(f"{name.replace('_', '-')} is {value!r}; expected {expected}")
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _checked(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-import re
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -121,7 +120,14 @@ class Registry(Generic[T]):
 
 def _split(text: str) -> list[str]:
     """Parts of `text` between commas that stand outside brackets."""
-    return [part for part in re.split(r",(?![^()]*\))", text) if part.strip()]
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part.strip()]
 
 
 def _convert(value: str, hint: Any, field: dataclasses.Field[Any], where: str) -> Any:
@@ -141,5 +147,6 @@ def _convert(value: str, hint: Any, field: dataclasses.Field[Any], where: str) -
         raise InputError(f"{where} is {value!r}; expected {'a whole number' if hint is int else 'a number'}") from None
     low, high = field.metadata.get("low"), field.metadata.get("high")
     if number != number or (low is not None and number < low) or (high is not None and number > high):
-        raise InputError(f"{where} is {value}; expected a value from {low} to {high}")
+        below, above = "" if low is None else f" from {low}", "" if high is None else f" to {high}"
+        raise InputError(f"{where} is {value}; expected a number{below}{above}")
     return number

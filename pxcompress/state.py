@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +39,7 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
     training = [module.training for module in modules]
     inplace = [getattr(module, "inplace", None) for module in modules]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    hooks = [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in modules]
+    hooks = [_hooks(module) for module in modules]
     try:
         model.eval()
         for parameter, _ in grads:
@@ -46,16 +49,43 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
                 module.inplace = False  # type: ignore[assignment]
         yield model
     finally:
-        for module, mode, flag, (after, before) in zip(modules, training, inplace, hooks, strict=True):
+        for module, mode, flag, before in zip(modules, training, inplace, hooks, strict=True):
             module.training = mode
             if isinstance(flag, bool):
                 module.inplace = flag  # type: ignore[assignment]
-            for key in set(module._forward_hooks) - set(after):
-                del module._forward_hooks[key]
-            for key in set(module._forward_pre_hooks) - set(before):
-                del module._forward_pre_hooks[key]
+            for name, now in _hooks(module).items():
+                for key in now.keys() - before[name].keys():
+                    del getattr(module, name)[key]
         for parameter, flag in grads:
             parameter.requires_grad_(flag)
+
+
+def _hooks(module: nn.Module) -> dict[str, dict[int, Any]]:
+    """Copies of the module's hook tables, by attribute name."""
+    return {
+        name: dict(value)
+        for name, value in vars(module).items()
+        if name.startswith(("_forward", "_backward")) and "hooks" in name and isinstance(value, dict)
+    }
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """`TimeoutError` inside the block after `seconds`; no limit outside the main thread, where signals do not reach."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError(f"no result after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,22 +21,33 @@ class BatchNormStatistics:
     """Running mean and variance as the average over the repair batches. Without BatchNorm nothing changes."""
 
     def __call__(self, pruned: Pruned, batches: Batches) -> Pruned:
-        """One pass over `batches` with BatchNorm layers, and nothing else, in training mode; no labels."""
+        """One pass over `batches` with BatchNorm layers, and nothing else, in training mode; no labels.
+
+        Batches of one sample have no variance and are passed over; without any other, statistics stay as they are.
+        """
         norms = [
             module for module in pruned.model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
         ]
-        if not norms:
+        usable = (inputs for inputs, _ in batches if len(inputs) > 1)
+        first = next(usable, None)
+        if not norms or first is None:
             return pruned
-        momenta = [norm.momentum for norm in norms]
-        device = device_of(pruned.model)
-        with observed(pruned.model), torch.no_grad():
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None
-                norm.train()
-            for inputs, _ in batches:
-                if len(inputs) > 1:
-                    pruned.model(inputs.to(device))
+        with observed(pruned.model), _cumulative(norms), torch.no_grad():
+            for inputs in chain([first], usable):
+                pruned.model(inputs.to(device_of(pruned.model)))
+        return pruned
+
+
+@contextmanager
+def _cumulative(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Layers that start anew and average over all batches alike; momenta are restored."""
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        yield
+    finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        return pruned

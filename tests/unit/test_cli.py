@@ -289,6 +289,7 @@ def test_methods_lists_what_can_be_asked_for(px: Px) -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; from pxcompress.cli import app; app(['run', '--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    code = "import sys; from pxcompress.cli import app; app(['run', '--help'], standalone_mode=False); "
+    code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

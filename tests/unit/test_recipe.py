@@ -104,10 +104,10 @@ def test_but_changes_a_copy() -> None:
 @pytest.mark.parametrize(
     ("model", "label"),
     [
-        ("resnet50.a1_in1k", "resnet50.a1_in1k-macs-0.33"),
-        ("hf-hub:timm/some", "hf-hub_timm_some-macs-0.33"),
-        ("local-dir:../x y", "local-dir_.._x_y-macs-0.33"),
-        ("pkg.mod:factory", "pkg.mod_factory-macs-0.33"),
+        ("resnet50.a1_in1k", "resnet50.a1_in1k-macs-0.3333"),
+        ("hf-hub:timm/some", "hf-hub_timm_some-macs-0.3333"),
+        ("local-dir:../x y", "local-dir_.._x_y-macs-0.3333"),
+        ("pkg.mod:factory", "pkg.mod_factory-macs-0.3333"),
     ],
 )
 def test_labels_are_folder_names(model: str, label: str) -> None:
