@@ -59,7 +59,7 @@ SCHEDULES = {
     "batch norm": Schedule(steps=180, epochs=4, learning_rate=2e-3),
     "layer norm": Schedule(steps=600, epochs=6, learning_rate=5e-4),
 }
-"""By what the model is made of. Measured on `digits`: ResNets, MobileNetV2 and VGG-11 at 32 pixels, a small ViT at 64."""
+"""By what the model is made of. Measured on `digits`: ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64."""
 
 WIDE = 20_000
 """Inputs of one output from which on a layer (the first dense one of a VGG) bears only small steps of Adam."""
