@@ -11,10 +11,10 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.transforms_factory import create_transform
 
-from pxcompress import batches as batches_module
+from pxcompress.data import batches as batches_module
 from pxcompress.data import load_splits, open_source, training_batches
+from pxcompress.data.samples import drawing_order
 from pxcompress.errors import DataError
-from pxcompress.samples import drawing_order
 from pxcompress.types import Preprocessing
 
 ROLES = ("score", "repair", "select", "certify", "test")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from pxcompress import glyphs
 from pxcompress.cache import cache_dir
+from pxcompress.data import glyphs
+from pxcompress.data.glyphs import CLASSES, FONTS, PARTS, SIZE, font_path, glyph_arrays, glyph_image
 from pxcompress.errors import InputError
-from pxcompress.glyphs import CLASSES, FONTS, PARTS, SIZE, font_path, glyph_arrays, glyph_image
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from pxcompress.data.glyphs import CLASSES, glyph_arrays
+from pxcompress.data.samples import Samples, Source, cut, pools
+from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, unknown
-from pxcompress.glyphs import CLASSES, glyph_arrays
-from pxcompress.samples import Samples, Source, cut, pools
-from pxcompress.timm_sources import PREFIXES, timm_pools
 
 # Folder names of the two halves, most usual first; compared in lower case.
 _TRAIN_FOLDERS = ("train", "training")

@@ -13,8 +13,8 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pxcompress.data.samples import Samples
 from pxcompress.errors import DataError
-from pxcompress.samples import Samples
 from pxcompress.types import Batch, Preprocessing
 
 _MEMORY_BYTES = 200_000_000  # kept in memory up to this size: 1300 images of 224 x 224, or the glyphs' train pool

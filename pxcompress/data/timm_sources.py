@@ -22,8 +22,8 @@ from PIL import Image
 from timm.data.dataset_factory import create_dataset
 
 from pxcompress.cache import cache_dir
+from pxcompress.data.samples import Integers, Samples
 from pxcompress.errors import DataError, unknown
-from pxcompress.samples import Integers, Samples
 
 # Prefix -> the package that reads it.
 PREFIXES = {

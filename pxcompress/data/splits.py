@@ -6,13 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pxcompress.batches import ImageBatches, read_images, read_later
+from pxcompress.data.batches import ImageBatches, read_images, read_later
+from pxcompress.data.samples import Samples, Source, cut
 from pxcompress.errors import DataError, unknown
-from pxcompress.samples import Samples, Source, cut
-from pxcompress.sources import open_source
 from pxcompress.types import Preprocessing, Splits
-
-__all__ = ["ImageBatches", "Source", "load_splits", "open_source", "training_batches"]
 
 _ROLES = ("score", "repair", "select", "certify", "test")
 _LEAST = 2  # samples of a role
