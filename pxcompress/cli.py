@@ -48,13 +48,12 @@ def run(
     data: Annotated[str, typer.Option(help="digits, glyphs, an image folder, or a timm dataset spec.")] = "digits",
     checkpoint: Checkpoint = None,
     input_size: InputSize = None,
-    score: Annotated[str, typer.Option(help="Scorer, as NAME:option=value,...; see `pxcompress methods`.")] = "",
+    score: Annotated[
+        str, typer.Option(help="Scorer, as NAME:option=value,...; see `pxcompress methods`.")
+    ] = "lrp-residual",
     normalise: Annotated[
-        str,
-        typer.Option(
-            help="How groups are made comparable: none, mean, max, sum, norm, uniform.  [default: the scorer's]"
-        ),
-    ] = "",
+        str, typer.Option(help="How groups are made comparable: none, mean, max, sum, norm or uniform.")
+    ] = "mean",
     repair: Annotated[
         list[str] | None, typer.Option(help="Repairs in order (repeat the option); `none` for none.")
     ] = None,
@@ -78,24 +77,22 @@ def run(
     from pxcompress.report.build import to_json
     from pxcompress.report.table import to_table
 
-    chosen: dict[str, Any] = {
-        "scorer": score,
-        "normalise": normalise,
-        "repair": () if repair == ["none"] else tuple(repair or ()) or None,
-        "checkpoint": None if checkpoint is None else str(checkpoint),
-    }
+    chosen: dict[str, Any] = {} if repair is None else {"repair": () if repair == ["none"] else tuple(repair)}
     recipe = Recipe(
         model=model,
         ratio=ratio,
         budget=budget,
         data=data,
+        checkpoint=None if checkpoint is None else str(checkpoint),
         input_size=input_size,
+        scorer=score,
+        normalise=normalise,
         round_to=round_to,
         min_keep=min_keep,
         bench=Bench(batch_size, provider, threads),
         skip_corrupt=skip_corrupt,
         seed=seed,
-        **{key: value for key, value in chosen.items() if value not in ("", None)},
+        **chosen,
     )
     report = compress(recipe, out, force=force, note=_notes(quiet))
     print(to_json(report) if as_json else to_table(report))
@@ -107,14 +104,51 @@ def inspect(
     checkpoint: Checkpoint = None,
     classes: Annotated[int | None, typer.Option(help="Classes of the data.  [default: the model's own]")] = None,
     input_size: InputSize = None,
+    relevance: Annotated[
+        bool, typer.Option("--relevance", help="Add relevance in and out of every layer, and what has no rule.")
+    ] = False,
+    composite: Annotated[
+        str, typer.Option(help="Rules of --relevance; see `pxcompress methods`.  [default: the scorer lrp's]")
+    ] = "",
+    data: Annotated[
+        str, typer.Option(help="Images of --relevance, as for `run`, with the weights `run` uses.  [default: noise]")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
+    from pxcompress.conservation import conservation, random_images
+    from pxcompress.conservation import to_table as flow_table
     from pxcompress.models import load_model
     from pxcompress.survey import survey, to_table
 
-    result = survey(model, load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size))
-    print(json.dumps(dataclasses.asdict(result), indent=1) if as_json else to_table(result))
+    if (composite or data) and not relevance:
+        raise InputError(f"{'--composite' if composite else '--data'} has no effect without --relevance; add it")
+    if data:
+        if classes is not None:
+            raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
+        loaded, inputs = _on_data(model, checkpoint, input_size, data)
+    else:
+        loaded = load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size)
+        inputs = random_images(loaded.preprocessing.input_size)
+    result = survey(model, loaded)
+    words = {"data": data or "random images", "weights": loaded.weights}
+    flow = conservation(loaded.model, inputs, composite, **words) if relevance else None
+    if as_json:
+        added = {} if flow is None else {"relevance": dataclasses.asdict(flow)}
+        print(json.dumps({**dataclasses.asdict(result), **added}, indent=1))
+    else:
+        print(to_table(result) if flow is None else f"{to_table(result)}\n\n{flow_table(flow)}")
+
+
+def _on_data(model: str, checkpoint: Path | None, input_size: int | None, data: str) -> tuple[Any, Any]:
+    """A model as `run` would have it on `data`, and the first batch of the score split."""
+    from pxcompress.recipe import Recipe
+    from pxcompress.subject import load_subject, with_baseline
+
+    weights = None if checkpoint is None else str(checkpoint)
+    recipe = Recipe(model=model, ratio=0.5, data=data, checkpoint=weights, input_size=input_size)
+    subject = with_baseline(load_subject(recipe), recipe.seed, _notes(quiet=False))
+    return subject.loaded, next(iter(subject.splits.score))[0]
 
 
 @app.command()
@@ -143,7 +177,8 @@ def bench(
 
 @app.command()
 def methods() -> None:
-    """List scorers, budgets and repairs with their options."""
+    """List scorers, budgets and repairs with their options, and composites with the rules that they are made of."""
+    from pxcompress.attribution import COMPOSITES, RULES, SOFTMAX_RULES
     from pxcompress.budgets import BUDGETS
     from pxcompress.repair import REPAIRS
     from pxcompress.scorers import SCORERS
@@ -156,6 +191,11 @@ def methods() -> None:
                 low, high = field.metadata["low"], field.metadata["high"]
                 span = "|".join(field.metadata["choices"]) or (f"{low} to {high}" if low is not None else "")
                 print(f"      {field.name}={field.default}  {field.metadata['help']}{f'  [{span}]' if span else ''}")
+    rules = {str(rule()): (rule.__doc__ or "").splitlines()[0] for rule in RULES.values()}
+    for title, table in (("composite", COMPOSITES), ("rule", rules), ("softmax rule", SOFTMAX_RULES)):
+        print(f"{title}s")
+        for name, text in table.items():
+            print(f"  {name:<22} {text}")
 
 
 def _notes(quiet: bool) -> Callable[[str], None]:

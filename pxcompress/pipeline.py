@@ -76,10 +76,9 @@ def shrink(
         budget = BUDGETS.build(recipe.budget)
         meter = budget.meter(model, structure.groups, example)
     with clock.stage(f"score ({recipe.scorer})"):
-        scorer = SCORERS.build(recipe.scorer)
-        scores = scorer(model, structure.groups, batches["score"])
+        scores = SCORERS.build(recipe.scorer)(model, structure.groups, batches["score"])
     with clock.stage("plan"):
-        limits = Limits(recipe.normalise or scorer.normalise, recipe.round_to, recipe.min_keep)
+        limits = Limits(recipe.normalise, recipe.round_to, recipe.min_keep)
         plan = make_plan(structure.groups, scores, meter, recipe.ratio, limits, (recipe.budget, budget.unit))
     with clock.stage("prune"):
         pruned = prune(model, structure.groups, plan, example)

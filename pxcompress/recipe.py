@@ -39,8 +39,7 @@ class Recipe:
     """One run. `scorer`, `budget` and `repair` are texts like "lrp:centre=true", checked and put in short form.
 
     `ratio` is the share of the dense cost to remove, in the budget's unit; `input_size` is a side length in pixels
-    (None: the model's own, or the embedded data's); `normalise` None leaves that to the scorer.
-    Raises `InputError` for anything unknown or out of range.
+    (None: the model's own, or the embedded data's). Raises `InputError` for anything unknown or out of range.
     """
 
     model: str
@@ -48,9 +47,9 @@ class Recipe:
     data: str = "digits"
     checkpoint: str | None = None
     input_size: int | None = None
-    scorer: str = "lrp"
+    scorer: str = "lrp-residual"
     budget: str = "channels"
-    normalise: str | None = None
+    normalise: str = "mean"
     round_to: int = 8
     min_keep: float = 0.1
     repair: tuple[str, ...] = DEFAULT_REPAIR
@@ -69,7 +68,7 @@ class Recipe:
             raise InputError(f"ratio is {self.ratio}; expected a share of the cost to remove, between 0 and 1")
         if self.input_size is not None and self.input_size < 8:
             raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
-        Limits(self.normalise or "none", self.round_to, self.min_keep)
+        Limits(self.normalise, self.round_to, self.min_keep)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(BUDGETS.build(self.budget)))
         object.__setattr__(self, "repair", tuple(REPAIRS.text(REPAIRS.build(text)) for text in self.repair))

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pxcompress.collect import Start, collect
+from pxcompress.errors import InputError
+from pxcompress.state import device_of
 from pxcompress.types import Batch, Batches, Group, Scores
 
 
@@ -115,3 +117,35 @@ def unit_relevance(
     origin = collect(model, groups, batches, lambda a, m: a.mean(2)) if centre else None
     found = collect(model, groups, batches, lambda a, m: rule.each((a * m).sum(2)), start, origin)
     return {name: rule.mean(values).mean(0).float() for name, values in found.items()}
+
+
+PRECISIONS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast may compute products in."""
+
+TOLERANCE = 1e-2
+"""Largest relative L2 deviation, over all units of all groups, from float32 that scores under autocast may have."""
+
+
+def deviation(scores: Scores, exact: Scores) -> float:
+    """|scores - exact| / |exact| over all units of all groups, L2."""
+    found, expected = (torch.cat([values.double() for values in each.values()]) for each in (scores, exact))
+    return float((found - expected).norm() / expected.norm())
+
+
+def in_precision(name: str, model: nn.Module, score: Callable[[Batches], Scores], batches: Batches) -> Scores:
+    """`score(batches)`, with its products in the precision `name`: "none" for the model's own, or one of `PRECISIONS`.
+
+    The first batch is scored both ways; raises `InputError` where the deviation from float32 exceeds `TOLERANCE`.
+    """
+    if name == "none":
+        return score(batches)
+    first = [next(iter(batches))]
+    exact = score(first)
+    with torch.autocast(device_of(model).type, PRECISIONS[name]):
+        off = deviation(score(first), exact)
+        if not off <= TOLERANCE:  # also for a deviation that is not a number
+            raise InputError(
+                f"autocast={name} changes the scores by {off:.1%} on the first batch; expected at most "
+                f"{TOLERANCE:.0%} from float32: use autocast=none or another precision"
+            )
+        return score(batches)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -281,13 +281,7 @@ class Report:
 
 
 class Scorer(Protocol):
-    """Says how much the model's decisions rest on each unit. A frozen dataclass; its fields are its options.
-
-    `normalise` names how its scores are made comparable between groups unless the recipe says otherwise: "none" for
-    scores that have one unit everywhere, such as relevance.
-    """
-
-    normalise: ClassVar[str]
+    """Says how much the model's decisions rest on each unit. A frozen dataclass; its fields are its options."""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Scores of every group; `model` is left as it was."""

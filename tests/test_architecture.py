@@ -18,7 +18,7 @@ LINE = (
     ("collect", "attribution", "graph", "runtime"),
     ("cost", "elimination", "relevance", "export", "models"),
     ("scorers", "budgets", "repair", "plan", "measure", "baseline"),
-    ("data", "recipe", "survey"),
+    ("data", "recipe", "survey", "conservation"),
     ("report",),
     ("subject",),
     ("artifact",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,6 @@ from pxcompress.types import Batches, Group, Scores
 @dataclass(frozen=True)
 class Activation:
     """Mean |a|, or variance of a over samples and positions times |w|^2 of its readers (WIFV, as in FLAP)."""
-
-    normalise: ClassVar[str] = "mean"
 
     statistic: str = option(
         "wifv", "mean: E|a|; wifv: Var(a) * sum of squared consumer weights", choices=("wifv", "mean")

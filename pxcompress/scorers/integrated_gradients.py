@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +43,6 @@ class IntegratedGradients:
 
     Zero is the mean image after normalisation. The path is a straight line in input space, midpoint rule.
     """
-
-    normalise: ClassVar[str] = "none"
 
     steps: int = option(20, "points of the path", low=1, high=1000)
     target: str = option("label", "class whose logit is explained", choices=("label", "prediction"))

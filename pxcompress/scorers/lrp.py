@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
 
 from torch import nn
 
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.registry import option
-from pxcompress.relevance import AGGREGATES, STARTS, Expanded, started, unit_relevance
+from pxcompress.relevance import AGGREGATES, PRECISIONS, STARTS, Expanded, in_precision, started, unit_relevance
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scores
 
@@ -20,8 +20,6 @@ from pxcompress.types import Batches, Group, Scores
 @dataclass(frozen=True)
 class LRP:
     """E_x | sum_p a_p m_p |, m being the multipliers of the composite's rules."""
-
-    normalise: ClassVar[str] = "none"
 
     composite: str = option(
         "epsilon", "rules by depth: a preset's name or a composite's text, see `pxcompress methods`"
@@ -32,6 +30,9 @@ class LRP:
     )
     aggregate: str = option("abs", "over samples", choices=tuple(AGGREGATES))
     centre: bool = option(False, "count only what goes beyond the unit's mean activation")
+    autocast: str = option(
+        "none", "precision of products, refused where scores move by over 1 %", choices=("none", *PRECISIONS)
+    )
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """One forward and one backward pass over `batches`, on a copy with BatchNorm folded."""
@@ -39,11 +40,12 @@ class LRP:
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             if self.target == "all":
                 batches = Expanded(batches, twin.model(inputs[:1].to(next(twin.model.parameters()).device)).shape[1])
-            return unit_relevance(
+            score = partial(
+                unit_relevance,
                 twin.model,
                 groups,
-                batches,
-                started(self.start, self.target),
+                start=started(self.start, self.target),
                 aggregate=self.aggregate,
                 centre=self.centre,
             )
+            return in_precision(self.autocast, twin.model, score, batches)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,6 @@ class LRPResidual:
     w_o = E_x sum_p m_op^2 at the consumer's output; units go greedily, Sigma^-1 and W are downdated after each. A score
     is the cost at removal, so scores are comparable between layers, in squared logit units.
     """
-
-    normalise: ClassVar[str] = "none"
 
     composite: str = option("epsilon", "rules that give the multipliers m: a preset's name or a composite's text")
     start: str = option("logit", "relevance that the target starts with", choices=tuple(STARTS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -19,8 +18,6 @@ from pxcompress.types import Batches, Group, Scores
 @dataclass(frozen=True)
 class Magnitude:
     """(sum over the weights w of all convolutions and linear layers in the group |w|^p)^(1/p) for every unit."""
-
-    normalise: ClassVar[str] = "mean"
 
     p: int = option(2, "order of the norm: 1 or 2", low=1, high=2)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -17,8 +16,6 @@ from pxcompress.types import Batches, Group, Scores
 @dataclass(frozen=True)
 class Random:
     """Uniform draws from PyTorch's generator, which `--seed` seeds."""
-
-    normalise: ClassVar[str] = "none"
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Independent values in [0, 1)."""

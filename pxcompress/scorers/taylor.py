@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
@@ -18,8 +17,6 @@ from pxcompress.types import Batches, Group, Scores
 @dataclass(frozen=True)
 class Taylor:
     """E_x | sum_p a_p dL/da_p |: the change of the cross-entropy when a unit is zeroed, to first order."""
-
-    normalise: ClassVar[str] = "none"
 
     start: str = option("loss", "what is differentiated", choices=tuple(STARTS))
     aggregate: str = option("abs", "over samples", choices=tuple(AGGREGATES))

@@ -289,7 +289,7 @@ def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.Monke
 
 
 def test_command_leaves_defaults_out() -> None:
-    recipe = json.loads(json.dumps({**dataclasses.asdict(Recipe("m", 0.5, scorer="magnitude")), "scorer": "lrp"}))
+    recipe = json.loads(Recipe("m", 0.5).to_json())
     assert command(recipe) == "pxcompress run --model m --ratio 0.5"
 
 

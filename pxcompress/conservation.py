@@ -1,0 +1,159 @@
+"""Is relevance conserved? Layer by layer: what goes in and out, what biases absorb, and what has no rule."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.attribution import Attributed, Flow, attributed, parse_composite
+from pxcompress.errors import InputError
+from pxcompress.relevance import started
+from pxcompress.scorers.lrp import LRP
+from pxcompress.state import device_of
+
+SAMPLES = 16
+"""Most inputs that relevance is shown for: all activations of one pass are kept."""
+
+
+@dataclass(frozen=True)
+class LayerFlow:
+    """One executed layer: relevance at its output and its input, as shares of the relevance of the model's output.
+
+    `absorbed`, the difference, is what the layer's bias (and a stabiliser) took.
+    """
+
+    name: str
+    kind: str
+    rule: str
+    relevance_out: float
+    relevance_in: float
+    absorbed: float
+
+
+@dataclass(frozen=True)
+class UnruledFlow:
+    """A function without a rule, which relevance passes through by its plain gradient.
+
+    `share` is the sum of the relevance at its outputs, `size` the sum of its sizes, which does not cancel; both as
+    shares of the relevance of the model's output, None where the function is only counted.
+    """
+
+    module: str
+    kind: str
+    function: str
+    calls: int
+    share: float | None
+    size: float | None
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """Where the relevance of a model's predictions goes; layers in executed order.
+
+    `relevance` is what starts at the output, a mean over samples, in units of the logit.
+    """
+
+    composite: str
+    start: str
+    target: str
+    inputs: str
+    samples: int
+    weights: str
+    relevance: float
+    layers: tuple[LayerFlow, ...]
+    unruled: tuple[UnruledFlow, ...]
+
+
+def random_images(shape: tuple[int, ...], samples: int = 8, seed: int = 0) -> Tensor:
+    """Images of independent standard normal pixels, what normalised images have on average: (samples, *shape)."""
+    return torch.randn(samples, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def conservation(
+    model: nn.Module, inputs: Tensor, composite: str = "", *, data: str = "random images", weights: str = ""
+) -> Conservation:
+    """The relevance of `model`'s predictions for the first `SAMPLES` of `inputs`, layer by layer.
+
+    `composite` "" is the default of the scorer `lrp`, whose start and target are used in any case; `data` and `weights`
+    are words for the record. Raises `InputError` for a composite that cannot be read, and where the predicted logits
+    add up to 0, so that there is no relevance to follow. The model is left as it was.
+    """
+    scorer = LRP() if not composite else LRP(composite=composite)
+    chosen = parse_composite(scorer.composite)
+    inputs = inputs[:SAMPLES].to(device_of(model))
+
+    def start(logits: Tensor) -> Tensor:
+        return started(scorer.start, "prediction")(logits, logits.argmax(1))
+
+    with attributed(model, chosen, inputs[:1]) as twin:
+        with torch.no_grad():
+            logits = twin.model(inputs)
+        total = float((start(logits) * logits).sum()) / len(inputs)
+        if abs(total) < 1e-6 * float(logits.abs().max()) or total == 0:
+            raise InputError(
+                f"the predicted logits of {type(model).__name__} add up to {total:g} on {data}, so there is no "
+                "relevance to follow; give weights with --checkpoint, or images with --data"
+            )
+        flows = twin.flow(inputs, start)
+        return Conservation(
+            str(chosen),
+            scorer.start,
+            "prediction",
+            data,
+            len(inputs),
+            weights,
+            total,
+            tuple(_layer(flow) for flow in flows if flow.rule is not None),
+            _unruled(twin, flows),
+        )
+
+
+def _layer(flow: Flow) -> LayerFlow:
+    into = flow.relevance_in or 0.0
+    return LayerFlow(flow.name, flow.kind, str(flow.rule), flow.relevance_out, into, flow.relevance_out - into)
+
+
+def _unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ...]:
+    """What the engine counted, with the relevance that was seen to pass."""
+    shares: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
+    for flow in flows:
+        if flow.rule is None:
+            shares[flow.name, flow.kind] += flow.relevance_out  # type: ignore[assignment]
+            sizes[flow.name, flow.kind] += flow.size  # type: ignore[assignment]
+    rows = []
+    for row in twin.unruled:
+        key = (row.module, row.function)
+        seen = key in sizes
+        share, size = (shares[key], sizes[key]) if seen else (None, None)
+        rows.append(UnruledFlow(row.module, row.kind, row.function, row.calls, share, size))
+    return tuple(rows)
+
+
+def to_table(found: Conservation) -> str:
+    """The record as text for a terminal."""
+    of = f", {found.weights} weights" if found.weights else ""
+    lines = [
+        f"relevance of the {found.target} ({found.start}: {found.relevance:.4g} on average) with {found.composite} on "
+        f"{found.samples} x {found.inputs}{of}; shares of it, branches side by side have parts:",
+        "",
+    ]
+    names = [row.name for row in found.layers] + [row.module for row in found.unruled]
+    width = max(map(len, names), default=5)
+    rules = max((len(row.rule) for row in found.layers), default=4)
+    lines.append(f"{'layer':<{width}}  {'rule':<{rules}} {'out':>9} {'in':>9} {'absorbed':>9}")
+    for row in found.layers:
+        figures = f"{row.relevance_out:>9.2%} {row.relevance_in:>9.2%} {row.absorbed:>9.2%}"
+        lines.append(f"{row.name:<{width}}  {row.rule:<{rules}} {figures}")
+    absorbed = sum(row.absorbed for row in found.layers)
+    lines += ["", f"absorbed by biases, all layers together: {absorbed:.2%}", ""]
+    if not found.unruled:
+        return "\n".join([*lines, "everything that relevance passes through has a rule"])
+    lines.append("without a rule (plain gradient), with the relevance that passed through, and its size:")
+    for without in found.unruled:
+        passed = "not followed" if without.share is None else f"{without.share:>9.2%} {without.size:>9.2%}"
+        lines.append(f"{without.module:<{width}}  {without.function} x {without.calls} in {without.kind}: {passed}")
+    return "\n".join(lines)
