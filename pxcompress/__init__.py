@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pxcompress.artifact import load
     from pxcompress.errors import InputError, PxError, ResultError
-    from pxcompress.pipeline import compress, shrink
+    from pxcompress.pipeline import compress, compress_module
     from pxcompress.recipe import Recipe
     from pxcompress.types import Report
 
@@ -27,11 +27,21 @@ _HOMES = {
     "Report": "types",
     "ResultError": "errors",
     "compress": "pipeline",
+    "compress_module": "pipeline",
     "load": "artifact",
-    "shrink": "pipeline",
 }
 
-__all__ = ["InputError", "PxError", "Recipe", "Report", "ResultError", "__version__", "compress", "load", "shrink"]
+__all__ = [
+    "InputError",
+    "PxError",
+    "Recipe",
+    "Report",
+    "ResultError",
+    "__version__",
+    "compress",
+    "compress_module",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -55,6 +56,17 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         report = assemble(place, recipe, subject, slim, (files, comparison), clock.stages)
         write_report(folder, report)
     return report
+
+
+def compress_module(model: nn.Module, example: Tensor, batches: Batches, ratio: float, **options: Any) -> Slim:
+    """Prune and repair your own module in memory; `result.pruned.model` is the slim one, `model` is left as it was.
+
+    `example` is one input, shape (1, ...); `batches` are (inputs, labels) and serve scoring and repair. `options` are
+    fields of `Recipe`, such as scorer, budget, repair or round_to. Raises as `shrink` does.
+    """
+    recipe = Recipe(model=type(model).__name__, ratio=ratio, **options)
+    with seeded(recipe.seed):
+        return shrink(model, example, {"score": batches, "repair": batches}, recipe)
 
 
 def shrink(

@@ -10,6 +10,7 @@ from pxcompress.clock import Note
 from pxcompress.data import Source, load_splits, open_source, training_batches
 from pxcompress.models import Loaded, load_model
 from pxcompress.recipe import Recipe
+from pxcompress.state import seeded
 from pxcompress.types import Splits
 
 
@@ -25,13 +26,14 @@ class Subject:
 def load_subject(recipe: Recipe) -> Subject:
     """Load model and data of `recipe`. Pretrained weights are asked for only when the data is the user's own."""
     source = open_source(recipe.data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
-    loaded = load_model(
-        recipe.model,
-        classes=len(source.classes),
-        checkpoint=None if recipe.checkpoint is None else Path(recipe.checkpoint),
-        pretrained=not source.embedded,
-        input_size=recipe.input_size or source.native_size,
-    )
+    with seeded(recipe.seed):
+        loaded = load_model(
+            recipe.model,
+            classes=len(source.classes),
+            checkpoint=None if recipe.checkpoint is None else Path(recipe.checkpoint),
+            pretrained=not source.embedded,
+            input_size=recipe.input_size or source.native_size,
+        )
     return Subject(loaded, source, load_splits(source, loaded.preprocessing, seed=recipe.seed))
 
 

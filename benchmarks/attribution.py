@@ -1,0 +1,188 @@
+"""What attribution costs, and how good an order of pruning it gives.
+
+    python benchmarks/attribution.py [--quick]
+
+Cost (attribution_cost.py): throughput and peak memory next to a plain gradient and to a sample-by-sample loop with
+zennit; bf16 autocast. Order: units are masked globally, lowest score first, at 0, 5, ... 95 % of all units (PXP's A_PR:
+the mean of top-1 over these rates), without repair and without a floor per layer, on models trained on `glyphs` here.
+The seed draws the score split (and the random scorer's scores); the test images are the same for all. Scores that have
+one unit everywhere are ranked as they are, others after division by their group's mean; some both ways.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.models
+
+import attribution_cost as cost
+
+from pxcompress.attribution import COMPOSITES
+from pxcompress.data import load_splits, open_source
+from pxcompress.graph import find_groups, masked
+from pxcompress.models import classifier_names
+from pxcompress.plan import NORMALISATIONS
+from pxcompress.recipe import Recipe
+from pxcompress.scorers import SCORERS
+from pxcompress.state import seeded
+from pxcompress.subject import load_subject, with_baseline
+from pxcompress.types import Batches, Group, Plan, Scores
+
+MODELS = {
+    "vgg": "benchmarks.models:vgg_small",
+    "resnet": "resnet10t",
+    "vit": "benchmarks.models:vit_small",
+}
+RATES = [percent / 100 for percent in range(0, 100, 5)]
+SEEDS = (0, 1, 2)
+
+PRESETS = tuple(f"lrp:composite={name}" for name in COMPOSITES)
+SOFTMAX = tuple(
+    f"lrp:composite={name}|softmax={rule}" for name in ("epsilon", "gamma", "pxp-vit") for rule in ("attn", "zplus")
+)
+RELATIVE = ("magnitude", "activation")
+"""Scorers whose scores have no unit in common between groups."""
+
+BOTH = ("lrp:composite=epsilon", "lrp-residual", "taylor", "integrated-gradients")
+"""Ranked in both ways."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model trained on `glyphs`, its groups, and the data: batches to score with by seed, and one test batch."""
+
+    model: nn.Module
+    groups: tuple[Group, ...]
+    score: dict[int, Batches]
+    inputs: Tensor
+    labels: Tensor
+
+
+def texts(name: str) -> list[str]:
+    """Every registered scorer at its defaults and in its main variants, and lrp with every preset."""
+    others = [text for text in SCORERS if text != "lrp"]
+    variants = ["magnitude:p=1", "activation:statistic=mean"]
+    return [*others, *variants, *PRESETS, *(SOFTMAX if name == "vit" else ())]
+
+
+def trained(name: str, seeds: Sequence[int], samples: int, tests: int, data: str) -> Trained:
+    """The baseline of `name`, from the cache where it is kept."""
+    recipe = Recipe(model=MODELS[name], ratio=0.5, data=data)
+    with seeded(0):
+        subject = with_baseline(load_subject(recipe), 0, lambda message: print(f"{name}: {message}", flush=True))
+    source = open_source(data)
+    limits = {"score": samples, "repair": 2, "select": 2, "certify": 2, "test": tests}
+    preprocessing = subject.loaded.preprocessing
+    splits = {seed: load_splits(source, preprocessing, seed=seed, limits=limits) for seed in seeds}
+    test = list(splits[seeds[0]].test)
+    model = subject.loaded.model
+    groups = find_groups(model, subject.splits.example, classifier_names(model, subject.splits.example)).groups
+    return Trained(
+        model,
+        groups,
+        {seed: parts.score for seed, parts in splits.items()},
+        torch.cat([inputs for inputs, _ in test]).to(memory_format=torch.channels_last),
+        torch.cat([labels for _, labels in test]),
+    )
+
+
+def removed(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
+    """The lowest `rate` of all units, ranked globally."""
+    values = torch.cat([NORMALISATIONS[normalise](scores[group.name].double()) for group in groups])
+    gone = torch.zeros(len(values), dtype=torch.bool)
+    gone[torch.argsort(values, stable=True)[: round(rate * len(values))]] = True
+    parts = gone.split([group.units for group in groups])
+    units = {group.name: tuple(part.nonzero().flatten().tolist()) for group, part in zip(groups, parts, strict=True)}
+    return Plan(units, "channels", "units", 0.0, 0.0, 0.0)
+
+
+def curve(subject: Trained, scores: Scores, normalise: str, rates: Sequence[float]) -> list[float]:
+    """Top-1 on the test images at every rate."""
+    points = []
+    for rate in rates:
+        twin = masked(subject.model, subject.groups, removed(subject.groups, scores, rate, normalise))
+        twin.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            points.append(float((twin(subject.inputs).argmax(1) == subject.labels).double().mean()))
+    return points
+
+
+def order(name: str, subject: Trained, rates: Sequence[float], scorers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row per scorer and way of ranking."""
+    for text in scorers:
+        relative = text.partition(":")[0] in RELATIVE
+        ways = ("none", "mean") if text in BOTH else ("mean",) if relative else ("none",)
+        curves: dict[str, list[list[float]]] = {way: [] for way in ways}
+        for seed, batches in subject.score.items():
+            with seeded(seed):
+                scores = SCORERS.build(text)(subject.model, subject.groups, batches)
+            for way in ways:
+                curves[way].append(curve(subject, scores, way, rates))
+        for way, found in curves.items():
+            areas = [statistics.fmean(points) for points in found]
+            row = {"part": "order", "model": name, "scorer": text, "normalise": way}
+            row |= {"a_pr": areas, "mean": statistics.fmean(areas), "top1_by_rate": mean_curve(found)}
+            row |= {"sd": statistics.stdev(areas) if len(areas) > 1 else 0.0, "top1_dense": found[0][0]}
+            row |= {"rates": list(rates), "test_images": len(subject.labels), "units": units_of(subject)}
+            print(f"{name} {text} ({way}): A_PR {row['mean']:.4f} +- {row['sd']:.4f}", flush=True)
+            yield row
+
+
+def mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.fmean(points) for points in zip(*curves, strict=True)]
+
+
+def units_of(subject: Trained) -> int:
+    return sum(group.units for group in subject.groups)
+
+
+def order_claims(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """LRP against chance and integrated gradients: its best preset (chosen on the same images), and its default."""
+    for name in dict.fromkeys(row["model"] for row in rows):
+        here = [row for row in rows if row["model"] == name and row["normalise"] == "none"]
+        mean = {row["scorer"]: row["mean"] for row in here}
+        best = max((text for text in mean if text.startswith("lrp:")), key=lambda text: mean[text])
+        for other in ("random", "integrated-gradients"):
+            for text, word in ((best, "best of all presets"), ("lrp:composite=epsilon", "default")):
+                said = f"glyphs, {name}: A_PR of {text} ({word}) - A_PR of {other}"
+                yield common.claim(said, mean[text] - mean[other], 0.0, "higher")
+
+
+def main() -> None:
+    options = common.parser(__doc__ or "").parse_args()
+    quick = options.quick
+    rows, claims = [], []
+
+    def part(found: Sequence[dict[str, Any]], said: Iterator[dict[str, Any]]) -> None:
+        rows.extend(found)
+        claims.extend(said)
+
+    timing = [row for model in cost.MIXED for row in cost.speed(model, *((1, 1) if quick else (5, 8)))]
+    part(timing, cost.speed_claims(timing))
+    taken = cost.memory(("resnet50",) if quick else tuple(cost.MIXED), (32, 64) if quick else (32, 512))
+    part(taken, cost.memory_claims(taken))
+    seeds = SEEDS[:1] if quick else SEEDS
+    rates = RATES[::6] if quick else RATES
+    data = "glyphs:train=640,select=80,held_out=160" if quick else "glyphs"
+    low: list[dict[str, Any]] = []
+    ordered: list[dict[str, Any]] = []
+    for name in MODELS:
+        subject = trained(name, seeds, *((36, 60) if quick else (180, 500)), data)
+        low += cost.autocast(name, subject.model, subject.inputs[:32], [*cost.LEAST, "pxp-vit", "pxp-cnn"])
+        ordered += order(name, subject, rates, texts(name))
+    part(low, cost.autocast_claims(low))
+    part(ordered, order_claims(ordered))
+    common.write("attribution", " ".join(["python", *sys.argv]), rows, seeds, claims)
+
+
+if __name__ == "__main__":
+    main()

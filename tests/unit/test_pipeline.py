@@ -1,0 +1,74 @@
+"""The pipeline without files: one's own module in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import CLASSES, FlattenCNN
+
+from pxcompress import InputError, Recipe, compress_module
+from pxcompress.errors import BudgetError
+from pxcompress.graph import removal_error
+from pxcompress.pipeline import shrink
+from pxcompress.state import seeded
+from pxcompress.types import Batch
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Batch]:
+    with seeded(0):
+        return [(torch.randn(16, 3, 12, 12), torch.randint(CLASSES, (16,))) for _ in range(4)]
+
+
+def _agreement(first: torch.nn.Module, second: torch.nn.Module, batches: list[Batch]) -> float:
+    """Share of the dense logits' variance that the other model explains."""
+    with torch.no_grad():
+        a, b = (torch.cat([model(inputs) for inputs, _ in batches]) for model in (first, second))
+    return float(1 - (a - b).square().sum() / (a - a.mean(0)).square().sum())
+
+
+def test_a_module_of_ones_own_gets_smaller_and_keeps_its_outputs(batches: list[Batch]) -> None:
+    with seeded(3):
+        model = FlattenCNN().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    slim = compress_module(model, batches[0][0][:1], batches, 0.4, round_to=1, repair=("fold",))
+    bare = compress_module(model, batches[0][0][:1], batches, 0.4, round_to=1, repair=())
+    units = sum(group.units for group in slim.structure.groups)
+    kept = sum(len(slim.pruned.plan.kept(group)) for group in slim.structure.groups)
+    assert kept == units - -(-units * 4 // 10)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert slim.pruned.plan == bare.pruned.plan
+    assert removal_error(bare.pruned, batches[0][0]) < 1e-5
+    assert _agreement(model, slim.pruned.model, batches) > _agreement(model, bare.pruned.model, batches)
+
+
+def test_options_are_those_of_the_recipe(batches: list[Batch]) -> None:
+    with pytest.raises(InputError, match="lrp"):
+        compress_module(FlattenCNN(), batches[0][0][:1], batches, 0.4, scorer="lpr")
+    with pytest.raises(BudgetError, match="largest reachable"):
+        compress_module(FlattenCNN(), batches[0][0][:1], batches, 0.999, scorer="random")
+
+
+@pytest.mark.parametrize("scorer", ["random", "lrp-residual"])
+def test_the_seed_decides_every_draw(batches: list[Batch], scorer: str) -> None:
+    with seeded(3):
+        model = FlattenCNN().eval()
+    plans = []
+    for seed in (1, 1, 2):
+        torch.rand(seed)  # whatever was drawn before must not matter
+        recipe = {"seed": seed, "scorer": scorer, "round_to": 1}
+        plans.append(compress_module(model, batches[0][0][:1], batches, 0.4, **recipe).pruned.plan)
+    assert plans[0] == plans[1]
+    assert (plans[0] != plans[2]) == (scorer == "random")
+
+
+def test_accuracy_is_measured_after_every_stage_that_changes_the_model(batches: list[Batch]) -> None:
+    from pxcompress.clock import Clock
+
+    told: list[str] = []
+    clock = Clock(told.append)
+    parts = {"score": batches, "repair": batches, "select": batches}
+    shrink(FlattenCNN().eval(), batches[0][0][:1], parts, Recipe("mine", 0.4, scorer="magnitude", round_to=1), clock)
+    measured = [stage.name for stage in clock.stages if stage.top1_after is not None]
+    assert measured == ["prune", "fold", "batchnorm"]
+    assert any("top-1" in line for line in told)
