@@ -1,0 +1,33 @@
+"""What README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from models import subject
+
+from pxcompress.scorers import SCORERS
+from pxcompress.state import seeded
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_module_example_prints_a_slim_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with seeded(0):
+        exec(compile(BLOCKS[0], "README", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "Conv2d(3, 64" not in printed
+    assert "out_features=10" in printed
+
+
+def test_the_scorer_example_is_a_whole_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SCORERS, "_classes", dict(SCORERS._all()))
+    exec(compile(BLOCKS[1], "README", "exec"), {"__name__": "readme"})
+    net = subject("flatten_cnn")
+    batches = [(net.inputs, torch.zeros(len(net.inputs), dtype=torch.int64))]
+    scores = SCORERS.build("mean-power:p=1")(net.model, net.groups, batches)
+    assert {name: len(values) for name, values in scores.items()} == {group.name: group.units for group in net.groups}
