@@ -20,7 +20,7 @@ def test_the_module_example_prints_a_slim_model(capsys: pytest.CaptureFixture[st
     with seeded(0):
         exec(compile(BLOCKS[0], "README", "exec"), {})
     printed = capsys.readouterr().out
-    assert "Conv2d(3, 64" not in printed
+    assert "Conv2d(64, 64" not in printed
     assert "out_features=10" in printed
 
 
