@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -24,9 +25,11 @@ def test_the_module_example_prints_a_slim_model(capsys: pytest.CaptureFixture[st
     assert "out_features=10" in printed
 
 
-def test_the_scorer_example_is_a_whole_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scorer_example_is_a_whole_scorer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(SCORERS, "_classes", dict(SCORERS._all()))
-    exec(compile(BLOCKS[1], "README", "exec"), {"__name__": "readme"})
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "readme_scorer.py").write_text(BLOCKS[1])
+    importlib.import_module("readme_scorer")
     net = subject("flatten_cnn")
     batches = [(net.inputs, torch.zeros(len(net.inputs), dtype=torch.int64))]
     scores = SCORERS.build("mean-power:p=1")(net.model, net.groups, batches)
