@@ -1,0 +1,38 @@
+"""Scale of the BatchNorm behind a unit (network slimming, Liu et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pxcompress.scorers import SCORERS
+from pxcompress.scorers.magnitude import Magnitude
+from pxcompress.types import Batches, Group, Scores
+
+
+@SCORERS.register("bn-scale")
+@dataclass(frozen=True)
+class BatchNormScale:
+    """Mean |gamma| over the BatchNorm layers that carry a unit; the L2 magnitude where a group has none."""
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
+        """Reads weights only; the batches are not read."""
+        instead = Magnitude()(model, [group for group in groups if not _scales(model, group)], batches)
+        return {
+            group.name: torch.stack(scales).mean(0).cpu() if (scales := _scales(model, group)) else instead[group.name]
+            for group in groups
+        }
+
+
+def _scales(model: nn.Module, group: Group) -> list[Tensor]:
+    """|gamma| of every unit, (units,), for each BatchNorm among the group's members."""
+    modules = dict(model.named_modules())
+    return [
+        module.weight.detach()[member.index].abs().mean(1).float()
+        for member in group.members
+        if isinstance(module := modules.get(member.module), _BatchNorm) and module.affine
+    ]
