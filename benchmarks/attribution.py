@@ -166,7 +166,7 @@ def main() -> None:
         rows.extend(found)
         claims.extend(said)
 
-    timing = [row for model in cost.MIXED for row in cost.speed(model, *((1, 1) if quick else (5, 8)))]
+    timing = [row for model in cost.MIXED for row in cost.speed(model, *((1, 1) if quick else (4, 4)))]
     part(timing, cost.speed_claims(timing))
     taken = cost.memory(("resnet50",) if quick else tuple(cost.MIXED), (32, 64) if quick else (32, 512))
     part(taken, cost.memory_claims(taken))
@@ -176,7 +176,7 @@ def main() -> None:
     low: list[dict[str, Any]] = []
     ordered: list[dict[str, Any]] = []
     for name in MODELS:
-        subject = trained(name, seeds, *((36, 60) if quick else (180, 500)), data)
+        subject = trained(name, seeds, *((36, 60) if quick else (180, 300)), data)
         low += cost.autocast(name, subject.model, subject.inputs[:32], [*cost.LEAST, "pxp-vit", "pxp-cnn"])
         ordered += order(name, subject, rates, texts(name))
     part(low, cost.autocast_claims(low))

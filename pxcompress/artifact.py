@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,38 +26,62 @@ from pxcompress.recipe import Bench, Recipe
 from pxcompress.report.build import to_json
 from pxcompress.report.html import to_html
 from pxcompress.subject import Subject
-from pxcompress.types import Artifact, DataSummary, GroupWidth, Parity, Report, Slim, StageTime
+from pxcompress.types import Artifact, DataSummary, GroupWidth, Parity, Preprocessing, Report, Slim, StageTime
+
+DENSE, SLIM, RECIPE = "dense.onnx", "model.onnx", "recipe.json"
+"""Files of a run folder that others read."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The exported models of a run folder, and the parity of the pruned one with PyTorch."""
+    """The exported models of a run folder, the parity of the pruned one with PyTorch, and what is certified of it."""
 
     dense: Artifact
     pruned: Artifact
     parity: Parity
+    certificate: Mapping[str, Any] | None = None
 
 
 def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:
     """Write recipe, plan, scores, slim weights and both ONNX files; `ParityError` where ONNX Runtime disagrees."""
-    pruned, splits = slim.pruned, subject.splits
-    plan = plan_to_json(pruned.plan, pruned.groups)
-    (folder / "recipe.json").write_text(recipe.to_json())
-    (folder / "plan.json").write_text(plan)
+    dense = export_dense(folder / DENSE, recipe, subject)
+    small = export_slim(folder / SLIM, recipe, subject, slim)
+    return describe(folder, recipe, subject, slim, (dense, small))
+
+
+def export_dense(path: Path, recipe: Recipe, subject: Subject) -> Artifact:
+    """Write the dense model as ONNX."""
+    facts = {**_facts(recipe, subject), "pruned": "no"}
+    return export_onnx(subject.loaded.model, subject.splits.example, path, facts)
+
+
+def export_slim(path: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Artifact:
+    """Write a slim model as ONNX."""
+    plan = sha256(_plan(slim).encode()).hexdigest()
+    facts = {**_facts(recipe, subject), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
+    return export_onnx(slim.pruned.model, subject.splits.example, path, facts)
+
+
+def describe(folder: Path, recipe: Recipe, subject: Subject, slim: Slim, exported: tuple[Artifact, Artifact]) -> Files:
+    """Write recipe, plan, scores and slim weights beside the `exported` dense and slim ONNX files, and check parity."""
+    dense, small = exported
+    (folder / RECIPE).write_text(recipe.to_json())
+    (folder / "plan.json").write_text(_plan(slim))
     save_file(
         {name: scores.float().contiguous() for name, scores in slim.scores.items()}, folder / "scores.safetensors"
     )
-    _save_weights(pruned.model, subject, folder / "model.safetensors")
-    facts = _facts(recipe, subject, plan)
-    dense = export_onnx(pruned.dense, splits.example, folder / "dense.onnx", {**facts, "pruned": "no"})
-    small = export_onnx(pruned.model, splits.example, folder / "model.onnx", {**facts, "pruned": "yes"})
-    parity = verify_parity(pruned.model, small.path, splits.test)
+    _save_weights(slim.pruned.model, subject, folder / "model.safetensors")
+    parity = verify_parity(slim.pruned.model, small.path, subject.splits.test)
     if not parity.passed:
         raise ParityError(
-            f"model.onnx disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
+            f"{SLIM} disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
             f"({parity.top1_agreement:.1%} of the decisions agree); please report the architecture"
         )
     return Files(dense, small, parity)
+
+
+def _plan(slim: Slim) -> str:
+    return plan_to_json(slim.pruned.plan, slim.pruned.groups)
 
 
 def measure(files: Files, bench: Bench, subject: Subject, slim: Slim) -> Comparison:
@@ -106,8 +131,9 @@ def assemble(
         fixed=slim.structure.fixed,
         plan={key: value for key, value in asdict(plan).items() if key != "removed"},
         folder=str(place),
-        verdict=f"{verdict(comparison)}: {place / 'model.onnx'}",
-        notes=_notes(subject, comparison),
+        verdict=f"{verdict(comparison)}: {place / SLIM}",
+        notes=_notes(subject, files, comparison),
+        certificate=files.certificate,
     )
 
 
@@ -115,6 +141,23 @@ def write_report(folder: Path, report: Report) -> None:
     """Write report.json and report.html."""
     (folder / "report.json").write_text(to_json(report))
     (folder / "report.html").write_text(to_html(report))
+
+
+def preprocessing_of(facts: Mapping[str, str]) -> Preprocessing:
+    """How images are fed to a model, from its ONNX file's metadata. Raises `InputError` where that does not say."""
+    try:
+        return Preprocessing(
+            input_size=tuple(json.loads(facts["input_size"])),
+            mean=tuple(json.loads(facts["input_mean"])),
+            std=tuple(json.loads(facts["input_std"])),
+            interpolation=facts["interpolation"],
+            crop=json.loads(facts["crop"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"an ONNX file without preprocessing in its metadata ({type(error).__name__}: {error}); "
+            "give files that pxcompress wrote"
+        ) from error
 
 
 def load(folder: Path | str) -> nn.Module:
@@ -156,13 +199,12 @@ def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
     )
 
 
-def _facts(recipe: Recipe, subject: Subject, plan: str) -> dict[str, str]:
+def _facts(recipe: Recipe, subject: Subject) -> dict[str, str]:
     """metadata_props of the ONNX files: provenance, and what is needed to feed them and read their answer."""
     preprocessing = subject.loaded.preprocessing
     return {
         "pxcompress": __version__,
         "recipe_sha256": recipe.hash,
-        "plan_sha256": sha256(plan.encode()).hexdigest(),
         "model": recipe.model,
         "classes": json.dumps(subject.source.classes),
         "input_mean": json.dumps(preprocessing.mean),
@@ -173,7 +215,7 @@ def _facts(recipe: Recipe, subject: Subject, plan: str) -> dict[str, str]:
     }
 
 
-def _notes(subject: Subject, comparison: Comparison) -> tuple[str, ...]:
+def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str, ...]:
     """What a reader must know beside the figures."""
     notes = []
     if subject.source.embedded:
@@ -183,6 +225,8 @@ def _notes(subject: Subject, comparison: Comparison) -> tuple[str, ...]:
         notes.append("the dense model was trained here, on that data, for a few epochs")
     if comparison.placement.fallback_reason:
         notes.append(comparison.placement.fallback_reason)
+    if files.certificate and files.certificate["spent"]:
+        notes.append(files.certificate["spent"])
     if subject.splits.skipped:
         notes.append(f"{len(subject.splits.skipped)} images could not be read and were left out")
     return tuple(notes)

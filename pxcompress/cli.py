@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pxcompress.errors import InputError, PxError
+from pxcompress.errors import InputError, PxError, ResultError
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""
@@ -37,6 +37,14 @@ Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, or
 InputSize = Annotated[int | None, typer.Option(help="Side of the square input, pixels.  [default: the model's own]")]
 Provider = Annotated[str, typer.Option(help="ONNX Runtime execution provider: auto, cuda, tensorrt or cpu.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of ONNX Runtime; 0: all physical cores.")]
+MaxDrop = Annotated[float | None, typer.Option(help="Certify that the risk is at most this, such as 0.03.")]
+Confidence = Annotated[float | None, typer.Option(help="Of the certificate.  [default: 0.95]")]
+Risk = Annotated[
+    str | None,
+    typer.Option(
+        help="What is certified: negative-flips, disagreement, accuracy-drop or top1-error.  [default: negative-flips]"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
@@ -59,6 +67,12 @@ def run(
     ] = None,
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this; 1: no alignment.")] = 8,
     min_keep: Annotated[float, typer.Option(help="Least share of every group that stays.")] = 0.1,
+    max_drop: MaxDrop = None,
+    confidence: Confidence = None,
+    risk: Risk = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Models on the path to --ratio that --max-drop tests.  [default: 8]")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples per call when latency is measured.")] = 1,
     provider: Provider = "auto",
     threads: Threads = 0,
@@ -71,7 +85,11 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prune, repair, export and measure a model; the run folder holds the artefact and the proof."""
+    """Prune, repair, export and measure a model; the run folder holds the artefact and the proof.
+
+    With --max-drop the result is the smallest model, at most --ratio smaller, for which that much is certified; where
+    there is none the folder holds the dense model, and the exit code is 3.
+    """
     from pxcompress.pipeline import compress
     from pxcompress.recipe import Bench, Recipe
     from pxcompress.report.build import to_json
@@ -90,12 +108,70 @@ def run(
         round_to=round_to,
         min_keep=min_keep,
         bench=Bench(batch_size, provider, threads),
+        guarantee=_guarantee(max_drop, confidence=confidence, risk=risk, steps=steps),
         skip_corrupt=skip_corrupt,
         seed=seed,
         **chosen,
     )
     report = compress(recipe, out, force=force, note=_notes(quiet))
     print(to_json(report) if as_json else to_table(report))
+    if report.certificate is not None and not report.certificate["chosen"]:
+        raise ResultError(f"not certified: no smaller model passes; the dense one is in {report.folder}")
+
+
+def _guarantee(max_drop: float | None, **given: Any) -> Any:
+    """What --max-drop and its companions ask for; None without it."""
+    from pxcompress.recipe import Guarantee
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if max_drop is not None:
+        return Guarantee(max_drop, **chosen)
+    if chosen:
+        raise InputError(f"--{next(iter(chosen))} has no effect without --max-drop; add it")
+    return None
+
+
+@app.command()
+def certify(
+    files: Annotated[list[Path], typer.Argument(help="A run folder, or ONNX files from dense to smallest.")],
+    max_drop: Annotated[float, typer.Option(help="Certify that the risk is at most this.")],
+    data: Annotated[str, typer.Option(help="As for `run`.  [default: the run folder's]")] = "",
+    confidence: Confidence = None,
+    risk: Risk = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split, as it was in `run`.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Test a given path of models on the samples that the data keep for certificates; exit code 3 if none passes."""
+    from pxcompress.certificate import certify_files
+    from pxcompress.report.table import certificate_table
+
+    goal = _guarantee(max_drop, confidence=confidence, risk=risk).goal
+    content = certify_files(files, data, goal, seed)
+    print(json.dumps(content, indent=1) if as_json else certificate_table(content))
+    if not content["chosen"]:
+        raise ResultError("not certified: no model smaller than the first one passes")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run folder made with --max-drop.")],
+    data: Annotated[str, typer.Option(help="Where the data are now.  [default: as in the run]")] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute the certificate of a run folder from its data and ONNX files; exit code 3 if it does not hold."""
+    from pxcompress.certificate import verify as recompute
+    from pxcompress.report.table import certificate_table
+
+    result = recompute(folder, data, _notes(quiet))
+    if as_json:
+        print(json.dumps({"holds": not result.problems, "problems": result.problems, **result.content}, indent=1))
+    else:
+        print(certificate_table(result.content))
+    if result.problems:
+        raise ResultError(f"the certificate does not hold: {'; '.join(result.problems)}")
+    if not as_json:
+        print(f"recomputed on {result.content['n']} samples: the certificate holds")
 
 
 @app.command()

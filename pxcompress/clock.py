@@ -31,6 +31,10 @@ class Clock:
         self._stages.append(StageTime(name, seconds, _peak_rss_bytes()))
         self._note(f"{name}: {seconds:.1f} s")
 
+    def say(self, message: str) -> None:
+        """Tell what is no stage."""
+        self._note(message)
+
     def accuracy(self, top1: float) -> None:
         """Record the top-1 share that the model has after the last stage."""
         self._stages[-1] = replace(self._stages[-1], top1_after=top1)

@@ -53,7 +53,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path, metadata: Mapping
     _strip(program.model)
     program.model.metadata_props.update(metadata)
     _write(program, path)
-    return _artifact(path)
+    return artifact_of(path)
 
 
 def verify_parity(
@@ -91,6 +91,25 @@ def verify_parity(
 def onnx_files(path: Path) -> tuple[Path, ...]:
     """The ONNX file and the files beside it that hold its weights, if any."""
     return _files(path, onnx.load(path, load_external_data=False))
+
+
+def artifact_of(path: Path) -> Artifact:
+    """What an exported file is; its hash covers the weights beside it."""
+    proto = onnx.load(path, load_external_data=False)
+    files = _files(path, proto)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    return Artifact(
+        path=path,
+        opset=next(entry.version for entry in proto.opset_import if entry.domain == ""),
+        input_shape=tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims),
+        bytes=sum(file.stat().st_size for file in files),
+        sha256=digest.hexdigest(),
+    )
 
 
 def _files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
@@ -195,24 +214,6 @@ def _write(program: Any, path: Path) -> None:
         written, *weights = onnx_files(Path(folder) / path.name)
         for file in (*weights, written):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
-
-
-def _artifact(path: Path) -> Artifact:
-    proto = onnx.load(path, load_external_data=False)
-    files = _files(path, proto)
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    dims = proto.graph.input[0].type.tensor_type.shape.dim
-    return Artifact(
-        path=path,
-        opset=next(entry.version for entry in proto.opset_import if entry.domain == ""),
-        input_shape=tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims),
-        bytes=sum(file.stat().st_size for file in files),
-        sha256=digest.hexdigest(),
-    )
 
 
 def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pxcompress.artifact import assemble, export, measure, write_report
 from pxcompress.budgets import BUDGETS
+from pxcompress.certificate import check_certifiable, smallest_certified
 from pxcompress.clock import Clock, Note
 from pxcompress.errors import ResultError
 from pxcompress.folder import check_place, whole_folder
@@ -23,7 +24,7 @@ from pxcompress.runtime import check_provider
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.subject import load_subject, with_baseline
-from pxcompress.types import Batches, Pruned, Report, Slim
+from pxcompress.types import Batches, Plan, Pruned, Report, Scored, Slim
 
 
 def _silent(message: str) -> None:
@@ -34,7 +35,8 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns what was measured.
 
     `note` is told about progress. The folder appears whole, or not at all when anything fails: `InputError` for what
-    the user gave, `ResultError` for a result that fails its own check.
+    the user gave, `ResultError` for a result that fails its own check. With a guarantee the folder holds the smallest
+    model that passes, or the dense one where none does: `report.certificate` says which.
     """
     clock = Clock(note)
     place = out or Path("exported") / recipe.label
@@ -43,14 +45,20 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     with seeded(recipe.seed), whole_folder(place, force) as folder:
         with clock.stage("load"):
             subject = load_subject(recipe)
+            check_certifiable(recipe, subject)
         with clock.stage("weights"):
             subject = with_baseline(subject, recipe.seed, note)
         model, splits = subject.loaded.model, subject.splits
         clock.accuracy(torch_accuracy(model, splits.select))
         parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
-        slim = shrink(model, splits.example, parts, recipe, clock)
-        with clock.stage("export"):
-            files = export(folder, recipe, subject, slim)
+        if recipe.guarantee is None:
+            slim = shrink(model, splits.example, parts, recipe, clock)
+            with clock.stage("export"):
+                files = export(folder, recipe, subject, slim)
+        else:
+            scored = score(model, splits.example, parts, recipe, clock)
+            slims = path(scored, recipe.guarantee.ratios(recipe.ratio), parts, recipe, clock)
+            slim, files = smallest_certified(folder, recipe, subject, slims, clock)
         with clock.stage("measure"):
             comparison = measure(files, recipe.bench, subject, slim)
         report = assemble(place, recipe, subject, slim, (files, comparison), clock.stages)
@@ -83,24 +91,69 @@ def shrink(
     Raises `BudgetError` where no plan reaches the ratio, `ResultError` where removal is not what zeroing is.
     """
     clock = clock or Clock(_silent)
+    scored = score(model, example, batches, recipe, clock)
+    with clock.stage("plan"):
+        plan = plan_at(scored, recipe.ratio, recipe)
+    return cut(scored, plan, batches, recipe, clock)
+
+
+def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
+    """Find the groups, and say what their units are worth and cost: once for all ratios."""
     with clock.stage("find groups"):
         structure = find_groups(model, example, classifier_names(model, example))
         budget = BUDGETS.build(recipe.budget)
         meter = budget.meter(model, structure.groups, example)
     with clock.stage(f"score ({recipe.scorer})"):
         scores = SCORERS.build(recipe.scorer)(model, structure.groups, batches["score"])
-    with clock.stage("plan"):
-        limits = Limits(recipe.normalise, recipe.round_to, recipe.min_keep)
-        plan = make_plan(structure.groups, scores, meter, recipe.ratio, limits, (recipe.budget, budget.unit))
+    return Scored(model, example, structure, scores, meter, budget.unit)
+
+
+def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
+    """What to remove at `ratio`; plans of growing ratios are nested. Raises `BudgetError`."""
+    limits = Limits(recipe.normalise, recipe.round_to, recipe.min_keep)
+    budget = (recipe.budget, scored.unit)
+    return make_plan(scored.structure.groups, scored.scores, scored.meter, ratio, limits, budget)
+
+
+def cut(scored: Scored, plan: Plan, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Slim:
+    """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `shrink` does."""
     with clock.stage("prune"):
-        pruned = prune(model, structure.groups, plan, example)
-        _check_removal(pruned, example)
+        pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
+        _check_removal(pruned, scored.example)
     _accuracy(clock, pruned, batches)
     for text in recipe.repair:
         with clock.stage(text):
             pruned = REPAIRS.build(text)(pruned, batches["repair"])
         _accuracy(clock, pruned, batches)
-    return Slim(structure, scores, pruned)
+    return Slim(scored.structure, scored.scores, pruned)
+
+
+def path(
+    scored: Scored, ratios: Sequence[float], batches: Mapping[str, Batches], recipe: Recipe, clock: Clock
+) -> Iterator[Slim]:
+    """Ever smaller models, from the dense one on, each cut and repaired by itself when it is asked for.
+
+    The plans are all made before. Ratios that lead to the same widths give one model; each is one stage of `clock`,
+    and with "select" among the batches its top-1 is measured. Raises as `shrink` does.
+    """
+    with clock.stage("plan"):  # from the largest ratio on, so that an impossible one is named as it was asked for
+        plans = [plan_at(scored, ratio, recipe) for ratio in sorted(ratios, reverse=True)]
+    distinct = {plan.cost_planned: plan for plan in plans if plan.cost_planned < plan.cost_dense}
+    return _cuts(scored, list(reversed(distinct.values())), batches, recipe, clock)
+
+
+def _cuts(
+    scored: Scored, plans: Sequence[Plan], batches: Mapping[str, Batches], recipe: Recipe, clock: Clock
+) -> Iterator[Slim]:
+    cost = scored.meter({})
+    nothing = Plan({}, recipe.budget, scored.unit, cost, cost, cost)
+    yield Slim(scored.structure, scored.scores, prune(scored.model, scored.structure.groups, nothing, scored.example))
+    unmeasured = {role: part for role, part in batches.items() if role != "select"}
+    for plan in plans:
+        with clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
+            slim = cut(scored, plan, unmeasured, recipe, Clock(_silent))
+        _accuracy(clock, slim.pruned, batches)
+        yield slim
 
 
 def _accuracy(clock: Clock, pruned: Pruned, batches: Mapping[str, Batches]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pxcompress.certify import Goal
 from pxcompress.errors import InputError, unknown
 
 DEFAULT_REPAIR = ("fold", "batchnorm")
@@ -35,6 +36,39 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Guarantee:
+    """What is to be certified: with this confidence the risk, one of `certify.RISKS`, is at most `max_drop`.
+
+    It is tested on `steps` ever smaller models, the last of which has the recipe's ratio; the smallest that passes
+    is the result.
+    """
+
+    max_drop: float
+    confidence: float = 0.95
+    risk: str = "negative-flips"
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 < self.confidence < 1:
+            raise InputError(f"confidence is {self.confidence}; expected a share between 0 and 1, such as 0.95")
+        if not 0 < self.max_drop < 1:
+            raise InputError(f"max-drop is {self.max_drop}; expected a share of the predictions, such as 0.03")
+        if self.steps < 1:
+            raise InputError(f"steps is {self.steps}; expected 1 or more models to test")
+        _ = self.goal  # an unknown risk is found here
+
+    @property
+    def goal(self) -> Goal:
+        """The same as `certify` takes it."""
+        return Goal(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
+
+    def ratios(self, last: float) -> tuple[float, ...]:
+        """The ratios of the path, ascending in equal steps; it is frozen before any sample to certify on is seen."""
+        return tuple(last * step / self.steps for step in range(1, self.steps + 1))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One run. `scorer`, `budget` and `repair` are texts like "lrp:centre=true", checked and put in short form.
 
@@ -54,6 +88,7 @@ class Recipe:
     min_keep: float = 0.1
     repair: tuple[str, ...] = DEFAULT_REPAIR
     bench: Bench = field(default_factory=Bench)
+    guarantee: Guarantee | None = None
     skip_corrupt: bool = False
     seed: int = 0
 
@@ -75,10 +110,11 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """Name of the run folder: model, budget and ratio."""
+        """Name of the run folder: model, budget, ratio, and what is guaranteed."""
         model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self.model)
         ratio = f"{self.ratio:.2f}" if round(self.ratio, 2) == self.ratio else f"{self.ratio:.4g}"
-        return f"{model}-{self.budget.partition(':')[0]}-{ratio}"
+        promise = f"-drop-{self.guarantee.max_drop:g}" if self.guarantee else ""
+        return f"{model}-{self.budget.partition(':')[0]}-{ratio}{promise}"
 
     @property
     def hash(self) -> str:
@@ -94,8 +130,9 @@ class Recipe:
         """Read a recipe; unknown keys are refused, the known ones listed."""
         try:
             content = _checked(cls, json.loads(text))
-            if "bench" in content:
-                content["bench"] = Bench(**_checked(Bench, content["bench"]))
+            for key, part in (("bench", Bench), ("guarantee", Guarantee)):
+                if content.get(key) is not None:
+                    content[key] = part(**_checked(part, content[key]))
             if isinstance(content.get("repair"), list):
                 content["repair"] = tuple(content["repair"])
             return cls(**content)

@@ -108,6 +108,11 @@ class Session:
         tf32 = self.device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
         return "tf32" if tf32 else "fp32"
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says about itself: its metadata_props."""
+        return dict(self._model.get_modelmeta().custom_metadata_map)
+
     def predict(self, inputs: Array | Tensor) -> Array:
         """First output for a batch of inputs (n, ...), from and to host memory; `InputError` where it cannot run."""
         array = self._array(inputs)

@@ -144,6 +144,21 @@ class Pruned:
 
 
 @dataclass(frozen=True, eq=False)
+class Scored:
+    """A dense model whose units have a score and a price: what every cut of it starts from.
+
+    `example` is one input, shape (1, ...); `unit` is that of the prices.
+    """
+
+    model: nn.Module
+    example: Tensor
+    structure: Structure
+    scores: Scores
+    meter: Meter
+    unit: str
+
+
+@dataclass(frozen=True, eq=False)
 class Slim:
     """A repaired slim model and what led to it."""
 
@@ -258,7 +273,10 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """The proof: everything that was measured, under which conditions. `to_json` of it is report.json."""
+    """The proof: everything that was measured, under which conditions. `to_json` of it is report.json.
+
+    `certificate` is what certificate.json holds; None where no guarantee was asked for.
+    """
 
     recipe: Mapping[str, object]
     environment: Mapping[str, object]
@@ -277,6 +295,7 @@ class Report:
     folder: str
     verdict: str
     notes: tuple[str, ...] = ()
+    certificate: Mapping[str, object] | None = None
     schema_version: int = field(default=1)
 
 

@@ -14,7 +14,7 @@ ROOT = Path(pxcompress.__file__).parent
 LINE = (
     ("errors",),
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
-    ("state", "certify", "clock", "folder"),
+    ("state", "certify", "clock", "folder", "used"),
     ("collect", "attribution", "graph", "runtime"),
     ("cost", "elimination", "relevance", "export", "models"),
     ("scorers", "budgets", "repair", "plan", "measure", "baseline"),
@@ -22,6 +22,7 @@ LINE = (
     ("report",),
     ("subject",),
     ("artifact",),
+    ("certificate",),
     ("pipeline",),
     ("cli",),
     ("__main__",),

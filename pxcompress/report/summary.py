@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from pxcompress.recipe import Bench, Recipe
+from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.types import Measurement, Report
 
 _OPTIONS = {"scorer": "score"}
@@ -150,6 +150,33 @@ _FIGURES: tuple[tuple[str, Callable[[Measurement], float], Callable[[float], str
 )
 
 
+@dataclass(frozen=True)
+class Badge:
+    """What the certificate comes to, in two words or so, and whether a smaller model is certified."""
+
+    title: str
+    passed: bool
+    text: str
+
+
+def badge(content: Mapping[str, Any]) -> Badge:
+    """The badge for what certificate.json holds."""
+    chosen = content["chosen"]
+    titles = {None: "Not certified", 0: "Only the dense model is certified"}
+    return Badge(titles.get(chosen, "Certified"), bool(chosen), content["sentence"])
+
+
+def path_rows(content: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Name, size, errors, p-value and outcome of every model of a certificate's path, as text."""
+    unit = content["size_unit"]
+    rows = []
+    for place, (row, certified) in enumerate(zip(content["rows"], content["certified"], strict=True)):
+        outcome = "chosen" if place == content["chosen"] else "passed" if certified else "not certified"
+        cost = size(row["size"]) if unit == "bytes" else f"{count(row['size'])} {unit}"
+        rows.append((row["name"], cost, f"{row['errors']:g} of {row['n']}", f"{row['p_value']:.3g}", outcome))
+    return rows
+
+
 def headline(report: Report) -> str:
     """Speed, size and accuracy in one line. It claims no more than the verdict, which knows the speed's interval."""
     smaller = change(report.dense.onnx_bytes, report.pruned.onnx_bytes, "smaller", "larger")
@@ -216,13 +243,13 @@ def command(recipe: Mapping[str, object]) -> str:
 
 def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
     flat = dict(recipe)
-    bench: Any = flat.pop("bench", {})
-    return {**flat, **bench}
+    parts: list[Any] = [flat.pop(key, None) or {} for key in ("bench", "guarantee")]
+    return {**flat, **parts[0], **parts[1]}
 
 
 def _defaults() -> dict[str, Any]:
     """Default of every option, as JSON holds it."""
-    fields = [field for cls in (Recipe, Bench) for field in dataclasses.fields(cls)]
+    fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pxcompress.report.summary import (
+    badge,
     conditions,
     drop_interval,
     milliseconds,
+    path_rows,
     per_second,
     percent,
     points,
@@ -30,7 +32,18 @@ def to_table(report: Report) -> str:
     lines += _accuracy(report)
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
-    return "\n".join([*_aligned(lines), "", conditions(report), *notes, report.verdict])
+    certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
+    return "\n".join([*_aligned(lines), "", conditions(report), *notes, *certificate, report.verdict])
+
+
+def certificate_table(content: Mapping[str, Any]) -> str:
+    """The path of a certificate, model by model, and what it promises. No newline at the end."""
+    lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(content)]
+    spent = [f"note: {content['spent']}"] if content["spent"] else []
+    said = badge(content)
+    return "\n".join(
+        [*_aligned(lines), *spent, said.text if said.text.startswith(said.title) else f"{said.title}: {said.text}"]
+    )
 
 
 def _accuracy(report: Report) -> list[_Line]:

@@ -1,0 +1,286 @@
+"""The certificate of a run folder: exported files -> losses on the reserved samples -> certificate.json, and back.
+
+Every model of a path is exported, and its losses come from that very file through ONNX Runtime: what ships is what was
+tested, byte for byte. It runs on the CPU in float32, which every machine has, so that `verify` finds the same losses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pxcompress import runtime
+from pxcompress.artifact import (
+    DENSE,
+    RECIPE,
+    SLIM,
+    Files,
+    describe,
+    export_dense,
+    export_slim,
+    preprocessing_of,
+)
+from pxcompress.cache import cache_dir
+from pxcompress.certify import (
+    Candidate,
+    Certificate,
+    Goal,
+    certify,
+    check_disjoint,
+    check_samples,
+    losses,
+    spent,
+    split_hash,
+)
+from pxcompress.clock import Clock, Note
+from pxcompress.data import load_splits, open_source
+from pxcompress.errors import InputError, ResultError
+from pxcompress.export import artifact_of, onnx_files
+from pxcompress.learn_then_test import Array
+from pxcompress.recipe import Recipe
+from pxcompress.subject import Subject
+from pxcompress.types import Artifact, Batches, Slim
+from pxcompress.used import record_use
+
+FILE = "certificate.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Reserved:
+    """The samples that are kept for certificates; `data` is the spec they come from."""
+
+    data: str
+    batches: Batches
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A recorded certificate and what does not agree with it; it holds where nothing does."""
+
+    content: Mapping[str, Any]
+    problems: tuple[str, ...]
+
+
+def check_certifiable(recipe: Recipe, subject: Subject) -> None:
+    """Raise `DataError`, before any work, where the reserved samples are too few or serve another role as well."""
+    if recipe.guarantee is None:
+        return
+    cache_dir()  # the record of used splits is kept there
+    ids = subject.splits.ids
+    others = {role: ids[role] for role in ids if role != "certify"}
+    check_disjoint(ids["certify"], {**others, "training": subject.source.train.ids})
+    check_samples(len(ids["certify"]), recipe.guarantee.goal)
+
+
+def smallest_certified(
+    folder: Path, recipe: Recipe, subject: Subject, slims: Iterable[Slim], clock: Clock
+) -> tuple[Slim, Files]:
+    """Test `slims`, the dense model first, and write the smallest that passes as a run's files into `folder`.
+
+    Where no smaller one passes the folder holds the dense model as its model, too. certificate.json holds the whole
+    path. Raises as `artifact.export` does.
+    """
+    if recipe.guarantee is None:
+        raise ValueError("the recipe asks for no guarantee")
+    samples = Reserved(recipe.data, subject.splits.certify, subject.splits.ids["certify"])
+    models = []
+    with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
+        exported = [export_dense(folder / DENSE, recipe, subject)]
+        for step, slim in enumerate(slims):
+            models.append(slim)
+            if step:
+                with clock.stage(f"export step {step}"):
+                    exported.append(export_slim(Path(place) / str(step) / SLIM, recipe, subject, slim))
+        named = [
+            (_name(step, slim), slim.pruned.plan.cost_planned, artifact.path)
+            for step, (slim, artifact) in enumerate(zip(models, exported, strict=True))
+        ]
+        with clock.stage("certify"):
+            certificate = judge_files(named, samples, recipe.guarantee.goal)
+        chosen = certificate.chosen or 0
+        slim = models[chosen]
+        small = _moved(exported[chosen], folder) if chosen else export_slim(folder / SLIM, recipe, subject, slim)
+    files = describe(folder, recipe, subject, slim, (exported[0], small))
+    content = _recorded(certificate, samples, _hashes(folder, samples), slim.pruned.plan.unit)
+    (folder / FILE).write_text(json.dumps(content, indent=1))
+    if content["spent"]:
+        clock.say(content["spent"])
+    return slim, replace(files, certificate=content)
+
+
+def certify_files(files: Sequence[Path], data: str, goal: Goal, seed: int = 0) -> Mapping[str, Any]:
+    """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
+
+    Returns what certificate.json would hold; sizes are bytes. A single run folder stands for its dense and its pruned
+    file. `data` may be empty for it: its own. Raises `InputError`, also for files that are not in order.
+    """
+    if len(files) == 1 and files[0].is_dir():
+        recipe = _recipe(files[0], data)
+        data, seed, skip_corrupt = recipe.data, recipe.seed, recipe.skip_corrupt
+        files = [files[0] / DENSE, files[0] / SLIM]
+    else:
+        skip_corrupt = False
+    if len(files) < 2:
+        raise InputError(
+            f"only {str(files[0])!r} is given; expected a run folder, or ONNX files from dense to smallest"
+        )
+    if not data:
+        raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
+    samples = _reserved(files, data, seed, skip_corrupt)
+    check_samples(len(samples.ids), goal)
+    named = [(str(file), float(sum(part.stat().st_size for part in onnx_files(file))), file) for file in files]
+    _check_descending(named)
+    certificate = judge_files(named, samples, goal)
+    hashes = {name: artifact_of(file).sha256 for name, _, file in named}
+    return _recorded(certificate, samples, {**hashes, "split": split_hash(samples.ids)}, "bytes")
+
+
+def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
+    """Recompute the certificate of a run folder from its files and its data, or from `data` where that has moved.
+
+    Checked are the hashes of model, plan and split, the losses of dense and pruned model, and that the decision follows
+    from the p-values of the whole path. The models between them are not kept: their errors are taken from the
+    certificate. Raises `InputError` where the folder or the data cannot be read.
+    """
+    recipe = _recipe(folder, data)
+    try:
+        content = json.loads((folder / FILE).read_text())
+        certificate = Certificate.from_json(content)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); run with --max-drop makes one") from error
+    except InputError as error:
+        raise ResultError(str(error)) from error
+    files = [folder / DENSE, folder / SLIM]
+    note("reading the data ...")
+    samples = _reserved(files, recipe.data, recipe.seed, recipe.skip_corrupt)
+    found = _hashes(folder, samples)
+    problems = [f"the {what} is not the certified one" for what in found if found[what] != certificate.hashes.get(what)]
+    note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
+    chosen = certificate.rows[certificate.chosen or 0]
+    rows = (certificate.rows[0], chosen)
+    again = judge_files(
+        [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))],
+        samples,
+        certificate.goal,
+    )
+    for old, new in zip(rows, again.rows, strict=True):
+        if (old.n, old.errors) != (new.n, new.errors) or not math.isclose(old.p_value, new.p_value, rel_tol=1e-6):
+            problems.append(
+                f"{old.name!r} has {new.errors:g} errors on {new.n} samples (p = {new.p_value:.3g}), "
+                f"not {old.errors:g} on {old.n} (p = {old.p_value:.3g})"
+            )
+    problems += _altered(certificate)
+    if not is_smaller(certificate):
+        problems.append("no smaller model is certified")
+    return Verification(content, tuple(problems))
+
+
+def judge_files(named: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal) -> Certificate:
+    """The certificate of a path of (name, size, ONNX file), the dense model first."""
+    candidates: list[Candidate] = []
+    dense: Array | None = None
+    for name, size, file in named:
+        predicted, labels = _predictions(file, samples.batches)
+        dense = predicted if dense is None else dense
+        candidates.append(Candidate(name, size, losses(goal.risk, dense, predicted, labels)))
+    return certify(candidates, goal)
+
+
+def is_smaller(certificate: Certificate) -> bool:
+    """Whether a model smaller than the dense one is certified."""
+    return bool(certificate.chosen)
+
+
+def _predictions(file: Path, batches: Batches) -> tuple[Array, Array]:
+    """Logits (n, classes) and labels (n,)."""
+    model = runtime.session(file, "cpu")
+    pairs = [(model.predict(inputs), labels.cpu().numpy()) for inputs, labels in batches]
+    return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
+
+
+def _name(step: int, slim: Slim) -> str:
+    plan = slim.pruned.plan
+    share = 1 - plan.cost_planned / plan.cost_dense if plan.cost_dense else 0.0
+    return f"step {step}: {share:.1%} fewer {plan.unit}" if step else "dense"
+
+
+def _moved(artifact: Artifact, folder: Path) -> Artifact:
+    """`artifact`, with the weights that lie beside it, in `folder`; names stay, since the file holds them."""
+    for file in onnx_files(artifact.path):
+        shutil.move(file, folder / file.name)
+    return replace(artifact, path=folder / artifact.path.name)
+
+
+def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
+    return {
+        "model": artifact_of(folder / SLIM).sha256,
+        "dense": artifact_of(folder / DENSE).sha256,
+        "plan": sha256((folder / "plan.json").read_bytes()).hexdigest(),
+        "split": split_hash(samples.ids),
+    }
+
+
+def _recorded(certificate: Certificate, samples: Reserved, hashes: Mapping[str, str], unit: str) -> dict[str, Any]:
+    """What certificate.json holds; the use of the samples is counted."""
+    certificate = replace(certificate, hashes=hashes)
+    core = json.dumps(certificate.to_json())
+    uses = record_use(samples.data, hashes["split"], core)
+    told = {"size_unit": unit, "data": samples.data, "uses_before": uses}
+    return {**json.loads(core), **told, "spent": spent(uses, certificate.goal.delta).message}
+
+
+def _recipe(folder: Path, data: str) -> Recipe:
+    try:
+        recipe = Recipe.from_json((folder / RECIPE).read_text())
+    except OSError as error:
+        raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: {RECIPE}); give one") from error
+    return recipe.but(data=data) if data else recipe
+
+
+def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
+    """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
+    facts = [runtime.session(file, "cpu").metadata for file in files]
+    preprocessing = preprocessing_of(facts[0])
+    for file, other in zip(files, facts, strict=True):
+        if preprocessing_of(other) != preprocessing or other.get("classes") != facts[0].get("classes"):
+            raise InputError(
+                f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
+            )
+    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed)
+    if json.dumps(source.classes) != facts[0].get("classes"):
+        raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
+    splits = load_splits(source, preprocessing, seed=seed)
+    return Reserved(data, splits.certify, splits.ids["certify"])
+
+
+def _check_descending(named: Sequence[tuple[str, float, Path]]) -> None:
+    """Refuse a path out of order before it is run: `certify` would only say so afterwards."""
+    for (before, large, _), (after, small, _) in itertools.pairwise(named):
+        if small > large:
+            raise InputError(
+                f"path out of order: {after!r} has {small:g} bytes, {before!r} before it {large:g}; "
+                "give the models from dense to smallest"
+            )
+
+
+def _altered(certificate: Certificate) -> list[str]:
+    """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
+    if certificate.goal.bound == "betting" or certificate.subgroups:
+        return []
+    altered = []
+    for row in certificate.rows:
+        values = np.arange(row.n) < row.errors
+        if not math.isclose(certificate.goal.p_value(values * 1.0), row.p_value, rel_tol=1e-6):
+            altered.append(f"the p-value of {row.name!r} is not that of {row.errors:g} errors on {row.n} samples")
+    return altered
