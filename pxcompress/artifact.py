@@ -21,7 +21,7 @@ from pxcompress.export import export_onnx, verify_parity
 from pxcompress.graph import find_groups, prune
 from pxcompress.measure import Candidate, Comparison, compare, environment, ratios, verdict
 from pxcompress.models import Architecture, classifier_names
-from pxcompress.plan import plan_from_json, plan_to_json
+from pxcompress.plan import plan_from_json, plan_to_json, planned_groups
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.report.build import to_json
 from pxcompress.report.html import to_html
@@ -177,7 +177,8 @@ def load(folder: Path | str) -> nn.Module:
         ) from error
     dense = Architecture.from_json(facts["architecture"]).build().eval()
     example = torch.zeros(1, *json.loads(facts["input_shape"]))
-    groups = find_groups(dense, example, classifier_names(dense, example)).groups
+    found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
+    groups = planned_groups(plan_text, found)
     model = prune(dense, groups, plan_from_json(plan_text, groups), example).model
     for name in state.keys() - model.state_dict().keys():
         module, _, parameter = name.rpartition(".")
@@ -223,6 +224,11 @@ def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str,
         notes.append(f"embedded data {subject.source.name!r} at {size} x {size} pixels: a demonstration, not your task")
     if subject.loaded.weights == "trained-here":
         notes.append("the dense model was trained here, on that data, for a few epochs")
+    if subject.loaded.weights == "factory":
+        notes.append("no --checkpoint was given: the weights are those that the factory made")
+    dense, classes = comparison.dense, len(subject.source.classes)
+    if dense.top1 - 2 * (dense.top1 * (1 - dense.top1) / dense.samples) ** 0.5 <= 1 / classes:
+        notes.append(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; check its weights")
     if comparison.placement.fallback_reason:
         notes.append(comparison.placement.fallback_reason)
     if files.certificate and files.certificate["spent"]:

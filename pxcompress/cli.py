@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pxcompress import __version__
 from pxcompress.errors import InputError, PxError, ResultError
 
 INTERRUPTED = 130
@@ -46,6 +47,21 @@ Risk = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pxcompress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that come before the command."""
 
 
 @app.command()

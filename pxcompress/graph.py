@@ -49,12 +49,13 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
 
 
-def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = ()) -> Structure:
+def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, prove: bool = True) -> Structure:
     """Everything that can be removed from `model`, in execution order, and what stays with the reason.
 
     `example` has shape (1, ...); the outputs of the modules named in `keep` (the classifier) stay whole. Every group is
     proved by a trial: half of its units are removed, and the outputs must be those of zeroing them; a group that
-    fails stays. Raises `ModelError` where the model cannot be traced.
+    fails stays. `prove` off leaves that out, for a model that was proved before.
+    Raises `ModelError` where the model cannot be traced.
     """
     missing = set(keep) - {name for name, _ in model.named_modules()}
     if missing:
@@ -65,7 +66,7 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = ()) -> 
     with _guarded("model's groups cannot be found"):
         found = list(_candidates(dependencies, names, set(keep)))
     groups = [group for group in found if isinstance(group, Group)]
-    inexact = {group.name for group in _inexact(model, groups, example)}
+    inexact = {group.name for group in _inexact(model, groups, example)} if prove else set()
     fixed = [layer for layer in found if isinstance(layer, Fixed)]
     fixed += [Fixed(group.name, group.units, NOT_EXACT) for group in groups if group.name in inexact]
     order = {name: place for place, name in enumerate(names.values())}

@@ -36,7 +36,7 @@ from pxcompress.errors import ModelError
 from pxcompress.state import best_device, device_of, observed
 from pxcompress.types import Preprocessing
 
-Weights = Literal["checkpoint", "pretrained", "untrained", "trained-here"]
+Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here"]
 
 _FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH or package.module:factory"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -117,7 +117,7 @@ def load_model(
 
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
-    A factory's weights count as its own: with `pretrained` they are taken as they are.
+    With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; `input_size` the side of a square input in pixels.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
@@ -139,7 +139,11 @@ def load_model(
         raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")
     labels = _config_of(model).get("label_names") or ()
     class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
-    weights: Weights = "checkpoint" if state is not None else "pretrained" if own else "untrained"
+    weights: Weights = "untrained"
+    if state is not None:
+        weights = "checkpoint"
+    elif own:
+        weights = "factory" if source is None else "pretrained"
     return Loaded(model, architecture, preprocessing, weights, found, class_names)
 
 

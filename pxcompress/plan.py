@@ -87,7 +87,8 @@ def make_plan(
     orders = {group.name: _order(group, scores[group.name], limits) for group in groups}
     ranking = _ranking(groups, orders)
     dense = meter({})
-    target = (1 - ratio) * dense * (1 + ROUNDING)
+    target = (1 - ratio) * dense
+    enough = target * (1 + ROUNDING)
 
     def widths(length: int) -> dict[str, int]:
         taken = {group.name: 0 for group in groups}
@@ -95,7 +96,7 @@ def make_plan(
             taken[name] += 1
         return {group.name: _aligned(group, group.units - taken[group.name], limits) for group in groups}
 
-    if meter(widths(len(ranking))) > target:
+    if meter(widths(len(ranking))) > enough:
         reachable = 1 - meter(widths(len(ranking))) / dense if dense else 0.0
         raise BudgetError(
             f"no plan removes {ratio:.0%} of the {budget[1]}: the largest reachable ratio is {_down(reachable)} "
@@ -104,7 +105,7 @@ def make_plan(
     low, high = 0, len(ranking)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if meter(widths(middle)) <= target else (middle + 1, high)
+        low, high = (low, middle) if meter(widths(middle)) <= enough else (middle + 1, high)
     kept = widths(low)
     removed = {
         group.name: tuple(sorted(orders[group.name][1][: group.units - kept[group.name]].tolist())) for group in groups
@@ -148,6 +149,15 @@ def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
     """plan.json: the plan and the sizes of the groups it was made for."""
     sizes = {group.name: {"kind": group.kind, "units": group.units} for group in groups}
     return json.dumps({**asdict(plan), "groups": sizes}, indent=1)
+
+
+def planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
+    """Those of `groups` that a plan.json was made for."""
+    try:
+        names = json.loads(text)["groups"]
+        return [group for group in groups if group.name in names]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"not a plan ({type(error).__name__}: {error}); expected what plan.json holds") from error
 
 
 def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:

@@ -52,9 +52,12 @@ class Registry(Generic[T]):
         self._discovered = False
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator. Refuses a name that is taken."""
+        """Class decorator for dataclasses. Refuses a name that is taken, and fields not declared with `option`."""
 
         def add(cls: C) -> C:
+            for field in dataclasses.fields(cls):
+                if "help" not in field.metadata:
+                    raise ValueError(f"{self.kind} {name!r}: field {field.name!r} must be declared with option(...)")
             if name in self._classes:
                 raise ValueError(f"{self.kind} {name!r} is registered twice: {self._classes[name]} and {cls}")
             self._classes[name] = cls

@@ -211,6 +211,7 @@ def hardware(report: Report) -> str:
 _WEIGHTS = {
     "checkpoint": "weights from a checkpoint",
     "pretrained": "pretrained weights",
+    "factory": "weights as the factory made them",
     "trained-here": "weights trained here",
 }
 

@@ -249,7 +249,7 @@ def test_factory_of_a_library() -> None:
 
 
 def test_factory_brings_its_own_weights(factory: str) -> None:
-    assert load(f"{factory}:plain", pretrained=True).weights == "pretrained"
+    assert load(f"{factory}:plain", pretrained=True).weights == "factory"
     assert load_model(f"{factory}:counted", classes=None, device="cpu").classes == 7
 
 

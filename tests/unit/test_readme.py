@@ -32,5 +32,5 @@ def test_the_scorer_example_is_a_whole_scorer(monkeypatch: pytest.MonkeyPatch, t
     importlib.import_module("readme_scorer")
     net = subject("flatten_cnn")
     batches = [(net.inputs, torch.zeros(len(net.inputs), dtype=torch.int64))]
-    scores = SCORERS.build("mean-power:p=1")(net.model, net.groups, batches)
+    scores = SCORERS.build("gradient-norm:p=1")(net.model, net.groups, batches)
     assert {name: len(values) for name, values in scores.items()} == {group.name: group.units for group in net.groups}
