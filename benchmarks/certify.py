@@ -3,13 +3,12 @@
 The hardest case for validity: alpha lies just below the true risk of one model in the middle of the path, so that every
 certificate for it is a violation, and as likely as it can be. Every draw goes through `pxcompress.certify.certify`.
 
-Then end to end: `pxcompress run --max-drop` on `glyphs`, and the risk of the chosen model on fresh images. From the
+Then end to end: `pxcompress run --max-drop`, and the risk of the chosen model on fresh images. From the
 repository's root; it trains the dense models when they are not in the cache.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from scipy.stats import norm
 from pxcompress.artifact import DENSE, SLIM, preprocessing_of
 from pxcompress.certificate import Reserved, judge_files
 from pxcompress.certify import RISKS, Candidate, Goal, by_class, certify, losses, max_errors
+from pxcompress.data import load_splits, open_source
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.glyphs import glyph_arrays
 from pxcompress.data.samples import Samples
@@ -33,6 +33,7 @@ from pxcompress.learn_then_test import BOUNDS, fixed_sequence
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.runtime import session
+from pxcompress.types import Preprocessing
 
 Array = NDArray[Any]
 SEED = 0
@@ -42,8 +43,13 @@ SIZES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 CHANGED = (0.0, 0.002, 0.005, 0.01, 0.016, 0.022, 0.032, 0.05, 0.08, 0.15)
 EDGE = 6  # index of the first model that is too bad
 PARTS = ("all", "confident part", "every class")
-ALPHAS = (0.01, 0.03, 0.05)
-MODELS = {"ResNet": "resnet10t", "ViT": "benchmarks.models:vit_small"}
+# A ViT of this size does not learn `glyphs` within minutes on a CPU. `digits` has 150 samples to certify on, too few
+# for 1 %, and 497 to compare with.
+RUNS = (
+    *(("ResNet", "resnet10t", "glyphs", alpha) for alpha in (0.01, 0.03, 0.05)),
+    *(("ViT", "benchmarks.models:vit_small", "digits", alpha) for alpha in (0.03, 0.05)),
+)
+QUICK_RUN = ("ResNet", "resnet10t", "glyphs:train=3200,select=200,held_out=1000", 0.05)
 RATIO = 0.7
 FRESH_SEED = 1
 
@@ -182,34 +188,31 @@ def simulate_paths(people: Population, rng: np.random.Generator, n: int, draws: 
     return rows
 
 
-def end_to_end(kind: str, model: str, alpha: float, data: str, fresh: int) -> dict[str, Any]:
-    """One certified run, and the risk of what it chose on images drawn with another seed."""
+def end_to_end(kind: str, model: str, data: str, alpha: float, fresh: int) -> dict[str, Any]:
+    """One certified run, and the risk of what it chose on images that it has not seen."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         report = compress(Recipe(model, RATIO, data=data, guarantee=Guarantee(alpha, steps=7)), folder, note=print)
         told: Any = report.certificate
-        samples = fresh_samples(folder, fresh)
         files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]
+        samples = fresh_samples(data, preprocessing_of(session(folder / DENSE, "cpu").metadata), fresh)
         again = judge_files(files, samples, Goal(told["risk"], alpha)).rows[1]
-    row = {"risk": told["risk"], "part": f"end to end, {kind}", "model": model, "data": data, "alpha": alpha}
+    row = {"risk": told["risk"], "part": f"end to end, {kind} on {data}", "model": model, "alpha": alpha}
     row |= {"delta": told["delta"], "n": told["n"], "chosen": told["chosen_name"], "path": told["rows"]}
     row |= {"fresh_n": again.n, "fresh_risk": again.errors / again.n}
     row |= {"top1_dense": report.dense.top1, "top1_certified": report.pruned.top1}
     return row | {"macs_ratio": report.ratios.macs, "params_ratio": report.ratios.params}
 
 
-@functools.cache
-def fresh_glyphs(count: int) -> Samples:
+def fresh_samples(data: str, preprocessing: Preprocessing, count: int) -> Reserved:
+    """`count` glyphs drawn with another seed; of `digits`, which cannot be drawn, the test split."""
+    if data == "digits":
+        splits = load_splits(open_source(data), preprocessing)
+        return Reserved(data, splits.test, splits.ids["test"])
     images, labels = glyph_arrays("held-out", count, FRESH_SEED)
-    return Samples.of(
-        [f"fresh/{index}" for index in range(count)], labels, lambda index: Image.fromarray(images[index])
-    )
-
-
-def fresh_samples(folder: Path, count: int) -> Reserved:
-    samples = fresh_glyphs(count)
-    store, _ = read_images(samples, preprocessing_of(session(folder / DENSE, "cpu").metadata), False)
-    return Reserved("fresh glyphs", ImageBatches(store, 256), samples.ids)
+    names = [f"fresh/{index}" for index in range(count)]
+    samples = Samples.of(names, labels, lambda index: Image.fromarray(images[index]))
+    return Reserved(data, ImageBatches(read_images(samples, preprocessing, False)[0], 256), samples.ids)
 
 
 def claims_end_to_end(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -218,8 +221,8 @@ def claims_end_to_end(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         where = f"{row['part']}, alpha {row['alpha']:g}"
         text = f"{where}: risk on {row['fresh_n']} fresh images of {row['chosen']!r} (target: alpha)"
         made.append(common.claim(text, row["fresh_risk"], row["alpha"], "lower"))
-        text = f"{where}: MACs of the smallest certified model / dense"
-        made.append(common.claim(text, row["macs_ratio"], 0.999, "lower"))
+        text = f"{where}: the smallest certified model has fewer MACs than the dense one (ratio)"
+        made.append(common.claim(text, row["macs_ratio"], 0.99, "lower"))
     return made
 
 
@@ -262,9 +265,7 @@ def main() -> None:
         # A tenth of the samples for each class: more of them, or nothing is certified.
         rows += simulate(case(people, risk, part), rng, 5 * n if part == "every class" else n, draws)
     rows += simulate_paths(people, rng, n, draws)
-    data, fresh = ("glyphs:train=3200,select=200,held_out=1000", 2000) if quick else ("glyphs", 10_000)
-    models, alphas = ({"ResNet": MODELS["ResNet"]}, ALPHAS[-1:]) if quick else (MODELS, ALPHAS)
-    runs = [end_to_end(kind, model, alpha, data, fresh) for kind, model in models.items() for alpha in alphas]
+    runs = [end_to_end(*run, 2000 if quick else 10_000) for run in ((QUICK_RUN,) if quick else RUNS)]
     command = "python benchmarks/certify.py" + " --quick" * quick
     common.write("certify", command, [*rows, *runs], [SEED, FRESH_SEED], [*claims(rows), *claims_end_to_end(runs)])
 

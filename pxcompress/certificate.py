@@ -96,7 +96,8 @@ def smallest_certified(
     samples = Reserved(recipe.data, subject.splits.certify, subject.splits.ids["certify"])
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
-        exported = [export_dense(folder / DENSE, recipe, subject)]
+        with clock.stage("export"):
+            exported = [export_dense(folder / DENSE, recipe, subject)]
         for step, slim in enumerate(slims):
             models.append(slim)
             if step:
@@ -269,7 +270,7 @@ def _check_descending(named: Sequence[tuple[str, float, Path]]) -> None:
     for (before, large, _), (after, small, _) in itertools.pairwise(named):
         if small > large:
             raise InputError(
-                f"path out of order: {after!r} has {small:g} bytes, {before!r} before it {large:g}; "
+                f"path out of order: {after!r} has {small:.0f} bytes, {before!r} before it {large:.0f}; "
                 "give the models from dense to smallest"
             )
 

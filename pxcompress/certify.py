@@ -342,9 +342,8 @@ def check_samples(n: int, goal: Goal, subgroups: int = 0) -> None:
         return
     where = "per subgroup" if subgroups else "to certify on"
     asked = f"{goal.risk} <= {_percent(goal.alpha)} at {_percent(1 - goal.delta)} confidence"
-    raise DataError(
-        f"{n} samples {where}; {asked} needs at least {first_whole(enough)}: give more data or a larger alpha"
-    )
+    advice = "give more data or a larger alpha (max-drop)"
+    raise DataError(f"{n} samples {where}; {asked} needs at least {first_whole(enough)}: {advice}")
 
 
 def check_disjoint(certify_ids: Iterable[str], other_ids: Mapping[str, Iterable[str]]) -> None:

@@ -18,7 +18,7 @@ from pxcompress.types import Batches, Pruned
 @REPAIRS.register("batchnorm")
 @dataclass(frozen=True)
 class BatchNormStatistics:
-    """Running mean and variance as the average over the repair batches. Without BatchNorm nothing changes."""
+    """Running mean and variance as the average over the repair samples. Without BatchNorm nothing changes."""
 
     def __call__(self, pruned: Pruned, batches: Batches) -> Pruned:
         """One pass over `batches` with BatchNorm layers, and nothing else, in training mode; no labels.
@@ -32,20 +32,23 @@ class BatchNormStatistics:
         first = next(usable, None)
         if not norms or first is None:
             return pruned
-        with observed(pruned.model), _cumulative(norms), torch.no_grad():
+        samples = 0
+        with observed(pruned.model), _from_scratch(norms), torch.no_grad():
             for inputs in chain([first], usable):
+                samples += len(inputs)
+                for norm in norms:
+                    norm.momentum = len(inputs) / samples
                 pruned.model(inputs.to(device_of(pruned.model)))
         return pruned
 
 
 @contextmanager
-def _cumulative(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Layers that start anew and average over all batches alike; momenta are restored."""
+def _from_scratch(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Layers in training mode whose statistics start anew; momenta are restored."""
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None
             norm.train()
         yield
     finally:

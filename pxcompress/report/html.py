@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 from xml.etree.ElementTree import Element
 
+from pxcompress.report.certificate import badge_box, certificate_section
 from pxcompress.report.markup import Bar, bars, node, page, pairs, section, table
 from pxcompress.report.style import CSS
 from pxcompress.report.summary import (
     Interval,
     Row,
     accuracy_change,
-    badge,
     command,
     conditions,
     drop_interval,
     headline,
     is_faster,
     milliseconds,
-    path_rows,
     percent,
     points,
     rows,
@@ -44,24 +42,12 @@ _ROLES = {
 }
 
 
-_TESTED = (
-    "the exported files, through ONNX Runtime on the CPU, on samples that no other stage has seen. "
-    "`pxcompress verify` recomputes it."
-)
-_LIMITS = (
-    "Nothing for data that differ from these: other cameras, other places, later times.",
-    "Nothing for a single class or another part of the data: it holds for the mean over all of them.",
-    "Nothing for one prediction, and nothing about why it changes.",
-    "Nothing where the same samples are used again, for certificates or for choosing anything.",
-)
-
-
 def to_html(report: Report) -> str:
     """The report as one self-contained HTML document in ASCII: inline style and SVG, no script, nothing to load."""
     title = f"{report.recipe.get('model', 'model')}: {headline(report)}"
     sections = (
         _comparison(report),
-        *_certificate(report),
+        *certificate_section(report),
         _stage_accuracy(report),
         _widths(report.groups),
         _fixed(report.fixed),
@@ -102,39 +88,7 @@ def _top(report: Report) -> Sequence[Element]:
     notes = (
         [node("div", node("ul", *(node("li", note) for note in report.notes)), class_="notes")] if report.notes else []
     )
-    return header, *_badge(report), verdict, _tiles(report), *notes
-
-
-def _badge(report: Report) -> Sequence[Element]:
-    """What is certified, in one box; nothing where no guarantee was asked for."""
-    if report.certificate is None:
-        return ()
-    said = badge(report.certificate)
-    words = node("p", node("strong", f"{said.title}: "), said.text.removeprefix(f"{said.title}; "))
-    return (node("div", words, class_="verdict" if said.passed else "verdict caution"),)
-
-
-def _certificate(report: Report) -> Sequence[Element]:
-    """The path that was tested, and what the certificate does not promise."""
-    if report.certificate is None:
-        return ()
-    told = report.certificate
-    hashes: Any = told["hashes"]
-    return (
-        section(
-            "Certificate",
-            node("p", f"Learn then Test: the path was frozen, then tested from the dense model on {_TESTED}"),
-            table(
-                f"{told['risk']} at most {told['alpha']} with confidence {1 - float(str(told['delta'])):g}; a model "
-                f"passes where p is at most {told['delta']}, and so is it for all before it",
-                ("model", "size", "errors", "p-value", "outcome"),
-                path_rows(told),
-            ),
-            node("h3", "What it does not promise"),
-            node("ul", *(node("li", text) for text in _LIMITS)),
-            pairs("Hashes (sha256)", hashes),
-        ),
-    )
+    return header, *badge_box(report), verdict, _tiles(report), *notes
 
 
 def _share(ratio: object) -> str:

@@ -163,7 +163,8 @@ def badge(content: Mapping[str, Any]) -> Badge:
     """The badge for what certificate.json holds."""
     chosen = content["chosen"]
     titles = {None: "Not certified", 0: "Only the dense model is certified"}
-    return Badge(titles.get(chosen, "Certified"), bool(chosen), content["sentence"])
+    title = titles.get(chosen, "Certified")
+    return Badge(title, bool(chosen), content["sentence"].removeprefix(f"{title}; "))
 
 
 def path_rows(content: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:

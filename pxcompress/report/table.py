@@ -41,9 +41,7 @@ def certificate_table(content: Mapping[str, Any]) -> str:
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(content)]
     spent = [f"note: {content['spent']}"] if content["spent"] else []
     said = badge(content)
-    return "\n".join(
-        [*_aligned(lines), *spent, said.text if said.text.startswith(said.title) else f"{said.title}: {said.text}"]
-    )
+    return "\n".join([*_aligned(lines), *spent, f"{said.title}: {said.text}"])
 
 
 def _accuracy(report: Report) -> list[_Line]:

@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from command import Px, caller
 from torch import nn
 
 from pxcompress.export import export_onnx
 from pxcompress.state import seeded
 from pxcompress.types import Artifact
+
+
+@pytest.fixture
+def px(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Px:
+    """Run the command line in this process."""
+    return caller(monkeypatch, capfd)
+
 
 METADATA = {"classes": '["cat", "dog"]', "version": "0"}
 

@@ -466,7 +466,7 @@ def test_spent_shares_delta_over_all_uses():
 
 
 def test_violations_stay_below_delta():
-    """Risk of the third model just above alpha, as in benchmarks/certify_validity.py, 1000 draws."""
+    """Risk of the third model just above alpha, as in benchmarks/certify.py, 1000 draws."""
     rng, draws, goal = np.random.default_rng(5), 1000, Goal(alpha=0.0499, delta=0.1)
     wrong = 0
     for _ in range(draws):

@@ -8,20 +8,18 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from command import Outcome, Px, one_line
 from models import CLASSES, FlattenCNN
 from PIL import Image
 from safetensors.torch import save_file
 
 import pxcompress
-from pxcompress import cli
 from pxcompress.report.build import from_json
 from pxcompress.runtime import session
 from pxcompress.state import seeded
@@ -38,34 +36,6 @@ ARTEFACTS = {
     "report.json",
     "report.html",
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command returned and printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-Px = Callable[..., Outcome]
-
-
-@pytest.fixture
-def px(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Px:
-    """Run the command line in this process."""
-
-    def call(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["pxcompress", *map(str, args)])
-        handler = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        signal.signal(signal.SIGTERM, handler)
-        out, err = capfd.readouterr()
-        return Outcome(int(stop.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture(scope="session")
@@ -101,15 +71,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(args, capture_output=True, text=True, env=environment, check=False)
     return out, Outcome(done.returncode, done.stdout, done.stderr)
-
-
-def _one_line(outcome: Outcome, code: int = 2) -> str:
-    assert outcome.code == code, outcome
-    assert outcome.out == ""
-    lines = outcome.err.strip().splitlines()
-    assert len(lines) == 1, outcome.err
-    assert lines[0].startswith("pxcompress: ")
-    return lines[0]
 
 
 def test_a_run_ends_with_a_verdict_and_a_whole_folder(finished: tuple[Path, Outcome]) -> None:
@@ -177,10 +138,10 @@ def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
 ) -> None:
     folder, _ = finished
     before = sorted(path.name for path in folder.iterdir())
-    assert "--force" in _one_line(px("run", "--model", MODEL, "--ratio", 0.5, "--out", folder, "--quiet"))
+    assert "--force" in one_line(px("run", "--model", MODEL, "--ratio", 0.5, "--out", folder, "--quiet"))
     assert sorted(path.name for path in folder.iterdir()) == before
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert "not a run folder" in _one_line(
+    assert "not a run folder" in one_line(
         px("run", "--model", MODEL, "--ratio", 0.5, "--out", tmp_path, "--force", "--quiet")
     )
     assert (tmp_path / "thesis.tex").exists()
@@ -206,15 +167,15 @@ def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
         (["--model", "models:nothing", "--ratio", 0.5], "nothing"),
     ],
 )
-def test_wrong_input_gets_one_line(px: Px, tmp_path: Path, options: list[object], said: str) -> None:
-    assert said in _one_line(px("run", *options, "--out", tmp_path / "out", "--quiet"))
+def test_wrong_input_getsone_line(px: Px, tmp_path: Path, options: list[object], said: str) -> None:
+    assert said in one_line(px("run", *options, "--out", tmp_path / "out", "--quiet"))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused_before_any_work(px: Px, tmp_path: Path) -> None:
     options = ["--model", "resnet50", "--ratio", 0.5, "--provider", "cuda", "--out", tmp_path / "out"]
-    assert "cuda" in _one_line(px("run", *options)).lower()
+    assert "cuda" in one_line(px("run", *options)).lower()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,7 +186,7 @@ def test_a_pickle_with_code_is_refused(px: Px, tmp_path: Path) -> None:
 
     (tmp_path / "trap.pth").write_bytes(pickle.dumps(Trap()))
     options = ["--model", "resnet18", "--ratio", 0.5, "--checkpoint", tmp_path / "trap.pth", "--quiet"]
-    assert "code" in _one_line(px("run", *options, "--out", tmp_path / "out"))
+    assert "code" in one_line(px("run", *options, "--out", tmp_path / "out"))
     assert {path.name for path in tmp_path.iterdir()} == {"trap.pth"}
 
 
@@ -233,14 +194,14 @@ def test_an_unreachable_ratio_exits_3_with_the_largest_reachable_one(
     px: Px, images: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     options = ["--model", MODEL, "--ratio", 0.999, "--data", images, "--checkpoint", checkpoint, "--quiet"]
-    line = _one_line(px("run", *options, "--input-size", SIZE, "--out", tmp_path / "out"), code=3)
+    line = one_line(px("run", *options, "--input-size", SIZE, "--out", tmp_path / "out"), code=3)
     assert "largest reachable ratio" in line
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_said_at_once(px: Px, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot write" in _one_line(
+    assert "cannot write" in one_line(
         px("run", "--model", "resnet18", "--ratio", 0.5, "--out", tmp_path / "file" / "out", "--quiet")
     )
 
@@ -279,8 +240,8 @@ def test_bench_times_any_classifier(px: Px, finished: tuple[Path, Outcome]) -> N
     rows = json.loads(outcome.out)
     assert [row["batch_size"] for row in rows] == [1, 1, 2, 2]
     assert "p50" in px("bench", folder / "model.onnx").out
-    assert "whole numbers" in _one_line(px("bench", folder / "model.onnx", "--batch-size", "two"))
-    assert "nothing.onnx" in _one_line(px("bench", "nothing.onnx"))
+    assert "whole numbers" in one_line(px("bench", folder / "model.onnx", "--batch-size", "two"))
+    assert "nothing.onnx" in one_line(px("bench", "nothing.onnx"))
 
 
 def test_methods_lists_what_can_be_asked_for(px: Px) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from models import CLASSES, FlattenCNN
 
 from pxcompress import InputError, Recipe, compress_module
+from pxcompress.clock import Clock
 from pxcompress.errors import BudgetError
 from pxcompress.graph import removal_error
-from pxcompress.pipeline import shrink
+from pxcompress.pipeline import path, score, shrink
 from pxcompress.state import seeded
 from pxcompress.types import Batch
 
@@ -63,8 +66,6 @@ def test_the_seed_decides_every_draw(batches: list[Batch], scorer: str) -> None:
 
 
 def test_accuracy_is_measured_after_every_stage_that_changes_the_model(batches: list[Batch]) -> None:
-    from pxcompress.clock import Clock
-
     told: list[str] = []
     clock = Clock(told.append)
     parts = {"score": batches, "repair": batches, "select": batches}
@@ -72,3 +73,32 @@ def test_accuracy_is_measured_after_every_stage_that_changes_the_model(batches: 
     measured = [stage.name for stage in clock.stages if stage.top1_after is not None]
     assert measured == ["prune", "fold", "batchnorm"]
     assert any("top-1" in line for line in told)
+
+
+def test_a_path_starts_dense_and_ends_at_the_asked_ratio(batches: list[Batch]) -> None:
+    with seeded(3):
+        model = FlattenCNN().eval()
+    recipe = Recipe("mine", 0.5, scorer="magnitude", round_to=1)
+    parts = {"score": batches, "repair": batches}
+    clock = Clock(lambda message: None)
+    scored = score(model, batches[0][0][:1], parts, recipe, clock)
+    slims = list(path(scored, (0.5, 0.25, 0.25001, 0.1), parts, recipe, clock))
+    plans = [slim.pruned.plan for slim in slims]
+    assert plans[0].removed == {}
+    assert _agreement(model, slims[0].pruned.model, batches) == 1
+    assert [plan.cost_planned for plan in plans] == sorted({plan.cost_planned for plan in plans}, reverse=True)
+    for larger, smaller in itertools.pairwise(plans[1:]):
+        assert all(set(units) <= set(smaller.removed[name]) for name, units in larger.removed.items())
+    alone = shrink(model, batches[0][0][:1], parts, recipe)
+    assert alone.pruned.plan == plans[-1]
+    assert _agreement(alone.pruned.model, slims[-1].pruned.model, batches) == pytest.approx(1)
+    assert [stage.name for stage in clock.stages].count("plan") == 1
+
+
+def test_a_path_that_is_too_steep_is_refused_before_any_cut(batches: list[Batch]) -> None:
+    recipe = Recipe("mine", 0.999, scorer="magnitude")
+    parts = {"score": batches, "repair": batches}
+    clock = Clock(lambda message: None)
+    scored = score(FlattenCNN().eval(), batches[0][0][:1], parts, recipe, clock)
+    with pytest.raises(BudgetError, match="no plan removes 100%"):
+        path(scored, (0.1, 0.999), parts, recipe, clock)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pxcompress.errors import InputError
-from pxcompress.recipe import DEFAULT_REPAIR, Bench, Recipe
+from pxcompress.recipe import DEFAULT_REPAIR, Bench, Guarantee, Recipe
 
 FULL: dict[str, Any] = {
     "model": "hf-hub:owner/name",
@@ -24,6 +24,7 @@ FULL: dict[str, Any] = {
     "min_keep": 0.25,
     "repair": ("batchnorm", "fold:ridge=0.01"),
     "bench": Bench(batch_size=2, provider="cpu", threads=3),
+    "guarantee": Guarantee(0.01, 0.9, "disagreement", 3),
     "skip_corrupt": True,
     "seed": 7,
 }

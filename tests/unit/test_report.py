@@ -10,15 +10,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pxcompress import cli, pipeline
+from pxcompress.certify import Candidate, Goal, certify
 from pxcompress.errors import InputError
 from pxcompress.measure import BenchRow, Comparison, Speedup, ratios, verdict
-from pxcompress.recipe import Bench, Recipe
+from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report import from_json, to_html, to_json, to_table
 from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
 from pxcompress.report.table import bench_table
@@ -194,6 +196,52 @@ def test_json_that_is_no_report_is_refused_in_one_line(text: str, message: str) 
     assert "\n" not in str(caught.value)
 
 
+# Certificate
+
+
+def certified(*errors: int, spent: str = "") -> Report:
+    """REPORT with a certificate on 400 samples of a path of models with so many errors, the dense one first."""
+    models = [Candidate(f"model {place}", 100 - place, np.arange(400) < count) for place, count in enumerate(errors)]
+    content = json.loads(json.dumps(certify(models, Goal(alpha=0.05)).to_json()))
+    told = {**content, "hashes": {"model": "abc"}, "size_unit": "units", "uses_before": 0, "spent": spent}
+    return make_report(certificate=told)
+
+
+def test_a_report_with_a_certificate_comes_back_equal() -> None:
+    report = certified(0, 3, 90)
+    assert from_json(to_json(report)) == report
+    assert from_json(to_json(REPORT)).certificate is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "title", "class_"),
+    [
+        ((0, 3, 90), "Certified: With 95 % confidence", "verdict"),
+        ((0, 90), "Only the dense model is certified: With", "verdict caution"),
+        ((90, 0), "Not certified: the dense model stays.", "verdict caution"),
+    ],
+)
+def test_the_badge_says_what_is_certified(errors: tuple[int, ...], title: str, class_: str) -> None:
+    page = Page(to_html(certified(*errors)))
+    assert title in page.text
+    boxes = [
+        attributes["class"] for tag, attributes in page.elements if (attributes.get("class") or "")[:7] == "verdict"
+    ]
+    assert boxes == [class_, "verdict"]
+    for text in ("What it does not promise", "data that differ", "single class", "same samples are used again", "abc"):
+        assert text in page.text
+        assert text not in Page(to_html(REPORT)).text
+
+
+def test_the_table_shows_the_path_and_what_it_promises() -> None:
+    lines = to_table(certified(0, 3, 90, spent="used once before")).splitlines()
+    outcomes = {line.split("  ")[0]: line.rsplit("  ", 1)[1] for line in lines if line.startswith("model ")}
+    assert outcomes == {"model": "outcome", "model 0": "passed", "model 1": "chosen", "model 2": "not certified"}
+    assert any(line.startswith("Certified: With 95 % confidence") for line in lines)
+    assert "note: used once before" in lines
+    assert lines[-1] == REPORT.verdict
+
+
 # Figures
 
 
@@ -268,6 +316,8 @@ RECIPES = [
     Recipe("hf-hub:timm/x", 0.3, data="my data/it's", scorer="magnitude", repair=(), seed=7, skip_corrupt=True),
     Recipe("m", 0.25, checkpoint="w x.pth", input_size=64, scorer="random", budget="macs", round_to=1, min_keep=0.2),
     Recipe("m", 0.25, scorer="random", normalise="max", repair=("batchnorm",), bench=Bench(8, "cpu", 2)),
+    Recipe("m", 0.25, scorer="random", guarantee=Guarantee(0.03)),
+    Recipe("m", 0.25, scorer="random", guarantee=Guarantee(0.01, 0.9, "disagreement", 3), bench=Bench(2)),
 ]
 
 

@@ -1,0 +1,54 @@
+"""How report.html shows a certificate: a badge, the path that was tested, and what is not promised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from pxcompress.report.markup import node, pairs, section, table
+from pxcompress.report.summary import badge, path_rows
+from pxcompress.types import Report
+
+_TESTED = (
+    "the exported files, through ONNX Runtime on the CPU, on samples that no other stage has seen. "
+    "`pxcompress verify` recomputes it."
+)
+_LIMITS = (
+    "Nothing for data that differ from these: other cameras, other places, later times.",
+    "Nothing for a single class or another part of the data: it holds for the mean over all of them.",
+    "Nothing for one prediction, and nothing about why it changes.",
+    "Nothing where the same samples are used again, for certificates or for choosing anything.",
+)
+
+
+def badge_box(report: Report) -> Sequence[Element]:
+    """What is certified, in one box; nothing where no guarantee was asked for."""
+    if report.certificate is None:
+        return ()
+    said = badge(report.certificate)
+    words = node("p", node("strong", f"{said.title}: "), said.text)
+    return (node("div", words, class_="verdict" if said.passed else "verdict caution"),)
+
+
+def certificate_section(report: Report) -> Sequence[Element]:
+    """The path that was tested, and what the certificate does not promise."""
+    if report.certificate is None:
+        return ()
+    told = report.certificate
+    hashes: Any = told["hashes"]
+    return (
+        section(
+            "Certificate",
+            node("p", f"Learn then Test: the path was frozen, then tested from the dense model on {_TESTED}"),
+            table(
+                f"{told['risk']} at most {told['alpha']} with confidence {1 - float(str(told['delta'])):g}; a model "
+                f"passes where p is at most {told['delta']} for it and for all before it",
+                ("model", "size", "errors", "p-value", "outcome"),
+                path_rows(told),
+            ),
+            node("h3", "What it does not promise"),
+            node("ul", *(node("li", text) for text in _LIMITS)),
+            pairs("Hashes (sha256)", hashes),
+        ),
+    )

@@ -1,0 +1,49 @@
+"""The command line as tests call it: in this process, with what it returned and printed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from pxcompress import cli
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Px = Callable[..., Outcome]
+
+
+def caller(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Px:
+    """A function that runs the command line with its arguments."""
+
+    def call(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["pxcompress", *map(str, args)])
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        signal.signal(signal.SIGTERM, handler)
+        out, err = capfd.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return call
+
+
+def one_line(outcome: Outcome, code: int = 2) -> str:
+    """The one line of a command that failed with `code` and printed nothing else."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    lines = outcome.err.strip().splitlines()
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("pxcompress: ")
+    return lines[0]

@@ -1,0 +1,442 @@
+"""A guarantee that ships with the model: `run --max-drop`, `certify` and `verify`, on files of a tiny model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import Outcome, Px, caller, one_line
+from models import CLASSES, FlattenCNN
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import pxcompress
+from pxcompress import pipeline
+from pxcompress.certificate import check_certifiable
+from pxcompress.certify import max_errors
+from pxcompress.errors import DataError, InputError
+from pxcompress.learn_then_test import fixed_sequence
+from pxcompress.recipe import Guarantee, Recipe
+from pxcompress.report.build import from_json
+from pxcompress.runtime import session
+from pxcompress.state import seeded
+from pxcompress.subject import Subject, load_subject
+from pxcompress.types import Batch, Batches
+from pxcompress.used import FILE, record_use
+
+SIZE = 16
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A record of used splits of its own."""
+    place = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PXCOMPRESS_CACHE", str(place))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder: noise around a colour of the class; 75 images to certify on."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 30)):
+        for label in range(CLASSES):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.normal(40 + 40 * label, 20, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def options(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """What every run here has in common; the model is trained until it is right, so that answers can turn wrong."""
+    weights = tmp_path_factory.mktemp("weights") / "flatten.safetensors"
+    with seeded(1):
+        save_file(FlattenCNN().state_dict(), weights)
+        recipe = Recipe("models:FlattenCNN", 0.5, data=str(images), checkpoint=str(weights), input_size=SIZE)
+        subject = load_subject(recipe)
+        save_file(_trained(subject.loaded.model, subject.splits.score).state_dict(), weights)
+    found = ["--model", "models:FlattenCNN", "--data", images, "--checkpoint", weights, "--input-size", SIZE]
+    return [*found, "--score", "magnitude", "--round-to", 1, "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def certified(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A run of which a smaller model passes."""
+    out = tmp_path_factory.mktemp("runs") / "certified"
+    return out, _once(options, "--ratio", 0.6, "--repair", "fold", "--max-drop", 0.3, "--steps", 3, "--out", out)
+
+
+@pytest.fixture(scope="module")
+def refused(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A run of which every smaller model fails: most units go, nothing is repaired, one error in 75 is too many."""
+    out = tmp_path_factory.mktemp("runs") / "refused"
+    asked = ["--max-drop", 0.05, "--risk", "disagreement", "--steps", 2]
+    return out, _once(options, "--ratio", 0.8, "--min-keep", 0, "--repair", "none", *asked, "--out", out)
+
+
+def _trained(model: nn.Module, batches: Batches) -> nn.Module:
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=0.01)
+    for _ in range(60):
+        for inputs, labels in batches:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+    return model
+
+
+def _once(options: list[object], *more: object) -> Outcome:
+    """A run for a fixture of the module: pytest's `capfd` lives for one test only."""
+    out, err = io.StringIO(), io.StringIO()
+
+    class Captured:
+        def readouterr(self) -> tuple[str, str]:
+            return out.getvalue(), err.getvalue()
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return caller(patch, Captured())("run", *options, *more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def copy(certified: tuple[Path, Outcome], tmp_path: Path) -> Path:
+    """A certified run folder to tamper with."""
+    shutil.copytree(certified[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def _content(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "certificate.json").read_text())
+
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_smallest_model_that_passes_is_what_the_folder_holds(certified: tuple[Path, Outcome]) -> None:
+    folder, outcome = certified
+    assert outcome.code == 0, outcome.err
+    told = _content(folder)
+    rows, chosen = told["rows"], told["chosen"]
+    assert (told["risk"], told["alpha"], told["delta"], told["n"]) == ("negative-flips", 0.3, 0.05, 75)
+    assert [row["size"] for row in rows] == sorted((row["size"] for row in rows), reverse=True)
+    assert chosen == fixed_sequence([row["p_value"] for row in rows], 0.05) - 1 > 0
+    assert rows[chosen]["errors"] <= max_errors(75, 0.3, 0.05)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["cost_planned"] == rows[chosen]["size"] < rows[0]["size"] == plan["cost_dense"]
+    assert told["hashes"].keys() == {"model", "dense", "plan", "split"}
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_the_report_shows_the_certificate(certified: tuple[Path, Outcome]) -> None:
+    folder, outcome = certified
+    told = _content(folder)
+    report = from_json((folder / "report.json").read_text())
+    assert report.certificate == told
+    assert Recipe.from_json((folder / "recipe.json").read_text()).guarantee == Guarantee(0.3, steps=3)
+    page = (folder / "report.html").read_text()
+    assert "Certified: " in page
+    assert "What it does not promise" in page
+    for text in (outcome.out, page):
+        assert str(told["sentence"]).replace("'", "&#39;") in text.replace("'", "&#39;")
+    assert "--max-drop 0.3 --steps 3" in page
+    assert outcome.out.splitlines()[-1] == report.verdict
+
+
+def test_the_sparsest_model_is_that_of_a_run_without_a_guarantee(
+    px: Px, certified: tuple[Path, Outcome], options: list[object], tmp_path: Path
+) -> None:
+    outcome = px("run", *options, "--ratio", 0.6, "--repair", "fold", "--out", tmp_path / "plain")
+    assert outcome.code == 0, outcome.err
+    plain = json.loads((tmp_path / "plain" / "plan.json").read_text())
+    assert plain["cost_planned"] == _content(certified[0])["rows"][-1]["size"]
+    assert not (tmp_path / "plain" / "certificate.json").exists()
+    assert json.loads((tmp_path / "plain" / "report.json").read_text())["certificate"] is None
+
+
+def test_a_path_that_always_fails_returns_the_dense_model_and_exit_code_3(refused: tuple[Path, Outcome]) -> None:
+    folder, outcome = refused
+    assert outcome.code == 3
+    assert outcome.err.startswith("pxcompress: not certified")
+    assert len(outcome.err.strip().splitlines()) == 1
+    told = _content(folder)
+    assert told["chosen"] == 0
+    assert told["certified"] == [True, False, False]
+    inputs = torch.randn(5, 3, SIZE, SIZE)
+    dense, model = (session(folder / name, "cpu").predict(inputs) for name in ("dense.onnx", "model.onnx"))
+    np.testing.assert_array_equal(dense, model)
+    assert json.loads((folder / "plan.json").read_text())["removed"] == {}
+    with torch.no_grad():
+        np.testing.assert_allclose(pxcompress.load(folder)(inputs).numpy(), dense, atol=1e-5)
+    assert "Only the dense model is certified" in outcome.out
+
+
+def test_where_the_dense_model_fails_nothing_is_certified(px: Px, options: list[object], tmp_path: Path) -> None:
+    """Without training it is wrong nearly always; the paper's own code returned its sparsest model here."""
+    with seeded(1):
+        save_file(FlattenCNN().state_dict(), tmp_path / "random.safetensors")
+    asked = ["--ratio", 0.5, "--max-drop", 0.05, "--risk", "top1-error", "--steps", 1, "--out", tmp_path / "out"]
+    outcome = px("run", *options, "--checkpoint", tmp_path / "random.safetensors", *asked)
+    assert outcome.code == 3
+    told = _content(tmp_path / "out")
+    assert told["chosen"] is None
+    assert told["certified"] == [False, False]
+    assert str(told["sentence"]).startswith("Not certified; the dense model stays.")
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["removed"] == {}
+    assert "<strong>Not certified: </strong>" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--max-drop", 0.01], "needs at least 299"),
+        (["--max-drop", 0.03, "--confidence", 0.99], "needs at least 152"),
+        (["--max-drop", 3], "max-drop is 3"),
+        (["--max-drop", 0.3, "--confidence", 95], "confidence is 95"),
+        (["--max-drop", 0.3, "--risk", "flips"], "negative-flips"),
+        (["--max-drop", 0.3, "--steps", 0], "steps is 0"),
+        (["--risk", "disagreement"], "without --max-drop"),
+    ],
+)
+def test_what_cannot_be_certified_is_said_before_any_work(
+    px: Px, options: list[object], tmp_path: Path, asked: list[object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*args: object) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(pipeline, "with_baseline", work)
+    assert said in one_line(px("run", *options, "--ratio", 0.5, *asked, "--out", tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the reserved samples -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(options: list[object]) -> Recipe:
+    names = dict(zip(options[:-1:2], options[1:-1:2], strict=True))
+    return Recipe(
+        "models:FlattenCNN",
+        0.5,
+        data=str(names["--data"]),
+        checkpoint=str(names["--checkpoint"]),
+        input_size=SIZE,
+        scorer="lrp-residual",
+        guarantee=Guarantee(0.3, steps=1),
+    )
+
+
+class Watched:
+    """Batches that tell when they are read."""
+
+    def __init__(self, batches: object, tell: Callable[[], None]) -> None:
+        self._batches, self._tell = batches, tell
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._tell()
+        return iter(self._batches)  # type: ignore[call-overload]
+
+
+def test_no_other_stage_reaches_the_reserved_samples(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+    reads: list[str] = []
+
+    def watched(recipe: Recipe) -> Subject:
+        subject = load_subject(recipe)
+        certify = Watched(subject.splits.certify, lambda: reads.append(stages[-1]))
+        return dataclasses.replace(subject, splits=dataclasses.replace(subject.splits, certify=certify))
+
+    monkeypatch.setattr(pipeline, "load_subject", watched)
+    report = pipeline.compress(recipe, tmp_path / "run", note=stages.append)
+    assert report.certificate is not None
+    assert set(reads) == {"certify ..."}
+    assert {stage.name for stage in report.stages} >= {"score (lrp-residual)", "certify", "measure"}
+
+
+@pytest.mark.parametrize("role", ["score", "repair", "select", "test", "training"])
+def test_ids_that_serve_another_role_are_refused(recipe: Recipe, role: str) -> None:
+    subject = load_subject(recipe)
+    check_certifiable(recipe, subject)
+    shared = subject.splits.ids["certify"][0]
+    if role == "training":
+        train = subject.source.train
+        source = dataclasses.replace(subject.source, train=dataclasses.replace(train, ids=(shared, *train.ids[1:])))
+        with pytest.raises(DataError, match="also serve 'training'"):
+            check_certifiable(recipe, dataclasses.replace(subject, source=source))
+        return
+    ids = {**subject.splits.ids, role: (shared, *subject.splits.ids[role])}
+    with pytest.raises(ValueError, match="is in both"):
+        dataclasses.replace(subject.splits, ids=ids)
+
+
+def test_a_split_that_is_used_again_is_told(
+    px: Px, certified: tuple[Path, Outcome], refused: tuple[Path, Outcome], cache: Path
+) -> None:
+    """The two runs made two certificates on the same samples; which one came first depends on the order of tests."""
+    uses = sorted(_content(folder)["uses_before"] for folder, _ in (certified, refused))
+    assert uses[0] < uses[1]
+    before = json.loads((cache / FILE).read_text())
+    again = px("certify", certified[0], "--max-drop", 0.31)
+    (made,) = json.loads((cache / FILE).read_text()).values()
+    assert len(made) == len(*before.values()) + 1
+    assert f"certified {len(made) - 1} times before, so their guarantee is spent" in again.out
+    assert f"judge each at delta {0.05 / len(made):.4g}" in again.out
+    px("certify", certified[0], "--max-drop", 0.31)
+    (same,) = json.loads((cache / FILE).read_text()).values()
+    assert same == made  # the same certificate once more is no new use
+
+
+def test_a_spent_split_is_noted_in_the_report_and_on_stderr(
+    px: Px, options: list[object], refused: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    told = [option for option in options if option != "--quiet"]
+    asked = ["--ratio", 0.2, "--repair", "fold", "--max-drop", 0.32, "--steps", 1, "--out", tmp_path / "out"]
+    outcome = px("run", *told, *asked)
+    assert outcome.code == 0, outcome.err
+    message = str(_content(tmp_path / "out")["spent"])
+    assert "guarantee is spent" in message
+    assert message in outcome.err
+    assert message in outcome.out
+    assert message in from_json((tmp_path / "out" / "report.json").read_text()).notes
+
+
+def test_the_record_tells_data_apart_and_says_when_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    assert [record_use("digits", "split", text) for text in ("a", "a", "b", "c", "b")] == [0, 0, 1, 2, 2]
+    assert record_use("glyphs", "split", "a") == record_use("digits", "other", "a") == 0
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    (tmp_path / FILE).write_text("[")
+    with pytest.raises(InputError, match="damaged"):
+        record_use("digits", "split", "a")
+
+
+# --- certify --------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_tested_in_order(px: Px, certified: tuple[Path, Outcome], images: Path) -> None:
+    dense, model = certified[0] / "dense.onnx", certified[0] / "model.onnx"
+    asked = ["--data", images, "--max-drop", 0.3]
+    outcome = px("certify", dense, model, *asked, "--json")
+    assert outcome.code == 0, outcome.err
+    told, run = json.loads(outcome.out), _content(certified[0])
+    assert [row["name"] for row in told["rows"]] == [str(dense), str(model)]
+    assert told["rows"][1]["errors"] == run["rows"][run["chosen"]]["errors"]
+    assert told["rows"][1]["p_value"] == run["rows"][run["chosen"]]["p_value"]
+    assert told["hashes"]["split"] == run["hashes"]["split"]
+    assert told["chosen_name"] == str(model)
+    assert "With 95 % confidence" in px("certify", dense, model, *asked).out
+    assert "path out of order" in one_line(px("certify", model, dense, *asked))
+    assert "given twice" in one_line(px("certify", dense, dense, *asked))
+    assert "expected a run folder" in one_line(px("certify", model, *asked))
+    assert "--data" in one_line(px("certify", dense, model, "--max-drop", 0.3))
+    assert "other classes" in one_line(px("certify", dense, model, "--data", "digits", "--max-drop", 0.3))
+    assert "needs at least 299" in one_line(px("certify", dense, model, "--data", images, "--max-drop", 0.01))
+    assert "nothing.onnx" in one_line(px("certify", dense, "nothing.onnx", *asked))
+
+
+def test_a_run_folder_is_a_path_of_two(px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path) -> None:
+    outcome = px("certify", certified[0], "--max-drop", 0.3)
+    assert outcome.code == 0, outcome.err
+    assert "chosen" in outcome.out
+    for label in range(CLASSES):  # every label is wrong
+        shutil.copytree(images / "val" / f"class{label}", tmp_path / "val" / f"class{(label + 1) % CLASSES}")
+        shutil.copytree(images / "train" / f"class{label}", tmp_path / "train" / f"class{label}")
+    wrong = px("certify", certified[0], "--data", tmp_path, "--max-drop", 0.3, "--risk", "top1-error")
+    assert wrong.code == 3
+    assert "Not certified: the dense model stays." in wrong.out
+    assert wrong.err.startswith("pxcompress: not certified")
+
+
+# --- verify ---------------------------------------------------------------------------------------------------------
+
+
+def test_verify_recomputes_and_does_not_count(px: Px, certified: tuple[Path, Outcome], cache: Path) -> None:
+    before = (cache / FILE).read_bytes()
+    outcome = px("verify", certified[0])
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1] == "recomputed on 75 samples: the certificate holds"
+    told = json.loads(px("verify", certified[0], "--json").out)
+    assert told["holds"] is True
+    assert told["problems"] == []
+    assert (cache / FILE).read_bytes() == before
+
+
+def test_verify_takes_data_that_have_moved(px: Px, copy: Path, images: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved)
+    assert px("verify", copy, "--data", moved, "--quiet").code == 0
+    next((moved / "val" / "class0").iterdir()).unlink()
+    outcome = px("verify", copy, "--data", moved, "--quiet")
+    assert outcome.code == 3
+    assert "the split is not the certified one" in outcome.err
+
+
+def test_verify_detects_another_model(px: Px, copy: Path, refused: tuple[Path, Outcome], tmp_path: Path) -> None:
+    shutil.copy(copy / "dense.onnx", copy / "model.onnx")
+    outcome = px("verify", copy, "--quiet")
+    assert outcome.code == 3
+    assert "the model is not the certified one" in outcome.err
+    assert "holds" not in outcome.out
+
+
+def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) -> None:
+    """Errors that were written down too low, with p-values that fit them."""
+    told = _content(copy)
+    row = told["rows"][told["chosen"]]
+    low = max(row["errors"] - 1, 0) if row["errors"] else 1
+    row["errors"], row["p_value"] = low, Guarantee(0.3).goal.p_value(1.0 * (np.arange(75) < low))
+    (copy / "certificate.json").write_text(json.dumps(told))
+    outcome = px("verify", copy, "--quiet")
+    assert outcome.code == 3
+    assert f"not {low:g} on 75" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda told: told.update(alpha=0.29), "p = "),
+        (lambda told: told.update(delta=1e-15), "does not follow from its own p-values"),
+        (lambda told: told["rows"][1].update(p_value=1e-7), "the p-value of 'step 1"),
+        (lambda told: told["hashes"].update(plan="0"), "the plan is not the certified one"),
+        (lambda told: told.update(chosen=0), "does not follow from its own p-values"),
+        (lambda told: told.pop("rows"), "not a certificate"),
+    ],
+)
+def test_verify_detects_a_certificate_that_was_edited(
+    px: Px, copy: Path, change: Callable[[dict[str, object]], object], said: str
+) -> None:
+    told = _content(copy)
+    change(told)
+    (copy / "certificate.json").write_text(json.dumps(told))
+    outcome = px("verify", copy, "--quiet")
+    assert outcome.code == 3
+    assert said in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_verify_of_a_run_that_certified_nothing_exits_3(px: Px, refused: tuple[Path, Outcome]) -> None:
+    outcome = px("verify", refused[0], "--quiet")
+    assert outcome.code == 3
+    assert outcome.err.strip().endswith("the certificate does not hold: no smaller model is certified")
+
+
+def test_verify_without_a_certificate_is_one_line(px: Px, copy: Path, tmp_path: Path) -> None:
+    (copy / "certificate.json").unlink()
+    assert "--max-drop makes one" in one_line(px("verify", copy, "--quiet"))
+    assert "not a run folder" in one_line(px("verify", tmp_path / "nothing", "--quiet"))
