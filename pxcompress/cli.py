@@ -245,7 +245,7 @@ def _on_data(model: str, checkpoint: Path | None, input_size: int | None, data: 
 
 @app.command()
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="ONNX classifiers, timed in turns.")],
+    files: Annotated[list[Path], typer.Argument(help="ONNX classifiers or run folders, timed in turns.")],
     batch_size: Annotated[str, typer.Option(help="Samples per call; several with commas.")] = "1",
     provider: Provider = "auto",
     threads: Threads = 0,
@@ -263,6 +263,7 @@ def bench(
     except ValueError:
         raise InputError(f"batch-size is {batch_size!r}; expected whole numbers with commas, like 1,8,32") from None
     size = None if input_size is None else (3, input_size, input_size)
+    files = [file / "model.onnx" if file.is_dir() else file for file in files]
     rows = time_files(files, sizes, provider=provider, threads=threads, input_size=size)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else bench_table(rows))
 

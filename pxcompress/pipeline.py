@@ -17,7 +17,7 @@ from pxcompress.folder import check_place, whole_folder
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.measure import torch_accuracy
 from pxcompress.models import classifier_names
-from pxcompress.plan import Limits, make_plan
+from pxcompress.plan import Limits, check_reachable, make_plan
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.runtime import check_provider
@@ -98,11 +98,12 @@ def shrink(
 
 
 def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
-    """Find the groups, and say what their units are worth and cost: once for all ratios."""
+    """Find the groups, and say what their units are worth and cost: once for all ratios. Raises `BudgetError` at once."""
     with clock.stage("find groups"):
         structure = find_groups(model, example, classifier_names(model, example))
         budget = BUDGETS.build(recipe.budget)
         meter = budget.meter(model, structure.groups, example)
+        check_reachable(structure.groups, meter, recipe.ratio, _limits(recipe), (recipe.budget, budget.unit))
     with clock.stage(f"score ({recipe.scorer})"):
         scores = SCORERS.build(recipe.scorer)(model, structure.groups, batches["score"])
     return Scored(model, example, structure, scores, meter, budget.unit)
@@ -110,9 +111,8 @@ def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], rec
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
     """What to remove at `ratio`; plans of growing ratios are nested. Raises `BudgetError`."""
-    limits = Limits(recipe.normalise, recipe.round_to, recipe.min_keep)
     budget = (recipe.budget, scored.unit)
-    return make_plan(scored.structure.groups, scored.scores, scored.meter, ratio, limits, budget)
+    return make_plan(scored.structure.groups, scored.scores, scored.meter, ratio, _limits(recipe), budget)
 
 
 def cut(scored: Scored, plan: Plan, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Slim:
@@ -154,6 +154,10 @@ def _cuts(
             slim = cut(scored, plan, unmeasured, recipe, Clock(_silent))
         _accuracy(clock, slim.pruned, batches)
         yield slim
+
+
+def _limits(recipe: Recipe) -> Limits:
+    return Limits(recipe.normalise, recipe.round_to, recipe.min_keep)
 
 
 def _accuracy(clock: Clock, pruned: Pruned, batches: Mapping[str, Batches]) -> None:

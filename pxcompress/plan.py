@@ -70,20 +70,36 @@ class Limits:
             raise InputError(f"min-keep is {self.min_keep}; expected a share from 0 up to, but without, 1")
 
 
+def check_reachable(
+    groups: Sequence[Group], meter: Meter, ratio: float, limits: Limits, budget: tuple[str, str]
+) -> None:
+    """Raise, before anything is scored, where no plan can remove `ratio`; `budget` is (name, unit of cost).
+
+    `InputError` for a ratio outside (0, 1), `BudgetError` where even the smallest widths cost more; its message names
+    the largest reachable ratio.
+    """
+    if not 0 < ratio < 1:
+        raise InputError(f"ratio is {ratio}; expected a share of the {budget[1]} to remove, between 0 and 1")
+    what = f"no plan removes {ratio:.0%} of the {budget[1]}"
+    if not groups:
+        raise BudgetError(f"{what}: the model has no removable units; see inspect")
+    dense, least = meter({}), meter({group.name: _aligned(group, 0, limits) for group in groups})
+    if least > (1 - ratio) * dense * (1 + ROUNDING):
+        reachable = math.floor((1 - least / dense if dense else 0.0) * 1000) / 1000  # never up: it can be asked for
+        raise BudgetError(
+            f"{what}: the largest reachable ratio is {reachable} "
+            f"(round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays)"
+        )
+
+
 def make_plan(
     groups: Sequence[Group], scores: Scores, meter: Meter, ratio: float, limits: Limits, budget: tuple[str, str]
 ) -> Plan:
     """The plan that removes at least `ratio` of the dense cost and as few units as its ranking allows.
 
-    `budget` is (name, unit of cost). Raises `InputError` for a ratio outside (0, 1), `BudgetError` where even the
-    smallest widths cost more; the message names the largest reachable ratio.
+    `budget` is (name, unit of cost). Raises as `check_reachable` does.
     """
-    if not 0 < ratio < 1:
-        raise InputError(f"ratio is {ratio}; expected a share of the {budget[1]} to remove, between 0 and 1")
-    if not groups:
-        raise BudgetError(
-            f"no plan removes {ratio:.0%} of the {budget[1]}: the model has no removable units; see inspect"
-        )
+    check_reachable(groups, meter, ratio, limits, budget)
     orders = {group.name: _order(group, scores[group.name], limits) for group in groups}
     ranking = _ranking(groups, orders)
     dense = meter({})
@@ -96,12 +112,6 @@ def make_plan(
             taken[name] += 1
         return {group.name: _aligned(group, group.units - taken[group.name], limits) for group in groups}
 
-    if meter(widths(len(ranking))) > enough:
-        reachable = 1 - meter(widths(len(ranking))) / dense if dense else 0.0
-        raise BudgetError(
-            f"no plan removes {ratio:.0%} of the {budget[1]}: the largest reachable ratio is {_down(reachable)} "
-            f"(round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays)"
-        )
     low, high = 0, len(ranking)
     while low < high:
         middle = (low + high) // 2
@@ -111,11 +121,6 @@ def make_plan(
         group.name: tuple(sorted(orders[group.name][1][: group.units - kept[group.name]].tolist())) for group in groups
     }
     return Plan(removed, budget[0], budget[1], dense, meter(kept), target)
-
-
-def _down(share: float) -> float:
-    """`share` with three digits, never rounded up: a ratio that can be asked for."""
-    return math.floor(share * 1000) / 1000
 
 
 def _order(group: Group, scores: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:

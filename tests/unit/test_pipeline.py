@@ -96,9 +96,15 @@ def test_a_path_starts_dense_and_ends_at_the_asked_ratio(batches: list[Batch]) -
 
 
 def test_a_path_that_is_too_steep_is_refused_before_any_cut(batches: list[Batch]) -> None:
-    recipe = Recipe("mine", 0.999, scorer="magnitude")
+    recipe = Recipe("mine", 0.5, scorer="magnitude")
     parts = {"score": batches, "repair": batches}
     clock = Clock(lambda message: None)
     scored = score(FlattenCNN().eval(), batches[0][0][:1], parts, recipe, clock)
     with pytest.raises(BudgetError, match="no plan removes 100%"):
         path(scored, (0.1, 0.999), parts, recipe, clock)
+
+
+def test_an_unreachable_ratio_is_refused_before_anything_is_scored(batches: list[Batch]) -> None:
+    clock = Clock(lambda message: None)
+    with pytest.raises(BudgetError, match="largest reachable"):
+        score(FlattenCNN().eval(), batches[0][0][:1], {}, Recipe("mine", 0.999), clock)
