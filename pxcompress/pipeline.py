@@ -98,7 +98,7 @@ def shrink(
 
 
 def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
-    """Find the groups, and say what their units are worth and cost: once for all ratios. Raises `BudgetError` at once."""
+    """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     with clock.stage("find groups"):
         structure = find_groups(model, example, classifier_names(model, example))
         budget = BUDGETS.build(recipe.budget)
