@@ -1,13 +1,16 @@
-"""The command line as tests call it: in this process, with what it returned and printed."""
+"""The command line as tests call it, in this process, with what it returned and printed; and images to give it."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pxcompress import cli
 
@@ -47,3 +50,16 @@ def one_line(outcome: Outcome, code: int = 2) -> str:
     assert len(lines) == 1, outcome.err
     assert lines[0].startswith("pxcompress: ")
     return lines[0]
+
+
+def image_folder(root: Path, counts: Mapping[str, int], classes: int, size: int) -> Path:
+    """Fill `root` with images: part -> images of each class, noise around a colour of the class."""
+    rng = np.random.default_rng(0)
+    for part, count in counts.items():
+        for label in range(classes):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.normal(40 + 40 * label, 20, (size, size, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import Outcome, Px, caller, one_line
+from command import Outcome, Px, caller, image_folder, one_line
 from models import CLASSES, FlattenCNN
-from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -49,16 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder: noise around a colour of the class; 75 images to certify on."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 24), ("val", 30)):
-        for label in range(CLASSES):
-            folder = root / part / f"class{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.normal(40 + 40 * label, 20, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
+    return image_folder(tmp_path_factory.mktemp("images"), {"train": 24, "val": 30}, CLASSES, SIZE)
 
 
 @pytest.fixture(scope="module")

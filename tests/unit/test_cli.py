@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from command import Outcome, Px, one_line
+from command import Outcome, Px, image_folder, one_line
 from models import CLASSES, FlattenCNN
-from PIL import Image
 from safetensors.torch import save_file
 
 import pxcompress
@@ -41,16 +40,7 @@ ARTEFACTS = {
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder with train/ and val/: noise around a colour of the class."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 24), ("val", 12)):
-        for label in range(CLASSES):
-            folder = root / part / f"class{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.normal(40 + 40 * label, 20, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
+    return image_folder(tmp_path_factory.mktemp("images"), {"train": 24, "val": 12}, CLASSES, SIZE)
 
 
 @pytest.fixture(scope="session")
