@@ -14,7 +14,6 @@ from pxcompress.certify import Goal
 from pxcompress.errors import InputError, unknown
 
 DEFAULT_REPAIR = ("fold", "batchnorm")
-PROVIDERS = ("auto", "cuda", "tensorrt", "cpu")
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class Bench:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        from pxcompress.runtime import PROVIDERS
+
         check_types(self)
         if self.provider not in PROVIDERS:
             raise unknown("provider", self.provider, PROVIDERS)
