@@ -81,6 +81,9 @@ def run(
     repair: Annotated[
         list[str] | None, typer.Option(help="Repairs in order (repeat the option); `none` for none.")
     ] = None,
+    rounds: Annotated[
+        int, typer.Option(help="Prune in this many steps, scored and repaired anew after each; more time, small gains.")
+    ] = 1,
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this; 1: no alignment.")] = 8,
     min_keep: Annotated[float, typer.Option(help="Least share of every group that stays.")] = 0.1,
     max_drop: MaxDrop = None,
@@ -121,6 +124,7 @@ def run(
         input_size=input_size,
         scorer=score,
         normalise=normalise,
+        rounds=rounds,
         round_to=round_to,
         min_keep=min_keep,
         bench=Bench(batch_size, provider, threads),

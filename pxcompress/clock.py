@@ -15,10 +15,14 @@ Note = Callable[[str], None]
 
 
 class Clock:
-    """Times stages in order; `note` is told about each when it starts and ends."""
+    """Times stages in order; `note` is told about each when it starts and ends.
 
-    def __init__(self, note: Note) -> None:
+    With `measures` off top-1 is not taken after a stage that changes the model.
+    """
+
+    def __init__(self, note: Note, *, measures: bool = True) -> None:
         self._note = note
+        self.measures = measures
         self._stages: list[StageTime] = []
 
     @contextmanager

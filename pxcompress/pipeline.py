@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pxcompress.models import classifier_names
 from pxcompress.plan import Limits, check_reachable, make_plan
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
+from pxcompress.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.runtime import check_provider
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
@@ -92,9 +94,13 @@ def shrink(
     """
     clock = clock or Clock(_silent)
     scored = score(model, example, batches, recipe, clock)
+    first, *later = ratios_of(recipe.ratio, recipe.rounds)
     with clock.stage("plan"):
-        plan = plan_at(scored, recipe.ratio, recipe)
-    return cut(scored, plan, batches, recipe, clock)
+        plan = plan_at(scored, first, recipe)
+    slim = cut(scored, plan, batches, recipe, clock)
+    for ratio in later:
+        slim = cut_further(scored, slim, ratio, batches, recipe, clock)
+    return slim
 
 
 def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
@@ -120,12 +126,32 @@ def cut(scored: Scored, plan: Plan, batches: Mapping[str, Batches], recipe: Reci
     with clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
         _check_removal(pruned, scored.example)
+    return Slim(scored.structure, scored.scores, _repaired(pruned, batches, recipe, clock))
+
+
+def cut_further(
+    scored: Scored, slim: Slim, ratio: float, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock
+) -> Slim:
+    """One more round: score what is left in `slim`, remove up to `ratio` of the dense cost, repair. Changes `slim`."""
+    before = slim.pruned
+    with clock.stage(f"score again ({recipe.scorer})"):
+        left = groups_left(before)
+        scores = spread(SCORERS.build(recipe.scorer)(before.model, left, batches["score"]), before)
+    with clock.stage("plan"):
+        plan = plan_at(replace(scored, scores=scores), ratio, recipe)
+    with clock.stage("prune"):
+        pruned = prune_further(before, left, plan, scored.example)
+        _check_removal(pruned, scored.example)
+    return replace(slim, pruned=_repaired(pruned, batches, recipe, clock).whole)
+
+
+def _repaired(pruned: Pruned, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Pruned:
     _accuracy(clock, pruned, batches)
     for text in recipe.repair:
         with clock.stage(text):
-            pruned = REPAIRS.build(text)(pruned, batches["repair"])
+            pruned = REPAIRS.build(text)(pruned, batches["repair"], batches.get("select", ()))
         _accuracy(clock, pruned, batches)
-    return Slim(scored.structure, scored.scores, pruned)
+    return pruned
 
 
 def path(
@@ -148,10 +174,9 @@ def _cuts(
     cost = scored.meter({})
     nothing = Plan({}, recipe.budget, scored.unit, cost, cost, cost)
     yield Slim(scored.structure, scored.scores, prune(scored.model, scored.structure.groups, nothing, scored.example))
-    unmeasured = {role: part for role, part in batches.items() if role != "select"}
     for plan in plans:
         with clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
-            slim = cut(scored, plan, unmeasured, recipe, Clock(_silent))
+            slim = cut(scored, plan, batches, recipe, Clock(_silent, measures=False))
         _accuracy(clock, slim.pruned, batches)
         yield slim
 
@@ -161,7 +186,7 @@ def _limits(recipe: Recipe) -> Limits:
 
 
 def _accuracy(clock: Clock, pruned: Pruned, batches: Mapping[str, Batches]) -> None:
-    if "select" in batches:
+    if clock.measures and "select" in batches:
         clock.accuracy(torch_accuracy(pruned.model, batches["select"]))
 
 

@@ -46,6 +46,9 @@ NORMALISATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 """How the scores (units,) of one group are made comparable with those of another."""
 
 
+GONE = -torch.inf
+"""Score of a unit that an earlier round of pruning has removed."""
+
 ROUNDING = 1e-9
 """Share by which products of ratios and counts may be off: 0.1 * 10 is not quite 1."""
 
@@ -97,7 +100,7 @@ def make_plan(
 ) -> Plan:
     """The plan that removes at least `ratio` of the dense cost and as few units as its ranking allows.
 
-    `budget` is (name, unit of cost). Raises as `check_reachable` does.
+    Units whose score is `GONE` go in any case, and do not count when scores are normalised. `budget` is (name, unit of cost). Raises as `check_reachable` does.
     """
     check_reachable(groups, meter, ratio, limits, budget)
     orders = {group.name: _order(group, scores[group.name], limits) for group in groups}
@@ -112,7 +115,7 @@ def make_plan(
             taken[name] += 1
         return {group.name: _aligned(group, group.units - taken[group.name], limits) for group in groups}
 
-    low, high = 0, len(ranking)
+    low, high = sum(int((values == GONE).sum()) for values, _ in orders.values()), len(ranking)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if meter(widths(middle)) <= enough else (middle + 1, high)
@@ -125,9 +128,11 @@ def make_plan(
 
 def _order(group: Group, scores: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
     """Normalised scores (units,) and the units in the order in which they would go."""
-    if scores.shape != (group.units,) or not bool(torch.isfinite(scores).all()):
+    there = scores != GONE
+    if scores.shape != (group.units,) or not bool(torch.isfinite(scores[there]).all()):
         raise ValueError(f"scores of {group.name} must be {group.units} finite values; got {tuple(scores.shape)}")
-    scores = NORMALISATIONS[limits.normalise](scores.double().cpu())
+    scores = scores.double().cpu()
+    scores[there] = NORMALISATIONS[limits.normalise](scores[there])
     return scores, torch.argsort(scores, stable=True)
 
 

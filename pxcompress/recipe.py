@@ -6,7 +6,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -73,13 +73,15 @@ class Guarantee:
 class Recipe:
     """One run. `scorer`, `budget` and `repair` are texts like "lrp:centre=true", checked and put in short form.
 
-    `ratio` is the share of the dense cost to remove, in the budget's unit; `input_size` is a side length in pixels
+    `ratio` is the share of the dense cost to remove, in the budget's unit; `classes` are the only ones of the data and
+    of the model's outputs that are kept, in this order (none: all); `input_size` is a side length in pixels
     (None: the model's own, or the embedded data's). Raises `InputError` for anything unknown or out of range.
     """
 
     model: str
     ratio: float
     data: str = "digits"
+    classes: tuple[str, ...] = ()
     checkpoint: str | None = None
     input_size: int | None = None
     scorer: str = "lrp-residual"
@@ -88,6 +90,7 @@ class Recipe:
     round_to: int = 8
     min_keep: float = 0.1
     repair: tuple[str, ...] = DEFAULT_REPAIR
+    rounds: int = 1
     bench: Bench = field(default_factory=Bench)
     guarantee: Guarantee | None = None
     skip_corrupt: bool = False
@@ -104,10 +107,14 @@ class Recipe:
             raise InputError(f"ratio is {self.ratio}; expected a share of the cost to remove, between 0 and 1")
         if self.input_size is not None and self.input_size < 8:
             raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
+        if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
+            raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
         Limits(self.normalise, self.round_to, self.min_keep)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(BUDGETS.build(self.budget)))
-        object.__setattr__(self, "repair", tuple(REPAIRS.text(REPAIRS.build(text)) for text in self.repair))
+        repairs = [REPAIRS.build(text) for text in self.repair]
+        object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
+        _check_order(self.repair, [getattr(repair, "requires", ()) for repair in repairs])
 
     @property
     def label(self) -> str:
@@ -143,6 +150,18 @@ class Recipe:
     def but(self, **changes: Any) -> Recipe:
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+
+def _check_order(repairs: Sequence[str], required: Sequence[Sequence[str]]) -> None:
+    """Raise `InputError` where a repair stands twice, or before one that it requires to have been done."""
+    names = [text.partition(":")[0] for text in repairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"repair {name!r} is given {names.count(name)} times; give it once")
+    for place, name in enumerate(names):
+        for later in names[place + 1 :]:
+            if later in required[place]:
+                raise InputError(f"repair {name!r} stands before {later!r}, whose result it needs; swap them")
 
 
 def check_types(record: Any) -> None:

@@ -135,19 +135,40 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """A physically smaller model beside the dense one it came from. Repairs may change `model`, never `dense`."""
+    """A physically smaller model beside the dense one it came from. Repairs may change `model`, never `dense`.
+
+    Pruned in rounds, `dense` is the model at the start of the round, and `first` the one before all of them.
+    """
 
     model: nn.Module
     dense: nn.Module
     groups: tuple[Group, ...]
     plan: Plan
+    first: Pruned | None = None
+
+    @property
+    def whole(self) -> Pruned:
+        """The same slim model beside the one that no round has touched, with all that is gone."""
+        return self.first or self
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRelevance:
+    """How much each class rests on each unit: group name -> (classes, units) float32, and samples per class.
+
+    Rows of classes without samples are 0.
+    """
+
+    units: Mapping[str, Tensor]
+    samples: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
-    `example` is one input, shape (1, ...); `unit` is that of the prices.
+    `example` is one input, shape (1, ...); `unit` is that of the prices. Class relevance is None where it was not
+    asked for.
     """
 
     model: nn.Module
@@ -156,6 +177,7 @@ class Scored:
     scores: Scores
     meter: Meter
     unit: str
+    class_relevance: ClassRelevance | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +187,7 @@ class Slim:
     structure: Structure
     scores: Scores
     pruned: Pruned
+    class_relevance: ClassRelevance | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +270,15 @@ class GroupWidth:
 
 
 @dataclass(frozen=True)
+class ClassShare:
+    """Share of one class's relevance that the removed units carried, before repair; None without samples to score."""
+
+    name: str
+    samples: int
+    removed: float | None
+
+
+@dataclass(frozen=True)
 class Ratios:
     """pruned / dense, except `speedup_p50` (dense / pruned) and `top1_drop` (dense - pruned)."""
 
@@ -275,7 +307,8 @@ class DataSummary:
 class Report:
     """The proof: everything that was measured, under which conditions. `to_json` of it is report.json.
 
-    `certificate` is what certificate.json holds; None where no guarantee was asked for.
+    `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
+    no class scores were.
     """
 
     recipe: Mapping[str, object]
@@ -296,6 +329,7 @@ class Report:
     verdict: str
     notes: tuple[str, ...] = ()
     certificate: Mapping[str, object] | None = None
+    class_shares: tuple[ClassShare, ...] = ()
     schema_version: int = field(default=1)
 
 
@@ -318,8 +352,11 @@ class Budget(Protocol):
 
 
 class Repair(Protocol):
-    """Makes the pruned model compute again what the dense one did."""
+    """Makes the pruned model compute again what the dense one did.
 
-    def __call__(self, pruned: Pruned, batches: Batches) -> Pruned:
-        """May change `pruned.model` in place; never `pruned.dense`."""
+    `requires` names the repairs that come before this one wherever a recipe has both; without it a method goes anywhere.
+    """
+
+    def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
+        """May change `pruned.model` in place; never `pruned.dense`. `held_out` is for choosing, not for fitting."""
         ...

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +21,9 @@ from pxcompress.types import Batches, Pruned
 class BatchNormStatistics:
     """Running mean and variance as the average over the repair samples. Without BatchNorm nothing changes."""
 
-    def __call__(self, pruned: Pruned, batches: Batches) -> Pruned:
+    requires: ClassVar[tuple[str, ...]] = ("fold", "least-squares")
+
+    def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """One pass over `batches` with BatchNorm layers, and nothing else, in training mode; no labels.
 
         Batches of one sample have no variance and are passed over; without any other, statistics stay as they are.

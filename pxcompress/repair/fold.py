@@ -6,18 +6,19 @@ model's moments; its weights take the prediction over: W_S += W_P B, bias += W_P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pxcompress.collect import Moments, input_layouts, members_by_module, moments, others, removed_rows
+from pxcompress.collect import Moments, moments, others
+from pxcompress.consumers import Consumer, add_, consumers
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
-from pxcompress.types import Batches, Group, Member, Plan, Pruned
+from pxcompress.types import Batches, Pruned
 
-Owners = Sequence[tuple[Group, Member]]
+FACTORS = (1.0, 0.01, 0.1, 10.0, 100.0)
+"""What the ridge is multiplied by where it is chosen; the first wins a tie."""
 
 
 @REPAIRS.register("fold")
@@ -33,50 +34,54 @@ class Fold:
         "predict around the mean (a bias takes it up), around zero (exact at zero-padded borders), or by padding",
         choices=("auto", "yes", "no"),
     )
+    tune: bool = option(
+        False, "choose the ridge, from 0.01 to 100 times the given one, by the error on held-out samples"
+    )
 
-    def __call__(self, pruned: Pruned, batches: Batches) -> Pruned:
-        """Fold into all consumers of pruned groups; moments come from one pass of the dense model over `batches`."""
-        consumers = {
-            name: owners
-            for name, owners in members_by_module(pruned.groups, "in").items()
-            if len(removed_rows(owners, pruned.plan))
-        }
-        layouts = input_layouts(pruned.dense, pruned.groups)
-        found = moments(pruned.dense, {name: layouts[name] for name in consumers}, batches)
-        producers = members_by_module(pruned.groups, "out")
-        for name, owners in consumers.items():
-            dense, slim = pruned.dense.get_submodule(name), pruned.model.get_submodule(name)
-            features = _removed_features(owners, pruned.plan, layouts[name])
-            weight, bias = self._delta(dense, found[name], features, layouts[name])
-            outputs = others(weight.shape[0], removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
-            _add(slim, weight[outputs], None if bias is None else bias[outputs])
+    def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
+        """Fold into all consumers of pruned groups; moments come from one pass of the dense model over `batches`.
+
+        With "tune" a second pass, over `held_out`, gives the moments on which the ridge is chosen.
+        """
+        layers = consumers(pruned)
+        layouts = {layer.name: layer.layout for layer in layers}
+        found = moments(pruned.dense, layouts, batches)
+        checks = moments(pruned.dense, layouts, held_out) if self.tune else {}
+        for layer in layers:
+            weight, bias = self._delta(layer, found[layer.name], checks.get(layer.name))
+            add_(layer.slim, weight[layer.outputs], None if bias is None else bias[layer.outputs])
         return pruned
 
-    def _delta(
-        self, module: nn.Module, statistics: Moments, removed: Tensor, layout: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def _delta(self, layer: Consumer, fit: Moments, check: Moments | None) -> tuple[Tensor, Tensor | None]:
         """What to add to the kept weights (outputs, inputs, ...) and, if centred, to the bias (outputs,)."""
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        taps = layout.shape[1]
-        centred = self._is_centred(module)
-        matrix = statistics.covariance if centred else statistics.second
+        weight: Tensor = layer.dense.weight  # type: ignore[assignment]
+        features, taps = layer.layout.shape
+        centred = self._is_centred(layer.dense)
         parts, shifts = [], []
-        conv_groups = getattr(module, "groups", 1)
-        width = layout.shape[0] // conv_groups
+        conv_groups = getattr(layer.dense, "groups", 1)
+        width = features // conv_groups
         for place, part in enumerate(weight.detach().double().chunk(conv_groups)):
-            inside = removed[(removed >= place * width) & (removed < (place + 1) * width)] - place * width
             span = slice(place * width, (place + 1) * width)
+            inside = layer.removed[(layer.removed >= span.start) & (layer.removed < span.stop)] - span.start
+            lost = part.reshape(part.shape[0], width, -1)[:, inside]
             kept = others(width, inside)
-            block, mean = matrix[span, span], statistics.mean[span]
-            predict = _ridge(block, kept, inside, self.ridge)
-            part = part.reshape(part.shape[0], width, -1)
-            parts.append(torch.einsum("opk,ps->osk", part[:, inside], predict))
-            constant = mean[inside] - predict @ mean[kept]
-            shifts.append(torch.einsum("opk,p->o", part[:, inside], constant))
+            held = None if check is None else _matrix(check, span, centred)
+            predict = self._predict(_matrix(fit, span, centred), (kept, inside), lost, held)
+            parts.append(torch.einsum("opk,ps->osk", lost, predict))
+            mean = fit.mean[span]
+            shifts.append(torch.einsum("opk,p->o", lost, mean[inside] - predict @ mean[kept]))
         delta = torch.cat(parts)
         kernel = weight.shape[2:] if taps == 1 else ()
         shaped = delta.reshape(weight.shape[0], -1, *kernel)
         return shaped.to(weight.dtype), torch.cat(shifts).to(weight.dtype) if centred else None
+
+    def _predict(self, fit: Tensor, parts: tuple[Tensor, Tensor], lost: Tensor, check: Tensor | None) -> Tensor:
+        """B (removed, kept); with held-out moments the ridge whose remaining error at the outputs is least."""
+        kept, removed = parts
+        if check is None:
+            return _ridge(fit, kept, removed, self.ridge)
+        found = [_ridge(fit, kept, removed, self.ridge * factor) for factor in FACTORS]
+        return min(found, key=lambda predict: _error(check, parts, lost, predict))
 
     def _is_centred(self, module: nn.Module) -> bool:
         if self.centred != "auto":
@@ -85,10 +90,17 @@ class Fold:
         return not isinstance(padding, str) and not any(padding if isinstance(padding, tuple) else (padding,))
 
 
-def _removed_features(owners: Owners, plan: Plan, layout: Tensor) -> Tensor:
-    """Which features of `layout` the plan removes, ascending."""
-    rows = removed_rows(owners, plan)
-    return torch.isin(layout[:, 0], rows).nonzero().flatten()
+def _matrix(statistics: Moments, span: slice, centred: bool) -> Tensor:
+    return (statistics.covariance if centred else statistics.second)[span, span]
+
+
+def _error(matrix: Tensor, parts: tuple[Tensor, Tensor], lost: Tensor, predict: Tensor) -> float:
+    """tr(W E W^T) with E the second moment of x_P - B x_S and W the weights `lost` (outputs, removed, taps)."""
+    kept, removed = parts
+    cross = predict @ matrix[kept][:, removed]
+    rest = matrix[removed][:, removed] - cross - cross.T + predict @ matrix[kept][:, kept] @ predict.T
+    power = torch.einsum("opk,oqk->pq", lost, lost)
+    return float((power * rest).sum())
 
 
 def _ridge(matrix: Tensor, kept: Tensor, removed: Tensor, ridge: float) -> Tensor:
@@ -98,15 +110,3 @@ def _ridge(matrix: Tensor, kept: Tensor, removed: Tensor, ridge: float) -> Tenso
     level = ridge * block.diagonal().mean() + 1e-12
     block.diagonal().add_(level)
     return torch.linalg.solve(block, matrix[kept][:, removed]).T
-
-
-def _add(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Add to a layer's parameters in place; a layer without bias gets one when there is something to add."""
-    with torch.no_grad():
-        module.weight += weight  # type: ignore[operator]
-        if bias is None:
-            return
-        if module.bias is None:
-            module.bias = nn.Parameter(bias.clone(), requires_grad=module.weight.requires_grad)
-        else:
-            module.bias += bias  # type: ignore[operator]

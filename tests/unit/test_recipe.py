@@ -22,7 +22,7 @@ FULL: dict[str, Any] = {
     "normalise": "uniform",
     "round_to": 4,
     "min_keep": 0.25,
-    "repair": ("batchnorm", "fold:ridge=0.01"),
+    "repair": ("fold:ridge=0.01", "batchnorm"),
     "bench": Bench(batch_size=2, provider="cpu", threads=3),
     "guarantee": Guarantee(0.01, 0.9, "disagreement", 3),
     "skip_corrupt": True,
@@ -55,6 +55,18 @@ def test_json_round_trip_of_odd_values(ratio: float, round_to: int, min_keep: fl
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
+@pytest.mark.parametrize(
+    ("repair", "message"),
+    [
+        (("batchnorm", "fold"), "'batchnorm' stands before 'fold', whose result it needs; swap them"),
+        (("fold", "fold:ridge=0.1"), "'fold' is given 2 times; give it once"),
+    ],
+)
+def test_repairs_stand_in_the_order_in_which_they_build_on_each_other(repair: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe("resnet50", 0.5, repair=repair)
+
+
 def test_fewer_keys_take_the_defaults() -> None:
     assert Recipe.from_json('{"model": "resnet50", "ratio": 0.5}') == Recipe("resnet50", 0.5)
     text = '{"model": "resnet50", "ratio": 0.5, "bench": {"threads": 2}}'
@@ -66,7 +78,7 @@ def test_fewer_keys_take_the_defaults() -> None:
     [
         ({"scorer": "magnitude:p=2"}, {"scorer": "magnitude"}),
         ({"scorer": " magnitude : p = 1 "}, {"scorer": "magnitude:p=1"}),
-        ({"repair": ("fold:ridge=1e-3", "fold:ridge=1e-2,centred=auto")}, {"repair": ("fold", "fold:ridge=0.01")}),
+        ({"repair": ("fold:ridge=1e-2,centred=auto", "batchnorm:")}, {"repair": ("fold:ridge=0.01", "batchnorm")}),
         ({"repair": ()}, {"repair": ()}),
         ({"budget": "macs:"}, {"budget": "macs"}),
     ],

@@ -1,0 +1,60 @@
+"""The layers that read pruned units, dense and slim side by side: what every repair of weights goes through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.collect import input_layouts, members_by_module, others, removed_rows
+from pxcompress.types import Pruned
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A convolution or linear layer that lost inputs, before and after.
+
+    `layout` (features, k) gives the dense layer's input rows of every feature (`collect.input_layouts`), `removed` the
+    features that are gone, `outputs` the dense layer's output rows that are still there; both ascending.
+    """
+
+    name: str
+    dense: nn.Module
+    slim: nn.Module
+    layout: Tensor
+    removed: Tensor
+    outputs: Tensor
+
+    @property
+    def kept(self) -> Tensor:
+        """The features that are still there, ascending."""
+        return others(len(self.layout), self.removed)
+
+
+def consumers(pruned: Pruned) -> list[Consumer]:
+    """All layers of `pruned` that lost inputs, by group."""
+    layouts = input_layouts(pruned.dense, pruned.groups)
+    producers = members_by_module(pruned.groups, "out")
+    found = []
+    for name, owners in members_by_module(pruned.groups, "in").items():
+        rows = removed_rows(owners, pruned.plan)
+        if len(rows):
+            dense, layout = pruned.dense.get_submodule(name), layouts[name]
+            weight: Tensor = dense.weight  # type: ignore[assignment]
+            removed = torch.isin(layout[:, 0], rows).nonzero().flatten()
+            outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
+            found.append(Consumer(name, dense, pruned.model.get_submodule(name), layout, removed, outputs))
+    return found
+
+
+def add_(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    """Add to a layer's parameters in place; a layer without bias gets one when there is something to add."""
+    with torch.no_grad():
+        module.weight += weight  # type: ignore[operator]
+        if bias is None:
+            return
+        if module.bias is None:
+            module.bias = nn.Parameter(bias.clone(), requires_grad=module.weight.requires_grad)
+        else:
+            module.bias += bias  # type: ignore[operator]

@@ -1,0 +1,66 @@
+"""Pruning in rounds: what is left of the units after a round, and how the next one goes on from there.
+
+Plans stay in terms of the dense model throughout, so that one plan says what is gone; a round is carried out on the
+slim model as the round before left it, repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pxcompress.collect import members_by_module, removed_rows
+from pxcompress.graph import prune
+from pxcompress.plan import GONE
+from pxcompress.types import Axis, Group, Member, Plan, Pruned, Scores
+
+AXES: tuple[Axis, ...] = ("in", "out")
+
+
+def ratios_of(ratio: float, rounds: int) -> tuple[float, ...]:
+    """What is gone after each round, as shares of the dense cost; every round removes the same share of the rest."""
+    return (*(1 - (1 - ratio) ** (turn / rounds) for turn in range(1, rounds)), ratio)
+
+
+def groups_left(pruned: Pruned) -> tuple[Group, ...]:
+    """The groups of `pruned` as its slim model has them: the units that are kept, at the rows where they are now."""
+    rows: dict[tuple[str, Axis], Tensor] = {}
+    for axis in AXES:
+        for module, owners in members_by_module(pruned.groups, axis).items():
+            rows[module, axis] = removed_rows(owners, pruned.plan)
+
+    def moved(member: Member, kept: list[int]) -> Member:
+        index = member.index[kept]
+        return replace(member, index=index - torch.searchsorted(rows[member.module, member.axis], index))
+
+    left = []
+    for group in pruned.groups:
+        kept = pruned.plan.kept(group)
+        left.append(replace(group, units=len(kept), members=tuple(moved(member, kept) for member in group.members)))
+    return tuple(left)
+
+
+def spread(scores: Scores, pruned: Pruned) -> Scores:
+    """Scores of the slim model's units at the places they have in the dense one; `GONE` for the others."""
+    placed = {}
+    for group in pruned.groups:
+        placed[group.name] = torch.full((group.units,), GONE)
+        placed[group.name][pruned.plan.kept(group)] = scores[group.name].float().cpu()
+    return placed
+
+
+def prune_further(pruned: Pruned, left: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
+    """Remove from the slim model what `plan`, a plan for the dense one, removes beyond `pruned.plan`.
+
+    `left` are the groups of the slim model. The result stands beside that model; its `first` beside the dense one.
+    """
+    removed = {}
+    for group in pruned.groups:
+        gone = set(plan.removed.get(group.name, ()))
+        removed[group.name] = tuple(place for place, unit in enumerate(pruned.plan.kept(group)) if unit in gone)
+    step = replace(plan, removed=removed, cost_dense=pruned.plan.cost_planned)
+    further = prune(pruned.model, left, step, example)
+    return replace(further, first=Pruned(further.model, pruned.dense, pruned.groups, plan))
