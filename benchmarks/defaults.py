@@ -21,7 +21,7 @@ from pxcompress.state import seeded
 from pxcompress.subject import load_subject, with_baseline
 
 MODEL, DATA = "resnet10t", "glyphs"
-SCORERS = ("random", "magnitude", "taylor", "lrp", "lrp-residual", "lrp-residual:weighting=none")
+SCORERS = ("random", "magnitude", "taylor", "lrp", "lrp-residual", "lrp-residual:metric=weights")
 NORMALISATIONS = ("none", "mean", "uniform")
 RATIOS = (0.65, 0.75)
 

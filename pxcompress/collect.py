@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from pxcompress.errors import InputError
 from pxcompress.state import device_of, observed
 from pxcompress.types import Axis, Batches, Group, Member, Plan
 
@@ -40,27 +42,39 @@ def unit_view(value: Tensor, module: nn.Module, index: Tensor) -> Tensor:
 
 @dataclass
 class _Cut:
-    """Sums over samples at one tensor that carries a group."""
+    """Sums (sums, units) over samples at one tensor that carries a group, and how many samples are in each (sums,)."""
 
-    total: Tensor | None = None
-    samples: int = 0
+    total: Tensor | float = 0.0
+    samples: Tensor | float = 0.0
 
-    def add(self, values: Tensor) -> None:
-        summed = values.detach().double().sum(0)
-        self.total = summed if self.total is None else self.total + summed
-        self.samples += values.shape[0]
+    def add(self, values: Tensor, weights: Tensor | None) -> None:
+        values = values.detach().double()
+        weights = values.new_ones(len(values), 1) if weights is None else weights.to(values)
+        self.total = self.total + weights.T @ values
+        self.samples = self.samples + weights.sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """(sums, units) on the CPU; 0 where no sample is."""
+        assert isinstance(self.total, Tensor)
+        assert isinstance(self.samples, Tensor)
+        return (self.total / self.samples.clamp(min=1)[:, None]).cpu()
 
 
 @dataclass
 class _Reader:
-    """Forward pre-hooks at a group's consumers; one `_Cut` per distinct tensor of a forward pass."""
+    """Forward pre-hooks at a group's consumers; one `_Cut` per distinct tensor of a forward pass.
+
+    `weights` (n, sums) says how much each sample of the current batch counts in each sum; None: in one, all alike.
+    """
 
     model: nn.Module
     group: Group
     statistic: Statistic
-    origin: Tensor | None
+    origin: Tensor | None = None
     cuts: list[_Cut] = field(default_factory=list)
     seen: list[Tensor] = field(default_factory=list)
+    weights: Tensor | None = None
 
     def attach(self) -> None:
         for member in self.group.consumers:
@@ -81,11 +95,11 @@ class _Reader:
                 origin = self.origin[len(self.seen) - 1]
                 activation = activation - origin.to(activation).unsqueeze(1)
             if not value.requires_grad:
-                cut.add(self.statistic(activation, torch.empty(0)))
+                cut.add(self.statistic(activation, torch.empty(0)), self.weights)
                 return
 
             def use(gradient: Tensor) -> None:
-                cut.add(self.statistic(activation, unit_view(gradient, module, member.index)))
+                cut.add(self.statistic(activation, unit_view(gradient, module, member.index)), self.weights)
 
             value.register_hook(use)
 
@@ -107,24 +121,50 @@ def collect(
     no backward pass and the statistic gets an empty multiplier. Activations are read as differences from `origin`,
     which is shaped like a result. The model is left as it was.
     """
-    device = device_of(model)
     readers = [_Reader(model, group, statistic, origin[group.name] if origin else None) for group in groups]
+    _stream(model, readers, batches, start)
+    return {reader.group.name: torch.stack([cut.mean[0] for cut in reader.cuts]) for reader in readers}
+
+
+def collect_by_label(
+    model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, start: Start, classes: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """`collect` with a mean for each label, same passes: group name -> (cuts, classes, units), samples (classes,).
+
+    A mean over no samples is 0. Takes one group or more. Raises `InputError` for labels that are none of the `classes`.
+    """
+    readers = [_Reader(model, group, statistic) for group in groups]
+    _stream(model, readers, batches, start, classes)
+    means = {reader.group.name: torch.stack([cut.mean for cut in reader.cuts]) for reader in readers}
+    return means, torch.as_tensor(readers[0].cuts[0].samples)
+
+
+def _stream(
+    model: nn.Module, readers: Sequence[_Reader], batches: Batches, start: Start | None, classes: int | None = None
+) -> None:
+    """Let `readers` add up all batches; with `classes` by label."""
+    device = device_of(model)
     with observed(model), torch.set_grad_enabled(start is not None):
         for reader in readers:
             reader.attach()
         for inputs, labels in batches:
+            weights = None if classes is None else _at_label(labels, classes)
+            for reader in readers:
+                reader.weights = weights
             inputs = inputs.detach().to(device).requires_grad_(start is not None)
             logits = model(inputs)
             if start is not None:
                 torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
             for reader in readers:
                 reader.seen.clear()
-    return {reader.group.name: torch.stack([_mean(cut) for cut in reader.cuts]) for reader in readers}
 
 
-def _mean(cut: _Cut) -> Tensor:
-    assert cut.total is not None
-    return (cut.total / cut.samples).cpu()
+def _at_label(labels: Tensor, classes: int) -> Tensor:
+    """1 at each sample's label, (n, classes)."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(f"labels go from {low} to {high}; expected 0 to {classes - 1}, the classes of the model")
+    return one_hot(labels, classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,24 +261,25 @@ def unit_weights(model: nn.Module, member: Member) -> Tensor | None:
     return weight[member.index.flatten().to(weight.device)].reshape(len(member.index), -1)
 
 
-def output_power(model: nn.Module, names: Sequence[str], batches: Batches, start: Start) -> dict[str, Tensor]:
-    """E_x sum_p m_op^2 at the outputs of the modules `names`: module name -> (outputs,) float64.
+def power(
+    model: nn.Module, names: Sequence[str], batches: Batches, start: Start, *, side: Axis = "out"
+) -> dict[str, Tensor]:
+    """E_x sum_p m_rp^2 at the outputs, or the inputs, of the modules `names`: module name -> (rows,) float64.
 
-    The multiplier m is the gradient at the output of one module, the sum runs over positions and calls.
+    The multiplier m is the gradient at that tensor, the sum runs over positions and calls.
     """
     device = device_of(model)
     sums: dict[str, Tensor] = {}
     samples = 0
 
+    def watch(name: str, value: Tensor, module: nn.Module) -> None:
+        def add(gradient: Tensor) -> None:
+            sums[name] = sums.get(name, 0.0) + rows_first(gradient, module).double().square().sum((0, 2))
+
+        value.register_hook(add)
+
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            def add(gradient: Tensor) -> None:
-                power = rows_first(gradient, module).double().square().sum((0, 2))
-                sums[name] = sums.get(name, 0.0) + power
-
-            output.register_hook(add)
-
-        return watch
+        return lambda module, args, output: watch(name, output if side == "out" else args[0], module)
 
     with observed(model), torch.enable_grad():
         for name in names:

@@ -10,12 +10,23 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
-from pxcompress.collect import input_layouts, moments, output_power
+from pxcompress.collect import input_layouts, moments, power
 from pxcompress.elimination import Reader, eliminate, regularised_inverse
 from pxcompress.registry import option
 from pxcompress.relevance import STARTS, started
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Batches, Group, Member, Scores
+from pxcompress.types import Axis, Batches, Group, Member, Scores
+
+METRICS: Mapping[str, tuple[Axis, bool]] = {
+    "outputs": ("out", True),
+    "weights": ("out", False),
+    "inputs": ("in", True),
+    "none": ("in", False),
+}
+"""On which side of a consumer an error is measured, and whether relevance says what it weighs there."""
+
+CHUNK = 2**23
+"""Weights that are multiplied at a time: what bounds the memory that wide layers need."""
 
 
 @SCORERS.register("lrp-residual")
@@ -25,57 +36,79 @@ class LRPResidual:
 
     A unit c of a layer with input covariance Sigma and consumers W costs sum_o w_o |W_oc|^2 / [Sigma_S^-1]_cc, with
     w_o = E_x sum_p m_op^2 at the consumer's output; units go greedily, Sigma^-1 and W are downdated after each. A score
-    is the cost at removal, so scores are comparable between layers, in squared logit units.
+    is the cost at removal, so scores are comparable between layers, in squared logit units. With metric=weights all
+    w_o are 1 (Optimal Brain Surgeon); with metric=inputs a unit costs E_x sum_p m_cp^2 / [Sigma_S^-1]_cc, with
+    metric=none 1 / [Sigma_S^-1]_cc, as a mean over its consumers.
     """
 
     composite: str = option("epsilon", "rules that give the multipliers m: a preset's name or a composite's text")
     start: str = option("logit", "relevance that the target starts with", choices=tuple(STARTS))
     target: str = option("prediction", "class whose relevance counts", choices=("prediction", "label"))
-    weighting: str = option("relevance", "outputs weighted by m^2, or all alike (OBS)", choices=("relevance", "none"))
-    follow: bool = option(True, "correct consumer weights for earlier folds")
+    metric: str = option(
+        "outputs",
+        "where errors are weighed: by relevance at the consumers' outputs, by the consumers' weights alone (OBS), "
+        "by relevance at the units, or not at all (redundancy)",
+        choices=tuple(METRICS),
+    )
+    follow: bool = option(True, "let what a unit costs follow the folds before it")
     ridge: float = option(
         1e-3, "ridge, as a share of the mean variance of a layer's inputs", low=0.0, high=1.0, log=True
     )
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Two forward passes and one backward pass over `batches`, on a copy with BatchNorm folded."""
+        """Two forward passes and at most one backward pass over `batches`, on a copy with BatchNorm folded."""
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             layouts = input_layouts(twin.model, groups)
-            statistics = moments(twin.model, layouts, batches)
-            power: Mapping[str, Tensor] = {}
-            if self.weighting == "relevance":
-                power = output_power(twin.model, list(layouts), batches, started(self.start, self.target))
-            covariances = {name: found.covariance for name, found in statistics.items()}
+            covariances = {name: found.covariance for name, found in moments(twin.model, layouts, batches).items()}
+            prices = self._prices(twin.model, layouts, batches)
+
+            def readers(member: Member) -> Iterator[Reader]:
+                module, name = twin.model.get_submodule(member.module), member.module
+                for covariance, price, width in self._views(module, member, covariances[name], prices[name]):
+                    yield Reader(regularised_inverse(covariance, self.ridge), price, width, self.follow)
+
             return {
-                group.name: eliminate(
-                    [
-                        reader
-                        for member in group.consumers
-                        for reader in self._readers(
-                            twin.model.get_submodule(member.module),
-                            member,
-                            covariances[member.module],
-                            power.get(member.module),
-                        )
-                    ],
-                    group.units,
-                ).float()
+                group.name: eliminate([view for member in group.consumers for view in readers(member)], group.units)
+                .div(len(group.consumers) if METRICS[self.metric][0] == "in" else 1)
+                .float()
                 for group in groups
             }
 
-    def _readers(self, module: nn.Module, member: Member, covariance: Tensor, power: Tensor | None) -> Iterator[Reader]:
-        """A consumer's view of the group, one for every group of a grouped convolution."""
-        weight: Tensor = module.weight.detach().double()  # type: ignore[operator]
+    def _prices(self, model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> Mapping[str, Tensor]:
+        """What an error weighs in every output row, or in every input row, of the modules in `layouts`."""
+        side, relevant = METRICS[self.metric]
+        if relevant:
+            return power(model, list(layouts), batches, started(self.start, self.target), side=side)
+        rows = {name: layout.numel() for name, layout in layouts.items()}
+        if side == "out":
+            rows = {name: len(model.get_submodule(name).weight) for name in layouts}  # type: ignore[arg-type]
+        return {name: torch.ones(count, dtype=torch.float64) for name, count in rows.items()}
+
+    def _views(
+        self, module: nn.Module, member: Member, covariance: Tensor, prices: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Covariance and price (features, features), and features a unit, for every group of a grouped convolution."""
+        weight: Tensor = module.weight.detach()  # type: ignore[operator]
         conv_groups = getattr(module, "groups", 1)
-        flattened = len(covariance) < weight.shape[1] * conv_groups
         span = weight.shape[1]
+        flattened = len(covariance) < span * conv_groups
         for place, part in enumerate(weight.reshape(*weight.shape[:2], -1).chunk(conv_groups)):
-            inside = (member.index // span) == place
-            rows = member.index[inside].reshape(len(member.index), -1) % span
-            columns = part[:, rows.flatten()].reshape(len(part), -1, rows.shape[1] if flattened else part.shape[2])
-            scale = torch.ones(len(part)).to(part) if power is None else power.chunk(conv_groups)[place]
-            matrix = torch.einsum("o,oit,ojt->ij", scale, columns, columns)
-            features = torch.arange(len(rows)) if flattened else rows.flatten() + place * span
-            inverse = regularised_inverse(covariance[features][:, features], self.ridge)
-            yield Reader(inverse, matrix, width=1 if flattened else rows.shape[1], follow=self.follow)
+            rows = member.index[(member.index // span) == place].reshape(len(member.index), -1)
+            features = torch.arange(len(rows)) if flattened else rows.flatten()
+            if METRICS[self.metric][0] == "in":
+                price = torch.diag(prices[rows].sum(1) if flattened else prices[features])
+            else:
+                columns = part[:, rows.flatten() % span].reshape(len(part), len(features), -1)
+                price = _gram(columns, prices.chunk(conv_groups)[place])
+            yield covariance[features][:, features], price, 1 if flattened else rows.shape[1]
+
+
+def _gram(columns: Tensor, prices: Tensor) -> Tensor:
+    """sum_ot w_o c_oit c_ojt of columns (outputs, features, taps) and w (outputs,): (features, features) float64."""
+    total = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
+    outputs = max(1, CHUNK // columns[0].numel())
+    for part, price in zip(columns.split(outputs), prices.to(columns.device).split(outputs), strict=True):
+        scaled = (part.double() * price.sqrt()[:, None, None]).transpose(0, 1).flatten(1)
+        total.addmm_(scaled, scaled.T)
+    return total
