@@ -16,34 +16,43 @@ from torch import Tensor
 from pxcompress.errors import BudgetError, InputError, unknown
 from pxcompress.types import Group, Meter, Plan, Scores
 
+Normalisation = Callable[[Tensor, Tensor], Tensor]
+"""Scores and prices, both (units,) of groups that are ranked together -> comparable scores (units,)."""
 
-def _rank(scores: Tensor) -> Tensor:
-    """Share of the group's units that rank below, ties by index: equal ratios in every group."""
+
+def _rank(scores: Tensor, prices: Tensor) -> Tensor:
+    """Share of the units that rank below, ties by index: equal ratios."""
     order = torch.argsort(scores, stable=True)
     ranks = torch.empty_like(scores)
     ranks[order] = (torch.arange(len(scores), dtype=scores.dtype) + 0.5) / len(scores)
     return ranks
 
 
-def _over(scale: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _over(scale: Callable[[Tensor], Tensor]) -> Normalisation:
     """Divide scores by a scale; a group whose scale is zero stays as it is."""
 
-    def normalise(scores: Tensor) -> Tensor:
+    def normalise(scores: Tensor, prices: Tensor) -> Tensor:
         size = scale(scores.abs())
         return scores / size if size > 0 else scores
 
     return normalise
 
 
-NORMALISATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda scores: scores,
+NORMALISATIONS: Mapping[str, Normalisation] = {
+    "none": lambda scores, prices: scores,
     "mean": _over(torch.mean),
     "max": _over(torch.max),
     "sum": _over(torch.sum),
     "norm": _over(torch.linalg.vector_norm),
+    "cost": lambda scores, prices: scores / prices.clamp_min(1e-12),
     "uniform": _rank,
+    "isomorphic": _rank,
 }
-"""How the scores (units,) of one group are made comparable with those of another."""
+"""How the scores of one group are made comparable with those of another.
+
+"cost" divides by what a unit costs, in the budget's unit: damage for each unit of cost. "isomorphic" ranks groups of
+the same form together (Fang et al., https://arxiv.org/abs/2407.04616), the others rank each by itself.
+"""
 
 
 GONE = -torch.inf
@@ -100,10 +109,11 @@ def make_plan(
 ) -> Plan:
     """The plan that removes at least `ratio` of the dense cost and as few units as its ranking allows.
 
-    Units whose score is `GONE` go in any case, and do not count when scores are normalised. `budget` is (name, unit of cost). Raises as `check_reachable` does.
+    Units whose score is `GONE` go in any case, and do not count when scores are normalised. `budget` is
+    (name, unit of cost). Raises as `check_reachable` does.
     """
     check_reachable(groups, meter, ratio, limits, budget)
-    orders = {group.name: _order(group, scores[group.name], limits) for group in groups}
+    orders = _orders(groups, scores, meter, limits)
     ranking = _ranking(groups, orders)
     dense = meter({})
     target = (1 - ratio) * dense
@@ -126,14 +136,33 @@ def make_plan(
     return Plan(removed, budget[0], budget[1], dense, meter(kept), target)
 
 
-def _order(group: Group, scores: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-    """Normalised scores (units,) and the units in the order in which they would go."""
-    there = scores != GONE
-    if scores.shape != (group.units,) or not bool(torch.isfinite(scores[there]).all()):
+def _orders(groups: Sequence[Group], scores: Scores, meter: Meter, limits: Limits) -> dict[str, tuple[Tensor, Tensor]]:
+    """Normalised scores (units,) of every group, and its units in the order in which they would go."""
+    families: dict[object, list[Group]] = {}
+    for group in groups:
+        families.setdefault(_form(group) if limits.normalise == "isomorphic" else group.name, []).append(group)
+    dense = meter({})
+    orders = {}
+    for family in families.values():
+        values = torch.cat([_checked(group, scores[group.name]) for group in family])
+        prices = [(dense - meter({group.name: group.units - 1}),) * group.units for group in family]
+        there = values != GONE
+        price = torch.tensor([each for part in prices for each in part], dtype=values.dtype)
+        values[there] = NORMALISATIONS[limits.normalise](values[there], price[there])
+        for group, part in zip(family, values.split([group.units for group in family]), strict=True):
+            orders[group.name] = part, torch.argsort(part, stable=True)
+    return orders
+
+
+def _checked(group: Group, scores: Tensor) -> Tensor:
+    if scores.shape != (group.units,) or not bool(torch.isfinite(scores[scores != GONE]).all()):
         raise ValueError(f"scores of {group.name} must be {group.units} finite values; got {tuple(scores.shape)}")
-    scores = scores.double().cpu()
-    scores[there] = NORMALISATIONS[limits.normalise](scores[there])
-    return scores, torch.argsort(scores, stable=True)
+    return scores.double().cpu()
+
+
+def _form(group: Group) -> object:
+    """What two groups share when they play the same part in their blocks: kind, and rows of a unit in every member."""
+    return group.kind, tuple((member.axis, member.index.shape[1]) for member in group.members)
 
 
 def _ranking(groups: Sequence[Group], orders: Mapping[str, tuple[Tensor, Tensor]]) -> list[str]:

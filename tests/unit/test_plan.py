@@ -20,6 +20,7 @@ from pxcompress.types import Group, Kind, Meter, Plan
 
 BUDGET = ("toy", "coins")
 FREE = Limits("none", 1, 0.0)
+PRICES = torch.full((17,), 3.0).double()
 fast = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 
 
@@ -64,7 +65,7 @@ def cases(draw: st.DrawFn) -> Case:
     prices = draw(st.lists(st.integers(1, 9), min_size=4, max_size=4))
     meter = draw(st.sampled_from([_count(groups), _chain(groups, prices)]))
     limits = Limits(
-        draw(st.sampled_from(["none", "max", "uniform"])),
+        draw(st.sampled_from(["none", "max", "cost", "uniform", "isomorphic"])),
         draw(st.sampled_from([1, 2, 3, 8])),
         draw(st.sampled_from([0.0, 0.1, 0.25, 0.5])),
     )
@@ -77,13 +78,34 @@ ratios = st.sampled_from([0.01, 0.1, 0.25, 0.5, 0.6, 0.75, 0.9, 0.99])
 # --- a slow reference: try every length of the ranking ---
 
 
-def _normalised(scores: Tensor, how: str) -> list[float]:
-    values = scores.double().numpy()
-    if how == "uniform":
-        order = sorted(range(len(values)), key=lambda unit: (values[unit], unit))
-        return [(order.index(unit) + 0.5) / len(values) for unit in range(len(values))]
-    scale = {"none": 1.0, "max": np.abs(values).max()}[how]
+def _normalised(case: Case) -> dict[str, list[float]]:
+    how = case.limits.normalise
+    if how == "isomorphic":
+        found: dict[str, list[float]] = {}
+        for kind in {group.kind for group in case.groups}:
+            alike = [group for group in case.groups if group.kind == kind]
+            ranks = _shares([value for group in alike for value in case.scores[group.name].tolist()])
+            for group in alike:
+                found[group.name], ranks = ranks[: group.units], ranks[group.units :]
+        return found
+    return {group.name: _normalised_alone(case, group) for group in case.groups}
+
+
+def _normalised_alone(case: Case, group: Group) -> list[float]:
+    values = case.scores[group.name].double().numpy()
+    if case.limits.normalise == "uniform":
+        return _shares(values.tolist())
+    scale = {
+        "none": 1.0,
+        "max": np.abs(values).max(),
+        "cost": case.meter({}) - case.meter({group.name: group.units - 1}),
+    }[case.limits.normalise]
     return (values / scale if scale > 0 else values).tolist()
+
+
+def _shares(values: list[float]) -> list[float]:
+    order = sorted(range(len(values)), key=lambda unit: (values[unit], unit))
+    return [(order.index(unit) + 0.5) / len(values) for unit in range(len(values))]
 
 
 def _floor(group: Group, limits: Limits) -> int:
@@ -105,7 +127,7 @@ def _width(group: Group, wanted: int, limits: Limits) -> int:
 
 def _reference(case: Case, ratio: float) -> dict[str, tuple[int, ...]] | None:
     """Units removed by the shortest prefix of the ranking that meets the target; None where none does."""
-    normalised = {group.name: _normalised(case.scores[group.name], case.limits.normalise) for group in case.groups}
+    normalised = _normalised(case)
     ranking = sorted(
         (normalised[group.name][unit], place, unit)
         for place, group in enumerate(case.groups)
@@ -335,7 +357,7 @@ def _random_scores(seed: int) -> Tensor:
 def test_normalising_keeps_the_order(name: str, seed: int) -> None:
     scores = _random_scores(seed)
     before = scores.clone()
-    after = NORMALISATIONS[name](scores)
+    after = NORMALISATIONS[name](scores, PRICES[: len(scores)])
     assert torch.equal(scores, before), "changed its argument"
     assert torch.equal(torch.argsort(after), torch.argsort(scores))
 
@@ -351,21 +373,21 @@ def test_normalising_keeps_the_order(name: str, seed: int) -> None:
 )
 def test_each_normalisation_brings_its_size_to_one(name: str, size: object) -> None:
     for seed in range(3):
-        after = NORMALISATIONS[name](_random_scores(seed))
+        after = NORMALISATIONS[name](_random_scores(seed), PRICES)
         assert float(size(after)) == pytest.approx(1)  # type: ignore[operator]
-        assert torch.allclose(after, NORMALISATIONS[name](7 * _random_scores(seed)))
+        assert torch.allclose(after, NORMALISATIONS[name](7 * _random_scores(seed), PRICES))
         assert torch.equal(after.sign(), _random_scores(seed).sign())
 
 
 def test_none_changes_nothing_and_uniform_gives_ranks() -> None:
     scores = torch.tensor([3.0, -1.0, 3.0, 2.0]).double()
-    assert torch.equal(NORMALISATIONS["none"](scores), scores)
-    assert NORMALISATIONS["uniform"](scores).tolist() == [0.625, 0.125, 0.875, 0.375]
+    assert torch.equal(NORMALISATIONS["none"](scores, PRICES[:4]), scores)
+    assert NORMALISATIONS["uniform"](scores, PRICES[:4]).tolist() == [0.625, 0.125, 0.875, 0.375]
 
 
 @pytest.mark.parametrize("name", NORMALISATIONS)
 def test_scores_of_zero_stay_finite(name: str) -> None:
-    assert torch.isfinite(NORMALISATIONS[name](torch.zeros(5).double())).all()
+    assert torch.isfinite(NORMALISATIONS[name](torch.zeros(5).double(), torch.zeros(5).double())).all()
 
 
 def test_uniform_takes_the_same_share_of_every_group() -> None:
