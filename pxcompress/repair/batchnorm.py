@@ -21,7 +21,7 @@ from pxcompress.types import Batches, Pruned
 class BatchNormStatistics:
     """Running mean and variance as the average over the repair samples. Without BatchNorm nothing changes."""
 
-    requires: ClassVar[tuple[str, ...]] = ("fold", "least-squares")
+    requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption", "least-squares")
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """One pass over `batches` with BatchNorm layers, and nothing else, in training mode; no labels.
