@@ -48,6 +48,26 @@ def consumers(pruned: Pruned) -> list[Consumer]:
     return found
 
 
+def is_padded(module: nn.Module) -> bool:
+    """Whether a convolution reads zeros beyond the border: a constant input is none there."""
+    padding = getattr(module, "padding", 0)
+    return isinstance(padding, str) or any(padding if isinstance(padding, tuple) else (padding,))
+
+
+def constant_output(layer: Consumer, values: Tensor) -> Tensor:
+    """W_P x_P, (kept outputs,): what `layer` made of its removed inputs, were they the constants `values` (rows,)."""
+    weight: Tensor = layer.dense.weight.detach()  # type: ignore[operator]
+    lost = torch.zeros(layer.layout.numel(), dtype=torch.float64, device=weight.device)
+    rows = layer.layout[layer.removed].flatten()
+    lost[rows] = values[rows].to(lost)
+    parts = weight.double().chunk(getattr(layer.dense, "groups", 1))
+    shifts = [
+        torch.einsum("oik,i->o", part.reshape(len(part), len(value), -1), value)
+        for part, value in zip(parts, lost.chunk(len(parts)), strict=True)
+    ]
+    return torch.cat(shifts)[layer.outputs].to(weight.dtype)
+
+
 def add_(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Add to a layer's parameters in place; a layer without bias gets one when there is something to add."""
     with torch.no_grad():

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from pxcompress.artifact import assemble, export, measure, write_report
 from pxcompress.budgets import BUDGETS
 from pxcompress.certificate import check_certifiable, smallest_certified
+from pxcompress.class_relevance import class_relevance, guarded
 from pxcompress.clock import Clock, Note
+from pxcompress.dead_paths import without_dead_paths
 from pxcompress.errors import ResultError
 from pxcompress.folder import check_place, whole_folder
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
@@ -112,13 +114,19 @@ def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], rec
         check_reachable(structure.groups, meter, recipe.ratio, _limits(recipe), (recipe.budget, budget.unit))
     with clock.stage(f"score ({recipe.scorer})"):
         scores = SCORERS.build(recipe.scorer)(model, structure.groups, batches["score"])
-    return Scored(model, example, structure, scores, meter, budget.unit)
+    scored = Scored(model, example, structure, scores, meter, budget.unit)
+    if not (recipe.class_scores or recipe.class_guard):
+        return scored
+    with clock.stage("class scores"):
+        return replace(scored, class_relevance=class_relevance(model, structure.groups, batches["score"]))
 
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
     """What to remove at `ratio`; plans of growing ratios are nested. Raises `BudgetError`."""
     budget = (recipe.budget, scored.unit)
-    return make_plan(scored.structure.groups, scored.scores, scored.meter, ratio, _limits(recipe), budget)
+    relevance = scored.class_relevance if recipe.class_guard else None
+    scores = scored.scores if relevance is None else guarded(scored.scores, relevance)
+    return make_plan(scored.structure.groups, scores, scored.meter, ratio, _limits(recipe), budget)
 
 
 def cut(scored: Scored, plan: Plan, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Slim:
@@ -126,7 +134,7 @@ def cut(scored: Scored, plan: Plan, batches: Mapping[str, Batches], recipe: Reci
     with clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
         _check_removal(pruned, scored.example)
-    return Slim(scored.structure, scored.scores, _repaired(pruned, batches, recipe, clock))
+    return _slim(scored, _repaired(scored, pruned, batches, recipe, clock))
 
 
 def cut_further(
@@ -142,16 +150,18 @@ def cut_further(
     with clock.stage("prune"):
         pruned = prune_further(before, left, plan, scored.example)
         _check_removal(pruned, scored.example)
-    return replace(slim, pruned=_repaired(pruned, batches, recipe, clock).whole)
+    return replace(slim, pruned=_repaired(scored, pruned, batches, recipe, clock))
 
 
-def _repaired(pruned: Pruned, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Pruned:
+def _repaired(scored: Scored, pruned: Pruned, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Pruned:
+    """All repairs in order, then the dead paths that are left go too; beside the dense model."""
     _accuracy(clock, pruned, batches)
     for text in recipe.repair:
         with clock.stage(text):
             pruned = REPAIRS.build(text)(pruned, batches["repair"], batches.get("select", ()))
         _accuracy(clock, pruned, batches)
-    return pruned
+    with clock.stage("clean up"):
+        return without_dead_paths(pruned.whole, scored.example, scored.meter, _limits(recipe))
 
 
 def path(
@@ -173,12 +183,16 @@ def _cuts(
 ) -> Iterator[Slim]:
     cost = scored.meter({})
     nothing = Plan({}, recipe.budget, scored.unit, cost, cost, cost)
-    yield Slim(scored.structure, scored.scores, prune(scored.model, scored.structure.groups, nothing, scored.example))
+    yield _slim(scored, prune(scored.model, scored.structure.groups, nothing, scored.example))
     for plan in plans:
         with clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = cut(scored, plan, batches, recipe, Clock(_silent, measures=False))
         _accuracy(clock, slim.pruned, batches)
         yield slim
+
+
+def _slim(scored: Scored, pruned: Pruned) -> Slim:
+    return Slim(scored.structure, scored.scores, pruned, scored.class_relevance)
 
 
 def _limits(recipe: Recipe) -> Limits:

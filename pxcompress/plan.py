@@ -184,6 +184,13 @@ def _aligned(group: Group, width: int, limits: Limits) -> int:
     return min(group.units, max(rounded, -(-floor // step) * step))
 
 
+def narrowest(group: Group, width: int, limits: Limits) -> int:
+    """The least aligned width, above zero, that has room for `width` units."""
+    if group.kind == "head" or group.units < 2 * limits.round_to:
+        return max(1, width)
+    return min(group.units, max(1, -(-width // limits.round_to)) * limits.round_to)
+
+
 def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
     """plan.json: the plan and the sizes of the groups it was made for."""
     sizes = {group.name: {"kind": group.kind, "units": group.units} for group in groups}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.collect import Moments, moments, others
-from pxcompress.consumers import Consumer, add_, consumers
+from pxcompress.consumers import Consumer, add_, consumers, is_padded
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Pruned
@@ -86,8 +86,7 @@ class Fold:
     def _is_centred(self, module: nn.Module) -> bool:
         if self.centred != "auto":
             return self.centred == "yes"
-        padding = getattr(module, "padding", 0)
-        return not isinstance(padding, str) and not any(padding if isinstance(padding, tuple) else (padding,))
+        return not is_padded(module)
 
 
 def _matrix(statistics: Moments, span: slice, centred: bool) -> Tensor:

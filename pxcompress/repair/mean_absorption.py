@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pxcompress.collect import moments
-from pxcompress.consumers import add_, consumers
+from pxcompress.consumers import add_, constant_output, consumers
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Pruned
 
@@ -23,13 +22,7 @@ class MeanAbsorption:
         layers = consumers(pruned)
         found = moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
         for layer in layers:
-            weight: Tensor = layer.dense.weight.detach()  # type: ignore[operator]
-            parts = weight.double().chunk(getattr(layer.dense, "groups", 1))
-            mean = found[layer.name].mean.clone()
-            mean[layer.kept] = 0
-            shifts = [
-                torch.einsum("oik,i->o", part.reshape(len(part), len(each), -1), each)
-                for part, each in zip(parts, mean.chunk(len(parts)), strict=True)
-            ]
-            add_(layer.slim, torch.zeros((), dtype=weight.dtype), torch.cat(shifts).to(weight.dtype)[layer.outputs])
+            rows = torch.zeros(layer.layout.numel(), dtype=torch.float64)
+            rows[layer.layout] = found[layer.name].mean.cpu()[:, None]
+            add_(layer.slim, torch.zeros_like(layer.slim.weight), constant_output(layer, rows))  # type: ignore[arg-type]
         return pruned

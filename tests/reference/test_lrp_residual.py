@@ -22,7 +22,7 @@ def _watched(model: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, Tenso
     for each in inputs.split(1):
         seen: list[Tensor] = []
         module = model.get_submodule(name)
-        handle = module.register_forward_hook(lambda module, args, output: seen.extend((args[0], output)))
+        handle = module.register_forward_hook(lambda module, args, output, seen=seen: seen.extend((args[0], output)))
         logits = model(each.clone().requires_grad_())
         handle.remove()
         before, after = torch.autograd.grad(logits.max(), seen[:2])

@@ -1,0 +1,92 @@
+"""Units on no live path: nothing that varies comes in, or nothing reads them. They go without any loss.
+
+Such paths are left over where weights are exactly zero ("Sparsest Models Elude Pruning": pruners leave them behind).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.collect import members_by_module, rows_first, unit_weights
+from pxcompress.consumers import add_, constant_output, consumers, is_padded
+from pxcompress.graph import is_depthwise
+from pxcompress.plan import Limits, narrowest
+from pxcompress.rounds import groups_left, prune_further
+from pxcompress.state import device_of, observed, seeded
+from pxcompress.types import Axis, Group, Meter, Pruned
+
+CONSTANT = 1e-7
+"""Largest difference between two values of one constant, as a share of its size (or of 1)."""
+
+
+def without_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Limits) -> Pruned:
+    """Remove dead units of `pruned` for as long as there are any; a constant they carried goes into the next bias.
+
+    Outputs stay what they were, to rounding. Widths stay aligned as `limits` says, and one unit of every group stays.
+    `meter` prices the dense model. May change `pruned.model`.
+    """
+    while True:
+        groups = groups_left(pruned)
+        constants = _constants(pruned.model, groups, example)
+        removed = dict(pruned.plan.removed)
+        for group, dense in zip(groups, pruned.groups, strict=True):
+            dead = _dead(pruned.model, group, constants)
+            surplus = group.units - narrowest(dense, group.units - len(dead), limits)
+            kept = pruned.plan.kept(dense)
+            if surplus > 0:
+                gone = (kept[unit] for unit in dead[:surplus])
+                removed[group.name] = tuple(sorted((*removed.get(group.name, ()), *gone)))
+        if removed == pruned.plan.removed:
+            return pruned
+        plan = replace(pruned.plan, removed=removed)
+        widths = {group.name: len(plan.kept(group)) for group in pruned.groups}
+        further = prune_further(pruned, groups, replace(plan, cost_planned=meter(widths)), example)
+        _absorb(further, constants)
+        pruned = further.whole
+
+
+def _dead(model: nn.Module, group: Group, constants: Mapping[str, Tensor]) -> list[int]:
+    """Units whose weights are zero in all consumers, or in all producers while their value never changes."""
+    weights: dict[Axis, list[Tensor]] = {"in": [], "out": []}
+    for member in group.members:
+        found = unit_weights(model, member)
+        if found is not None and not is_depthwise(model.get_submodule(member.module)):
+            weights[member.axis].append(found.any(1))
+    unread = ~torch.stack(weights["in"]).any(0)
+    if not weights["out"]:
+        return unread.nonzero().flatten().tolist()
+    values = torch.stack([constants[member.module][member.index].isnan().any(1) for member in group.consumers])
+    unfed = ~torch.stack(weights["out"]).any(0) & ~values.any(0)
+    return (unread | unfed).nonzero().flatten().tolist()
+
+
+def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, Tensor]:
+    """The value of every input row of the groups' consumers, (rows,); NaN where it varies, or is lost at a border."""
+    found: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            rows = rows_first(args[0], module).transpose(0, 1).flatten(1)
+            low, high = rows.amin(1), rows.amax(1)
+            varies = high - low > CONSTANT * high.abs().clamp_min(1)
+            found[name] = torch.where(varies | (is_padded(module) & (high != 0)), torch.nan, high)
+
+        return read
+
+    with observed(model), seeded(0), torch.no_grad():
+        for name in members_by_module(groups, "in"):
+            model.get_submodule(name).register_forward_pre_hook(hook(name))
+        model(torch.randn(4, *example.shape[1:]).to(device_of(model)))
+    return found
+
+
+def _absorb(further: Pruned, constants: Mapping[str, Tensor]) -> None:
+    """Put the lost constants into the biases; those that nothing read leave nothing."""
+    for layer in consumers(further):
+        shift = constant_output(layer, constants[layer.name].nan_to_num())
+        if shift.any():
+            add_(layer.slim, torch.zeros_like(layer.slim.weight), shift)  # type: ignore[arg-type]
