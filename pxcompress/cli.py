@@ -46,6 +46,16 @@ Risk = Annotated[
         help="What is certified: negative-flips, disagreement, accuracy-drop or top1-error.  [default: negative-flips]"
     ),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        help="Which predictions count: all, confident (those of which the dense model is sure), or classes (the risk "
+        "is held in every class, by true label).  [default: all]"
+    ),
+]
+Coverage = Annotated[
+    float | None, typer.Option(help="With --part confident: share of the select split that counts.  [default: 0.8]")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
@@ -70,13 +80,17 @@ def run(
     ratio: Annotated[float, typer.Option(help="Share of the dense cost to remove, in the budget's unit.")],
     budget: Annotated[str, typer.Option(help="What ratio is a share of: channels, params or macs.")] = "channels",
     data: Annotated[str, typer.Option(help="digits, glyphs, an image folder, or a timm dataset spec.")] = "digits",
+    classes: Annotated[
+        str | None, typer.Option(help="Keep only these classes: names with commas, or a file with one per line.")
+    ] = None,
     checkpoint: Checkpoint = None,
     input_size: InputSize = None,
     score: Annotated[
         str, typer.Option(help="Scorer, as NAME:option=value,...; see `pxcompress methods`.")
     ] = "lrp-residual",
     normalise: Annotated[
-        str, typer.Option(help="How groups are made comparable: none, mean, max, sum, norm or uniform.")
+        str,
+        typer.Option(help="How groups are made comparable: none, mean, max, sum, norm, cost, uniform or isomorphic."),
     ] = "mean",
     repair: Annotated[
         list[str] | None, typer.Option(help="Repairs in order (repeat the option); `none` for none.")
@@ -86,12 +100,21 @@ def run(
     ] = 1,
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this; 1: no alignment.")] = 8,
     min_keep: Annotated[float, typer.Option(help="Least share of every group that stays.")] = 0.1,
+    class_scores: Annotated[
+        bool, typer.Option("--class-scores", help="Keep every unit's relevance for every class; needs labels.")
+    ] = False,
+    class_guard: Annotated[
+        bool,
+        typer.Option("--class-guard", help="Raise the scores of what single classes rest on; needs labels as well."),
+    ] = False,
     max_drop: MaxDrop = None,
     confidence: Confidence = None,
     risk: Risk = None,
     steps: Annotated[
         int | None, typer.Option(help="Models on the path to --ratio that --max-drop tests.  [default: 8]")
     ] = None,
+    part: Part = None,
+    coverage: Coverage = None,
     batch_size: Annotated[int, typer.Option(help="Samples per call when latency is measured.")] = 1,
     provider: Provider = "auto",
     threads: Threads = 0,
@@ -109,7 +132,8 @@ def run(
     With --max-drop the result is the smallest model, at most --ratio smaller, for which that much is certified; where
     there is none the folder holds the dense model, and the exit code is 3.
     """
-    from pxcompress.pipeline import compress
+    from pxcompress.pipeline import assist, compress
+    from pxcompress.ranks import is_first, joined
     from pxcompress.recipe import Bench, Recipe
     from pxcompress.report.build import to_json
     from pxcompress.report.table import to_table
@@ -120,6 +144,7 @@ def run(
         ratio=ratio,
         budget=budget,
         data=data,
+        classes=() if classes is None else _names(classes),
         checkpoint=None if checkpoint is None else str(checkpoint),
         input_size=input_size,
         scorer=score,
@@ -127,16 +152,33 @@ def run(
         rounds=rounds,
         round_to=round_to,
         min_keep=min_keep,
+        class_scores=class_scores,
+        class_guard=class_guard,
         bench=Bench(batch_size, provider, threads),
-        guarantee=_guarantee(max_drop, confidence=confidence, risk=risk, steps=steps),
+        guarantee=_guarantee(max_drop, confidence=confidence, risk=risk, steps=steps, part=part, coverage=coverage),
         skip_corrupt=skip_corrupt,
         seed=seed,
         **chosen,
     )
-    report = compress(recipe, out, force=force, note=_notes(quiet))
+    with joined():
+        if not is_first():
+            return assist(recipe)
+        report = compress(recipe, out, force=force, note=_notes(quiet))
     print(to_json(report) if as_json else to_table(report))
     if report.certificate is not None and not report.certificate["chosen"]:
         raise ResultError(f"not certified: no smaller model passes; the dense one is in {report.folder}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Class names from a file, one per line, or from `text`, with commas."""
+    try:
+        parts = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
+    except UnicodeDecodeError as error:
+        raise InputError(f"classes {text!r} is not a text file; expected one with a class name per line") from error
+    names = tuple(name for part in parts if (name := part.strip()))
+    if not names:
+        raise InputError(f"classes {text!r} has no names; expected names with commas, or a file with one per line")
+    return names
 
 
 def _guarantee(max_drop: float | None, **given: Any) -> Any:
@@ -158,6 +200,8 @@ def certify(
     data: Annotated[str, typer.Option(help="As for `run`.  [default: the run folder's]")] = "",
     confidence: Confidence = None,
     risk: Risk = None,
+    part: Part = None,
+    coverage: Coverage = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, as it was in `run`.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -165,8 +209,8 @@ def certify(
     from pxcompress.certificate import certify_files
     from pxcompress.report.table import certificate_table
 
-    goal = _guarantee(max_drop, confidence=confidence, risk=risk).goal
-    content = certify_files(files, data, goal, seed)
+    guarantee = _guarantee(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
+    content = certify_files(files, data, guarantee, seed)
     print(json.dumps(content, indent=1) if as_json else certificate_table(content))
     if not content["chosen"]:
         raise ResultError("not certified: no model smaller than the first one passes")

@@ -1,7 +1,8 @@
 """Hooks, streaming sums and the mapping from tensor axes to units: once, for every scorer and every repair.
 
 All statistics are means over samples, accumulated in float64 while batches stream by: memory does not grow with their
-number. Units are read where they are consumed, at the input of the layers behind them.
+number. In several processes every one streams its own batches, and the means are over those of all. Units are read
+where they are consumed, at the input of the layers behind them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pxcompress.errors import InputError
+from pxcompress.ranks import summed
 from pxcompress.state import device_of, observed
 from pxcompress.types import Axis, Batches, Group, Member, Plan
 
@@ -58,7 +60,7 @@ class _Cut:
         """(sums, units) on the CPU; 0 where no sample is."""
         assert isinstance(self.total, Tensor)
         assert isinstance(self.samples, Tensor)
-        return (self.total / self.samples.clamp(min=1)[:, None]).cpu()
+        return (summed(self.total) / summed(self.samples).clamp(min=1)[:, None]).cpu()
 
 
 @dataclass
@@ -136,7 +138,7 @@ def collect_by_label(
     readers = [_Reader(model, group, statistic) for group in groups]
     _stream(model, readers, batches, start, classes)
     means = {reader.group.name: torch.stack([cut.mean for cut in reader.cuts]) for reader in readers}
-    return means, torch.as_tensor(readers[0].cuts[0].samples)
+    return means, summed(torch.as_tensor(readers[0].cuts[0].samples))
 
 
 def _stream(
@@ -205,7 +207,12 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
             model.get_submodule(name).register_forward_pre_hook(hook(name, index))
         for inputs, _ in batches:
             model(inputs.to(device))
-    return {name: Moments(second / count, mean / count) for name, (second, mean, count) in sums.items()}
+    return {name: _moments(*sums[name]) for name in layouts if name in sums}
+
+
+def _moments(second: Tensor, mean: Tensor, count: int) -> Moments:
+    samples = summed(torch.tensor(count, dtype=second.dtype, device=second.device))
+    return Moments(summed(second) / samples, summed(mean) / samples)
 
 
 def input_layouts(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
@@ -289,4 +296,5 @@ def power(
             logits = model(inputs)
             torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
             samples += len(inputs)
-    return {name: total / samples for name, total in sums.items()}
+    everywhere = summed(torch.tensor(samples, dtype=torch.float64, device=device))
+    return {name: summed(sums[name]) / everywhere for name in names}

@@ -6,7 +6,8 @@ PxError
 │   └── DataError       data spec, folders, images, sample counts
 └── ResultError         the result fails its own check           exit code 3
     ├── BudgetError     no plan reaches the asked ratio
-    └── ParityError     the exported file disagrees with PyTorch
+    ├── ParityError     the exported file disagrees with PyTorch
+    └── ProcessError    another process of the same run is gone
 
 Messages are one line: what was given, what was expected, what to do.
 """
@@ -49,6 +50,10 @@ class BudgetError(ResultError):
 
 class ParityError(ResultError):
     """The exported file does not compute what the PyTorch model computes."""
+
+
+class ProcessError(ResultError):
+    """Another process of the same run has ended before its time."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:

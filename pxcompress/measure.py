@@ -18,6 +18,7 @@ from torch import nn
 from pxcompress import runtime
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.export import onnx_files
+from pxcompress.ranks import summed
 from pxcompress.runtime import Session
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batches, Latency, Measurement, Placement, Ratios
@@ -74,25 +75,35 @@ class BenchRow:
 
 def accuracy(session: Session, batches: Batches) -> tuple[float, int]:
     """Top-1 accuracy through ONNX Runtime, a share in [0, 1], and the number of samples."""
-    return _share((session.predict(inputs).argmax(1), labels.cpu().numpy()) for inputs, labels in batches)
+    right, total = _counts((session.predict(inputs).argmax(1), labels.cpu().numpy()) for inputs, labels in batches)
+    return _share(right, total), total
 
 
 def torch_accuracy(model: nn.Module, batches: Batches) -> float:
-    """Top-1 accuracy of a PyTorch model in eval mode on its device, a share in [0, 1]; `model` is left as it was."""
+    """Top-1 accuracy of a PyTorch model in eval mode on its device, a share in [0, 1]; `model` is left as it was.
+
+    In several processes each has its own batches; the share is that of all samples.
+    """
     device = device_of(model)
     with observed(model), torch.no_grad():
         pairs = ((model(inputs.to(device)).argmax(1).cpu().numpy(), labels.cpu().numpy()) for inputs, labels in batches)
-        return _share(pairs)[0]
+        right, total = summed(torch.tensor(_counts(pairs), dtype=torch.float64, device=device)).tolist()
+    return _share(right, total)
 
 
-def _share(pairs: Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> tuple[float, int]:
+def _counts(pairs: Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> tuple[int, int]:
+    """How many of (predicted, labels) agree, and how many there are."""
     right = total = 0
     for predicted, labels in pairs:
         right += int((predicted == labels).sum())
         total += len(labels)
+    return right, total
+
+
+def _share(right: float, total: float) -> float:
     if not total:
         raise DataError("no samples to measure accuracy on; expected at least one")
-    return right / total, total
+    return right / total
 
 
 def latency(seconds: Seconds) -> Latency:

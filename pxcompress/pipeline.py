@@ -15,19 +15,20 @@ from pxcompress.certificate import check_certifiable, smallest_certified
 from pxcompress.class_relevance import class_relevance, guarded
 from pxcompress.clock import Clock, Note
 from pxcompress.dead_paths import without_dead_paths
-from pxcompress.errors import ResultError
+from pxcompress.errors import InputError, ResultError
 from pxcompress.folder import check_place, whole_folder
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.measure import torch_accuracy
 from pxcompress.models import classifier_names
 from pxcompress.plan import Limits, check_reachable, make_plan
+from pxcompress.ranks import from_first, processes, same_weights_, shares
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.runtime import check_provider
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
-from pxcompress.subject import load_subject, with_baseline
+from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batches, Plan, Pruned, Report, Scored, Slim
 
 
@@ -44,6 +45,8 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     """
     clock = Clock(note)
     place = out or Path("exported") / recipe.label
+    if recipe.guarantee and processes() > 1:
+        raise InputError(f"a guarantee is asked for in {processes()} processes; run it in one")
     check_provider(recipe.bench.provider)
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
@@ -53,8 +56,8 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         with clock.stage("weights"):
             subject = with_baseline(subject, recipe.seed, note)
         model, splits = subject.loaded.model, subject.splits
-        clock.accuracy(torch_accuracy(model, splits.select))
-        parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
+        parts = _shared(subject)
+        clock.accuracy(torch_accuracy(model, parts["select"]))
         if recipe.guarantee is None:
             slim = shrink(model, splits.example, parts, recipe, clock)
             with clock.stage("export"):
@@ -68,6 +71,22 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         report = assemble(place, recipe, subject, slim, (files, comparison), clock.stages)
         write_report(folder, report)
     return report
+
+
+def assist(recipe: Recipe) -> None:
+    """Take part in `compress` in a process that is not the first: the same work, on another share of the data."""
+    with seeded(recipe.seed):
+        subject = load_subject(recipe)
+        parts = _shared(subject)
+        torch_accuracy(subject.loaded.model, parts["select"])
+        shrink(subject.loaded.model, subject.splits.example, parts, recipe)
+
+
+def _shared(subject: Subject) -> dict[str, Batches]:
+    """What this process has of the data; its model gets the weights that the first one has."""
+    same_weights_(subject.loaded.model)
+    splits = subject.splits
+    return shares({"score": splits.score, "repair": splits.repair, "select": splits.select})
 
 
 def compress_module(model: nn.Module, example: Tensor, batches: Batches, ratio: float, **options: Any) -> Slim:
@@ -98,7 +117,7 @@ def shrink(
     scored = score(model, example, batches, recipe, clock)
     first, *later = ratios_of(recipe.ratio, recipe.rounds)
     with clock.stage("plan"):
-        plan = plan_at(scored, first, recipe)
+        plan = from_first(plan_at(scored, first, recipe))
     slim = cut(scored, plan, batches, recipe, clock)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, batches, recipe, clock)
@@ -146,7 +165,7 @@ def cut_further(
         left = groups_left(before)
         scores = spread(SCORERS.build(recipe.scorer)(before.model, left, batches["score"]), before)
     with clock.stage("plan"):
-        plan = plan_at(replace(scored, scores=scores), ratio, recipe)
+        plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     with clock.stage("prune"):
         pruned = prune_further(before, left, plan, scored.example)
         _check_removal(pruned, scored.example)
@@ -160,6 +179,7 @@ def _repaired(scored: Scored, pruned: Pruned, batches: Mapping[str, Batches], re
         with clock.stage(text):
             pruned = REPAIRS.build(text)(pruned, batches["repair"], batches.get("select", ()))
         _accuracy(clock, pruned, batches)
+    same_weights_(pruned.model)
     with clock.stage("clean up"):
         return without_dead_paths(pruned.whole, scored.example, scored.meter, _limits(recipe))
 

@@ -14,7 +14,8 @@ ROOT = Path(pxcompress.__file__).parent
 LINE = (
     ("errors",),
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
-    ("state", "certify", "clock", "folder", "used"),
+    ("ranks",),
+    ("state", "training", "certify", "clock", "folder", "used"),
     ("collect", "attribution", "graph", "runtime", "parts"),
     ("cost", "elimination", "relevance", "consumers", "export", "models"),
     ("scorers", "class_relevance", "budgets", "repair", "plan", "measure", "baseline", "task"),

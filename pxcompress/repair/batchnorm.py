@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pxcompress.ranks import summed
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batches, Pruned
@@ -42,7 +43,17 @@ class BatchNormStatistics:
                 for norm in norms:
                     norm.momentum = len(inputs) / samples
                 pruned.model(inputs.to(device_of(pruned.model)))
+        _average_(norms, samples)
         return pruned
+
+
+def _average_(norms: Sequence[_BatchNorm], samples: int) -> None:
+    """Statistics as means over the samples of all processes."""
+    everywhere = float(summed(torch.tensor(float(samples), dtype=torch.float64)))
+    for norm in norms:
+        for value in (norm.running_mean, norm.running_var):
+            if value is not None:
+                value.copy_(summed(value * (samples / everywhere)))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pxcompress.collect import rows_first
 from pxcompress.consumers import Consumer, add_, consumers
+from pxcompress.ranks import summed
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches, Pruned
@@ -36,6 +37,12 @@ class _Sums:
         self.count += rows.shape[0] * rows.shape[2]
         self.first = self.first + rows.sum((0, 2))
         self.second = self.second + rows.square().sum((0, 2))
+
+    def everywhere(self) -> _Sums:
+        """The sums of all processes."""
+        first, second = torch.as_tensor(self.first), torch.as_tensor(self.second)
+        count = summed(torch.tensor(self.count, device=first.device))
+        return _Sums(int(count), summed(first), summed(second))
 
     @property
     def mean(self) -> Tensor:
@@ -109,7 +116,7 @@ def _sums(
             model.get_submodule(name).register_forward_hook(hook(name))
         for inputs, _ in batches:
             model(inputs.to(device_of(model)))
-    return sums
+    return {name: each.everywhere() for name, each in sums.items()}
 
 
 def _normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:

@@ -1,0 +1,122 @@
+"""Several processes on one job: each has its share of the data, sums are added over all, the first one writes.
+
+`torchrun --nproc-per-node 2 -m pxcompress run ...` or `accelerate launch -m pxcompress run ...` start them and set RANK,
+WORLD_SIZE and LOCAL_RANK. In a single process nothing here has an effect.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pxcompress.errors import DataError, ProcessError
+from pxcompress.types import Batch, Batches
+
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for another one that is alive; the first may train a baseline in the meantime."""
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
+def processes() -> int:
+    """How many processes work on the job."""
+    return dist.get_world_size() if _together() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that plans, writes and prints."""
+    return rank() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Work together with the other processes that the launcher has started, if it has.
+
+    Raises `ProcessError` where one of them is gone; what another process did wrong stands in its own message.
+    """
+    if _together() or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(f"process {rank()} has lost another process of this run ({str(error)[:80]})") from error
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of `value` over all processes, which all call this in the same order; `value` is left as it was."""
+    if not _together():
+        return value
+    total = value.detach().clone()
+    with _heard():
+        dist.all_reduce(total)
+    return total
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Every `of`-th batch, from `place` on: whole batches, so that BatchNorm sees what it sees in one process."""
+
+    batches: Batches
+    place: int
+    of: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(self.batches, self.place, None, self.of)
+
+
+def shares(parts: Mapping[str, Batches]) -> dict[str, Batches]:
+    """What this process has of every part; all of it where it is alone. Raises `DataError` for an empty share."""
+    if processes() == 1:
+        return dict(parts)
+    mine: dict[str, Batches] = {role: _Share(part, rank(), processes()) for role, part in parts.items()}
+    for role, part in mine.items():
+        if next(iter(part), None) is None:
+            raise DataError(f"role {role!r} has no batch for process {rank()}; use fewer than {processes()} processes")
+    return mine
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has, on all of them; `value` must survive pickling."""
+    if not _together():
+        return value
+    box = [value]
+    with _heard():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def same_weights_(model: nn.Module) -> None:
+    """Give the parameters and buffers of `model` the values that the first process has, in place."""
+    if not _together():
+        return
+    with torch.no_grad(), _heard():
+        for value in (*model.parameters(), *model.buffers()):
+            dist.broadcast(value.data, src=0)

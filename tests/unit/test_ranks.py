@@ -1,0 +1,109 @@
+"""Two processes do what one does; one that is left alone says so instead of waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pxcompress import ranks
+
+SCRIPT = """
+import json, sys
+import torch
+from models import subject
+from pxcompress.pipeline import shrink
+from pxcompress.ranks import is_first, joined, rank, shares
+from pxcompress.recipe import Recipe
+from pxcompress.state import seeded
+
+known = subject("resnet_basic")
+with seeded(0):
+    batches = [(torch.randn(6, *known.inputs.shape[1:]), torch.randint(5, (6,))) for _ in range(4)]
+found = {}
+with joined():
+    parts = shares({"score": batches, "repair": batches, "select": batches})
+    for scorer in sys.argv[2].split(";"):
+        recipe = Recipe("x", 0.5, scorer=scorer, round_to=1, repair=tuple(sys.argv[3].split(";")))
+        with seeded(0):
+            slim = shrink(known.model, known.example, parts, recipe).pruned
+        with torch.no_grad():
+            found[scorer] = [slim.plan.removed, slim.model(known.inputs).tolist()]
+    if is_first():
+        print(json.dumps(found))
+    if rank() == int(sys.argv[1]):
+        raise SystemExit(7)
+    shares({"again": batches})
+    if int(sys.argv[1]) >= 0:
+        from pxcompress.ranks import summed
+        summed(torch.ones(1))
+"""
+
+
+def _start(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *arguments],
+            env={**common, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+SCORERS = "lrp-residual;taylor"
+REPAIRS = "fold;batchnorm"
+
+
+def test_two_processes_make_the_plan_and_the_model_of_one() -> None:
+    (alone,) = _start(1, "-1", SCORERS, REPAIRS)
+    expected, complaint = alone.communicate(timeout=120)
+    assert alone.returncode == 0, complaint
+    first, second = _start(2, "-1", SCORERS, REPAIRS)
+    output, complaint = first.communicate(timeout=120)
+    nothing, other = second.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (0, 0), complaint + other
+    assert nothing == ""
+    one, two = json.loads(expected), json.loads(output)
+    for scorer in one:
+        assert two[scorer][0] == one[scorer][0]
+        torch.testing.assert_close(torch.tensor(two[scorer][1]), torch.tensor(one[scorer][1]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_left_alone_ends_with_one_line(lost: int) -> None:
+    processes = _start(2, str(lost), "magnitude", "batchnorm")
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert processes[lost].returncode == 7
+    assert processes[1 - lost].returncode == 1
+    assert f"ProcessError: process {1 - lost} has lost another process" in outputs[1 - lost][1]
+
+
+def test_alone_nothing_has_an_effect() -> None:
+    parts = {"score": [(torch.zeros(1), torch.zeros(1))]}
+    with ranks.joined():
+        assert (ranks.rank(), ranks.processes(), ranks.is_first()) == (0, 1, True)
+        assert ranks.shares(parts) == parts
+        value = torch.ones(3)
+        assert ranks.summed(value) is value
+        assert ranks.from_first("plan") == "plan"
