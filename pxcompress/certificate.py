@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -35,33 +36,47 @@ from pxcompress.certify import (
     Candidate,
     Certificate,
     Goal,
+    Tested,
     certify,
-    check_disjoint,
-    check_samples,
     losses,
+    sentence,
     spent,
-    split_hash,
 )
 from pxcompress.clock import Clock, Note
-from pxcompress.data import load_splits, open_source
+from pxcompress.data import Source, load_splits, open_source, restricted
 from pxcompress.errors import InputError, ResultError
 from pxcompress.export import artifact_of, onnx_files
 from pxcompress.learn_then_test import Array
-from pxcompress.recipe import Recipe
+from pxcompress.parts import Part
+from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.subject import Subject
-from pxcompress.types import Artifact, Batches, Slim
-from pxcompress.used import record_use
+from pxcompress.types import Artifact, Batches, Slim, Splits
+from pxcompress.used import check_disjoint, record_use, split_hash
 
 FILE = "certificate.json"
+WHOLE = Part()
 
 
 @dataclass(frozen=True, eq=False)
 class Reserved:
-    """The samples that are kept for certificates; `data` is the spec they come from."""
+    """The samples that are kept for certificates, and those of `select`, which choose what confident means.
+
+    `data` is the spec they come from; `counts` says how many are kept of each class, name -> number.
+    """
 
     data: str
     batches: Batches
     ids: tuple[str, ...]
+    select: Batches
+    counts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, data: str, source: Source, splits: Splits) -> Reserved:
+        """Those of `source`, which `data` names; no image is read."""
+        ids = splits.ids["certify"]
+        labels = dict(zip(source.held_out.ids, source.held_out.labels.tolist(), strict=True))
+        counts = Counter(source.classes[labels[sample]] for sample in ids)
+        return cls(data, splits.certify, ids, splits.select, {name: counts[name] for name in source.classes})
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,8 @@ def check_certifiable(recipe: Recipe, subject: Subject) -> None:
     ids = subject.splits.ids
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": subject.source.train.ids})
-    check_samples(len(ids["certify"]), recipe.guarantee.goal)
+    counts = Reserved.of(recipe.data, subject.source, subject.splits).counts
+    recipe.guarantee.counted.check(recipe.guarantee.goal, counts)
 
 
 def smallest_certified(
@@ -93,7 +109,7 @@ def smallest_certified(
     """
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
-    samples = Reserved(recipe.data, subject.splits.certify, subject.splits.ids["certify"])
+    samples = Reserved.of(recipe.data, subject.source, subject.splits)
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
@@ -108,19 +124,20 @@ def smallest_certified(
             for step, (slim, artifact) in enumerate(zip(models, exported, strict=True))
         ]
         with clock.stage("certify"):
-            certificate = judge_files(named, samples, recipe.guarantee.goal)
+            part = _settled(recipe.guarantee.counted, exported[0].path, samples)
+            certificate = judge_files(named, samples, recipe.guarantee.goal, part)
         chosen = certificate.chosen or 0
         slim = models[chosen]
         small = _moved(exported[chosen], folder) if chosen else export_slim(folder / SLIM, recipe, subject, slim)
     files = describe(folder, recipe, subject, slim, (exported[0], small))
-    content = _recorded(certificate, samples, _hashes(folder, samples), slim.pruned.plan.unit)
+    content = _recorded(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
     (folder / FILE).write_text(json.dumps(content, indent=1))
     if content["spent"]:
         clock.say(content["spent"])
     return slim, replace(files, certificate=content)
 
 
-def certify_files(files: Sequence[Path], data: str, goal: Goal, seed: int = 0) -> Mapping[str, Any]:
+def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0) -> Mapping[str, Any]:
     """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
     Returns what certificate.json would hold; sizes are bytes. A single run folder stands for its dense and its pruned
@@ -139,25 +156,26 @@ def certify_files(files: Sequence[Path], data: str, goal: Goal, seed: int = 0) -
     if not data:
         raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
     samples = _reserved(files, data, seed, skip_corrupt)
-    check_samples(len(samples.ids), goal)
+    guarantee.counted.check(guarantee.goal, samples.counts)
     named = [(str(file), float(sum(part.stat().st_size for part in onnx_files(file))), file) for file in files]
     _check_descending(named)
-    certificate = judge_files(named, samples, goal)
+    part = _settled(guarantee.counted, files[0], samples)
+    certificate = judge_files(named, samples, guarantee.goal, part)
     hashes = {name: artifact_of(file).sha256 for name, _, file in named}
-    return _recorded(certificate, samples, {**hashes, "split": split_hash(samples.ids)}, "bytes")
+    return _recorded(certificate, part, samples, {**hashes, "split": split_hash(samples.ids)}, "bytes")
 
 
 def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
     """Recompute the certificate of a run folder from its files and its data, or from `data` where that has moved.
 
-    Checked are the hashes of model, plan and split, the losses of dense and pruned model, and that the decision follows
-    from the p-values of the whole path. The models between them are not kept: their errors are taken from the
-    certificate. Raises `InputError` where the folder or the data cannot be read.
+    Checked are the hashes of model, plan and split, which samples count, the losses of dense and pruned model, and that
+    the decision follows from the p-values of the whole path. The models between them are not kept: their errors are
+    taken from the certificate. Raises `InputError` where the folder or the data cannot be read.
     """
     recipe = _recipe(folder, data)
     try:
         content = json.loads((folder / FILE).read_text())
-        certificate = Certificate.from_json(content)
+        certificate, part = Certificate.from_json(content), Part.from_json(content)
     except (OSError, ValueError) as error:
         raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); run with --max-drop makes one") from error
     except InputError as error:
@@ -168,39 +186,43 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     found = _hashes(folder, samples)
     problems = [f"the {what} is not the certified one" for what in found if found[what] != certificate.hashes.get(what)]
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
-    chosen = certificate.rows[certificate.chosen or 0]
-    rows = (certificate.rows[0], chosen)
-    again = judge_files(
-        [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))],
-        samples,
-        certificate.goal,
-    )
-    for old, new in zip(rows, again.rows, strict=True):
-        if (old.n, old.errors) != (new.n, new.errors) or not math.isclose(old.p_value, new.p_value, rel_tol=1e-6):
-            problems.append(
-                f"{old.name!r} has {new.errors:g} errors on {new.n} samples (p = {new.p_value:.3g}), "
-                f"not {old.errors:g} on {old.n} (p = {old.p_value:.3g})"
-            )
+    settled = _settled(replace(part, threshold=None), files[0], samples)
+    if not math.isclose(settled.threshold or 0, part.threshold or 0, rel_tol=1e-6):
+        problems.append(f"confident means a softmax of at least {settled.threshold}, not {part.threshold}")
+    rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
+    named = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
+    again = judge_files(named, samples, certificate.goal, settled)
+    problems += _differences(rows, again.rows)
     problems += _altered(certificate)
+    if content.get("sentence") != sentence(certificate) or again.goal != certificate.goal:
+        problems.append("its sentence is not what it shows")
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
     return Verification(content, tuple(problems))
 
 
-def judge_files(named: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal) -> Certificate:
-    """The certificate of a path of (name, size, ONNX file), the dense model first."""
+def judge_files(
+    named: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal, part: Part = WHOLE
+) -> Certificate:
+    """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
     candidates: list[Candidate] = []
     dense: Array | None = None
+    labels = np.empty(0, dtype=np.int64)
     for name, size, file in named:
         predicted, labels = _predictions(file, samples.batches)
         dense = predicted if dense is None else dense
-        candidates.append(Candidate(name, size, losses(goal.risk, dense, predicted, labels)))
-    return certify(candidates, goal)
+        candidates.append(Candidate(name, size, losses(goal.risk, dense, predicted, labels, part.mask(dense))))
+    return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
 
 
 def is_smaller(certificate: Certificate) -> bool:
     """Whether a model smaller than the dense one is certified."""
     return bool(certificate.chosen)
+
+
+def _settled(part: Part, dense: Path, samples: Reserved) -> Part:
+    """`part` with the threshold that the select split gives, where it has one."""
+    return part if part.coverage is None else part.chosen_on(_predictions(dense, samples.select)[0])
 
 
 def _predictions(file: Path, batches: Batches) -> tuple[Array, Array]:
@@ -232,10 +254,12 @@ def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
     }
 
 
-def _recorded(certificate: Certificate, samples: Reserved, hashes: Mapping[str, str], unit: str) -> dict[str, Any]:
+def _recorded(
+    certificate: Certificate, part: Part, samples: Reserved, hashes: Mapping[str, str], unit: str
+) -> dict[str, Any]:
     """What certificate.json holds; the use of the samples is counted."""
     certificate = replace(certificate, hashes=hashes)
-    core = json.dumps(certificate.to_json())
+    core = json.dumps({**certificate.to_json(), **part.to_json(), "reserved": len(samples.ids)})
     uses = record_use(samples.data, hashes["split"], core)
     told = {"size_unit": unit, "data": samples.data, "uses_before": uses}
     return {**json.loads(core), **told, "spent": spent(uses, certificate.goal.delta).message}
@@ -259,10 +283,13 @@ def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )
     source = open_source(data, skip_corrupt=skip_corrupt, seed=seed)
+    classes = json.loads(facts[0].get("classes", "[]"))
+    if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
+        source = restricted(source, classes, seed)
     if json.dumps(source.classes) != facts[0].get("classes"):
         raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
     splits = load_splits(source, preprocessing, seed=seed)
-    return Reserved(data, splits.certify, splits.ids["certify"])
+    return Reserved.of(data, source, splits)
 
 
 def _check_descending(named: Sequence[tuple[str, float, Path]]) -> None:
@@ -275,13 +302,37 @@ def _check_descending(named: Sequence[tuple[str, float, Path]]) -> None:
             )
 
 
+def _differences(rows: Sequence[Tested], again: Sequence[Tested]) -> list[str]:
+    """Rows of the certificate that are not what was found again."""
+    problems = []
+    for old, new in zip(rows, again, strict=True):
+        same = _counts(old) == _counts(new) and math.isclose(old.p_value, new.p_value, rel_tol=1e-6)
+        if not same:
+            problems.append(f"{old.name!r} has {_told(new, old)}, not {_told(old, new)}")
+    return problems
+
+
+def _told(row: Tested, other: Tested) -> str:
+    """The counts of `row` that `other` does not share, at most three, and its p-value."""
+    counts = [count for count in _counts(row) if count not in _counts(other)][:3] or _counts(row)[:1]
+    words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
+    return f"{', '.join(words)} (p = {row.p_value:.3g})"
+
+
+def _counts(row: Tested) -> list[tuple[str, int, float]]:
+    """What was counted: (class, samples, errors), all samples first."""
+    return [("", row.n, row.errors), *((each.name, each.n, each.errors) for each in row.classes)]
+
+
 def _altered(certificate: Certificate) -> list[str]:
     """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
-    if certificate.goal.bound == "betting" or certificate.subgroups:
+    if certificate.goal.bound == "betting":
         return []
     altered = []
     for row in certificate.rows:
-        values = np.arange(row.n) < row.errors
-        if not math.isclose(certificate.goal.p_value(values * 1.0), row.p_value, rel_tol=1e-6):
-            altered.append(f"the p-value of {row.name!r} is not that of {row.errors:g} errors on {row.n} samples")
+        values = [certificate.goal.p_value(1.0 * (np.arange(n) < errors)) for _, n, errors in _counts(row)]
+        if not math.isclose(max(values[1:] or values), row.p_value, rel_tol=1e-6):
+            altered.append(f"the p-value of {row.name!r} is not that of its errors")
+        if [(name, n) for name, n, _ in _counts(row)] != [(name, n) for name, n, _ in _counts(certificate.rows[0])]:
+            altered.append(f"{row.name!r} was not tested on the samples of {certificate.rows[0].name!r}")
     return altered

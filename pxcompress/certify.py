@@ -10,7 +10,6 @@ and SciPy, so that anybody can check it; the statistics are in `learn_then_test`
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,7 +103,7 @@ def confidence(logits: ArrayLike) -> NDArray[np.float64]:
 
 
 def by_class(labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
-    """One mask (n,) a class name, for `certify(subgroups=...)`; a class without samples stays in, and cannot pass."""
+    """One mask (n,) a class name, for `certify(classes=...)`; a class without samples stays in, and cannot pass."""
     values = _classes(labels, "labels")
     return {name: values == index for index, name in enumerate(names)}
 
@@ -130,18 +129,21 @@ def _mask(mask: ArrayLike, n: int, what: str) -> Array:
 # --- certificate ----------------------------------------------------------------------------------------------------
 
 
+EVERYTHING = "all predictions"
+
+
 @dataclass(frozen=True)
 class Goal:
     """What is to be promised: risk <= alpha with confidence 1 - delta. Raises `InputError` where that makes no sense.
 
-    `bound` "" means the risk's own; `scope` names in words the samples that count; `testing` is for several paths.
+    `bound` "" means the risk's own; `scope` names in words the predictions that count; `testing` is for several paths.
     """
 
     risk: str = "negative-flips"
     alpha: float = 0.03
     delta: float = 0.05
     bound: str = ""
-    scope: str = "all predictions"
+    scope: str = EVERYTHING
     testing: str = "graph"
 
     def __post_init__(self) -> None:
@@ -175,8 +177,8 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Subgroup:
-    """One part of the samples, such as a class; `p_value` is uncorrected."""
+class InClass:
+    """The samples of one class."""
 
     name: str
     n: int
@@ -186,7 +188,7 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class Tested:
-    """One candidate's row. `errors` is the sum of the losses; `p_value` is corrected for the subgroups."""
+    """One candidate's row. `errors` is the sum of the losses; `p_value` is the largest of those of its classes."""
 
     path: str
     name: str
@@ -194,7 +196,12 @@ class Tested:
     n: int
     errors: float
     p_value: float
-    weakest: Subgroup | None = None
+    classes: tuple[InClass, ...] = ()
+
+    @property
+    def weakest(self) -> Tested | InClass:
+        """Where the p-value comes from: the class with the largest one, or the row itself where no class counts."""
+        return max(self.classes, key=lambda each: each.p_value, default=self)
 
 
 @dataclass(frozen=True)
@@ -206,7 +213,6 @@ class Certificate:
 
     goal: Goal
     rows: tuple[Tested, ...]
-    subgroups: int
     certified: tuple[bool, ...]
     chosen: int | None
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -219,7 +225,7 @@ class Certificate:
     def at(self, delta: float) -> Certificate:
         """The same p-values judged at another delta."""
         goal = dataclasses.replace(self.goal, delta=delta)
-        return dataclasses.replace(_judge(goal, self.rows, self.subgroups), hashes=self.hashes)
+        return dataclasses.replace(_judge(goal, self.rows), hashes=self.hashes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; beside the fields: `n`, `chosen_name` and the `sentence`, for readers."""
@@ -233,8 +239,8 @@ class Certificate:
         """What `to_json` gave, with the decision taken again from the p-values. Raises `InputError`."""
         try:
             goal = Goal(**{part.name: data[part.name] for part in dataclasses.fields(Goal)})
-            rows = [{**row, "weakest": Subgroup(**row["weakest"]) if row["weakest"] else None} for row in data["rows"]]
-            judged = _judge(goal, tuple(Tested(**row) for row in rows), int(data["subgroups"]))
+            rows = [{**row, "classes": tuple(InClass(**each) for each in row["classes"])} for row in data["rows"]]
+            judged = _judge(goal, tuple(Tested(**row) for row in rows))
             saved = (data["chosen"], tuple(data["certified"]), dict(data["hashes"]))
         except (KeyError, TypeError) as error:
             raise InputError(f"not a certificate: {error}; give the certificate.json of a run folder") from error
@@ -243,21 +249,20 @@ class Certificate:
         return dataclasses.replace(judged, hashes=saved[2])
 
 
-def certify(
-    candidates: Iterable[Candidate], goal: Goal, subgroups: Mapping[str, ArrayLike] | None = None
-) -> Certificate:
+def certify(candidates: Iterable[Candidate], goal: Goal, classes: Mapping[str, ArrayLike] | None = None) -> Certificate:
     """Test the candidates of one path or several, each ordered from dense to smallest, and choose the smallest.
 
-    The path must have been frozen on other data. With `subgroups` (name -> mask (n,), see `by_class`) every one of them
-    must stay at or below alpha: Bonferroni, p = subgroups * the largest p. Raises `InputError` for a path out of order,
-    names that repeat, and losses that are not finite, out of the risk's range or of another length than the masks.
+    The path must have been frozen on other data. With `classes` (name -> mask (n,), see `by_class`) every one of them
+    must stay at or below alpha: p is the largest of theirs, which takes no correction, since the promise is broken
+    as soon as one class breaks it (intersection-union test, Berger 1982). Without any samples nothing passes. Raises
+    `InputError` for a path out of order, names that repeat, and losses that are not finite, out of the risk's range or
+    of another length than the masks.
     """
     candidates = list(candidates)
     if not candidates:
         raise InputError("no candidates; give at least one model with its losses, the dense one first")
     _check_order(candidates)
-    masks = subgroups or {}
-    return _judge(goal, tuple(_test(candidate, goal, masks) for candidate in candidates), len(masks))
+    return _judge(goal, tuple(_test(candidate, goal, classes or {}) for candidate in candidates))
 
 
 def _check_order(candidates: Sequence[Candidate]) -> None:
@@ -278,91 +283,75 @@ def _check_order(candidates: Sequence[Candidate]) -> None:
 def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> Tested:
     values = np.asarray(candidate.losses, dtype=np.float64)
     low, high = RISKS[goal.risk].low, RISKS[goal.risk].high
-    if values.ndim != 1 or not len(values):
+    if values.ndim != 1:
         raise InputError(f"losses of {candidate.name!r} have shape {values.shape}; expected one loss per sample, (n,)")
     if not ((values >= low) & (values <= high)).all():
         raise InputError(f"losses of {candidate.name!r} leave [{low:g}, {high:g}], the range of {goal.risk!r}")
     if goal.bound == "binomial" and not np.isin(values, (0, 1)).all():
         raise InputError(f"losses of {candidate.name!r} are not all 0 or 1; use bound 'hoeffding-bentkus' or 'betting'")
-    parts = [_subgroup(name, values[_mask(mask, len(values), name)], goal) for name, mask in masks.items()]
-    weakest = max(parts, key=lambda part: part.p_value, default=None)
-    p_value = goal.p_value(values) if weakest is None else min(1.0, len(parts) * weakest.p_value)
-    errors = float(values.sum())
-    return Tested(candidate.path, candidate.name, float(candidate.size), len(values), errors, p_value, weakest)
+    parts = {name: values[_mask(mask, len(values), name)] for name, mask in masks.items()}
+    classes = tuple(InClass(name, len(part), float(part.sum()), goal.p_value(part)) for name, part in parts.items())
+    found = [each.p_value for each in classes] or [goal.p_value(values)]
+    errors, p_value = float(values.sum()), max(found)
+    return Tested(candidate.path, candidate.name, float(candidate.size), len(values), errors, p_value, classes)
 
 
-def _subgroup(name: str, values: Array, goal: Goal) -> Subgroup:
-    return Subgroup(name, len(values), float(values.sum()), goal.p_value(values))
-
-
-def _judge(goal: Goal, rows: tuple[Tested, ...], subgroups: int) -> Certificate:
+def _judge(goal: Goal, rows: tuple[Tested, ...]) -> Certificate:
     chains: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         chains.setdefault(row.path, []).append(index)
     passed = TESTING[goal.testing](list(chains.values()), np.array([row.p_value for row in rows]), goal.delta)
     # Of equal sizes the later one was tested after, and is further down its path.
     chosen = min(np.flatnonzero(passed).tolist(), key=lambda index: (rows[index].size, -index), default=None)
-    return Certificate(goal, rows, subgroups, tuple(passed.tolist()), chosen)
+    return Certificate(goal, rows, tuple(passed.tolist()), chosen)
 
 
 def sentence(certificate: Certificate) -> str:
     """The certificate in plain words, with what it does not promise."""
-    goal = certificate.goal
-    promise = RISKS[goal.risk].promise.format(alpha=_percent(goal.alpha), scope=goal.scope)
-    each = f", in each of the {certificate.subgroups} subgroups" if certificate.subgroups else ""
-    target = f"With {_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}{each}"
+    goal, classes = certificate.goal, len(certificate.rows[0].classes)
+    scope = f"{goal.scope} in each of the {classes} classes" if classes else goal.scope
+    promise = RISKS[goal.risk].promise.format(alpha=_percent(goal.alpha), scope=scope)
+    target = f"With {_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}"
+    row = certificate.rows[certificate.chosen or 0]
+    part = row.weakest
+    where = f" in {part.name!r}, the weakest class" if classes else ""
+    found = f"{part.errors:g} of {part.n} samples{where}"
     if certificate.chosen is None:
-        first = certificate.rows[0]
-        part = first.weakest or first
-        where = f" in {part.name!r}" if first.weakest else ""
-        found = f"{first.name!r} lost {part.errors:g} of {part.n} samples{where} (p = {first.p_value:.3g})"
-        return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {found}."
-    row = certificate.rows[certificate.chosen]
-    single = "" if certificate.subgroups else " It says nothing about single classes."
-    limits = f"It does not hold for data from elsewhere or later that differ from these.{single}"
-    return f"{target}. ({row.name!r}: {row.errors:g} of {row.n} samples, p = {row.p_value:.3g}.) {limits}"
+        short = f"; it takes at least {needed} samples" if (needed := _needed(goal)) > part.n else ""
+        lost = f"{row.name!r} lost {found} (p = {row.p_value:.3g}{short})"
+        return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {lost}."
+    others = ["other predictions"] * (goal.scope != EVERYTHING) + ["single classes"] * (not classes)
+    silent = f" It says nothing about {' or '.join(others)}." if others else ""
+    limits = "It does not hold for data from elsewhere or later that differ from these."
+    return f"{target}. ({row.name!r}: {found}, p = {row.p_value:.3g}.) {limits}{silent}"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.6g} %"
 
 
-# --- samples: how many are needed, are they fresh -------------------------------------------------------------------
+# --- samples: how many are needed, and what a used split still gives --------------------------------------------------
 
 
-def check_samples(n: int, goal: Goal, subgroups: int = 0) -> None:
-    """Raise `DataError` where n samples (of the smallest subgroup) could not pass even if no prediction went wrong."""
-    strict = dataclasses.replace(goal, delta=goal.delta / max(subgroups, 1))
+def check_samples(n: int, goal: Goal, where: str = "to certify on") -> None:
+    """Raise `DataError` where n samples could not pass even if no prediction went wrong.
 
-    def enough(count: int) -> bool:
-        return strict.p_value(np.zeros(count)) <= strict.delta
-
+    `where` says in words which samples were counted: those of the smallest class, where every class must pass.
+    """
     # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
-    if goal.alpha <= 0 or enough(n):
+    if goal.alpha <= 0 or n >= (needed := _needed(goal)):
         return
-    where = "per subgroup" if subgroups else "to certify on"
     asked = f"{goal.risk} <= {_percent(goal.alpha)} at {_percent(1 - goal.delta)} confidence"
-    advice = "give more data or a larger alpha (max-drop)"
-    raise DataError(f"{n} samples {where}; {asked} needs at least {first_whole(enough)}: {advice}")
+    raise DataError(
+        f"{n} samples {where}; {asked} needs at least {needed}: give more data or a larger alpha (max-drop)"
+    )
 
 
-def check_disjoint(certify_ids: Iterable[str], other_ids: Mapping[str, Iterable[str]]) -> None:
-    """Raise `DataError` where a certify sample is given twice or also serves another role (role -> ids)."""
-    own = list(certify_ids)
-    ids = set(own)
-    if len(ids) < len(own):
-        raise DataError(
-            f"{len(own) - len(ids)} certify samples are given twice; expected independent samples: drop them"
-        )
-    for role, others in other_ids.items():
-        if shared := sorted(ids.intersection(others)):
-            found = f"{len(shared)} certify samples also serve {role!r}, such as {shared[0]!r}"
-            raise DataError(f"{found}; certify on samples of their own")
-
-
-def split_hash(ids: Iterable[str]) -> str:
-    """sha256 over the sorted sample ids: tells whether a certify split was used before."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+def _needed(goal: Goal) -> int:
+    """The fewest samples (of each class) that pass without an error; 0 where no number is known."""
+    if goal.alpha <= 0:
+        return 0
+    return first_whole(lambda n: goal.p_value(np.zeros(n)) <= goal.delta)
 
 
 class Spent(NamedTuple):

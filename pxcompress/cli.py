@@ -101,11 +101,12 @@ def run(
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this; 1: no alignment.")] = 8,
     min_keep: Annotated[float, typer.Option(help="Least share of every group that stays.")] = 0.1,
     class_scores: Annotated[
-        bool, typer.Option("--class-scores", help="Keep every unit's relevance for every class; needs labels.")
+        bool,
+        typer.Option("--class-scores", help="Keep units' relevance for every class; needs labels of the score split."),
     ] = False,
     class_guard: Annotated[
         bool,
-        typer.Option("--class-guard", help="Raise the scores of what single classes rest on; needs labels as well."),
+        typer.Option("--class-guard", help="Raise scores of what single classes rest on; implies --class-scores."),
     ] = False,
     max_drop: MaxDrop = None,
     confidence: Confidence = None,

@@ -12,6 +12,7 @@ from typing import Any
 
 from pxcompress.certify import Goal
 from pxcompress.errors import InputError, unknown
+from pxcompress.parts import Part
 
 DEFAULT_REPAIR = ("fold", "batchnorm")
 
@@ -41,13 +42,15 @@ class Guarantee:
     """What is to be certified: with this confidence the risk, one of `certify.RISKS`, is at most `max_drop`.
 
     It is tested on `steps` ever smaller models, the last of which has the recipe's ratio; the smallest that passes
-    is the result.
+    is the result. `part` and `coverage` say which samples count, as `parts.Part` does.
     """
 
     max_drop: float
     confidence: float = 0.95
     risk: str = "negative-flips"
     steps: int = 8
+    part: str = "all"
+    coverage: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -58,11 +61,17 @@ class Guarantee:
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}; expected 1 or more models to test")
         _ = self.goal  # an unknown risk is found here
+        object.__setattr__(self, "coverage", self.counted.coverage)
 
     @property
     def goal(self) -> Goal:
         """The same as `certify` takes it."""
         return Goal(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
+
+    @property
+    def counted(self) -> Part:
+        """The samples that count."""
+        return Part(self.part, self.coverage)
 
     def ratios(self, last: float) -> tuple[float, ...]:
         """The ratios of the path, ascending in equal steps; it is frozen before any sample to certify on is seen."""
@@ -89,6 +98,8 @@ class Recipe:
     normalise: str = "mean"
     round_to: int = 8
     min_keep: float = 0.1
+    class_scores: bool = False
+    class_guard: bool = False
     repair: tuple[str, ...] = DEFAULT_REPAIR
     rounds: int = 1
     bench: Bench = field(default_factory=Bench)
@@ -109,6 +120,7 @@ class Recipe:
             raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
         if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
             raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
+        _check_classes(self.classes)
         Limits(self.normalise, self.round_to, self.min_keep)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(BUDGETS.build(self.budget)))
@@ -118,11 +130,14 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """Name of the run folder: model, budget, ratio, and what is guaranteed."""
+        """Name of the run folder: model, budget, ratio, to how many classes, and what is guaranteed."""
         model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self.model)
         ratio = f"{self.ratio:.2f}" if round(self.ratio, 2) == self.ratio else f"{self.ratio:.4g}"
         promise = f"-drop-{self.guarantee.max_drop:g}" if self.guarantee else ""
-        return f"{model}-{self.budget.partition(':')[0]}-{ratio}{promise}"
+        if self.guarantee and self.guarantee.part != "all":
+            promise += f"-{self.guarantee.part}"
+        task = f"-{len(self.classes)}-classes" if self.classes else ""
+        return f"{model}-{self.budget.partition(':')[0]}-{ratio}{task}{promise}"
 
     @property
     def hash(self) -> str:
@@ -141,8 +156,9 @@ class Recipe:
             for key, part in (("bench", Bench), ("guarantee", Guarantee)):
                 if content.get(key) is not None:
                     content[key] = part(**_checked(part, content[key]))
-            if isinstance(content.get("repair"), list):
-                content["repair"] = tuple(content["repair"])
+            for key in ("repair", "classes"):
+                if isinstance(content.get(key), list):
+                    content[key] = tuple(content[key])
             return cls(**content)
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
@@ -162,6 +178,15 @@ def _check_order(repairs: Sequence[str], required: Sequence[Sequence[str]]) -> N
         for later in names[place + 1 :]:
             if later in required[place]:
                 raise InputError(f"repair {name!r} stands before {later!r}, whose result it needs; swap them")
+
+
+def _check_classes(names: Sequence[str]) -> None:
+    """Raise `InputError` for a task that is none; no names stand for all classes."""
+    if len(names) == 1:
+        raise InputError(f"classes are only {names[0]!r}; expected two or more names, or a file with one per line")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"class {name!r} is given {names.count(name)} times; give it once")
 
 
 def check_types(record: Any) -> None:

@@ -1,7 +1,7 @@
-"""The record of used samples: which certificates were made on which split, kept in the cache folder.
+"""Are the samples fresh: do they serve no other role, and which certificates were made on them before.
 
-Every certificate holds by itself; several made on the same samples share the chance of error. So each is counted, and
-whoever uses a split again is told (`certify.spent`).
+The record of used splits is kept in the cache folder. Every certificate holds by itself; several made on the same
+samples share the chance of error. So each is counted, and whoever uses a split again is told (`certify.spent`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pxcompress.cache import cache_dir
-from pxcompress.errors import InputError
+from pxcompress.errors import DataError, InputError
 
 FILE = "used_splits.json"
+
+
+def check_disjoint(certify_ids: Iterable[str], other_ids: Mapping[str, Iterable[str]]) -> None:
+    """Raise `DataError` where a certify sample is given twice or also serves another role (role -> ids)."""
+    own = list(certify_ids)
+    ids = set(own)
+    if len(ids) < len(own):
+        raise DataError(
+            f"{len(own) - len(ids)} certify samples are given twice; expected independent samples: drop them"
+        )
+    for role, others in other_ids.items():
+        if shared := sorted(ids.intersection(others)):
+            found = f"{len(shared)} certify samples also serve {role!r}, such as {shared[0]!r}"
+            raise DataError(f"{found}; certify on samples of their own")
+
+
+def split_hash(ids: Iterable[str]) -> str:
+    """sha256 over the sorted sample ids: tells whether a certify split was used before."""
+    return _hash("\n".join(sorted(ids)))
 
 
 def record_use(data: str, split: str, certificate: str) -> int:

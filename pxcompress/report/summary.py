@@ -159,23 +159,45 @@ class Badge:
     text: str
 
 
+_WHERE = {"all": "", "confident": " where the dense model is confident", "classes": " in every class"}
+
+
 def badge(content: Mapping[str, Any]) -> Badge:
     """The badge for what certificate.json holds."""
     chosen = content["chosen"]
     titles = {None: "Not certified", 0: "Only the dense model is certified"}
-    title = titles.get(chosen, "Certified")
+    title = titles.get(chosen, f"Certified{_WHERE[content['part']]}")
     return Badge(title, bool(chosen), content["sentence"].removeprefix(f"{title}; "))
 
 
 def path_rows(content: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """Name, size, errors, p-value and outcome of every model of a certificate's path, as text."""
+    """Name, size, errors, p-value and outcome of every model of a certificate's path, as text.
+
+    Where every class counts by itself, the errors are those in the weakest one.
+    """
     unit = content["size_unit"]
     rows = []
     for place, (row, certified) in enumerate(zip(content["rows"], content["certified"], strict=True)):
         outcome = "chosen" if place == content["chosen"] else "passed" if certified else "not certified"
         cost = size(row["size"]) if unit == "bytes" else f"{count(row['size'])} {unit}"
-        rows.append((row["name"], cost, f"{row['errors']:g} of {row['n']}", f"{row['p_value']:.3g}", outcome))
+        part = max(row["classes"] or [row], key=lambda each: each["p_value"])
+        errors = f"{part['errors']:g} of {part['n']}" + (f" in {part['name']!r}" if row["classes"] else "")
+        rows.append((row["name"], cost, errors, f"{row['p_value']:.3g}", outcome))
     return rows
+
+
+def counted(content: Mapping[str, Any]) -> str:
+    """Which samples a certificate counts, in one sentence; nothing where it counts all alike."""
+    classes = len(content["rows"][0]["classes"])
+    sentences = {
+        "all": "",
+        "confident": f"{content['n']} of {content['reserved']} samples count: those whose largest softmax probability "
+        f"in the dense model is at least {content['threshold'] or 0:.10g}. The select split chose it, for a coverage of "
+        f"{content['coverage']}.",
+        "classes": f"errors are those of the weakest of {classes} classes (by true label), and p is {classes} times its"
+        " p-value, because all classes have to pass at once.",
+    }
+    return sentences[content["part"]]
 
 
 def headline(report: Report) -> str:
@@ -244,7 +266,8 @@ def command(recipe: Mapping[str, object]) -> str:
 
 
 def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
-    flat = dict(recipe)
+    flat: dict[str, Any] = dict(recipe)
+    flat["classes"] = ",".join(flat.get("classes", ())) or []
     parts: list[Any] = [flat.pop(key, None) or {} for key in ("bench", "guarantee")]
     return {**flat, **parts[0], **parts[1]}
 

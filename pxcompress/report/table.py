@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pxcompress.report.classes import class_line
 from pxcompress.report.summary import (
     badge,
     conditions,
+    counted,
     drop_interval,
     milliseconds,
     path_rows,
@@ -32,16 +34,17 @@ def to_table(report: Report) -> str:
     lines += _accuracy(report)
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
+    by_class = [class_line(report)] if report.class_shares else []
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
-    return "\n".join([*_aligned(lines), "", conditions(report), *notes, *certificate, report.verdict])
+    return "\n".join([*_aligned(lines), "", conditions(report), *by_class, *notes, *certificate, report.verdict])
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:
     """The path of a certificate, model by model, and what it promises. No newline at the end."""
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(content)]
-    spent = [f"note: {content['spent']}"] if content["spent"] else []
+    notes = [f"note: {note}" for note in (counted(content), content["spent"]) if note]
     said = badge(content)
-    return "\n".join([*_aligned(lines), *spent, f"{said.title}: {said.text}"])
+    return "\n".join([*_aligned(lines), *notes, f"{said.title}: {said.text}"])
 
 
 def _accuracy(report: Report) -> list[_Line]:

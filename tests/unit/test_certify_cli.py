@@ -15,7 +15,9 @@ import pytest
 import torch
 from command import Outcome, Px, caller, image_folder, one_line
 from models import CLASSES, FlattenCNN
+from PIL import Image
 from safetensors.torch import save_file
+from scipy.stats import binom
 from torch import nn
 
 import pxcompress
@@ -177,10 +179,12 @@ def test_where_the_dense_model_fails_nothing_is_certified(px: Px, options: list[
     """Without training it is wrong nearly always; the paper's own code returned its sparsest model here."""
     with seeded(1):
         save_file(FlattenCNN().state_dict(), tmp_path / "random.safetensors")
-    asked = ["--ratio", 0.5, "--max-drop", 0.05, "--risk", "top1-error", "--steps", 1, "--out", tmp_path / "out"]
-    outcome = px("run", *options, "--checkpoint", tmp_path / "random.safetensors", *asked)
+    asked = ["--max-drop", 0.3, "--risk", "top1-error", "--part", "classes", "--steps", 1, "--out", tmp_path / "out"]
+    outcome = px("run", *options, "--ratio", 0.5, "--checkpoint", tmp_path / "random.safetensors", *asked)
     assert outcome.code == 3
     told = _content(tmp_path / "out")
+    assert told["part"] == "classes"
+    assert [each["n"] for each in told["rows"][0]["classes"]] == [15] * CLASSES
     assert told["chosen"] is None
     assert told["certified"] == [False, False]
     assert str(told["sentence"]).startswith("Not certified; the dense model stays.")
@@ -198,6 +202,14 @@ def test_where_the_dense_model_fails_nothing_is_certified(px: Px, options: list[
         (["--max-drop", 0.3, "--risk", "flips"], "negative-flips"),
         (["--max-drop", 0.3, "--steps", 0], "steps is 0"),
         (["--risk", "disagreement"], "without --max-drop"),
+        (["--part", "classes"], "without --max-drop"),
+        (["--max-drop", 0.3, "--part", "class"], "did you mean classes"),
+        (["--max-drop", 0.3, "--coverage", 0.8], "no effect with part 'all'"),
+        (["--max-drop", 0.3, "--part", "classes", "--coverage", 0.8], "no effect with part 'classes'"),
+        (["--max-drop", 0.25, "--part", "classes"], "15 samples of 'class0', the smallest class"),
+        (["--max-drop", 0.25, "--part", "classes"], "needs at least 17"),
+        (["--max-drop", 0.045, "--part", "confident"], "60 samples to certify on that are confident"),
+        (["--max-drop", 0.05, "--part", "confident", "--coverage", 0.5], "needs at least 59"),
     ],
 )
 def test_what_cannot_be_certified_is_said_before_any_work(
@@ -295,13 +307,29 @@ def test_a_spent_split_is_noted_in_the_report_and_on_stderr(
 ) -> None:
     told = [option for option in options if option != "--quiet"]
     asked = ["--ratio", 0.2, "--repair", "fold", "--max-drop", 0.32, "--steps", 1, "--out", tmp_path / "out"]
-    outcome = px("run", *told, *asked)
+    outcome = px("run", *told, *asked, "--part", "confident")
     assert outcome.code == 0, outcome.err
+    _check_confident(px, tmp_path / "out")
     message = str(_content(tmp_path / "out")["spent"])
     assert "guarantee is spent" in message
     assert message in outcome.err
     assert message in outcome.out
     assert message in from_json((tmp_path / "out" / "report.json").read_text()).notes
+
+
+def _check_confident(px: Px, folder: Path) -> None:
+    """What is left of a run with --part confident."""
+    told = _content(folder)
+    assert (told["part"], told["coverage"], told["reserved"]) == ("confident", 0.8, 75)
+    assert told["n"] == told["rows"][0]["n"] < 75
+    page = (folder / "report.html").read_text()
+    assert "Certified where the dense model is confident: " in page
+    assert f"{told['n']} of 75 samples count" in page
+    assert "--part confident --coverage 0.8" in page
+    assert Recipe.from_json((folder / "recipe.json").read_text()).guarantee == Guarantee(
+        0.32, steps=1, part="confident", coverage=0.8
+    )
+    assert px("verify", folder, "--quiet").out.endswith(f"recomputed on {told['n']} samples: the certificate holds\n")
 
 
 def test_the_record_tells_data_apart_and_says_when_it_is_damaged(
@@ -353,6 +381,69 @@ def test_a_run_folder_is_a_path_of_two(px: Px, certified: tuple[Path, Outcome], 
     assert wrong.err.startswith("pxcompress: not certified")
 
 
+def _outputs(folder: Path, images: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Logits of both models by role, one sample at a time, and labels."""
+    models = {name: session(folder / f"{name}.onnx", "cpu") for name in ("dense", "model")}
+    with seeded(0):
+        subject = load_subject(Recipe("models:FlattenCNN", 0.5, data=str(images), input_size=SIZE))
+    logits, labels = {}, {}
+    for role in ("select", "certify"):
+        batches = list(getattr(subject.splits, role))
+        labels[role] = np.concatenate([part.numpy() for _, part in batches])
+        for name, model in models.items():
+            logits[f"{name} {role}"] = np.concatenate([model.predict(one[None]) for part, _ in batches for one in part])
+    return logits, labels
+
+
+def test_the_confident_part_by_hand(px: Px, certified: tuple[Path, Outcome], images: Path) -> None:
+    asked = ["--max-drop", 0.3, "--risk", "disagreement", "--part", "confident", "--coverage", 0.6]
+    told = json.loads(px("certify", certified[0], *asked, "--json").out)
+    logits, _ = _outputs(certified[0], images)
+    sure = {role: np.exp(logits[f"dense {role}"]) for role in ("select", "certify")}
+    sure = {role: (values / values.sum(1, keepdims=True)).max(1) for role, values in sure.items()}
+    threshold = np.sort(sure["select"])[::-1][int(np.ceil(0.6 * len(sure["select"]))) - 1]
+    assert told["threshold"] == pytest.approx(threshold, rel=1e-4)
+    counted = sure["certify"] >= told["threshold"]
+    differ = logits["dense certify"].argmax(1) != logits["model certify"].argmax(1)
+    assert [(row["n"], row["errors"]) for row in told["rows"]] == [
+        (counted.sum(), 0),
+        (counted.sum(), (differ & counted).sum()),
+    ]
+    assert told["rows"][1]["p_value"] == pytest.approx(binom.cdf((differ & counted).sum(), counted.sum(), 0.3))
+    assert "the predictions of which the dense model is confident" in told["sentence"]
+
+
+def test_every_class_by_hand(px: Px, certified: tuple[Path, Outcome], images: Path) -> None:
+    asked = ["--max-drop", 0.35, "--risk", "disagreement", "--part", "classes"]
+    told = json.loads(px("certify", certified[0], *asked, "--json").out)
+    logits, labels = _outputs(certified[0], images)
+    differ = logits["dense certify"].argmax(1) != logits["model certify"].argmax(1)
+    expected = [(f"class{place}", 15, differ[labels["certify"] == place].sum()) for place in range(CLASSES)]
+    assert [(each["name"], each["n"], each["errors"]) for each in told["rows"][1]["classes"]] == expected
+    worst = max(expected, key=lambda each: each[2])
+    assert told["rows"][1]["p_value"] == pytest.approx(min(1, CLASSES * binom.cdf(worst[2], 15, 0.35)))
+    assert f"in each of the {CLASSES} classes" in told["sentence"]
+    table = px("certify", certified[0], *asked)
+    assert table.code == (0 if told["chosen"] else 3)
+    assert f"{worst[2]} of 15 in '{worst[0]}'" in table.out
+    assert f"the weakest of {CLASSES} classes (by true label)" in table.out
+
+
+def test_where_too_few_are_confident_after_all_nothing_is_certified(
+    px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path
+) -> None:
+    """Held-out images between two classes: of none of them is the model as sure as of the surest training images."""
+    shutil.copytree(images / "train", tmp_path / "train")
+    image_folder(tmp_path, {"val": 30}, CLASSES, SIZE)
+    for file in (tmp_path / "val").rglob("*.png"):
+        Image.fromarray(np.full((SIZE, SIZE, 3), 100, np.uint8)).save(file)
+    asked = ["--max-drop", 0.4, "--part", "confident", "--coverage", 0.1]
+    outcome = px("certify", certified[0], "--data", tmp_path, *asked)
+    assert outcome.code == 3
+    assert "Not certified: the dense model stays." in outcome.out
+    assert "lost 0 of 0 samples (p = 1; it takes at least 6 samples)" in outcome.out
+
+
 # --- verify ---------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +485,7 @@ def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) ->
     (copy / "certificate.json").write_text(json.dumps(told))
     outcome = px("verify", copy, "--quiet")
     assert outcome.code == 3
-    assert f"not {low:g} on 75" in outcome.err
+    assert f"not {low:g} errors on 75 samples" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -417,6 +508,58 @@ def test_verify_detects_a_certificate_that_was_edited(
     outcome = px("verify", copy, "--quiet")
     assert outcome.code == 3
     assert said in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+def _remade(px: Px, folder: Path, *asked: object) -> dict[str, object]:
+    """The certificate of a run folder's two models, as a run with them as its path would have left it there."""
+    told = json.loads(px("certify", folder, "--json", *asked).out)
+    told["hashes"] = _content(folder)["hashes"]
+    (folder / "certificate.json").write_text(json.dumps(told))
+    return told
+
+
+@pytest.mark.parametrize("part", ["confident", "classes"])
+def test_verify_honours_the_part(px: Px, copy: Path, part: str) -> None:
+    assert _remade(px, copy, "--max-drop", 0.5, "--part", part)["chosen"] == 1
+    outcome = px("verify", copy, "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1].endswith("the certificate holds")
+
+
+def _blame_another(classes: list[dict[str, float]]) -> None:
+    """One error more where they are fewest: the p-value, that of the weakest class, stays."""
+    least, *_, weakest = sorted(classes, key=lambda each: each["errors"])
+    least["errors"] += 1
+    assert least["errors"] < weakest["errors"]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("confident", lambda told: told.update(threshold=told["threshold"] * 1.001), "confident means a softmax"),
+        ("confident", lambda told: told.update(coverage=0.7), "confident means a softmax"),
+        ("confident", lambda told: told.update(part="all", coverage=None, threshold=None), "on 75 samples"),
+        ("confident", lambda told: told.update(part="all"), "coverage has no effect"),
+        ("confident", lambda told: told.update(sentence="All is well."), "sentence"),
+        ("confident", lambda told: told.update(scope="all predictions"), "sentence"),
+        ("classes", lambda told: told.update(part="all"), "dense.onnx' has 0 errors on 75 samples (p = "),
+        ("classes", lambda told: _blame_another(told["rows"][1]["classes"]), "errors on 15 samples of 'class"),
+        ("classes", lambda told: told["rows"][1]["classes"].pop(), "was not tested on the samples"),
+        ("classes", lambda told: told["rows"][1]["classes"][0].update(errors=9), "is not that of its errors"),
+        ("classes", lambda told: told.pop("part"), "not a certificate"),
+    ],
+)
+def test_verify_detects_another_part(
+    px: Px, copy: Path, part: str, change: Callable[[dict[str, object]], object], said: str
+) -> None:
+    told = _remade(px, copy, "--max-drop", 0.5, "--part", part)
+    change(told)
+    (copy / "certificate.json").write_text(json.dumps(told))
+    outcome = px("verify", copy, "--quiet")
+    assert outcome.code == 3
+    assert said in outcome.err
+    assert "holds\n" not in outcome.out
     assert len(outcome.err.strip().splitlines()) == 1
 
 

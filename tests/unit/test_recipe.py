@@ -15,6 +15,7 @@ FULL: dict[str, Any] = {
     "model": "hf-hub:owner/name",
     "ratio": 0.3,
     "data": "glyphs",
+    "classes": ("b", "a"),
     "checkpoint": "weights.safetensors",
     "input_size": 64,
     "scorer": "magnitude:p=1",
@@ -24,7 +25,7 @@ FULL: dict[str, Any] = {
     "min_keep": 0.25,
     "repair": ("fold:ridge=0.01", "batchnorm"),
     "bench": Bench(batch_size=2, provider="cpu", threads=3),
-    "guarantee": Guarantee(0.01, 0.9, "disagreement", 3),
+    "guarantee": Guarantee(0.01, 0.9, "disagreement", 3, "confident", 0.7),
     "skip_corrupt": True,
     "seed": 7,
 }
@@ -125,6 +126,26 @@ def test_but_changes_a_copy() -> None:
 )
 def test_labels_are_folder_names(model: str, label: str) -> None:
     assert Recipe(model, 1 / 3, budget="macs").label == label
+
+
+@pytest.mark.parametrize(
+    ("guarantee", "label"),
+    [
+        (Guarantee(0.03), "a-channels-0.50-drop-0.03"),
+        (Guarantee(0.03, part="classes"), "a-channels-0.50-drop-0.03-classes"),
+        (Guarantee(0.03, part="confident"), "a-channels-0.50-drop-0.03-confident"),
+    ],
+)
+def test_labels_name_what_is_guaranteed(guarantee: Guarantee, label: str) -> None:
+    assert Recipe("a", 0.5, guarantee=guarantee).label == label
+
+
+def test_a_coverage_belongs_to_the_confident_part() -> None:
+    assert Guarantee(0.03, part="confident") == Guarantee(0.03, part="confident", coverage=0.8)
+    assert Guarantee(0.03, part="classes").coverage is None
+    for part in ("all", "classes"):
+        with pytest.raises(InputError, match="no effect"):
+            Guarantee(0.03, part=part, coverage=0.8)
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,13 @@ from pxcompress import cli, pipeline
 from pxcompress.certify import Candidate, Goal, certify
 from pxcompress.errors import InputError
 from pxcompress.measure import BenchRow, Comparison, Speedup, ratios, verdict
+from pxcompress.parts import Part
 from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report import from_json, to_html, to_json, to_table
 from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
 from pxcompress.report.table import bench_table
 from pxcompress.types import (
+    ClassShare,
     DataSummary,
     Fixed,
     GroupWidth,
@@ -198,13 +200,19 @@ def test_json_that_is_no_report_is_refused_in_one_line(text: str, message: str) 
 
 # Certificate
 
+WHOLE, CONFIDENT = Part(), Part("confident", 0.8, 0.97164)
 
-def certified(*errors: int, spent: str = "") -> Report:
-    """REPORT with a certificate on 400 samples of a path of models with so many errors, the dense one first."""
+
+def certified(*errors: int, spent: str = "", part: Part = WHOLE) -> Report:
+    """REPORT with a certificate on 400 samples of a path of models with so many errors, the dense one first.
+
+    The errors are all in the first of two classes.
+    """
     models = [Candidate(f"model {place}", 100 - place, np.arange(400) < count) for place, count in enumerate(errors)]
-    content = json.loads(json.dumps(certify(models, Goal(alpha=0.05)).to_json()))
-    told = {**content, "hashes": {"model": "abc"}, "size_unit": "units", "uses_before": 0, "spent": spent}
-    return make_report(certificate=told)
+    classes = part.classes(np.arange(400) // 200, ["cat", "dog"])
+    content = json.loads(json.dumps(certify(models, part.goal(Goal(alpha=0.05)), classes).to_json()))
+    told = {**content, **part.to_json(), "reserved": 500, "hashes": {"model": "abc"}}
+    return make_report(certificate={**told, "size_unit": "units", "uses_before": 0, "spent": spent})
 
 
 def test_a_report_with_a_certificate_comes_back_equal() -> None:
@@ -233,6 +241,41 @@ def test_the_badge_says_what_is_certified(errors: tuple[int, ...], title: str, c
         assert text not in Page(to_html(REPORT)).text
 
 
+@pytest.mark.parametrize(
+    ("part", "title", "shown", "limit", "absent"),
+    [
+        (WHOLE, "Certified", "3 of 400", "Nothing for a single class", ("samples count", "weakest", "is confident")),
+        (
+            CONFIDENT,
+            "Certified where the dense model is confident",
+            "400 of 500 samples count: those whose largest softmax probability in the dense model is at least 0.97164",
+            "Nothing for predictions of which the dense model is not confident",
+            ("weakest",),
+        ),
+        (
+            Part("classes"),
+            "Certified in every class",
+            "3 of 200 in 'cat'",
+            "Nothing for a part of a class",
+            ("Nothing for a single class", "single classes", "samples count"),
+        ),
+    ],
+)
+def test_table_and_page_say_for_which_part_it_holds(
+    part: Part, title: str, shown: str, limit: str, absent: tuple[str, ...]
+) -> None:
+    report = certified(0, 3, 90, part=part)
+    page, text = Page(to_html(report)).text, to_table(report)
+    assert f"{title}: With 95 % confidence" in page
+    assert f"\n{title}: With 95 % confidence" in text
+    assert shown in page
+    assert shown in text
+    assert limit in page
+    for words in absent:
+        assert words not in page
+        assert words not in text
+
+
 def test_the_table_shows_the_path_and_what_it_promises() -> None:
     lines = to_table(certified(0, 3, 90, spent="used once before")).splitlines()
     outcomes = {line.split("  ")[0]: line.rsplit("  ", 1)[1] for line in lines if line.startswith("model ")}
@@ -240,6 +283,49 @@ def test_the_table_shows_the_path_and_what_it_promises() -> None:
     assert any(line.startswith("Certified: With 95 % confidence") for line in lines)
     assert "note: used once before" in lines
     assert lines[-1] == REPORT.verdict
+
+
+# Classes
+
+
+def with_classes(*removed: float | None) -> Report:
+    """REPORT with a share for each of so many classes; None stands for one without samples."""
+    rows = [ClassShare(f"kind {n}", 0 if share is None else 9 + n, share) for n, share in enumerate(removed)]
+    return make_report(class_shares=tuple(rows))
+
+
+def test_class_shares_come_back_equal() -> None:
+    report = with_classes(0.25, None, 0.5)
+    assert from_json(to_json(report)) == report
+    assert from_json(to_json(REPORT)).class_shares == ()
+
+
+def test_the_class_that_lost_most_comes_first_and_unknown_ones_are_named() -> None:
+    report = with_classes(0.25, None, 0.5, 0.3)
+    text = Page(to_html(report)).text
+    places = [text.index(f"{name}: {share} removed") for name, share in (("kind 2", "50.0%"), ("kind 3", "30.0%"))]
+    assert places == sorted(places)
+    assert "No sample in the score split: kind 1." in text
+    line = (
+        "class relevance that the removed units carried: 35.0% on average, 50.0% for 'kind 2', the most of 3 classes, "
+        "before repair; 1 without samples in the score split left out"
+    )
+    assert line[1:] in text
+    assert line in to_table(report).splitlines()
+    assert to_table(report).splitlines()[-1] == REPORT.verdict
+
+
+def test_the_page_shows_the_worst_of_many_classes_and_counts_the_others() -> None:
+    text = Page(to_html(with_classes(*(n / 100 for n in range(30)), *[None] * 25))).text
+    assert text.count("% removed") == 20
+    assert "10 more in report.json." in text
+    assert "kind 49 and 5 more." in text
+
+
+def test_without_class_scores_nothing_is_said_of_classes(parsed: Page) -> None:
+    assert "What each class lost" not in parsed.text
+    assert "class relevance" not in to_table(REPORT)
+    assert "What each class lost" not in to_html(with_classes(None))
 
 
 # Figures
@@ -317,6 +403,7 @@ RECIPES = [
     Recipe("m", 0.25, checkpoint="w x.pth", input_size=64, scorer="random", budget="macs", round_to=1, min_keep=0.2),
     Recipe("m", 0.25, scorer="random", normalise="max", repair=("batchnorm",), bench=Bench(8, "cpu", 2)),
     Recipe("m", 0.25, scorer="random", guarantee=Guarantee(0.03)),
+    Recipe("m", 0.25, scorer="random", class_guard=True),
     Recipe("m", 0.25, scorer="random", guarantee=Guarantee(0.01, 0.9, "disagreement", 3), bench=Bench(2)),
 ]
 

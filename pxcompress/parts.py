@@ -1,0 +1,106 @@
+"""Which samples a guarantee is about: all, those of which the dense model is confident, or every class by itself.
+
+The rule is fixed before the reserved samples are seen, and takes one sample at a time: what it picks are again
+independent samples, of the predictions that it stands for (Geifman and El-Yaniv, 2017).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pxcompress.certify import Goal, by_class, check_samples, confidence
+from pxcompress.errors import InputError, unknown
+from pxcompress.learn_then_test import Array
+
+PARTS = ("all", "confident", "classes")
+COVERAGE = 0.8
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples that count. Raises `InputError` where that makes no sense.
+
+    "confident": those whose largest softmax probability in the dense model is at least `threshold`, which is chosen on
+    other samples so that the share `coverage` of them is (0.8 where it is not given). "classes": all, and the risk is
+    held in every class, by true label.
+    """
+
+    part: str = "all"
+    coverage: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise unknown("part", self.part, PARTS)
+        if self.part == "confident":
+            object.__setattr__(self, "coverage", COVERAGE if self.coverage is None else self.coverage)
+        elif self.coverage is not None or self.threshold is not None:
+            raise InputError(f"coverage has no effect with part {self.part!r}; give part 'confident', or leave it out")
+        if self.coverage is not None and not 0 < self.coverage < 1:
+            raise InputError(
+                f"coverage is {self.coverage}; expected a share of the samples between 0 and 1, such as 0.8"
+            )
+
+    def chosen_on(self, dense: ArrayLike) -> Part:
+        """With its threshold, from the dense model's logits (n, classes) of samples that certify nothing.
+
+        It is the largest at which at least the share `coverage` of them is confident; more are where values are equal.
+        """
+        if self.coverage is None:
+            return self
+        values = np.sort(confidence(dense))
+        return replace(self, threshold=float(values[len(values) - math.ceil(round(self.coverage * len(values), 9))]))
+
+    def mask(self, dense: ArrayLike) -> Array | None:
+        """Which samples count (n,), from the dense model's logits (n, classes); None: all of them."""
+        if self.coverage is None:
+            return None
+        if self.threshold is None:
+            raise ValueError("the threshold is not chosen yet")
+        return confidence(dense) >= self.threshold
+
+    def classes(self, labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
+        """The classes in which the risk is held by itself: name -> mask (n,)."""
+        return by_class(labels, names) if self.part == "classes" else {}
+
+    def goal(self, goal: Goal) -> Goal:
+        """`goal`, which names in words the predictions that count."""
+        if self.threshold is None:
+            return goal
+        sure = f"the predictions of which the dense model is confident (softmax at least {_share(self.threshold)})"
+        return replace(goal, scope=sure)
+
+    def check(self, goal: Goal, counts: Mapping[str, int]) -> None:
+        """Raise `DataError` where samples (class -> number) are too few, whatever the models do."""
+        total = sum(counts.values())
+        if self.part == "classes":
+            least = min(counts, key=lambda name: counts[name])
+            check_samples(counts[least], goal, f"of {least!r}, the smallest class, to certify on")
+        elif self.coverage is not None:
+            where = f"to certify on that are confident (coverage {self.coverage:g} of {total})"
+            check_samples(int(self.coverage * total), goal, where)
+        else:
+            check_samples(total, goal)
+
+    def to_json(self) -> dict[str, Any]:
+        """What certificate.json holds of it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Part:
+        """What `to_json` gave; other keys are left alone. Raises `InputError`."""
+        try:
+            return cls(**{field.name: data[field.name] for field in fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"not a certificate: {error}; give the certificate.json of a run folder") from error
+
+
+def _share(value: float) -> str:
+    """Three digits or more: a share just below 1 keeps two digits of what it lacks."""
+    return f"{value:.{max(3, 1 - math.floor(math.log10(1 - value)))}f}" if value < 1 else "1"
