@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pxcompress import __version__
+from pxcompress.class_relevance import removed_shares
 from pxcompress.cost import count_macs, count_params
 from pxcompress.errors import InputError, ParityError
 from pxcompress.export import export_onnx, verify_parity
@@ -26,7 +27,19 @@ from pxcompress.recipe import Bench, Recipe
 from pxcompress.report.build import to_json
 from pxcompress.report.html import to_html
 from pxcompress.subject import Subject
-from pxcompress.types import Artifact, DataSummary, GroupWidth, Parity, Preprocessing, Report, Slim, StageTime
+from pxcompress.task import sliced
+from pxcompress.types import (
+    Artifact,
+    ClassRelevance,
+    ClassShare,
+    DataSummary,
+    GroupWidth,
+    Parity,
+    Preprocessing,
+    Report,
+    Slim,
+    StageTime,
+)
 
 DENSE, SLIM, RECIPE = "dense.onnx", "model.onnx", "recipe.json"
 """Files of a run folder that others read."""
@@ -70,6 +83,8 @@ def describe(folder: Path, recipe: Recipe, subject: Subject, slim: Slim, exporte
     save_file(
         {name: scores.float().contiguous() for name, scores in slim.scores.items()}, folder / "scores.safetensors"
     )
+    if slim.class_relevance is not None:
+        _save_class_relevance(slim.class_relevance, subject, folder / "class_scores.safetensors")
     _save_weights(slim.pruned.model, subject, folder / "model.safetensors")
     parity = verify_parity(slim.pruned.model, small.path, subject.splits.test)
     if not parity.passed:
@@ -134,6 +149,7 @@ def assemble(
         verdict=f"{verdict(comparison)}: {place / SLIM}",
         notes=_notes(subject, files, comparison),
         certificate=files.certificate,
+        class_shares=_class_shares(slim, subject.source.classes),
     )
 
 
@@ -177,6 +193,8 @@ def load(folder: Path | str) -> nn.Module:
         ) from error
     dense = Architecture.from_json(facts["architecture"]).build().eval()
     example = torch.zeros(1, *json.loads(facts["input_shape"]))
+    if "outputs" in facts:
+        dense = sliced(dense, example, json.loads(facts["outputs"]))
     found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
     groups = planned_groups(plan_text, found)
     model = prune(dense, groups, plan_from_json(plan_text, groups), example).model
@@ -195,8 +213,27 @@ def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
         "input_shape": json.dumps(list(subject.splits.example.shape[1:])),
         "pxcompress": __version__,
     }
+    if subject.whole:
+        facts["outputs"] = json.dumps(subject.whole.outputs)
     save_file(
         {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}, path, facts
+    )
+
+
+def _save_class_relevance(relevance: ClassRelevance, subject: Subject, path: Path) -> None:
+    """Group name -> (classes, units), with names and samples of the classes as JSON in the metadata."""
+    facts = {"classes": json.dumps(subject.source.classes), "samples": json.dumps(relevance.samples)}
+    save_file({name: values.contiguous() for name, values in relevance.units.items()}, path, facts)
+
+
+def _class_shares(slim: Slim, classes: Sequence[str]) -> tuple[ClassShare, ...]:
+    """What the removed units carried of each class's relevance; nothing where no class scores were asked for."""
+    if slim.class_relevance is None:
+        return ()
+    samples, shares = slim.class_relevance.samples, removed_shares(slim.class_relevance, slim.pruned.plan).tolist()
+    return tuple(
+        ClassShare(name, count, share if count else None)
+        for name, count, share in zip(classes, samples, shares, strict=True)
     )
 
 
@@ -222,6 +259,9 @@ def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str,
     if subject.source.embedded:
         size = subject.splits.example.shape[-1]
         notes.append(f"embedded data {subject.source.name!r} at {size} x {size} pixels: a demonstration, not your task")
+    if subject.whole:
+        task, whole = len(subject.source.classes), len(subject.whole.source.classes)
+        notes.append(f"a task of {task} of the {whole} classes: the dense model, too, knows no others")
     if subject.loaded.weights == "trained-here":
         notes.append("the dense model was trained here, on that data, for a few epochs")
     if subject.loaded.weights == "factory":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from pxcompress.report.certificate import badge_box, certificate_section
+from pxcompress.report.classes import class_section
 from pxcompress.report.markup import Bar, bars, node, page, pairs, section, table
 from pxcompress.report.style import CSS
 from pxcompress.report.summary import (
@@ -49,6 +50,7 @@ def to_html(report: Report) -> str:
         _comparison(report),
         *certificate_section(report),
         _stage_accuracy(report),
+        *class_section(report),
         _widths(report.groups),
         _fixed(report.fixed),
         _proof(report),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from command import Outcome, Px, image_folder, one_line
 from models import CLASSES, FlattenCNN
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import pxcompress
 from pxcompress.report.build import from_json
@@ -111,16 +111,26 @@ def test_the_artefact_says_where_it_comes_from(finished: tuple[Path, Outcome]) -
     assert len(json.loads(facts["input_mean"])) == 3
 
 
-def test_the_same_seed_gives_the_same_plan_and_json_on_stdout(
+def test_the_same_seed_gives_the_same_plan_and_json_on_stdout_and_class_scores_come_along(
     px: Px, finished: tuple[Path, Outcome], images: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     folder, _ = finished
     options = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
-    outcome = px("run", *options, "--input-size", SIZE, "--out", tmp_path / "again", "--json", "--quiet")
+    again = tmp_path / "again"
+    outcome = px("run", *options, "--input-size", SIZE, "--out", again, "--json", "--quiet", "--class-scores")
     assert outcome.code == 0, outcome.err
     assert outcome.err == ""
-    assert json.loads(outcome.out)["schema_version"] == 1
-    assert (tmp_path / "again" / "plan.json").read_bytes() == (folder / "plan.json").read_bytes()
+    report = json.loads(outcome.out)
+    assert report["schema_version"] == 1
+    assert (again / "plan.json").read_bytes() == (folder / "plan.json").read_bytes()
+    assert {path.name for path in again.iterdir()} == {*ARTEFACTS, "class_scores.safetensors"}
+    scores, by_class = load_file(again / "scores.safetensors"), load_file(again / "class_scores.safetensors")
+    assert {name: values.shape for name, values in by_class.items()} == {
+        name: (CLASSES, len(values)) for name, values in scores.items()
+    }
+    assert [row["name"] for row in report["class_shares"]] == list(report["data"]["classes"])
+    assert sum(row["samples"] for row in report["class_shares"]) == report["data"]["score"]
+    assert all(0 < row["removed"] < 1 for row in report["class_shares"])
 
 
 def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(

@@ -1,0 +1,69 @@
+"""What each class rests on: relevance of units by true label, the share of it that a plan removes, and a guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.attribution import attributed, parse_composite
+from pxcompress.collect import collect_by_label
+from pxcompress.relevance import started
+from pxcompress.state import device_of
+from pxcompress.types import Batches, ClassRelevance, Group, Plan, Scores
+
+
+def class_relevance(model: nn.Module, groups: Sequence[Group], batches: Batches) -> ClassRelevance:
+    """Relevance of every unit for every class k: E_{x of label k} | sum_p a_p m_p |, m by LRP-epsilon from logit k.
+
+    One forward and one backward pass for all classes, on a copy with BatchNorm folded; on a residual stream the mean
+    over the tensors that carry it. Raises `InputError` for labels that are no class of the model.
+    """
+    inputs, _ = next(iter(batches))
+    with attributed(model, parse_composite("epsilon"), inputs[:1]) as twin:
+        classes = twin.model(inputs[:1].to(device_of(twin.model))).shape[1]
+        start = started("logit", "label")
+        found, samples = collect_by_label(
+            twin.model, groups, batches, lambda a, m: (a * m).sum(2).abs(), start, classes
+        )
+    units = {name: values.mean(0).float() for name, values in found.items()}
+    return ClassRelevance(units, tuple(int(count) for count in samples))
+
+
+def removed_shares(relevance: ClassRelevance, plan: Plan) -> Tensor:
+    """Share of each class's relevance that the units removed by `plan` carried, (classes,) in [0, 1], before repair.
+
+    For class k: the mean over all groups of sum_{u removed} R_k(u) / sum_u R_k(u). A group without relevance for k
+    counts as 0, and so does all of a class without samples.
+    """
+    shares = [_shares(values)[:, list(plan.removed.get(name, ()))].sum(1) for name, values in relevance.units.items()]
+    return torch.stack(shares).mean(0)
+
+
+def guarded(scores: Scores, relevance: ClassRelevance) -> Scores:
+    """Scores by which a unit counts for as much as it does for the class that needs it most.
+
+    They are multiplied by max_k r_k(u) / mean_k r_k(u), from 1 (all classes rest on u alike) to the number of classes
+    (only one does). r_k is class k's relevance as a share of its sum over the group; classes without any are left out.
+    Negative scores are divided by it: no score falls, and where all factors are the same the order stays.
+    """
+    return {name: _raised(values, _factor(relevance.units[name])) for name, values in scores.items()}
+
+
+def _raised(scores: Tensor, factor: Tensor) -> Tensor:
+    return torch.where(scores < 0, scores / factor, scores * factor)
+
+
+def _factor(values: Tensor) -> Tensor:
+    """max_k r_k / mean_k r_k of relevances (classes, units); 1 for a unit that no class rests on."""
+    shares = _shares(values)
+    counted = int((shares.sum(1) > 0).sum())
+    total = shares.sum(0)
+    return torch.where(total > 0, counted * shares.amax(0) / total, 1.0).clamp(min=1).float()
+
+
+def _shares(values: Tensor) -> Tensor:
+    """Rows (classes, units) as shares of their sum, float64; rows of zeros stay."""
+    total = values.double().sum(1, keepdim=True)
+    return values.double() / torch.where(total > 0, total, 1.0)
