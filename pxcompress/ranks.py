@@ -1,7 +1,7 @@
 """Several processes on one job: each has its share of the data, sums are added over all, the first one writes.
 
-`torchrun --nproc-per-node 2 -m pxcompress run ...` or `accelerate launch -m pxcompress run ...` start them and set RANK,
-WORLD_SIZE and LOCAL_RANK. In a single process nothing here has an effect.
+`torchrun --nproc-per-node 2 -m pxcompress run ...` or `accelerate launch -m pxcompress run ...` start them and set
+RANK, WORLD_SIZE and LOCAL_RANK. In a single process nothing here has an effect.
 """
 
 from __future__ import annotations

@@ -354,7 +354,7 @@ class Budget(Protocol):
 class Repair(Protocol):
     """Makes the pruned model compute again what the dense one did.
 
-    `requires` names the repairs that come before this one wherever a recipe has both; without it a method goes anywhere.
+    `requires` names the repairs that come before this one wherever a recipe has both; without it any order will do.
     """
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:

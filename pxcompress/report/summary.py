@@ -192,10 +192,9 @@ def counted(content: Mapping[str, Any]) -> str:
     sentences = {
         "all": "",
         "confident": f"{content['n']} of {content['reserved']} samples count: those whose largest softmax probability "
-        f"in the dense model is at least {content['threshold'] or 0:.10g}. The select split chose it, for a coverage of "
-        f"{content['coverage']}.",
-        "classes": f"errors are those of the weakest of {classes} classes (by true label), and p is {classes} times its"
-        " p-value, because all classes have to pass at once.",
+        f"in the dense model is at least {content['threshold'] or 0:.10g}. The select split chose it, for a coverage "
+        f"of {content['coverage']}.",
+        "classes": f"errors and p are those of the weakest of {classes} classes (by true label): all of them have to pass.",
     }
     return sentences[content["part"]]
 
