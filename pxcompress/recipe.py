@@ -15,6 +15,8 @@ from pxcompress.errors import InputError, unknown
 from pxcompress.parts import Part
 
 DEFAULT_REPAIR = ("fold", "batchnorm")
+TASK_REPAIR = ("fold", "batchnorm:match=dense")
+"""For some of the classes: statistics of few classes are not those that the weights expect."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Recipe:
     """One run. `scorer`, `budget` and `repair` are texts like "lrp:centre=true", checked and put in short form.
 
     `ratio` is the share of the dense cost to remove, in the budget's unit; `classes` are the only ones of the data and
-    of the model's outputs that are kept, in this order (none: all); `input_size` is a side length in pixels
+    of the model's outputs that are kept, in this order (none: all); the repair "auto" is `DEFAULT_REPAIR`, or
+    `TASK_REPAIR` where classes are given; `input_size` is a side length in pixels
     (None: the model's own, or the embedded data's). Raises `InputError` for anything unknown or out of range.
     """
 
@@ -100,7 +103,7 @@ class Recipe:
     min_keep: float = 0.1
     class_scores: bool = False
     class_guard: bool = False
-    repair: tuple[str, ...] = DEFAULT_REPAIR
+    repair: tuple[str, ...] = ("auto",)
     rounds: int = 1
     bench: Bench = field(default_factory=Bench)
     guarantee: Guarantee | None = None
@@ -124,7 +127,8 @@ class Recipe:
         Limits(self.normalise, self.round_to, self.min_keep)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(BUDGETS.build(self.budget)))
-        repairs = [REPAIRS.build(text) for text in self.repair]
+        chosen = (TASK_REPAIR if self.classes else DEFAULT_REPAIR) if self.repair == ("auto",) else self.repair
+        repairs = [REPAIRS.build(text) for text in chosen]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
         _check_order(self.repair, [getattr(repair, "requires", ()) for repair in repairs])
 

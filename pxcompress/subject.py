@@ -5,27 +5,50 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from pxcompress.baseline import baseline_key, train_baseline
 from pxcompress.clock import Note
-from pxcompress.data import Source, load_splits, open_source, training_batches
+from pxcompress.data import Source, load_splits, open_source, restricted, training_batches
 from pxcompress.models import Loaded, load_model
 from pxcompress.recipe import Recipe
 from pxcompress.state import seeded
+from pxcompress.task import sliced
 from pxcompress.types import Splits
 
 
 @dataclass(frozen=True, eq=False)
+class Whole:
+    """What a task was cut from: a model and data with all classes, and the `outputs` that were kept."""
+
+    loaded: Loaded
+    source: Source
+    outputs: tuple[int, ...]
+
+    def sliced(self, example: Tensor) -> Loaded:
+        """The model with the kept outputs only; `example` is an input (1, ...). Raises `ModelError`."""
+        model = sliced(self.loaded.model, example, self.outputs)
+        names = tuple(self.loaded.class_names[output] for output in self.outputs if self.loaded.class_names)
+        return replace(self.loaded, model=model, classes=len(self.outputs), class_names=names)
+
+
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """A loaded model, the data it is for, and where both come from."""
+    """A loaded model, the data it is for, and where both come from; `whole` is there where they are those of a task."""
 
     loaded: Loaded
     source: Source
     splits: Splits
+    whole: Whole | None = None
 
 
 def load_subject(recipe: Recipe) -> Subject:
-    """Load model and data of `recipe`. Pretrained weights are asked for only when the data is the user's own."""
+    """Load model and data of `recipe`, both with its classes only.
+
+    Pretrained weights are asked for only when the data is the user's own.
+    """
     source = open_source(recipe.data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
+    task = restricted(source, recipe.classes or source.classes, recipe.seed)
     with seeded(recipe.seed):
         loaded = load_model(
             recipe.model,
@@ -34,15 +57,31 @@ def load_subject(recipe: Recipe) -> Subject:
             pretrained=not source.embedded,
             input_size=recipe.input_size or source.native_size,
         )
-    return Subject(loaded, source, load_splits(source, loaded.preprocessing, seed=recipe.seed))
+    splits = load_splits(task, loaded.preprocessing, seed=recipe.seed)
+    if task is source:
+        return Subject(loaded, source, splits)
+    whole = Whole(loaded, source, tuple(source.classes.index(name) for name in task.classes))
+    return Subject(whole.sliced(splits.example), task, splits, whole)
 
 
 def with_baseline(subject: Subject, seed: int, note: Note) -> Subject:
-    """`subject` with weights: a model that has none is trained on the embedded data, or read from the cache."""
-    loaded, source = subject.loaded, subject.source
-    if loaded.weights != "untrained":
+    """`subject` with weights: a model that has none is trained on the embedded data, or read from the cache.
+
+    It learns all classes, also where a task needs only some of them, so that its weights do not depend on the task.
+    """
+    if subject.loaded.weights != "untrained":
         return subject
+    if subject.whole is None:
+        return replace(subject, loaded=_trained(subject.loaded, subject.source, subject.splits, seed, note))
+    loaded, source = subject.whole.loaded, subject.whole.source
+    splits = load_splits(source, loaded.preprocessing, seed=seed)
+    whole = replace(subject.whole, loaded=_trained(loaded, source, splits, seed, note))
+    return replace(subject, loaded=whole.sliced(subject.splits.example), whole=whole)
+
+
+def _trained(loaded: Loaded, source: Source, splits: Splits, seed: int, note: Note) -> Loaded:
+    """`loaded` with the weights of a baseline, in place."""
     training = training_batches(source, loaded.preprocessing, batch_size=64, seed=seed)
     key = baseline_key(loaded.architecture, source.name, loaded.preprocessing, seed)
-    train_baseline(loaded.model, training, subject.splits.select, key=key, seed=seed, note=note)
-    return replace(subject, loaded=replace(loaded, weights="trained-here"))
+    train_baseline(loaded.model, training, splits.select, key=key, seed=seed, note=note)
+    return replace(loaded, weights="trained-here")

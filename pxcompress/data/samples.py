@@ -46,6 +46,11 @@ class Samples:
         ids = tuple(self.ids[index] for index in indices)
         return Samples(ids, self.labels[indices], self.read, self.positions[indices])
 
+    def joined(self, other: Samples) -> Samples:
+        """These samples, then those of `other`, which are read in the same way."""
+        labels = np.concatenate([self.labels, other.labels])
+        return Samples(self.ids + other.ids, labels, self.read, np.concatenate([self.positions, other.positions]))
+
     def load(self, index: int) -> Image.Image:
         """Image `index`, decoded, RGB. Raises `DataError` where it cannot be read."""
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from pxcompress.checkpoint import short
 from pxcompress.data.glyphs import CLASSES, glyph_arrays
-from pxcompress.data.samples import Samples, Source, cut, pools
+from pxcompress.data.samples import Integers, Samples, Source, cut, pools
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, unknown
 
@@ -58,6 +59,32 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Sour
         skip_corrupt=skip_corrupt,
         notes=found.notes,
     )
+
+
+def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
+    """`source` with only `classes`, which are numbered in that order.
+
+    What was held out stays so. Of embedded data, which baselines are trained on, every pool is the same but smaller; a
+    user's train and select pools are cut anew, since the limit of select is meant for the classes that there are.
+    Raises `DataError` for a name that `source` does not have.
+    """
+    if tuple(classes) == source.classes:
+        return source
+    for name in classes:
+        if name not in source.classes:
+            raise DataError(short(unknown(f"class of data {source.name!r}:", name, source.classes), 400))
+    number = np.full(len(source.classes), -1)
+    number[[source.classes.index(name) for name in classes]] = np.arange(len(classes))
+    train, select, held_out = (_renumbered(pool, number) for pool in (source.train, source.select, source.held_out))
+    if not source.embedded:
+        train, select, held_out = pools(train.joined(select), held_out, seed)
+    return replace(source, classes=tuple(classes), train=train, select=select, held_out=held_out)
+
+
+def _renumbered(samples: Samples, number: Integers) -> Samples:
+    """Samples whose label has a `number` (classes,), under it; the others have -1."""
+    kept = samples.take(np.flatnonzero(number[samples.labels] >= 0))
+    return replace(kept, labels=number[kept.labels])
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pxcompress.errors import InputError
-from pxcompress.recipe import DEFAULT_REPAIR, Bench, Guarantee, Recipe
+from pxcompress.recipe import DEFAULT_REPAIR, TASK_REPAIR, Bench, Guarantee, Recipe
 
 FULL: dict[str, Any] = {
     "model": "hf-hub:owner/name",
@@ -34,6 +34,7 @@ FULL: dict[str, Any] = {
 def test_defaults() -> None:
     recipe = Recipe("resnet50", 0.5)
     assert recipe.repair == DEFAULT_REPAIR
+    assert Recipe("resnet50", 0.5, classes=("cat", "dog")).repair == TASK_REPAIR
     assert recipe.bench == Bench()
     assert recipe.label == "resnet50-channels-0.50"
 
