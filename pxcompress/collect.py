@@ -215,6 +215,38 @@ def _moments(second: Tensor, mean: Tensor, count: int) -> Moments:
     return Moments(summed(second) / samples, summed(mean) / samples)
 
 
+@dataclass
+class RowSums:
+    """Sums over samples and positions of the rows of a tensor and of their squares, each (rows,) float64."""
+
+    count: int = 0
+    first: Tensor | float = 0.0
+    second: Tensor | float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (n, rows, positions)."""
+        rows = rows.detach().double()
+        self.count += rows.shape[0] * rows.shape[2]
+        self.first = self.first + rows.sum((0, 2))
+        self.second = self.second + rows.square().sum((0, 2))
+
+    def everywhere(self) -> RowSums:
+        """The sums of all processes."""
+        first, second = torch.as_tensor(self.first), torch.as_tensor(self.second)
+        count = summed(torch.tensor(self.count, device=first.device))
+        return RowSums(int(count), summed(first), summed(second))
+
+    @property
+    def mean(self) -> Tensor:
+        """(rows,)."""
+        return torch.as_tensor(self.first) / self.count
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation, (rows,)."""
+        return (torch.as_tensor(self.second) / self.count - self.mean.square()).clamp_min(0).sqrt()
+
+
 def input_layouts(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
     """Rows of every input feature of the groups' consumers: module name -> (features, k).
 

@@ -13,44 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pxcompress.collect import rows_first
+from pxcompress.collect import RowSums, rows_first
 from pxcompress.consumers import Consumer, add_, consumers
-from pxcompress.ranks import summed
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches, Pruned
 
 LARGEST = 10.0
 """A row is scaled by this factor, or its inverse, at most: a variance of nearly zero says nothing."""
-
-
-@dataclass
-class _Sums:
-    """Of a layer's outputs over samples and positions, each (outputs,) float64."""
-
-    count: int = 0
-    first: Tensor | float = 0.0
-    second: Tensor | float = 0.0
-
-    def add(self, rows: Tensor) -> None:
-        rows = rows.detach().double()
-        self.count += rows.shape[0] * rows.shape[2]
-        self.first = self.first + rows.sum((0, 2))
-        self.second = self.second + rows.square().sum((0, 2))
-
-    def everywhere(self) -> _Sums:
-        """The sums of all processes."""
-        first, second = torch.as_tensor(self.first), torch.as_tensor(self.second)
-        count = summed(torch.tensor(self.count, device=first.device))
-        return _Sums(int(count), summed(first), summed(second))
-
-    @property
-    def mean(self) -> Tensor:
-        return torch.as_tensor(self.first) / self.count
-
-    @property
-    def deviation(self) -> Tensor:
-        return (torch.as_tensor(self.second) / self.count - self.mean.square()).clamp_min(0).sqrt()
 
 
 @REPAIRS.register("variance-matching")
@@ -82,7 +52,7 @@ class VarianceMatching:
         return pruned
 
 
-def _change(wanted: _Sums, found: _Sums, outputs: Tensor) -> tuple[Tensor, Tensor]:
+def _change(wanted: RowSums, found: RowSums, outputs: Tensor) -> tuple[Tensor, Tensor]:
     """s and t, (outputs,) float64, such that s y + t has the wanted moments; dead rows are only shifted."""
     mean, deviation = wanted.mean[outputs], wanted.deviation[outputs]
     ratio = (deviation / found.deviation).clamp(1 / LARGEST, LARGEST)
@@ -91,10 +61,10 @@ def _change(wanted: _Sums, found: _Sums, outputs: Tensor) -> tuple[Tensor, Tenso
 
 
 def _sums(
-    model: nn.Module, layers: Mapping[str, Consumer], batches: Batches, wanted: Mapping[str, _Sums] | None = None
-) -> dict[str, _Sums]:
+    model: nn.Module, layers: Mapping[str, Consumer], batches: Batches, wanted: Mapping[str, RowSums] | None = None
+) -> dict[str, RowSums]:
     """Output moments of `layers`; with `wanted`, each batch leaves a layer with those moments."""
-    sums = {name: _Sums() for name in layers}
+    sums = {name: RowSums() for name in layers}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -102,7 +72,7 @@ def _sums(
             sums[name].add(rows)
             if wanted is None:
                 return None
-            here = _Sums()
+            here = RowSums()
             here.add(rows)
             scale, shift = (each.to(output) for each in _change(wanted[name], here, layers[name].outputs))
             axis = -1 if isinstance(module, nn.Linear) else 1

@@ -10,6 +10,7 @@ from models import Subject, batches_of, plan_of, random_plan, snapshot
 from models import subject as subject_named
 from torch import Tensor, nn
 
+from pxcompress.collect import members_by_module, others, removed_rows
 from pxcompress.errors import PxError
 from pxcompress.graph import prune
 from pxcompress.repair.batchnorm import BatchNormStatistics
@@ -31,7 +32,7 @@ def test_statistics_are_the_mean_over_batches(name: str, size: int) -> None:
     subject = subject_named(name)
     pruned = _pruned(subject)
     expected = _slow(pruned.model, subject.inputs, size)
-    BatchNormStatistics()(pruned, batches_of(subject.inputs, size))
+    BatchNormStatistics("unit")(pruned, batches_of(subject.inputs, size))
     norms = _norms(pruned.model)
     assert len(norms) == len(expected)
     for norm, (mean, variance) in zip(norms, expected, strict=True):
@@ -56,6 +57,50 @@ def _slow(model: nn.Module, inputs: Tensor, size: int) -> list[tuple[Tensor, Ten
         rows = [part.transpose(0, 1).flatten(1) for part in parts]
         result.append((sum(r.mean(1) for r in rows) / len(rows), sum(r.var(1) for r in rows) / len(rows)))
     return result
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """What every BatchNorm layer makes of its input, (rows, values)."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda module, args, name=name: seen.update(
+                {name: nn.functional.batch_norm(args[0], module.running_mean, module.running_var, eps=module.eps)}
+            )
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        model(inputs)
+    for handle in handles:
+        handle.remove()
+    return {name: value.transpose(0, 1).flatten(1) for name, value in seen.items()}
+
+
+@pytest.mark.parametrize("name", ["conv1d", "flatten_cnn", "densenet"])
+def test_moments_are_those_of_the_dense_model(name: str) -> None:
+    """In one batch, all layers before being matched; the variance of a batch is unbiased."""
+    subject = subject_named(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inputs = 0.3 * torch.randn(32, *subject.inputs.shape[1:]) + 0.4  # not what the statistics were taken from
+    pruned = BatchNormStatistics("dense")(_pruned(subject), batches_of(inputs, 32))
+    dense = _outputs(subject.model, inputs)
+    owners = members_by_module(subject.groups, "out")
+    for name, found in _outputs(pruned.model, inputs).items():
+        rows = others(len(dense[name]), removed_rows(owners.get(name, ()), pruned.plan))
+        torch.testing.assert_close(found.mean(1), dense[name][rows].mean(1), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(found.std(1), dense[name][rows].std(1), rtol=3e-2, atol=1e-2)
+
+
+def test_where_nothing_is_gone_matching_changes_nothing() -> None:
+    subject = subject_named("resnet_basic")
+    pruned = prune(subject.model, subject.groups, plan_of({}), subject.example)
+    inputs = torch.cat([subject.inputs] * 4)
+    BatchNormStatistics("dense")(pruned, batches_of(inputs, len(inputs)))
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.model(inputs), subject.model(inputs), rtol=5e-2, atol=5e-2)
 
 
 def test_only_statistics_change(subject: Subject) -> None:
@@ -111,7 +156,7 @@ def test_a_last_batch_of_one_does_not_break_batchnorm_over_vectors() -> None:
         model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
         inputs = torch.randn(5, 4)
     pruned = Pruned(copy.deepcopy(model), model, (), plan_of({}))
-    BatchNormStatistics()(pruned, batches_of(inputs, 2))
+    BatchNormStatistics("unit")(pruned, batches_of(inputs, 2))
     with torch.no_grad():
         parts = [model[0](part) for part in inputs.split(2)[:2]]
     assert torch.allclose(pruned.model[1].running_mean, sum(part.mean(0) for part in parts) / 2, atol=1e-6)
