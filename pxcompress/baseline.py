@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,19 +21,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pxcompress.cache import cache_dir
+from pxcompress.cache import cache_dir, whole_file
 from pxcompress.checkpoint import load_state, short
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models import Architecture
 from pxcompress.state import device_of, seeded
+from pxcompress.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.types import Batches, Preprocessing
 
 TRAINER_VERSION = 1
 """Part of every key: raise it when the training changes, so that older baselines are not taken for new ones."""
 
 LABEL_SMOOTHING = 0.05
-SHIFT, TURN, ZOOM = 0.06, 0.12, 0.08  # at most: share of the side, radians, share
-CLIP = 1.0  # norm of the gradient
 WARM_UP = 0.2  # share of the steps
 SATURATED = 0.999
 """Training ends early when top-1 on the select part is this good twice in a row, in the second half of the cycle."""
@@ -101,32 +98,10 @@ def train_baseline(
     if kept is not None:
         note(f"baseline read from {path}: select top-1 {kept.top1:.1%} after {kept.epochs} epochs")
         return kept
-    with seeded(seed), flushed_denormals(), _deterministic():
+    with seeded(seed), flushed_denormals(), deterministic():
         info = _train(model, training, select, note)
     _write(model, path, info, note)
     return info
-
-
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Numbers below 1.2e-38 count as zero in CPU arithmetic inside the block: they slow it down ten-fold."""
-    before = bool(torch.tensor([1e-40]).mul(1.0).eq(0.0))
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """cuDNN sums in a fixed order inside the block."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 def _train(model: nn.Module, training: Batches, select: Batches, note: Note) -> BaselineInfo:
@@ -137,7 +112,7 @@ def _train(model: nn.Module, training: Batches, select: Batches, note: Note) -> 
         raise DataError("no image to train a baseline on; give data with more images, or weights with --checkpoint")
     epochs = max(schedule.epochs, math.ceil(schedule.steps / steps))
     model.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(model, schedule)
+    optimizer = adamw(model, schedule.learning_rate, schedule.weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, schedule.learning_rate, total_steps=max(epochs * steps, 2), pct_start=WARM_UP, cycle_momentum=False
     )
@@ -152,7 +127,7 @@ def _train(model: nn.Module, training: Batches, select: Batches, note: Note) -> 
             )
         if 2 * epoch >= epochs and min(history[-2:]) >= SATURATED and len(history) > 1:
             break
-    _zero_denormals(model)
+    zero_denormals(model)
     model.to(memory_format=torch.contiguous_format)
     return BaselineInfo(history[-1], len(history), time.perf_counter() - start)
 
@@ -168,14 +143,6 @@ def _schedule_of(model: nn.Module) -> Schedule:
     return SCHEDULES["layer norm" if normalised and not wide else "plain"]
 
 
-def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW; biases and normalisation are not decayed."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
-
-
 def _train_epoch(
     model: nn.Module,
     training: Batches,
@@ -187,29 +154,13 @@ def _train_epoch(
     losses: list[Tensor] = []
     model.train()
     for inputs, labels in training:
-        images = _moved(inputs).to(device, memory_format=torch.channels_last)
+        images = moved(inputs).to(device, memory_format=torch.channels_last)
         loss = F.cross_entropy(model(images), labels.to(device), label_smoothing=LABEL_SMOOTHING)
-        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
+        update(model, optimizer)
         cycle.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
-
-
-def _moved(images: Tensor) -> Tensor:
-    """Every image shifted, turned and zoomed a little, each on its own; edges are continued outwards."""
-    count = len(images)
-    turn, zoom = _uniform(TURN, count), 1.0 + _uniform(ZOOM, count)
-    across, down = _uniform(2.0 * SHIFT, count), _uniform(2.0 * SHIFT, count)  # the side is 2 long in grid coordinates
-    rows = [zoom * turn.cos(), -zoom * turn.sin(), across, zoom * turn.sin(), zoom * turn.cos(), down]
-    grid = F.affine_grid(torch.stack(rows, dim=1).view(count, 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def _uniform(bound: float, count: int) -> Tensor:
-    return (2.0 * torch.rand(count) - 1.0) * bound
 
 
 def _top1(model: nn.Module, batches: Batches) -> float:
@@ -222,14 +173,6 @@ def _top1(model: nn.Module, batches: Batches) -> float:
             right += int((model(images).argmax(dim=1) == labels.to(device)).sum())
             samples += len(labels)
     return right / max(samples, 1)
-
-
-@torch.no_grad()
-def _zero_denormals(model: nn.Module) -> None:
-    """Weights that decay left below the smallest normal number become zero: whoever runs the model need not flush."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point():
-            tensor.masked_fill_(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0.0)
 
 
 def _read(model: nn.Module, path: Path, note: Note) -> BaselineInfo | None:
@@ -249,14 +192,11 @@ def _read(model: nn.Module, path: Path, note: Note) -> BaselineInfo | None:
 
 
 def _write(model: nn.Module, path: Path, info: BaselineInfo, note: Note) -> None:
-    """Keep the weights: built beside their final place, then renamed. A full or read-only disk costs only the cache."""
+    """Keep the weights. A full or read-only disk costs only the cache."""
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        save_file(state, beside, metadata={"baseline": json.dumps(asdict(info))})
-        beside.replace(path)
+        with whole_file(path) as beside:
+            save_file(state, beside, metadata={"baseline": json.dumps(asdict(info))})
     except (OSError, SafetensorError) as error:
         note(f"baseline is not kept: {short(error)}")
-        with suppress(OSError):
-            beside.unlink()

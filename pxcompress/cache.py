@@ -1,8 +1,10 @@
-"""The folder where pxcompress keeps what it can make again: generated images, trained baselines."""
+"""The folder where pxcompress keeps what it can make again: generated images, trained baselines, checkpoints."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pxcompress.errors import InputError
@@ -23,3 +25,14 @@ def cache_dir() -> Path:
             "set PXCOMPRESS_CACHE to a folder that can be written"
         ) from error
     return folder
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to: it becomes `path` when the block ends well, and vanishes when it does not."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

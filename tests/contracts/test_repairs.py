@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Iterator
 
@@ -20,6 +21,9 @@ from pxcompress.state import seeded
 from pxcompress.types import Batch, Plan, Pruned
 
 NAMES = list(REPAIRS)
+SHORT = {"finetune": {"steps": 3}}
+"""Repairs that would take many steps take few here."""
+
 NEEDS_LABELS: set[str] = set()
 """Repairs that may look at labels; the others must not depend on them."""
 
@@ -47,8 +51,9 @@ def _pruned(subject: Subject, plan: Plan | None = None, dense: nn.Module | None 
 
 
 def _repaired(text: str, pruned: Pruned, batches: list[Batch]) -> Pruned:
+    repair = dataclasses.replace(REPAIRS.build(text), **SHORT.get(text.partition(":")[0], {}))  # type: ignore[type-var]
     with seeded(3):
-        return REPAIRS.build(text)(pruned, batches)
+        return repair(pruned, batches)
 
 
 @pytest.mark.parametrize("text", VARIANTS)

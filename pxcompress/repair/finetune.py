@@ -1,0 +1,329 @@
+"""A few hundred steps of training towards the dense model's predictions: for what the closed-form repairs leave over.
+
+Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same moved
+images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes.
+Normalisation uses its running statistics throughout: the slim model is trained as it will be run, and neither the size
+of a batch nor the accumulation of gradients matters to it. Training always goes to its end, since held-out samples are
+done worse while the learning rate is high, and better once it falls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pxcompress import __version__
+from pxcompress.cache import cache_dir, whole_file
+from pxcompress.errors import DataError, ResultError
+from pxcompress.registry import option
+from pxcompress.repair import REPAIRS
+from pxcompress.state import device_of, observed, seeded
+from pxcompress.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
+from pxcompress.types import Batch, Batches, Pruned
+
+WARM_UP = 0.1  # share of the steps
+CHECKS = 12  # at most, on held-out samples, evenly over the steps
+SAVE_SECONDS = 60.0  # between two checkpoints
+POOL = 1024
+"""Samples that are shuffled together. Batches stream through the pool: memory does not grow with their number."""
+
+
+@REPAIRS.register("finetune")
+@dataclass(frozen=True)
+class FineTune:
+    """AdamW towards the dense model's predictions, without labels; what does best on held-out samples is kept."""
+
+    requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption", "least-squares", "batchnorm", "variance-matching")
+
+    temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)
+    steps: int = option(300, "steps of the optimiser", low=1, high=1_000_000, log=True)
+    learning_rate: float = option(1e-3, "at its highest; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
+    batch_size: int = option(64, "samples of a batch", low=1, high=65_536, log=True)
+    accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
+    labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
+    augment: bool = option(True, "shift, turn and zoom every image a little, anew each time")
+    precision: str = option("fp32", "of forward and backward passes; weights stay fp32", choices=("fp32", "bf16"))
+
+    def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
+        """Train all weights that require gradients; normalisation statistics stay.
+
+        The best weights on `held_out`, those of the start included, are the result: by the mean KL divergence from the
+        dense model or, with labels, by top-1. Without `held_out` it is the last ones. PyTorch's seed decides on
+        order and augmentation. A training that is interrupted after more than `SAVE_SECONDS` goes on where it was when
+        it is called again, and ends with the same weights. Raises `DataError` where there is no sample or an impossible
+        label, `ResultError` when training diverges.
+        """
+        model, dense, seed = pruned.model, pruned.whole.dense, torch.initial_seed()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            return pruned
+        samples, data = _survey(batches)
+        if not samples:
+            raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
+        held, checks = _survey(held_out)
+        facts = [__version__, asdict(self), seed, _hash(model), _hash(dense), data, checks]
+        name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+        path = cache_dir() / "finetune" / f"{name}.safetensors"
+        aim = _Aim(dense, self)
+        feed = _Feed(batches, samples, self.batch_size, seed)
+        with observed(model), observed(dense), seeded(seed), flushed_denormals(), deterministic(), torch.enable_grad():
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            judge = _Judge(aim, held_out, held, device_of(model)) if held else None
+            _Training(self, model, aim, seed).run(feed, judge, path)
+        return pruned
+
+
+class _Aim:
+    """What a slim model is to follow: the dense model and, where asked for, the labels too."""
+
+    def __init__(self, dense: nn.Module, options: FineTune) -> None:
+        self.dense = dense
+        self._options = options
+
+    def loss(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """Mean over samples of what is minimised. `target` are the dense model's logits, (n, classes)."""
+        loss = _divergence(logits, target, self._options.temperature) / len(target)
+        if not self._options.labels:
+            return loss
+        low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+        if low < 0 or high >= classes:
+            raise DataError(
+                f"label {low if low < 0 else high} for a model of {classes} classes; expected 0 to {classes - 1}: "
+                "correct the labels, or fine-tune without them (labels=false)"
+            )
+        return loss + F.cross_entropy(logits, labels)
+
+    def error(self, logits: Tensor, target: Tensor, labels: Tensor) -> float:
+        """Sum over samples of what weights are chosen by: the divergence or, where labels count, wrong answers."""
+        if self._options.labels:
+            return float((logits.argmax(dim=1) != labels).sum())
+        return float(_divergence(logits, target, 1.0))
+
+
+def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(target / T || logits / T), summed over samples; the factor keeps the size of gradients."""
+    log_slim, log_dense = (logits / temperature).log_softmax(1), (target / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)
+
+
+class _Feed:
+    """Samples in batches of `size` without end, every epoch in a new order that the seed decides on."""
+
+    def __init__(self, batches: Batches, samples: int, size: int, seed: int) -> None:
+        self._batches = batches
+        self._samples = samples
+        self._size = min(size, samples)
+        self._seed = seed
+
+    def after(self, taken: int) -> Iterator[Batch]:
+        """From where `taken` batches have been drawn on."""
+        first, place = divmod(taken, self._samples // self._size)
+        for epoch in count(first):
+            yield from islice(self._epoch(epoch), place if epoch == first else 0, None)
+
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
+        """All samples but the last few that fill no batch, shuffled within the pool."""
+        draw = torch.Generator().manual_seed(_mixed(self._seed, 0, epoch))
+        pool: list[Batch] = []
+        for inputs, labels in self._batches:
+            pool += zip(inputs, labels, strict=True)
+            if len(pool) >= max(POOL, self._size):
+                yield from self._drawn(pool, draw)
+        yield from self._drawn(pool, draw)
+
+    def _drawn(self, pool: list[Batch], draw: torch.Generator) -> Iterator[Batch]:
+        """Batches out of `pool` until fewer samples than one are left in it."""
+        pool[:] = [pool[place] for place in torch.randperm(len(pool), generator=draw).tolist()]
+        while len(pool) >= self._size:
+            inputs, labels = zip(*(pool.pop() for _ in range(self._size)), strict=True)
+            yield torch.stack(inputs), torch.stack(labels)
+
+
+class _Judge:
+    """How wrong a model is on held-out samples, on average."""
+
+    def __init__(self, aim: _Aim, held_out: Batches, samples: int, device: torch.device) -> None:
+        self._aim = aim
+        self._held_out = held_out
+        self._samples = samples
+        self._device = device
+        self._targets = [target for target, _ in self._outputs(aim.dense)]
+
+    def __call__(self, model: nn.Module) -> float:
+        """Mean of the aim's error, with the model's weights as they are."""
+        outputs = zip(self._outputs(model), self._targets, strict=True)
+        return sum(self._aim.error(logits, target, labels) for (logits, labels), target in outputs) / self._samples
+
+    def _outputs(self, model: nn.Module) -> Iterator[Batch]:
+        """Logits and labels, batch by batch."""
+        for inputs, labels in self._held_out:
+            with torch.no_grad():
+                logits = model(inputs.to(self._device))
+            yield logits, labels.to(self._device)
+
+
+@dataclass
+class _Progress:
+    """How far a training is; `error` is that of the best weights so far."""
+
+    step: int = 0
+    error: float = math.inf
+
+
+class _Training:
+    """A slim model on its way: its weights, those that did best, the optimiser, and how far it is."""
+
+    def __init__(self, options: FineTune, model: nn.Module, aim: _Aim, seed: int) -> None:
+        self._options = options
+        self._model = model
+        self._aim = aim
+        self._seed = seed
+        self._device = device_of(model)
+        self._weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._best: dict[str, Tensor] = {}
+        self._optimizer = adamw(model, options.learning_rate, weight_decay=0.0)
+        self._progress = _Progress()
+
+    def run(self, feed: _Feed, judge: _Judge | None, path: Path) -> None:
+        """Train to the end, from the checkpoint in `path` on where there is one; what did best is in the model then."""
+        self._model.zero_grad()
+        self._resume(path)
+        options, progress = self._options, self._progress
+        if judge and not progress.step:
+            self._check(judge)
+        batches = feed.after(progress.step * options.accumulate)
+        every, saved = -(-options.steps // CHECKS), time.monotonic()
+        while progress.step < options.steps:
+            self._step(batches)
+            if judge and (progress.step % every == 0 or progress.step == options.steps):
+                self._check(judge)
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                self._save(path)
+                saved = time.monotonic()
+        with torch.no_grad():
+            for name, value in self._best.items():
+                self._weights[name].copy_(value)
+        zero_denormals(self._model)
+        with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
+            path.unlink()
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        """One step of the optimiser. What it draws follows from the seed and its number alone: it can be redone."""
+        options, progress = self._options, self._progress
+        torch.manual_seed(_mixed(self._seed, 1, progress.step))
+        total = 0.0
+        for inputs, labels in islice(batches, options.accumulate):
+            loss = self._loss(inputs, labels) / options.accumulate
+            loss.backward()
+            total += float(loss.detach())
+        rise = min((progress.step + 1) / (WARM_UP * options.steps), 1.0)
+        fall = (1.0 + math.cos(math.pi * progress.step / options.steps)) / 2.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = options.learning_rate * rise * fall
+        norm = float(update(self._model, self._optimizer))
+        progress.step += 1
+        if not math.isfinite(total + norm):
+            raise ResultError(
+                f"fine-tuning diverged at step {progress.step} (loss {total:.3g}, norm of the gradient {norm:.3g}); "
+                f"give a learning_rate below {options.learning_rate:g}"
+            )
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        inputs, labels = inputs.to(self._device), labels.to(self._device)
+        if inputs.ndim == 4 and self._options.augment:
+            inputs = moved(inputs)
+        if inputs.ndim == 4 and inputs.is_cuda:  # as tensor cores want it; on CPUs it gains nothing
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._options.precision == "bf16"):
+            with torch.no_grad():
+                target = self._aim.dense(inputs)
+            logits = self._model(inputs)
+        return self._aim.loss(logits.float(), target.float(), labels)
+
+    def _check(self, judge: _Judge) -> None:
+        """Keep the weights if they do better than all before."""
+        error = judge(self._model)
+        if error < self._progress.error:
+            self._progress.error = error
+            self._best = {name: value.detach().clone() for name, value in self._weights.items()}
+
+    def _save(self, path: Path) -> None:
+        """Keep where the training stands. A full or read-only disk costs only the checkpoint."""
+        parts: dict[str, dict[str, Tensor]] = {"weights": {**self._weights}, "best": self._best}
+        for name, value in self._weights.items():
+            for kind, moment in self._optimizer.state[value].items():
+                parts.setdefault(kind, {})[name] = moment
+        state = {f"{part}/{name}": _plain(value) for part, named in parts.items() for name, value in named.items()}
+        with suppress(OSError, SafetensorError):
+            path.parent.mkdir(exist_ok=True)
+            with whole_file(path) as beside:
+                save_file(state, beside, metadata={"progress": json.dumps(asdict(self._progress))})
+
+    def _resume(self, path: Path) -> None:
+        """Go on from the checkpoint in `path`; from the start where there is none that can be read."""
+        try:
+            with safe_open(path, framework="pt", device=str(self._device)) as file:
+                progress = _Progress(**json.loads(file.metadata()["progress"]))
+                names = file.keys()
+                state = {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError):
+            return
+        self._progress = progress
+        with torch.no_grad():
+            for key, tensor in state.items():
+                part, _, name = key.partition("/")
+                value = self._weights[name]
+                if part == "weights":
+                    value.copy_(tensor)
+                elif part == "best":
+                    self._best[name] = tensor
+                else:  # laid out in memory as the weights are, which the optimiser takes for granted
+                    laid_out = torch.empty_like(value).copy_(tensor) if tensor.ndim else tensor
+                    self._optimizer.state[value][part] = laid_out
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed that depends on all of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _survey(batches: Batches) -> tuple[int, str]:
+    """How many samples there are, and the sha256 of all of them."""
+    samples, digest = 0, hashlib.sha256()
+    for inputs, labels in batches:
+        samples += len(inputs)
+        _add(digest, (inputs, labels))
+    return samples, digest.hexdigest()
+
+
+def _hash(model: nn.Module) -> str:
+    """sha256 of a model's values, and of which of them are trained."""
+    digest = hashlib.sha256(repr([(name, value.requires_grad) for name, value in model.named_parameters()]).encode())
+    _add(digest, model.state_dict().values())
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)

@@ -1,0 +1,447 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import combinations, islice
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import batches_of, plan_of, random_plan
+from models import subject as subject_named
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pxcompress.errors import DataError, InputError, ResultError
+from pxcompress.graph import prune
+from pxcompress.recipe import Recipe
+from pxcompress.repair import REPAIRS, finetune
+from pxcompress.state import seeded
+from pxcompress.types import Batch, Pruned
+
+INPUTS, CLASSES = 6, 4
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of checkpoints."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    return tmp_path / "finetune"
+
+
+def net(width: int) -> nn.Module:
+    """Two layers with normalisation on vectors; a slim one and a dense one differ in width."""
+    with seeded(width):
+        model = nn.Sequential(nn.Linear(INPUTS, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, CLASSES))
+        nn.init.normal_(model[3].weight)
+        model[1].running_mean.normal_()
+    return model.eval()
+
+
+def pair() -> Pruned:
+    return Pruned(net(5), net(16), (), plan_of({}))
+
+
+def near() -> Pruned:
+    """A slim model that does almost what the dense one does: hardly any step helps."""
+    pruned = Pruned(net(16), net(16), (), plan_of({}))
+    with torch.no_grad():
+        pruned.model[3].bias += torch.arange(CLASSES) / 100
+    return pruned
+
+
+def data(count: int, size: int, seed: int = 0) -> list[Batch]:
+    """Drawn inputs with drawn labels."""
+    with seeded(seed):
+        inputs, labels = torch.randn(count, INPUTS), torch.randint(CLASSES, (count,))
+    return list(zip(inputs.split(size), labels.split(size), strict=True))
+
+
+def small_cnn() -> Pruned:
+    subject = subject_named("flatten_cnn")
+    return prune(subject.model, subject.groups, random_plan(subject.groups, 1), subject.example)
+
+
+def images(count: int, size: int) -> list[Batch]:
+    """For `small_cnn`."""
+    with seeded(count):
+        return batches_of(torch.randn(count, 3, 32, 32), size)
+
+
+def tuned(
+    text: str, pruned: Pruned, batches: list[Batch], held_out: list[Batch] | tuple[()] = (), seed: int = 3
+) -> Pruned:
+    with seeded(seed):
+        return REPAIRS.build(f"finetune:{text}" if text else "finetune")(pruned, batches, held_out)
+
+
+def state(pruned: Pruned) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in pruned.model.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def divergence(pruned: Pruned, batches: list[Batch]) -> float:
+    """Mean over samples of sum_c p_c (log p_c - log q_c)."""
+    inputs = torch.cat([inputs for inputs, _ in batches])
+    with torch.no_grad():
+        p, q = pruned.whole.dense(inputs).double().softmax(1), pruned.model(inputs).double().softmax(1)
+    return float((p * (p.log() - q.log())).sum(1).mean())
+
+
+def top1(pruned: Pruned, batches: list[Batch]) -> float:
+    with torch.no_grad():
+        right = [float((pruned.model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches]
+    return sum(right) / sum(len(labels) for _, labels in batches)
+
+
+class Counted:
+    """Counts how often a model is run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.runs = 0
+        model.register_forward_hook(self._add)
+
+    def _add(self, *_: object) -> None:
+        self.runs += 1
+
+
+def test_the_slim_model_comes_nearer_to_the_dense_one() -> None:
+    pruned, fresh = pair(), data(400, 100, seed=1)
+    before = divergence(pruned, fresh)
+    tuned("learning_rate=0.05,steps=60", pruned, data(256, 64))
+    assert divergence(pruned, fresh) < 0.3 * before
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_steps_are_those_of_a_plain_loop(labels: bool) -> None:
+    """All samples in one batch, so that their order does not matter."""
+    batches = data(20, 20)
+    options = f"labels={labels},temperature=3,steps=4,learning_rate=0.01,batch_size=20"
+    result = state(tuned(options, pair(), batches))
+    twin = pair()
+    (inputs, classes), parameters = batches[0], list(twin.model.parameters())
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    target = (twin.dense(inputs) / 3).softmax(1).detach()
+    for rate in (1.0, 0.853553, 0.5, 0.146447):  # (1 + cos(pi t / 4)) / 2; the rise takes less than a step
+        logits = twin.model(inputs)
+        soft = -9 * (target * (logits / 3).log_softmax(1)).sum(1).mean()  # the same gradient as 9 KL
+        hard = F.cross_entropy(logits, classes) if labels else 0.0
+        gradients = torch.autograd.grad(soft + hard, parameters)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient / max(float(norm), 1.0)
+        optimizer.param_groups[0]["lr"] = 0.01 * rate
+        optimizer.step()
+    expected = twin.model.state_dict()
+    for name, value in result.items():
+        assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_held_out_samples_are_never_done_worse(labels: bool) -> None:
+    """Steps that destroy: the start is the best there is, and comes back bit by bit."""
+    options, batches = f"labels={labels},steps=24,learning_rate=1", data(64, 64)
+    start = near()
+    held_out = [(inputs, start.model(inputs).argmax(1)) for inputs, _ in data(30, 8, seed=1)]  # all right at the start
+    last = tuned(options, near(), batches)
+    assert divergence(last, held_out) > divergence(start, held_out)
+    assert top1(last, held_out) < 1
+    assert equal(state(tuned(options, near(), batches, held_out)), state(start))
+
+
+def test_the_best_weights_on_held_out_samples_are_kept() -> None:
+    batches, held_out = data(32, 32), data(200, 50, seed=1)
+    better = 0
+    for rate in (0.03, 0.3):  # too slow, and overfitting
+        options = f"learning_rate={rate},steps=40"
+        last, best = tuned(options, pair(), batches), tuned(options, pair(), batches, held_out)
+        assert divergence(best, held_out) <= min(divergence(last, held_out), divergence(pair(), held_out)) + 1e-6
+        better += not equal(state(best), state(last))
+    assert better == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "labels=true",
+        "temperature=1",
+        "steps=4",
+        "learning_rate=0.002",
+        "batch_size=7",
+        "accumulate=2",
+        "augment=false",
+        "precision=bf16",
+    ],
+)
+def test_every_option_has_an_effect(change: str) -> None:
+    given = {"steps": "3", "batch_size": "6"}
+    results = []
+    for options in (given, given | dict([change.split("=")])):
+        text = ",".join(f"{key}={value}" for key, value in options.items())
+        results.append(state(tuned(text, small_cnn(), images(12, 4))))
+    assert not equal(*results)
+    assert all(value.dtype == results[0][name].dtype for name, value in results[1].items())
+
+
+def test_accumulated_batches_are_one_large_one() -> None:
+    batches = data(24, 24)
+    parts = state(tuned("batch_size=4,accumulate=3,steps=5,learning_rate=0.01", pair(), batches))
+    whole = state(tuned("batch_size=12,steps=5,learning_rate=0.01", pair(), batches))
+    for name, value in whole.items():
+        assert torch.allclose(parts[name], value, rtol=1e-4, atol=1e-5), name
+
+
+def test_it_does_not_matter_how_samples_are_batched() -> None:
+    results = [state(tuned("steps=5,batch_size=8", pair(), data(30, size))) for size in (30, 7, 1)]
+    assert equal(results[0], results[1])
+    assert equal(results[0], results[2])
+
+
+def test_the_seed_decides() -> None:
+    batches = data(30, 10)
+    before = torch.random.get_rng_state()
+    results = [state(tuned("steps=3,batch_size=8", pair(), batches, seed=seed)) for seed in (1, 1, 2)]
+    assert equal(results[0], results[1])
+    assert not equal(results[0], results[2])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_labels_matter_only_where_they_are_asked_for() -> None:
+    batches, held_out = data(40, 10), data(30, 10, seed=1)
+    wrong = [[(inputs, labels * 0 + 99) for inputs, labels in part] for part in (batches, held_out)]
+    assert equal(state(tuned("steps=5", pair(), batches, held_out)), state(tuned("steps=5", pair(), *wrong)))
+    for label, named in ((99, "99"), (-1, "-1"), (CLASSES, str(CLASSES))):
+        odd = [(inputs, labels * 0 + label) for inputs, labels in batches]
+        with pytest.raises(DataError, match=f"label {named} for a model of 4 classes; expected 0 to 3"):
+            tuned("labels=true", pair(), odd)
+
+
+def test_following_labels_learns_them() -> None:
+    batches = data(64, 64)
+    pruned = tuned("labels=true,temperature=0.1,learning_rate=0.1,steps=60", pair(), batches)
+    assert top1(pruned, batches) > 0.5 > top1(pair(), batches) + 0.2
+
+
+def test_frozen_parameters_and_statistics_stay() -> None:
+    pruned = pair()
+    pruned.model.train()
+    frozen = pruned.model[0].weight.requires_grad_(False)
+    before = state(pruned)
+    tuned("steps=3", pruned, data(20, 10))
+    changed = {name for name, value in pruned.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}
+    assert not frozen.requires_grad
+    assert all(parameter.grad is None for parameter in pruned.model.parameters())
+    assert pruned.model[1].training
+
+
+def test_a_gradient_that_was_there_before_does_not_count() -> None:
+    clean, dirty = pair(), pair()
+    for parameter in dirty.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert equal(state(tuned("steps=2", clean, data(20, 10))), state(tuned("steps=2", dirty, data(20, 10))))
+
+
+def test_a_model_without_trainable_parameters_is_returned_as_it_is() -> None:
+    pruned = pair()
+    pruned.model.requires_grad_(False)
+    before = state(pruned)
+    assert tuned("", pruned, data(20, 10)) is pruned
+    assert equal(state(pruned), before)
+
+
+def test_the_target_is_the_model_before_all_rounds() -> None:
+    whole = pair()
+    later = Pruned(net(5), net(9), (), plan_of({}), first=Pruned(whole.model, whole.dense, (), plan_of({})))
+    assert equal(state(tuned("steps=3", later, data(20, 10))), state(tuned("steps=3", whole, data(20, 10))))
+
+
+def test_images_are_moved_anew_each_time() -> None:
+    pruned, seen = small_cnn(), [images(1, 1)[0][0]]
+    pruned.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    tuned("steps=3", pruned, images(1, 1))
+    assert len(seen) == 4
+    assert not any(torch.equal(one, other) for one, other in combinations(seen, 2))
+
+
+def test_only_images_are_moved() -> None:
+    subject = subject_named("conv1d")
+    results = []
+    for augment in ("true", "false"):
+        pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 1), subject.example)
+        results.append(state(tuned(f"steps=2,augment={augment}", pruned, batches_of(subject.inputs, 3))))
+    assert equal(*results)
+
+
+def test_it_may_be_called_where_gradients_are_off() -> None:
+    pruned = pair()
+    before = state(pruned)
+    with torch.no_grad():
+        tuned("steps=2", pruned, data(20, 10))
+    assert not equal(state(pruned), before)
+
+
+def test_no_samples() -> None:
+    with pytest.raises(DataError, match="no sample to fine-tune on"):
+        tuned("", pair(), [])
+
+
+def test_divergence_is_told() -> None:
+    batches = [(torch.full((8, INPUTS), float("nan")), torch.zeros(8, dtype=torch.int64))]
+    said = r"diverged at step 1 \(loss nan, norm of the gradient nan\); give a learning_rate below 0.5"
+    with pytest.raises(ResultError, match=said):
+        tuned("learning_rate=0.5", pair(), batches)
+    with pytest.raises(ResultError, match="diverged at step 1"):  # the only step; there is no loss after it
+        tuned("steps=1", pair(), [(torch.full((8, INPUTS), 1e30), torch.zeros(8, dtype=torch.int64))])
+
+
+def test_it_comes_after_the_closed_form_repairs() -> None:
+    Recipe("resnet50", 0.5, repair=("fold", "batchnorm", "finetune"))
+    with pytest.raises(InputError, match="'finetune' stands before 'batchnorm'"):
+        Recipe("resnet50", 0.5, repair=("fold", "finetune", "batchnorm"))
+
+
+@pytest.mark.parametrize("pool", [1, 10, 1024])
+def test_every_epoch_has_all_samples_in_a_new_order(pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "POOL", pool)
+    batches = [(torch.arange(start, start + 5)[:, None], torch.arange(start, start + 5)) for start in range(0, 25, 5)]
+    feed = finetune._Feed(batches, 25, 4, 0)
+    drawn = list(islice(feed.after(0), 18))  # three epochs of six
+    assert all(len(labels) == 4 and torch.equal(inputs[:, 0], labels) for inputs, labels in drawn)
+    epochs = [torch.cat([labels for _, labels in drawn[start : start + 6]]).tolist() for start in (0, 6, 12)]
+    assert all(len(set(epoch)) == 24 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    for taken in (1, 6, 8):
+        later = list(islice(feed.after(taken), 18 - taken))
+        assert all(torch.equal(one[1], other[1]) for one, other in zip(later, drawn[taken:], strict=True))
+
+
+class Failing(list[Batch]):
+    """Batches that cannot be read any more after `left` have been."""
+
+    left = 10**9
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            yield batch
+
+
+def interrupted(text: str, pruned: Pruned, batches: list[Batch], held_out: list[Batch], left: int) -> None:
+    failing = Failing(batches)
+    failing.left = left
+    with pytest.raises(KeyboardInterrupt):
+        tuned(text, pruned, failing, held_out)
+
+
+LAST = (pair, data(40, 10), [], "learning_rate=0.03")
+IMPROVING = (pair, data(40, 10), data(30, 10, seed=1), "learning_rate=0.03")
+GETTING_WORSE = (near, data(40, 10), data(30, 10, seed=1), "learning_rate=1")
+IMAGES = (small_cnn, images(40, 10), images(12, 6), "learning_rate=0.001")
+
+
+@pytest.mark.parametrize("left", [6, 9, 10, 21])
+@pytest.mark.parametrize("case", [LAST, IMPROVING, GETTING_WORSE, IMAGES], ids=("last", "improving", "worse", "images"))
+def test_an_interrupted_training_goes_on(
+    left: int,
+    case: tuple[Callable[[], Pruned], list[Batch], list[Batch], str],
+    kept: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within an epoch and between two; bit by bit as if nothing had happened, and without doing it all again."""
+    start, batches, held_out, options = case
+    text = f"steps=16,batch_size=8,accumulate=2,{options}"
+    monkeypatch.setattr(finetune, "POOL", 10)  # batches are read while training goes on, not all before the first step
+    expected, resumed = start(), start()
+    every = Counted(expected.model)
+    tuned(text, expected, batches, held_out)
+    assert not kept.exists()  # too short for a checkpoint
+    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
+    interrupted(text, start(), batches, held_out, left)
+    assert len(list(kept.iterdir())) == 1
+    rest = Counted(resumed.model)
+    tuned(text, resumed, batches, held_out)
+    assert equal(state(resumed), state(expected))
+    assert rest.runs < every.runs
+    assert not list(kept.iterdir())
+
+
+def test_a_checkpoint_is_for_one_training_only(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, batches = "steps=9,batch_size=8", data(40, 10)
+    fresh = {seed: state(tuned(text, pair(), batches, seed=seed)) for seed in (3, 4)}
+    other = {size: state(tuned(f"{text},temperature=2", pair(), data(size, 10, seed=5))) for size in (20,)}
+    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
+    interrupted(text, pair(), batches, [], 9)
+    (file,) = kept.iterdir()
+    assert equal(state(tuned(text, pair(), batches, seed=4)), fresh[4])
+    assert equal(state(tuned(f"{text},temperature=2", pair(), data(20, 10, seed=5))), other[20])
+    slim = pair()
+    with torch.no_grad():
+        slim.model[3].bias += 1
+    counted = Counted(slim.model)
+    tuned(text, slim, batches)
+    assert counted.runs == 9
+    assert list(kept.iterdir()) == [file]
+    assert equal(state(tuned(text, pair(), batches)), fresh[3])
+
+
+def test_a_damaged_checkpoint_costs_only_time(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, batches = "steps=9,batch_size=8", data(40, 10)
+    expected = state(tuned(text, pair(), batches))
+    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
+    interrupted(text, pair(), batches, [], 9)
+    (file,) = kept.iterdir()
+    file.write_bytes(file.read_bytes()[:-40])
+    assert equal(state(tuned(text, pair(), batches)), expected)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_checkpoint(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, batches = "steps=3", data(20, 10)
+    expected = state(tuned(text, pair(), batches))
+    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
+    kept.write_text("a file where the folder should be")
+    assert equal(state(tuned(text, pair(), batches)), expected)
+
+
+LONG = "steps=600,batch_size=8,learning_rate=0.01"
+CHILD = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
+from safetensors.torch import save_file
+from test_finetune import Counted, LONG, data, finetune, pair, state, tuned
+finetune.SAVE_SECONDS = 0.0
+pruned = pair()
+counted = Counted(pruned.model)
+tuned(LONG, pruned, data(40, 10), data(30, 10, seed=1))
+save_file(state(pruned), sys.argv[1], metadata={{"runs": str(counted.runs)}})
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_taken_up_again(kept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    first = subprocess.Popen([sys.executable, "-c", CHILD, str(out)])
+    while not list(kept.glob("*.safetensors")):
+        assert first.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    assert not out.exists()
+    subprocess.run([sys.executable, "-c", CHILD, str(out)], check=True)
+    whole = pair()
+    every = Counted(whole.model)
+    tuned(LONG, whole, data(40, 10), data(30, 10, seed=1))
+    assert equal(load_file(out), state(whole))
+    with safe_open(out, framework="pt") as file:
+        assert int(file.metadata()["runs"]) < every.runs
+    assert not list(kept.glob("*.safetensors"))
