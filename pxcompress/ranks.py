@@ -113,6 +113,14 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
+def mean_gradients_(model: nn.Module) -> None:
+    """Replace every gradient of `model` by its mean over all processes."""
+    if _together():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad = summed(parameter.grad) / processes()
+
+
 def same_weights_(model: nn.Module) -> None:
     """Give the parameters and buffers of `model` the values that the first process has, in place."""
     if not _together():

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.errors import DataError, ResultError
+from pxcompress.ranks import from_first, mean_gradients_, processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed, seeded
@@ -53,7 +54,7 @@ class FineTune:
     temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)
     steps: int = option(300, "steps of the optimiser", low=1, high=1_000_000, log=True)
     learning_rate: float = option(1e-3, "at its highest; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
-    batch_size: int = option(64, "samples of a batch", low=1, high=65_536, log=True)
+    batch_size: int = option(64, "samples of a batch, in every process", low=1, high=65_536, log=True)
     accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
     labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
     augment: bool = option(True, "shift, turn and zoom every image a little, anew each time")
@@ -168,7 +169,9 @@ class _Judge:
     def __call__(self, model: nn.Module) -> float:
         """Mean of the aim's error, with the model's weights as they are."""
         outputs = zip(self._outputs(model), self._targets, strict=True)
-        return sum(self._aim.error(logits, target, labels) for (logits, labels), target in outputs) / self._samples
+        wrong = sum(self._aim.error(logits, target, labels) for (logits, labels), target in outputs)
+        total, samples = summed(torch.tensor([wrong, self._samples], dtype=torch.float64, device=self._device)).tolist()
+        return float(total / samples)
 
     def _outputs(self, model: nn.Module) -> Iterator[Batch]:
         """Logits and labels, batch by batch."""
@@ -213,7 +216,7 @@ class _Training:
             self._step(batches)
             if judge and (progress.step % every == 0 or progress.step == options.steps):
                 self._check(judge)
-            if time.monotonic() - saved >= SAVE_SECONDS:
+            if from_first(time.monotonic() - saved >= SAVE_SECONDS):
                 self._save(path)
                 saved = time.monotonic()
         with torch.no_grad():
@@ -226,7 +229,7 @@ class _Training:
     def _step(self, batches: Iterator[Batch]) -> None:
         """One step of the optimiser. What it draws follows from the seed and its number alone: it can be redone."""
         options, progress = self._options, self._progress
-        torch.manual_seed(_mixed(self._seed, 1, progress.step))
+        torch.manual_seed(_mixed(self._seed, 1 + rank(), progress.step))
         total = 0.0
         for inputs, labels in islice(batches, options.accumulate):
             loss = self._loss(inputs, labels) / options.accumulate
@@ -236,6 +239,7 @@ class _Training:
         fall = (1.0 + math.cos(math.pi * progress.step / options.steps)) / 2.0
         for group in self._optimizer.param_groups:
             group["lr"] = options.learning_rate * rise * fall
+        mean_gradients_(self._model)
         norm = float(update(self._model, self._optimizer))
         progress.step += 1
         if not math.isfinite(total + norm):
@@ -276,13 +280,12 @@ class _Training:
                 save_file(state, beside, metadata={"progress": json.dumps(asdict(self._progress))})
 
     def _resume(self, path: Path) -> None:
-        """Go on from the checkpoint in `path`; from the start where there is none that can be read."""
-        try:
-            with safe_open(path, framework="pt", device=str(self._device)) as file:
-                progress = _Progress(**json.loads(file.metadata()["progress"]))
-                names = file.keys()
-                state = {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError):
+        """Go on from the checkpoint in `path`; from the start where not every process has one of the same step."""
+        progress, state = _Progress(), dict[str, Tensor]()
+        with suppress(OSError, SafetensorError), safe_open(path, framework="pt", device=str(self._device)) as file:
+            progress = _Progress(**json.loads(file.metadata()["progress"]))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        if int(summed(torch.tensor(progress.step, device=self._device))) != progress.step * processes():
             return
         self._progress = progress
         with torch.no_grad():

@@ -71,7 +71,7 @@ def _start(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
 
 
 SCORERS = "lrp-residual;taylor"
-REPAIRS = "fold;batchnorm"
+REPAIRS = "fold;least-squares;batchnorm"
 
 
 def test_two_processes_make_the_plan_and_the_model_of_one() -> None:
@@ -107,3 +107,13 @@ def test_alone_nothing_has_an_effect() -> None:
         value = torch.ones(3)
         assert ranks.summed(value) is value
         assert ranks.from_first("plan") == "plan"
+
+
+@pytest.mark.slow
+def test_processes_fine_tune_one_model_together() -> None:
+    """With the same weights in the end: the first process's outputs are not worse than before, and nobody hangs."""
+    first, second = _start(2, "-1", "magnitude", "fold;finetune:steps=4,batch_size=4")
+    output, complaint = first.communicate(timeout=120)
+    _, other = second.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (0, 0), complaint + other
+    assert torch.tensor(json.loads(output)["magnitude"][1]).isfinite().all()

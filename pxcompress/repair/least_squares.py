@@ -1,0 +1,322 @@
+"""Refit the layers behind a removal, in the order they run in: least squares on what the dense model computes.
+
+A layer's update D minimises E[w |D x - r|^2] + lambda |D|^2: x is its input in the slim model as repaired so far, and r
+what its output lacks of the dense model's at the same sample and position, so that D also makes up for earlier layers.
+The weights as they are, usually folded, are the prior; D = E[w r x^T] (E[w x x^T] + lambda I)^-1, all around the means.
+After He et al. (https://arxiv.org/abs/1707.06168), with the asymmetric input of Zhang et al.
+(https://arxiv.org/abs/1505.06798).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from pxcompress.collect import members_by_module, others, removed_rows
+from pxcompress.consumers import add_, consumers
+from pxcompress.ranks import processes, rank, summed
+from pxcompress.registry import option
+from pxcompress.relevance import started
+from pxcompress.repair import REPAIRS
+from pxcompress.state import device_of, observed
+from pxcompress.types import Batches, Pruned
+
+T = TypeVar("T")
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""What a layer's ridge is chosen from, as shares of the mean variance of its inputs."""
+
+ROWS_PER_INPUT = 16
+WIDEST = 8192
+"""Inputs of an output up to which a layer is refitted: it takes about five matrices of their square, in float64."""
+
+MEMORY_BYTES = 1 << 30
+"""What the rows of the dense model may take at a time, and the matrices of layers that are refitted together."""
+
+PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+"""What a subclass must not have replaced: with a padding of its own, say, its inputs are not those that we take."""
+
+
+@REPAIRS.register("least-squares")
+@dataclass(frozen=True)
+class LeastSquares:
+    """Least-squares refit of every convolution and linear layer, from the first that lost inputs on."""
+
+    waves: int = option(32, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
+    rows: int = option(
+        16_384, f"samples and positions to fit to, or {ROWS_PER_INPUT} for every input", low=1, high=10**9, log=True
+    )
+    weighting: str = option(
+        "relevance",
+        "rows weighted by the squared gradient of the decision's margin at the dense output, or all alike",
+        choices=("relevance", "none"),
+    )
+    requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption")
+
+    def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
+        """Refit on `batches`: a pass of the dense model, with a backward one for the weighting, and a slim pass a wave.
+
+        Slim passes end where their wave does, half-way on average. Where the dense model's rows take more than
+        `MEMORY_BYTES` it runs several times. What ridge a layer gets, or no update at all, is what does best on one
+        half of the samples after a fit to the other half; `held_out` is not needed. Layers that run more than once,
+        compute something of their own or have more than `WIDEST` inputs stay as they are.
+        """
+        first = next(iter(batches), None)
+        layers = [] if first is None else _layers(pruned.whole, first[0][:1], self.rows)
+        parts = int(summed(torch.tensor(sum(1 for _ in batches))))
+        size = -(-len(layers) // self.waves)
+        waves = _runs(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
+        for stretch in _runs(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
+            rows = self._rows(pruned.whole.dense, [layer for wave in stretch for layer in wave], batches, parts)
+            for wave in stretch:
+                for layer, (fit, check) in _sums(pruned.model, wave, rows, batches).items():
+                    _refit_(layer, fit.everywhere(), check.everywhere())
+        return pruned
+
+    def _rows(
+        self, model: nn.Module, layers: Sequence[_Layer], batches: Batches, parts: int
+    ) -> dict[_Layer, list[_Rows]]:
+        """Rows of the dense model's outputs, drawn from every batch; there are `parts` of them in all processes."""
+        found: dict[_Layer, list[_Rows]] = {layer: [] for layer in layers}
+
+        def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                turn = rank() + processes() * len(found[layer])  # the batch's number in one process
+                rows = _drawn(layer, _channels_first(output.detach(), module), turn, parts)
+                found[layer].append(rows)
+                if output.requires_grad:
+                    output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
+
+            return add
+
+        weighted, start = self.weighting == "relevance", started("margin", "prediction")
+        with observed(model), torch.set_grad_enabled(weighted):
+            for layer in layers:
+                model.get_submodule(layer.name).register_forward_hook(hook(layer))
+            for inputs, labels in batches:
+                inputs = inputs.detach().to(device_of(model)).requires_grad_(weighted)
+                logits = model(inputs)
+                if weighted:
+                    torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(logits.device)))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer to refit, to `rows` rows; `outputs` are the dense layer's output rows that are still there."""
+
+    name: str
+    slim: nn.Module
+    outputs: Tensor
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups of a grouped convolution, outputs of a group, inputs of an output."""
+        weight: Tensor = self.slim.weight  # type: ignore[assignment]
+        groups = getattr(self.slim, "groups", 1)
+        return groups, len(weight) // groups, weight[0].numel()
+
+    @property
+    def sum_bytes(self) -> int:
+        """Of two float64 matrices of the inputs' square."""
+        groups, _, inputs = self.shape
+        return 2 * 8 * groups * inputs**2
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the dense model's rows, at most."""
+        return 4 * self.rows * len(self.outputs)
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Rows of one batch at a layer: `places` (m,) among samples and positions, and the dense model's `values` there.
+
+    `values` is (m, kept outputs), `weights` (m,) float64; `fits` (m,) says which half of the samples a row is from.
+    """
+
+    places: Tensor
+    values: Tensor
+    weights: Tensor
+    fits: Tensor
+
+    def weigh_(self, layer: _Layer, gradient: Tensor) -> None:
+        """Add the power of `gradient`, (n, outputs, positions ...), to the weights."""
+        self.weights += _at(gradient, self.places)[:, layer.outputs].double().square().sum(1)
+
+
+def _drawn(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
+    """Rows of the batch number `turn` out of `parts`: the same whenever it is asked for; `values` (n, outputs, ...)."""
+    samples, positions = len(values), prod(values.shape[2:])
+    draw = torch.Generator().manual_seed(turn)
+    places = torch.randperm(samples * positions, generator=draw)[: -(-layer.rows // parts)].sort().values
+    fits = (2 * (places // positions) < samples) == (turn % 2 == 0)  # of batches of one sample every second one
+    weights = torch.full((len(places),), 1e-30, dtype=torch.float64)  # where no gradient comes, all are alike
+    places, weights, fits = (each.to(values.device) for each in (places, weights, fits))
+    return _Rows(places, _at(values, places)[:, layer.outputs], weights, fits)
+
+
+@dataclass(eq=False)
+class _Sums:
+    """Sums over weighted rows, float64: x is an input row with a 1 behind it, r what the output lacks there.
+
+    `gram` is sum w x x^T (groups, inputs + 1, inputs + 1), `cross` sum w r x^T (groups, outputs, inputs + 1), `power`
+    sum w |r|^2.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    power: Tensor
+
+    @classmethod
+    def of(cls, layer: _Layer) -> _Sums:
+        """Sums of no rows."""
+        groups, outputs, inputs = layer.shape
+        sizes = ((groups, inputs + 1, inputs + 1), (groups, outputs, inputs + 1), ())
+        return cls(*(torch.zeros(size, dtype=torch.float64, device=layer.outputs.device) for size in sizes))
+
+    def add_(self, inputs: Tensor, lack: Tensor, weights: Tensor) -> None:
+        """Add rows: inputs (groups, m, inputs), lack (groups, m, outputs), weights (m,)."""
+        x = F.pad(inputs.double(), (0, 1), value=1.0)
+        weighted = x * weights[:, None]
+        self.gram.baddbmm_(weighted.transpose(1, 2), x)
+        self.cross.baddbmm_(lack.double().transpose(1, 2), weighted)
+        self.power += (lack.double().square() * weights[:, None]).sum()
+
+    def everywhere(self) -> _Sums:
+        """The sums of all processes."""
+        return _Sums(summed(self.gram), summed(self.cross), summed(self.power))
+
+    def update(self, ridge: float) -> Tensor:
+        """D and d for which D x + d is nearest to r, lambda = ridge * mean variance: (groups, outputs, inputs + 1)."""
+        total = self.gram[:, -1:, -1:]
+        second, mean = self.gram[:, :-1, :-1] / total, self.gram[:, :-1, -1:] / total
+        cross, lack = self.cross[:, :, :-1] / total, self.cross[:, :, -1:] / total
+        rounding = 1e-12 * second.diagonal(dim1=1, dim2=2).mean(1) + 1e-30
+        covariance = second.baddbmm_(mean, mean.transpose(1, 2), alpha=-1)
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        diagonal += (ridge * diagonal.mean(1) + rounding)[:, None]
+        target = (cross - lack @ mean.transpose(1, 2)).transpose(1, 2)
+        weight = torch.cholesky_solve(target, torch.linalg.cholesky_ex(covariance).L).transpose(1, 2)
+        return torch.cat([weight, lack - weight @ mean], 2)
+
+    def error(self, update: Tensor) -> float:
+        """Sum w |D x + d - r|^2."""
+        return float(self.power + (update * (update @ self.gram - 2 * self.cross)).sum())
+
+
+class _WaveDone(Exception):
+    """The last layer of a wave has run; what follows is not needed."""
+
+
+def _sums(
+    model: nn.Module, wave: Sequence[_Layer], rows: dict[_Layer, list[_Rows]], batches: Batches
+) -> dict[_Layer, tuple[_Sums, _Sums]]:
+    """What a refit needs, for each half of the samples: a pass of the slim model, up to the last layer of the wave."""
+    sums = {layer: (_Sums.of(layer), _Sums.of(layer)) for layer in wave}
+    streams = {layer: iter(rows.pop(layer)) for layer in wave}
+
+    def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        groups = layer.shape[0]
+
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            drawn = next(streams[layer])
+            lack = drawn.values - _at(_channels_first(output, module), drawn.places)
+            x = _at(_patches(args[0], module), drawn.places, output.ndim - 2)
+            x, lack = (each.reshape(len(each), groups, -1).transpose(0, 1) for each in (x, lack))
+            for part, half in zip(sums[layer], (drawn.fits, ~drawn.fits), strict=True):
+                part.add_(x[:, half], lack[:, half], drawn.weights[half])
+            if layer is wave[-1]:
+                raise _WaveDone
+
+        return add
+
+    with observed(model), torch.no_grad():
+        for layer in wave:
+            layer.slim.register_forward_hook(hook(layer))
+        for inputs, _ in batches:
+            with suppress(_WaveDone):
+                model(inputs.to(device_of(model)))
+    return sums
+
+
+def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
+    """Update a layer with the ridge that does best on `check`, unless none is better than no update."""
+    errors = {ridge: check.error(fit.update(ridge)) for ridge in RIDGES}
+    best = min(RIDGES, key=lambda ridge: errors[ridge])
+    if errors[best] < float(check.power):
+        both = _Sums(fit.gram + check.gram, fit.cross + check.cross, fit.power + check.power)
+        update = both.update(best).flatten(0, 1)
+        weight: Tensor = layer.slim.weight  # type: ignore[assignment]
+        add_(layer.slim, update[:, :-1].reshape(weight.shape).to(weight), update[:, -1].to(weight))
+
+
+def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
+    """The layers to refit, in the order they run in, from the first that lost inputs on."""
+    calls: Counter[str] = Counter()
+    with observed(pruned.dense), torch.no_grad():
+        for name, module in pruned.dense.named_modules():
+            if isinstance(module, nn.Linear | _ConvNd):
+                module.register_forward_pre_hook(lambda module, args, name=name: calls.update([name]))
+        pruned.dense(example.to(device_of(pruned.dense)))
+    lost, order = {layer.name for layer in consumers(pruned)}, list(calls)
+    start = next((place for place, name in enumerate(order) if name in lost), len(order))
+    producers = members_by_module(pruned.groups, "out")
+    found = []
+    for name in order[start:]:
+        dense, slim = pruned.dense.get_submodule(name), pruned.model.get_submodule(name)
+        weight: Tensor = dense.weight  # type: ignore[assignment]
+        inputs = slim.weight[0].numel()  # type: ignore[index]
+        if calls[name] == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
+            outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
+            found.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs)))
+    return found
+
+
+def _runs(items: Iterable[T], size: Callable[[T], float]) -> list[list[T]]:
+    """Consecutive items whose sizes add up to 1 at most; a larger one stands alone."""
+    runs: list[list[T]] = []
+    room = 0.0
+    for item in items:
+        room -= size(item)
+        if not runs or room < -1e-9:  # sizes of 1 / n may add up to a little more
+            runs.append([])
+            room = 1.0 - size(item)
+        runs[-1].append(item)
+    return runs
+
+
+def _channels_first(value: Tensor, module: nn.Module) -> Tensor:
+    """A layer's input or output as (n, rows, positions ...)."""
+    return value.movedim(-1, 1) if isinstance(module, nn.Linear) else value
+
+
+def _patches(value: Tensor, module: nn.Module) -> Tensor:
+    """What a layer reads for each output position: a view (n, input rows, positions ..., taps of the kernel ...)."""
+    if not isinstance(module, _ConvNd):
+        return _channels_first(value, module)
+    if any(module._reversed_padding_repeated_twice):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        value = F.pad(value, module._reversed_padding_repeated_twice, mode)
+    geometry = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    for axis, (size, stride, dilation) in enumerate(geometry, start=2):
+        value = value.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    return value
+
+
+def _at(value: Tensor, places: Tensor, axes: int | None = None) -> Tensor:
+    """(m, rows, taps ...) of (n, rows, positions ..., taps ...) at `places` (m,), with `axes` axes of positions."""
+    positions = value.shape[2:] if axes is None else value.shape[2 : 2 + axes]
+    sample, *position = torch.unravel_index(places, (len(value), *positions))
+    index: tuple[Tensor | slice, ...] = (sample, slice(None), *position)
+    return value[index]
