@@ -1,0 +1,154 @@
+"""What the rows of `one_shot.py` say: claims with their targets, and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import common
+
+Row = Mapping[str, Any]
+
+LOSSES = {0.5: 1.0, 0.35: 3.0, 0.25: 8.0}
+"""Share of the MACs left -> points that may be lost without labels and training."""
+
+DEFAULT = ("S4", "fold")
+ATTRIBUTION = ("S1 epsilon", "S1 gamma", "S3", "S4")
+RIVALS = ("Torch-Pruning", "onnxsim")
+
+
+def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every target with its measured value; of models and sizes that were not measured nothing is said."""
+    return [*_lost(rows), *_ahead(rows), *_attribution(rows), *_task(rows), *_cost(rows)]
+
+
+def top1(rows: Sequence[Row], **wanted: Any) -> float:
+    """Mean top-1, in percent, of the rows that have these values; NaN where there is none."""
+    found = [100 * row["top1"] for row in rows if "top1" in row and all(row.get(k) == v for k, v in wanted.items())]
+    return mean(found) if found else float("nan")
+
+
+def _labels(rows: Sequence[Row]) -> dict[str, float]:
+    return {row["model"]: 100 * row["dense"] for row in rows if "dense" in row}
+
+
+def _ours(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.get("normalise") == "mean"]
+
+
+def _lost(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    selection, repair = DEFAULT
+    found = []
+    for label, dense in _labels(rows).items():
+        for size, allowed in LOSSES.items():
+            value = dense - top1(_ours(rows), model=label, selection=selection, repair=repair, size=size)
+            said = f"{label} at {size} of the MACs, default: points lost"
+            found.append(common.claim(said, value, allowed, "lower"))
+    return found
+
+
+def _ahead(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Points ahead of the best rival, or 10 where nothing more than 0.5 points can be gained."""
+    selection, repair = DEFAULT
+    found = []
+    for label, dense in _labels(rows).items():
+        for size in sorted({row["size"] for row in rows if row.get("model") == label and "size" in row}, reverse=True):
+            rivals = [
+                100 * row["top1"]
+                for row in rows
+                if row["model"] == label and row.get("size") == size and row["selection"] in RIVALS and "top1" in row
+            ]
+            ours = top1(_ours(rows), model=label, selection=selection, repair=repair, size=size)
+            if not rivals:
+                continue
+            said = f"{label} at {size} of the MACs: default - best rival without training"
+            if dense - ours <= 0.5:
+                said = f"{label} at {size} of the MACs: points below dense (best rival {max(rivals):.1f} %)"
+                found.append(common.claim(said, dense - ours, 0.5, "lower"))
+            else:
+                found.append(common.claim(said, ours - max(rivals), 10.0, "higher"))
+    return found
+
+
+def _attribution(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The default against every selection that uses no attribution, after the same repair."""
+    found = []
+    others = {row["selection"] for row in _ours(rows)} - {*ATTRIBUTION}
+    for size in (0.35, 0.25):
+        labels = list(_labels(rows))
+        for other in sorted(others):
+            gains = [_gain(rows, label, size, other) for label in labels]
+            said = f"{size} of the MACs, mean over models: default - {other}, same repair"
+            found.append(common.claim(said, mean(gains), 0.0, "higher"))
+    return found
+
+
+def _gain(rows: Sequence[Row], label: str, size: float, other: str) -> float:
+    ours, theirs = (
+        top1(_ours(rows), model=label, selection=name, repair=DEFAULT[1], size=size) for name in (DEFAULT[0], other)
+    )
+    return ours - theirs
+
+
+def _task(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        common.claim(
+            f"{row['model']} restricted to {row['classes']} classes, {row['units_removed']:.0%} of the units gone: "
+            "share of the accuracy that is kept",
+            row["top1"] / row["dense_on_task"],
+            0.95,
+            "higher",
+        )
+        for row in rows
+        if "classes" in row
+    ]
+
+
+def _cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    found = []
+    for row in rows:
+        if "forward_passes" in row:
+            said = f"{row['model']}: scoring, plan, fold and least squares, in forward passes over the data used"
+            found.append(common.claim(said, row["forward_passes"], 40.0, "lower"))
+            said = f"{row['model']}: peak memory beyond the start, in inference + weights"
+            found.append(common.claim(said, row["memory_ratio"], 3.0, "lower"))
+    return found
+
+
+CURVES: Mapping[str, Callable[[Row], bool]] = {
+    "S4 + fold": lambda row: (row.get("selection"), row.get("repair"), row.get("normalise")) == ("S4", "fold", "mean"),
+    "S4 + fold + least squares": lambda row: (row.get("selection"), row.get("repair")) == ("S4", "least squares"),
+    "S4 + fold + distillation": lambda row: (row.get("selection"), row.get("repair")) == ("S4", "distilled"),
+    "L2 + fold": lambda row: (row.get("selection"), row.get("repair")) == ("L2", "fold"),
+    "random + fold": lambda row: (row.get("selection"), row.get("repair")) == ("random", "fold"),
+    "L2 + statistics": lambda row: (row.get("selection"), row.get("repair")) == ("L2", "statistics"),
+}
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against MACs, a panel a model and a curve a method; the best rival at every size is one curve."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    labels = _labels(rows)
+    _, panels = pyplot.subplots(1, len(labels), figsize=(3.4 * len(labels), 3.2), sharey=True, squeeze=False)
+    for axes, (label, dense) in zip(panels[0], labels.items(), strict=True):
+        here = [row for row in rows if row["model"] == label and "top1" in row and "size" in row]
+        for name, belongs in CURVES.items():
+            sizes = sorted({row["size"] for row in here if belongs(row)})
+            values = [top1([row for row in here if belongs(row)], size=size) for size in sizes]
+            axes.plot(sizes, values, marker="o", markersize=3, label=name)
+        rivals = [row for row in here if row["selection"] == "Torch-Pruning"]
+        sizes = sorted({row["size"] for row in rivals})
+        best = [max(100 * row["top1"] for row in rivals if row["size"] == size) for size in sizes]
+        axes.plot(sizes, best, "k--", marker="x", markersize=4, label="Torch-Pruning, best of all, BN")
+        axes.axhline(dense, color="grey", linewidth=0.8)
+        axes.set(title=label, xlabel="MACs left", ylim=(0, 100))
+    panels[0][0].set_ylabel("top-1, %")
+    panels[0][-1].legend(fontsize=6)
+    pyplot.tight_layout()
+    pyplot.savefig(path, metadata={"Date": None})
