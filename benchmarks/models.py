@@ -1,4 +1,4 @@
-"""Small networks that learn `glyphs` in minutes, as `--model benchmarks.models:vgg_small` from the repository's root."""
+"""Small networks that learn `glyphs` in minutes: `--model benchmarks.models:vgg_small` from the repository's root."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What other packages make of the same models: structured pruning by Torch-Pruning and by onnxsim, at given MACs.
 
-Both remove a share of the channels; shares are tried until one leaves the MACs that are wanted. Neither repairs what
-left; `reestimate` gives Torch-Pruning's models BatchNorm statistics (in ONNX files it is part of the convolutions).
-convolutions).
+Both remove a share of the channels; shares are tried until one leaves the MACs that are wanted. Neither repairs what is
+left; `reestimate` gives Torch-Pruning's models BatchNorm statistics (in ONNX files those are part of the convolutions).
 Where a package fails, its reason stands in the model's place.
 """
 

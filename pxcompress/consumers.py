@@ -75,6 +75,7 @@ def add_(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         if bias is None:
             return
         if module.bias is None:
-            module.bias = nn.Parameter(bias.clone(), requires_grad=module.weight.requires_grad)
+            bias = bias.clone(memory_format=torch.contiguous_format)  # also strides of a single value
+            module.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
         else:
             module.bias += bias  # type: ignore[operator]

@@ -42,6 +42,9 @@ WIDEST = 8192
 MEMORY_BYTES = 1 << 30
 """What the rows of the dense model may take at a time, and the matrices of layers that are refitted together."""
 
+TOGETHER = 4
+"""Layers of a wave at most. Each makes up for the errors before it as if the others did not: many of them overshoot."""
+
 PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 """What a subclass must not have replaced: with a padding of its own, say, its inputs are not those that we take."""
 
@@ -73,7 +76,7 @@ class LeastSquares:
         first = next(iter(batches), None)
         layers = [] if first is None else _layers(pruned.whole, first[0][:1], self.rows)
         parts = int(summed(torch.tensor(sum(1 for _ in batches))))
-        size = -(-len(layers) // self.waves)
+        size = min(-(-len(layers) // self.waves), TOGETHER)
         waves = _runs(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
         for stretch in _runs(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
             rows = self._rows(pruned.whole.dense, [layer for wave in stretch for layer in wave], batches, parts)
