@@ -22,6 +22,7 @@ import common
 import models
 import torch
 from one_shot_claims import claims, figure
+from one_shot_cost import cost_row
 from one_shot_rivals import rival_rows
 
 from pxcompress.budgets import BUDGETS
@@ -42,7 +43,7 @@ from pxcompress.types import Batches, Pruned, Scored
 SIZES = (0.7, 0.5, 0.35, 0.25)
 """Shares of the dense MACs that are left."""
 
-PARTS = ("closed form", "refitted", "rivals", "tasks")
+PARTS = ("closed form", "refitted", "rivals", "tasks", "cost")
 SELECTIONS = {
     "random": "random",
     "L2": "magnitude",
@@ -71,7 +72,7 @@ REPEATED = ("random", "L2", "S1 epsilon", "OBS", "S4")
 
 QUICK_MODELS, QUICK_SELECTIONS = ("VGG",), ("random", "L2", "OBS", "S4")
 IDENTITY = ("model", "seed", "size", "selection", "normalise", "importance", "scope", "repair", "names")
-SHOWN = (*IDENTITY, "top1", "macs_ratio", "refused")
+SHOWN = (*IDENTITY, "top1", "macs_ratio", "refused", "forward_passes", "memory_ratio")
 TASKS = {"ResNet": (("2", "3", "4"), ("5", "6", "8"), ("A", "K", "X"), ("a", "e", "d"))}
 IMAGES = {"score": 512, "repair": 1024}
 
@@ -217,6 +218,8 @@ def rows_of(label: str, parts: Sequence[str], quick: bool) -> list[dict[str, Any
         rows += _shown(rival_rows(label, bench.subject, sizes, quick=quick))
     if "tasks" in parts and not quick:
         rows += _shown(task_row(bench, classes, 0.75) for classes in TASKS.get(label, ()))
+    if "cost" in parts:
+        rows += _shown(iter([cost_row(label)]))
     return rows
 
 

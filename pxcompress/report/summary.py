@@ -194,7 +194,7 @@ def counted(content: Mapping[str, Any]) -> str:
         "confident": f"{content['n']} of {content['reserved']} samples count: those whose largest softmax probability "
         f"in the dense model is at least {content['threshold'] or 0:.10g}. The select split chose it, for a coverage "
         f"of {content['coverage']}.",
-        "classes": f"errors and p are those of the weakest of {classes} classes (by true label), because all have to pass.",
+        "classes": f"errors and p are those of the weakest of {classes} classes (by true label): all have to pass.",
     }
     return sentences[content["part"]]
 
