@@ -102,7 +102,8 @@ def trained(name: str, seeds: Sequence[int], samples: int, tests: int, data: str
 
 def removed(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
     """The lowest `rate` of all units, ranked globally."""
-    values = torch.cat([NORMALISATIONS[normalise](scores[group.name].double()) for group in groups])
+    ways = NORMALISATIONS[normalise]
+    values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])
     gone = torch.zeros(len(values), dtype=torch.bool)
     gone[torch.argsort(values, stable=True)[: round(rate * len(values))]] = True
     parts = gone.split([group.units for group in groups])

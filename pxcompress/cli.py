@@ -90,8 +90,10 @@ def run(
     ] = "lrp-residual",
     normalise: Annotated[
         str,
-        typer.Option(help="How groups are made comparable: none, mean, max, sum, norm, cost, uniform or isomorphic."),
-    ] = "mean",
+        typer.Option(
+            help="How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, auto."
+        ),
+    ] = "auto",
     repair: Annotated[
         list[str] | None, typer.Option(help="Repairs in order (repeat the option); `none` for none.")
     ] = None,

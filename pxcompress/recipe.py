@@ -15,6 +15,9 @@ from pxcompress.errors import InputError, unknown
 from pxcompress.parts import Part
 
 DEFAULT_REPAIR = ("fold", "batchnorm")
+DEFAULT_NORMALISE = {"macs": "cost"}
+"""By budget; "mean" elsewhere. Measured by benchmarks/one_shot.py, of the MACs only."""
+
 TASK_REPAIR = ("fold", "batchnorm:match=dense")
 """For some of the classes: statistics of few classes are not those that the weights expect."""
 
@@ -85,9 +88,9 @@ class Recipe:
     """One run. `scorer`, `budget` and `repair` are texts like "lrp:centre=true", checked and put in short form.
 
     `ratio` is the share of the dense cost to remove, in the budget's unit; `classes` are the only ones of the data and
-    of the model's outputs that are kept, in this order (none: all); the repair "auto" is `DEFAULT_REPAIR`, or
-    `TASK_REPAIR` where classes are given; `input_size` is a side length in pixels
-    (None: the model's own, or the embedded data's). Raises `InputError` for anything unknown or out of range.
+    of the model's outputs that are kept, in this order (none: all); `input_size` is a side length in pixels
+    (None: the model's own, or the embedded data's). "auto" stands for `DEFAULT_NORMALISE`, and for `DEFAULT_REPAIR`, or
+    `TASK_REPAIR` where classes are given. Raises `InputError` for anything unknown or out of range.
     """
 
     model: str
@@ -98,7 +101,7 @@ class Recipe:
     input_size: int | None = None
     scorer: str = "lrp-residual"
     budget: str = "channels"
-    normalise: str = "mean"
+    normalise: str = "auto"
     round_to: int = 8
     min_keep: float = 0.1
     class_scores: bool = False
@@ -124,6 +127,8 @@ class Recipe:
         if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
             raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
         _check_classes(self.classes)
+        if self.normalise == "auto":
+            object.__setattr__(self, "normalise", DEFAULT_NORMALISE.get(self.budget.partition(":")[0], "mean"))
         Limits(self.normalise, self.round_to, self.min_keep)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(BUDGETS.build(self.budget)))
