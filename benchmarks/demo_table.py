@@ -52,7 +52,7 @@ def run_one(model: str, size: int | None, ratio: float, data: str) -> list[dict[
     rows = []
     for label, repair in REPAIRS.items():
         chosen = {} if repair is None else {"repair": repair}
-        recipe = Recipe(model=model, ratio=ratio, budget="macs", data=data, input_size=size, **chosen)
+        recipe = Recipe(model=model, ratio=ratio, budget="macs", data=data, input_size=size, normalise="mean", **chosen)
         one_pass = forward_seconds(recipe)
         with tempfile.TemporaryDirectory() as place:
             report = compress(recipe, Path(place) / "run")

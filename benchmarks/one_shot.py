@@ -1,6 +1,6 @@
 """What is left of accuracy without labels and without training: selections x repairs x sizes, on models for `glyphs`.
 
-    python benchmarks/one_shot.py [--quick] [--model LABEL ...] [--part PART ...] [--threads 1]
+    python benchmarks/one_shot.py [--quick] [--model LABEL ...] [--part PART ...] [--selection NAME ...]
 
 Top-1 by PyTorch on the test split; budget MACs, widths in steps of 4. A calibration seed draws the 512 images for
 scoring and the 1024 for repair anew; the dense model stays. Rows that are not measured anew are kept from the result
@@ -14,7 +14,7 @@ import copy
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -217,12 +217,13 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
     }
 
 
-def rows_of(label: str, parts: Sequence[str], quick: bool) -> list[dict[str, Any]]:
-    """All rows of one model in `parts` of the table."""
+def rows_of(label: str, parts: Sequence[str], selections: Collection[str], quick: bool) -> list[dict[str, Any]]:
+    """All rows of one model in `parts` of the table, ours for `selections`."""
     bench = bench_of(label)
     print(f"{label}: dense {bench.dense:.1%}", flush=True)
     sizes = (0.5, 0.25) if quick else SIZES
-    work = [each for part in parts if part in WORK for each in WORK[part](sizes, quick)]
+    every = (each for part in parts if part in WORK for each in WORK[part](sizes, quick))
+    work = [each for each in every if each.selection in selections]
     rows = list(_shown(our_rows(bench, work)))
     if "rivals" in parts:
         rows += _shown(rival_rows(label, bench.subject, sizes, quick=quick))
@@ -245,6 +246,7 @@ WORK = {"closed form": closed_form, "by cost": by_cost, "refitted": refitted}
 def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--model", action="append", choices=tuple(models.GLYPH_MODELS), help="only this one")
+    parser.add_argument("--selection", action="append", choices=SELECTIONS, help="only this one, of our rows")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part of the table")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as it chooses")
     given = parser.parse_args()
@@ -252,7 +254,7 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     found = []
     for label in given.model or (QUICK_MODELS if given.quick else tuple(models.GLYPH_MODELS)):
-        found += rows_of(label, given.part or PARTS, given.quick)
+        found += rows_of(label, given.part or PARTS, given.selection or SELECTIONS, given.quick)
     path = common.RESULTS / ("quick/one_shot.json" if given.quick else "one_shot.json")
     kept = json.loads(path.read_text())["rows"] if path.exists() and not given.quick else []
     measured = {_key(row) for row in found}
