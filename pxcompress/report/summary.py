@@ -256,7 +256,7 @@ def conditions(report: Report) -> str:
 
 def command(recipe: Mapping[str, object]) -> str:
     """The `pxcompress run` line that a recipe stands for; options at their default are left out."""
-    given, defaults = _flat(recipe), _defaults()
+    given, defaults = _flat(recipe), _defaults(recipe)
     words = ["pxcompress", "run"]
     for key, value in given.items():
         if key not in defaults or value != defaults[key]:
@@ -271,10 +271,12 @@ def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
     return {**flat, **parts[0], **parts[1]}
 
 
-def _defaults() -> dict[str, Any]:
-    """Default of every option, as JSON holds it."""
+def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Default of every option, as JSON holds it; what "auto" stands for depends on budget and classes."""
+    auto = Recipe("auto", 0.5, budget=recipe.get("budget", "channels"), classes=tuple(recipe.get("classes", ())))
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    defaults |= {"normalise": auto.normalise, "repair": auto.repair}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
