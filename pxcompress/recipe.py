@@ -22,6 +22,16 @@ TASK_REPAIR = ("fold", "batchnorm:match=dense")
 """For some of the classes: statistics of few classes are not those that the weights expect."""
 
 
+def auto_normalise(budget: str) -> str:
+    """How groups are made comparable where nothing is said, for a budget's text."""
+    return DEFAULT_NORMALISE.get(budget.partition(":")[0], "mean")
+
+
+def auto_repair(classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The repairs where nothing is said, for the classes that are kept."""
+    return TASK_REPAIR if classes else DEFAULT_REPAIR
+
+
 @dataclass(frozen=True)
 class Bench:
     """How latency is measured: samples per call, execution provider, CPU threads (0: all physical cores)."""
@@ -128,11 +138,11 @@ class Recipe:
             raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
         _check_classes(self.classes)
         if self.normalise == "auto":
-            object.__setattr__(self, "normalise", DEFAULT_NORMALISE.get(self.budget.partition(":")[0], "mean"))
+            object.__setattr__(self, "normalise", auto_normalise(self.budget))
         Limits(self.normalise, self.round_to, self.min_keep)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(BUDGETS.build(self.budget)))
-        chosen = (TASK_REPAIR if self.classes else DEFAULT_REPAIR) if self.repair == ("auto",) else self.repair
+        chosen = auto_repair(self.classes) if self.repair == ("auto",) else self.repair
         repairs = [REPAIRS.build(text) for text in chosen]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
         _check_order(self.repair, [getattr(repair, "requires", ()) for repair in repairs])

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from pxcompress.recipe import Bench, Guarantee, Recipe
+from pxcompress.recipe import Bench, Guarantee, Recipe, auto_normalise, auto_repair
 from pxcompress.types import Measurement, Report
 
 _OPTIONS = {"scorer": "score"}
@@ -273,10 +273,9 @@ def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
 
 def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Default of every option, as JSON holds it; what "auto" stands for depends on budget and classes."""
-    auto = Recipe("auto", 0.5, budget=recipe.get("budget", "channels"), classes=tuple(recipe.get("classes", ())))
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    defaults |= {"normalise": auto.normalise, "repair": auto.repair}
+    defaults |= {"normalise": auto_normalise(str(recipe.get("budget"))), "repair": auto_repair(recipe.get("classes"))}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
