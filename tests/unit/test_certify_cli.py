@@ -528,10 +528,10 @@ def test_verify_honours_the_part(px: Px, copy: Path, part: str) -> None:
 
 
 def _blame_another(classes: list[dict[str, float]]) -> None:
-    """One error more where they are fewest: the p-value, that of the weakest class, stays."""
+    """One error more where they are fewest: the p-value, that of the weakest class, stays (also where it is as weak)."""
     least, *_, weakest = sorted(classes, key=lambda each: each["errors"])
     least["errors"] += 1
-    assert least["errors"] < weakest["errors"]
+    assert least["errors"] <= weakest["errors"]
 
 
 @pytest.mark.parametrize(
