@@ -528,7 +528,7 @@ def test_verify_honours_the_part(px: Px, copy: Path, part: str) -> None:
 
 
 def _blame_another(classes: list[dict[str, float]]) -> None:
-    """One error more where they are fewest: the p-value, that of the weakest class, stays (also where it is as weak)."""
+    """One error more where they are fewest: the p-value, that of the weakest class, stays."""
     least, *_, weakest = sorted(classes, key=lambda each: each["errors"])
     least["errors"] += 1
     assert least["errors"] <= weakest["errors"]
