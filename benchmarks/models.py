@@ -116,3 +116,18 @@ def vit_conv_stem(num_classes: int = 40) -> nn.Module:
         init_values=1e-2,
         embed_layer=partial(HybridEmbed, convolutions(STEM, bias=False)),
     )
+
+
+def vit_hybrid(num_classes: int = 40) -> nn.Module:
+    """`vit_conv_stem` without LayerScale, which a short training leaves near its small start; then the MLPs count."""
+    return VisionTransformer(
+        img_size=32,
+        patch_size=1,
+        embed_dim=96,
+        depth=4,
+        num_heads=4,
+        num_classes=num_classes,
+        class_token=False,
+        global_pool="avg",
+        embed_layer=partial(HybridEmbed, convolutions(STEM, bias=False)),
+    )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from pxcompress.certify import Goal
 from pxcompress.errors import InputError, unknown
 from pxcompress.parts import Part
+from pxcompress.registry import option
 
 DEFAULT_REPAIR = ("fold", "batchnorm")
 DEFAULT_NORMALISE = {"macs": "cost"}
@@ -36,9 +39,9 @@ def auto_repair(classes: Sequence[str] | None) -> tuple[str, ...]:
 class Bench:
     """How latency is measured: samples per call, execution provider, CPU threads (0: all physical cores)."""
 
-    batch_size: int = 1
-    provider: str = "auto"
-    threads: int = 0
+    batch_size: int = option(1, "Samples per call when latency is measured.")
+    provider: str = option("auto", "ONNX Runtime execution provider: auto, cuda, tensorrt or cpu.")
+    threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
 
     def __post_init__(self) -> None:
         from pxcompress.runtime import PROVIDERS
@@ -60,12 +63,20 @@ class Guarantee:
     is the result. `part` and `coverage` say which samples count, as `parts.Part` does.
     """
 
-    max_drop: float
-    confidence: float = 0.95
-    risk: str = "negative-flips"
-    steps: int = 8
-    part: str = "all"
-    coverage: float | None = None
+    max_drop: float = option(MISSING, "Certify that the risk is at most this, such as 0.03.")
+    confidence: float = option(0.95, "Of the certificate.")
+    risk: str = option(
+        "negative-flips", "What is certified: negative-flips, disagreement, accuracy-drop or top1-error."
+    )
+    steps: int = option(8, "Models on the path to --ratio that --max-drop tests.")
+    part: str = option(
+        "all",
+        "Which predictions count: all, confident (those of which the dense model is sure), or classes (the risk is "
+        "held in every class, by true label).",
+    )
+    coverage: float | None = option(
+        None, "With --part confident: share of the select split that counts.  [default: 0.8]"
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -103,25 +114,29 @@ class Recipe:
     `TASK_REPAIR` where classes are given. Raises `InputError` for anything unknown or out of range.
     """
 
-    model: str
-    ratio: float
-    data: str = "digits"
-    classes: tuple[str, ...] = ()
-    checkpoint: str | None = None
-    input_size: int | None = None
-    scorer: str = "lrp-residual"
-    budget: str = "channels"
-    normalise: str = "auto"
-    round_to: int = 8
-    min_keep: float = 0.1
-    class_scores: bool = False
-    class_guard: bool = False
-    repair: tuple[str, ...] = ("auto",)
-    rounds: int = 1
+    model: str = option(
+        MISSING, "timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module."
+    )
+    ratio: float = option(MISSING, "Share of the dense cost to remove, in the budget's unit.")
+    budget: str = option("channels", "What ratio is a share of: channels, params or macs.")
+    data: str = option("digits", "digits, glyphs, an image folder, or a timm dataset spec.")
+    classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
+    checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
+    input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")
+    scorer: str = option("lrp-residual", "Scorer, as NAME:option=value,...; see `pxcompress methods`.")
+    normalise: str = option(
+        "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, auto."
+    )
+    repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
+    rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
+    round_to: int = option(8, "Widths are multiples of this; 1: no alignment.")
+    min_keep: float = option(0.1, "Least share of every group that stays.")
+    class_scores: bool = option(False, "Keep units' relevance for every class; needs labels of the score split.")
+    class_guard: bool = option(False, "Raise scores of what single classes rest on; implies --class-scores.")
     bench: Bench = field(default_factory=Bench)
     guarantee: Guarantee | None = None
-    skip_corrupt: bool = False
-    seed: int = 0
+    skip_corrupt: bool = option(False, "Leave out images that cannot be read, and count them.")
+    seed: int = option(0, "Seed of every random draw.")
 
     def __post_init__(self) -> None:
         from pxcompress.budgets import BUDGETS
@@ -171,20 +186,40 @@ class Recipe:
     def from_json(cls, text: str) -> Recipe:
         """Read a recipe; unknown keys are refused, the known ones listed."""
         try:
-            content = _checked(cls, json.loads(text))
-            for key, part in (("bench", Bench), ("guarantee", Guarantee)):
-                if content.get(key) is not None:
-                    content[key] = part(**_checked(part, content[key]))
-            for key in ("repair", "classes"):
-                if isinstance(content.get(key), list):
-                    content[key] = tuple(content[key])
-            return cls(**content)
-        except (ValueError, TypeError, AttributeError) as error:
+            return cls.from_dict(json.loads(text))
+        except ValueError as error:
             raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
+        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does."""
+        try:
+            values: dict[str, Any] = _checked(cls, content)
+            for key, part in (("bench", Bench), ("guarantee", Guarantee)):
+                if values.get(key) is not None:
+                    values[key] = part(**_checked(part, values[key]))
+            values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
+            return cls(**values)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"not a recipe ({error}); expected what recipe.json holds") from error
 
     def but(self, **changes: Any) -> Recipe:
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe file, .json or .toml, unchecked; `InputError` where it holds none."""
+    try:
+        text = path.read_text()
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"config {str(path)!r} is not a recipe ({error}); expected .json or .toml") from error
+    if not isinstance(content, dict):
+        raise InputError(f"config {str(path)!r} holds a {type(content).__name__}; expected keys as in recipe.json")
+    return content
 
 
 def _check_order(repairs: Sequence[str], required: Sequence[Sequence[str]]) -> None:

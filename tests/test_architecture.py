@@ -26,6 +26,7 @@ LINE = (
     ("artifact",),
     ("certificate",),
     ("pipeline",),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )

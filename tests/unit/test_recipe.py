@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pxcompress.commands.options import recipe_of
 from pxcompress.errors import InputError
 from pxcompress.recipe import DEFAULT_REPAIR, TASK_REPAIR, Bench, Guarantee, Recipe
 
@@ -230,3 +232,26 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError) as caught:
         Recipe.from_json(text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_and_options_make_one_recipe(tmp_path: Path) -> None:
+    said = {"model": "resnet18", "ratio": 0.5, "batch_size": 4, "max_drop": 0.1, "repair": ["none"]}
+    recipe = recipe_of(said, None)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    assert recipe_of({}, tmp_path / "recipe.json") == recipe
+    (tmp_path / "recipe.toml").write_text('model = "resnet18"\nratio = 0.3\nrepair = ["fold"]\n[bench]\nthreads = 2\n')
+    read = recipe_of({"seed": 3, "batch_size": 8, "ratio": 0.7}, tmp_path / "recipe.toml")
+    assert (read.ratio, read.repair, read.bench, read.seed) == (0.7, ("fold",), Bench(8, "auto", 2), 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "expected .json or .toml"), ("[]", "holds a list"), ('{"modle": 1}', "did you mean")]
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        recipe_of({"model": "resnet18", "ratio": 0.5}, tmp_path / "recipe.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        recipe_of({}, tmp_path / "missing.json")
+    with pytest.raises(InputError, match="no model"):
+        recipe_of({}, None)

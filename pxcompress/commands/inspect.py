@@ -1,0 +1,66 @@
+"""`pxcompress inspect`: what can be removed, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pxcompress.commands.options import AsJson, Checkpoint, InputSize, Model
+from pxcompress.commands.terminal import notes
+from pxcompress.errors import InputError
+
+
+def inspect(
+    model: Model,
+    checkpoint: Checkpoint = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of the data.  [default: the model's own]")] = None,
+    input_size: InputSize = None,
+    relevance: Annotated[
+        bool, typer.Option("--relevance", help="Add relevance in and out of every layer, and what has no rule.")
+    ] = False,
+    composite: Annotated[
+        str, typer.Option(help="Rules of --relevance; see `pxcompress methods`.  [default: the scorer lrp's]")
+    ] = "",
+    data: Annotated[
+        str, typer.Option(help="Images of --relevance, as for `run`, with the weights `run` uses.  [default: noise]")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
+    from pxcompress.conservation import conservation, random_images
+    from pxcompress.conservation import to_table as flow_table
+    from pxcompress.models import load_model
+    from pxcompress.survey import survey, to_table
+
+    if (composite or data) and not relevance:
+        raise InputError(f"{'--composite' if composite else '--data'} has no effect without --relevance; add it")
+    if data:
+        if classes is not None:
+            raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
+        loaded, inputs = _on_data(model, checkpoint, input_size, data)
+    else:
+        loaded = load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size)
+        inputs = random_images(loaded.preprocessing.input_size)
+    result = survey(model, loaded)
+    words = {"data": data or "random images", "weights": loaded.weights}
+    flow = conservation(loaded.model, inputs, composite, **words) if relevance else None
+    if as_json:
+        added = {} if flow is None else {"relevance": dataclasses.asdict(flow)}
+        print(json.dumps({**dataclasses.asdict(result), **added}, indent=1))
+    else:
+        print(to_table(result) if flow is None else f"{to_table(result)}\n\n{flow_table(flow)}")
+
+
+def _on_data(model: str, checkpoint: Path | None, input_size: int | None, data: str) -> tuple[Any, Any]:
+    """A model as `run` would have it on `data`, and the first batch of the score split."""
+    from pxcompress.recipe import Recipe
+    from pxcompress.subject import load_subject, with_baseline
+
+    weights = None if checkpoint is None else str(checkpoint)
+    recipe = Recipe(model=model, ratio=0.5, data=data, checkpoint=weights, input_size=input_size)
+    subject = with_baseline(load_subject(recipe), recipe.seed, notes(quiet=False))
+    return subject.loaded, next(iter(subject.splits.score))[0]

@@ -1,0 +1,25 @@
+"""`pxcompress methods`: everything that has a name."""
+
+from __future__ import annotations
+
+
+def methods() -> None:
+    """List scorers, budgets and repairs with their options, and composites with the rules that they are made of."""
+    from pxcompress.attribution import COMPOSITES, RULES, SOFTMAX_RULES
+    from pxcompress.budgets import BUDGETS
+    from pxcompress.repair import REPAIRS
+    from pxcompress.scorers import SCORERS
+
+    for registry in (SCORERS, BUDGETS, REPAIRS):
+        print(f"{registry.kind}s")
+        for name in registry:
+            print(f"  {name:<22} {(registry.get(name).__doc__ or '').splitlines()[0]}")
+            for field in registry.options(name):
+                low, high = field.metadata["low"], field.metadata["high"]
+                span = "|".join(field.metadata["choices"]) or (f"{low} to {high}" if low is not None else "")
+                print(f"      {field.name}={field.default}  {field.metadata['help']}{f'  [{span}]' if span else ''}")
+    rules = {str(rule()): (rule.__doc__ or "").splitlines()[0] for rule in RULES.values()}
+    for title, table in (("composite", COMPOSITES), ("rule", rules), ("softmax rule", SOFTMAX_RULES)):
+        print(f"{title}s")
+        for name, text in table.items():
+            print(f"  {name:<22} {text}")

@@ -1,0 +1,149 @@
+"""Options that commands share. Those of a recipe come from its fields: names, types, help and defaults stand there."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pxcompress.errors import InputError
+from pxcompress.recipe import Bench, Guarantee, Recipe, read_recipe
+
+Model = Annotated[
+    str, typer.Option(help="timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module.")
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth that holds tensors only.")]
+InputSize = Annotated[int | None, typer.Option(help="Side of the square input, pixels.  [default: the model's own]")]
+Provider = Annotated[str, typer.Option(help="ONNX Runtime execution provider: auto, cuda, tensorrt or cpu.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of ONNX Runtime; 0: all physical cores.")]
+Confidence = Annotated[float | None, typer.Option(help="Of the certificate.  [default: 0.95]")]
+Risk = Annotated[
+    str | None,
+    typer.Option(
+        help="What is certified: negative-flips, disagreement, accuracy-drop or top1-error.  [default: negative-flips]"
+    ),
+]
+Part = Annotated[str | None, typer.Option(help="Which predictions count: all, confident, or classes.  [default: all]")]
+Coverage = Annotated[
+    float | None, typer.Option(help="With --part confident: share of the select split that counts.  [default: 0.8]")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+
+FLAGS = {"scorer": "--score"}
+"""Options that are not called like their field."""
+
+Command = Callable[..., None]
+
+
+def takes_recipe(*, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """Decorator: the command's first parameter, a recipe, becomes one option for each of its fields.
+
+    Fields named in `without` have no option. With --config a file holds the recipe, and what is said beside it counts
+    more.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = [
+            each.replace(kind=each.KEYWORD_ONLY)
+            for each in inspect.signature(command, eval_str=True).parameters.values()
+        ][1:]
+        known = {
+            field.name: _parameter(cls, field)
+            for cls in (Recipe, Guarantee, Bench)
+            for field in fields(cls)
+            if field.name not in (*without, "bench", "guarantee")
+        }
+        config = Annotated[
+            Path | None, typer.Option(help="A recipe.json, or .toml with the same keys; options said here count more.")
+        ]
+        parameters = [*known.values(), _keyword("config", config, None), *own]
+
+        @functools.wraps(command)
+        def with_options(**given: Any) -> None:
+            said = {name: given.pop(name) for name in known}
+            said = {name: value for name, value in said.items() if value is not None and value is not False}
+            command(recipe_of(said, given.pop("config")), **given)
+
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+        return with_options
+
+    return decorate
+
+
+def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
+    """The recipe of the file `config`, if any, with what was `said` by the names of its fields; `InputError`."""
+    content: dict[str, Any] = {} if config is None else read_recipe(config)
+    said = {name: _READ.get(name, _as_is)(value) for name, value in said.items()}
+    for key, cls in (("bench", Bench), ("guarantee", Guarantee)):
+        part = {field.name: said.pop(field.name) for field in fields(cls) if field.name in said}
+        content[key] = {**(content.get(key) or {}), **part} or None
+    if content["guarantee"] and "max_drop" not in content["guarantee"]:
+        raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
+    content = {**content, **said}
+    for field in ("model", "ratio"):
+        if field not in content:
+            raise InputError(f"no {field} is given; say --{field}, or --config FILE with one")
+    return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
+
+
+def guarantee_of(max_drop: float, **said: Any) -> Guarantee:
+    """What --max-drop and its companions ask for."""
+    return Guarantee(max_drop, **{name: value for name, value in said.items() if value is not None})
+
+
+def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
+    """The option of one field: never set unless it is said, so that a file may say it."""
+    hint = typing.get_type_hints(cls)[field.name]
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
+    kind = hint if not isinstance(hint, types.UnionType) else kinds[0]
+    nothing = field.default is MISSING or field.default is None or field.default is False or field.default == ()
+    default = "" if nothing else f"  [default: {_shown(field.default)}]"
+    flag = FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
+    option = typer.Option(flag, help=field.metadata["help"] + default)
+    if kind is bool:
+        return _keyword(field.name, Annotated[bool, option], False)
+    if typing.get_origin(kind) is tuple:
+        kind = list[str] if field.name == "repair" else str
+    return _keyword(field.name, Annotated[kind | None, option], None)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _shown(default: object) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Class names from a file, one per line, or from `text`, with commas."""
+    try:
+        parts = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
+    except UnicodeDecodeError as error:
+        raise InputError(f"classes {text!r} is not a text file; expected one with a class name per line") from error
+    names = tuple(name for part in parts if (name := part.strip()))
+    if not names:
+        raise InputError(f"classes {text!r} has no names; expected names with commas, or a file with one per line")
+    return names
+
+
+def _repairs(texts: list[str]) -> tuple[str, ...]:
+    """Repairs in order; "none" alone stands for none."""
+    return () if texts == ["none"] else tuple(texts)
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+_READ: Mapping[str, Callable[[Any], Any]] = {"classes": _names, "repair": _repairs}

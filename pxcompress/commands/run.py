@@ -1,0 +1,40 @@
+"""`pxcompress run`: the main command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pxcompress.commands.options import AsJson, Quiet, takes_recipe
+from pxcompress.commands.terminal import notes
+from pxcompress.errors import ResultError
+from pxcompress.recipe import Recipe
+
+
+@takes_recipe()
+def run(
+    recipe: Recipe,
+    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: exported/MODEL-BUDGET-RATIO]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run folder if it exists.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune, repair, export and measure a model; the run folder holds the artefact and the proof.
+
+    With --max-drop the result is the smallest model, at most --ratio smaller, for which that much is certified; where
+    there is none the folder holds the dense model, and the exit code is 3.
+    """
+    from pxcompress.pipeline import assist, compress
+    from pxcompress.ranks import is_first, joined
+    from pxcompress.report.build import to_json
+    from pxcompress.report.table import to_table
+
+    with joined():
+        if not is_first():
+            return assist(recipe)
+        report = compress(recipe, out, force=force, note=notes(quiet))
+    print(to_json(report) if as_json else to_table(report))
+    if report.certificate is not None and not report.certificate["chosen"]:
+        raise ResultError(f"not certified: no smaller model passes; the dense one is in {report.folder}")

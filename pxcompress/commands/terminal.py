@@ -1,0 +1,27 @@
+"""Where progress goes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+def notes(quiet: bool) -> Callable[[str], None]:
+    """Where progress goes: nowhere, to a live line on a terminal, or as plain lines into a log."""
+    if quiet:
+        return lambda message: None
+    if not sys.stderr.isatty():
+        return lambda message: print(message, file=sys.stderr, flush=True)
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    status = console.status("")
+
+    def note(message: str) -> None:
+        if message.endswith(" ..."):
+            status.update(message)
+            status.start()
+        else:
+            console.print(message, style="dim", markup=False)
+
+    return note

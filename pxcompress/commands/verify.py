@@ -1,0 +1,34 @@
+"""`pxcompress verify`: does a certificate hold?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pxcompress.commands.options import AsJson, Quiet
+from pxcompress.commands.terminal import notes
+from pxcompress.errors import ResultError
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run folder made with --max-drop.")],
+    data: Annotated[str, typer.Option(help="Where the data are now.  [default: as in the run]")] = "",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute the certificate of a run folder from its data and ONNX files; exit code 3 if it does not hold."""
+    from pxcompress.certificate import verify as recompute
+    from pxcompress.report.table import certificate_table
+
+    result = recompute(folder, data, notes(quiet))
+    if as_json:
+        print(json.dumps({"holds": not result.problems, "problems": result.problems, **result.content}, indent=1))
+    else:
+        print(certificate_table(result.content))
+    if result.problems:
+        raise ResultError(f"the certificate does not hold: {'; '.join(result.problems)}")
+    if not as_json:
+        print(f"recomputed on {result.content['n']} samples: the certificate holds")
