@@ -1,19 +1,22 @@
 """What attribution costs, and how good an order of pruning it gives.
 
-    python benchmarks/attribution.py [--quick]
+    python benchmarks/attribution.py [--quick] [--order MODEL ...]
 
 Cost (attribution_cost.py): throughput and peak memory next to a plain gradient and to a sample-by-sample loop with
 zennit; bf16 autocast. Order: units are masked globally, lowest score first, at 0, 5, ... 95 % of all units (PXP's A_PR:
 the mean of top-1 over these rates), without repair and without a floor per layer, on models trained here.
 The seed draws the score split (and the random scorer's scores); the test images are the same for all. Scores that have
-one unit everywhere are ranked as they are, others after division by their group's mean; some both ways.
+one unit everywhere are ranked as they are, others after division by their group's mean; some both ways. With --order
+other rows of the result file stay.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +43,9 @@ from pxcompress.types import Batches, Group, Plan, Scores
 MODELS = {
     "vgg": ("benchmarks.models:vgg_small", "glyphs"),
     "resnet": ("resnet10t", "glyphs"),
-    "vit": ("benchmarks.models:vit_small", "digits"),
+    "vit": ("benchmarks.models:vit_hybrid", "glyphs"),
 }
-"""Model and data. The small ViT learns `digits` in a minute, but after 6 epochs of `glyphs` it is still at chance."""
+"""Model and data."""
 
 SMALL = {"glyphs": "glyphs:train=640,select=80,held_out=160"}
 """Data of `--quick`, where it is not the same."""
@@ -163,31 +166,41 @@ def order_claims(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 yield common.claim(said, mean[text] - mean[other], 0.0, "higher")
 
 
+def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of what is asked for: everything, or with --order the pruning order and autocast of those models."""
+    quick = given.quick
+    if not given.order:
+        for model in cost.MIXED:
+            yield from cost.speed(model, *((1, 1) if quick else (4, 4)))
+        yield from cost.memory(("resnet50",) if quick else tuple(cost.MIXED), (32, 64) if quick else (32, 512))
+    for name in given.order or MODELS:
+        data = SMALL[MODELS[name][1]] if quick else MODELS[name][1]
+        subject = trained(name, SEEDS[:1] if quick else SEEDS, *((36, 60) if quick else (180, 300)), data)
+        yield from cost.autocast(name, subject.model, subject.inputs[:32], [*cost.LEAST, "pxp-vit", "pxp-cnn"])
+        yield from order(name, subject, RATES[::6] if quick else RATES, texts(name))
+
+
 def main() -> None:
-    options = common.parser(__doc__ or "").parse_args()
-    quick = options.quick
-    rows, claims = [], []
+    parser = common.parser(__doc__ or "")
+    parser.add_argument("--order", nargs="*", choices=list(MODELS), help="only the pruning order of these models")
+    given = parser.parse_args()
+    path = common.RESULTS / "attribution.json"
+    rows = list(measured(given))
+    anew = {(row["part"], row["model"]) for row in rows}
+    if given.order and not given.quick:
+        rows += [row for row in json.loads(path.read_text())["rows"] if (row["part"], row["model"]) not in anew]
+    parts = {part: [row for row in rows if row["part"] == part] for part in CLAIMS}
+    claims = [claim for part, said in CLAIMS.items() for claim in said(parts[part])]
+    common.write("attribution", " ".join(["python", *sys.argv]), rows, SEEDS[:1] if given.quick else SEEDS, claims)
 
-    def part(found: Sequence[dict[str, Any]], said: Iterator[dict[str, Any]]) -> None:
-        rows.extend(found)
-        claims.extend(said)
 
-    timing = [row for model in cost.MIXED for row in cost.speed(model, *((1, 1) if quick else (4, 4)))]
-    part(timing, cost.speed_claims(timing))
-    taken = cost.memory(("resnet50",) if quick else tuple(cost.MIXED), (32, 64) if quick else (32, 512))
-    part(taken, cost.memory_claims(taken))
-    seeds = SEEDS[:1] if quick else SEEDS
-    rates = RATES[::6] if quick else RATES
-    low: list[dict[str, Any]] = []
-    ordered: list[dict[str, Any]] = []
-    for name, (_, data) in MODELS.items():
-        data = SMALL.get(data, data) if quick else data
-        subject = trained(name, seeds, *((36, 60) if quick else (180, 300)), data)
-        low += cost.autocast(name, subject.model, subject.inputs[:32], [*cost.LEAST, "pxp-vit", "pxp-cnn"])
-        ordered += order(name, subject, rates, texts(name))
-    part(low, cost.autocast_claims(low))
-    part(ordered, order_claims(ordered))
-    common.write("attribution", " ".join(["python", *sys.argv]), rows, seeds, claims)
+CLAIMS: Mapping[str, Callable[[Sequence[dict[str, Any]]], Iterator[dict[str, Any]]]] = {
+    "speed": cost.speed_claims,
+    "memory": cost.memory_claims,
+    "autocast": cost.autocast_claims,
+    "order": order_claims,
+}
+"""What is said of the rows of each part."""
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ EDGE = 6  # index of the first model that is too bad
 PARTS = ("all", "confident part", "every class")
 RUNS = tuple(
     (kind, model, "glyphs", alpha)
-    for kind, model in (("ResNet", "resnet10t"), ("ViT", "benchmarks.models:vit_conv_stem"))
+    for kind, model in (("ResNet", "resnet10t"), ("ViT", "benchmarks.models:vit_hybrid"))
     for alpha in (0.01, 0.03, 0.05)
 )
 QUICK_RUN = ("ResNet", "resnet10t", "glyphs:train=3200,select=200,held_out=1000", 0.05)

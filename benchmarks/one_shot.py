@@ -140,7 +140,7 @@ def bench_of(label: str) -> Bench:
     recipe = Recipe(model=models.GLYPH_MODELS[label], ratio=0.5, data="glyphs", budget="macs", round_to=4)
     structure = find_groups(model, example, classifier_names(model, example))
     meter = BUDGETS.build("macs").meter(model, structure.groups, example)
-    scored = Scored(model, example, structure, {}, meter, "MACs")
+    scored = Scored(model, example, structure, {}, meter, "MACs", 0.5)
     return Bench(label, subject, scored, recipe, torch_accuracy(model, subject.splits.test))
 
 

@@ -27,6 +27,7 @@ from pxcompress.repair import REPAIRS
 from pxcompress.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.runtime import check_provider
 from pxcompress.scorers import SCORERS
+from pxcompress.selection import Selection
 from pxcompress.state import seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batches, Plan, Pruned, Report, Scored, Slim
@@ -64,7 +65,7 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
                 files = export(folder, recipe, subject, slim)
         else:
             scored = score(model, splits.example, parts, recipe, clock)
-            slims = path(scored, recipe.guarantee.ratios(recipe.ratio), parts, recipe, clock)
+            slims = path(scored, recipe.guarantee.ratios(scored.ratio), parts, recipe, clock)
             slim, files = smallest_certified(folder, recipe, subject, slims, clock)
         with clock.stage("measure"):
             comparison = measure(files, recipe.bench, subject, slim)
@@ -89,7 +90,9 @@ def _shared(subject: Subject) -> dict[str, Batches]:
     return shares({"score": splits.score, "repair": splits.repair, "select": splits.select})
 
 
-def compress_module(model: nn.Module, example: Tensor, batches: Batches, ratio: float, **options: Any) -> Slim:
+def compress_module(
+    model: nn.Module, example: Tensor, batches: Batches, ratio: float | None = None, **options: Any
+) -> Slim:
     """Prune and repair your own module in memory; `result.pruned.model` is the slim one, `model` is left as it was.
 
     `example` is one input, shape (1, ...); `batches` are (inputs, labels) and serve scoring and repair. `options` are
@@ -115,7 +118,7 @@ def shrink(
     """
     clock = clock or Clock(_silent)
     scored = score(model, example, batches, recipe, clock)
-    first, *later = ratios_of(recipe.ratio, recipe.rounds)
+    first, *later = ratios_of(scored.ratio, recipe.rounds)
     with clock.stage("plan"):
         plan = from_first(plan_at(scored, first, recipe))
     slim = cut(scored, plan, batches, recipe, clock)
@@ -127,13 +130,16 @@ def shrink(
 def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     with clock.stage("find groups"):
-        structure = find_groups(model, example, classifier_names(model, example))
-        budget = BUDGETS.build(recipe.budget)
+        found = find_groups(model, example, classifier_names(model, example))
+        structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
+    budget = BUDGETS.build(recipe.budget)
+    with clock.stage(f"price ({recipe.budget})"):
         meter = budget.meter(model, structure.groups, example)
-        check_reachable(structure.groups, meter, recipe.ratio, _limits(recipe), (recipe.budget, budget.unit))
+        ratio = recipe.share(meter({}))
+        check_reachable(structure.groups, meter, ratio, _limits(recipe), (recipe.budget, budget.unit))
     with clock.stage(f"score ({recipe.scorer})"):
         scores = SCORERS.build(recipe.scorer)(model, structure.groups, batches["score"])
-    scored = Scored(model, example, structure, scores, meter, budget.unit)
+    scored = Scored(model, example, structure, scores, meter, budget.unit, ratio)
     if not (recipe.class_scores or recipe.class_guard):
         return scored
     with clock.stage("class scores"):
@@ -216,7 +222,8 @@ def _slim(scored: Scored, pruned: Pruned) -> Slim:
 
 
 def _limits(recipe: Recipe) -> Limits:
-    return Limits(recipe.normalise, recipe.round_to, recipe.min_keep)
+    floors = Selection(floors=recipe.floors).least
+    return Limits(recipe.normalise, recipe.round_to, recipe.min_keep, floors)
 
 
 def _accuracy(clock: Clock, pruned: Pruned, batches: Mapping[str, Batches]) -> None:

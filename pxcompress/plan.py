@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -66,12 +67,14 @@ ROUNDING = 1e-9
 class Limits:
     """What a plan may do: `round_to` aligns the units that stay (channels and neurons), `min_keep` is the least share.
 
-    One unit of every group stays in any case; groups with fewer than 2 * round_to units are not aligned.
+    `floors` are other least shares for the groups whose names their globs fit. One unit of every group stays in any
+    case; groups with fewer than 2 * round_to units are not aligned.
     """
 
     normalise: str = "mean"
     round_to: int = 8
     min_keep: float = 0.1
+    floors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.normalise not in NORMALISATIONS:
@@ -80,6 +83,11 @@ class Limits:
             raise InputError(f"round-to is {self.round_to}; expected 1 (no alignment) or more")
         if not 0 <= self.min_keep < 1:
             raise InputError(f"min-keep is {self.min_keep}; expected a share from 0 up to, but without, 1")
+
+    def floor(self, group: Group) -> int:
+        """Units of `group` that stay in any case."""
+        shares = [share for glob, share in self.floors.items() if fnmatchcase(group.name, glob)]
+        return max(1, math.ceil(group.units * max(shares, default=self.min_keep) * (1 - ROUNDING)))
 
 
 def check_reachable(
@@ -176,7 +184,7 @@ def _aligned(group: Group, width: int, limits: Limits) -> int:
     """`width` rounded to the nearest multiple of `round_to` (ties upwards), within the group's floor and size."""
     if width == group.units:
         return width
-    floor = max(1, math.ceil(group.units * limits.min_keep * (1 - ROUNDING)))
+    floor = limits.floor(group)
     step = limits.round_to
     if group.kind == "head" or group.units < 2 * step:
         return max(width, floor)

@@ -17,9 +17,29 @@ from pxcompress.errors import InputError, unknown
 from pxcompress.parts import Part
 from pxcompress.registry import option
 
+DEFAULT_BUDGET = "channels"
 DEFAULT_REPAIR = ("fold", "batchnorm")
 DEFAULT_NORMALISE = {"macs": "cost"}
 """By budget; "mean" elsewhere. Measured by benchmarks/one_shot.py, of the MACs only."""
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """A way to say how small: what it counts by, its least value, what is expected, and its end in a folder's name."""
+
+    budget: str
+    above: float
+    expected: str
+    suffix: str = ""
+
+
+GOALS = {
+    "ratio": _Goal("", 0, "a share of the cost to remove, between 0 and 1"),
+    "speedup": _Goal("latency", 1, "a factor above 1, such as 2x", "x"),
+    "latency_ms": _Goal("latency", 0, "milliseconds above 0", "ms"),
+    "max_bytes": _Goal("bytes", 0, "a size above 0, such as 20MB", "B"),
+}
+"""One of them is given. A goal with a budget sets it."""
 
 TASK_REPAIR = ("fold", "batchnorm:match=dense")
 """For some of the classes: statistics of few classes are not those that the weights expect."""
@@ -108,17 +128,21 @@ class Guarantee:
 class Recipe:
     """One run. `scorer`, `budget` and `repair` are texts like "lrp:centre=true", checked and put in short form.
 
-    `ratio` is the share of the dense cost to remove, in the budget's unit; `classes` are the only ones of the data and
-    of the model's outputs that are kept, in this order (none: all); `input_size` is a side length in pixels
-    (None: the model's own, or the embedded data's). "auto" stands for `DEFAULT_NORMALISE`, and for `DEFAULT_REPAIR`, or
-    `TASK_REPAIR` where classes are given. Raises `InputError` for anything unknown or out of range.
+    `ratio` is the share of the dense cost to remove, in the budget's unit, or another of `GOALS` is given; `classes`
+    are the only ones of the data and of the model's outputs that are kept, in this order (none: all); `input_size` is
+    a side length in pixels (None: the model's own, or the embedded data's). "auto" stands for `DEFAULT_NORMALISE`,
+    and for `DEFAULT_REPAIR`, or `TASK_REPAIR` where classes are given. Raises `InputError` for anything unknown or
+    out of range.
     """
 
     model: str = option(
         MISSING, "timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module."
     )
-    ratio: float = option(MISSING, "Share of the dense cost to remove, in the budget's unit.")
-    budget: str = option("channels", "What ratio is a share of: channels, params or macs.")
+    ratio: float | None = option(None, "Share of the dense cost to remove, in the budget's unit.")
+    speedup: float | None = option(None, "Instead of --ratio: how many times faster, such as 2x; budget latency.")
+    latency_ms: float | None = option(None, "Instead of --ratio: milliseconds a call may take; budget latency.")
+    max_bytes: int | None = option(None, "Instead of --ratio: size the ONNX file may have, such as 20MB; budget bytes.")
+    budget: str = option(DEFAULT_BUDGET, "What ratio is a share of: channels, params, macs, bytes or latency.")
     data: str = option("digits", "digits, glyphs, an image folder, or a timm dataset spec.")
     classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
@@ -131,6 +155,10 @@ class Recipe:
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
     round_to: int = option(8, "Widths are multiples of this; 1: no alignment.")
     min_keep: float = option(0.1, "Least share of every group that stays.")
+    floors: tuple[str, ...] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
+    only: tuple[str, ...] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
+    keep: tuple[str, ...] = option((), "Leave groups of these names whole: globs with commas.")
+    scope: str = option("all", "all, or inner: leave residual streams whole.")
     class_scores: bool = option(False, "Keep units' relevance for every class; needs labels of the score split.")
     class_guard: bool = option(False, "Raise scores of what single classes rest on; implies --class-scores.")
     bench: Bench = field(default_factory=Bench)
@@ -143,10 +171,10 @@ class Recipe:
         from pxcompress.plan import Limits
         from pxcompress.repair import REPAIRS
         from pxcompress.scorers import SCORERS
+        from pxcompress.selection import Selection
 
         check_types(self)
-        if not 0 < self.ratio < 1:
-            raise InputError(f"ratio is {self.ratio}; expected a share of the cost to remove, between 0 and 1")
+        _check_goal(self)
         if self.input_size is not None and self.input_size < 8:
             raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
         if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
@@ -155,8 +183,9 @@ class Recipe:
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))
         Limits(self.normalise, self.round_to, self.min_keep)
+        Selection(self.only, self.keep, self.scope, self.floors)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
-        object.__setattr__(self, "budget", BUDGETS.text(BUDGETS.build(self.budget)))
+        object.__setattr__(self, "budget", BUDGETS.text(_on_bench(BUDGETS.build(self.budget), self.bench)))
         chosen = auto_repair(self.classes) if self.repair == ("auto",) else self.repair
         repairs = [REPAIRS.build(text) for text in chosen]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
@@ -166,12 +195,37 @@ class Recipe:
     def label(self) -> str:
         """Name of the run folder: model, budget, ratio, to how many classes, and what is guaranteed."""
         model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self.model)
-        ratio = f"{self.ratio:.2f}" if round(self.ratio, 2) == self.ratio else f"{self.ratio:.4g}"
         promise = f"-drop-{self.guarantee.max_drop:g}" if self.guarantee else ""
         if self.guarantee and self.guarantee.part != "all":
             promise += f"-{self.guarantee.part}"
         task = f"-{len(self.classes)}-classes" if self.classes else ""
-        return f"{model}-{self.budget.partition(':')[0]}-{ratio}{task}{promise}"
+        return f"{model}-{self.budget.partition(':')[0]}-{self._goal_label}{task}{promise}"
+
+    @property
+    def _goal_label(self) -> str:
+        if self.ratio is not None:
+            return f"{self.ratio:.2f}" if round(self.ratio, 2) == self.ratio else f"{self.ratio:.4g}"
+        goal = next(name for name in GOALS if getattr(self, name) is not None)
+        return f"{getattr(self, goal):g}{GOALS[goal].suffix}"
+
+    def share(self, cost: float) -> float:
+        """Share of the dense model's `cost`, in the budget's unit, that is to be removed.
+
+        Raises `InputError` where the dense model is small or fast enough already.
+        """
+        wanted = {
+            "ratio": lambda value: value,
+            "speedup": lambda value: 1 - 1 / value,
+            "latency_ms": lambda value: 1 - value / cost,
+            "max_bytes": lambda value: 1 - value / cost,
+        }
+        goal = next(name for name in GOALS if getattr(self, name) is not None)
+        share = wanted[goal](getattr(self, goal))
+        if share <= 0:
+            raise InputError(
+                f"{goal.replace('_', '-')} is {getattr(self, goal):g}; the dense model has {cost:.4g} already"
+            )
+        return float(share)
 
     @property
     def hash(self) -> str:
@@ -206,6 +260,32 @@ class Recipe:
     def but(self, **changes: Any) -> Recipe:
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+
+def _check_goal(recipe: Recipe) -> None:
+    """Raise `InputError` unless there is one goal, within its range; put the budget that it needs into `recipe`."""
+    given = {name: value for name in GOALS if (value := getattr(recipe, name)) is not None}
+    flags = {name: f"--{name.replace('_', '-')}" for name in GOALS}
+    if not given:
+        raise InputError(f"nothing says how small; give one of {', '.join(flags.values())}")
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(flags[name] for name in given)} are given; give one of them")
+    ((name, value),) = given.items()
+    goal = GOALS[name]
+    if not value > goal.above or (name == "ratio" and value >= 1):
+        raise InputError(f"{name.replace('_', '-')} is {value}; expected {goal.expected}")
+    budget = recipe.budget.partition(":")[0]
+    if goal.budget and budget not in (goal.budget, DEFAULT_BUDGET):
+        raise InputError(f"{flags[name]} counts by {goal.budget}, --budget says {budget}; leave one out")
+    if goal.budget and budget == DEFAULT_BUDGET:
+        object.__setattr__(recipe, "budget", goal.budget)
+
+
+def _on_bench(budget: Any, bench: Bench) -> Any:
+    """A budget that reads a clock reads it as the bench does, where it says nothing else."""
+    shared = [field for field in fields(budget) if hasattr(bench, field.name)]
+    unset = {field.name: getattr(bench, field.name) for field in shared if getattr(budget, field.name) == field.default}
+    return replace(budget, **unset)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

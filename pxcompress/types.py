@@ -167,8 +167,8 @@ class ClassRelevance:
 class Scored:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
-    `example` is one input, shape (1, ...); `unit` is that of the prices. Class relevance is None where it was not
-    asked for.
+    `example` is one input, shape (1, ...); `unit` is that of the prices; `ratio` is the share of the dense price to
+    remove. Class relevance is None where it was not asked for.
     """
 
     model: nn.Module
@@ -177,6 +177,7 @@ class Scored:
     scores: Scores
     meter: Meter
     unit: str
+    ratio: float
     class_relevance: ClassRelevance | None = None
 
 

@@ -18,7 +18,7 @@ LINE = (
     ("state", "training", "certify", "clock", "folder", "used"),
     ("collect", "attribution", "graph", "runtime", "parts"),
     ("cost", "elimination", "relevance", "consumers", "export", "models"),
-    ("scorers", "class_relevance", "budgets", "repair", "plan", "measure", "baseline", "task"),
+    ("scorers", "class_relevance", "budgets", "repair", "plan", "selection", "measure", "baseline", "task"),
     ("data", "recipe", "survey", "conservation", "rounds"),
     ("dead_paths",),
     ("report",),

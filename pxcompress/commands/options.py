@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from pxcompress.errors import InputError
-from pxcompress.recipe import Bench, Guarantee, Recipe, read_recipe
+from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe, read_recipe
 
 Model = Annotated[
     str, typer.Option(help="timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module.")
@@ -40,6 +41,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 FLAGS = {"scorer": "--score"}
 """Options that are not called like their field."""
+
+SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 Command = Callable[..., None]
 
@@ -89,10 +92,11 @@ def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
         content[key] = {**(content.get(key) or {}), **part} or None
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
+    if any(name in said for name in GOALS):
+        content = {key: value for key, value in content.items() if key not in GOALS}
     content = {**content, **said}
-    for field in ("model", "ratio"):
-        if field not in content:
-            raise InputError(f"no {field} is given; say --{field}, or --config FILE with one")
+    if "model" not in content:
+        raise InputError("no model is given; say --model NAME, or --config FILE with one")
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
 
 
@@ -112,7 +116,7 @@ def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     option = typer.Option(flag, help=field.metadata["help"] + default)
     if kind is bool:
         return _keyword(field.name, Annotated[bool, option], False)
-    if typing.get_origin(kind) is tuple:
+    if field.name in _READ:
         kind = list[str] if field.name == "repair" else str
     return _keyword(field.name, Annotated[kind | None, option], None)
 
@@ -125,16 +129,33 @@ def _shown(default: object) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    """Class names from a file, one per line, or from `text`, with commas."""
+def _listed(text: str) -> tuple[str, ...]:
+    """What stands between commas in `text`, or on the lines of the file of this name."""
     try:
         parts = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
     except UnicodeDecodeError as error:
-        raise InputError(f"classes {text!r} is not a text file; expected one with a class name per line") from error
+        raise InputError(f"{text!r} is not a text file; expected one with a name per line") from error
     names = tuple(name for part in parts if (name := part.strip()))
     if not names:
-        raise InputError(f"classes {text!r} has no names; expected names with commas, or a file with one per line")
+        raise InputError(f"{text!r} has no names; expected names with commas, or a file with one per line")
     return names
+
+
+def _times(text: str) -> float:
+    """2 of "2x" or "2"."""
+    try:
+        return float(text.removesuffix("x"))
+    except ValueError:
+        raise InputError(f"speedup is {text!r}; expected a factor above 1, such as 2x") from None
+
+
+def _bytes(text: str) -> int:
+    """20000000 of "20MB" or "20000000"."""
+    parts = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text.strip())
+    try:
+        return round(float(parts[1]) * SIZES[parts[2].upper()])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError):
+        raise InputError(f"max-bytes is {text!r}; expected a size above 0, such as 20MB") from None
 
 
 def _repairs(texts: list[str]) -> tuple[str, ...]:
@@ -146,4 +167,10 @@ def _as_is(value: Any) -> Any:
     return value
 
 
-_READ: Mapping[str, Callable[[Any], Any]] = {"classes": _names, "repair": _repairs}
+_READ: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("classes", "floors", "only", "keep"), _listed),
+    "repair": _repairs,
+    "speedup": _times,
+    "max_bytes": _bytes,
+}
+"""Options whose text is not their value."""

@@ -14,6 +14,7 @@ from pxcompress.report.summary import (
     Interval,
     Row,
     accuracy_change,
+    asked,
     command,
     conditions,
     drop_interval,
@@ -75,10 +76,9 @@ def _top(report: Report) -> Sequence[Element]:
     """What was asked, the headline, the verdict, four figures, notes."""
     recipe, plan = report.recipe, report.plan
     result = headline(report)
-    asked = f"{_share(recipe.get('ratio'))} of the {plan.get('unit')} to remove"
     header = node(
         "header",
-        node("p", f"{recipe.get('model')} on {report.data.name}: {asked}"),
+        node("p", f"{recipe.get('model')} on {report.data.name}: {asked(recipe, str(plan.get('unit')))}"),
         node(
             "h1",
             _pretty(result[0].upper() + result[1:]),
@@ -91,10 +91,6 @@ def _top(report: Report) -> Sequence[Element]:
         [node("div", node("ul", *(node("li", note) for note in report.notes)), class_="notes")] if report.notes else []
     )
     return header, *badge_box(report), verdict, _tiles(report), *notes
-
-
-def _share(ratio: object) -> str:
-    return f"{ratio:.0%}" if isinstance(ratio, float) else "?"
 
 
 def _tiles(report: Report) -> Element:

@@ -254,6 +254,17 @@ def conditions(report: Report) -> str:
     return ", ".join(parts)
 
 
+def asked(recipe: Mapping[str, Any], unit: str) -> str:
+    """What the user wanted: how small, or how fast. `unit` is that of the budget."""
+    words = {
+        "ratio": lambda value: f"{percent(value)} of the {unit} to remove",
+        "speedup": lambda value: f"{value:g}x faster",
+        "latency_ms": lambda value: f"at most {milliseconds(value)} a call",
+        "max_bytes": lambda value: f"at most {size(value)}",
+    }
+    return next((say(recipe[goal]) for goal, say in words.items() if recipe.get(goal) is not None), "")
+
+
 def command(recipe: Mapping[str, object]) -> str:
     """The `pxcompress run` line that a recipe stands for; options at their default are left out."""
     given, defaults = _flat(recipe), _defaults(recipe)
@@ -266,7 +277,7 @@ def command(recipe: Mapping[str, object]) -> str:
 
 def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
     flat: dict[str, Any] = dict(recipe)
-    flat["classes"] = ",".join(flat.get("classes", ())) or []
+    flat |= {key: ",".join(flat.get(key, ())) or [] for key in ("classes", "floors", "only", "keep")}
     parts: list[Any] = [flat.pop(key, None) or {} for key in ("bench", "guarantee")]
     return {**flat, **parts[0], **parts[1]}
 

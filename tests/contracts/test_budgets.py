@@ -27,6 +27,7 @@ EXACT = {
     "channels": lambda slim, groups, plan, example: sum(kept_counts(groups, plan).values()),
     "params": lambda slim, groups, plan, example: count_params(slim),
     "macs": lambda slim, groups, plan, example: count_macs(slim, example),
+    "bytes": lambda slim, groups, plan, example: 4 * count_params(slim),
 }
 """What a budget's meter must predict, measured on the pruned model."""
 

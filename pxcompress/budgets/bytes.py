@@ -1,0 +1,32 @@
+"""Budget in bytes of the exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pxcompress.budgets import BUDGETS
+from pxcompress.cost import params_meter
+from pxcompress.types import Group, Meter
+
+BYTES = 4
+"""Of one float32 weight."""
+
+
+@BUDGETS.register("bytes")
+@dataclass(frozen=True)
+class Bytes:
+    """Share of the bytes of the exported float32 weights."""
+
+    unit = "bytes"
+
+    def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
+        """Bytes of the weights; the graph around them is small, and is measured on the file."""
+        params = params_meter(model, groups)
+
+        def cost(kept: Mapping[str, int]) -> float:
+            return BYTES * params(kept)
+
+        return cost
