@@ -248,22 +248,14 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         **versions,
         "onnxruntime": runtime.VERSION,
-        "device_name": gpu or _cpu_name(),
-        "cpu_name": _cpu_name(),
+        "device_name": gpu or runtime.cpu_name(),
+        "cpu_name": runtime.cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "cuda": torch.version.cuda if gpu else None,
         "nvidia_tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE"),
     }
-
-
-def _cpu_name() -> str:
-    """The processor's model name, as Linux gives it; elsewhere what Python knows."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def bench(

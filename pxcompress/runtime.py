@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import io
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -237,6 +238,33 @@ def time_interleaved(
             seconds[name].extend(_seconds(run) for _ in range(turn))
         turns, done = turns + 1, done + turn
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int) -> float:
+    """Median seconds of one call of a small ONNX model with one input of `shape`, random values; `ResultError`."""
+    used, _ = _choose(provider)
+    model, failure = _create(graph, used, threads or torch.get_num_threads())
+    if failure:
+        raise ResultError(f"an operator cannot be timed on {used}: {failure}")
+    (source, target), path = _ports(Path("operator"), model), Path("operator")
+    loaded = Session(path, _placement(model, provider, ""), (), source, target, threads, model)
+    run = loaded.runner(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    return float(np.median(time_interleaved({"it": run}, warmup=5, runs=30, max_seconds=0.2)["it"]))
+
+
+def device_name(provider: str, threads: int) -> str:
+    """What a latency was measured on: the GPU, or the processor and how many threads of it."""
+    if _choose(provider)[0] != "cpu":
+        return f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'GPU'} {provider}"
+    return f"{cpu_name()}, {threads or torch.get_num_threads()} threads"
+
+
+def cpu_name() -> str:
+    """The processor's model name, as Linux gives it; elsewhere what Python knows."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _warm_up(run: Callable[[], None], runs: int, max_seconds: float) -> float:

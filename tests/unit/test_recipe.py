@@ -255,3 +255,46 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
         recipe_of({}, tmp_path / "missing.json")
     with pytest.raises(InputError, match="no model"):
         recipe_of({}, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "budget", "share", "label"),
+    [
+        ({"ratio": 0.25}, "channels", 0.25, "m-channels-0.25"),
+        ({"speedup": "2x"}, "latency", 0.5, "m-latency-2x"),
+        ({"latency_ms": 30.0}, "latency", 0.7, "m-latency-30ms"),
+        ({"max_bytes": "80"}, "bytes", 0.2, "m-bytes-80B"),
+    ],
+)
+def test_goals_are_shares_of_the_dense_cost(said: dict[str, Any], budget: str, share: float, label: str) -> None:
+    recipe = recipe_of({"model": "m", **said}, None)
+    assert recipe.budget.partition(":")[0] == budget
+    assert recipe.share(100.0) == pytest.approx(share)
+    assert recipe.label == label
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({}, "nothing says how small; give one of --ratio, --speedup, --latency-ms, --max-bytes"),
+        ({"ratio": 0.5, "speedup": "2"}, "--ratio and --speedup are given"),
+        ({"speedup": "fast"}, "expected a factor above 1"),
+        ({"speedup": "1x"}, "expected a factor above 1"),
+        ({"max_bytes": "20 parsec"}, "such as 20MB"),
+        ({"latency_ms": 3.0, "budget": "macs"}, "--latency-ms counts by latency, --budget says macs"),
+    ],
+)
+def test_goals_that_cannot_be_are_refused(said: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        recipe_of({"model": "m", **said}, None)
+
+
+def test_a_goal_that_is_met_already_is_refused() -> None:
+    with pytest.raises(InputError, match="the dense model has 2 already"):
+        Recipe("m", latency_ms=3.0).share(2.0)
+
+
+def test_sizes_are_read_with_their_unit() -> None:
+    sizes = {"80": 80, "1.5KB": 1500, "20MB": 20_000_000, "1 MiB": 1 << 20}
+    assert {text: recipe_of({"model": "m", "max_bytes": text}, None).max_bytes for text in sizes} == sizes

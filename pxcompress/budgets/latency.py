@@ -1,0 +1,29 @@
+"""Budget in milliseconds on the machine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pxcompress.budgets import BUDGETS
+from pxcompress.latency import Conditions, latency_meter
+from pxcompress.registry import option
+from pxcompress.types import Group, Meter
+
+
+@BUDGETS.register("latency")
+@dataclass(frozen=True)
+class Latency:
+    """Share of the milliseconds that one call takes on ONNX Runtime; conditions are those of the bench."""
+
+    unit = "ms"
+
+    batch_size: int = option(1, "samples per call", low=1)
+    provider: str = option("auto", "execution provider", choices=("auto", "cuda", "tensorrt", "cpu"))
+    threads: int = option(0, "CPU threads; 0: all physical cores", low=0)
+
+    def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
+        """Milliseconds predicted from measured operators."""
+        return latency_meter(model, groups, example, Conditions(self.batch_size, self.provider, self.threads))

@@ -1,0 +1,172 @@
+"""Milliseconds of a model at planned widths, from operators measured one by one on the machine that it is for.
+
+Every operator is timed on ONNX Runtime at a few widths, once for a device and version (the times are kept in the cache
+folder), and interpolated between them. The sum is then held against the whole model, dense and at half its widths:
+fused and reordered operators take another time than alone, and what lies between them takes some too.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from pxcompress.cache import cache_dir, whole_file
+from pxcompress.cost import Widths
+from pxcompress.export import export_onnx
+from pxcompress.graph import prune
+from pxcompress.operators import Operator, operators
+from pxcompress.runtime import VERSION, device_name, session, time_graph, time_runs
+from pxcompress.types import Group, Meter, Plan
+
+Array = npt.NDArray[np.float64]
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Of an operator's dense width: where it is measured."""
+
+STEP = 8
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a latency holds for: samples per call, execution provider, CPU threads (0: all physical cores)."""
+
+    batch_size: int = 1
+    provider: str = "auto"
+    threads: int = 0
+
+
+class Table:
+    """Times of single operators under the same conditions, read from the cache folder or measured when asked for."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+        device = device_name(conditions.provider, conditions.threads)
+        name = "".join(letter if letter.isalnum() else "-" for letter in f"{device}-{VERSION}")
+        self._path = cache_dir() / "latency" / f"{name}.json"
+        self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def milliseconds(self, operator: Operator) -> float:
+        """Time of one call of `operator`."""
+        batch = self._conditions.batch_size
+        key = f"{batch} {operator}"
+        if key not in self._times:
+            self._times[key] = 1e3 * time_graph(
+                operator.graph(batch), operator.input_shape(batch), self._conditions.provider, self._conditions.threads
+            )
+        return self._times[key]
+
+    def save(self) -> None:
+        """Keep what was measured."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(self._path) as path:
+            path.write_text(json.dumps(self._times))
+
+
+@dataclass(frozen=True, eq=False)
+class _Surface:
+    """Milliseconds of one operator over its two widths: `times` (inputs, outputs), neither falling along either."""
+
+    inputs: Array
+    outputs: Array
+    times: Array
+
+    def at(self, inputs: float, outputs: float) -> float:
+        """Bilinear between the measured widths."""
+        (row, down), (column, right) = _between(self.inputs, inputs), _between(self.outputs, outputs)
+        corners = self.times[row : row + 2, column : column + 2]
+        lines = corners[:, 0] if corners.shape[1] == 1 else corners @ np.array([1 - right, right])
+        return float(lines[0] if len(lines) == 1 else lines @ np.array([1 - down, down]))
+
+
+def _between(points: Array, value: float) -> tuple[int, float]:
+    """The measured width below `value`, and how far it lies towards the next; below the first one it goes on to 0."""
+    if len(points) == 1:
+        return 0, 0.0
+    place = int(np.clip(np.searchsorted(points, value, side="right") - 1, 0, len(points) - 2))
+    return place, float((value - points[place]) / (points[place + 1] - points[place]))
+
+
+def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions) -> Meter:
+    """Milliseconds of one call at planned widths; exports and times the whole model twice."""
+    widths, table = Widths(model, groups), Table(conditions)
+    found = operators(model, groups, example)
+    surfaces = {name: _surface(operator, name, widths, table) for name, operator in found.items()}
+    table.save()
+
+    def parts(kept: Mapping[str, int]) -> Array:
+        """Milliseconds of all operators one by one, and elements that they write."""
+        total = np.zeros(2)
+        for name, operator in found.items():
+            if operator.kind == "attention":
+                heads, all_heads = widths.heads(name, kept)
+                inputs, outputs, share = heads, heads, heads / all_heads
+            else:
+                (inputs, whole), (outputs, out) = widths.share(name, "in", kept), widths.share(name, "out", kept)
+                inputs, share = inputs * operator.inputs // whole, outputs / out
+                outputs = outputs * operator.outputs // out
+            total += surfaces[name].at(outputs if operator.depthwise else inputs, outputs), operator.elements * share
+        return total
+
+    half = {group.name: -(-group.units // 2) for group in groups}
+    points = [{}, half]
+    seconds = [whole_model(model, groups, example, conditions, kept) for kept in points]
+    table_times = np.array([parts(kept) for kept in points])
+    scale = table_times.max(0)
+    factors = nnls(table_times / scale, np.array(seconds))[0] / scale
+
+    @cache
+    def priced(kept: tuple[tuple[str, int], ...]) -> float:
+        return float(parts(dict(kept)) @ factors)
+
+    return lambda kept: priced(tuple(sorted((group.name, kept.get(group.name, group.units)) for group in groups)))
+
+
+def _surface(operator: Operator, name: str, widths: Widths, table: Table) -> _Surface:
+    """Measures an operator wherever groups can make it narrower."""
+    axes = {axis: widths.share(name, axis, {})[1] > 1 for axis in ("in", "out")}
+    heads = operator.kind == "attention"
+    inputs = _points(operator, operator.inputs, axes["in"] or heads)
+    outputs = _points(operator, operator.outputs, axes["out"])
+    if operator.depthwise or heads:
+        times = np.array([[table.milliseconds(operator.at(width, width))] for width in inputs])
+        outputs = inputs[-1:]
+    else:
+        times = np.array([[table.milliseconds(operator.at(i, o)) for o in outputs] for i in inputs])
+    rising = np.maximum.accumulate(np.maximum.accumulate(times, axis=0), axis=1)
+    return _Surface(np.array(inputs, float), np.array(outputs, float), rising)
+
+
+def _points(operator: Operator, width: int, free: bool) -> list[int]:
+    """Widths to measure at: multiples of the step, of the groups of a convolution, or of one head."""
+    if not free:
+        return [width]
+    step = {"attention": 1}.get(operator.kind, STEP if operator.groups == 1 or operator.depthwise else operator.groups)
+    return sorted({min(width, max(1, round(width * share / step)) * step) for share in SHARES})
+
+
+def whole_model(
+    model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions, kept: Mapping[str, int]
+) -> float:
+    """Milliseconds of one call of `model` with the first units of every group, exported and measured."""
+    removed = {group.name: tuple(range(kept.get(group.name, group.units), group.units)) for group in groups}
+    slim = prune(model, groups, Plan(removed, "", "", 0.0, 0.0, 0.0), example).model
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(slim, example, path, {})
+        return file_latency(path, example, conditions)
+
+
+def file_latency(path: Path, example: Tensor, conditions: Conditions) -> float:
+    """Median milliseconds of one call of an ONNX file."""
+    loaded = session(path, conditions.provider, threads=conditions.threads)
+    seconds = time_runs({"it": loaded}, example.numpy(), batch_size=conditions.batch_size, runs=100, max_seconds=4.0)
+    return float(np.median(seconds["it"]) * 1e3)

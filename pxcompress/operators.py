@@ -1,0 +1,218 @@
+"""The operators of a model that cost time, each as a small ONNX graph of its own, at any width.
+
+Convolutions, dense layers and attention, with the activation that follows; shapes are read from one pass of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from pxcompress.graph import CONVOLUTIONS, PRODUCERS
+from pxcompress.state import device_of, observed
+from pxcompress.types import Group
+
+OPSET = 20
+ACTIVATIONS: Mapping[type[nn.Module], tuple[str, ...]] = {
+    nn.ReLU: ("Relu",),
+    nn.ReLU6: ("Clip",),
+    nn.GELU: ("Gelu",),
+    nn.SiLU: ("Sigmoid", "Mul"),
+    nn.Hardswish: ("HardSwish",),
+    nn.Sigmoid: ("Sigmoid",),
+}
+"""ONNX operators of an activation; "Mul" multiplies by what went into it."""
+
+_TRANSPARENT = (nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of the dense model; `rows` are the positions of its input (a convolution's have two sizes or one).
+
+    `inputs` and `outputs` are channels, or for attention heads, whose width is `kernel`. `elements` of the output are
+    those of one sample.
+    """
+
+    kind: str
+    rows: tuple[int, ...]
+    inputs: int
+    outputs: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    activation: tuple[str, ...] = ()
+    elements: int = 0
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether its two widths are one."""
+        return self.kind == "conv" and self.groups == self.inputs == self.outputs > 1
+
+    def at(self, inputs: int, outputs: int) -> Operator:
+        """The same operator at other widths."""
+        return replace(self, inputs=inputs, outputs=outputs, groups=inputs if self.depthwise else self.groups)
+
+    def graph(self, batch: int) -> bytes:
+        """The operator as an ONNX model with one input "x" and one output, random weights, `batch` samples."""
+        body = _BODIES[self.kind](self)
+        graph = helper.make_graph(
+            [node for node, _ in body.nodes],
+            "operator",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, self.input_shape(batch))],
+            [helper.make_tensor_value_info(body.output, TensorProto.FLOAT, None)],
+            [weight for _, weights in body.nodes for weight in weights],
+        )
+        opset = helper.make_opsetid("", OPSET)
+        return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+
+    def input_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of "x"."""
+        shapes = {
+            "conv": (batch, self.inputs, *self.rows),
+            "linear": (batch, *self.rows, self.inputs),
+            "attention": (batch, self.inputs, *self.rows, *self.kernel),
+        }
+        return shapes[self.kind]
+
+
+def operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, Operator]:
+    """Module name -> operator, for everything in `model` that multiplies, in execution order; one pass of `example`.
+
+    Attention is listed under the names of the groups of heads. A module called twice counts as its last call.
+    """
+    found: dict[str, Operator] = {}
+    order: list[tuple[str, nn.Module]] = []
+    heads = {group.name: group for group in groups if group.kind == "head"}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            order.append((name, module))
+            if isinstance(module, PRODUCERS) and isinstance(output, Tensor):
+                found[name] = _operator(module, args[0], output)
+            elif name in heads:
+                found[name] = _attention(heads[name], args[0])
+
+        return read
+
+    with observed(model), torch.no_grad():
+        for name, module in model.named_modules():
+            if not list(module.children()) or name in heads:
+                module.register_forward_hook(hook(name))
+        model(example[:1].to(device_of(model)))
+    for (name, _), following in zip(order, _following(order), strict=True):
+        if name in found and following:
+            found[name] = replace(found[name], activation=following)
+    return found
+
+
+def _following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
+    """For every call, the operators of the activation that comes right after it, past norms that are folded."""
+    after: tuple[str, ...] = ()
+    result = []
+    for _, module in reversed(order):
+        result.append(after)
+        known = next((names for kind, names in ACTIVATIONS.items() if isinstance(module, kind)), None)
+        if known is None and hasattr(module, "act"):  # timm's norms that hold an activation
+            known = next((names for kind, names in ACTIVATIONS.items() if isinstance(module.act, kind)), None)
+        if known is not None:
+            after = known
+        elif not isinstance(module, _TRANSPARENT):
+            after = ()
+    return result[::-1]
+
+
+def _operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operator:
+    if isinstance(module, CONVOLUTIONS):
+        padding = module.padding if not isinstance(module.padding, str) else _same(module)
+        return Operator(
+            "conv",
+            tuple(inputs.shape[2:]),
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            module.stride,
+            tuple(padding),
+            module.dilation,
+            module.groups,
+            elements=output[0].numel(),
+        )
+    assert isinstance(module, nn.Linear)
+    rows = tuple(inputs.shape[1:-1])
+    return Operator("linear", rows, module.in_features, module.out_features, elements=output[0].numel())
+
+
+def _same(module: Any) -> tuple[int, ...]:
+    """Padding in numbers of a convolution that says it in words."""
+    sizes = zip(module.kernel_size, module.dilation, strict=True)
+    return tuple(dilation * (kernel - 1) // 2 if module.padding == "same" else 0 for kernel, dilation in sizes)
+
+
+def _attention(group: Group, inputs: Tensor) -> Operator:
+    width = group.members[0].index.shape[1]
+    tokens = int(np.prod(inputs.shape[1:-1]))
+    return Operator("attention", (tokens,), group.units, group.units, (width,), elements=tokens * width * group.units)
+
+
+@dataclass(frozen=True)
+class _Body:
+    """Nodes of a graph, each with its weights, and the name of what comes out."""
+
+    nodes: tuple[tuple[Any, tuple[Any, ...]], ...]
+    output: str
+
+
+def _conv(operator: Operator) -> _Body:
+    weight = _weight("w", operator.outputs, operator.inputs // operator.groups, *operator.kernel)
+    node = helper.make_node(
+        "Conv",
+        ["x", "w", "b"],
+        ["y0"],
+        strides=operator.stride,
+        pads=[*operator.padding, *operator.padding],
+        dilations=operator.dilation,
+        group=operator.groups,
+    )
+    return _activated([(node, (weight, _weight("b", operator.outputs)))], operator)
+
+
+def _linear(operator: Operator) -> _Body:
+    product = (helper.make_node("MatMul", ["x", "w"], ["p"]), (_weight("w", operator.inputs, operator.outputs),))
+    total = (helper.make_node("Add", ["p", "b"], ["y0"]), (_weight("b", operator.outputs),))
+    return _activated([product, total], operator)
+
+
+def _products(operator: Operator) -> _Body:
+    nodes = (
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["x", "t"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["s"], axis=-1),
+        helper.make_node("MatMul", ["s", "x"], ["y0"]),
+    )
+    return _activated([(node, ()) for node in nodes], operator)
+
+
+def _activated(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> _Body:
+    name = "y0"
+    for place, kind in enumerate(operator.activation, 1):
+        sources = [name, "y0"] if kind == "Mul" else [name]
+        name = f"y{place}"
+        nodes.append((helper.make_node(kind, sources, [name]), ()))
+    return _Body(tuple(nodes), name)
+
+
+def _weight(name: str, *shape: int) -> onnx.TensorProto:
+    values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) / np.sqrt(np.prod(shape[1:]) or 1)
+    return numpy_helper.from_array(values.astype(np.float32), name)
+
+
+_BODIES: Mapping[str, Callable[[Operator], _Body]] = {"conv": _conv, "linear": _linear, "attention": _products}

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pxcompress.errors import InputError
+from pxcompress.graph import find_groups
+from pxcompress.plan import Limits
+from pxcompress.selection import Selection
+from pxcompress.types import Structure
+
+
+class Residual(nn.Module):
+    """A stream that two layers write, and one inner layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head((x + self.block(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def found() -> tuple[Structure, nn.Module]:
+    model = Residual().eval()
+    return find_groups(model, torch.randn(1, 3, 8, 8), ["head"]), model
+
+
+@pytest.mark.parametrize(
+    ("selection", "names", "reason"),
+    [
+        (Selection(), {"stem.0", "block.0"}, ""),
+        (Selection(only=("block*",)), {"block.0"}, "not among --only"),
+        (Selection(keep=("block*",)), {"stem.0"}, "among --keep"),
+        (Selection(scope="inner"), {"block.0"}, "a residual stream, outside --scope inner"),
+    ],
+)
+def test_what_is_left_out_is_fixed_with_the_reason(
+    found: tuple[Structure, nn.Module], selection: Selection, names: set[str], reason: str
+) -> None:
+    structure, model = found
+    left = selection.of(structure, model)
+    assert {group.name for group in left.groups} == names
+    added = left.fixed[len(structure.fixed) :]
+    assert {layer.name for layer in added} == {group.name for group in structure.groups} - names
+    assert {layer.reason for layer in added} <= {reason}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"scope": "outer"}, "unknown scope 'outer'"),
+        ({"floors": ("block*",)}, "expected GLOB=SHARE"),
+        ({"floors": ("block*=2",)}, "share from 0 to 1"),
+    ],
+)
+def test_a_selection_that_is_none_is_refused(given: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Selection(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["only", "keep", "floors"])
+def test_a_glob_that_fits_nothing_is_refused(found: tuple[Structure, nn.Module], option: str) -> None:
+    glob = "layer9*=0.5" if option == "floors" else "layer9*"
+    with pytest.raises(InputError, match=r"'layer9\*' fits no group; .* stem.0, block.0"):
+        Selection(**{option: (glob,)}).of(*found)  # type: ignore[arg-type]
+
+
+def test_floors_are_by_name(found: tuple[Structure, nn.Module]) -> None:
+    limits = Limits(min_keep=0.1, floors=Selection(floors=("block*=0.75",)).least)
+    assert {group.name: limits.floor(group) for group in found[0].groups} == {"stem.0": 2, "block.0": 24}
