@@ -8,6 +8,7 @@ fused and reordered operators take another time than alone, and what lies betwee
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,13 @@ SHARES = (0.125, 0.25, 0.5, 1.0)
 
 STEP = 8
 
+WHOLE = (1.0, 0.5, 0.25)
+"""Shares of all widths at which the whole model is timed."""
+
+
+NOTHING = Operator("linear", (), 1, 1)
+"""What a call costs that does next to nothing."""
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -55,7 +63,10 @@ class Table:
         self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def milliseconds(self, operator: Operator) -> float:
-        """Time of one call of `operator`."""
+        """Time that `operator` adds to a call."""
+        return max(self._call(operator) - self._call(NOTHING), 0.0)
+
+    def _call(self, operator: Operator) -> float:
         batch = self._conditions.batch_size
         key = f"{batch} {operator}"
         if key not in self._times:
@@ -96,7 +107,7 @@ def _between(points: Array, value: float) -> tuple[int, float]:
 
 
 def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions) -> Meter:
-    """Milliseconds of one call at planned widths; exports and times the whole model twice."""
+    """Milliseconds of one call at planned widths; exports and times the whole model at the widths `WHOLE`."""
     widths, table = Widths(model, groups), Table(conditions)
     found = operators(model, groups, example)
     surfaces = {name: _surface(operator, name, widths, table) for name, operator in found.items()}
@@ -116,12 +127,11 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
             total += surfaces[name].at(outputs if operator.depthwise else inputs, outputs), operator.elements * share
         return total
 
-    half = {group.name: -(-group.units // 2) for group in groups}
-    points = [{}, half]
-    seconds = [whole_model(model, groups, example, conditions, kept) for kept in points]
-    table_times = np.array([parts(kept) for kept in points])
-    scale = table_times.max(0)
-    factors = nnls(table_times / scale, np.array(seconds))[0] / scale
+    points = [{group.name: math.ceil(group.units * share) for group in groups} for share in WHOLE]
+    measured = np.array([[whole_model(model, groups, example, conditions, kept)] for kept in points])
+    alone = np.array([parts(kept) for kept in points])
+    scale = alone.max(0)
+    factors = nnls(alone / scale / measured, np.ones(len(points)))[0] / scale  # relative errors count
 
     @cache
     def priced(kept: tuple[tuple[str, int], ...]) -> float:
