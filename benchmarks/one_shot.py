@@ -43,7 +43,7 @@ from pxcompress.types import Batches, Pruned, Scored
 SIZES = (0.7, 0.5, 0.35, 0.25)
 """Shares of the dense MACs that are left."""
 
-PARTS = ("closed form", "by cost", "refitted", "rivals", "tasks", "cost")
+PARTS = ("closed form", "planned", "refitted", "rivals", "tasks", "cost")
 SELECTIONS = {
     "random": "random",
     "L2": "magnitude",
@@ -115,13 +115,13 @@ def closed_form(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
             yield Work(seed, name, size, ("fold",))
 
 
-def by_cost(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
-    """Damage for each unit of cost, as the default ranks, where it says something; other seeds of the default."""
+def planned(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
+    """Widths by knapsack, as the default plans; other seeds of the default."""
     for size in sizes:
-        for name in () if quick or size > 0.5 else ("L2", "WIFV", "OBS"):
-            yield Work(0, name, size, ("fold",), "cost")
-        for seed in SEEDS[:1] if quick else SEEDS[1:]:
-            yield Work(seed, "S4", size, ("fold",), "cost")
+        for name in ("OBS", "S4") if quick or size > 0.5 else ("L2", "WIFV", "Taylor", "S3", "OBS", "S4"):
+            yield Work(0, name, size, ("fold",), "knapsack")
+        for seed, name in () if quick else itertools.product(SEEDS[1:], ("OBS", "S4") if size <= 0.35 else ("S4",)):
+            yield Work(seed, name, size, ("fold",), "knapsack")
 
 
 def refitted(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
@@ -129,7 +129,7 @@ def refitted(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
     for size, name in itertools.product(sizes, ("S4",) if quick else ("random", "L2", "OBS", "S4")):
         if size <= 0.5:
             trained = ("distilled",) if size < 0.5 and name in DISTILLED_SELECTIONS else ()
-            way = "cost" if name in ("OBS", "S4") else "mean"
+            way = "knapsack" if name in ("OBS", "S4") else "mean"
             yield Work(0, name, size, ("least squares", *trained), way)
 
 
@@ -240,7 +240,7 @@ def _shown(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-WORK = {"closed form": closed_form, "by cost": by_cost, "refitted": refitted}
+WORK = {"closed form": closed_form, "planned": planned, "refitted": refitted}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 LOSSES = {0.5: 1.0, 0.35: 3.0, 0.25: 8.0}
 """Share of the MACs left -> points that may be lost without labels and training."""
 
-DEFAULT = {"selection": "S4", "repair": "fold", "normalise": "cost"}
+DEFAULT = {"selection": "S4", "repair": "fold", "normalise": "knapsack"}
 ATTRIBUTION = ("S1 epsilon", "S1 gamma", "S3", "S4")
 RIVALS = ("Torch-Pruning", "onnxsim")
 
@@ -118,7 +118,7 @@ CURVES: Mapping[str, Mapping[str, str]] = {
     "S4 + fold (default)": DEFAULT,
     "S4 + fold + least squares": {"selection": "S4", "repair": "least squares"},
     "S4 + fold + distillation": {"selection": "S4", "repair": "distilled"},
-    "OBS + fold": {"selection": "OBS", "repair": "fold", "normalise": "cost"},
+    "OBS + fold": {"selection": "OBS", "repair": "fold", "normalise": "knapsack"},
     "L2 + fold": {"selection": "L2", "repair": "fold", "normalise": "mean"},
     "L2 + statistics": {"selection": "L2", "repair": "statistics"},
     "random + fold": {"selection": "random", "repair": "fold"},

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pxcompress.errors import BudgetError, InputError, unknown
+from pxcompress.knapsack import Choice, least_damage
 from pxcompress.types import Group, Meter, Plan, Scores
 
 Normalisation = Callable[[Tensor, Tensor], Tensor]
@@ -48,12 +49,18 @@ NORMALISATIONS: Mapping[str, Normalisation] = {
     "cost": lambda scores, prices: scores / prices.clamp_min(1e-12),
     "uniform": _rank,
     "isomorphic": _rank,
+    "knapsack": lambda scores, prices: scores,
 }
 """How the scores of one group are made comparable with those of another.
 
 "cost" divides by what a unit costs, in the budget's unit: damage for each unit of cost. "isomorphic" ranks groups of
-the same form together (Fang et al., https://arxiv.org/abs/2407.04616), the others rank each by itself.
+the same form together (Fang et al., https://arxiv.org/abs/2407.04616), the others rank each by itself. "knapsack" does
+not rank: it solves for the widths that fit and lose the least (`knapsack`).
 """
+
+KNAPSACK = "knapsack"
+CHOICES = 24
+"""Widths of one group among which the knapsack chooses, at most."""
 
 
 GONE = -torch.inf
@@ -122,10 +129,25 @@ def make_plan(
     """
     check_reachable(groups, meter, ratio, limits, budget)
     orders = _orders(groups, scores, meter, limits)
-    ranking = _ranking(groups, orders)
     dense = meter({})
     target = (1 - ratio) * dense
-    enough = target * (1 + ROUNDING)
+    solve = _knapsack if limits.normalise == KNAPSACK else _cut_ranking
+    kept = solve(groups, orders, meter, target * (1 + ROUNDING), limits)
+    removed = {
+        group.name: tuple(sorted(orders[group.name][1][: group.units - kept[group.name]].tolist())) for group in groups
+    }
+    return Plan(removed, budget[0], budget[1], dense, meter(kept), target)
+
+
+Orders = Mapping[str, tuple[Tensor, Tensor]]
+"""Normalised scores (units,) of every group, and its units in the order in which they would go."""
+
+
+def _cut_ranking(
+    groups: Sequence[Group], orders: Orders, meter: Meter, enough: float, limits: Limits
+) -> Mapping[str, int]:
+    """Widths after the shortest beginning of one ranking of all units that costs at most `enough`."""
+    ranking = _ranking(groups, orders)
 
     def widths(length: int) -> dict[str, int]:
         taken = {group.name: 0 for group in groups}
@@ -137,15 +159,32 @@ def make_plan(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if meter(widths(middle)) <= enough else (middle + 1, high)
-    kept = widths(low)
-    removed = {
-        group.name: tuple(sorted(orders[group.name][1][: group.units - kept[group.name]].tolist())) for group in groups
-    }
-    return Plan(removed, budget[0], budget[1], dense, meter(kept), target)
+    return widths(low)
 
 
-def _orders(groups: Sequence[Group], scores: Scores, meter: Meter, limits: Limits) -> dict[str, tuple[Tensor, Tensor]]:
-    """Normalised scores (units,) of every group, and its units in the order in which they would go."""
+def _knapsack(
+    groups: Sequence[Group], orders: Orders, meter: Meter, enough: float, limits: Limits
+) -> Mapping[str, int]:
+    """Widths that cost at most `enough` and lose the least score in all."""
+    choices = []
+    for group in groups:
+        values, order = orders[group.name]
+        gone = int((values == GONE).sum())
+        every = {_aligned(group, width, limits) for width in range(group.units + 1 - gone)}
+        widths = sorted(width for width in every if width <= group.units - gone) or [group.units - gone]
+        widths = [widths[place] for place in sorted({round(step) for step in _steps(len(widths))})]
+        lost = torch.cat([torch.zeros(1, dtype=values.dtype), values[order][gone:].cumsum(0)])
+        choices.append(Choice(group.name, tuple(widths), lost[[group.units - gone - w for w in widths]].numpy()))
+    return least_damage(choices, meter, enough)
+
+
+def _steps(count: int) -> list[float]:
+    """At most `CHOICES` places among `count`, the first and the last with them."""
+    taken = min(count, CHOICES)
+    return [place * (count - 1) / max(taken - 1, 1) for place in range(taken)]
+
+
+def _orders(groups: Sequence[Group], scores: Scores, meter: Meter, limits: Limits) -> Orders:
     families: dict[object, list[Group]] = {}
     for group in groups:
         families.setdefault(_form(group) if limits.normalise == "isomorphic" else group.name, []).append(group)

@@ -19,7 +19,7 @@ from pxcompress.registry import option
 
 DEFAULT_BUDGET = "channels"
 DEFAULT_REPAIR = ("fold", "batchnorm")
-DEFAULT_NORMALISE = {"macs": "cost"}
+DEFAULT_NORMALISE = {"macs": "knapsack", "latency": "knapsack"}
 """By budget; "mean" elsewhere. Measured by benchmarks/one_shot.py, of the MACs only."""
 
 
@@ -149,7 +149,7 @@ class Recipe:
     input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")
     scorer: str = option("lrp-residual", "Scorer, as NAME:option=value,...; see `pxcompress methods`.")
     normalise: str = option(
-        "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, auto."
+        "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, knapsack, auto."
     )
     repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")

@@ -17,7 +17,7 @@ LINE = (
     ("ranks",),
     ("state", "training", "certify", "clock", "folder", "used"),
     ("collect", "attribution", "graph", "runtime", "parts"),
-    ("cost", "elimination", "relevance", "consumers", "export", "models", "operators"),
+    ("cost", "elimination", "relevance", "consumers", "export", "models", "operators", "knapsack"),
     ("latency",),
     ("scorers", "class_relevance", "budgets", "repair", "plan", "selection", "measure", "baseline", "task"),
     ("data", "recipe", "survey", "conservation", "rounds"),

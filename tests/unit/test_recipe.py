@@ -37,7 +37,7 @@ def test_defaults() -> None:
     recipe = Recipe("resnet50", 0.5)
     assert recipe.repair == DEFAULT_REPAIR
     assert Recipe("resnet50", 0.5, classes=("cat", "dog")).repair == TASK_REPAIR
-    assert (recipe.normalise, Recipe("resnet50", 0.5, budget="macs").normalise) == ("mean", "cost")
+    assert (recipe.normalise, Recipe("resnet50", 0.5, budget="macs").normalise) == ("mean", "knapsack")
     assert recipe.bench == Bench()
     assert recipe.label == "resnet50-channels-0.50"
 
