@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -147,9 +147,10 @@ def assemble(
         plan={key: value for key, value in asdict(plan).items() if key != "removed"},
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
-        notes=_notes(subject, files, comparison),
+        notes=(*_notes(subject, files, comparison), *_loop(slim)),
         certificate=files.certificate,
         class_shares=_class_shares(slim, subject.source.classes),
+        attempts=slim.attempts,
     )
 
 
@@ -251,6 +252,15 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, str]:
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
     }
+
+
+def _loop(slim: Slim) -> Iterator[str]:
+    """What a closed loop tried, for a reader."""
+    if slim.attempts:
+        unit = slim.pruned.plan.unit
+        tried = ", ".join(f"{attempt.measured:.4g} (planned {attempt.planned:.4g})" for attempt in slim.attempts)
+        allowed = f"{slim.attempts[-1].allowed:.4g} {unit} are allowed"
+        yield f"plans were held against their exported files: {allowed}, measured {tried}"
 
 
 def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str, ...]:

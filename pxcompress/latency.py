@@ -172,11 +172,13 @@ def whole_model(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(slim, example, path, {})
-        return file_latency(path, example, conditions)
+        return file_latencies([path], example, conditions)[0]
 
 
-def file_latency(path: Path, example: Tensor, conditions: Conditions) -> float:
-    """Median milliseconds of one call of an ONNX file."""
-    loaded = session(path, conditions.provider, threads=conditions.threads)
-    seconds = time_runs({"it": loaded}, example.numpy(), batch_size=conditions.batch_size, runs=100, max_seconds=4.0)
-    return float(np.median(seconds["it"]) * 1e3)
+def file_latencies(files: Sequence[Path], example: Tensor, conditions: Conditions) -> list[float]:
+    """Median milliseconds of one call of every ONNX file, taken in turns."""
+    loaded = {str(path): session(path, conditions.provider, threads=conditions.threads) for path in files}
+    seconds = time_runs(
+        loaded, example.cpu().numpy(), batch_size=conditions.batch_size, runs=100, max_seconds=4.0 * len(files)
+    )
+    return [float(np.median(seconds[str(path)]) * 1e3) for path in files]

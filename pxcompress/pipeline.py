@@ -16,6 +16,7 @@ from pxcompress.class_relevance import class_relevance, guarded
 from pxcompress.clock import Clock, Note
 from pxcompress.dead_paths import without_dead_paths
 from pxcompress.errors import InputError, ResultError
+from pxcompress.fit import fitted
 from pxcompress.folder import check_place, whole_folder
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.measure import torch_accuracy
@@ -30,7 +31,7 @@ from pxcompress.scorers import SCORERS
 from pxcompress.selection import Selection
 from pxcompress.state import seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
-from pxcompress.types import Batches, Plan, Pruned, Report, Scored, Slim
+from pxcompress.types import Attempt, Batches, FileBudget, Plan, Pruned, Report, Scored, Slim
 
 
 def _silent(message: str) -> None:
@@ -48,6 +49,8 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     place = out or Path("exported") / recipe.label
     if recipe.guarantee and processes() > 1:
         raise InputError(f"a guarantee is asked for in {processes()} processes; run it in one")
+    if isinstance(BUDGETS.build(recipe.budget), FileBudget) and (processes() > 1 or recipe.rounds > 1):
+        raise InputError(f"budget {recipe.budget!r} is measured on files; run it in one process and one round")
     check_provider(recipe.bench.provider)
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
@@ -59,12 +62,12 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         model, splits = subject.loaded.model, subject.splits
         parts = _shared(subject)
         clock.accuracy(torch_accuracy(model, parts["select"]))
+        scored = score(model, splits.example, parts, recipe, clock)
         if recipe.guarantee is None:
-            slim = shrink(model, splits.example, parts, recipe, clock)
+            slim = reduce(scored, parts, recipe, clock, on_file=True)
             with clock.stage("export"):
                 files = export(folder, recipe, subject, slim)
         else:
-            scored = score(model, splits.example, parts, recipe, clock)
             slims = path(scored, recipe.guarantee.ratios(scored.ratio), parts, recipe, clock)
             slim, files = smallest_certified(folder, recipe, subject, slims, clock)
         with clock.stage("measure"):
@@ -117,14 +120,29 @@ def shrink(
     Raises `BudgetError` where no plan reaches the ratio, `ResultError` where removal is not what zeroing is.
     """
     clock = clock or Clock(_silent)
-    scored = score(model, example, batches, recipe, clock)
+    return reduce(score(model, example, batches, recipe, clock), batches, recipe, clock)
+
+
+def reduce(
+    scored: Scored, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock, *, on_file: bool = False
+) -> Slim:
+    """Plan, prune and repair what was scored, in the recipe's rounds.
+
+    With `on_file` a plan for a budget that only files tell is corrected until its exported file fits; it then takes
+    one process and one round.
+    """
+    budget = BUDGETS.build(recipe.budget)
     first, *later = ratios_of(scored.ratio, recipe.rounds)
+    attempts: tuple[Attempt, ...] = ()
     with clock.stage("plan"):
-        plan = from_first(plan_at(scored, first, recipe))
+        if on_file and isinstance(budget, FileBudget):
+            plan, attempts = fitted(scored, lambda ratio: plan_at(scored, ratio, recipe), budget, recipe.limit)
+        else:
+            plan = from_first(plan_at(scored, first, recipe))
     slim = cut(scored, plan, batches, recipe, clock)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, batches, recipe, clock)
-    return slim
+    return replace(slim, attempts=attempts)
 
 
 def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:

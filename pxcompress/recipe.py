@@ -19,8 +19,8 @@ from pxcompress.registry import option
 
 DEFAULT_BUDGET = "channels"
 DEFAULT_REPAIR = ("fold", "batchnorm")
-DEFAULT_NORMALISE = {"macs": "knapsack", "latency": "knapsack"}
-"""By budget; "mean" elsewhere. Measured by benchmarks/one_shot.py, of the MACs only."""
+DEFAULT_NORMALISE = dict.fromkeys(("macs", "params", "bytes", "latency"), "knapsack")
+"""By budget; "mean" elsewhere, where every unit costs the same. Measured by benchmarks/one_shot.py, of MACs."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,11 @@ class Recipe:
             return f"{self.ratio:.2f}" if round(self.ratio, 2) == self.ratio else f"{self.ratio:.4g}"
         goal = next(name for name in GOALS if getattr(self, name) is not None)
         return f"{getattr(self, goal):g}{GOALS[goal].suffix}"
+
+    @property
+    def limit(self) -> float | None:
+        """What the result may cost, in the budget's unit, where the goal says that; None where it is a share."""
+        return self.latency_ms if self.latency_ms is not None else self.max_bytes
 
     def share(self, cost: float) -> float:
         """Share of the dense model's `cost`, in the budget's unit, that is to be removed.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -181,14 +181,24 @@ class Scored:
     class_relevance: ClassRelevance | None = None
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One turn of a closed loop, in the budget's unit: what the plan foresaw, what its file cost, what it may cost."""
+
+    planned: float
+    measured: float
+    allowed: float
+
+
 @dataclass(frozen=True, eq=False)
 class Slim:
-    """A repaired slim model and what led to it."""
+    """A repaired slim model and what led to it; `attempts` are there for a budget that is measured on files."""
 
     structure: Structure
     scores: Scores
     pruned: Pruned
     class_relevance: ClassRelevance | None = None
+    attempts: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -309,7 +319,7 @@ class Report:
     """The proof: everything that was measured, under which conditions. `to_json` of it is report.json.
 
     `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
-    no class scores were.
+    no class scores were, `attempts` where the budget is counted and not measured.
     """
 
     recipe: Mapping[str, object]
@@ -331,6 +341,7 @@ class Report:
     notes: tuple[str, ...] = ()
     certificate: Mapping[str, object] | None = None
     class_shares: tuple[ClassShare, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     schema_version: int = field(default=1)
 
 
@@ -349,6 +360,18 @@ class Budget(Protocol):
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """A pure function from units kept to cost."""
+        ...
+
+
+@runtime_checkable
+class FileBudget(Protocol):
+    """A budget that a plan only predicts, and that the exported file tells."""
+
+    unit: str
+    tolerance: float
+
+    def measured(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
+        """What ONNX files cost, measured side by side; a share `tolerance` too much is within the noise."""
         ...
 
 

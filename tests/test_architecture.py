@@ -24,7 +24,7 @@ LINE = (
     ("dead_paths",),
     ("report",),
     ("subject",),
-    ("artifact",),
+    ("artifact", "fit"),
     ("certificate",),
     ("pipeline",),
     ("commands",),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
 from pxcompress.cost import params_meter
+from pxcompress.export import artifact_of
 from pxcompress.types import Group, Meter
 
 BYTES = 4
@@ -21,6 +23,7 @@ class Bytes:
     """Share of the bytes of the exported float32 weights."""
 
     unit = "bytes"
+    tolerance = 0.0
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """Bytes of the weights; the graph around them is small, and is measured on the file."""
@@ -30,3 +33,7 @@ class Bytes:
             return BYTES * params(kept)
 
         return cost
+
+    def measured(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
+        """Sizes of the files, with their external data."""
+        return [float(artifact_of(path).bytes) for path in files]

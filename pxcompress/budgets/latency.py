@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.latency import Conditions, latency_meter
+from pxcompress.latency import Conditions, file_latencies, latency_meter
 from pxcompress.registry import option
 from pxcompress.types import Group, Meter
 
@@ -19,6 +20,7 @@ class Latency:
     """Share of the milliseconds that one call takes on ONNX Runtime; conditions are those of the bench."""
 
     unit = "ms"
+    tolerance = 0.02
 
     batch_size: int = option(1, "samples per call", low=1)
     provider: str = option("auto", "execution provider", choices=("auto", "cuda", "tensorrt", "cpu"))
@@ -26,4 +28,12 @@ class Latency:
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """Milliseconds predicted from measured operators."""
-        return latency_meter(model, groups, example, Conditions(self.batch_size, self.provider, self.threads))
+        return latency_meter(model, groups, example, self._conditions)
+
+    def measured(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
+        """Median milliseconds of a call, taken in turns."""
+        return file_latencies(files, example, self._conditions)
+
+    @property
+    def _conditions(self) -> Conditions:
+        return Conditions(self.batch_size, self.provider, self.threads)

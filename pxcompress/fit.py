@@ -1,0 +1,59 @@
+"""Closed loop for budgets that only the exported file can tell: plan, cut, export, measure, correct, until it fits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pxcompress.errors import BudgetError
+from pxcompress.export import export_onnx
+from pxcompress.graph import prune
+from pxcompress.types import Attempt, FileBudget, Plan, Scored
+
+ATTEMPTS = 4
+AIM = 0.98
+CLOSE = 0.93
+"""Share of what is allowed above which an attempt is good enough; below it more could have stayed."""
+
+
+def fitted(
+    scored: Scored, plan_of: Callable[[float], Plan], budget: FileBudget, limit: float | None = None
+) -> tuple[Plan, tuple[Attempt, ...]]:
+    """The plan whose exported file is nearest below what is allowed, and all that were tried.
+
+    `plan_of` gives the plan that removes a share of the dense cost; it is asked for `scored.ratio` first. Allowed is
+    `limit`, in the budget's unit, or without it the same share of the dense file's own cost. Nothing is repaired: what
+    a file costs does not depend on the values of its weights. Raises `BudgetError` where no attempt fits.
+    """
+    ratio = scored.ratio
+    attempts: list[Attempt] = []
+    fitting: list[tuple[float, Plan]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "dense.onnx"
+        export_onnx(scored.model, scored.example, dense, {})
+        while len(attempts) < ATTEMPTS and ratio < 1:
+            plan = plan_of(ratio)
+            slim = _exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx")
+            of_dense, cost = budget.measured([dense, slim], scored.example)
+            allowed = (1 - scored.ratio) * of_dense if limit is None else limit
+            attempts.append(Attempt(plan.cost_planned, cost, allowed))
+            if cost <= allowed * (1 + budget.tolerance):
+                fitting.append((cost / allowed, plan))
+                if cost >= CLOSE * allowed:
+                    break
+            ratio = max(1 - (1 - ratio) * AIM * allowed / cost, ratio / 3)
+    if not fitting:
+        raise BudgetError(_missed(attempts, budget.unit))
+    return max(fitting, key=lambda each: each[0])[1], tuple(attempts)
+
+
+def _exported(scored: Scored, plan: Plan, path: Path) -> Path:
+    slim = prune(scored.model, scored.structure.groups, plan, scored.example)
+    export_onnx(slim.model, scored.example, path, {})
+    return path
+
+
+def _missed(attempts: Sequence[Attempt], unit: str) -> str:
+    tried = ", ".join(f"{attempt.measured:.4g}" for attempt in attempts)
+    return f"no file fits: {attempts[-1].allowed:.4g} {unit} are allowed, measured were {tried}; ask for a little more"

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from pxcompress.errors import BudgetError
+from pxcompress.fit import fitted
+from pxcompress.graph import find_groups
+from pxcompress.latency import NOTHING, Conditions, Table
+from pxcompress.operators import operators
+from pxcompress.plan import Limits, make_plan
+from pxcompress.runtime import time_graph
+from pxcompress.types import Plan, Scored, Structure
+
+CONDITIONS = Conditions(provider="cpu", threads=1)
+
+
+class Mixed(nn.Module):
+    """One of each: a strided convolution, a depthwise one, a grouped one, and dense layers on rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, stride=2, padding="valid")
+        self.norm = nn.BatchNorm2d(16)
+        self.act = nn.SiLU()
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.grouped = nn.Conv2d(16, 32, 3, padding=2, dilation=2, groups=4)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.grouped(self.depthwise(self.act(self.norm(self.first(x)))))
+        return self.head(x.flatten(2).transpose(1, 2)).mean(1)
+
+
+def test_operators_are_read_from_one_pass() -> None:
+    found = operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    assert list(found) == ["first", "depthwise", "grouped", "head"]
+    assert found["first"].activation == ("Sigmoid", "Mul")
+    assert found["first"].elements == 16 * 5 * 5
+    assert (found["grouped"].rows, found["grouped"].padding, found["grouped"].groups) == ((5, 5), (2, 2), 4)
+    assert found["head"].rows == (25,)
+    assert found["depthwise"].depthwise
+    assert found["depthwise"].at(8, 8).groups == 8
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_operator_is_a_graph_that_runs_at_any_width(batch: int) -> None:
+    found = operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    for operator in found.values():
+        for narrower in (operator, operator.at(operator.inputs // 2 or 1, operator.outputs // 2)):
+            if operator.inputs > 3:
+                assert time_graph(narrower.graph(batch), narrower.input_shape(batch), "cpu", 1) > 0
+
+
+def test_attention_is_an_operator_of_its_heads() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3).eval()
+    example = torch.randn(1, 3, 32, 32)
+    groups = find_groups(model, example, ["head"]).groups
+    attention = operators(model, groups, example)["blocks.0.attn"]
+    assert (attention.rows, attention.inputs, attention.kernel) == ((5,), 3, (64,))
+    assert time_graph(attention.at(2, 2).graph(1), attention.at(2, 2).input_shape(1), "cpu", 1) > 0
+
+
+def test_a_table_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    table, (operator, *_) = Table(CONDITIONS), operators(nn.Linear(64, 64), (), torch.randn(1, 64)).values()
+    first = table.milliseconds(operator)
+    table.save()
+    assert Table(CONDITIONS).milliseconds(operator) == first >= 0
+    assert table.milliseconds(NOTHING) == 0
+
+
+class Scripted:
+    """A budget whose files cost a fixed factor more than planned."""
+
+    unit = "ms"
+    tolerance = 0.0
+
+    def __init__(self, plans: list[Plan], factor: float) -> None:
+        self.plans, self.factor = plans, factor
+
+    def measured(self, files: list[Path], example: torch.Tensor) -> list[float]:
+        assert all(path.stat().st_size for path in files)
+        return [100.0, self.plans[-1].cost_planned * self.factor]
+
+
+@pytest.fixture(scope="module")
+def scored() -> Scored:
+    model = nn.Sequential(nn.Linear(8, 100), nn.ReLU(), nn.Linear(100, 3)).eval()
+    example = torch.randn(1, 8)
+    structure: Structure = find_groups(model, example, ["2"])
+    scores = {group.name: torch.arange(group.units).float() for group in structure.groups}
+    return Scored(model, example, structure, scores, lambda kept: float(kept.get("0", 100)), "ms", 0.5)
+
+
+@pytest.mark.parametrize(("factor", "limit"), [(1.2, None), (0.6, None), (1.0, 30.0), (1.7, 60.0)])
+def test_a_loop_ends_just_below_what_is_allowed(scored: Scored, factor: float, limit: float | None) -> None:
+    plans: list[Plan] = []
+
+    def plan_of(ratio: float) -> Plan:
+        groups = scored.structure.groups
+        plans.append(make_plan(groups, scored.scores, scored.meter, ratio, Limits("none", 1, 0.0), ("toy", "ms")))
+        return plans[-1]
+
+    plan, attempts = fitted(scored, plan_of, Scripted(plans, factor), limit)
+    allowed = 50.0 if limit is None else limit
+    assert 0.9 * allowed <= plan.cost_planned * factor <= allowed
+    assert [attempt.planned for attempt in attempts] == [plan.cost_planned for plan in plans]
+    assert {attempt.allowed for attempt in attempts} == {allowed}
+
+
+def test_a_loop_that_never_fits_says_so(scored: Scored) -> None:
+    plans: list[Plan] = []
+
+    def plan_of(ratio: float) -> Plan:
+        plans.append(Plan({"0": (0,)}, "toy", "ms", 100.0, 99.0, 50.0))
+        return plans[-1]
+
+    with pytest.raises(BudgetError, match="no file fits: 50 ms are allowed, measured were 198"):
+        fitted(scored, plan_of, Scripted(plans, 2.0))
+    assert np.isfinite([plan.cost_planned for plan in plans]).all()
