@@ -54,15 +54,8 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     check_provider(recipe.bench.provider)
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
-        with clock.stage("load"):
-            subject = load_subject(recipe)
-            check_certifiable(recipe, subject)
-        with clock.stage("weights"):
-            subject = with_baseline(subject, recipe.seed, note)
-        model, splits = subject.loaded.model, subject.splits
-        parts = _shared(subject)
-        clock.accuracy(torch_accuracy(model, parts["select"]))
-        scored = score(model, splits.example, parts, recipe, clock)
+        subject, parts = opened(recipe, clock)
+        scored = score(subject.loaded.model, subject.splits.example, parts, recipe, clock)
         if recipe.guarantee is None:
             slim = reduce(scored, parts, recipe, clock, on_file=True)
             with clock.stage("export"):
@@ -75,6 +68,18 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         report = assemble(place, recipe, subject, slim, (files, comparison), clock.stages)
         write_report(folder, report)
     return report
+
+
+def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Mapping[str, Batches]]:
+    """Model and data of `recipe`, with weights, and what this process has of the data by role."""
+    with clock.stage("load"):
+        subject = load_subject(recipe)
+        check_certifiable(recipe, subject)
+    with clock.stage("weights"):
+        subject = with_baseline(subject, recipe.seed, clock.say)
+    parts = _shared(subject)
+    clock.accuracy(torch_accuracy(subject.loaded.model, parts["select"]))
+    return subject, parts
 
 
 def assist(recipe: Recipe) -> None:

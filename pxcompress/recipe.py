@@ -194,12 +194,17 @@ class Recipe:
     @property
     def label(self) -> str:
         """Name of the run folder: model, budget, ratio, to how many classes, and what is guaranteed."""
-        model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self.model)
         promise = f"-drop-{self.guarantee.max_drop:g}" if self.guarantee else ""
         if self.guarantee and self.guarantee.part != "all":
             promise += f"-{self.guarantee.part}"
         task = f"-{len(self.classes)}-classes" if self.classes else ""
-        return f"{model}-{self.budget.partition(':')[0]}-{self._goal_label}{task}{promise}"
+        return f"{self.stem}-{self._goal_label}{task}{promise}"
+
+    @property
+    def stem(self) -> str:
+        """Model and budget, as a folder may be named."""
+        model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self.model)
+        return f"{model}-{self.budget.partition(':')[0]}"
 
     @property
     def _goal_label(self) -> str:

@@ -27,6 +27,7 @@ LINE = (
     ("artifact", "fit"),
     ("certificate",),
     ("pipeline",),
+    ("sweep",),
     ("commands",),
     ("cli",),
     ("__main__",),

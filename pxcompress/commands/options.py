@@ -37,6 +37,7 @@ Coverage = Annotated[
     float | None, typer.Option(help="With --part confident: share of the select split that counts.  [default: 0.8]")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 FLAGS = {"scorer": "--score"}
@@ -47,11 +48,11 @@ SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 Command = Callable[..., None]
 
 
-def takes_recipe(*, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Command], Command]:
     """Decorator: the command's first parameter, a recipe, becomes one option for each of its fields.
 
-    Fields named in `without` have no option. With --config a file holds the recipe, and what is said beside it counts
-    more.
+    Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a `fixed`
+    value. With --config a file holds the recipe, and what is said beside it counts more.
     """
 
     def decorate(command: Command) -> Command:
@@ -61,9 +62,9 @@ def takes_recipe(*, without: tuple[str, ...] = ()) -> Callable[[Command], Comman
         ][1:]
         known = {
             field.name: _parameter(cls, field)
-            for cls in (Recipe, Guarantee, Bench)
+            for part, cls in (("", Recipe), ("guarantee", Guarantee), ("bench", Bench))
             for field in fields(cls)
-            if field.name not in (*without, "bench", "guarantee")
+            if part not in without and field.name not in (*without, "bench", "guarantee")
         }
         config = Annotated[
             Path | None, typer.Option(help="A recipe.json, or .toml with the same keys; options said here count more.")
@@ -73,7 +74,7 @@ def takes_recipe(*, without: tuple[str, ...] = ()) -> Callable[[Command], Comman
         @functools.wraps(command)
         def with_options(**given: Any) -> None:
             said = {name: given.pop(name) for name in known}
-            said = {name: value for name, value in said.items() if value is not None and value is not False}
+            said = {name: value for name, value in said.items() if value is not None and value is not False} | fixed
             command(recipe_of(said, given.pop("config")), **given)
 
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

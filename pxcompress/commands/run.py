@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pxcompress.commands.options import AsJson, Quiet, takes_recipe
+from pxcompress.commands.options import AsJson, Force, Quiet, takes_recipe
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import ResultError
 from pxcompress.recipe import Recipe
@@ -17,7 +17,7 @@ from pxcompress.recipe import Recipe
 def run(
     recipe: Recipe,
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: exported/MODEL-BUDGET-RATIO]")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run folder if it exists.")] = False,
+    force: Force = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:

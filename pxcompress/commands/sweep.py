@@ -1,0 +1,38 @@
+"""`pxcompress sweep`: many ratios at once, to choose one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pxcompress.commands.options import AsJson, Force, Quiet, takes_recipe
+from pxcompress.commands.terminal import notes
+from pxcompress.errors import InputError
+from pxcompress.recipe import GOALS, Recipe
+
+
+@takes_recipe(without=(*GOALS, "guarantee", "bench", "rounds"), ratio=0.5)
+def sweep(
+    recipe: Recipe,
+    ratios: Annotated[str, typer.Option(help="Shares of the dense cost to remove, with commas.")] = (
+        "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the curve.  [default: exported/MODEL-BUDGET-sweep]")
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score once and cut at many ratios: what each would keep, as a table, JSON, CSV and a picture."""
+    from pxcompress.sweep import sweep as measure
+    from pxcompress.sweep import to_json, to_table
+
+    try:
+        shares = [float(part) for part in ratios.split(",")]
+    except ValueError:
+        raise InputError(f"ratios is {ratios!r}; expected shares with commas, such as 0.3,0.5,0.7") from None
+    result = measure(recipe, shares, out, force=force, note=notes(quiet))
+    print(to_json(result) if as_json else to_table(result))

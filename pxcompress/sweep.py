@@ -1,0 +1,144 @@
+"""One scoring, many sizes: what every ratio costs and keeps, to choose one from."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pxcompress.clock import Clock, Note
+from pxcompress.cost import count_macs, count_params
+from pxcompress.errors import BudgetError, InputError
+from pxcompress.folder import MARK, check_place, whole_folder
+from pxcompress.measure import environment, torch_accuracy
+from pxcompress.pipeline import cut, opened, plan_at, score
+from pxcompress.recipe import Recipe
+from pxcompress.state import seeded
+from pxcompress.types import Batches, Scored
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size: shares of the dense model's cost (in the budget's unit), parameters and MACs that are left, and top-1.
+
+    Top-1 is PyTorch's on the select split, a share in [0, 1]: the test split stays unseen until a ratio is chosen.
+    `ratio` 0 is the dense model.
+    """
+
+    ratio: float
+    cost: float
+    params: float
+    macs: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Points from the dense model on, the samples that their top-1 is of, and ratios that no plan reaches."""
+
+    recipe: Recipe
+    unit: str
+    points: tuple[Point, ...]
+    samples: int
+    unreachable: tuple[float, ...]
+    folder: Path
+
+
+def sweep(
+    recipe: Recipe, ratios: Sequence[float], out: Path | None = None, *, force: bool = False, note: Note
+) -> Sweep:
+    """Score once, cut the dense model at every ratio, repair; writes sweep.json, .csv and .svg into the folder `out`.
+
+    The recipe's own ratio does not count. Raises `InputError` for ratios outside (0, 1), `BudgetError` where none can
+    be reached.
+    """
+    for ratio in ratios:
+        if not 0 < ratio < 1:
+            raise InputError(f"ratios has {ratio}; expected shares between 0 and 1 with commas, such as 0.3,0.5,0.7")
+    recipe = recipe.but(ratio=min(ratios))
+    place = out or Path("exported") / f"{recipe.stem}-sweep"
+    check_place(place, force)
+    clock = Clock(note)
+    with seeded(recipe.seed), whole_folder(place, force) as folder:
+        subject, parts = opened(recipe, clock)
+        scored = score(subject.loaded.model, subject.splits.example, parts, recipe, clock)
+        points = tuple(_points(scored, sorted(set(ratios)), parts, recipe, clock))
+        unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
+        result = Sweep(recipe, scored.unit, points, len(subject.splits.ids["select"]), unreachable, place)
+        (folder / MARK).write_text(recipe.to_json())
+        (folder / "sweep.json").write_text(to_json(result))
+        (folder / "sweep.csv").write_text(to_csv(result))
+        draw(result, folder / "sweep.svg")
+    return result
+
+
+def _points(
+    scored: Scored, ratios: Sequence[float], parts: Mapping[str, Batches], recipe: Recipe, clock: Clock
+) -> Iterator[Point]:
+    params, macs = count_params(scored.model), count_macs(scored.model, scored.example)
+    yield Point(0.0, 1.0, 1.0, 1.0, torch_accuracy(scored.model, parts["select"]))
+    for ratio in ratios:
+        try:
+            plan = plan_at(scored, ratio, recipe)
+        except BudgetError:
+            return  # nor is any larger one reached
+        with clock.stage(f"ratio {ratio:g}"):
+            model = cut(scored, plan, parts, recipe, Clock(lambda message: None, measures=False)).pruned.model
+        top1 = torch_accuracy(model, parts["select"])
+        clock.accuracy(top1)
+        cost = plan.cost_planned / plan.cost_dense
+        yield Point(ratio, cost, count_params(model) / params, count_macs(model, scored.example) / macs, top1)
+
+
+def to_json(result: Sweep) -> str:
+    """sweep.json: recipe, environment and points."""
+    content = {
+        "schema_version": 1,
+        "recipe": json.loads(result.recipe.to_json()),
+        "environment": environment(),
+        "unit": result.unit,
+        "samples": result.samples,
+        "unreachable": result.unreachable,
+        "points": [dataclasses.asdict(point) for point in result.points],
+    }
+    return json.dumps(content, indent=1)
+
+
+def to_csv(result: Sweep) -> str:
+    """sweep.csv: a line for every point."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(point) for point in result.points)
+    return text.getvalue()
+
+
+def to_table(result: Sweep) -> str:
+    """The points as text for a terminal."""
+    unit = result.unit
+    lines = [f"{'ratio':>6} {f'{unit} left':>16} {'parameters':>11} {'MACs':>7} {'top-1':>7}"]
+    for point in result.points:
+        shares = f"{point.cost:>16.1%} {point.params:>11.1%} {point.macs:>7.1%}"
+        lines.append(f"{point.ratio:>6.2f} {shares} {point.top1:>7.1%}")
+    lines += ["", f"top-1 on {result.samples} images of the select split; nothing was exported: {result.folder}"]
+    if result.unreachable:
+        lines.append(f"no plan reaches ratio {', '.join(f'{ratio:g}' for ratio in result.unreachable)}")
+    return "\n".join(lines)
+
+
+def draw(result: Sweep, path: Path) -> None:
+    """Top-1 against what is left, as SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([point.cost for point in result.points], [100 * point.top1 for point in result.points], marker="o")
+    axes.axhline(100 * result.points[0].top1, color="grey", linewidth=0.8, label="dense")
+    axes.set(xlabel=f"{result.unit} left, share of the dense model's", ylabel="top-1, %", title=result.recipe.model)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
