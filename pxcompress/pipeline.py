@@ -19,11 +19,12 @@ from pxcompress.errors import InputError, ResultError
 from pxcompress.fit import fitted
 from pxcompress.folder import check_place, whole_folder
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
+from pxcompress.latency import Conditions, best_step
 from pxcompress.measure import torch_accuracy
 from pxcompress.models import classifier_names
 from pxcompress.plan import Limits, check_reachable, make_plan
 from pxcompress.ranks import from_first, processes, same_weights_, shares
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.runtime import check_provider
@@ -46,6 +47,7 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     model that passes, or the dense one where none does: `report.certificate` says which.
     """
     clock = Clock(note)
+    recipe = aligned(recipe, clock)
     place = out or Path("exported") / recipe.label
     if recipe.guarantee and processes() > 1:
         raise InputError(f"a guarantee is asked for in {processes()} processes; run it in one")
@@ -70,6 +72,17 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     return report
 
 
+def aligned(recipe: Recipe, clock: Clock) -> Recipe:
+    """`recipe` with a step for its widths: where it asks for the one that measures best, that one."""
+    if recipe.round_to != MEASURED:
+        return recipe
+    bench = recipe.bench
+    with clock.stage("alignment"):
+        step = from_first(best_step(Conditions(bench.batch_size, bench.provider, bench.threads)))
+    clock.say(f"widths go in steps of {step}, as measures best here")
+    return recipe.but(round_to=step)
+
+
 def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Mapping[str, Batches]]:
     """Model and data of `recipe`, with weights, and what this process has of the data by role."""
     with clock.stage("load"):
@@ -84,6 +97,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Mapping[str, Batches]
 
 def assist(recipe: Recipe) -> None:
     """Take part in `compress` in a process that is not the first: the same work, on another share of the data."""
+    recipe = aligned(recipe, Clock(_silent))
     with seeded(recipe.seed):
         subject = load_subject(recipe)
         parts = _shared(subject)
@@ -106,7 +120,7 @@ def compress_module(
     `example` is one input, shape (1, ...); `batches` are (inputs, labels) and serve scoring and repair. `options` are
     fields of `Recipe`, such as scorer, budget, repair or round_to. Raises as `shrink` does.
     """
-    recipe = Recipe(model=type(model).__name__, ratio=ratio, **options)
+    recipe = aligned(Recipe(model=type(model).__name__, ratio=ratio, **options), Clock(_silent))
     with seeded(recipe.seed):
         return shrink(model, example, {"score": batches, "repair": batches}, recipe)
 

@@ -18,6 +18,9 @@ from pxcompress.parts import Part
 from pxcompress.registry import option
 
 DEFAULT_BUDGET = "channels"
+MEASURED = 0
+"""As `round_to`: the step of widths that measures best on the machine at hand."""
+
 DEFAULT_REPAIR = ("fold", "batchnorm")
 DEFAULT_NORMALISE = dict.fromkeys(("macs", "params", "bytes", "latency"), "knapsack")
 """By budget; "mean" elsewhere, where every unit costs the same. Measured by benchmarks/one_shot.py, of MACs."""
@@ -153,7 +156,7 @@ class Recipe:
     )
     repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
-    round_to: int = option(8, "Widths are multiples of this; 1: no alignment.")
+    round_to: int = option(8, "Widths are multiples of this; 1: no alignment; 0: as measures best here.")
     min_keep: float = option(0.1, "Least share of every group that stays.")
     floors: tuple[str, ...] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
     only: tuple[str, ...] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
@@ -182,7 +185,7 @@ class Recipe:
         _check_classes(self.classes)
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))
-        Limits(self.normalise, self.round_to, self.min_keep)
+        Limits(self.normalise, self.round_to if self.round_to != MEASURED else 1, self.min_keep)
         Selection(self.only, self.keep, self.scope, self.floors)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(_on_bench(BUDGETS.build(self.budget), self.bench)))

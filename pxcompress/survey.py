@@ -8,6 +8,7 @@ import torch
 
 from pxcompress.cost import macs_meter, params_meter
 from pxcompress.graph import find_groups
+from pxcompress.latency import Conditions, latency_meter
 from pxcompress.models import Loaded, classifier_names
 from pxcompress.types import Fixed, Kind
 
@@ -25,6 +26,7 @@ class GroupCost:
     layers: int
     params_share: float
     macs_share: float
+    latency_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,18 @@ class Survey:
     params: int
     macs: int
     units: int
+    latency_ms: float | None
     groups: tuple[GroupCost, ...]
     fixed: tuple[Fixed, ...]
 
 
-def survey(name: str, loaded: Loaded) -> Survey:
-    """Groups, units and their shares of parameters and MACs; needs no data."""
+def survey(name: str, loaded: Loaded, conditions: Conditions | None = None) -> Survey:
+    """Groups, units and their shares of parameters and MACs, and under `conditions` of milliseconds; needs no data."""
     model, shape = loaded.model, loaded.preprocessing.input_size
     example = torch.zeros(1, *shape)
     structure = find_groups(model, example, classifier_names(model, example))
     params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)
+    timed = conditions and latency_meter(model, structure.groups, example, conditions)
     rows = tuple(
         GroupCost(
             group.name,
@@ -55,11 +59,14 @@ def survey(name: str, loaded: Loaded) -> Survey:
             len({member.module for member in group.members}),
             1 - params({group.name: 0}) / params({}),
             1 - macs({group.name: 0}) / macs({}),
+            1 - timed({group.name: 0}) / timed({}) if timed else None,
         )
         for group in structure.groups
     )
     units = sum(group.units for group in structure.groups)
-    return Survey(name, shape, loaded.classes, int(params({})), int(macs({})), units, rows, structure.fixed)
+    costs = int(params({})), int(macs({}))
+    milliseconds = timed({}) if timed else None
+    return Survey(name, shape, loaded.classes, *costs, units, milliseconds, rows, structure.fixed)
 
 
 def to_table(result: Survey) -> str:
@@ -67,15 +74,18 @@ def to_table(result: Survey) -> str:
     shape = " x ".join(str(size) for size in result.input_shape)
     lines = [
         f"{result.model}: {result.params:,} parameters, {result.macs:,} MACs at {shape}, {result.classes} classes; "
-        f"{result.units:,} removable units in {len(result.groups)} groups",
+        f"{result.units:,} removable units in {len(result.groups)} groups"
+        + ("" if result.latency_ms is None else f"; {result.latency_ms:.4g} ms a call, as its operators add up to"),
         "",
     ]
     names = [row.name for row in result.groups] + [layer.name for layer in result.fixed]
     width = max(map(len, names), default=4)
-    lines.append(f"{'group':<{width}}  {'kind':<8} {'units':>6} {'layers':>7} {'params':>8} {'MACs':>8}")
+    time = "" if result.latency_ms is None else f" {'latency':>8}"
+    lines.append(f"{'group':<{width}}  {'kind':<8} {'units':>6} {'layers':>7} {'params':>8} {'MACs':>8}{time}")
     for row in result.groups:
         size = f"{row.kind:<8} {row.units:>6} {row.layers:>7}"
-        lines.append(f"{row.name:<{width}}  {size} {row.params_share:>8.1%} {row.macs_share:>8.1%}")
+        time = "" if row.latency_share is None else f" {row.latency_share:>8.1%}"
+        lines.append(f"{row.name:<{width}}  {size} {row.params_share:>8.1%} {row.macs_share:>8.1%}{time}")
     lines += ["", "stays whole:"]
     lines += [f"{layer.name:<{width}}  {layer.units:>6} outputs: {layer.reason}" for layer in result.fixed]
     return "\n".join(lines)

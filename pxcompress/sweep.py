@@ -15,7 +15,7 @@ from pxcompress.cost import count_macs, count_params
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.folder import MARK, check_place, whole_folder
 from pxcompress.measure import environment, torch_accuracy
-from pxcompress.pipeline import cut, opened, plan_at, score
+from pxcompress.pipeline import aligned, cut, opened, plan_at, score
 from pxcompress.recipe import Recipe
 from pxcompress.state import seeded
 from pxcompress.types import Batches, Scored
@@ -59,10 +59,10 @@ def sweep(
     for ratio in ratios:
         if not 0 < ratio < 1:
             raise InputError(f"ratios has {ratio}; expected shares between 0 and 1 with commas, such as 0.3,0.5,0.7")
-    recipe = recipe.but(ratio=min(ratios))
+    clock = Clock(note)
+    recipe = aligned(recipe.but(ratio=min(ratios)), clock)
     place = out or Path("exported") / f"{recipe.stem}-sweep"
     check_place(place, force)
-    clock = Clock(note)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
         subject, parts = opened(recipe, clock)
         scored = score(subject.loaded.model, subject.splits.example, parts, recipe, clock)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pxcompress.commands.options import AsJson, Checkpoint, InputSize, Model
+from pxcompress.commands.options import AsJson, Checkpoint, InputSize, Model, Provider, Threads
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError
 
@@ -28,11 +28,18 @@ def inspect(
     data: Annotated[
         str, typer.Option(help="Images of --relevance, as for `run`, with the weights `run` uses.  [default: noise]")
     ] = "",
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Add every group's share of the milliseconds on this machine.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Samples per call, for --latency.")] = 1,
+    provider: Provider = "auto",
+    threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
     """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
     from pxcompress.conservation import conservation, random_images
     from pxcompress.conservation import to_table as flow_table
+    from pxcompress.latency import Conditions
     from pxcompress.models import load_model
     from pxcompress.survey import survey, to_table
 
@@ -45,7 +52,7 @@ def inspect(
     else:
         loaded = load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size)
         inputs = random_images(loaded.preprocessing.input_size)
-    result = survey(model, loaded)
+    result = survey(model, loaded, Conditions(batch_size, provider, threads) if latency else None)
     words = {"data": data or "random images", "weights": loaded.weights}
     flow = conservation(loaded.model, inputs, composite, **words) if relevance else None
     if as_json:
