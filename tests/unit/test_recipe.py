@@ -165,7 +165,7 @@ def test_a_coverage_belongs_to_the_confident_part() -> None:
         ({"scorer": "magnitude:p=3"}, "from 1 to 2"),
         ({"budget": "flops"}, "unknown budget 'flops'"),
         ({"normalise": "median"}, "unknown normalisation"),
-        ({"round_to": 0}, "round-to"),
+        ({"round_to": -1}, "round-to"),
         ({"min_keep": 1}, "min-keep"),
         ({"repair": ("fold", "batchnrm")}, "did you mean batchnorm?"),
     ],
