@@ -36,9 +36,9 @@ from pxcompress.fit import fitted
 from pxcompress.graph import find_groups, prune
 from pxcompress.measure import torch_accuracy
 from pxcompress.models import classifier_names
-from pxcompress.pipeline import cut, plan_at
+from pxcompress.pipeline import aligned, cut, plan_at
 from pxcompress.plan import Limits, make_plan
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import Bench, Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.types import Group, Scored
@@ -75,7 +75,7 @@ def planned(threads: int, quick: bool) -> Iterator[Row]:
         scored = big(name, budget)
         seconds = time.perf_counter() - begin
         for speedup in SPEEDUPS[1:2] if quick else SPEEDUPS:
-            recipe = Recipe(name, speedup=speedup)
+            recipe = aligned(Recipe(name, speedup=speedup, bench=Bench(threads=threads)), Clock(print))
             here = replace(scored, ratio=1 - 1 / speedup)
             plan, attempts = fitted(here, lambda ratio, here=here, recipe=recipe: plan_at(here, ratio, recipe), budget)
             last = min(attempts, key=lambda each: abs(each.planned - plan.cost_planned))

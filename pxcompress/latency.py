@@ -33,7 +33,8 @@ Array = npt.NDArray[np.float64]
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Of an operator's dense width: where it is measured."""
 
-STEP = 8
+STEP = 16
+"""Widths are measured at its multiples: no provider is slow there."""
 
 WHOLE = (1.0, 0.5, 0.25)
 """Shares of all widths at which the whole model is timed."""
@@ -48,6 +49,9 @@ PROBES = (
 STEPS = (32, 16, 8, 4, 2)
 SAVED = 0.25
 """A width inside a step must save less than this of its share of the channels, for the step to be one."""
+
+LEAST = 0.1
+"""Share of what an operator takes alone that it takes in any case."""
 
 NOTHING = Operator("linear", (), 1, 1)
 """What a call costs that does next to nothing."""
@@ -73,8 +77,9 @@ class Table:
         self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def milliseconds(self, operator: Operator) -> float:
-        """Time that `operator` adds to a call."""
-        return max(self._call(operator) - self._call(NOTHING), 0.0)
+        """Time that `operator` adds to a call: alone it also has to bring its input and output into another layout."""
+        alone = self._call(operator)
+        return max(alone - sum(map(self._call, _around(operator))) / 2, LEAST * alone)
 
     def _call(self, operator: Operator) -> float:
         batch = self._conditions.batch_size
@@ -108,6 +113,18 @@ class _Surface:
         return float(lines[0] if len(lines) == 1 else lines @ np.array([1 - down, down]))
 
 
+def _around(operator: Operator) -> tuple[Operator, Operator]:
+    """Operators that do next to nothing but to read what comes into `operator`, and to write what comes out."""
+    if operator.kind != "conv":
+        return NOTHING, NOTHING
+    return _copy(operator.inputs, math.prod(operator.rows)), _copy(operator.outputs, operator.positions)
+
+
+def _copy(channels: int, positions: int) -> Operator:
+    width = -(-channels // STEP) * STEP
+    return Operator("conv", (positions, 1), width, width, (1, 1), (1, 1), (0, 0), (1, 1), groups=width)
+
+
 def _between(points: Array, value: float) -> tuple[int, float]:
     """The measured width below `value`, and how far it lies towards the next; below the first one it goes on to 0."""
     if len(points) == 1:
@@ -134,10 +151,13 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
                 (inputs, whole), (outputs, out) = widths.share(name, "in", kept), widths.share(name, "out", kept)
                 inputs, share = inputs * operator.inputs // whole, outputs / out
                 outputs = outputs * operator.outputs // out
-            total += surfaces[name].at(outputs if operator.depthwise else inputs, outputs), operator.elements * share
+            total += (
+                surfaces[name].at(outputs if operator.depthwise else inputs, outputs),
+                operator.positions * operator.outputs * share,
+            )
         return total
 
-    points = [{group.name: math.ceil(group.units * share) for group in groups} for share in WHOLE]
+    points = [{group.name: _near(group.units, share, group.kind == "head") for group in groups} for share in WHOLE]
     measured = np.array([[whole_model(model, groups, example, conditions, kept)] for kept in points])
     alone = np.array([parts(kept) for kept in points])
     scale = alone.max(0)
@@ -169,8 +189,17 @@ def _points(operator: Operator, width: int, free: bool) -> list[int]:
     """Widths to measure at: multiples of the step, of the groups of a convolution, or of one head."""
     if not free:
         return [width]
-    step = {"attention": 1}.get(operator.kind, STEP if operator.groups == 1 or operator.depthwise else operator.groups)
-    return sorted({min(width, max(1, round(width * share / step)) * step) for share in SHARES})
+    if operator.groups > 1 and not operator.depthwise:
+        return [
+            width // operator.groups * operator.groups for width in sorted({int(width * share) for share in SHARES})
+        ]
+    return sorted({_near(width, share, operator.kind == "attention") for share in SHARES})
+
+
+def _near(width: int, share: float, single: bool) -> int:
+    """About a share of `width`, where no provider is slow."""
+    step = 1 if single else STEP
+    return min(width, max(1, round(width * share / step)) * step)
 
 
 def best_step(conditions: Conditions) -> int:

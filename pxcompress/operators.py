@@ -5,6 +5,7 @@ Convolutions, dense layers and attention, with the activation that follows; shap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,8 +38,8 @@ _TRANSPARENT = (nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout)
 class Operator:
     """One operator of the dense model; `rows` are the positions of its input (a convolution's have two sizes or one).
 
-    `inputs` and `outputs` are channels, or for attention heads, whose width is `kernel`. `elements` of the output are
-    those of one sample.
+    `inputs` and `outputs` are channels, or for attention heads, whose width is `kernel`. `positions` are those of
+    the output of one sample; each has `outputs` elements.
     """
 
     kind: str
@@ -51,7 +52,7 @@ class Operator:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     activation: tuple[str, ...] = ()
-    elements: int = 0
+    positions: int = 0
 
     @property
     def depthwise(self) -> bool:
@@ -144,11 +145,11 @@ def _operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operator:
             tuple(padding),
             module.dilation,
             module.groups,
-            elements=output[0].numel(),
+            positions=output[0, 0].numel(),
         )
     assert isinstance(module, nn.Linear)
     rows = tuple(inputs.shape[1:-1])
-    return Operator("linear", rows, module.in_features, module.out_features, elements=output[0].numel())
+    return Operator("linear", rows, module.in_features, module.out_features, positions=math.prod(rows))
 
 
 def _same(module: Any) -> tuple[int, ...]:
@@ -160,7 +161,7 @@ def _same(module: Any) -> tuple[int, ...]:
 def _attention(group: Group, inputs: Tensor) -> Operator:
     width = group.members[0].index.shape[1]
     tokens = int(np.prod(inputs.shape[1:-1]))
-    return Operator("attention", (tokens,), group.units, group.units, (width,), elements=tokens * width * group.units)
+    return Operator("attention", (tokens,), group.units, group.units, (width,), positions=tokens * width)
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def _slim(scored: Scored, pruned: Pruned) -> Slim:
 
 def _limits(recipe: Recipe) -> Limits:
     floors = Selection(floors=recipe.floors).least
-    return Limits(recipe.normalise, recipe.round_to, recipe.min_keep, floors)
+    return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors)
 
 
 def _accuracy(clock: Clock, pruned: Pruned, batches: Mapping[str, Batches]) -> None:

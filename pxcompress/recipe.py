@@ -53,6 +53,11 @@ def auto_normalise(budget: str) -> str:
     return DEFAULT_NORMALISE.get(budget.partition(":")[0], "mean")
 
 
+def auto_round_to(budget: str) -> int:
+    """The step of widths where nothing is said, for a budget's text."""
+    return MEASURED if budget.partition(":")[0] == "latency" else 8
+
+
 def auto_repair(classes: Sequence[str] | None) -> tuple[str, ...]:
     """The repairs where nothing is said, for the classes that are kept."""
     return TASK_REPAIR if classes else DEFAULT_REPAIR
@@ -156,7 +161,9 @@ class Recipe:
     )
     repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
-    round_to: int = option(8, "Widths are multiples of this; 1: no alignment; 0: as measures best here.")
+    round_to: int | None = option(
+        None, "Widths are multiples of this; 1: no alignment; 0: as measures best here.  [default: 8; 0 for latency]"
+    )
     min_keep: float = option(0.1, "Least share of every group that stays.")
     floors: tuple[str, ...] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
     only: tuple[str, ...] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
@@ -185,7 +192,9 @@ class Recipe:
         _check_classes(self.classes)
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))
-        Limits(self.normalise, self.round_to if self.round_to != MEASURED else 1, self.min_keep)
+        if self.round_to is None:
+            object.__setattr__(self, "round_to", auto_round_to(self.budget))
+        Limits(self.normalise, self.round_to or 1, self.min_keep)
         Selection(self.only, self.keep, self.scope, self.floors)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(_on_bench(BUDGETS.build(self.budget), self.bench)))

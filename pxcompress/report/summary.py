@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from pxcompress.recipe import Bench, Guarantee, Recipe, auto_normalise, auto_repair
+from pxcompress.recipe import Bench, Guarantee, Recipe, auto_normalise, auto_repair, auto_round_to
 from pxcompress.types import Measurement, Report
 
 _OPTIONS = {"scorer": "score"}
@@ -286,6 +286,7 @@ def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Default of every option, as JSON holds it; what "auto" stands for depends on budget and classes."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    defaults |= {"round_to": auto_round_to(str(recipe.get("budget")))}
     defaults |= {"normalise": auto_normalise(str(recipe.get("budget"))), "repair": auto_repair(recipe.get("classes"))}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 

@@ -41,7 +41,7 @@ def test_operators_are_read_from_one_pass() -> None:
     found = operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
     assert list(found) == ["first", "depthwise", "grouped", "head"]
     assert found["first"].activation == ("Sigmoid", "Mul")
-    assert found["first"].elements == 16 * 5 * 5
+    assert found["first"].positions == 5 * 5
     assert (found["grouped"].rows, found["grouped"].padding, found["grouped"].groups) == ((5, 5), (2, 2), 4)
     assert found["head"].rows == (25,)
     assert found["depthwise"].depthwise
