@@ -190,9 +190,7 @@ def _points(operator: Operator, width: int, free: bool) -> list[int]:
     if not free:
         return [width]
     if operator.groups > 1 and not operator.depthwise:
-        return [
-            width // operator.groups * operator.groups for width in sorted({int(width * share) for share in SHARES})
-        ]
+        return sorted({max(1, round(width * share / operator.groups)) * operator.groups for share in SHARES})
     return sorted({_near(width, share, operator.kind == "attention") for share in SHARES})
 
 
