@@ -42,9 +42,9 @@ WHOLE = (1.0, 0.5, 0.25)
 
 PROBE = 128
 PROBES = (
-    Operator("conv", (28, 28), PROBE, PROBE, (3, 3), (1, 1), (1, 1), (1, 1)),
-    Operator("conv", (28, 28), PROBE, PROBE, (1, 1), (1, 1), (0, 0), (1, 1)),
-    Operator("linear", (196,), PROBE, PROBE),
+    Operator("conv", (28, 28), PROBE, PROBE, (3, 3), (1, 1), (1, 1), (1, 1), positions=784),
+    Operator("conv", (28, 28), PROBE, PROBE, (1, 1), (1, 1), (0, 0), (1, 1), positions=784),
+    Operator("linear", (196,), PROBE, PROBE, positions=196),
 )
 STEPS = (32, 16, 8, 4, 2)
 SAVED = 0.25

@@ -11,7 +11,7 @@ from torch import nn
 from pxcompress.errors import BudgetError
 from pxcompress.fit import fitted
 from pxcompress.graph import find_groups
-from pxcompress.latency import NOTHING, Conditions, Table, best_step
+from pxcompress.latency import Conditions, Table, best_step
 from pxcompress.operators import operators
 from pxcompress.plan import Limits, make_plan
 from pxcompress.runtime import time_graph
@@ -71,8 +71,7 @@ def test_a_table_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     table, (operator, *_) = Table(CONDITIONS), operators(nn.Linear(64, 64), (), torch.randn(1, 64)).values()
     first = table.milliseconds(operator)
     table.save()
-    assert Table(CONDITIONS).milliseconds(operator) == first >= 0
-    assert table.milliseconds(NOTHING) == 0
+    assert Table(CONDITIONS).milliseconds(operator) == first > 0
 
 
 def test_a_step_is_free_where_the_next_width_costs_as_much(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
