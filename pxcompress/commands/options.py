@@ -90,7 +90,10 @@ def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
     said = {name: _READ.get(name, _as_is)(value) for name, value in said.items()}
     for key, cls in (("bench", Bench), ("guarantee", Guarantee)):
         part = {field.name: said.pop(field.name) for field in fields(cls) if field.name in said}
-        content[key] = {**(content.get(key) or {}), **part} or None
+        there = content.get(key) or {}
+        if not isinstance(there, dict):
+            raise InputError(f"{key} is {there!r} in {str(config)!r}; expected keys and values as in recipe.json")
+        content[key] = {**there, **part} or None
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
     if any(name in said for name in GOALS):
