@@ -24,7 +24,7 @@ MODELS = {"resnet18": None, "resnet50": None, "vgg11_bn": None, "mobilenetv2_100
 """timm name -> input size; None: the data's own."""
 
 RATIOS = (0.3, 0.5, 0.7)
-REPAIRS = {"fold": None, "no fold": ("batchnorm",)}
+REPAIRS = {"fold": ("fold", "batchnorm"), "no fold": ("batchnorm",)}
 WORK = ("find groups", "score", "plan", "prune", "fold", "batchnorm")
 """Stages that a forward pass over the data is the measure of: no baseline training, no export, no timing."""
 
@@ -51,8 +51,9 @@ def run_one(model: str, size: int | None, ratio: float, data: str) -> list[dict[
 
     rows = []
     for label, repair in REPAIRS.items():
-        chosen = {} if repair is None else {"repair": repair}
-        recipe = Recipe(model=model, ratio=ratio, budget="macs", data=data, input_size=size, normalise="mean", **chosen)
+        recipe = Recipe(
+            model=model, ratio=ratio, budget="macs", data=data, input_size=size, normalise="mean", repair=repair
+        )
         one_pass = forward_seconds(recipe)
         with tempfile.TemporaryDirectory() as place:
             report = compress(recipe, Path(place) / "run")

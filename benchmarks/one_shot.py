@@ -64,7 +64,6 @@ CHAINS = {
 }
 """`statistics`: means, and variances by BatchNorm where there is BatchNorm, else matched."""
 
-DISTILLED_SELECTIONS = ("L2", "S4")
 ALLOCATIONS = ("none", "cost", "uniform", "isomorphic")
 SEEDS = (0, 1, 2)
 REPEATED = ("random", "L2", "S1 epsilon", "OBS", "S4")
@@ -125,12 +124,18 @@ def planned(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
 
 
 def refitted(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
-    """Least squares, and distillation of what is smallest."""
-    for size, name in itertools.product(sizes, ("S4",) if quick else ("random", "L2", "OBS", "S4")):
-        if size <= 0.5:
-            trained = ("distilled",) if size < 0.5 and name in DISTILLED_SELECTIONS else ()
-            way = "knapsack" if name in ("OBS", "S4") else "mean"
-            yield Work(0, name, size, ("least squares", *trained), way)
+    """Least squares, as the default repairs, of every selection that may win; and distillation of what is smallest."""
+    for size in sizes:
+        trained = ("distilled",) if size < 0.35 and not quick else ()
+        yield Work(0, "S4", size, ("least squares", *trained), "knapsack")
+        if quick or size > 0.5:
+            continue
+        for seed in SEEDS[1:]:
+            yield Work(seed, "S4", size, ("least squares",), "knapsack")
+        for name in ("OBS", "S3") if size < 0.5 else ("OBS",):
+            yield Work(0, name, size, ("least squares",), "knapsack")
+        for name in ("random", "L2", "WIFV", "Taylor") if size < 0.5 else ("random", "L2"):
+            yield Work(0, name, size, ("least squares",))
 
 
 def bench_of(label: str) -> Bench:

@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 LOSSES = {0.5: 1.0, 0.35: 3.0, 0.25: 8.0}
 """Share of the MACs left -> points that may be lost without labels and training."""
 
-DEFAULT = {"selection": "S4", "repair": "fold", "normalise": "knapsack"}
+DEFAULT = {"selection": "S4", "repair": "least squares", "normalise": "knapsack"}
 ATTRIBUTION = ("S1 epsilon", "S1 gamma", "S3", "S4")
 RIVALS = ("Torch-Pruning", "onnxsim")
 
@@ -34,10 +34,12 @@ def _labels(rows: Sequence[Row]) -> dict[str, float]:
     return {row["model"]: 100 * row["dense"] for row in rows if "dense" in row}
 
 
-def _after_fold(rows: Sequence[Row], label: str, size: float, selection: str) -> float:
+def _repaired(rows: Sequence[Row], label: str, size: float, selection: str) -> float:
     """Of the ways to make its scores comparable between layers that one which does best."""
     ways = {row["normalise"] for row in rows if row.get("selection") == selection and "normalise" in row}
-    values = (top1(rows, model=label, size=size, selection=selection, repair="fold", normalise=way) for way in ways)
+    values = (
+        top1(rows, model=label, size=size, selection=selection, repair=DEFAULT["repair"], normalise=way) for way in ways
+    )
     return max((value for value in values if value == value), default=float("nan"))
 
 
@@ -80,7 +82,7 @@ def _attribution(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for size in (0.35, 0.25):
         for other in sorted(others):
             gains = {
-                label: top1(rows, model=label, size=size, **DEFAULT) - _after_fold(rows, label, size, other)
+                label: top1(rows, model=label, size=size, **DEFAULT) - _repaired(rows, label, size, other)
                 for label in _labels(rows)
             }
             measured = {label: gain for label, gain in gains.items() if gain == gain}
@@ -115,9 +117,9 @@ def _cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 CURVES: Mapping[str, Mapping[str, str]] = {
-    "S4 + fold (default)": DEFAULT,
-    "S4 + fold + least squares": {"selection": "S4", "repair": "least squares"},
-    "S4 + fold + distillation": {"selection": "S4", "repair": "distilled"},
+    "S4 + fold + least squares (default)": DEFAULT,
+    "S4 + fold": {**DEFAULT, "repair": "fold"},
+    "S4 + fold + distillation": {**DEFAULT, "repair": "distilled"},
     "OBS + fold": {"selection": "OBS", "repair": "fold", "normalise": "knapsack"},
     "L2 + fold": {"selection": "L2", "repair": "fold", "normalise": "mean"},
     "L2 + statistics": {"selection": "L2", "repair": "statistics"},

@@ -21,7 +21,7 @@ DEFAULT_BUDGET = "channels"
 MEASURED = 0
 """As `round_to`: the step of widths that measures best on the machine at hand."""
 
-DEFAULT_REPAIR = ("fold", "batchnorm")
+DEFAULT_REPAIR = ("fold", "least-squares", "batchnorm")
 DEFAULT_NORMALISE = dict.fromkeys(("macs", "params", "bytes", "latency"), "knapsack")
 """By budget; "mean" elsewhere, where every unit costs the same. Measured by benchmarks/one_shot.py, of MACs."""
 

@@ -32,7 +32,7 @@ from pxcompress.types import Batches, Pruned
 
 T = TypeVar("T")
 
-RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+RIDGES = (10.0, 1.0, 1e-1, 1e-2)
 """What a layer's ridge is chosen from, as shares of the mean variance of its inputs; the first wins a tie."""
 
 ROWS_PER_INPUT = 16
