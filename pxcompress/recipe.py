@@ -119,7 +119,7 @@ class Recipe:
     )
     ratio: float = option(MISSING, "Share of the dense cost to remove, in the budget's unit.")
     budget: str = option("channels", "What ratio is a share of: channels, params or macs.")
-    data: str = option("digits", "digits, glyphs, an image folder, or a timm dataset spec.")
+    data: str = option("digits", "digits, glyphs, spiral, dna, an image folder, or a timm dataset spec.")
     classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
     input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")

@@ -15,7 +15,7 @@ LINE = (
     ("errors",),
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
     ("ranks",),
-    ("state", "training", "certify", "clock", "folder", "used"),
+    ("state", "training", "certify", "clock", "folder", "used", "inputs", "nets"),
     ("collect", "attribution", "graph", "runtime", "parts"),
     ("cost", "elimination", "relevance", "consumers", "export", "models"),
     ("scorers", "class_relevance", "budgets", "repair", "plan", "measure", "baseline", "task"),
