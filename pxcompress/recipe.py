@@ -21,6 +21,8 @@ DEFAULT_REPAIR = ("fold", "batchnorm")
 DEFAULT_NORMALISE = {"macs": "cost"}
 """By budget; "mean" elsewhere. Measured by benchmarks/one_shot.py, of the MACs only."""
 
+REFINEMENTS = ("none", "swaps")
+
 TASK_REPAIR = ("fold", "batchnorm:match=dense")
 """For some of the classes: statistics of few classes are not those that the weights expect."""
 
@@ -128,6 +130,7 @@ class Recipe:
         "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, auto."
     )
     repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
+    refine: str = option("none", "Search around the plan: swaps (units in and out while the damage falls) or none.")
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
     round_to: int = option(8, "Widths are multiples of this; 1: no alignment.")
     min_keep: float = option(0.1, "Least share of every group that stays.")
@@ -151,6 +154,8 @@ class Recipe:
             raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
         if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
             raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
+        if self.refine not in REFINEMENTS:
+            raise unknown("refine", self.refine, REFINEMENTS)
         _check_classes(self.classes)
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))

@@ -19,7 +19,7 @@ LINE = (
     ("collect", "attribution", "graph", "runtime", "parts"),
     ("cost", "elimination", "relevance", "consumers", "export", "models"),
     ("scorers", "class_relevance", "budgets", "repair", "plan", "measure", "baseline", "task"),
-    ("data", "recipe", "survey", "conservation", "rounds"),
+    ("data", "recipe", "survey", "conservation", "rounds", "swaps"),
     ("dead_paths",),
     ("report",),
     ("subject",),
