@@ -1,18 +1,20 @@
 """How far the pruner is from the best possible: the cubist spiral, whose smallest networks are known.
 
-    python benchmarks/cubist_spiral.py [--quick] [--seeds 0,1] [--widths 16,32,64,128,256]
+    python benchmarks/cubist_spiral.py [--quick] [--seeds 0,1] [--part all|paths|search]
 
 ReLU MLPs with three hidden layers of the same width are trained on the data `spiral`, then pruned step by step, units
 of all layers in one ranking, until accuracy is lost. Rows: starting width x selection x repair x seed, with the
 smallest hidden widths, and the number of non-zero parameters, that kept 95 % and 99.5 % of the points (every fifth of
 the 50 000; the paper's train and test set are the same, and scores and repairs see some of them). Fine-tuning is
-short: `TUNE`, and only after a step that the fold alone does not hold at 99.5 %. Two last rows hold the smallest
-widths known from "Sparsest Models Elude Pruning" and those of a search of our own (`spiral_search.py`).
+short: `TUNE`, and only after a step that the fold alone does not hold at 99.5 %. Two other rows hold the
+smallest widths known from "Sparsest Models Elude Pruning" and those of a search of our own (`spiral_search.py`).
+What the result file already holds is not measured again: remove it to start anew.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,15 +40,18 @@ from pxcompress.types import Preprocessing, Scored, Slim, Splits
 
 SELECTIONS: Mapping[str, Mapping[str, str]] = {
     "S4": {"scorer": "lrp-residual"},
-    "OBS": {"scorer": "lrp-residual:metric=weights"},
-    "LRP": {"scorer": "lrp"},
-    "Taylor": {"scorer": "taylor"},
-    "magnitude": {"scorer": "magnitude"},
-    "random": {"scorer": "random"},
     "S4 + swaps": {"scorer": "lrp-residual", "refine": "swaps"},
+    "magnitude": {"scorer": "magnitude"},
+    "OBS": {"scorer": "lrp-residual:metric=weights"},
     "OBS + swaps": {"scorer": "lrp-residual:metric=weights", "refine": "swaps"},
+    "random": {"scorer": "random"},
+    "Taylor": {"scorer": "taylor"},
+    "LRP": {"scorer": "lrp"},
 }
-REPAIRED: Mapping[str, tuple[str, ...]] = {"none": (), "fold": ("fold",), "fold + tuning": ("fold",)}
+REPAIRED: Mapping[str, tuple[str, ...]] = {"fold + tuning": ("fold",), "fold": ("fold",), "none": ()}
+CELL = ("seed", "repair", "selection", "width")
+"""What tells one path from another."""
+
 DEFAULT = {"selection": "S4", "repair": "fold + tuning"}
 
 TUNE = "finetune:labels=true,steps=150,batch_size=256,learning_rate=0.005,temperature=1"
@@ -108,17 +113,17 @@ def steps(scored: Scored, splits: Splits, recipe: Recipe) -> Iterator[Slim]:
         yield slim
 
 
-def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any]) -> dict[str, Any]:
     """One row: the smallest models on one path that keep each level of accuracy."""
     points, labels = (torch.from_numpy(array[::5]) for array in spiral_arrays())
     recipe = Recipe(
-        model="MLP", ratio=0.1, round_to=1, min_keep=0.0, repair=REPAIRED[cell["repair"]], seed=seed,
+        model="MLP", ratio=0.1, round_to=1, min_keep=0.0, repair=REPAIRED[cell["repair"]], seed=cell["seed"],
         **SELECTIONS[cell["selection"]],
     )  # fmt: skip
     start, dense = time.perf_counter(), accuracy(model, points, labels)
-    row: dict[str, Any] = {**cell, "dense": dense, "disconnected": 0, "seed": seed}
+    row: dict[str, Any] = {**cell, "dense": dense, "disconnected": 0}
     row |= {str(level): _size(model, dense) for level in LEVELS if dense >= level}
-    with seeded(seed):
+    with seeded(cell["seed"]):
         batches = {"score": splits.score, "repair": splits.repair}
         scored = score(model, splits.example, batches, recipe, Clock(lambda message: None))
         lost = 0
@@ -151,6 +156,8 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The targets of the issue, for the default selection and repair."""
     paths = [row for row in rows if "width" in row]
     tried = sorted({row["width"] for row in paths})
+    if not tried:
+        return []
     made = []
     for level in LEVELS:
         known = sum(KNOWN[level])
@@ -169,7 +176,11 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     for width in tried
                 ]
                 said = f"{level:.1%}, {selection}, {repair}: most hidden units more with swaps than without"
-                made.append(common.claim(said, max((value for value in more if value == value), default=0), 0, "lower"))
+                made.append(
+                    common.claim(
+                        said, max((value for value in more if value == value), default=float("nan")), 0, "lower"
+                    )
+                )
     said = "disconnected hidden units in all models of all paths"
     return [*made, common.claim(said, sum(row["disconnected"] for row in paths), 0, "equal")]
 
@@ -201,35 +212,39 @@ def figure(rows: Sequence[Mapping[str, Any]], place: Path) -> None:
 
 
 def main() -> None:
-    """Measure, write the result and the figure beside it."""
+    """Measure what is not in the result yet; write it, and the figure beside it, after each method."""
     parser = common.parser("Prune MLPs on the cubist spiral, next to the smallest that are known.")
     parser.add_argument("--seeds", default="0", help="of training and pruning, with commas")
-    parser.add_argument("--widths", default="", help="of the hidden layers at the start, with commas")
+    parser.add_argument("--part", choices=("all", "paths", "search"), default="all", help="what is measured")
     options = parser.parse_args()
-    seeds = [int(text) for text in options.seeds.split(",")]
-    widths = [int(text) for text in options.widths.split(",") if text] or ([16, 64] if options.quick else WIDTHS)
+    place = common.RESULTS / ("quick/cubist_spiral.json" if options.quick else "cubist_spiral.json")
+    rows: list[dict[str, Any]] = json.loads(place.read_text())["rows"] if place.exists() else []
+    done = {tuple(row[key] for key in CELL) for row in rows if "width" in row}
+    if options.part != "paths":
+        rows = [row for row in rows if row["selection"] != "search"]
+        rows.append({"selection": "search", **search(quick=options.quick)})
+        save(rows, options.quick)
+    if options.part == "search":
+        return
     splits = load_splits(open_source("spiral"), Preprocessing((2,)), batch_size=256, limits={"repair": 4096})
-    others: list[dict[str, Any]] = [
-        {
-            "selection": "known",
-            **{str(level): {"widths": KNOWN[level], "units": sum(KNOWN[level])} for level in LEVELS},
-        },
-        {"selection": "search", **search(quick=options.quick)},
-    ]
-    print(others[-1], flush=True)
-    rows: list[dict[str, Any]] = []
-    for seed in seeds:
+    widths = (16, 64) if options.quick else WIDTHS
+    for seed, repair, selection in itertools.product(map(int, options.seeds.split(",")), REPAIRED, SELECTIONS):
         for width in widths:
-            model = trained(width, splits, seed)
-            for selection, repair in itertools.product(SELECTIONS, REPAIRED):
-                rows.append(path(model, splits, {"width": width, "selection": selection, "repair": repair}, seed))
-                print({key: value["widths"] if isinstance(value, dict) else value for key, value in rows[-1].items()})
-        done = seeds[: seeds.index(seed) + 1]  # what has been measured stands there after every seed
-        command = f"python benchmarks/cubist_spiral.py --seeds {','.join(map(str, done))}"
-        written = common.write(
-            "cubist_spiral", command + " --quick" * options.quick, [*rows, *others], done, claims(rows)
-        )
-        figure(rows, written.with_suffix(".svg"))
+            if (seed, repair, selection, width) not in done:
+                cell = {"seed": seed, "repair": repair, "selection": selection, "width": width}
+                rows.append(path(trained(width, splits, seed), splits, cell))
+        save(rows, options.quick)
+
+
+def save(rows: Sequence[Mapping[str, Any]], quick: bool) -> None:
+    """Write the rows that there are, with the claims, and the figure."""
+    known = {str(level): {"widths": KNOWN[level], "units": sum(KNOWN[level])} for level in LEVELS}
+    seeds = sorted({row["seed"] for row in rows if "seed" in row})
+    command = f"python benchmarks/cubist_spiral.py --seeds {','.join(map(str, seeds))}{' --quick' * quick}"
+    listed = [{"selection": "known", **known}, *(row for row in rows if row["selection"] != "known")]
+    place = common.write("cubist_spiral", command, listed, seeds, claims(rows))
+    if seeds:
+        figure(rows, place.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

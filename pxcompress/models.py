@@ -133,7 +133,8 @@ def load_model(
         if classes is None and (width := _head_width(model, state)) is not None:
             model, architecture = _build(name, source, width, side, own)
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
-        load_state(model, fitted(state, model), classifier_names(model), label)
+        example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
+        load_state(model, fitted(state, model), classifier_names(model, example), label)
     model.to(best_device() if device is None else torch.device(device)).eval()
     preprocessing = preprocessing_of(model, input_size)
     found = _output_width(model, preprocessing, name)

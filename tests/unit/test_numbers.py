@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command import Px, one_line
+from safetensors.torch import save_file
 
 from pxcompress import load
 from pxcompress.data import load_splits, open_source
@@ -112,6 +113,24 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         load_model(NETS["spiral"], classes=None, input_size=32)
     with pytest.raises(ModelError, match=r"does not run on a 4x200 input.*give other data"):
         load_model("resnet18", classes=6, input_size=(4, 200))
+
+
+def test_a_net_of_ones_own_needs_no_word_about_its_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a checkpoint, for which the classifier is sought before anything has run."""
+    (tmp_path / "own_sequence_net.py").write_text(
+        "from torch import nn\n"
+        "def net(): return nn.Sequential(nn.Conv1d(4, 5, 7), nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(5, 6))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    size = (4, LENGTH)
+    made = load_model("own_sequence_net:net", classes=6, input_size=size, device="cpu")
+    save_file(made.model.state_dict(), tmp_path / "net.safetensors")
+    loaded = load_model(
+        "own_sequence_net:net", classes=6, input_size=size, checkpoint=tmp_path / "net.safetensors", device="cpu"
+    )
+    assert loaded.weights == "checkpoint"
+    assert loaded.preprocessing == Preprocessing(size)
+    assert torch.equal(loaded.model(torch.ones(1, *size)), made.model(torch.ones(1, *size)))
 
 
 def test_command_says_what_does_not_fit(px: Px) -> None:
