@@ -1,6 +1,6 @@
 """How far the pruner is from the best possible: the cubist spiral, whose smallest networks are known.
 
-    python benchmarks/cubist_spiral.py [--quick] [--seeds 0,1] [--part all|paths|search]
+    python benchmarks/cubist_spiral.py [--quick] [--seeds 0,1] [--part PART] [--selection NAME ...] [--repair NAME ...]
 
 ReLU MLPs with three hidden layers of the same width are trained on the data `spiral`, then pruned step by step, units
 of all layers in one ranking, until accuracy is lost. Rows: starting width x selection x repair x seed, with the
@@ -216,6 +216,8 @@ def main() -> None:
     parser = common.parser("Prune MLPs on the cubist spiral, next to the smallest that are known.")
     parser.add_argument("--seeds", default="0", help="of training and pruning, with commas")
     parser.add_argument("--part", choices=("all", "paths", "search"), default="all", help="what is measured")
+    parser.add_argument("--selection", action="append", choices=tuple(SELECTIONS), help="only this one")
+    parser.add_argument("--repair", action="append", choices=tuple(REPAIRED), help="only this one")
     options = parser.parse_args()
     place = common.RESULTS / ("quick/cubist_spiral.json" if options.quick else "cubist_spiral.json")
     rows: list[dict[str, Any]] = json.loads(place.read_text())["rows"] if place.exists() else []
@@ -228,7 +230,9 @@ def main() -> None:
         return
     splits = load_splits(open_source("spiral"), Preprocessing((2,)), batch_size=256, limits={"repair": 4096})
     widths = (16, 64) if options.quick else WIDTHS
-    for seed, repair, selection in itertools.product(map(int, options.seeds.split(",")), REPAIRED, SELECTIONS):
+    seeds = [int(text) for text in options.seeds.split(",")]
+    methods = itertools.product(seeds, options.repair or REPAIRED, options.selection or SELECTIONS)
+    for seed, repair, selection in methods:
         for width in widths:
             if (seed, repair, selection, width) not in done:
                 cell = {"seed": seed, "repair": repair, "selection": selection, "width": width}
