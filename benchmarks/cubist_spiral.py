@@ -209,6 +209,7 @@ def figure(rows: Sequence[Mapping[str, Any]], place: Path) -> None:
             axes.plot(tried, ratios, dashes, marker="o", markersize=3, label=f"{selection}, {repair}")
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.set(title=f"{level:.1%} of the points", xlabel="starting width", xscale="log", yscale="log")
+        axes.minorticks_off()
         axes.set_xticks(tried, [str(width) for width in tried])
     panels[0].set_ylabel("hidden units / smallest known")
     panels[-1].legend(fontsize=6)
