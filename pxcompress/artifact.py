@@ -267,8 +267,9 @@ def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str,
     """What a reader must know beside the figures."""
     notes = []
     if subject.source.embedded:
-        size = subject.splits.example.shape[-1]
-        notes.append(f"embedded data {subject.source.name!r} at {size} x {size} pixels: a demonstration, not your task")
+        side = subject.splits.example.shape[-1]
+        size = f" at {side} x {side} pixels" if subject.loaded.preprocessing.is_image else ""
+        notes.append(f"embedded data {subject.source.name!r}{size}: a demonstration, not your task")
     if subject.whole:
         task, whole = len(subject.source.classes), len(subject.whole.source.classes)
         notes.append(f"a task of {task} of the {whole} classes: the dense model, too, knows no others")

@@ -56,7 +56,7 @@ def _dead(model: nn.Module, group: Group, constants: Mapping[str, Tensor]) -> li
         found = unit_weights(model, member)
         if found is not None and not is_depthwise(model.get_submodule(member.module)):
             weights[member.axis].append(found.any(1))
-    unread = ~torch.stack(weights["in"]).any(0)
+    unread = ~torch.stack(weights["in"]).any(0) if weights["in"] else torch.zeros(group.units, dtype=torch.bool)
     if not weights["out"]:
         return unread.nonzero().flatten().tolist()
     values = torch.stack([constants[member.module][member.index].isnan().any(1) for member in group.consumers])

@@ -313,13 +313,15 @@ def _check_fixed_batch(session: Session, batch_size: int) -> None:
 
 
 def _image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tuple[int, ...]:
-    """Channels, height and width: what the file says, else what was asked."""
+    """Of one input, such as channels, height and width: what the file says, else what was asked."""
     port = session.input
+    if None not in port.shape[1:]:
+        return tuple(int(size or 0) for size in port.shape[1:])
     if len(port.shape) != 4:
         raise InputError(f"{session.path} takes inputs {port}; expected images (batch, channels, height, width)")
-    if input_size is None and None in port.shape[1:]:
+    if input_size is None:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
-    pairs = zip(port.shape[1:], input_size or port.shape[1:], strict=True)
+    pairs = zip(port.shape[1:], input_size, strict=True)
     return tuple(int(fixed or wanted or 0) for fixed, wanted in pairs)
 
 

@@ -26,13 +26,13 @@ from typing import Any, Literal
 import safetensors
 import timm
 import torch
-from timm.data.config import resolve_model_data_config
 from timm.models import get_arch_pretrained_cfgs
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
 from pxcompress.checkpoint import SAVE_HINT, fitted, load_state, read_checkpoint, short
 from pxcompress.errors import ModelError
+from pxcompress.inputs import config_of, preprocessing_of
 from pxcompress.state import best_device, device_of, observed
 from pxcompress.types import Preprocessing
 
@@ -110,7 +110,7 @@ def load_model(
     classes: int | None,
     checkpoint: Path | None = None,
     pretrained: bool = False,
-    input_size: int | None = None,
+    input_size: int | tuple[int, ...] | None = None,
     device: torch.device | str | None = None,
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is).
@@ -118,26 +118,29 @@ def load_model(
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
     With `pretrained` a factory's weights are taken as it made them.
-    `classes` is the data's class count, None for the model's own; `input_size` the side of a square input in pixels.
+    `classes` is the data's class count, None for the model's own; `input_size` the side of a square input in pixels, or
+    the shape of an input that is no image.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
-    if input_size is not None and input_size < 1:
-        raise ModelError(f"input size is {input_size}; expected a positive number of pixels")
+    side = input_size if isinstance(input_size, int) else None
+    if side is not None and side < 1:
+        raise ModelError(f"input size is {side}; expected a positive number of pixels")
     state = None if checkpoint is None else read_checkpoint(checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
     own = state is None and (pretrained or (source is not None and source.holds_weights))
-    model, architecture = _build(name, source, classes, input_size, own)
+    model, architecture = _build(name, source, classes, side, own)
     if state is not None:
         if classes is None and (width := _head_width(model, state)) is not None:
-            model, architecture = _build(name, source, width, input_size, own)
+            model, architecture = _build(name, source, width, side, own)
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
-        load_state(model, fitted(state, model), classifier_names(model), label)
+        example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
+        load_state(model, fitted(state, model), classifier_names(model, example), label)
     model.to(best_device() if device is None else torch.device(device)).eval()
-    preprocessing = _preprocessing(model, input_size)
+    preprocessing = preprocessing_of(model, input_size)
     found = _output_width(model, preprocessing, name)
     if classes is not None and found != classes:
         raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")
-    labels = _config_of(model).get("label_names") or ()
+    labels = config_of(model).get("label_names") or ()
     class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
     weights: Weights = "untrained"
     if state is not None:
@@ -157,7 +160,7 @@ def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[s
     get_classifier = getattr(model, "get_classifier", None)
     if get_classifier is None:
         return _last_executed(model, example)
-    declared = _config_of(model).get("classifier") or ()
+    declared = config_of(model).get("classifier") or ()
     declared = (declared,) if isinstance(declared, str) else declared
     heads = [module for module, name in names.items() if name in declared]
     if not heads:
@@ -339,31 +342,8 @@ def _current_directory_importable() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def _config_of(model: nn.Module) -> Mapping[str, Any]:
-    """The module's pretrained_cfg or default_cfg (timm's names); empty where it has neither."""
-    for attribute in ("pretrained_cfg", "default_cfg"):
-        config = getattr(model, attribute, None)
-        if isinstance(config, Mapping):
-            return config
-    return {}
-
-
-def _preprocessing(model: nn.Module, input_size: int | None) -> Preprocessing:
-    config = _config_of(model)
-    channels = config.get("input_size", (3,))[0]
-    args = {} if input_size is None else {"input_size": (channels, input_size, input_size)}
-    resolved = resolve_model_data_config(model, args=args, pretrained_cfg=config)
-    return Preprocessing(
-        input_size=tuple(resolved["input_size"]),
-        mean=tuple(resolved["mean"]),
-        std=tuple(resolved["std"]),
-        interpolation=resolved["interpolation"],
-        crop=float(resolved["crop_pct"]),
-    )
-
-
 def _output_width(model: nn.Module, preprocessing: Preprocessing, name: str) -> int:
-    """Classes that `model` scores, found by running it on two black images."""
+    """Classes that `model` scores, found by running it on two inputs of zeros."""
     example = torch.zeros(2, *preprocessing.input_size, device=device_of(model))
     shape = "x".join(map(str, preprocessing.input_size))
     try:
@@ -371,13 +351,14 @@ def _output_width(model: nn.Module, preprocessing: Preprocessing, name: str) -> 
             output = model(example)
     except Exception as error:  # a forward pass may fail in any way
         raise ModelError(
-            f"model {name!r} does not run on a {shape} input: {_described(error)}; set --input-size"
+            f"model {name!r} does not run on a {shape} input: {_described(error)}; "
+            f"{'set --input-size' if preprocessing.is_image else 'give other data'}"
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ModelError(f"model {name!r} returns {found} for 2 images; expected class scores of shape (2, classes)")
+        raise ModelError(f"model {name!r} returns {found} for 2 inputs; expected class scores of shape (2, classes)")
     if not output.isfinite().all():
-        raise ModelError(f"model {name!r} returns NaN or infinity for a black image; check its weights")
+        raise ModelError(f"model {name!r} returns NaN or infinity for an input of zeros; check its weights")
     if not classifier_names(model, example):
         raise ModelError(f"model {name!r} has no classifier, only features; expected an image classifier")
     return int(output.shape[1])
@@ -385,7 +366,7 @@ def _output_width(model: nn.Module, preprocessing: Preprocessing, name: str) -> 
 
 def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     if example is None:
-        example = torch.zeros(1, *_preprocessing(model, None).input_size, device=device_of(model))
+        example = torch.zeros(1, *preprocessing_of(model).input_size, device=device_of(model))
     executed: list[str] = []
     with observed(model), torch.no_grad():
         for name, module in model.named_modules():

@@ -26,13 +26,14 @@ from pxcompress.plan import Limits, check_reachable, make_plan
 from pxcompress.ranks import from_first, processes, same_weights_, shares
 from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.repair import REPAIRS
-from pxcompress.rounds import groups_left, prune_further, ratios_of, spread
+from pxcompress.rounds import after_step, groups_left, prune_further, ratios_of, spread, step_of
 from pxcompress.runtime import check_provider
 from pxcompress.scorers import SCORERS
 from pxcompress.selection import Selection
 from pxcompress.state import seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
-from pxcompress.types import Attempt, Batches, FileBudget, Plan, Pruned, Report, Scored, Slim
+from pxcompress.swaps import swapped_plan
+from pxcompress.types import Attempt, Batches, FileBudget, Group, Plan, Pruned, Report, Scored, Slim
 
 
 def _silent(message: str) -> None:
@@ -192,7 +193,8 @@ def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
 
 
 def cut(scored: Scored, plan: Plan, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Slim:
-    """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `shrink` does."""
+    """Carry out `plan`, refined, and repair the result; the dense model is left as it was. Raises as `shrink` does."""
+    plan = _refined((scored.model, scored.structure.groups), plan, batches, recipe, clock)
     with clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
         _check_removal(pruned, scored.example)
@@ -209,10 +211,25 @@ def cut_further(
         scores = spread(SCORERS.build(recipe.scorer)(before.model, left, batches["score"]), before)
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
+    step = _refined((before.model, left), step_of(before, plan), batches, recipe, clock)
     with clock.stage("prune"):
-        pruned = prune_further(before, left, plan, scored.example)
+        pruned = prune_further(before, left, after_step(before, step), scored.example)
         _check_removal(pruned, scored.example)
     return replace(slim, pruned=_repaired(scored, pruned, batches, recipe, clock))
+
+
+def _refined(
+    subject: tuple[nn.Module, Sequence[Group]],
+    plan: Plan,
+    batches: Mapping[str, Batches],
+    recipe: Recipe,
+    clock: Clock,
+) -> Plan:
+    """`plan`, which removes units of the subject's groups, after the search around it that the recipe asks for."""
+    if recipe.refine == "none":
+        return plan
+    with clock.stage(f"refine ({recipe.refine})"):
+        return from_first(swapped_plan(*subject, plan, batches["score"], SCORERS.build(recipe.scorer)))
 
 
 def _repaired(scored: Scored, pruned: Pruned, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Pruned:

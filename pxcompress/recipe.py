@@ -44,6 +44,8 @@ GOALS = {
 }
 """One of them is given. A goal with a budget sets it."""
 
+REFINEMENTS = ("none", "swaps")
+
 TASK_REPAIR = ("fold", "batchnorm:match=dense")
 """For some of the classes: statistics of few classes are not those that the weights expect."""
 
@@ -151,7 +153,7 @@ class Recipe:
     latency_ms: float | None = option(None, "Instead of --ratio: milliseconds a call may take; budget latency.")
     max_bytes: int | None = option(None, "Instead of --ratio: size the ONNX file may have, such as 20MB; budget bytes.")
     budget: str = option(DEFAULT_BUDGET, "What ratio is a share of: channels, params, macs, bytes or latency.")
-    data: str = option("digits", "digits, glyphs, an image folder, or a timm dataset spec.")
+    data: str = option("digits", "digits, glyphs, spiral, dna, an image folder, or a timm dataset spec.")
     classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
     input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")
@@ -160,6 +162,7 @@ class Recipe:
         "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, knapsack, auto."
     )
     repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
+    refine: str = option("none", "Search around the plan: swaps (units in and out while the damage falls) or none.")
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
     round_to: int | None = option(
         None, "Widths are multiples of this; 1: no alignment; 0: as measures best here.  [default: 8; 0 for latency]"
@@ -189,6 +192,8 @@ class Recipe:
             raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
         if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
             raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
+        if self.refine not in REFINEMENTS:
+            raise unknown("refine", self.refine, REFINEMENTS)
         _check_classes(self.classes)
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))

@@ -52,15 +52,29 @@ def spread(scores: Scores, pruned: Pruned) -> Scores:
     return placed
 
 
+def step_of(pruned: Pruned, plan: Plan) -> Plan:
+    """What `plan`, a plan for the dense model, removes beyond `pruned.plan`, in terms of the slim model."""
+    removed = {}
+    for group in pruned.groups:
+        gone = set(plan.removed.get(group.name, ()))
+        removed[group.name] = tuple(place for place, unit in enumerate(pruned.plan.kept(group)) if unit in gone)
+    return replace(plan, removed=removed, cost_dense=pruned.plan.cost_planned)
+
+
+def after_step(pruned: Pruned, step: Plan) -> Plan:
+    """The plan for the dense model that `step`, in terms of the slim one, leads to: undoes `step_of`."""
+    removed = {}
+    for group in pruned.groups:
+        kept = pruned.plan.kept(group)
+        gone = (kept[place] for place in step.removed.get(group.name, ()))
+        removed[group.name] = tuple(sorted((*pruned.plan.removed.get(group.name, ()), *gone)))
+    return replace(step, removed=removed, cost_dense=pruned.plan.cost_dense)
+
+
 def prune_further(pruned: Pruned, left: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove from the slim model what `plan`, a plan for the dense one, removes beyond `pruned.plan`.
 
     `left` are the groups of the slim model. The result stands beside that model; its `first` beside the dense one.
     """
-    removed = {}
-    for group in pruned.groups:
-        gone = set(plan.removed.get(group.name, ()))
-        removed[group.name] = tuple(place for place, unit in enumerate(pruned.plan.kept(group)) if unit in gone)
-    step = replace(plan, removed=removed, cost_dense=pruned.plan.cost_planned)
-    further = prune(pruned.model, left, step, example)
+    further = prune(pruned.model, left, step_of(pruned, plan), example)
     return replace(further, first=Pruned(further.model, pruned.dense, pruned.groups, plan))

@@ -10,6 +10,7 @@ from torch import Tensor
 from pxcompress.baseline import baseline_key, train_baseline
 from pxcompress.clock import Note
 from pxcompress.data import Source, load_splits, open_source, restricted, training_batches
+from pxcompress.errors import InputError
 from pxcompress.models import Loaded, load_model
 from pxcompress.recipe import Recipe
 from pxcompress.state import seeded
@@ -49,6 +50,8 @@ def load_subject(recipe: Recipe) -> Subject:
     """
     source = open_source(recipe.data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
     task = restricted(source, recipe.classes or source.classes, recipe.seed)
+    if recipe.input_size is not None and isinstance(source.native_size, tuple):
+        raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
     with seeded(recipe.seed):
         loaded = load_model(
             recipe.model,

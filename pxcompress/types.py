@@ -33,13 +33,19 @@ class Preprocessing:
     """How an image becomes the model's input: resize, centre crop, to [0, 1], (x - mean) / std.
 
     `input_size` is (channels, height, width); `crop` is the share of the resized image that the centre crop keeps.
+    Without mean and std the input is no image: numbers of shape `input_size`, taken as they are.
     """
 
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    input_size: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     interpolation: str = "bicubic"
     crop: float = 1.0
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the input is an image, which can be resized."""
+        return bool(self.mean)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Labelled images: where they come from, and their five disjoint roles."""
+"""Labelled data: where they come from, and their five disjoint roles."""
 
 from pxcompress.data.samples import Source
 from pxcompress.data.sources import open_source, restricted

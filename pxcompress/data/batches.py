@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pxcompress.data.samples import Samples
+from pxcompress.data.samples import Numbers, Samples
 from pxcompress.errors import DataError
 from pxcompress.types import Batch, Preprocessing
 
@@ -54,6 +54,8 @@ def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bo
 
     Raises `DataError` for a damaged image unless `skip_corrupt`.
     """
+    if isinstance(samples.read, Numbers):
+        return _numbers(samples, samples.read, preprocessing), ()
     images = _Images(samples, preprocessing)
     small = _fits(samples, preprocessing)
     with ThreadPoolExecutor(_cores()) as threads:
@@ -74,9 +76,18 @@ def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: boo
 
     Damaged ones then raise `DataError` there, or are left out of their batch.
     """
-    if _fits(samples, preprocessing):
+    if isinstance(samples.read, Numbers) or _fits(samples, preprocessing):
         return read_images(samples, preprocessing, skip_corrupt)[0]
     return _Lazy(_Images(samples, preprocessing), _Normalize(preprocessing), skip_corrupt)
+
+
+def _numbers(samples: Samples, numbers: Numbers, preprocessing: Preprocessing) -> Store:
+    """Inputs that are no images, in memory; `DataError` where the model takes others."""
+    values = torch.from_numpy(numbers.values[samples.positions])
+    if values.shape[1:] != preprocessing.input_size:
+        given, wanted = ("x".join(map(str, shape)) for shape in (values.shape[1:], preprocessing.input_size))
+        raise DataError(f"the data have inputs of shape {given}, the model takes {wanted}; give other data")
+    return _Stored(samples, values, torch.from_numpy(samples.labels), Tensor.float)
 
 
 class _Images(Dataset[tuple[Tensor, int] | DataError]):
@@ -85,13 +96,16 @@ class _Images(Dataset[tuple[Tensor, int] | DataError]):
     """
 
     def __init__(self, samples: Samples, preprocessing: Preprocessing) -> None:
-        channels = preprocessing.input_size[0]
+        if not preprocessing.is_image:
+            shape = "x".join(map(str, preprocessing.input_size))
+            raise DataError(f"the model takes inputs of shape {shape}, the data are images; give other data")
+        channels, height, width = preprocessing.input_size
         if channels not in _MODES:
             raise DataError(f"the model takes {channels} channels; image data has 1 (grey) or 3 (RGB)")
         self.samples = samples
         self._mode = _MODES[channels]
         self._transform = create_transform(
-            input_size=preprocessing.input_size,
+            input_size=(channels, height, width),
             is_training=False,
             interpolation=preprocessing.interpolation,
             crop_pct=preprocessing.crop,
@@ -130,12 +144,12 @@ class _Normalize:
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """Decoded images, (n, C, H, W) uint8, and labels, (n,) int64, in memory."""
+    """Decoded images, (n, C, H, W) uint8, or other inputs, and labels, (n,) int64, in memory."""
 
     samples: Samples
     pixels: Tensor
     labels: Tensor
-    normalize: _Normalize
+    normalize: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,4 +1,4 @@
-"""Pools of samples that are read one by one, and how they are drawn from."""
+"""Pools of samples, images that are read one by one or plain numbers, and how they are drawn from."""
 
 from __future__ import annotations
 
@@ -22,10 +22,20 @@ USER_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 5000}
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
-    """Images by position: `ids[i]` is unique within the data, `labels[i]` an index into its classes, (n,) int64.
+class Numbers:
+    """Inputs that are no images, (n, ...): whoever reads them takes `values` by position, as they are."""
 
-    `read(positions[i])` opens image i in whatever mode it has.
+    values: NDArray[np.generic]
+
+    def __call__(self, position: int) -> Image.Image:
+        raise DataError(f"inputs of shape {self.values.shape[1:]} are no images; read their values")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs by position: `ids[i]` is unique within the data, `labels[i]` an index into its classes, (n,) int64.
+
+    `read(positions[i])` opens image i in whatever mode it has; `Numbers` hold inputs that are no images.
     """
 
     ids: tuple[str, ...]
@@ -35,7 +45,7 @@ class Samples:
 
     @classmethod
     def of(cls, ids: Sequence[str], labels: Integers, read: Callable[[int], Image.Image]) -> Samples:
-        """All images that `read` knows, in its order."""
+        """All inputs that `read` knows, in its order."""
         return cls(tuple(ids), labels, read, np.arange(len(ids)))
 
     def __len__(self) -> int:
@@ -69,19 +79,22 @@ class Source:
 
     `train`: score and repair are drawn from it, and baselines are trained on it; `select`: as it is; `held_out`:
     certify and test. `embedded` data comes without a model, so that a baseline gets trained; it is meant for inputs of
-    `native_size`. `limits`: samples per role where the caller asks for nothing else; test has no limit.
+    `native_size`: the side of an image in pixels, or the shape of an input that is none. `limits`: samples per role
+    where the caller asks for nothing else; test has no limit. `mask` gives, by sample id, the positions of an input
+    that make its class, where the data know them.
     """
 
     name: str
     classes: tuple[str, ...]
     embedded: bool
-    native_size: int | None
+    native_size: int | tuple[int, ...] | None
     train: Samples
     select: Samples
     held_out: Samples
     limits: Mapping[str, int] = field(default_factory=lambda: dict(USER_LIMITS))
     skip_corrupt: bool = False
     notes: tuple[str, ...] = ()
+    mask: Callable[[str], NDArray[np.bool_]] | None = None
 
 
 def drawing_order(labels: Integers, rng: np.random.Generator, *, even: bool) -> Integers:

@@ -1,4 +1,4 @@
-"""Where labelled images come from: `digits`, `glyphs`, a folder, or a data set that timm knows."""
+"""Where labelled data come from: an embedded set, a folder of images, or a data set that timm knows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pxcompress.checkpoint import short
-from pxcompress.data.glyphs import CLASSES, glyph_arrays
-from pxcompress.data.samples import Integers, Samples, Source, cut, pools
+from pxcompress.data import dna, glyphs, spiral
+from pxcompress.data.samples import Integers, Numbers, Samples, Source, cut, pools
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, unknown
 
@@ -27,16 +27,19 @@ _DIGITS_SIZES = (1000, 150, 647)
 _DIGITS_LIMITS = {"score": 256, "repair": 512, "select": 150, "certify": 150}
 _GLYPHS_SIZES = {"train": 16000, "select": 1000, "held_out": 4000}
 _GLYPHS_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
+_DNA_SIZES = {"train": 12000, "select": 1000, "held_out": 4000}
+_SPIRAL_SIZES = (40000, 2000, 8000)
 _EMBEDDED_SIZE = 32
 
 
 def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Source:
     """The data that `spec` names.
 
-    `digits`; `glyphs`, or smaller, `glyphs:train=640,select=80,held_out=160`; a folder in ImageFolder layout, with or
-    without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with options as in
-    `hfds/uoft-cs/cifar10:input_key=img,val=test`. `seed` cuts the pools of a user's data; those of embedded data are
-    always the same, so that a baseline trained once never meets its training images again. Raises `DataError`.
+    `digits`; `spiral`; `glyphs` and `dna`, also smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
+    ImageFolder layout, with or without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with
+    options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`. `seed` cuts the pools of a user's data; those of
+    embedded data are always the same, so that a baseline trained once never meets its training images again. Raises
+    `DataError`.
     """
     name, _, options = spec.partition(":")
     if name in _EMBEDDED:
@@ -132,8 +135,7 @@ def _parse_options(spec: str, text: str) -> dict[str, str]:
 
 
 def _digits(spec: str, options: Mapping[str, str]) -> Source:
-    if options:
-        raise DataError(f"data 'digits' has no options; given: {spec!r}")
+    _no_options(spec, options)
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -145,25 +147,55 @@ def _digits(spec: str, options: Mapping[str, str]) -> Source:
     return Source(spec, classes, True, _EMBEDDED_SIZE, train, select, held_out, limits=_DIGITS_LIMITS)
 
 
+def _spiral(spec: str, options: Mapping[str, str]) -> Source:
+    _no_options(spec, options)
+    points, labels = spiral.spiral_arrays()
+    everything = Samples.of([f"spiral/{index}" for index in range(len(points))], labels, Numbers(points))
+    train, select, held_out = cut(everything, _SPIRAL_SIZES, np.random.default_rng(0))
+    return Source(spec, spiral.CLASSES, True, points.shape[1:], train, select, held_out, limits=_GLYPHS_LIMITS)
+
+
 def _glyphs(spec: str, options: Mapping[str, str]) -> Source:
-    sizes = dict(_GLYPHS_SIZES)
+    def part(name: str, count: int) -> Samples:
+        images, labels = glyphs.glyph_arrays(name, count)
+        return Samples.of([f"glyphs/{name}/{index}" for index in range(count)], labels, _Arrays(images))
+
+    train, select, held_out = (part(name, count) for name, count in _sizes(spec, options, _GLYPHS_SIZES))
+    return Source(spec, glyphs.CLASSES, True, _EMBEDDED_SIZE, train, select, held_out, limits=_GLYPHS_LIMITS)
+
+
+def _dna(spec: str, options: Mapping[str, str]) -> Source:
+    def part(name: str, count: int) -> Samples:
+        letters, labels = dna.dna_arrays(name, count)
+        return Samples.of([f"dna/{name}/{index}" for index in range(count)], labels, Numbers(letters))
+
+    train, select, held_out = (part(name, count) for name, count in _sizes(spec, options, _DNA_SIZES))
+    shape = 4, dna.LENGTH
+    return Source(spec, dna.CLASSES, True, shape, train, select, held_out, limits=_GLYPHS_LIMITS, mask=dna.planted)
+
+
+def _no_options(spec: str, options: Mapping[str, str]) -> None:
+    if options:
+        raise DataError(f"data {spec.partition(':')[0]!r} has no options; given: {spec!r}")
+
+
+def _sizes(spec: str, options: Mapping[str, str], usual: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Parts of data that are made to measure, as their makers name them, and how many samples of each are wanted."""
+    name = spec.partition(":")[0]
     for key, value in options.items():
-        if key not in sizes:
-            raise DataError(str(unknown("option of data 'glyphs':", key, sizes)))
+        if key not in usual:
+            raise DataError(str(unknown(f"option of data {name!r}:", key, usual)))
         if not value.isdecimal() or int(value) < 1:
-            raise DataError(f"option {key!r} of data 'glyphs' is {value!r}; expected a whole number from 1")
-        sizes[key] = int(value)
-
-    def part(key: str) -> Samples:
-        name = key.replace("_", "-")
-        images, labels = glyph_arrays(name, sizes[key])
-        return Samples.of([f"glyphs/{name}/{index}" for index in range(len(images))], labels, _Arrays(images))
-
-    limits = _GLYPHS_LIMITS
-    return Source(spec, CLASSES, True, _EMBEDDED_SIZE, part("train"), part("select"), part("held_out"), limits=limits)
+            raise DataError(f"option {key!r} of data {name!r} is {value!r}; expected a whole number from 1")
+    return [(key.replace("_", "-"), int(options.get(key, count))) for key, count in usual.items()]
 
 
-_EMBEDDED: dict[str, Callable[[str, Mapping[str, str]], Source]] = {"digits": _digits, "glyphs": _glyphs}
+_EMBEDDED: dict[str, Callable[[str, Mapping[str, str]], Source]] = {
+    "digits": _digits,
+    "glyphs": _glyphs,
+    "spiral": _spiral,
+    "dna": _dna,
+}
 
 
 def _timm(name: str, options: Mapping[str, str]) -> _Found:

@@ -57,6 +57,16 @@ class LRPResidual:
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Two forward passes and at most one backward pass over `batches`, on a copy with BatchNorm folded."""
+        consumers_share = METRICS[self.metric][0] == "in"
+        return {
+            group.name: eliminate(readers, group.units).div(len(group.consumers) if consumers_share else 1).float()
+            for group, readers in self.readers(model, groups, batches)
+        }
+
+    def readers(
+        self, model: nn.Module, groups: Sequence[Group], batches: Batches
+    ) -> Iterator[tuple[Group, list[Reader]]]:
+        """What each group's consumers lose with its units, group by group; passes over `batches` as for scores."""
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             layouts = input_layouts(twin.model, groups)
@@ -68,12 +78,8 @@ class LRPResidual:
                 for covariance, price, width in self._views(module, member, covariances[name], prices[name]):
                     yield Reader(regularised_inverse(covariance, self.ridge), price, width, self.follow)
 
-            return {
-                group.name: eliminate([view for member in group.consumers for view in readers(member)], group.units)
-                .div(len(group.consumers) if METRICS[self.metric][0] == "in" else 1)
-                .float()
-                for group in groups
-            }
+            for group in groups:
+                yield group, [view for member in group.consumers for view in readers(member)]
 
     def _prices(self, model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> Mapping[str, Tensor]:
         """What an error weighs in every output row, or in every input row, of the modules in `layouts`."""

@@ -1,0 +1,62 @@
+"""The embedded data set `dna`: random sequences with two motifs planted in each, and it is known where.
+
+A class is a pair of the four motifs, so that no single motif tells it, and both have to be found, in either order. A
+sample depends only on its part, its index and the seed; letters of a planted motif are now and then wrong, and the
+share of G and C in the background changes from sample to sample.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LETTERS = "ACGT"
+LENGTH = 200
+MOTIFS = ("TGACTCAGCA", "GGGCGGAAGT", "CACGTGTTAC", "TATAAAGCCA")
+PAIRS = tuple(combinations(range(len(MOTIFS)), 2))
+CLASSES = tuple(f"{MOTIFS[first]}+{MOTIFS[second]}" for first, second in PAIRS)
+PARTS = ("train", "select", "held-out")
+
+ERRORS = 0.1
+"""Share of the letters of a planted motif that are drawn anew."""
+
+Mask = NDArray[np.bool_]
+
+
+def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8], Mask]:
+    """One-hot letters (4, length) and where motifs were planted (length,), of sample `index` of a part.
+
+    Its label is `index` modulo the number of classes.
+    """
+    rng = np.random.default_rng([seed, PARTS.index(part), index])
+    strong = rng.uniform(0.3, 0.7) / 2
+    letters = np.searchsorted((0.5 - strong, 0.5, 0.5 + strong), rng.uniform(size=LENGTH))
+    planted = np.zeros(LENGTH, np.bool_)
+    pair = rng.permutation(PAIRS[index % len(PAIRS)])
+    for motif, start in zip(pair, _starts(rng, [len(MOTIFS[motif]) for motif in pair]), strict=True):
+        place = slice(start, start + len(MOTIFS[motif]))
+        drawn = rng.integers(4, size=len(MOTIFS[motif]))
+        wrong = rng.uniform(size=len(drawn)) < ERRORS
+        letters[place] = np.where(wrong, drawn, [LETTERS.index(letter) for letter in MOTIFS[motif]])
+        planted[place] = True
+    return (letters == np.arange(4)[:, None]).astype(np.uint8), planted
+
+
+def dna_arrays(part: str, count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The first `count` samples of a part: (n, 4, length) uint8 and labels (n,) that go round the classes."""
+    letters = np.stack([dna_sample(part, index, seed)[0] for index in range(count)])
+    return letters, np.arange(count, dtype=np.int64) % len(CLASSES)
+
+
+def planted(sample: str) -> Mask:
+    """Where motifs were planted in the sample with this id, such as "dna/train/17": (length,)."""
+    _, part, index = sample.split("/")
+    return dna_sample(part, int(index))[1]
+
+
+def _starts(rng: np.random.Generator, lengths: list[int]) -> list[int]:
+    """Where pieces of these lengths begin, in this order, without overlap, all ways equally likely."""
+    gaps = np.sort(rng.integers(0, LENGTH - sum(lengths) + 1, len(lengths)))
+    return [int(gap) + sum(lengths[:place]) for place, gap in enumerate(gaps)]

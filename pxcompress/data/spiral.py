@@ -1,0 +1,38 @@
+"""The embedded data set `spiral`: two cubist spirals in the plane, whose smallest networks are known.
+
+From "Sparsest Models Elude Pruning" (Zhang and Papyan, ICML 2024): a polyline of 16 pieces, twice, moved apart along
+the radius; each is one class. A ReLU network of widths (3, 3, 3) is known to reach 95 %, one of (7, 3, 3) 99.5 %.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLASSES = ("inner", "outer")
+POINTS = 25_000
+"""Of each class; evenly spaced along its length, so that nothing is drawn."""
+
+SHIFT = 15.0
+"""How far each class lies from the middle line, towards and away from the centre."""
+
+
+def spiral_arrays() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Points (50 000, 2), standardised, and labels (50 000,); first the inner class, from the centre outwards."""
+    points = np.concatenate([_along(_vertices(shift)) for shift in (-SHIFT, SHIFT)])
+    scaled = (points - points.mean(0)) / points.std(0)
+    return scaled.astype(np.float32), np.repeat(np.arange(2), POINTS)
+
+
+def _vertices(shift: float) -> NDArray[np.float64]:
+    """Corners of one polyline, (17, 2)."""
+    angle = np.linspace(np.pi, 5 * np.pi, 17) + 0.4 * np.pi
+    radius = 10 * angle + np.pi + shift
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _along(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`POINTS` points (POINTS, 2) at equal distances along a polyline, from its first corner to its last."""
+    ends = np.concatenate([[0.0], np.hypot(*np.diff(vertices, axis=0).T).cumsum()])
+    places = np.linspace(0.0, ends[-1], POINTS)
+    return np.stack([np.interp(places, ends, coordinate) for coordinate in vertices.T], axis=1)

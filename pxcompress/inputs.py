@@ -1,0 +1,46 @@
+"""What a model takes: what it says of itself, in timm's terms, and what follows for the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from pxcompress.errors import ModelError
+from pxcompress.types import Preprocessing
+
+
+def config_of(model: nn.Module) -> Mapping[str, Any]:
+    """The module's pretrained_cfg or default_cfg (timm's names); empty where it has neither."""
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, attribute, None)
+        if isinstance(config, Mapping):
+            return config
+    return {}
+
+
+def preprocessing_of(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> Preprocessing:
+    """How inputs are made for `model`; `input_size` is a side in pixels, or the shape of an input that is no image.
+
+    Without it the model's own counts. Raises `ModelError` for a side in pixels where the model takes no images.
+    """
+    config = config_of(model)
+    channels, *sides = config.get("input_size", (3, 224, 224))
+    if isinstance(input_size, tuple):
+        return Preprocessing(input_size)
+    if len(sides) != 2:
+        if input_size is not None:
+            shape = "x".join(map(str, (channels, *sides)))
+            raise ModelError(f"the model takes inputs of shape {shape}, no images; give --data with such inputs")
+        return Preprocessing((channels, *sides))
+    args = {} if input_size is None else {"input_size": (channels, input_size, input_size)}
+    resolved = resolve_model_data_config(model, args=args, pretrained_cfg=config)
+    return Preprocessing(
+        input_size=tuple(resolved["input_size"]),
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
+        interpolation=resolved["interpolation"],
+        crop=float(resolved["crop_pct"]),
+    )
