@@ -164,6 +164,8 @@ def _bytes(text: str) -> int:
 
 def _repairs(texts: list[str]) -> tuple[str, ...]:
     """Repairs in order; "none" alone stands for none."""
+    if "none" in texts and len(texts) > 1:
+        raise InputError("--repair none is given with other repairs; leave it out, or them")
     return () if texts == ["none"] else tuple(texts)
 
 
