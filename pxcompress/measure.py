@@ -21,7 +21,7 @@ from pxcompress.export import onnx_files
 from pxcompress.ranks import summed
 from pxcompress.runtime import Session
 from pxcompress.state import device_of, observed
-from pxcompress.types import Batches, Latency, Measurement, Placement, Ratios
+from pxcompress.types import Batches, Latency, Measurement, Placement, Ratios, Speedup
 
 Seconds = npt.NDArray[np.float64]
 
@@ -36,15 +36,6 @@ class Candidate:
     path: Path
     params: int
     macs: int
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """Dense p50 / pruned p50, with its 95 % interval over the runs of this measurement."""
-
-    ratio: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

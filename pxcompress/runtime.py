@@ -54,7 +54,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
-_ORT_ERRORS = (
+ORT_ERRORS = (
     ort_errors.Fail,
     ort_errors.EPFail,
     ort_errors.InvalidArgument,
@@ -102,7 +102,12 @@ class Session:
 
     @property
     def precision(self) -> str:
-        """ "fp16", "tf32" or "fp32". cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0."""
+        """What the file says ("int8", "fp16"), else "fp16" where its input is, "tf32" or "fp32".
+
+        cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
+        """
+        if said := self.metadata.get("precision"):
+            return said
         if self.input.dtype == np.float16:
             return "fp16"
         tf32 = self.device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
@@ -118,7 +123,7 @@ class Session:
         array = self._array(inputs)
         try:
             (logits,) = self._model.run([self.output.name], {self.input.name: array})
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             reason = _one_line(str(error))
             raise InputError(f"{self.path.name} does not run on inputs of shape {array.shape}: {reason}") from error
         return np.asarray(logits)
@@ -277,7 +282,7 @@ def _unusable(provider: str) -> str:
         return failure
     try:
         model.run(None, {"x": np.zeros((1, 1, 2, 2), np.float32)})
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         return _one_line(str(error))
     return ""
 
@@ -321,7 +326,7 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     with _captured() as noise:
         try:
             model = ort.InferenceSession(source, options, providers=_STACKS[provider], enable_fallback=0)
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             failure = str(error)
     if model is None:
         return None, _one_line(f"{failure}\n{noise()}")

@@ -18,9 +18,9 @@ LINE = (
     ("state", "training", "certify", "clock", "folder", "used"),
     ("collect", "attribution", "graph", "runtime", "parts"),
     ("cost", "elimination", "relevance", "consumers", "export", "models"),
-    ("scorers", "class_relevance", "budgets", "repair", "plan", "measure", "baseline", "task"),
+    ("scorers", "class_relevance", "budgets", "repair", "plan", "measure", "precision", "baseline", "task"),
     ("data", "recipe", "survey", "conservation", "rounds"),
-    ("dead_paths",),
+    ("dead_paths", "targets"),
     ("report",),
     ("subject",),
     ("artifact",),
@@ -31,7 +31,7 @@ LINE = (
     ("__main__",),
 )
 PLACE = {name: place for place, names in enumerate(LINE) for name in names}
-DOORS = {"torch_pruning": {"graph"}, "onnxruntime": {"runtime"}, "zennit": {"attribution"}}
+DOORS = {"torch_pruning": {"graph"}, "onnxruntime": {"runtime", "precision"}, "zennit": {"attribution"}}
 
 
 def _room(path: Path) -> str:

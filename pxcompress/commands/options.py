@@ -142,8 +142,13 @@ def _repairs(texts: list[str]) -> tuple[str, ...]:
     return () if texts == ["none"] else tuple(texts)
 
 
+def _split(text: str) -> tuple[str, ...]:
+    """Words with commas between them."""
+    return tuple(word.strip() for word in text.split(","))
+
+
 def _as_is(value: Any) -> Any:
     return value
 
 
-_READ: Mapping[str, Callable[[Any], Any]] = {"classes": _names, "repair": _repairs}
+_READ: Mapping[str, Callable[[Any], Any]] = {"classes": _names, "repair": _repairs, "targets": _split}

@@ -28,6 +28,7 @@ from pxcompress.report.summary import (
     speed,
     wilson,
 )
+from pxcompress.report.targets import targets_section
 from pxcompress.types import Fixed, GroupWidth, Report
 
 _MINUS = "\N{MINUS SIGN}"
@@ -48,6 +49,7 @@ def to_html(report: Report) -> str:
     title = f"{report.recipe.get('model', 'model')}: {headline(report)}"
     sections = (
         _comparison(report),
+        *targets_section(report),
         *certificate_section(report),
         _stage_accuracy(report),
         *class_section(report),
@@ -305,6 +307,7 @@ def _proof(report: Report) -> Element:
             ),
             class_="two",
         ),
+        *((pairs("sha256 of the files", report.sha256),) if report.sha256 else ()),
     )
 
 

@@ -17,6 +17,9 @@ from pxcompress.types import Measurement, Report
 _OPTIONS = {"scorer": "score"}
 """Recipe keys whose command-line option has another name."""
 
+_WITH_COMMAS = ("classes", "targets")
+"""Options that take all their values at once."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -266,7 +269,6 @@ def command(recipe: Mapping[str, object]) -> str:
 
 def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
     flat: dict[str, Any] = dict(recipe)
-    flat["classes"] = ",".join(flat.get("classes", ())) or []
     parts: list[Any] = [flat.pop(key, None) or {} for key in ("bench", "guarantee")]
     return {**flat, **parts[0], **parts[1]}
 
@@ -280,6 +282,8 @@ def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(name: str, value: Any) -> list[str]:
+    if name in _WITH_COMMAS:
+        return [f"--{name}", ",".join(value)]
     if isinstance(value, list | tuple):
         return [word for item in value or ["none"] for word in (f"--{name}", str(item))]
     if value is True:

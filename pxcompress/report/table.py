@@ -20,6 +20,7 @@ from pxcompress.report.summary import (
     size,
     wilson,
 )
+from pxcompress.report.targets import HEAD, target_rows
 from pxcompress.types import Measurement, Report
 
 if TYPE_CHECKING:
@@ -34,9 +35,12 @@ def to_table(report: Report) -> str:
     lines += _accuracy(report)
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
+    targets = ["", *_aligned([HEAD, *target_rows(report)])] if report.targets else []
     by_class = [class_line(report)] if report.class_shares else []
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
-    return "\n".join([*_aligned(lines), "", conditions(report), *by_class, *notes, *certificate, report.verdict])
+    return "\n".join(
+        [*_aligned(lines), *targets, "", conditions(report), *by_class, *notes, *certificate, report.verdict]
+    )
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:
