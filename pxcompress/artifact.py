@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -45,6 +46,9 @@ from pxcompress.types import (
 
 DENSE, SLIM, RECIPE = "dense.onnx", "model.onnx", "recipe.json"
 """Files of a run folder that others read."""
+
+PREDICT = Path(__file__).with_name("predict.py")
+"""Needs onnxruntime, numpy and pillow only; it is copied as it is."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ def assemble(
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write report.json and report.html."""
+    """Write report.json, report.html, and predict.py, with which the model runs without pxcompress."""
+    shutil.copyfile(PREDICT, folder / PREDICT.name)
     (folder / "report.json").write_text(to_json(report))
     (folder / "report.html").write_text(to_html(report))
 

@@ -12,7 +12,7 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors",),
+    ("errors", "predict"),
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
     ("ranks",),
     ("state", "training", "certify", "clock", "folder", "used"),
@@ -31,7 +31,7 @@ LINE = (
     ("__main__",),
 )
 PLACE = {name: place for place, names in enumerate(LINE) for name in names}
-DOORS = {"torch_pruning": {"graph"}, "onnxruntime": {"runtime", "precision"}, "zennit": {"attribution"}}
+DOORS = {"torch_pruning": {"graph"}, "onnxruntime": {"runtime", "precision", "predict"}, "zennit": {"attribution"}}
 
 
 def _room(path: Path) -> str:
