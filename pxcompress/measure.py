@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,21 +47,6 @@ class Comparison:
     placement: Placement
     speedup: Speedup
     threads: int
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One ONNX file at one batch size. Throughput is samples/s; `threads` are CPU threads."""
-
-    path: str
-    input_shape: tuple[int, ...]
-    batch_size: int
-    latency_ms: Latency
-    throughput: float
-    onnx_bytes: int
-    precision: str
-    threads: int
-    placement: Placement
 
 
 def accuracy(session: Session, batches: Batches) -> tuple[float, int]:
@@ -134,7 +119,7 @@ def compare(
 
     Raises `ResultError` when one of them runs on another provider than the other.
     """
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     candidates = {"dense": dense, "pruned": pruned}
     sessions = {
         name: runtime.session(candidate.path, provider, threads=threads) for name, candidate in candidates.items()
@@ -171,7 +156,7 @@ def _measurement(
         samples=samples,
         params=candidate.params,
         macs=candidate.macs,
-        onnx_bytes=_bytes(candidate.path),
+        onnx_bytes=file_bytes(candidate.path),
         latency_ms=latency(seconds),
         throughput=float(batch_size / seconds.mean()),
         batch_size=batch_size,
@@ -180,7 +165,8 @@ def _measurement(
     )
 
 
-def _bytes(path: Path) -> int:
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and the weights beside it."""
     return sum(file.stat().st_size for file in onnx_files(path))
 
 
@@ -257,71 +243,7 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def bench(
-    paths: Sequence[Path | str],
-    batch_sizes: Sequence[int] = (1,),
-    *,
-    provider: str = "auto",
-    input_size: tuple[int, int, int] | None = None,
-    threads: int = 0,
-    runs: int = 200,
-) -> tuple[BenchRow, ...]:
-    """Time ONNX image classifiers, the files taking turns at every batch size; random inputs.
-
-    `input_size` (channels, height, width) fills the dimensions that a file leaves open, only those. Raises
-    `InputError` where one stays open, for a fixed batch of another size, and for what `runtime.session` refuses.
-    """
-    sessions = {str(path): runtime.session(path, provider, threads=threads) for path in paths}
-    shapes = {name: _image_shape(session, input_size) for name, session in sessions.items()}
-    for batch_size in batch_sizes:
-        _check_batch_size(batch_size)
-        for session in sessions.values():
-            _check_fixed_batch(session, batch_size)
-    rows = []
-    for batch_size in batch_sizes:
-        runners = {name: session.runner(_images(batch_size, shapes[name])) for name, session in sessions.items()}
-        seconds = runtime.time_interleaved(runners, runs=runs)
-        rows += [
-            _bench_row(name, session, (batch_size, *shapes[name]), seconds[name]) for name, session in sessions.items()
-        ]
-    return tuple(rows)
-
-
-def _bench_row(name: str, session: Session, shape: tuple[int, ...], seconds: Seconds) -> BenchRow:
-    return BenchRow(
-        path=name,
-        input_shape=shape,
-        batch_size=shape[0],
-        latency_ms=latency(seconds),
-        throughput=float(shape[0] / seconds.mean()),
-        onnx_bytes=_bytes(session.path),
-        precision=session.precision,
-        threads=session.threads,
-        placement=session.placement,
-    )
-
-
-def _images(batch_size: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(0).standard_normal((batch_size, *shape), dtype=np.float32)
-
-
-def _check_fixed_batch(session: Session, batch_size: int) -> None:
-    fixed = session.input.shape[0]
-    if fixed not in (None, batch_size):
-        raise InputError(f"{session.path} has a fixed batch of {fixed}; given batch size {batch_size}; ask for {fixed}")
-
-
-def _image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tuple[int, ...]:
-    """Channels, height and width: what the file says, else what was asked."""
-    port = session.input
-    if len(port.shape) != 4:
-        raise InputError(f"{session.path} takes inputs {port}; expected images (batch, channels, height, width)")
-    if input_size is None and None in port.shape[1:]:
-        raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
-    pairs = zip(port.shape[1:], input_size or port.shape[1:], strict=True)
-    return tuple(int(fixed or wanted or 0) for fixed, wanted in pairs)
-
-
-def _check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
+    """Raise `InputError` for a batch of no samples."""
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}; expected 1 or more")

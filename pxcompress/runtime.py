@@ -198,7 +198,7 @@ def check_provider(name: str) -> None:
     """Raise `InputError` if a provider of this name is unknown or cannot be used here; "auto" and "cpu" always can."""
     if name not in PROVIDERS:
         raise InputError(f"unknown provider {name!r}; expected one of: {', '.join(PROVIDERS)}")
-    reason = "" if name == "auto" else _unusable(name)
+    reason = "" if name == "auto" else unusable(name)
     if reason:
         raise InputError(f"provider {name!r} cannot be used: {reason}; use auto or cpu")
 
@@ -262,12 +262,12 @@ def _choose(provider: str) -> tuple[str, str]:
     """What to run on, and why it is not what "auto" would rather have taken."""
     if provider != "auto":
         return provider, ""
-    reason = _unusable("cuda")
+    reason = unusable("cuda")
     return ("cpu", f"CUDA cannot be used: {reason}") if reason else ("cuda", "")
 
 
 @cache
-def _unusable(provider: str) -> str:
+def unusable(provider: str) -> str:
     """Why a provider does not work here; "" when it does. `get_available_providers` only lists what was compiled in."""
     if provider == "cpu":
         return ""
@@ -372,7 +372,8 @@ def _placement(model: Any, asked: str, reason: str) -> Placement:
     if elsewhere and not reason:
         names = ", ".join(f"{count} {name}" for name, count in elsewhere.most_common(5))
         reason = f"{elsewhere.total()} of {len(nodes)} nodes run elsewhere: {names}"
-    return Placement(asked, got, len(nodes) - elsewhere.total(), len(nodes), reason)
+    counts = dict(Counter(provider for provider, _ in nodes if provider != got))
+    return Placement(asked, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts)
 
 
 def _ports(path: Path, model: Any) -> tuple[Port, Port]:

@@ -11,7 +11,7 @@ import numpy as np
 from pxcompress import runtime
 from pxcompress.errors import ModelError
 from pxcompress.export import onnx_files
-from pxcompress.measure import Seconds, latency, speedup
+from pxcompress.measure import Seconds, file_bytes, latency, speedup
 from pxcompress.precision import convert
 from pxcompress.recipe import Bench
 from pxcompress.runtime import Array, Session
@@ -87,7 +87,7 @@ def _row(run: _Run, runs: Mapping[str, _Run], labels: Array, batch_size: int) ->
     return Target(
         file=session.path.name,
         precision=session.precision,
-        onnx_bytes=sum(file.stat().st_size for file in onnx_files(session.path)),
+        onnx_bytes=file_bytes(session.path),
         top1=run.right(labels),
         samples=len(labels),
         agreement=float((run.logits.argmax(1) == reference.argmax(1)).mean()),

@@ -233,13 +233,17 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Placement:
-    """Which execution provider ran the graph. `fallback_reason` is empty when the asked one did all of it."""
+    """Which execution provider ran the graph. `fallback_reason` is empty when the asked one did all of it.
+
+    `elsewhere` counts the nodes on other providers, by their name.
+    """
 
     asked: str
     got: str
     nodes_on_provider: int
     nodes_total: int
     fallback_reason: str = ""
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

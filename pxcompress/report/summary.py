@@ -12,7 +12,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from pxcompress.recipe import Bench, Guarantee, Recipe, auto_normalise, auto_repair
-from pxcompress.types import Measurement, Report
+from pxcompress.types import Measurement, Placement, Report, Speedup
 
 _OPTIONS = {"scorer": "score"}
 """Recipe keys whose command-line option has another name."""
@@ -113,6 +113,20 @@ def seconds(value: float) -> str:
 def per_second(value: float) -> str:
     """Samples per second with three digits."""
     return f"{count(value)}/s"
+
+
+def times(change: Speedup) -> str:
+    """ "2.00x (1.90 to 2.10)", and "no difference" in front where the interval includes 1."""
+    text = f"{change.ratio:.2f}x ({change.low:.2f} to {change.high:.2f})"
+    return f"no difference, {text}" if change.low <= 1 <= change.high else text
+
+
+def nodes(placement: Placement) -> str:
+    """Which provider runs how many nodes: "118 nodes on CUDA", or "115 of 118 on CUDA, 3 on CPU"."""
+    short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
+    others = [f"{count} on {short[name]}" for name, count in placement.elsewhere.items()]
+    here = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
+    return ", ".join([f"{here} on {short[placement.got]}", *others])
 
 
 def percent(share: float) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from pxcompress.report.markup import node, section, table
-from pxcompress.report.summary import milliseconds, percent, size
-from pxcompress.types import Placement, Report, Speedup
+from pxcompress.report.summary import milliseconds, nodes, percent, size, times
+from pxcompress.types import Report
 
 HEAD = ("file", "top-1", "same top-1", "size", "p50", "faster than dense", "nodes")
 
@@ -26,18 +26,6 @@ def target_rows(report: Report) -> list[tuple[str, ...]]:
         )
         for of in report.targets
     ]
-
-
-def times(change: Speedup) -> str:
-    """ "2.00x (1.90 to 2.10)", or "no difference" in front where the interval includes 1."""
-    text = f"{change.ratio:.2f}x ({change.low:.2f} to {change.high:.2f})"
-    return f"no difference, {text}" if change.low <= 1 <= change.high else text
-
-
-def nodes(placement: Placement) -> str:
-    """Which provider runs how many nodes."""
-    provider = placement.got.removesuffix("ExecutionProvider")
-    return f"{placement.nodes_on_provider} of {placement.nodes_total} on {provider}"
 
 
 def targets_section(report: Report) -> Sequence[Element]:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from pxcompress import runtime
 from pxcompress.errors import InputError, ResultError
 
-GPU = not runtime._unusable("cuda")
+GPU = not runtime.unusable("cuda")
 without_gpu = pytest.mark.skipif(GPU, reason="says what happens without a GPU")
 
 
@@ -82,7 +82,7 @@ def test_default_threads_are_those_of_pytorch(wide_cnn: Exported) -> None:
 
 @without_gpu
 def test_auto_falls_back_quietly_and_says_why(wide_cnn: Exported, capfd: pytest.CaptureFixture[str]) -> None:
-    runtime._unusable.cache_clear()
+    runtime.unusable.cache_clear()
     placement = runtime.session(wide_cnn.path, "auto").placement
     assert (placement.asked, placement.got) == ("auto", "CPUExecutionProvider")
     assert placement.fallback_reason.startswith("CUDA cannot be used: ")
@@ -184,6 +184,7 @@ def test_placement_counts_nodes_that_run_elsewhere() -> None:
     )
     placement = runtime._placement(model, "cuda", "")
     assert (placement.got, placement.nodes_on_provider, placement.nodes_total) == ("CUDAExecutionProvider", 3, 6)
+    assert placement.elsewhere == {"CPUExecutionProvider": 3}
     assert placement.fallback_reason == (
         "3 of 6 nodes run elsewhere: 2 Shape on CPUExecutionProvider, 1 Gather on CPUExecutionProvider"
     )
