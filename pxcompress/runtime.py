@@ -28,6 +28,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
+from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
@@ -35,6 +36,8 @@ from pxcompress.errors import InputError, ResultError
 from pxcompress.types import Placement
 
 VERSION: str = ort.__version__
+CUDA_VERSION: str = getattr(build_and_package_info, "cuda_version", "")
+"""What this ONNX Runtime was built for; "" for none."""
 BLOCK = 10
 """Runs of one session in a row before the other session has its turn."""
 
@@ -269,14 +272,13 @@ def _choose(provider: str) -> tuple[str, str]:
 @cache
 def unusable(provider: str) -> str:
     """Why a provider does not work here; "" when it does. `get_available_providers` only lists what was compiled in."""
-    if provider == "cpu":
-        return ""
     if _NAMES[provider] not in ort.get_available_providers():
         return f"onnxruntime {VERSION} was built without {_NAMES[provider]} (the onnxruntime-gpu package has it)"
-    if reason := _missing_gpu():
-        return reason
-    with _captured():
-        ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
+    if provider != "cpu":
+        if reason := _missing_gpu():
+            return reason
+        with _captured():
+            ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
     model, failure = _create(_one_convolution(), provider, threads=1)
     if failure:
         return failure
