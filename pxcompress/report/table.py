@@ -40,11 +40,11 @@ def to_table(report: Report) -> str:
     lines += _accuracy(report)
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
-    targets = ["", *_aligned([HEAD, *target_rows(report)])] if report.targets else []
+    targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
     by_class = [class_line(report)] if report.class_shares else []
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     return "\n".join(
-        [*_aligned(lines), *targets, "", conditions(report), *by_class, *notes, *certificate, report.verdict]
+        [*aligned(lines), *targets, "", conditions(report), *by_class, *notes, *certificate, report.verdict]
     )
 
 
@@ -53,7 +53,7 @@ def certificate_table(content: Mapping[str, Any]) -> str:
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(content)]
     notes = [f"note: {note}" for note in (counted(content), content["spent"]) if note]
     said = badge(content)
-    return "\n".join([*_aligned(lines), *notes, f"{said.title}: {said.text}"])
+    return "\n".join([*aligned(lines), *notes, f"{said.title}: {said.text}"])
 
 
 def _accuracy(report: Report) -> list[_Line]:
@@ -99,7 +99,7 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
         for row in rows
     ]
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
-    return "\n".join([*_aligned(lines), "", *_bench_conditions(rows), *(f"note: {reason}" for reason in reasons)])
+    return "\n".join([*aligned(lines), "", *_bench_conditions(rows), *(f"note: {reason}" for reason in reasons)])
 
 
 def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     )
 
 
-def _aligned(lines: Sequence[_Line]) -> list[str]:
+def aligned(lines: Sequence[_Line]) -> list[str]:
     """The first and the last column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<", *[">"] * (len(widths) - 2), "<"]
