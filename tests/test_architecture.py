@@ -20,7 +20,7 @@ LINE = (
     ("cost", "elimination", "relevance", "consumers", "export", "models"),
     ("scorers", "class_relevance", "budgets", "repair", "plan", "measure", "precision", "baseline", "task"),
     ("data", "recipe", "survey", "conservation", "rounds"),
-    ("dead_paths", "targets", "bench", "doctor"),
+    ("dead_paths", "targets", "bench", "doctor", "serving"),
     ("report",),
     ("subject",),
     ("artifact",),

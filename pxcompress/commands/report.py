@@ -15,13 +15,17 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Write one page that compares the runs.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Print a Markdown model card of one run instead.")] = False,
     figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as SVG and PNG.")] = None,
+    triton: Annotated[
+        Path | None, typer.Option(help="Model repository to put the models into, as Triton Inference Server reads it.")
+    ] = None,
 ) -> None:
-    """Print the table of a run, or one that compares several; write a page, a model card or figures on demand."""
+    """Print the table of a run, or one that compares several; write whatever else is asked for."""
     from pxcompress.report.build import read_report
     from pxcompress.report.card import to_card
     from pxcompress.report.compare import to_comparison, to_comparison_table
     from pxcompress.report.figures import write_figures
     from pxcompress.report.table import to_table
+    from pxcompress.serving import write_repository
 
     if card and len(folders) > 1:
         raise InputError(f"--card is of one run; {len(folders)} folders are given")
@@ -36,6 +40,9 @@ def report(
         out.write_text(to_comparison(reports))
     if figures is not None:
         write_figures(reports, figures)
+    if triton is not None:
+        for folder, of in zip(folders, reports.values(), strict=True):
+            write_repository(folder, of, triton)
 
 
 def _names(folders: list[Path]) -> list[str]:
