@@ -22,7 +22,6 @@ Model = Annotated[
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth that holds tensors only.")]
 InputSize = Annotated[int | None, typer.Option(help="Side of the square input, pixels.  [default: the model's own]")]
-Provider = Annotated[str, typer.Option(help="ONNX Runtime execution provider: auto, cuda, tensorrt or cpu.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of ONNX Runtime; 0: all physical cores.")]
 Confidence = Annotated[float | None, typer.Option(help="Of the certificate.  [default: 0.95]")]
 Risk = Annotated[
