@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from torch import nn
 
 from pxcompress import __version__
 from pxcompress.class_relevance import removed_shares
+from pxcompress.clock import Clock
 from pxcompress.cost import count_macs, count_params
 from pxcompress.errors import InputError, ParityError
-from pxcompress.export import export_onnx, verify_parity
+from pxcompress.export import artifact_of, export_onnx, verify_parity
 from pxcompress.graph import find_groups, prune
 from pxcompress.measure import Candidate, Comparison, compare, environment, ratios, verdict
 from pxcompress.models import Architecture, classifier_names
@@ -27,6 +29,7 @@ from pxcompress.recipe import Bench, Recipe
 from pxcompress.report.build import to_json
 from pxcompress.report.html import to_html
 from pxcompress.subject import Subject
+from pxcompress.targets import Targets, make_targets, measure_targets
 from pxcompress.task import sliced
 from pxcompress.types import (
     Artifact,
@@ -43,6 +46,9 @@ from pxcompress.types import (
 
 DENSE, SLIM, RECIPE = "dense.onnx", "model.onnx", "recipe.json"
 """Files of a run folder that others read."""
+
+PREDICT = Path(__file__).with_name("predict.py")
+"""Needs onnxruntime, numpy and pillow only; it is copied as it is."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +122,32 @@ def measure(files: Files, bench: Bench, subject: Subject, slim: Slim) -> Compari
     )
 
 
+def convert(files: Files, recipe: Recipe, subject: Subject, clock: Clock) -> Targets:
+    """model.onnx in the other precisions of `recipe`, calibrated on the repair split, all measured side by side."""
+    asked = [name for name in recipe.targets if name != "fp32"]
+    if not asked:
+        return Targets()
+    dense, source = files.dense.path, files.pruned.path
+    with clock.stage(f"export {', '.join(asked)}"):
+        made, failures = make_targets(source, asked, subject.splits.repair)
+    with clock.stage(f"measure {', '.join(asked)}"):
+        measured = measure_targets(dense, source, made, subject.splits.test, recipe.bench)
+    notes = [*failures, *measured.notes]
+    if files.certificate is not None and made:
+        notes.append(f"the certificate is about {SLIM}, not about its other precisions")
+    return replace(measured, notes=tuple(notes))
+
+
 def assemble(
     place: Path,
     recipe: Recipe,
     subject: Subject,
     slim: Slim,
-    results: tuple[Files, Comparison],
+    results: tuple[Files, Comparison, Targets],
     stages: tuple[StageTime, ...],
 ) -> Report:
     """The report of a run whose folder will stand at `place`."""
-    files, comparison = results
+    files, comparison, targets = results
     plan = slim.pruned.plan
     counts = {role: len(ids) for role, ids in subject.splits.ids.items()}
     return Report(
@@ -147,15 +169,18 @@ def assemble(
         plan={key: value for key, value in asdict(plan).items() if key != "removed"},
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
-        notes=(*_notes(subject, files, comparison), *_loop(slim)),
+        notes=(*_notes(subject, files, comparison), *_loop(slim), *targets.notes),
         certificate=files.certificate,
         class_shares=_class_shares(slim, subject.source.classes),
         attempts=slim.attempts,
+        targets=targets.rows,
+        sha256={path.name: artifact_of(path).sha256 for path in sorted(files.dense.path.parent.glob("*.onnx"))},
     )
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write report.json and report.html."""
+    """Write report.json, report.html, and predict.py, with which the model runs without pxcompress."""
+    shutil.copyfile(PREDICT, folder / PREDICT.name)
     (folder / "report.json").write_text(to_json(report))
     (folder / "report.html").write_text(to_html(report))
 

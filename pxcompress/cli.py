@@ -15,14 +15,16 @@ import typer
 from pxcompress import __version__
 from pxcompress.commands.bench import bench
 from pxcompress.commands.certify import certify
+from pxcompress.commands.doctor import doctor
 from pxcompress.commands.inspect import inspect
 from pxcompress.commands.methods import methods
+from pxcompress.commands.report import report
 from pxcompress.commands.run import run
 from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError
 
-COMMANDS = (run, sweep, certify, verify, inspect, bench, methods)
+COMMANDS = (run, sweep, certify, verify, inspect, bench, report, methods, doctor)
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""

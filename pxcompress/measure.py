@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from pxcompress import runtime
+from pxcompress import runtime, stopwatch
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.export import onnx_files
 from pxcompress.ranks import summed
 from pxcompress.runtime import Session
 from pxcompress.state import device_of, observed
-from pxcompress.types import Batches, Latency, Measurement, Placement, Ratios
+from pxcompress.types import Batches, Latency, Measurement, Placement, Ratios, Speedup
 
 Seconds = npt.NDArray[np.float64]
 
@@ -39,15 +39,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Speedup:
-    """Dense p50 / pruned p50, with its 95 % interval over the runs of this measurement."""
-
-    ratio: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads."""
 
@@ -56,21 +47,6 @@ class Comparison:
     placement: Placement
     speedup: Speedup
     threads: int
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One ONNX file at one batch size. Throughput is samples/s; `threads` are CPU threads."""
-
-    path: str
-    input_shape: tuple[int, ...]
-    batch_size: int
-    latency_ms: Latency
-    throughput: float
-    onnx_bytes: int
-    precision: str
-    threads: int
-    placement: Placement
 
 
 def accuracy(session: Session, batches: Batches) -> tuple[float, int]:
@@ -115,13 +91,13 @@ def latency(seconds: Seconds) -> Latency:
 def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
     """Ratio of the medians and its 95 % percentile bootstrap interval.
 
-    Run i of both belongs together (see `runtime.time_interleaved`). Runs next to each other are alike, so whole
+    Run i of both belongs together (see `stopwatch.time_interleaved`). Runs next to each other are alike, so whole
     blocks of them are drawn, the same ones from both: what slows the machine for a while cancels.
     """
     if len(dense) != len(pruned):
         raise ValueError(f"{len(dense)} dense and {len(pruned)} pruned runs; expected as many of both")
     runs = len(dense)
-    size = min(runtime.BLOCK, max(runs // 5, 1))
+    size = min(stopwatch.BLOCK, max(runs // 5, 1))
     blocks = runs // size
     drawn = np.random.default_rng(seed).integers(0, blocks, (_RESAMPLES, blocks))
     index = (drawn[:, :, None] * size + np.arange(size)).reshape(_RESAMPLES, -1)
@@ -143,7 +119,7 @@ def compare(
 
     Raises `ResultError` when one of them runs on another provider than the other.
     """
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     candidates = {"dense": dense, "pruned": pruned}
     sessions = {
         name: runtime.session(candidate.path, provider, threads=threads) for name, candidate in candidates.items()
@@ -180,7 +156,7 @@ def _measurement(
         samples=samples,
         params=candidate.params,
         macs=candidate.macs,
-        onnx_bytes=_bytes(candidate.path),
+        onnx_bytes=file_bytes(candidate.path),
         latency_ms=latency(seconds),
         throughput=float(batch_size / seconds.mean()),
         batch_size=batch_size,
@@ -189,7 +165,8 @@ def _measurement(
     )
 
 
-def _bytes(path: Path) -> int:
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and the weights beside it."""
     return sum(file.stat().st_size for file in onnx_files(path))
 
 
@@ -258,73 +235,7 @@ def environment() -> dict[str, object]:
     }
 
 
-def bench(
-    paths: Sequence[Path | str],
-    batch_sizes: Sequence[int] = (1,),
-    *,
-    provider: str = "auto",
-    input_size: tuple[int, int, int] | None = None,
-    threads: int = 0,
-    runs: int = 200,
-) -> tuple[BenchRow, ...]:
-    """Time ONNX image classifiers, the files taking turns at every batch size; random inputs.
-
-    `input_size` (channels, height, width) fills the dimensions that a file leaves open, only those. Raises
-    `InputError` where one stays open, for a fixed batch of another size, and for what `runtime.session` refuses.
-    """
-    sessions = {str(path): runtime.session(path, provider, threads=threads) for path in paths}
-    shapes = {name: _image_shape(session, input_size) for name, session in sessions.items()}
-    for batch_size in batch_sizes:
-        _check_batch_size(batch_size)
-        for session in sessions.values():
-            _check_fixed_batch(session, batch_size)
-    rows = []
-    for batch_size in batch_sizes:
-        runners = {name: session.runner(_images(batch_size, shapes[name])) for name, session in sessions.items()}
-        seconds = runtime.time_interleaved(runners, runs=runs)
-        rows += [
-            _bench_row(name, session, (batch_size, *shapes[name]), seconds[name]) for name, session in sessions.items()
-        ]
-    return tuple(rows)
-
-
-def _bench_row(name: str, session: Session, shape: tuple[int, ...], seconds: Seconds) -> BenchRow:
-    return BenchRow(
-        path=name,
-        input_shape=shape,
-        batch_size=shape[0],
-        latency_ms=latency(seconds),
-        throughput=float(shape[0] / seconds.mean()),
-        onnx_bytes=_bytes(session.path),
-        precision=session.precision,
-        threads=session.threads,
-        placement=session.placement,
-    )
-
-
-def _images(batch_size: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(0).standard_normal((batch_size, *shape), dtype=np.float32)
-
-
-def _check_fixed_batch(session: Session, batch_size: int) -> None:
-    fixed = session.input.shape[0]
-    if fixed not in (None, batch_size):
-        raise InputError(f"{session.path} has a fixed batch of {fixed}; given batch size {batch_size}; ask for {fixed}")
-
-
-def _image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tuple[int, ...]:
-    """Of one input, such as channels, height and width: what the file says, else what was asked."""
-    port = session.input
-    if None not in port.shape[1:]:
-        return tuple(int(size or 0) for size in port.shape[1:])
-    if len(port.shape) != 4:
-        raise InputError(f"{session.path} takes inputs {port}; expected images (batch, channels, height, width)")
-    if input_size is None:
-        raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
-    pairs = zip(port.shape[1:], input_size, strict=True)
-    return tuple(int(fixed or wanted or 0) for fixed, wanted in pairs)
-
-
-def _check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
+    """Raise `InputError` for a batch of no samples."""
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}; expected 1 or more")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pxcompress.artifact import assemble, export, measure, write_report
+from pxcompress.artifact import assemble, convert, export, measure, write_report
 from pxcompress.budgets import BUDGETS
 from pxcompress.certificate import check_certifiable, smallest_certified
 from pxcompress.class_relevance import class_relevance, guarded
@@ -68,7 +68,8 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
             slim, files = smallest_certified(folder, recipe, subject, slims, clock)
         with clock.stage("measure"):
             comparison = measure(files, recipe.bench, subject, slim)
-        report = assemble(place, recipe, subject, slim, (files, comparison), clock.stages)
+        targets = convert(files, recipe, subject, clock)
+        report = assemble(place, recipe, subject, slim, (files, comparison, targets), clock.stages)
         write_report(folder, report)
     return report
 

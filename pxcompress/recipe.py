@@ -49,6 +49,9 @@ REFINEMENTS = ("none", "swaps")
 TASK_REPAIR = ("fold", "batchnorm:match=dense")
 """For some of the classes: statistics of few classes are not those that the weights expect."""
 
+TARGETS = ("fp32", "fp16", "int8")
+"""Precisions that a model can be exported in."""
+
 
 def auto_normalise(budget: str) -> str:
     """How groups are made comparable where nothing is said, for a budget's text."""
@@ -176,6 +179,9 @@ class Recipe:
     class_guard: bool = option(False, "Raise scores of what single classes rest on; implies --class-scores.")
     bench: Bench = field(default_factory=Bench)
     guarantee: Guarantee | None = None
+    targets: tuple[str, ...] = option(
+        ("fp32",), "Precisions of the exported model, with commas: fp32 (always made), fp16, int8."
+    )
     skip_corrupt: bool = option(False, "Leave out images that cannot be read, and count them.")
     seed: int = option(0, "Seed of every random draw.")
 
@@ -195,6 +201,7 @@ class Recipe:
         if self.refine not in REFINEMENTS:
             raise unknown("refine", self.refine, REFINEMENTS)
         _check_classes(self.classes)
+        object.__setattr__(self, "targets", _ordered(self.targets))
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))
         if self.round_to is None:
@@ -339,6 +346,14 @@ def _check_order(repairs: Sequence[str], required: Sequence[Sequence[str]]) -> N
         for later in names[place + 1 :]:
             if later in required[place]:
                 raise InputError(f"repair {name!r} stands before {later!r}, whose result it needs; swap them")
+
+
+def _ordered(targets: Sequence[str]) -> tuple[str, ...]:
+    """Precisions in the order of `TARGETS`, each once, float32 among them: the others are made from it."""
+    for name in targets:
+        if name not in TARGETS:
+            raise unknown("target", name, TARGETS)
+    return tuple(name for name in TARGETS if name in {"fp32", *targets})
 
 
 def _check_classes(names: Sequence[str]) -> None:

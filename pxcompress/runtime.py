@@ -14,7 +14,6 @@ import platform
 import re
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -29,16 +28,17 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
+from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
 from pxcompress.errors import InputError, ResultError
+from pxcompress.stopwatch import time_interleaved
 from pxcompress.types import Placement
 
 VERSION: str = ort.__version__
-BLOCK = 10
-"""Runs of one session in a row before the other session has its turn."""
-
+CUDA_VERSION: str = getattr(build_and_package_info, "cuda_version", "")
+"""What this ONNX Runtime was built for; "" for none."""
 Array = npt.NDArray[Any]
 
 _CPU = "CPUExecutionProvider"
@@ -55,7 +55,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
-_ORT_ERRORS = (
+ORT_ERRORS = (
     ort_errors.Fail,
     ort_errors.EPFail,
     ort_errors.InvalidArgument,
@@ -103,7 +103,12 @@ class Session:
 
     @property
     def precision(self) -> str:
-        """ "fp16", "tf32" or "fp32". cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0."""
+        """What the file says ("int8", "fp16"), else "fp16" where its input is, "tf32" or "fp32".
+
+        cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
+        """
+        if said := self.metadata.get("precision"):
+            return said
         if self.input.dtype == np.float16:
             return "fp16"
         tf32 = self.device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
@@ -119,7 +124,7 @@ class Session:
         array = self._array(inputs)
         try:
             (logits,) = self._model.run([self.output.name], {self.input.name: array})
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             reason = _one_line(str(error))
             raise InputError(f"{self.path.name} does not run on inputs of shape {array.shape}: {reason}") from error
         return np.asarray(logits)
@@ -194,7 +199,7 @@ def check_provider(name: str) -> None:
     """Raise `InputError` if a provider of this name is unknown or cannot be used here; "auto" and "cpu" always can."""
     if name not in PROVIDERS:
         raise InputError(f"unknown provider {name!r}; expected one of: {', '.join(PROVIDERS)}")
-    reason = "" if name == "auto" else _unusable(name)
+    reason = "" if name == "auto" else unusable(name)
     if reason:
         raise InputError(f"provider {name!r} cannot be used: {reason}; use auto or cpu")
 
@@ -215,29 +220,6 @@ def time_runs(
     batch = np.repeat(example[:1], batch_size, axis=0)
     runners = {name: session.runner(batch) for name, session in sessions.items()}
     return time_interleaved(runners, warmup=warmup, runs=runs, max_seconds=max_seconds)
-
-
-def time_interleaved(
-    runners: Mapping[str, Callable[[], None]], *, warmup: int = 50, runs: int = 200, max_seconds: float = 10.0
-) -> dict[str, Array]:
-    """Seconds per call, the runners taking turns so that drift of the machine meets all of them alike.
-
-    A turn is up to `BLOCK` timed calls after one that is not timed and brings the runner's memory back into the
-    caches. Run i of one result stands beside run i of the others. Stops after `max_seconds` (warm-up: a quarter of
-    it), but not before three turns each.
-    """
-    share = max_seconds / len(runners)
-    pace = max(_warm_up(run, warmup, share / 4) for run in runners.values())
-    turn = int(np.clip(share / 5 / pace, 1, min(BLOCK, max(runs // 3, 1))))
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    start, turns, done = time.perf_counter(), 0, 0
-    while done < runs and (turns < 3 or time.perf_counter() - start < max_seconds):
-        turn = min(turn, runs - done)
-        for name, run in runners.items():
-            run()
-            seconds[name].extend(_seconds(run) for _ in range(turn))
-        turns, done = turns + 1, done + turn
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int) -> float:
@@ -267,45 +249,30 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _warm_up(run: Callable[[], None], runs: int, max_seconds: float) -> float:
-    """Seconds of the fastest of at least two and at most `runs` calls."""
-    start, fastest, count = time.perf_counter(), float("inf"), 0
-    while count < 2 or (count < runs and time.perf_counter() - start < max_seconds):
-        fastest, count = min(fastest, _seconds(run)), count + 1
-    return fastest
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def _choose(provider: str) -> tuple[str, str]:
     """What to run on, and why it is not what "auto" would rather have taken."""
     if provider != "auto":
         return provider, ""
-    reason = _unusable("cuda")
+    reason = unusable("cuda")
     return ("cpu", f"CUDA cannot be used: {reason}") if reason else ("cuda", "")
 
 
 @cache
-def _unusable(provider: str) -> str:
+def unusable(provider: str) -> str:
     """Why a provider does not work here; "" when it does. `get_available_providers` only lists what was compiled in."""
-    if provider == "cpu":
-        return ""
     if _NAMES[provider] not in ort.get_available_providers():
         return f"onnxruntime {VERSION} was built without {_NAMES[provider]} (the onnxruntime-gpu package has it)"
-    if reason := _missing_gpu():
-        return reason
-    with _captured():
-        ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
+    if provider != "cpu":
+        if reason := _missing_gpu():
+            return reason
+        with _captured():
+            ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
     model, failure = _create(_one_convolution(), provider, threads=1)
     if failure:
         return failure
     try:
         model.run(None, {"x": np.zeros((1, 1, 2, 2), np.float32)})
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         return _one_line(str(error))
     return ""
 
@@ -349,7 +316,7 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     with _captured() as noise:
         try:
             model = ort.InferenceSession(source, options, providers=_STACKS[provider], enable_fallback=0)
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             failure = str(error)
     if model is None:
         return None, _one_line(f"{failure}\n{noise()}")
@@ -395,7 +362,8 @@ def _placement(model: Any, asked: str, reason: str) -> Placement:
     if elsewhere and not reason:
         names = ", ".join(f"{count} {name}" for name, count in elsewhere.most_common(5))
         reason = f"{elsewhere.total()} of {len(nodes)} nodes run elsewhere: {names}"
-    return Placement(asked, got, len(nodes) - elsewhere.total(), len(nodes), reason)
+    counts = dict(Counter(provider for provider, _ in nodes if provider != got))
+    return Placement(asked, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts)
 
 
 def _ports(path: Path, model: Any) -> tuple[Port, Port]:

@@ -240,14 +240,27 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Speedup:
+    """p50 of a reference / p50 of a model, with its 95 % interval over the runs of one measurement."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Placement:
-    """Which execution provider ran the graph. `fallback_reason` is empty when the asked one did all of it."""
+    """Which execution provider ran the graph. `fallback_reason` is empty when the asked one did all of it.
+
+    `elsewhere` counts the nodes on other providers, by their name.
+    """
 
     asked: str
     got: str
     nodes_on_provider: int
     nodes_total: int
     fallback_reason: str = ""
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -264,6 +277,27 @@ class Measurement:
     batch_size: int
     provider: str
     precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One ONNX file of a run folder, measured beside the others on the file itself.
+
+    `agreement` is the share of test samples with the top-1 of model.onnx, `max_abs` the largest difference of a logit
+    to it; `speedup` is against dense.onnx.
+    """
+
+    file: str
+    precision: str
+    onnx_bytes: int
+    top1: float
+    samples: int
+    agreement: float
+    max_abs: float
+    latency_ms: Latency
+    throughput: float
+    speedup: Speedup
+    provider: Placement
 
 
 @dataclass(frozen=True)
@@ -325,7 +359,8 @@ class Report:
     """The proof: everything that was measured, under which conditions. `to_json` of it is report.json.
 
     `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
-    no class scores were, `attempts` where the budget is counted and not measured.
+    no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
+    made. `sha256` has every ONNX file by name.
     """
 
     recipe: Mapping[str, object]
@@ -348,6 +383,8 @@ class Report:
     certificate: Mapping[str, object] | None = None
     class_shares: tuple[ClassShare, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    targets: tuple[Target, ...] = ()
+    sha256: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = field(default=1)
 
 

@@ -12,16 +12,27 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors",),
+    ("errors", "predict"),
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
     ("ranks",),
-    ("state", "training", "certify", "clock", "folder", "used", "inputs", "nets"),
+    ("state", "training", "certify", "clock", "folder", "used", "inputs", "nets", "stopwatch"),
     ("collect", "attribution", "graph", "runtime", "parts"),
     ("cost", "elimination", "relevance", "consumers", "export", "models", "operators", "knapsack"),
     ("latency",),
-    ("scorers", "class_relevance", "budgets", "repair", "plan", "selection", "measure", "baseline", "task"),
+    (
+        "scorers",
+        "class_relevance",
+        "budgets",
+        "repair",
+        "plan",
+        "selection",
+        "measure",
+        "precision",
+        "baseline",
+        "task",
+    ),
     ("data", "recipe", "survey", "conservation", "rounds", "swaps"),
-    ("dead_paths",),
+    ("dead_paths", "targets", "bench", "doctor", "serving"),
     ("report",),
     ("subject",),
     ("artifact", "fit"),
@@ -33,7 +44,7 @@ LINE = (
     ("__main__",),
 )
 PLACE = {name: place for place, names in enumerate(LINE) for name in names}
-DOORS = {"torch_pruning": {"graph"}, "onnxruntime": {"runtime"}, "zennit": {"attribution"}}
+DOORS = {"torch_pruning": {"graph"}, "onnxruntime": {"runtime", "precision", "predict"}, "zennit": {"attribution"}}
 
 
 def _room(path: Path) -> str:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pxcompress.commands.options import AsJson, Provider, Threads
+from pxcompress.commands.options import AsJson, Threads
 from pxcompress.errors import InputError
 
 
 def bench(
     files: Annotated[list[Path], typer.Argument(help="ONNX classifiers or run folders, timed in turns.")],
     batch_size: Annotated[str, typer.Option(help="Samples per call; several with commas.")] = "1",
-    provider: Provider = "auto",
+    provider: Annotated[
+        str, typer.Option(help="Execution providers, with commas: auto, cuda, tensorrt, cpu.")
+    ] = "auto",
+    strict_provider: Annotated[
+        bool, typer.Option("--strict-provider", help="Exit with 3 where any node runs on another provider.")
+    ] = False,
     threads: Threads = 0,
     input_size: Annotated[
         int | None, typer.Option(help="Side of the square input, pixels, where the file leaves it open.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time ONNX files on ONNX Runtime: latency percentiles, throughput, and which provider ran how many nodes."""
-    from pxcompress.measure import bench as time_files
+    """Time ONNX files on ONNX Runtime: latency percentiles, throughput, and which provider ran how many nodes.
+
+    A provider that cannot be used is left out and named, unless it is the only one.
+    """
+    from pxcompress.bench import Where, usable
+    from pxcompress.bench import bench as time_files
     from pxcompress.report.table import bench_table
 
     try:
@@ -33,5 +43,8 @@ def bench(
         raise InputError(f"batch-size is {batch_size!r}; expected whole numbers with commas, like 1,8,32") from None
     size = None if input_size is None else (3, input_size, input_size)
     files = [file / "model.onnx" if file.is_dir() else file for file in files]
-    rows = time_files(files, sizes, provider=provider, threads=threads, input_size=size)
+    working, left_out = usable([name.strip() for name in provider.split(",")], strict=strict_provider)
+    for reason in left_out:
+        print(f"pxcompress: {reason}", file=sys.stderr)
+    rows = time_files(files, sizes, where=Where(working, threads, strict_provider), input_size=size)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else bench_table(rows))

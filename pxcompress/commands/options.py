@@ -174,7 +174,7 @@ def _as_is(value: Any) -> Any:
 
 
 _READ: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("classes", "floors", "only", "keep"), _listed),
+    **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _listed),
     "repair": _repairs,
     "speedup": _times,
     "max_bytes": _bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from pathlib import Path
 from typing import Any
 
 from pxcompress.errors import InputError, unknown
@@ -37,6 +38,14 @@ def from_json(text: str) -> Report:
     return report
 
 
+def read_report(folder: Path) -> Report:
+    """The report of a run folder. Raises as `from_json` does, and where there is none."""
+    try:
+        return from_json((folder / "report.json").read_text())
+    except OSError as error:
+        raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: report.json); give one") from error
+
+
 def _decode(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint`: records and tuples of them; everything else stays as JSON gave it."""
     if dataclasses.is_dataclass(hint):
@@ -57,7 +66,8 @@ def _record(cls: type, value: Any, where: str) -> Any:
         if key not in hints:
             raise unknown(f"key of {where}", key, hints)
     for field in dataclasses.fields(cls):
-        if field.default is dataclasses.MISSING and field.name not in value:
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and field.name not in value:
             raise InputError(f"{where} lacks {field.name!r}; expected a report.json that pxcompress wrote")
     return cls(**{key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items()})
 

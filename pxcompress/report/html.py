@@ -8,8 +8,7 @@ from xml.etree.ElementTree import Element
 
 from pxcompress.report.certificate import badge_box, certificate_section
 from pxcompress.report.classes import class_section
-from pxcompress.report.markup import Bar, bars, node, page, pairs, section, table
-from pxcompress.report.style import CSS
+from pxcompress.report.markup import Bar, bars, document, node, pairs, section, table
 from pxcompress.report.summary import (
     Interval,
     Row,
@@ -29,6 +28,7 @@ from pxcompress.report.summary import (
     speed,
     wilson,
 )
+from pxcompress.report.targets import targets_section
 from pxcompress.types import Fixed, GroupWidth, Report
 
 _MINUS = "\N{MINUS SIGN}"
@@ -49,6 +49,7 @@ def to_html(report: Report) -> str:
     title = f"{report.recipe.get('model', 'model')}: {headline(report)}"
     sections = (
         _comparison(report),
+        *targets_section(report),
         *certificate_section(report),
         _stage_accuracy(report),
         *class_section(report),
@@ -60,16 +61,7 @@ def to_html(report: Report) -> str:
         _settings(report),
         _reproduce(report),
     )
-    head = node(
-        "head",
-        node("meta", charset="utf-8"),
-        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        # the browser itself then refuses whatever a later change would load
-        node("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
-        node("title", title),
-        node("style", CSS),
-    )
-    return page(node("html", head, node("body", node("main", *_top(report), *sections)), lang="en"))
+    return document(title, (*_top(report), *sections))
 
 
 def _top(report: Report) -> Sequence[Element]:
@@ -301,6 +293,7 @@ def _proof(report: Report) -> Element:
             ),
             class_="two",
         ),
+        *((pairs("sha256 of the files", report.sha256),) if report.sha256 else ()),
     )
 
 

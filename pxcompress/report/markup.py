@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, tostring
 
+from pxcompress.report.style import CSS
+
 Content = Element | str
 
 
@@ -30,6 +32,21 @@ def node(tag: str, *children: Content, **attributes: str) -> Element:
 def page(root: Element) -> str:
     """The document as ASCII text; other characters are references, so that no encoding can break it."""
     return "<!DOCTYPE html>\n" + tostring(root, encoding="us-ascii", method="html").decode("ascii") + "\n"
+
+
+def document(title: str, content: Iterable[Content], *, images: bool = False) -> str:
+    """A whole page with its style inside; `images` allows those that stand in the page itself."""
+    # the browser itself then refuses whatever a later change would load
+    policy = "default-src 'none'; style-src 'unsafe-inline'" + ("; img-src data:" if images else "")
+    head = node(
+        "head",
+        node("meta", charset="utf-8"),
+        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        node("meta", http_equiv="Content-Security-Policy", content=policy),
+        node("title", title),
+        node("style", CSS),
+    )
+    return page(node("html", head, node("body", node("main", *content)), lang="en"))
 
 
 def section(title: str, *children: Content) -> Element:

@@ -12,10 +12,13 @@ from typing import Any
 from scipy.stats import binomtest
 
 from pxcompress.recipe import Bench, Guarantee, Recipe, auto_normalise, auto_repair, auto_round_to
-from pxcompress.types import Measurement, Report
+from pxcompress.types import Measurement, Placement, Report, Speedup
 
 _OPTIONS = {"scorer": "score"}
 """Recipe keys whose command-line option has another name."""
+
+_WITH_COMMAS = ("classes", "floors", "only", "keep", "targets")
+"""Options that take all their values at once."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,20 @@ def seconds(value: float) -> str:
 def per_second(value: float) -> str:
     """Samples per second with three digits."""
     return f"{count(value)}/s"
+
+
+def times(change: Speedup) -> str:
+    """ "2.00x (1.90 to 2.10)", and "no difference" in front where the interval includes 1."""
+    text = f"{change.ratio:.2f}x ({change.low:.2f} to {change.high:.2f})"
+    return f"no difference, {text}" if change.low <= 1 <= change.high else text
+
+
+def nodes(placement: Placement) -> str:
+    """Which provider runs how many nodes: "118 nodes on CUDA", or "115 of 118 on CUDA, 3 on CPU"."""
+    short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
+    others = [f"{count} on {short[name]}" for name, count in placement.elsewhere.items()]
+    here = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
+    return ", ".join([f"{here} on {short[placement.got]}", *others])
 
 
 def percent(share: float) -> str:
@@ -277,7 +294,6 @@ def command(recipe: Mapping[str, object]) -> str:
 
 def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
     flat: dict[str, Any] = dict(recipe)
-    flat |= {key: ",".join(flat.get(key, ())) or [] for key in ("classes", "floors", "only", "keep")}
     parts: list[Any] = [flat.pop(key, None) or {} for key in ("bench", "guarantee")]
     return {**flat, **parts[0], **parts[1]}
 
@@ -292,6 +308,8 @@ def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(name: str, value: Any) -> list[str]:
+    if name in _WITH_COMMAS:
+        return [f"--{name}", ",".join(value)]
     if isinstance(value, list | tuple):
         return [word for item in value or ["none"] for word in (f"--{name}", str(item))]
     if value is True:

@@ -12,20 +12,26 @@ from pxcompress.report.summary import (
     counted,
     drop_interval,
     milliseconds,
+    nodes,
     path_rows,
     per_second,
     percent,
     points,
     rows,
     size,
+    times,
     wilson,
 )
+from pxcompress.report.targets import HEAD, target_rows
 from pxcompress.types import Measurement, Report
 
 if TYPE_CHECKING:
-    from pxcompress.measure import BenchRow
+    from pxcompress.bench import BenchRow
 
 _Line = tuple[str, ...]
+
+_BUSY = 0.1
+"""Noise above which a comparison of latencies is worth little."""
 
 
 def to_table(report: Report) -> str:
@@ -34,9 +40,12 @@ def to_table(report: Report) -> str:
     lines += _accuracy(report)
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
+    targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
     by_class = [class_line(report)] if report.class_shares else []
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
-    return "\n".join([*_aligned(lines), "", conditions(report), *by_class, *notes, *certificate, report.verdict])
+    return "\n".join(
+        [*aligned(lines), *targets, "", conditions(report), *by_class, *notes, *certificate, report.verdict]
+    )
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:
@@ -44,7 +53,7 @@ def certificate_table(content: Mapping[str, Any]) -> str:
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(content)]
     notes = [f"note: {note}" for note in (counted(content), content["spent"]) if note]
     said = badge(content)
-    return "\n".join([*_aligned(lines), *notes, f"{said.title}: {said.text}"])
+    return "\n".join([*aligned(lines), *notes, f"{said.title}: {said.text}"])
 
 
 def _accuracy(report: Report) -> list[_Line]:
@@ -72,9 +81,8 @@ def _interval(measurement: Measurement) -> str:
 
 
 def bench_table(rows: Sequence[BenchRow]) -> str:
-    """What `pxcompress bench` prints; `speed` is against the first file at the same batch. No newline at the end."""
-    first = {row.batch_size: row.latency_ms.p50 for row in reversed(rows)}
-    lines: list[_Line] = [("file", "batch", "p50", "p90", "p99", "throughput", "speed", "size", "provider")]
+    """What `pxcompress bench` prints; `speed` is against the first line at the same batch. No newline at the end."""
+    lines: list[_Line] = [("file", "batch", "p50", "p90", "p99", "throughput", "speed", "cold", "size", "provider")]
     lines += [
         (
             row.path,
@@ -83,20 +91,34 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
             milliseconds(row.latency_ms.p90),
             milliseconds(row.latency_ms.p99),
             per_second(row.throughput),
-            f"{first[row.batch_size] / row.latency_ms.p50:.2f}x",
+            times(row.speedup) if row.speedup else "reference",
+            milliseconds(row.cold_start_ms),
             size(row.onnx_bytes),
-            f"{row.placement.got} {row.precision}, {row.placement.nodes_on_provider}/{row.placement.nodes_total} nodes",
+            f"{row.precision}, {nodes(row.placement)}",
         )
         for row in rows
     ]
-    runs = ", ".join(sorted({str(row.latency_ms.runs) for row in rows}))
-    threads = ", ".join(sorted({str(row.threads) for row in rows}))
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
-    conditions = f"{runs} runs of each file, in turns; {threads} CPU threads; random inputs"
-    return "\n".join([*_aligned(lines), "", conditions, *(f"note: {reason}" for reason in reasons)])
+    return "\n".join([*aligned(lines), "", *_bench_conditions(rows), *(f"note: {reason}" for reason in reasons)])
 
 
-def _aligned(lines: Sequence[_Line]) -> list[str]:
+def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
+    """How it was measured, and how steady the machine was."""
+    runs, threads, cores = (
+        ", ".join(sorted({str(value) for value in values}))
+        for values in zip(*((row.latency_ms.runs, row.threads, row.cores) for row in rows), strict=True)
+    )
+    noise = max(row.noise for row in rows)
+    busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > _BUSY else ""
+    return (
+        f"{runs} runs of each file, in turns; CPU threads: {threads}, not pinned, of {cores} cores; random inputs",
+        f"noise: the middle half of the runs lies within {percent(noise)} of p50, or nearer{busy}",
+        "speed: ratio of p50 with its 95 % bootstrap interval; cold: opening the file and the first call, libraries "
+        "already loaded",
+    )
+
+
+def aligned(lines: Sequence[_Line]) -> list[str]:
     """The first and the last column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<", *[">"] * (len(widths) - 2), "<"]

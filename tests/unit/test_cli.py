@@ -34,6 +34,7 @@ ARTEFACTS = {
     "scores.safetensors",
     "report.json",
     "report.html",
+    "predict.py",
 }
 
 

@@ -3,17 +3,14 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from pxcompress import cost, measure, runtime
@@ -226,54 +223,3 @@ def test_environment_is_json_and_names_the_hardware() -> None:
         assert environment[key]
     assert environment["threads"] == torch.get_num_threads()
     assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
-
-
-def _classifier(path: Path, shape: list[int | str]) -> Path:
-    """Global pooling and Flatten for inputs of `shape`."""
-    kind = TensorProto.FLOAT
-    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
-    ports = [helper.make_tensor_value_info("x", kind, shape)], [helper.make_tensor_value_info("y", kind, None)]
-    graph = helper.make_graph(nodes, "g", *ports)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return path
-
-
-def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> None:
-    other = _classifier(tmp_path / "open.onnx", ["n", 3, "h", "w"])
-    paths = [wide_cnn.path, str(slim_cnn.path), other]
-    rows = measure.bench(paths, (1, 4), provider="cpu", input_size=(3, 16, 16), threads=1, runs=20)
-    assert [(row.path, row.batch_size) for row in rows] == [(str(path), size) for size in (1, 4) for path in paths]
-    for row in rows:
-        assert row.input_shape == (row.batch_size, 3, 16, 16)
-        assert row.latency_ms.runs == 20
-        assert row.throughput == pytest.approx(row.batch_size * 1e3 / row.latency_ms.mean)
-        assert (row.precision, row.threads, row.placement.got) == ("fp32", 1, "CPUExecutionProvider")
-        assert row.onnx_bytes == Path(row.path).stat().st_size
-    assert len(measure.bench([wide_cnn.path, wide_cnn.path], provider="cpu", runs=1)) == 1
-
-
-@pytest.mark.parametrize(
-    ("shape", "options", "message"),
-    [
-        (["n", 3, "h", "w"], {}, "takes images of any size .*--input-size 224"),
-        ([4, 3, 8, 8], {}, "has a fixed batch of 4; given batch size 1"),
-        (["n", 3, "w"], {}, "expected images"),
-        (["n", 3, 8, 8], {"batch_sizes": (1, 0)}, "batch size is 0; expected 1 or more"),
-    ],
-)
-def test_bench_refuses(shape: list[int | str], options: dict[str, object], message: str, tmp_path: Path) -> None:
-    path = _classifier(tmp_path / "model.onnx", shape)
-    with pytest.raises(InputError, match=message) as caught:
-        measure.bench([path], provider="cpu", **options)
-    assert "\n" not in str(caught.value)
-
-
-def test_bench_fills_only_what_is_open(tmp_path: Path) -> None:
-    path = _classifier(tmp_path / "model.onnx", ["n", 1, "h", 8])
-    (row,) = measure.bench([path], provider="cpu", input_size=(3, 16, 16), runs=3)
-    assert row.input_shape == (1, 1, 16, 8)
-
-
-def test_bench_takes_a_fixed_batch_of_the_same_size(tmp_path: Path) -> None:
-    (row,) = measure.bench([_classifier(tmp_path / "model.onnx", [4, 3, 8, 8])], (4,), provider="cpu", runs=3)
-    assert row.input_shape == (4, 3, 8, 8)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -17,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pxcompress import cli, pipeline
+from pxcompress.bench import BenchRow
 from pxcompress.certify import Candidate, Goal, certify
 from pxcompress.errors import InputError
-from pxcompress.measure import BenchRow, Comparison, Speedup, ratios, verdict
+from pxcompress.measure import Comparison, Speedup, ratios, verdict
 from pxcompress.parts import Part
 from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report import from_json, to_html, to_json, to_table
@@ -145,7 +145,14 @@ def test_json_has_the_documented_keys() -> None:
     assert top <= content["dense"].keys() == content["pruned"].keys()
     assert content["ratios"].keys() == {"params", "macs", "onnx_bytes", "speedup_p50", "top1_drop"}
     assert content["parity"].keys() == {"samples", "max_abs", "top1_agreement", "passed"}
-    assert content["provider"].keys() == {"asked", "got", "nodes_on_provider", "nodes_total", "fallback_reason"}
+    assert content["provider"].keys() == {
+        "asked",
+        "got",
+        "nodes_on_provider",
+        "nodes_total",
+        "fallback_reason",
+        "elsewhere",
+    }
     assert content["stages"][0].keys() == {"name", "seconds", "peak_rss_bytes", "top1_after"}
     assert content["stages"][2]["top1_after"] is None
     assert content["groups"][0] == {"name": "layer0.conv", "kind": "channel", "units": 64, "kept": 8}
@@ -463,22 +470,41 @@ def test_table_names_the_gpu_only_where_it_ran() -> None:
     assert "Some GPU" not in to_table(REPORT)
 
 
-def test_bench_table_compares_with_the_first_file_at_the_same_batch() -> None:
-    def row(path: str, batch: int, p50: float, reason: str = "") -> BenchRow:
-        latency = Latency(p50, p50, p50, p50, 200)
-        placement = Placement("auto", "CPUExecutionProvider", 5, 6, reason)
-        return BenchRow(path, (batch, 3, 8, 8), batch, latency, batch * 1000 / p50, 10**6, "fp32", 2, placement)
+def bench_row(path: str, p50: float, change: Speedup | None, **placed: Any) -> BenchRow:
+    latency = Latency(p50, p50, p50, p50, 200)
+    placement = Placement("cuda", "CUDAExecutionProvider", **{"nodes_on_provider": 6, "nodes_total": 6, **placed})
+    shape = (1, 3, 8, 8)
+    return BenchRow(path, shape, 1, latency, 1000 / p50, 10**6, "fp32", 2, 4, placement, 25.0, 0.031, change)
 
+
+def test_bench_table_compares_with_the_first_line() -> None:
     rows = [
-        row("dense.onnx", 1, 10.0, "no GPU"),
-        row("model.onnx", 1, 5.0),
-        row("dense.onnx", 8, 40.0),
-        row("model.onnx", 8, 50.0),
+        bench_row("dense.onnx", 10.0, None),
+        bench_row("model.onnx", 5.0, Speedup(2.0, 1.9, 2.1)),
+        bench_row("other.onnx", 9.8, Speedup(1.02, 0.97, 1.06)),
     ]
     lines = bench_table(rows).splitlines()
-    assert [re.findall(r"(\d\.\d\d)x", line) for line in lines[1:5]] == [["1.00"], ["2.00"], ["1.00"], ["0.80"]]
-    assert "5/6 nodes" in lines[1]
-    assert lines[-2:] == ["200 runs of each file, in turns; 2 CPU threads; random inputs", "note: no GPU"]
+    assert "reference" in lines[1]
+    assert "  2.00x (1.90 to 2.10)  25 ms" in lines[2]
+    assert "no difference, 1.02x (0.97 to 1.06)" in lines[3]
+    assert lines[1].endswith("fp32, 6 nodes on CUDA")
+    assert lines[5:7] == [
+        "200 runs of each file, in turns; CPU threads: 2, not pinned, of 4 cores; random inputs",
+        "noise: the middle half of the runs lies within 3.1% of p50, or nearer",
+    ]
+
+
+def test_bench_table_says_that_the_machine_is_busy() -> None:
+    row = dataclasses.replace(bench_row("dense.onnx", 10.0, None), noise=0.3)
+    assert "lies within 30.0% of p50, or nearer; THE MACHINE IS BUSY" in bench_table([row])
+
+
+def test_bench_table_names_the_nodes_that_run_elsewhere() -> None:
+    reason = "2 of 6 nodes run elsewhere: 2 Shape on CPUExecutionProvider"
+    placed = {"nodes_on_provider": 4, "elsewhere": {"CPUExecutionProvider": 2}, "fallback_reason": reason}
+    lines = bench_table([bench_row("dense.onnx", 10.0, None, **placed)]).splitlines()
+    assert lines[1].endswith("fp32, 4 of 6 on CUDA, 2 on CPU")
+    assert lines[-1] == f"note: {reason}"
 
 
 # The page

@@ -14,10 +14,10 @@ import torch
 from conftest import Exported
 from onnx import TensorProto, helper
 
-from pxcompress import runtime
+from pxcompress import runtime, stopwatch
 from pxcompress.errors import InputError, ResultError
 
-GPU = not runtime._unusable("cuda")
+GPU = not runtime.unusable("cuda")
 without_gpu = pytest.mark.skipif(GPU, reason="says what happens without a GPU")
 
 
@@ -82,7 +82,7 @@ def test_default_threads_are_those_of_pytorch(wide_cnn: Exported) -> None:
 
 @without_gpu
 def test_auto_falls_back_quietly_and_says_why(wide_cnn: Exported, capfd: pytest.CaptureFixture[str]) -> None:
-    runtime._unusable.cache_clear()
+    runtime.unusable.cache_clear()
     placement = runtime.session(wide_cnn.path, "auto").placement
     assert (placement.asked, placement.got) == ("auto", "CPUExecutionProvider")
     assert placement.fallback_reason.startswith("CUDA cannot be used: ")
@@ -184,6 +184,7 @@ def test_placement_counts_nodes_that_run_elsewhere() -> None:
     )
     placement = runtime._placement(model, "cuda", "")
     assert (placement.got, placement.nodes_on_provider, placement.nodes_total) == ("CUDAExecutionProvider", 3, 6)
+    assert placement.elsewhere == {"CPUExecutionProvider": 3}
     assert placement.fallback_reason == (
         "3 of 6 nodes run elsewhere: 2 Shape on CPUExecutionProvider, 1 Gather on CPUExecutionProvider"
     )
@@ -210,7 +211,7 @@ def _recorder(order: list[str], name: str, seconds: float = 0.0) -> Callable[[],
 def test_runners_take_turns() -> None:
     order: list[str] = []
     runners = {name: _recorder(order, name) for name in "ab"}
-    seconds = runtime.time_interleaved(runners, warmup=3, runs=25)
+    seconds = stopwatch.time_interleaved(runners, warmup=3, runs=25)
     expected = "aaabbb"
     for timed in (8, 8, 8, 1):  # at least three turns, and what is left
         expected += "a" * (timed + 1) + "b" * (timed + 1)
@@ -222,7 +223,7 @@ def test_slow_runners_stop_in_time_with_equally_many_runs() -> None:
     order: list[str] = []
     runners = {"a": _recorder(order, "a", 0.02), "b": _recorder(order, "b", 0.005)}
     start = time.perf_counter()
-    seconds = runtime.time_interleaved(runners, warmup=50, runs=200, max_seconds=0.4)
+    seconds = stopwatch.time_interleaved(runners, warmup=50, runs=200, max_seconds=0.4)
     assert time.perf_counter() - start < 1.5
     assert len(seconds["a"]) == len(seconds["b"]) >= 3
     assert np.median(seconds["a"]) == pytest.approx(0.02, rel=0.5)
@@ -230,7 +231,7 @@ def test_slow_runners_stop_in_time_with_equally_many_runs() -> None:
 
 @pytest.mark.parametrize("runs", [1, 3, 7])
 def test_as_many_runs_as_asked(runs: int) -> None:
-    assert len(runtime.time_interleaved({"a": lambda: None}, warmup=0, runs=runs)["a"]) == runs
+    assert len(stopwatch.time_interleaved({"a": lambda: None}, warmup=0, runs=runs)["a"]) == runs
 
 
 def test_time_runs_sees_that_less_work_is_faster(wide_cnn: Exported, slim_cnn: Exported) -> None:

@@ -160,7 +160,10 @@ def test_held_out_images_of_a_user_stay_held_out(images: Path) -> None:
 def test_all_classes_in_their_order_are_no_task(images: Path) -> None:
     source = open_source(str(images))
     assert restricted(source, source.classes) is source
-    assert load_subject(Recipe("models:FlattenCNN", 0.5, data=str(images), classes=source.classes, input_size=16)).whole is None
+    assert (
+        load_subject(Recipe("models:FlattenCNN", 0.5, data=str(images), classes=source.classes, input_size=16)).whole
+        is None
+    )
 
 
 def test_unknown_classes_are_named_with_the_nearest(images: Path) -> None:
@@ -177,7 +180,9 @@ def test_a_users_weights_are_sliced_as_the_data_are(images: Path, tmp_path: Path
     with seeded(1):
         weights = FlattenCNN().state_dict()
     save_file(weights, tmp_path / "w.safetensors")
-    recipe = Recipe("models:FlattenCNN", 0.5, data=str(images), checkpoint=str(tmp_path / "w.safetensors"), input_size=16)
+    recipe = Recipe(
+        "models:FlattenCNN", 0.5, data=str(images), checkpoint=str(tmp_path / "w.safetensors"), input_size=16
+    )
     whole, task = load_subject(recipe), load_subject(recipe.but(classes=("class3", "class0")))
     assert task.loaded.classes == 2
     assert (task.source.classes, task.loaded.weights) == (("class3", "class0"), "checkpoint")

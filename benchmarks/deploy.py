@@ -1,0 +1,174 @@
+"""What ships: dense, pruned, quantised and both, side by side, and whether the stop-watch can be believed.
+
+    python benchmarks/deploy.py [--quick] [--distilled]
+
+Latency is of ResNet-50 and ViT-S at 224 pixels with random weights, half of the MACs removed, on this CPU: speed does
+not depend on what the weights are. Random weights have no accuracy; that comes from two small models that learned
+`glyphs`, pruned and quantised in the same way. "loop" rows time a file with a bare loop of ONNX Runtime, in turns with
+the tool.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import onnxruntime as ort
+import timm
+import torch
+
+from pxcompress import Recipe, compress, compress_module
+from pxcompress.artifact import DENSE, SLIM
+from pxcompress.bench import Where, bench
+from pxcompress.export import export_onnx
+from pxcompress.precision import convert
+from pxcompress.recipe import Bench
+from pxcompress.runtime import session
+from pxcompress.state import seeded
+from pxcompress.stopwatch import time_interleaved
+from pxcompress.subject import load_subject
+from pxcompress.targets import measure_targets
+from pxcompress.types import Batch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.models
+from benchmarks.models import GLYPH_MODELS
+
+MODELS = {"ResNet-50": "resnet50", "ViT-S": "vit_small_patch16_224"}
+GLYPHS = ("ResNet", "ViT")
+DISTILLED = ("fold", "batchnorm", "finetune")
+RATIO, SIZE, THREADS = 0.5, 224, 1
+TOLERANCE = 0.05
+
+
+def noise(size: int) -> list[Batch]:
+    """Images to calibrate on where weights are random."""
+    with seeded(0):
+        return [(torch.randn(4, 3, size, size), torch.zeros(4, dtype=torch.int64)) for _ in range(2)]
+
+
+def files(name: str, size: int, folder: Path) -> dict[str, Path]:
+    """The combinations of one model with random weights, by label."""
+    with seeded(0):
+        dense = timm.create_model(name).eval()
+    batches = noise(size)
+    slim = compress_module(dense, batches[0][0][:1], batches, RATIO, budget="macs", scorer="magnitude", repair=())
+    found = {}
+    for label, model in (("dense", dense), ("pruned", slim.pruned.model)):
+        found[label] = export_onnx(model, batches[0][0][:1], folder / f"{label}.onnx", {}).path
+    for label, source, precision in (
+        ("dense int8", "dense", "int8"),
+        ("pruned int8", "pruned", "int8"),
+        ("pruned fp16", "pruned", "fp16"),
+    ):
+        path = folder / f"{label.replace(' ', '.')}.onnx"
+        found[label] = convert(found[source], path, precision, batches).path
+    return found
+
+
+def latencies(found: dict[str, Path], model: str, batch_sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """One row for every file and batch size; the dense file is the reference."""
+    labels = {str(path): label for label, path in found.items()}
+    for row in bench(list(found.values()), batch_sizes, where=Where(("cpu",), THREADS, strict=True)):
+        yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
+
+
+def bare_loop(path: Path) -> Callable[[], None]:
+    """A call as a script without pxcompress makes it."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    model = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
+    name = model.get_inputs()[0].name
+    return lambda: model.run(None, {name: image})
+
+
+def loops(path: Path, model: str) -> dict[str, Any]:
+    """p50 of the tool's own runner beside that of a bare loop on the same file."""
+    image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
+    runners = {"tool": session(path, "cpu", threads=THREADS).runner(image), "loop": bare_loop(path)}
+    seconds = time_interleaved(runners, runs=200, max_seconds=15)
+    p50 = {name: 1e3 * float(np.median(values)) for name, values in seconds.items()}
+    return {"part": "loop", "model": model, "file": path.stem, "p50_ms": p50, "ratio": p50["tool"] / p50["loop"]}
+
+
+def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iterator[dict[str, Any]]:
+    """Top-1 of the combinations of a model that learned glyphs; `repair` None is the default."""
+    chosen = {} if repair is None else {"repair": repair}
+    recipe = Recipe(
+        GLYPH_MODELS[label], RATIO, "macs", "glyphs", bench=Bench(provider="cpu", threads=THREADS), **chosen
+    )
+    compress(recipe, folder)
+    splits = load_subject(recipe).splits
+    made = {
+        f"{name} {precision}": convert(
+            folder / file, folder / f"{name}.{precision}.onnx", precision, splits.repair
+        ).path
+        for name, file in (("dense", DENSE), ("pruned", SLIM))
+        for precision in ("int8", "fp16")
+    }
+    measured = measure_targets(folder / DENSE, folder / SLIM, made, splits.test, recipe.bench)
+    names = {DENSE: "dense", SLIM: "pruned", **{path.name: name for name, path in made.items()}}
+    for row in measured.rows:
+        yield {
+            "part": "accuracy",
+            "model": label,
+            "distilled": repair is not None,
+            "file": names[row.file],
+            **{key: value for key, value in asdict(row).items() if key != "file"},
+        }
+
+
+def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stop-watch against a bare loop; what quantisation adds to pruning, and what it costs."""
+    made = [
+        common.claim(
+            f"{row['model']}: tool's p50 against a bare loop, deviation", abs(row["ratio"] - 1), TOLERANCE, "lower"
+        )
+        for row in rows
+        if row["part"] == "loop"
+    ]
+    for row in rows:
+        if row["part"] == "latency" and row["file"] == "pruned int8":
+            text = (
+                f"{row['model']}, batch {row['batch_size']}: pruned and int8 faster than dense, low end of the interval"
+            )
+            made.append(common.claim(text, row["speedup"]["low"], 1.0, "higher"))
+    top1 = {(row["model"], row["distilled"], row["file"]): row["top1"] for row in rows if row["part"] == "accuracy"}
+    for (model, distilled, file), share in top1.items():
+        if file == "pruned int8":
+            lost = 100 * (top1[model, distilled, "pruned"] - share)
+            text = f"{model} on glyphs{', distilled' if distilled else ''}: points lost by int8 after pruning"
+            made.append(common.claim(text, lost, 1.0, "lower"))
+    return made
+
+
+def main() -> None:
+    parser = common.parser(__doc__ or "")
+    parser.add_argument("--distilled", action="store_true", help="add models that were distilled, too: minutes each")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        for label in GLYPHS[:1] if options.quick else GLYPHS:
+            for repair in (None, DISTILLED) if options.distilled else (None,):
+                rows += accuracies(label, Path(place) / f"{label}-{repair is not None}", repair)
+                print(f"{label}: {[(row['file'], row['top1']) for row in rows[-6:]]}", flush=True)
+        for model, name in list(MODELS.items())[: 1 if options.quick else 2]:
+            folder = Path(place) / name
+            folder.mkdir()
+            found = files(name, SIZE, folder)
+            rows += latencies(found, model, (1,) if options.quick else (1, 8))
+            rows += [loops(found[label], model) for label in ("dense", "pruned int8")]
+            print(
+                f"{model}: {[(row['file'], row.get('latency_ms', row.get('ratio'))) for row in rows[-12:]]}", flush=True
+            )
+    common.write("deploy", " ".join(["python", *sys.argv]), rows, [0], claims(rows))
+
+
+if __name__ == "__main__":
+    main()

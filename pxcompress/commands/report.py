@@ -1,0 +1,55 @@
+"""`pxcompress report`: look at finished runs again, side by side, as a model card or as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pxcompress.errors import InputError
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Write one page that compares the runs.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Print a Markdown model card of one run instead.")] = False,
+    figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as SVG and PNG.")] = None,
+    triton: Annotated[
+        Path | None, typer.Option(help="Model repository to put the models into, as Triton Inference Server reads it.")
+    ] = None,
+) -> None:
+    """Print the table of a run, or one that compares several; write whatever else is asked for."""
+    from pxcompress.report.build import read_report
+    from pxcompress.report.card import to_card
+    from pxcompress.report.compare import to_comparison, to_comparison_table
+    from pxcompress.report.figures import write_figures
+    from pxcompress.report.table import to_table
+    from pxcompress.serving import write_repository
+
+    if card and len(folders) > 1:
+        raise InputError(f"--card is of one run; {len(folders)} folders are given")
+    names = _names(folders)
+    reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
+    first = next(iter(reports.values()))
+    if card:
+        print(to_card(first), end="")
+    else:
+        print(to_table(first) if len(reports) == 1 else to_comparison_table(reports))
+    if out is not None:
+        out.write_text(to_comparison(reports))
+    if figures is not None:
+        write_figures(reports, figures)
+    if triton is not None:
+        for folder, of in zip(folders, reports.values(), strict=True):
+            write_repository(folder, of, triton)
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The folders' own names, or their paths where two have the same."""
+    names = [folder.resolve().name for folder in folders]
+    paths = [str(folder) for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise InputError(f"{path!r} is given {paths.count(path)} times; give it once")
+    return names if len(set(names)) == len(names) else paths

@@ -1,0 +1,188 @@
+"""What works on this machine, found by trying it, and what to do about the rest."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pxcompress import runtime
+from pxcompress.cache import cache_dir
+from pxcompress.errors import InputError
+from pxcompress.measure import environment
+
+_GIGABYTE = 10**9
+_NEEDED_BYTES = 5 * _GIGABYTE
+"""Free space below which a run of a large model may not fit: both models, as ONNX and as safetensors."""
+
+_HUB = "https://huggingface.co"
+_SECONDS = 5
+_CUDA_PACKAGES = {"CUDA runtime": r"nvidia-cuda-runtime(-cu\d+)?", "cuDNN": r"nvidia-cudnn-cu\d+"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried. `works` is None for a plain fact; `advice` is empty where there is nothing to do."""
+
+    what: str
+    works: bool | None
+    found: str
+    advice: str = ""
+
+
+def examine() -> tuple[Finding, ...]:
+    """Try everything; takes some seconds, needs no network and no GPU."""
+    return tuple(finding for look in _LOOKS for finding in look())
+
+
+def to_table(findings: tuple[Finding, ...]) -> str:
+    """One line for every finding, what to do under it. No newline at the end."""
+    width = max(len(finding.what) for finding in findings)
+    marks = {True: "ok", False: "NO", None: "  "}
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding.works]}  {finding.what:{width}}  {finding.found}")
+        if finding.advice:
+            lines.append(f"    {'':{width}}  -> {finding.advice}")
+    return "\n".join(lines)
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("python", None, f"{platform.python_version()}, {sys.executable}")
+    texts = [text for text in importlib.metadata.requires("pxcompress") or () if "extra ==" not in text]
+    required = [re.split(r"[^\w.-]", text)[0] for text in texts]
+    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+    missing = [name for name in required if name not in installed]
+    found = ", ".join(f"{name} {installed[name]}" for name in required if name in installed)
+    yield Finding("packages", None, found)
+    if missing:
+        yield Finding("missing packages", False, ", ".join(missing), f"pip install {' '.join(missing)}")
+
+
+def _processor() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = os.environ.get("OMP_NUM_THREADS")
+    said = f", OMP_NUM_THREADS={limit}" if limit else ""
+    yield Finding("processor", None, f"{environment()['cpu_name']}, {cores} cores to use")
+    yield Finding("threads", None, f"{torch.get_num_threads()} (PyTorch and ONNX Runtime){said}")
+
+
+def _providers() -> Iterator[Finding]:
+    """Each opens a session on a model of one convolution and runs it."""
+    for name in runtime.PROVIDERS[1:]:
+        reason = runtime.unusable(name)
+        yield Finding(f"provider {name}", not reason, reason or "creates a session and runs", _advice(reason))
+
+
+def _advice(reason: str) -> str:
+    """What makes a provider work that does not, by what it complains about."""
+    needs = runtime.CUDA_VERSION or "?"
+    known = {
+        "": "",
+        "no NVIDIA driver": "without an NVIDIA GPU nothing is to be done; else install its driver",
+        "sees no GPU": "free or plug in a GPU; check CUDA_VISIBLE_DEVICES",
+        "was built without": "pip uninstall onnxruntime; pip install onnxruntime-gpu",
+        "libnvinfer": "pip install tensorrt",
+        "libcu": f"pip install the CUDA {needs} packages of the table below, or use the container's",
+    }
+    return next((text for part, text in known.items() if (part in reason if part else not reason)), "see the reason")
+
+
+def _cuda() -> Iterator[Finding]:
+    """What ONNX Runtime and PyTorch were built for, and what is there."""
+    yield Finding("CUDA of ONNX Runtime", None, runtime.CUDA_VERSION or "built without")
+    yield Finding("CUDA of PyTorch", None, torch.version.cuda or "built without")
+    for what, pattern in _CUDA_PACKAGES.items():
+        found = [f"{d.name} {d.version}" for d in importlib.metadata.distributions() if re.fullmatch(pattern, d.name)]
+        missing = "" if found else "it comes with PyTorch for CUDA, or: pip install onnxruntime-gpu[cuda,cudnn]"
+        yield Finding(what, bool(found), ", ".join(found) or "no package", missing)
+    yield Finding("NVIDIA driver", *_driver())
+    if torch.cuda.is_available():
+        for place in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(place)
+            yield Finding(f"GPU {place}", True, f"{card.name}, {card.total_memory / _GIGABYTE:.0f} GB")
+
+
+def _driver() -> tuple[bool, str]:
+    """Whether it loads, and the newest CUDA version that it runs."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError as error:
+        return False, str(error)
+    version = ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return True, f"runs CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _places() -> Iterator[Finding]:
+    try:
+        cache = cache_dir()
+    except InputError as error:
+        yield Finding("cache", False, str(error), "set PXCOMPRESS_CACHE")
+    else:
+        kept = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        yield _place("cache", cache, f", {kept / _GIGABYTE:.1f} GB kept")
+    yield _place("current folder", Path.cwd(), "")
+
+
+def _place(what: str, folder: Path, more: str) -> Finding:
+    free = shutil.disk_usage(folder).free
+    found = f"{folder}, {free / _GIGABYTE:.0f} GB free{more}"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return Finding(what, False, f"{found}, cannot be written: {error.strerror}", "choose another folder")
+    enough = free >= _NEEDED_BYTES
+    return Finding(what, enough, found, "" if enough else f"free {_NEEDED_BYTES // _GIGABYTE} GB")
+
+
+def _hub() -> Iterator[Finding]:
+    """Pretrained weights come from there; nothing else does."""
+    place = os.environ.get("HF_ENDPOINT", _HUB)
+    advice = "give weights with --checkpoint or --model local-dir:PATH"
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        yield Finding("model hub", False, "HF_HUB_OFFLINE is set", advice)
+        return
+    try:
+        with urllib.request.urlopen(urllib.request.Request(place, method="HEAD"), timeout=_SECONDS):
+            yield Finding("model hub", True, place)
+    except (OSError, ValueError) as error:
+        answered = isinstance(error, urllib.error.HTTPError) and error.code < 500
+        yield Finding("model hub", answered, f"{place}: {error}", "" if answered else advice)
+
+
+def _processes() -> Iterator[Finding]:
+    here = torch.distributed.is_available()
+    backends = [
+        name
+        for name, works in (
+            ("gloo", torch.distributed.is_gloo_available),
+            ("nccl", torch.distributed.is_nccl_available),
+        )
+        if here and works()
+    ]
+    yield Finding("several processes", bool(backends), ", ".join(backends) or "PyTorch was built without them")
+
+
+_LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _versions,
+    _processor,
+    _providers,
+    _cuda,
+    _places,
+    _hub,
+    _processes,
+)

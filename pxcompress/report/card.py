@@ -1,0 +1,97 @@
+"""A Markdown model card: what the model is, what it costs and can do, how to run it, what it is not good for."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from pxcompress.report.summary import badge, command, conditions, drop_interval, headline, percent, points, rows, wilson
+from pxcompress.report.targets import HEAD, target_rows
+from pxcompress.types import Measurement, Report
+
+_CLASSES = 20
+"""Class names that a card lists; the ONNX file has all."""
+
+
+def to_card(report: Report) -> str:
+    """The card as Markdown; what the user named (classes, folder, notes) cannot become markup."""
+    model = _text(str(report.recipe.get("model")))
+    parts = (
+        f"# {model}, compressed",
+        f"{_text(headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
+        f"pxcompress {report.environment.get('pxcompress', '')}: units that the model's decisions rest on least were "
+        "removed for good, and the others repaired in closed form.",
+        "## Figures",
+        _table(("", "dense", "this model", "change"), _figures(report)),
+        f"Measured on the exported file: {_text(conditions(report))}.",
+        *_precisions(report),
+        *_certified(report),
+        "## Use",
+        "    pip install onnxruntime numpy pillow\n    python predict.py image.jpg",
+        f"Input: `input`, float32, (batch, {', '.join(map(str, report.input_shape))}); output: `logits`, "
+        f"(batch, {len(report.data.classes)}). Preprocessing and class names stand in the file's `metadata_props`; "
+        "`predict.py` reads them. In PyTorch: `pxcompress.load(folder)`.",
+        f"Classes: {_classes(report.data.classes)}.",
+        "## Limits",
+        "\n".join(f"- {_text(note)}" for note in _limits(report)),
+        "## Provenance",
+        f"    {command(report.recipe)}",
+        _table(("file", "sha256"), [(f"`{_code(name)}`", f"`{digest}`") for name, digest in report.sha256.items()]),
+        f"Parity with PyTorch on {report.parity.samples} samples: largest difference {report.parity.max_abs:.1e}, "
+        f"{percent(report.parity.top1_agreement)} of the decisions the same.",
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(report: Report) -> list[tuple[str, ...]]:
+    drop = drop_interval(report)
+    change = f"{points(-report.ratios.top1_drop)} points ({points(-drop.high)} to {points(-drop.low)})"
+    accuracy = ("top-1 (95 % interval)", _accuracy(report.dense), _accuracy(report.pruned), change)
+    return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in rows(report))]
+
+
+def _accuracy(of: Measurement) -> str:
+    interval = wilson(of.top1, of.samples)
+    return f"{percent(of.top1)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def _precisions(report: Report) -> Sequence[str]:
+    return ("## Precisions", _table(HEAD, target_rows(report))) if report.targets else ()
+
+
+def _certified(report: Report) -> Sequence[str]:
+    if report.certificate is None:
+        return ()
+    said = badge(report.certificate)
+    return ("## Guarantee", f"**{said.title}:** {_text(said.text)}")
+
+
+def _classes(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""
+    return ", ".join(f"`{_code(name)}`" for name in names[:_CLASSES]) + more
+
+
+def _limits(report: Report) -> Sequence[str]:
+    """What the run told, and what holds for every one."""
+    data = report.data
+    return (
+        *report.notes,
+        f"accuracy is of {data.test} test samples of {data.name!r}; other cameras, places and times are not measured",
+        "what each class lost may differ from the mean; see report.html",
+    )
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_text(cell) if "`" not in cell else cell for cell in row] for row in body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(text: str) -> str:
+    """Words that are not markup, on one line."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
+
+
+def _code(text: str) -> str:
+    """Words for inside backticks."""
+    return " ".join(text.replace("`", "'").replace("|", "/").split())

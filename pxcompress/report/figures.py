@@ -1,0 +1,134 @@
+"""Pictures of runs, drawn by matplotlib: for the page that compares runs, and as files on demand."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from pxcompress.report.summary import wilson
+from pxcompress.types import Report
+
+_DENSE, _PRUNED = "#808b9a", "#0b7a75"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pxcompress",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_LAYER_INCHES = 0.16
+_MARKS = {"fp32": "o", "fp16": "s", "int8": "D"}
+
+Named = Mapping[str, Report]
+"""Name -> report of a run."""
+
+
+@mpl.rc_context(_STYLE)
+def tradeoff(reports: Named) -> Figure:
+    """Top-1 with its 95 % interval against p50 latency and against file size: dense, pruned, and other precisions."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    latency, size = figure.subplots(1, 2, sharey=True)
+    for place, (name, report) in enumerate(reports.items()):
+        colour = f"C{place % 10}"
+        for axes, value in ((latency, _milliseconds), (size, _megabytes)):
+            _points(axes, report, value, (_plain(name), colour))
+    for axes, label in ((latency, "latency p50, ms"), (size, "file size, MB")):
+        axes.set(xlabel=label, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.25)
+    latency.set_ylabel("top-1, %")
+    figure.legend(*latency.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _points(axes: Axes, report: Report, value: Callable[[float, int], float], named: tuple[str, str]) -> None:
+    """The models of one run from dense to smallest, joined."""
+    models = [("fp32", of.top1, of.samples, of.latency_ms.p50, of.onnx_bytes) for of in (report.dense, report.pruned)]
+    models += [(of.precision, of.top1, of.samples, of.latency_ms.p50, of.onnx_bytes) for of in report.targets[2:]]
+    across = [value(p50, size) for _, _, _, p50, size in models]
+    axes.plot(across, [100 * top1 for _, top1, *_ in models], color=named[1], alpha=0.4, linewidth=1)
+    for place, (precision, top1, samples, _, _) in enumerate(models):
+        interval = wilson(top1, samples)
+        bars = [[100 * (top1 - interval.low)], [100 * (interval.high - top1)]]
+        axes.errorbar(
+            across[place],
+            100 * top1,
+            yerr=bars,
+            fmt=_MARKS.get(precision, "o"),
+            color=_DENSE if place == 0 else named[1],
+            capsize=3,
+            label=named[0] if place == 1 else f"{named[0]}, {precision}" if place else None,
+        )
+
+
+def _milliseconds(p50: float, size: int) -> float:
+    return p50
+
+
+def _megabytes(p50: float, size: int) -> float:
+    return size / 1e6
+
+
+@mpl.rc_context(_STYLE)
+def widths(report: Report) -> Figure:
+    """Units of every group before and after."""
+    groups = report.groups[::-1]
+    figure = Figure(figsize=(7, max(2.0, 0.8 + _LAYER_INCHES * len(groups))), layout="constrained")
+    axes = figure.subplots()
+    names = [_plain(group.name) for group in groups]
+    axes.barh(names, [group.units for group in groups], color=_DENSE, alpha=0.35, label="dense")
+    axes.barh(names, [group.kept for group in groups], color=_PRUNED, label="pruned")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set(xlabel="units", ylim=(-0.6, max(len(groups), 1) - 0.4))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def stages(report: Report) -> Figure:
+    """Top-1 on the select split after every stage that changed the model."""
+    known = [(_plain(stage.name), 100 * stage.top1_after) for stage in report.stages if stage.top1_after is not None]
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([name for name, _ in known], [top1 for _, top1 in known], marker="o", color=_PRUNED)
+    axes.set_ylabel(f"top-1, % of {report.data.select}")
+    axes.tick_params(axis="x", labelsize=7, rotation=20)
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def picture(figure: Figure, form: Literal["svg", "png"]) -> bytes:
+    """`figure` as a file's content; the same figure always gives the same SVG."""
+    stream = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(stream, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    return stream.getvalue()
+
+
+def write_figures(reports: Named, folder: Path) -> list[Path]:
+    """Every figure as SVG and as PNG in `folder`, which is made; returns the files."""
+    drawn = {"tradeoff": tradeoff(reports)}
+    for name, report in reports.items():
+        label = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+        drawn |= {f"{label}-widths": widths(report), f"{label}-stages": stages(report)}
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    forms: Sequence[Literal["svg", "png"]] = ("svg", "png")
+    for name, figure in drawn.items():
+        for form in forms:
+            written.append(folder / f"{name}.{form}")
+            written[-1].write_bytes(picture(figure, form))
+    return written
+
+
+def _plain(text: str) -> str:
+    """`text` without what matplotlib would take for mathematics."""
+    return text.replace("$", r"\$")

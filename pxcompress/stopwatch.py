@@ -1,0 +1,52 @@
+"""Timing calls against each other on a machine that does other things as well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 10
+"""Runs of one runner in a row before the next has its turn."""
+
+Array = npt.NDArray[Any]
+
+
+def time_interleaved(
+    runners: Mapping[str, Callable[[], None]], *, warmup: int = 50, runs: int = 200, max_seconds: float = 10.0
+) -> dict[str, Array]:
+    """Seconds per call, the runners taking turns so that drift of the machine meets all of them alike.
+
+    A turn is up to `BLOCK` timed calls after one that is not timed and brings the runner's memory back into the
+    caches. Run i of one result stands beside run i of the others. Stops after `max_seconds` (warm-up: a quarter of
+    it), but not before three turns each.
+    """
+    share = max_seconds / len(runners)
+    pace = max(_warm_up(run, warmup, share / 4) for run in runners.values())
+    turn = int(np.clip(share / 5 / pace, 1, min(BLOCK, max(runs // 3, 1))))
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    start, turns, done = time.perf_counter(), 0, 0
+    while done < runs and (turns < 3 or time.perf_counter() - start < max_seconds):
+        turn = min(turn, runs - done)
+        for name, run in runners.items():
+            run()
+            seconds[name].extend(_seconds(run) for _ in range(turn))
+        turns, done = turns + 1, done + turn
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def _warm_up(run: Callable[[], None], runs: int, max_seconds: float) -> float:
+    """Seconds of the fastest of at least two and at most `runs` calls."""
+    start, fastest, count = time.perf_counter(), float("inf"), 0
+    while count < 2 or (count < runs and time.perf_counter() - start < max_seconds):
+        fastest, count = min(fastest, _seconds(run)), count + 1
+    return fastest
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

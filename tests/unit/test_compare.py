@@ -1,0 +1,234 @@
+"""Several runs on one page, the model card, and the figures as files."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import onnx
+import pytest
+from command import Px, one_line
+from onnx import helper
+from PIL import Image
+from test_report import NASTY, REPORT, Page, certified, make_report, measurement
+
+from pxcompress.errors import InputError
+from pxcompress.measure import ratios
+from pxcompress.report import from_json, to_json
+from pxcompress.report.build import read_report
+from pxcompress.report.card import to_card
+from pxcompress.report.compare import comparison_rows, differences, to_comparison, to_comparison_table
+from pxcompress.report.figures import write_figures
+from pxcompress.types import DataSummary, Report, Speedup, Target
+
+
+def smaller(top1: float, p50: float, cost: int, **changes: Any) -> Report:
+    """REPORT with another slim model."""
+    pruned = measurement(top1, p50, cost)
+    return make_report(pruned=pruned, ratios=ratios(REPORT.dense, pruned), **changes)
+
+
+RUNS = {"half": REPORT, "tenth": smaller(0.7, 1.5, 4)}
+
+
+def with_targets() -> Report:
+    """REPORT with an int8 file beside dense and slim."""
+    rows = [
+        Target(
+            file,
+            precision,
+            of.onnx_bytes,
+            of.top1,
+            400,
+            1.0,
+            0.0,
+            of.latency_ms,
+            9.0,
+            Speedup(4, 3, 5),
+            REPORT.provider,
+        )
+        for file, precision, of in (
+            ("dense.onnx", "fp32", REPORT.dense),
+            ("model.onnx", "fp32", REPORT.pruned),
+            ("model.int8.onnx", "int8", measurement(0.84, 1.0, 3)),
+        )
+    ]
+    return make_report(targets=tuple(rows), sha256={"model.onnx": "ab" * 32})
+
+
+def test_a_dense_model_that_runs_share_has_one_row() -> None:
+    names = [row[0] for row in comparison_rows(RUNS)]
+    assert names == ["resnet18, dense", "half", "tenth"]
+    other = make_report(dense=measurement(0.91, 12.0, 40))
+    assert len(comparison_rows({**RUNS, "other": other})) == 5
+
+
+def test_rows_say_what_the_reports_do() -> None:
+    dense, half, tenth = comparison_rows(RUNS)
+    assert dense[1:] == ("90.0%", "86.7% to 92.6%", "", "", "80 M", "40 k", "200 kB", "12 ms", "reference")
+    assert half[1:5] == ("85.0%", "81.2% to 88.2%", "-5.0".replace("-", "+"), "+0.4 to +9.6")
+    assert half[-1] == "4.00x"
+    assert tenth[3] == "+20.0"
+    slow = dataclasses.replace(make_report(0.7, 0.9, 15.0))
+    assert comparison_rows({"slow": slow})[1][-1] == "no (0.80x)"
+
+
+def test_what_cannot_be_compared_is_said() -> None:
+    assert differences(RUNS) == ()
+    assert differences({"a": REPORT}) == ()
+    elsewhere = make_report(environment={**REPORT.environment, "threads": 1})
+    (note,) = differences({"a": REPORT, "b": elsewhere})
+    assert note.startswith("LATENCIES CANNOT BE COMPARED: Some CPU, CPUExecutionProvider, 1 CPU threads, batch 1; ")
+    other = make_report(data=DataSummary("glyphs", ("a", "b", "c"), 1, 1, 1, 1, 400))
+    (note,) = differences({"a": REPORT, "b": other})
+    assert note == ("ACCURACIES CANNOT BE COMPARED: digits, 400 samples of 2 classes; glyphs, 400 samples of 3 classes")
+    assert f"note: {note}" in to_comparison_table({"a": REPORT, "b": other}).splitlines()
+    assert note in Page(to_comparison({"a": REPORT, "b": other})).text
+
+
+def test_the_page_stands_alone_and_shows_every_run() -> None:
+    text = to_comparison({**RUNS, "precise": with_targets()})
+    page = Page(text)
+    assert text.isascii()
+    assert not [part for part in ("http://", "https://", "url(", "@import") if part in text]
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    (image,) = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert image["alt"]
+    svg = base64.b64decode((image["src"] or "").removeprefix("data:image/svg+xml;base64,"))
+    drawn = " ".join(ElementTree.fromstring(svg).itertext())
+    for words in ("latency p50, ms", "file size, MB", "top-1, %", "half", "tenth", "precise, int8"):
+        assert words in drawn
+    for words in ("half", "tenth", "+20.0", "pxcompress run --model resnet18 --ratio 0.5", "Some CPU"):
+        assert words in page.text
+
+
+def test_names_do_not_become_markup_or_mathematics() -> None:
+    recipe = {**REPORT.recipe, "model": NASTY}
+    text = to_comparison({f"$x_1$ {NASTY}": make_report(recipe=recipe)})
+    assert not [part for part in ("<b>x", "<img src=http", "</script") if part in text]
+    assert Page(text).text.count("<b>x</b>") >= 3
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_page_renders_in_a_browser_without_a_complaint(tmp_path: Path) -> None:
+    """At 400 pixels, too, nothing but the table's own box scrolls sideways."""
+    file = tmp_path / "page.html"
+    check = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    text = to_comparison({**RUNS, "a-very-long-name-" * 9: with_targets()})
+    file.write_text(re.sub("<meta[^>]*Content-Security[^>]*>", "", text).replace("</body>", check))
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    more = f"--enable-logging=stderr --window-size=500,900 --user-data-dir={tmp_path / 'profile'}"
+    run = ["chromium", *options.split(), *more.split(), "--dump-dom", file.as_uri()]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr
+    wide, window = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout).groups()
+    assert int(wide) <= int(window)
+
+
+def test_the_card_says_what_a_user_of_the_model_needs() -> None:
+    card = to_card(with_targets())
+    for words in (
+        "# resnet18, compressed",
+        "| top-1 (95 % interval) | 90.0% (86.7% to 92.6%) | 85.0% (81.2% to 88.2%) | -5.0 points (-9.6 to -0.4) |",
+        "| latency p50 | 12 ms | 3 ms | 4x faster |",
+        "| model.int8.onnx | 84.0% |",
+        "python predict.py image.jpg",
+        "float32, (batch, 3, 32, 32); output: `logits`, (batch, 2)",
+        "Classes: `cat`, `dog`.",
+        "- embedded data: a demonstration",
+        "400 test samples of 'digits'",
+        "pxcompress run --model resnet18 --ratio 0.5 --score magnitude",
+        f"| `model.onnx` | `{'ab' * 32}` |",
+    ):
+        assert words in card, words
+    assert "## Guarantee" not in card
+    assert "**Certified:** With 95 % confidence" in to_card(certified(0, 3, 90))
+    assert "## Precisions" not in to_card(REPORT)
+
+
+def test_what_the_user_named_is_no_markup_in_the_card() -> None:
+    data = dataclasses.replace(REPORT.data, classes=("a|b", "`x`", "<b>"), name=NASTY)
+    card = to_card(make_report(data=data, notes=("a *b* | <i>c</i>\n# d",)))
+    assert "`a/b`, `'x'`, `<b>`" in card
+    assert "- a \\*b\\* \\| &lt;i&gt;c&lt;/i&gt; \\# d" in card
+
+
+def test_figures_are_files_that_open(tmp_path: Path) -> None:
+    written = write_figures({"half": REPORT, "to/p": with_targets()}, tmp_path / "figures")
+    names = ["tradeoff", "half-widths", "half-stages", "to_p-widths", "to_p-stages"]
+    assert [path.name for path in written] == [f"{name}.{form}" for name in names for form in ("svg", "png")]
+    for path in written:
+        if path.suffix == ".png":
+            assert min(Image.open(path).size) > 200
+        else:
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    again = write_figures({"half": REPORT, "to/p": with_targets()}, tmp_path / "again")
+    assert [path.read_bytes() for path in written if path.suffix == ".svg"] == [
+        path.read_bytes() for path in again if path.suffix == ".svg"
+    ]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Run folders with nothing but their reports."""
+    for name, report in RUNS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(to_json(report))
+    return [tmp_path / name for name in RUNS]
+
+
+def test_the_command_shows_one_run_several_a_card_and_figures(px: Px, folders: list[Path], tmp_path: Path) -> None:
+    assert px("report", folders[0]).out.rstrip().endswith(REPORT.verdict)
+    done = px("report", *folders, "--out", tmp_path / "page.html", "--figures", tmp_path / "figures")
+    assert done.code == 0
+    assert done.out.rstrip("\n") == to_comparison_table(RUNS)
+    assert (tmp_path / "page.html").read_text() == to_comparison(RUNS)
+    assert len(list((tmp_path / "figures").iterdir())) == 10
+    assert px("report", folders[0], "--card").out == to_card(REPORT)
+
+
+def test_wrong_folders_are_one_line(px: Px, folders: list[Path], tmp_path: Path) -> None:
+    assert "is not a run folder" in one_line(px("report", tmp_path / "nothing"))
+    assert "given 2 times" in one_line(px("report", folders[0], folders[0]))
+    assert "--card is of one run; 2 folders" in one_line(px("report", *folders, "--card"))
+    (folders[0] / "report.json").write_text("{")
+    assert "not a report.json" in one_line(px("report", *folders))
+    with pytest.raises(InputError, match="not a run folder"):
+        read_report(tmp_path / "nothing")
+
+
+def test_a_report_of_before_has_no_targets() -> None:
+    content = json.loads(to_json(REPORT))
+    for inner, key in ((content, "targets"), (content, "sha256"), (content["provider"], "elsewhere")):
+        del inner[key]
+    assert from_json(json.dumps(content)) == REPORT
+
+
+def test_a_model_repository_has_what_the_server_reads(px: Px, folders: list[Path], tmp_path: Path) -> None:
+    weights = tmp_path / "slim.onnx"
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], [])), weights)
+    shutil.copy(weights, folders[0] / "model.onnx")
+    done = px("report", folders[0], "--triton", tmp_path / "repository")
+    assert done.code == 0, done.err
+    place = tmp_path / "repository" / "half"
+    assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == {
+        "config.pbtxt",
+        "labels.txt",
+        "1/model.onnx",
+    }
+    assert (place / "1" / "model.onnx").read_bytes() == weights.read_bytes()
+    assert (place / "labels.txt").read_text() == "cat\ndog\n"
+    assert (place / "config.pbtxt").read_text() == (
+        'name: "half"\nbackend: "onnxruntime"\nmax_batch_size: 64\n'
+        'input [ { name: "input" data_type: TYPE_FP32 dims: [ 3, 32, 32 ] } ]\n'
+        'output [ { name: "logits" data_type: TYPE_FP32 dims: [ 2 ] label_filename: "labels.txt" } ]\n'
+        "dynamic_batching { }\n"
+    )
+    assert "already" in px("report", folders[0], "--triton", tmp_path / "repository").err

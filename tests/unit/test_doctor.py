@@ -1,0 +1,89 @@
+"""`pxcompress doctor`: what it tries, and what it says to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import Px
+
+from pxcompress import doctor, runtime
+from pxcompress.doctor import Finding
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is asked by nobody."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_everything_is_tried_and_what_fails_comes_with_advice(px: Px) -> None:
+    outcome = px("doctor", "--json")
+    assert outcome.code == 0
+    found = {each["what"]: each for each in json.loads(outcome.out)}
+    assert found["provider cpu"]["works"] is True
+    for name in ("cuda", "tensorrt"):
+        assert found[f"provider {name}"]["works"] == (not runtime.unusable(name))
+    assert {
+        "python",
+        "packages",
+        "threads",
+        "cache",
+        "current folder",
+        "model hub",
+        "several processes",
+    } <= found.keys()
+    assert "onnxruntime-gpu" in found["packages"]["found"]
+    assert found["packages"]["found"].count("pytest") == 0  # only what the tool itself needs
+    assert found["model hub"] == {
+        "what": "model hub",
+        "works": False,
+        "found": "HF_HUB_OFFLINE is set",
+        "advice": "give weights with --checkpoint or --model local-dir:PATH",
+    }
+    for each in found.values():
+        assert "\n" not in each["found"]
+        assert each["advice"] or each["works"] is not False or each["what"] == "NVIDIA driver"
+
+
+def test_the_table_marks_what_fails_and_says_what_to_do() -> None:
+    text = doctor.to_table((Finding("a", True, "x"), Finding("bcd", False, "y", "do z"), Finding("e", None, "f")))
+    assert text.splitlines() == ["ok  a    x", "NO  bcd  y", "         -> do z", "    e    f"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("", ""),
+        ("no NVIDIA driver (libcuda.so.1 is not there)", "install its driver"),
+        ("onnxruntime 1.31 was built without CUDAExecutionProvider (...)", "pip install onnxruntime-gpu"),
+        ("libnvinfer.so.10: cannot open shared object file", "pip install tensorrt"),
+        ("libcudnn.so.9: cannot open shared object file", "packages"),
+        ("something new", "see the reason"),
+    ],
+)
+def test_advice_fits_the_reason(reason: str, advice: str) -> None:
+    assert advice in doctor._advice(reason)
+    assert bool(doctor._advice(reason)) == bool(reason)
+
+
+def test_a_cache_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "file"))
+    found = {each.what: each for each in doctor._places()}
+    assert found["cache"].works is False
+    assert found["cache"].advice == "set PXCOMPRESS_CACHE"
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "new"))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "kept").write_bytes(bytes(200_000_000))
+    assert ", 0.2 GB kept" in next(iter(doctor._places())).found
+
+
+def test_a_hub_that_does_not_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    (found,) = doctor._hub()
+    assert found.works is False
+    assert "127.0.0.1:1" in found.found
+    assert found.advice

@@ -1,0 +1,247 @@
+"""fp16 and int8 files: what is in them, what they compute, and what is said when they are not worth shipping."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import METADATA, Exported
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from pxcompress import runtime, targets
+from pxcompress.errors import InputError, ModelError
+from pxcompress.export import export_onnx
+from pxcompress.precision import FP16_LIMIT, PRECISIONS, activation_ranges, convert
+from pxcompress.recipe import Bench, Recipe
+from pxcompress.report.targets import target_rows, times
+from pxcompress.state import seeded
+from pxcompress.targets import make_targets, measure_targets
+from pxcompress.types import Batch, Speedup
+
+
+def images(count: int = 64) -> list[Batch]:
+    with seeded(1):
+        return [(torch.randn(16, 3, 16, 16), torch.randint(5, (16,))) for _ in range(count // 16)]
+
+
+@pytest.fixture(scope="module")
+def files(wide_cnn: Exported, small_vit: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Source and both precisions of a CNN and of a ViT, by "cnn", "cnn fp16", ..."""
+    found = {}
+    for name, source in (("cnn", wide_cnn.path), ("vit", small_vit.path)):
+        folder = tmp_path_factory.mktemp(name)
+        found[name] = source
+        for precision in PRECISIONS:
+            found[f"{name} {precision}"] = convert(source, folder / "model.onnx", precision, images()).path
+            found[f"{name} {precision}"] = found[f"{name} {precision}"].rename(folder / f"{precision}.onnx")
+    return found
+
+
+def logits(path: Path) -> np.ndarray:
+    model = runtime.session(path, "cpu", threads=1)
+    return np.concatenate([model.predict(inputs) for inputs, _ in images()])
+
+
+@pytest.mark.parametrize("family", ["cnn", "vit"])
+@pytest.mark.parametrize(("precision", "tolerance", "share"), [("fp16", 5e-3, 0.52), ("int8", 0.3, 0.55)])
+def test_a_converted_file_computes_nearly_the_same_in_fewer_bytes(
+    files: dict[str, Path], family: str, precision: str, tolerance: float, share: float
+) -> None:
+    source, path = files[family], files[f"{family} {precision}"]
+    expected, found = logits(source), logits(path)
+    assert np.square(found - expected).mean() ** 0.5 <= tolerance * expected.std()
+    weights = [sum(len(each.raw_data) for each in onnx.load(file).graph.initializer) for file in (source, path)]
+    assert weights[1] < share * weights[0]
+
+
+def dtypes(path: Path) -> Counter[int]:
+    return Counter(each.data_type for each in onnx.load(path).graph.initializer)
+
+
+@pytest.mark.parametrize("family", ["cnn", "vit"])
+def test_callers_need_no_change(files: dict[str, Path], family: str) -> None:
+    before = runtime.session(files[family], "cpu")
+    for precision in PRECISIONS:
+        after = runtime.session(files[f"{family} {precision}"], "cpu")
+        assert (after.input, after.output) == (before.input, before.output)
+        assert after.metadata == {**METADATA, "precision": precision}
+        assert (before.precision, after.precision) == ("fp32", precision)
+        assert after.predict(np.zeros((3, 3, 16, 16), np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["cnn", "vit", "cnn fp16", "vit fp16", "cnn int8", "vit int8"])
+def test_a_file_holds_nothing_that_it_does_not_use(files: dict[str, Path], name: str) -> None:
+    model = onnx.load(files[name])
+    onnx.checker.check_model(model, full_check=True)
+    used = {name for node in model.graph.node for name in node.input} | {each.name for each in model.graph.output}
+    assert not [each.name for each in model.graph.initializer if each.name not in used]
+    assert not [node.name for node in model.graph.node if not set(node.output) & used]
+    domains = {node.domain for node in model.graph.node}
+    assert {entry.domain for entry in model.opset_import} == domains == {""}
+    assert not [node for node in model.graph.node if node.op_type in ("BatchNormalization", "Constant", "Identity")]
+
+
+def test_int8_has_a_scale_for_every_channel_and_unsigned_activations(files: dict[str, Path]) -> None:
+    graph = onnx.load(files["cnn int8"]).graph
+    values = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    weights = [value for value in values.values() if value.dtype == np.int8 and value.ndim > 1]
+    scales = {len(value) for value in values.values() if value.dtype == np.float32 and value.ndim == 1}
+    assert sorted(len(value) for value in weights) == [5, 48, 48]
+    assert scales == {5, 48}
+    quantised = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert {values[node.input[2]].dtype for node in quantised.values()} == {np.dtype(np.uint8)}
+
+
+def test_fp16_has_no_float32_weights(files: dict[str, Path]) -> None:
+    for family in ("cnn", "vit"):
+        assert dtypes(files[f"{family} fp16"])[TensorProto.FLOAT] == 0
+        assert dtypes(files[family])[TensorProto.FLOAT] > 0
+
+
+class _Loud(nn.Module):
+    """A layer in the middle whose outputs float16 cannot hold, and one that makes them small again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded(0):
+            self.first, self.loud, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        loud = torch.relu(self.loud(self.first(x) * 1e3)) * 1e3
+        return self.last(loud.mean((2, 3)) * 1e-6)
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    model, example = _Loud().eval(), torch.randn(1, 3, 16, 16)
+    return Exported(model, export_onnx(model, example, tmp_path_factory.mktemp("loud") / "m.onnx", METADATA), example)
+
+
+def test_what_float16_cannot_hold_stays_in_float32(loud: Exported, tmp_path: Path) -> None:
+    assert max(activation_ranges(loud.path, images()).values()) > 65504
+    path = convert(loud.path, tmp_path / "m.onnx", "fp16", images()).path
+    np.testing.assert_allclose(logits(path), logits(loud.path), rtol=0, atol=5e-3)
+    kinds = dtypes(path)
+    assert kinds[TensorProto.FLOAT16] > 0
+    assert kinds[TensorProto.FLOAT] > 0
+
+
+def test_ranges_are_those_of_the_activations(wide_cnn: Exported) -> None:
+    largest = activation_ranges(wide_cnn.path, images())
+    assert largest["input"] == max(float(inputs.abs().max()) for inputs, _ in images())
+    assert largest["logits"] == pytest.approx(float(np.abs(logits(wide_cnn.path)).max()), rel=1e-5)
+    assert max(largest.values()) < FP16_LIMIT
+
+
+def test_a_file_that_cannot_be_converted_is_one_line_and_leaves_nothing(slim_cnn: Exported, tmp_path: Path) -> None:
+    model = onnx.load(slim_cnn.path)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "x"  # it cannot be fed
+    onnx.save(model, tmp_path / "model.onnx")
+    for precision in PRECISIONS:
+        with pytest.raises(ModelError, match=f"cannot be made {precision}: ") as caught:
+            convert(tmp_path / "model.onnx", tmp_path / "out.onnx", precision, images())
+        assert "\n" not in str(caught.value)
+    made, failures = make_targets(tmp_path / "model.onnx", ("fp16",), images())
+    assert made == {}
+    assert failures[0].startswith("NO model.fp16.onnx: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.fixture
+def folder(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> Path:
+    for name, exported in (("dense", wide_cnn), ("model", slim_cnn)):
+        (tmp_path / f"{name}.onnx").write_bytes(exported.path.read_bytes())
+    return tmp_path
+
+
+BENCH = Bench(provider="cpu", threads=1)
+
+
+def test_targets_are_measured_on_the_files_beside_the_others(folder: Path) -> None:
+    made, failures = make_targets(folder / "model.onnx", ("fp16", "int8"), images())
+    assert failures == []
+    found = measure_targets(folder / "dense.onnx", folder / "model.onnx", made, images(), BENCH)
+    names = ["dense.onnx", "model.onnx", "model.fp16.onnx", "model.int8.onnx"]
+    assert [row.file for row in found.rows] == names
+    assert [row.precision for row in found.rows] == ["fp32", "fp32", "fp16", "int8"]
+    expected, labels = logits(folder / "model.onnx"), np.concatenate([each.numpy() for _, each in images()])
+    for row in found.rows:
+        given = logits(folder / row.file)
+        assert row.top1 == (given.argmax(1) == labels).mean()
+        assert row.agreement == (given.argmax(1) == expected.argmax(1)).mean()
+        assert row.max_abs == pytest.approx(np.abs(given - expected).max())
+        assert row.onnx_bytes == (folder / row.file).stat().st_size
+        assert row.samples == 64
+    assert found.rows[0].speedup.ratio == 1
+    assert found.rows[1].max_abs == 0
+
+
+def _with_weights(path: Path, change: float) -> Path:
+    """The file `path`, its weights times `change`, as another."""
+    model = onnx.load(path)
+    for each in model.graph.initializer:
+        if each.data_type == TensorProto.FLOAT:
+            each.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(each) * np.float32(change), each.name))
+    onnx.save(model, path.with_name("model.int8.onnx"))
+    return path.with_name("model.int8.onnx")
+
+
+def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
+    broken = _with_weights(folder / "model.onnx", float("nan"))
+    found = measure_targets(folder / "dense.onnx", folder / "model.onnx", {"int8": broken}, images(), BENCH)
+    assert [row.file for row in found.rows] == ["dense.onnx", "model.onnx"]
+    assert found.notes == ("NO model.int8.onnx: its logits are not finite on 64 of 64 test samples",)
+    assert not broken.exists()
+
+
+def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
+    right = [(inputs, torch.from_numpy(_decisions(folder / "model.onnx", inputs))) for inputs, _ in images()]
+    wrong = _with_weights(folder / "model.onnx", -1.0)
+    found = measure_targets(folder / "dense.onnx", folder / "model.onnx", {"int8": wrong}, right, BENCH)
+    lost = 100 * (1 - found.rows[2].top1)
+    assert lost > 1
+    assert f"model.int8.onnx LOSES {lost:.1f} POINTS of top-1 against model.onnx" in found.notes
+
+
+@pytest.mark.parametrize(("factor", "words"), [(0.5, "slower than"), (1.0, "not faster than"), (2.0, "")])
+def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, words: str) -> None:
+    """Seconds are drawn, not measured."""
+    session, seconds = runtime.session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
+    source = targets._Run(session, np.eye(5), seconds)
+    notes = targets._warnings(targets._Run(session, np.eye(5), seconds[::-1] / factor), source, np.arange(5))
+    assert len(notes) == bool(words)
+    assert all(f"is {words} model.onnx here" in note and "on CPU, 95 % interval" in note for note in notes)
+
+
+def _decisions(path: Path, inputs: torch.Tensor) -> np.ndarray:
+    return runtime.session(path, "cpu", threads=1).predict(inputs).argmax(1)
+
+
+def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
+    for given, kept in ((("int8",), ("fp32", "int8")), (("int8", "fp16", "fp32", "int8"), ("fp32", "fp16", "int8"))):
+        recipe = Recipe("m", 0.5, scorer="magnitude", targets=given)
+        assert recipe.targets == kept
+        assert Recipe.from_json(recipe.to_json()) == recipe
+        assert json.loads(recipe.to_json())["targets"] == list(kept)
+    with pytest.raises(InputError, match="unknown target 'int4'; did you mean int8"):
+        Recipe("m", 0.5, scorer="magnitude", targets=("int4",))
+
+
+def test_the_table_says_no_difference_where_it_cannot_tell(folder: Path) -> None:
+    from test_report import make_report
+
+    assert times(Speedup(1.04, 0.98, 1.1)) == "no difference, 1.04x (0.98 to 1.10)"
+    assert times(Speedup(2.0, 1.9, 2.1)) == "2.00x (1.90 to 2.10)"
+    assert times(Speedup(0.5, 0.4, 0.6)) == "0.50x (0.40 to 0.60)"
+    found = measure_targets(folder / "dense.onnx", folder / "model.onnx", {}, images(), BENCH)
+    cells = target_rows(make_report(targets=found.rows))
+    assert cells[0][0] == "dense.onnx"
+    assert "reference" in cells[0]
+    assert cells[1][-1].endswith(" on CPU")
+    assert target_rows(make_report(targets=())) == []
