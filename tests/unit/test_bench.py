@@ -55,7 +55,7 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
     [
         (["n", 3, "h", "w"], {}, "takes images of any size .*--input-size 224"),
         ([4, 3, 8, 8], {}, "has a fixed batch of 4; given batch size 1"),
-        (["n", 3, 8], {}, "expected images"),
+        (["n", 3, "w"], {}, "expected images"),
         (["n", 3, 8, 8], {"batch_sizes": (1, 0)}, "batch size is 0; expected 1 or more"),
     ],
 )
