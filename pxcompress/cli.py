@@ -18,10 +18,11 @@ from pxcompress.commands.certify import certify
 from pxcompress.commands.inspect import inspect
 from pxcompress.commands.methods import methods
 from pxcompress.commands.run import run
+from pxcompress.commands.search import search
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError
 
-COMMANDS = (run, certify, verify, inspect, bench, methods)
+COMMANDS = (run, search, certify, verify, inspect, bench, methods)
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""

@@ -124,20 +124,26 @@ def shrink(
     return slim
 
 
-def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
-    """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
+def priced(model: nn.Module, example: Tensor, recipe: Recipe, clock: Clock) -> Scored:
+    """The groups and what their units cost, without scores. Raises `BudgetError`."""
     with clock.stage("find groups"):
         structure = find_groups(model, example, classifier_names(model, example))
         budget = BUDGETS.build(recipe.budget)
         meter = budget.meter(model, structure.groups, example)
         check_reachable(structure.groups, meter, recipe.ratio, _limits(recipe), (recipe.budget, budget.unit))
+    return Scored(model, example, structure, {}, meter, budget.unit)
+
+
+def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
+    """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
+    scored = priced(model, example, recipe, clock)
+    groups = scored.structure.groups
     with clock.stage(f"score ({recipe.scorer})"):
-        scores = SCORERS.build(recipe.scorer)(model, structure.groups, batches["score"])
-    scored = Scored(model, example, structure, scores, meter, budget.unit)
+        scored = replace(scored, scores=SCORERS.build(recipe.scorer)(model, groups, batches["score"]))
     if not (recipe.class_scores or recipe.class_guard):
         return scored
     with clock.stage("class scores"):
-        return replace(scored, class_relevance=class_relevance(model, structure.groups, batches["score"]))
+        return replace(scored, class_relevance=class_relevance(model, groups, batches["score"]))
 
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:

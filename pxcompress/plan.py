@@ -136,6 +136,20 @@ def make_plan(
     return Plan(removed, budget[0], budget[1], dense, meter(kept), target)
 
 
+def lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
+    """The lowest `rate` of all units, ranked globally, without a floor for any group: PXP's order of pruning.
+
+    Meant for `graph.masked`; prices do not count, so that normalise=cost leaves scores as they are.
+    """
+    ways = NORMALISATIONS[normalise]
+    values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])
+    gone = torch.zeros(len(values), dtype=torch.bool)
+    gone[torch.argsort(values, stable=True)[: round(rate * len(values))]] = True
+    parts = gone.split([group.units for group in groups])
+    units = {group.name: tuple(part.nonzero().flatten().tolist()) for group, part in zip(groups, parts, strict=True)}
+    return Plan(units, "channels", "units", float(len(values)), float((~gone).sum()), (1 - rate) * len(values))
+
+
 def _orders(groups: Sequence[Group], scores: Scores, meter: Meter, limits: Limits) -> dict[str, tuple[Tensor, Tensor]]:
     """Normalised scores (units,) of every group, and its units in the order in which they would go."""
     families: dict[object, list[Group]] = {}

@@ -26,12 +26,18 @@ LINE = (
     ("artifact",),
     ("certificate",),
     ("pipeline",),
+    ("search",),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
 PLACE = {name: place for place, names in enumerate(LINE) for name in names}
-DOORS = {"torch_pruning": {"graph"}, "onnxruntime": {"runtime"}, "zennit": {"attribution"}}
+DOORS = {
+    "torch_pruning": {"graph"},
+    "onnxruntime": {"runtime"},
+    "zennit": {"attribution"},
+    "optuna": {"search"},
+}
 
 
 def _room(path: Path) -> str:

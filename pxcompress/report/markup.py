@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, tostring
 
+from pxcompress.report.style import CSS
+
 Content = Element | str
 
 
@@ -27,8 +29,18 @@ def node(tag: str, *children: Content, **attributes: str) -> Element:
     return element
 
 
-def page(root: Element) -> str:
-    """The document as ASCII text; other characters are references, so that no encoding can break it."""
+def document(title: str, content: Iterable[Element]) -> str:
+    """A page that loads nothing, as ASCII text; other characters are references, so that no encoding can break it."""
+    head = node(
+        "head",
+        node("meta", charset="utf-8"),
+        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        # the browser itself then refuses whatever a later change would load
+        node("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
+        node("title", title),
+        node("style", CSS),
+    )
+    root = node("html", head, node("body", node("main", *content)), lang="en")
     return "<!DOCTYPE html>\n" + tostring(root, encoding="us-ascii", method="html").decode("ascii") + "\n"
 
 
