@@ -22,7 +22,7 @@ _INK, _BEST, _OTHER = "#77828f", "#1f948b", "#a3aebc"
 
 def quality_text(value: float, *, labels: bool) -> str:
     """Top-1, or the divergence from the dense model where no labels were used."""
-    return f"{value:.2%}" if labels else f"KL {-value:.4f}"
+    return f"{value:.2%}" if labels else f"KL {-value:.3g}"
 
 
 def search_table(content: Mapping[str, Any], composite: str) -> str:

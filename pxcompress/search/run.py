@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pxcompress.attribution import has_attention
@@ -136,8 +137,12 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> Mapping[s
         space = space_of(recipe, plan.space or chosen.space, attention=has_attention(model, splits.example))
         this = Search(plan, recipe, chosen, ratios, space, bench, note)
         out.mkdir(parents=True, exist_ok=True)
-        studies = _work(this, plan.storage or sqlite(out / STORAGE), deadline)
-        content = _content(this, subject, *studies)
+        storage = open_storage(plan.storage or sqlite(out / STORAGE))
+        baselines = work_on_baselines(this, storage, deadline)
+        study = work_on_trials(this, storage, deadline)
+        if not finished(study) and not finished(baselines):
+            raise InputError(f"no trial ended in {plan.timeout:g} s; give more --timeout, and the search goes on")
+        content = _content(this, subject, study, baselines)
     _write(out, content)
     return content
 
@@ -155,8 +160,19 @@ def _check(recipe: Recipe, out: Path) -> None:
 _OURS = (STORAGE, RESULT)
 
 
-def _work(this: Search, storage: str, deadline: float) -> tuple[optuna.Study, optuna.Study]:
-    """Do the search's jobs and its baselines', as far as other workers do not; both studies."""
+def work_on_baselines(this: Search, storage: BaseStorage, deadline: float = math.inf) -> optuna.Study:
+    """Measure the search's baselines, as far as other workers do not, until the monotonic time `deadline`."""
+
+    def one(trial: Trial, job: int) -> float:
+        return _told(this, trial, f"baseline {job + 1}", this.baselines()[job], may_end=False)
+
+    study = open_study(storage, f"{this.name}-baselines", sampler_of("random", 0, lambda job: {}))
+    work(study, len(this.baselines()), one, deadline, this.note)
+    return study
+
+
+def work_on_trials(this: Search, storage: BaseStorage, deadline: float = math.inf) -> optuna.Study:
+    """Do the search's trials, as far as other workers do not, until the monotonic time `deadline`."""
     starts, plan = this.starts(), this.plan
     trials = min(plan.trials, len(starts) + this.space.grid_size) if plan.sampler == "grid" else plan.trials
 
@@ -165,22 +181,13 @@ def _work(this: Search, storage: str, deadline: float) -> tuple[optuna.Study, op
             return starts[job]
         return this.space.grid(job - len(starts)) if plan.sampler == "grid" else {}
 
-    def one_baseline(trial: Trial, job: int) -> float:
-        return _told(this, trial, f"baseline {job + 1}", this.baselines()[job], may_end=False)
-
-    def one_trial(trial: Trial, job: int) -> float:
+    def one(trial: Trial, job: int) -> float:
         recipe = this.space.recipe_at({each.name: suggest(trial, each) for each in this.space.parameters})
         return _told(this, trial, f"trial {job + 1} of {trials}", recipe, may_end=job >= len(starts))
 
-    opened = open_storage(storage)
-    make = partial(open_study, opened)
-    baselines = make(f"{this.name}-baselines", sampler_of("random", 0, lambda job: {}))
-    study = make(this.name, sampler_of(plan.sampler, this.recipe.seed, given))
-    work(baselines, len(this.baselines()), one_baseline, deadline, this.note)
-    work(study, trials, one_trial, deadline, this.note)
-    if not _finished(study) and not _finished(baselines):
-        raise InputError(f"no trial ended in {plan.timeout:g} s; give more --timeout, and the search goes on")
-    return study, baselines
+    study = open_study(storage, this.name, sampler_of(plan.sampler, this.recipe.seed, given))
+    work(study, trials, one, deadline, this.note)
+    return study
 
 
 def _told(this: Search, trial: Trial, label: str, recipe: Recipe, *, may_end: bool) -> float:
@@ -188,7 +195,7 @@ def _told(this: Search, trial: Trial, label: str, recipe: Recipe, *, may_end: bo
     begin = time.perf_counter()
     this.note(f"{label} ...")
     shown = partial(quality_text, labels=this.plan.labels)
-    known = [float(each.values[0]) for each in _finished(trial.study)]
+    known = [float(each.values[0]) for each in finished(trial.study)]
     said = "failed"
     try:
         value = this.measure(trial, recipe, may_end=may_end)
@@ -202,7 +209,8 @@ def _told(this: Search, trial: Trial, label: str, recipe: Recipe, *, may_end: bo
         this.note(f"{label}: {said} in {time.perf_counter() - begin:.1f} s{best}  {recipe.scorer}")
 
 
-def _finished(study: optuna.Study) -> list[FrozenTrial]:
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that were measured to the end."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
@@ -248,8 +256,8 @@ def _rows(study: optuna.Study) -> list[dict[str, Any]]:
 
 def _importances(study: optuna.Study) -> dict[str, float]:
     """How much each parameter matters (PED-ANOVA), the greatest first; nothing where trials are few or all alike."""
-    values = {trial.values[0] for trial in _finished(study)}
-    if len(_finished(study)) < LEAST_FOR_IMPORTANCES or len(values) < 2:
+    values = {trial.values[0] for trial in finished(study)}
+    if len(finished(study)) < LEAST_FOR_IMPORTANCES or len(values) < 2:
         return {}
     return {name: float(value) for name, value in optuna.importance.get_param_importances(study).items()}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
@@ -32,6 +33,9 @@ HEARTBEAT = 5
 
 GRACE = 20
 """Seconds without one after which a worker counts as dead."""
+
+PATIENCE = 60
+"""Seconds for which a worker waits for an SQLite file that others write to."""
 
 REDUCTION = 3
 """Of so many trials that were measured equally often, one goes on (successive halving)."""
@@ -73,13 +77,29 @@ def open_storage(text: str) -> BaseStorage:
     try:
         if text.startswith("journal:"):
             return JournalStorage(JournalFileBackend(text.removeprefix("journal:")))
+        if text.startswith("sqlite:"):
+            return _sqlite_storage(text)
         return RDBStorage(text, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
     except Exception as error:  # a driver may raise anything
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"storage {text.partition('@')[0]!r} cannot be used ({said[0][:120]}); expected a database URL such as "
+            f"storage {text.partition('://')[0]!r} cannot be used ({said[0][:120]}); expected a database URL such as "
             "sqlite:///search.db or postgresql+psycopg://user@host/name, or journal:PATH"
         ) from error
+
+
+def _sqlite_storage(url: str) -> RDBStorage:
+    """An SQLite file whose commits wait for other workers, but not for the disk: a killed process loses nothing."""
+    wait = {"connect_args": {"timeout": PATIENCE}}
+    storage = RDBStorage(url, engine_kwargs=wait, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+
+    def prepare(connection: Any, record: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    sqlalchemy.event.listen(storage.engine, "connect", prepare)
+    storage.engine.dispose()  # connections from before know nothing of it
+    return storage
 
 
 def sqlite(path: Path) -> str:
