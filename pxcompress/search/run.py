@@ -32,6 +32,12 @@ COMPOSITE, RESULT, PAGE, STORAGE = "composite.json", "search.json", "search.html
 
 SCHEMA_VERSION = 1
 
+CHOICE = ("scorer", "normalise", "repair")
+"""Fields of a recipe that a search chooses."""
+
+RECIPE = "recipe"
+"""Under which a trial says them."""
+
 LEAST_FOR_IMPORTANCES = 8
 """Finished trials."""
 
@@ -95,13 +101,12 @@ class Search:
 
     def measure(self, trial: Trial, recipe: Recipe, *, may_end: bool) -> float:
         """The objective of `recipe`, noted in `trial`; what was measured before is not measured again."""
-        key = json.dumps([recipe.scorer, recipe.normalise, recipe.repair])
-        trial.set_user_attr("recipe", {name: getattr(recipe, name) for name in ("scorer", "normalise", "repair")})
-        done = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        same = next((each for each in done if each.user_attrs.get("key") == key), None)
+        choice = _choice(recipe)
+        trial.set_user_attr(RECIPE, choice)
+        same = next((each for each in finished(trial.study) if each.user_attrs[RECIPE] == choice), None)
         if same is not None:
             trial.set_user_attr("points", same.user_attrs["points"])
-            trial.set_user_attr("same_as", same.user_attrs[JOB])
+            trial.set_user_attr("same_as", same.user_attrs.get("same_as", same.user_attrs[JOB]))
             return float(same.values[0])
         points: dict[float, float] = {}
         for step, ratio in enumerate(middle_first(self.ratios), start=1):
@@ -111,7 +116,6 @@ class Search:
             trial.report(self.objective.combine(points), step)
             if trial.should_prune() and may_end and step < len(self.ratios):
                 raise optuna.TrialPruned
-        trial.set_user_attr("key", key)
         trial.set_user_attr("points", [[ratio, points[ratio]] for ratio in self.ratios])
         return self.objective.combine(points)
 
@@ -129,6 +133,9 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> Mapping[s
     sampler_of(plan.sampler, 0, lambda job: {})  # an unknown one is found before any work
     deadline = time.monotonic() + plan.timeout
     with seeded(recipe.seed), quiet():
+        if not plan.storage:
+            out.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(plan.storage or sqlite(out / STORAGE))
         subject = with_baseline(load_subject(recipe), recipe.seed, note)
         model, splits = subject.loaded.model, subject.splits
         parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
@@ -136,8 +143,6 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> Mapping[s
         bench = Bench.of(model, splits.example, parts, reach, plan.labels)
         space = space_of(recipe, plan.space or chosen.space, attention=has_attention(model, splits.example))
         this = Search(plan, recipe, chosen, ratios, space, bench, note)
-        out.mkdir(parents=True, exist_ok=True)
-        storage = open_storage(plan.storage or sqlite(out / STORAGE))
         baselines = work_on_baselines(this, storage, deadline)
         study = work_on_trials(this, storage, deadline)
         if not finished(study) and not finished(baselines):
@@ -209,6 +214,11 @@ def _told(this: Search, trial: Trial, label: str, recipe: Recipe, *, may_end: bo
         this.note(f"{label}: {said} in {time.perf_counter() - begin:.1f} s{best}  {recipe.scorer}")
 
 
+def _choice(recipe: Recipe) -> dict[str, Any]:
+    """What a search chooses of a recipe, as JSON holds it."""
+    return {name: list(value) if isinstance(value := getattr(recipe, name), tuple) else value for name in CHOICE}
+
+
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that were measured to the end."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -219,7 +229,7 @@ def _content(this: Search, subject: Subject, study: optuna.Study, baselines: opt
     rows, others = _rows(study), _rows(baselines)
     complete = [row for row in rows if row["state"] == "complete"]
     every = [*complete, *(row for row in others if row["state"] == "complete")]
-    default = this.space.recipe_at(this.space.defaults)
+    default = _choice(this.space.recipe_at(this.space.defaults))
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": asdict(this.recipe),
@@ -233,7 +243,7 @@ def _content(this: Search, subject: Subject, study: optuna.Study, baselines: opt
         "samples": {role: len(subject.splits.ids[role]) for role in ("score", "repair", "select")},
         "dense": this.bench.dense,
         "best": max(every, key=lambda row: row["value"]),
-        "default": next((row for row in complete if row["scorer"] == default.scorer), None),
+        "default": next((row for row in complete if {key: row[key] for key in CHOICE} == default), None),
         "trials": rows,
         "baselines": others,
         "importances": _importances(study),
@@ -245,9 +255,9 @@ def _rows(study: optuna.Study) -> list[dict[str, Any]]:
     rows = {}
     for trial in study.get_trials(deepcopy=False):
         known = trial.user_attrs
-        if JOB not in known or "recipe" not in known:
+        if JOB not in known or RECIPE not in known:
             continue
-        row = {"job": known[JOB], "state": trial.state.name.lower(), **known["recipe"]}
+        row = {"job": known[JOB], "state": trial.state.name.lower(), **known[RECIPE]}
         row |= {"value": trial.values[0] if trial.values else None, "points": known.get("points", [])}
         row |= {"seconds": trial.duration.total_seconds() if trial.duration else None, "error": known.get(ERROR, "")}
         rows[known[JOB]] = row | {"same_as": known.get("same_as"), "parameters": dict(trial.params)}
@@ -267,6 +277,7 @@ def _write(out: Path, content: Mapping[str, Any]) -> None:
     best: Mapping[str, Any] = content["best"]
     made_by = {key: content[key] for key in ("objective", "ratios", "labels", "sampler", "samples", "study", "recipe")}
     composite = {key: best[key] for key in ("scorer", "normalise", "repair", "parameters", "value")}
+    out.mkdir(parents=True, exist_ok=True)
     files = {
         COMPOSITE: json.dumps({**composite, "made_by": made_by}, indent=1, allow_nan=False),
         RESULT: json.dumps(content, indent=1, allow_nan=False),

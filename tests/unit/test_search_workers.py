@@ -108,7 +108,7 @@ def _check(storage: str, contents: list[dict[str, object]]) -> None:
         trials = optuna.load_study(study_name=summary.study_name, storage=storage).trials
         done = [each.user_attrs[JOB] for each in trials if each.state.is_finished() and each.values]
         is_search = not summary.study_name.endswith("-baselines")
-        assert sorted(done) == list(range(TRIALS if is_search else 12))
+        assert sorted(done) == list(range(TRIALS if is_search else 6))
         lost = [each for each in trials if each.state == optuna.trial.TrialState.FAIL and JOB in each.user_attrs]
         assert [each.user_attrs[JOB] for each in lost] == ([DEADLY] if is_search else [])
         for each in lost:
