@@ -37,6 +37,9 @@ GRACE = 20
 PATIENCE = 60
 """Seconds for which a worker waits for an SQLite file that others write to."""
 
+ATTEMPTS = 5
+"""To find the tables of a database."""
+
 REDUCTION = 3
 """Of so many trials that were measured equally often, one goes on (successive halving)."""
 
@@ -79,13 +82,24 @@ def open_storage(text: str) -> BaseStorage:
             return JournalStorage(JournalFileBackend(text.removeprefix("journal:")))
         if text.startswith("sqlite:"):
             return _sqlite_storage(text)
-        return RDBStorage(text, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+        return _database(text, ATTEMPTS)
     except Exception as error:  # a driver may raise anything
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"storage {text.partition('://')[0]!r} cannot be used ({said[0][:120]}); expected a database URL such as "
             "sqlite:///search.db or postgresql+psycopg://user@host/name, or journal:PATH"
         ) from error
+
+
+def _database(url: str, attempts: int) -> RDBStorage:
+    """A database; where another worker makes its tables in the same moment, those that it has made."""
+    try:
+        return RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+        if attempts == 1:
+            raise
+        time.sleep(1)
+        return _database(url, attempts - 1)
 
 
 def _sqlite_storage(url: str) -> RDBStorage:
