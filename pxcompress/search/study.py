@@ -82,7 +82,7 @@ def open_storage(text: str) -> BaseStorage:
             return JournalStorage(JournalFileBackend(text.removeprefix("journal:")))
         if text.startswith("sqlite:"):
             return _sqlite_storage(text)
-        return _database(text, ATTEMPTS)
+        return _database(text)
     except Exception as error:  # a driver may raise anything
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
@@ -91,21 +91,21 @@ def open_storage(text: str) -> BaseStorage:
         ) from error
 
 
-def _database(url: str, attempts: int) -> RDBStorage:
+def _database(url: str, options: dict[str, Any] | None = None, attempts: int = ATTEMPTS) -> RDBStorage:
     """A database; where another worker makes its tables in the same moment, those that it has made."""
     try:
-        return RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-    except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
-        if attempts == 1:
+        return RDBStorage(url, engine_kwargs=options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    except sqlalchemy.exc.DatabaseError as error:
+        twice = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
+        if attempts == 1 or not twice:
             raise
         time.sleep(1)
-        return _database(url, attempts - 1)
+        return _database(url, options, attempts - 1)
 
 
 def _sqlite_storage(url: str) -> RDBStorage:
     """An SQLite file whose commits wait for other workers, but not for the disk: a killed process loses nothing."""
-    wait = {"connect_args": {"timeout": PATIENCE}}
-    storage = RDBStorage(url, engine_kwargs=wait, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    storage = _database(url, {"connect_args": {"timeout": PATIENCE}})
 
     def prepare(connection: Any, record: object) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -247,7 +247,7 @@ def work(study: optuna.Study, jobs: int, evaluate: Callable[[Trial, int], float]
             study.optimize(run, n_trials=1, catch=(PxError, _Exhausted))
         elif (left or others) and not isinstance(study._storage, JournalStorage):
             if not waited:
-                note(f"waiting for {len(others)} trials of other workers ...")
+                note("waiting for what other workers have begun ...")
             waited = True
             time.sleep(HEARTBEAT / 5)
         else:
