@@ -101,7 +101,7 @@ def rows_of(label: str, mode: str, trials: int, limits: Mapping[str, int]) -> It
             "gain_over_epsilon": gain, "low": low, "high": high, "test_images": len(right[name]),
             "select_images": limits["select"], "score_images": limits["score"], "trials": len(study.trials),
             "ended_early": len(study.trials) - len(known), "search_cpu_seconds": seconds,
-            "best_so_far": _best_so_far(known),
+            "best_so_far": _best_so_far(known) if name == "best found" else [],
         }  # fmt: skip
 
 
