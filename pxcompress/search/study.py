@@ -244,7 +244,10 @@ def work(study: optuna.Study, jobs: int, evaluate: Callable[[Trial, int], float]
         left = set(range(jobs)) - taken(trials)
         others = [each for each in trials if each.state == TrialState.RUNNING and JOB in each.user_attrs]
         if len(left) > len(_silent(trials)):
-            study.optimize(run, n_trials=1, catch=(PxError, _Exhausted))
+            try:
+                study.optimize(run, n_trials=1, catch=(PxError, _Exhausted))
+            except optuna.exceptions.UpdateFinishedTrialError:
+                note("this worker was slow and taken for dead; another one does its trial again")
         elif (left or others) and not isinstance(study._storage, JournalStorage):
             if not waited:
                 note("waiting for what other workers have begun ...")

@@ -32,7 +32,7 @@ DEADLY = {DEADLY}
 import os, signal, sys
 from pxcompress import cli
 from pxcompress.search import run, study
-study.HEARTBEAT, study.GRACE = 1, 4
+study.HEARTBEAT, study.GRACE = 1, 15
 measure = run.Search.measure
 def once(self, trial, recipe, *, may_end):
     if trial.user_attrs[study.JOB] == DEADLY and "-baselines" not in trial.study.study_name:
