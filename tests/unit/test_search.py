@@ -296,6 +296,21 @@ def test_two_workers_in_turns_take_different_jobs(tmp_path: Path) -> None:
     assert sampler.job == 1, "that of the dead one"  # type: ignore[attr-defined]
 
 
+def test_a_slow_worker_that_was_taken_for_dead_goes_on(tmp_path: Path) -> None:
+    study, done, notes = _study(f"journal:{tmp_path}/log"), [], []
+
+    def evaluate(trial: optuna.Trial, job: int) -> float:
+        done.append(job)
+        if done == [0, 1]:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        return 1.0
+
+    with quiet():
+        work(study, 3, evaluate, float("inf"), notes.append)
+    assert done == [0, 1, 1, 2]
+    assert len(notes) == 1
+
+
 # --- the command
 
 SIZE = 16
