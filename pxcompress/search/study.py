@@ -246,9 +246,7 @@ def work(study: optuna.Study, jobs: int, evaluate: Callable[[Trial, int], float]
         if len(left) > len(_silent(trials)):
             try:
                 study.optimize(run, n_trials=1, catch=(PxError, _Exhausted))
-            except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
-                if isinstance(error, ValueError) and not str(error).startswith("Cannot tell"):
-                    raise
+            except (optuna.exceptions.UpdateFinishedTrialError, AssertionError):  # what Optuna raises then
                 note("this worker was slow and taken for dead; another one does its trial again")
         elif (left or others) and not isinstance(study._storage, JournalStorage):
             if not waited:
