@@ -33,12 +33,12 @@ from pxcompress.attribution import COMPOSITES
 from pxcompress.data import load_splits, open_source
 from pxcompress.graph import find_groups, masked
 from pxcompress.models import classifier_names
-from pxcompress.plan import NORMALISATIONS
+from pxcompress.plan import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.subject import load_subject, with_baseline
-from pxcompress.types import Batches, Group, Plan, Scores
+from pxcompress.types import Batches, Group, Scores
 
 MODELS = {
     "vgg": ("benchmarks.models:vgg_small", "glyphs"),
@@ -103,22 +103,11 @@ def trained(name: str, seeds: Sequence[int], samples: int, tests: int, data: str
     )
 
 
-def removed(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
-    """The lowest `rate` of all units, ranked globally."""
-    ways = NORMALISATIONS[normalise]
-    values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])
-    gone = torch.zeros(len(values), dtype=torch.bool)
-    gone[torch.argsort(values, stable=True)[: round(rate * len(values))]] = True
-    parts = gone.split([group.units for group in groups])
-    units = {group.name: tuple(part.nonzero().flatten().tolist()) for group, part in zip(groups, parts, strict=True)}
-    return Plan(units, "channels", "units", 0.0, 0.0, 0.0)
-
-
 def curve(subject: Trained, scores: Scores, normalise: str, rates: Sequence[float]) -> list[float]:
     """Top-1 on the test images at every rate."""
     points = []
     for rate in rates:
-        twin = masked(subject.model, subject.groups, removed(subject.groups, scores, rate, normalise))
+        twin = masked(subject.model, subject.groups, lowest(subject.groups, scores, rate, normalise))
         twin.to(memory_format=torch.channels_last)
         with torch.no_grad():
             points.append(float((twin(subject.inputs).argmax(1) == subject.labels).double().mean()))

@@ -20,11 +20,12 @@ from pxcompress.commands.inspect import inspect
 from pxcompress.commands.methods import methods
 from pxcompress.commands.report import report
 from pxcompress.commands.run import run
+from pxcompress.commands.search import search
 from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError
 
-COMMANDS = (run, sweep, certify, verify, inspect, bench, report, methods, doctor)
+COMMANDS = (run, sweep, search, certify, verify, inspect, bench, report, methods, doctor)
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""

@@ -7,7 +7,7 @@ where they are consumed, at the input of the layers behind them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from pxcompress.errors import InputError
 from pxcompress.ranks import summed
 from pxcompress.state import device_of, observed
-from pxcompress.types import Axis, Batches, Group, Member, Plan
+from pxcompress.types import Axis, Batch, Batches, Group, Member, Plan
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Activations a and multipliers m, both (n, units, positions) -> one value per sample and unit, (n, units)."""
@@ -185,8 +185,27 @@ class Moments:
         return self.second - torch.outer(self.mean, self.mean)
 
 
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """Batches that keep the moments of one model, which must not change any more: each is computed once."""
+
+    batches: Batches
+    model: nn.Module
+    found: dict[str, Moments] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
 def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, Moments]:
-    """Input moments of the modules named in `layouts`, which gives the rows of every feature, (features, k)."""
+    """Input moments of the modules named in `layouts`, which gives the rows of every feature, (features, k).
+
+    Layouts are those of `input_layouts`; `Remembered` batches of this model are read only for what they do not know.
+    """
+    if isinstance(batches, Remembered) and batches.model is model:
+        asked = {name: index for name, index in layouts.items() if name not in batches.found}
+        batches.found.update(moments(model, asked, batches.batches) if asked else {})
+        return {name: batches.found[name] for name in layouts if name in batches.found}
     device = device_of(model)
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 

@@ -166,8 +166,8 @@ def reduce(
     return replace(slim, attempts=attempts)
 
 
-def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
-    """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
+def priced(model: nn.Module, example: Tensor, recipe: Recipe, clock: Clock) -> Scored:
+    """The groups and what their units cost, without scores. Raises `BudgetError`."""
     with clock.stage("find groups"):
         found = find_groups(model, example, classifier_names(model, example))
         structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
@@ -176,13 +176,19 @@ def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], rec
         meter = budget.meter(model, structure.groups, example)
         ratio = recipe.share(meter({}))
         check_reachable(structure.groups, meter, ratio, _limits(recipe), (recipe.budget, budget.unit))
+    return Scored(model, example, structure, {}, meter, budget.unit, ratio)
+
+
+def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
+    """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
+    scored = priced(model, example, recipe, clock)
+    groups = scored.structure.groups
     with clock.stage(f"score ({recipe.scorer})"):
-        scores = SCORERS.build(recipe.scorer)(model, structure.groups, batches["score"])
-    scored = Scored(model, example, structure, scores, meter, budget.unit, ratio)
+        scored = replace(scored, scores=SCORERS.build(recipe.scorer)(model, groups, batches["score"]))
     if not (recipe.class_scores or recipe.class_guard):
         return scored
     with clock.stage("class scores"):
-        return replace(scored, class_relevance=class_relevance(model, structure.groups, batches["score"]))
+        return replace(scored, class_relevance=class_relevance(model, groups, batches["score"]))
 
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:

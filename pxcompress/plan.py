@@ -184,6 +184,20 @@ def _steps(count: int) -> list[float]:
     return [place * (count - 1) / max(taken - 1, 1) for place in range(taken)]
 
 
+def lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
+    """The lowest `rate` of all units, ranked globally, without a floor for any group: PXP's order of pruning.
+
+    Meant for `graph.masked`; prices do not count, so that normalise=cost leaves scores as they are.
+    """
+    ways = NORMALISATIONS[normalise]
+    values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])
+    gone = torch.zeros(len(values), dtype=torch.bool)
+    gone[torch.argsort(values, stable=True)[: round(rate * len(values))]] = True
+    parts = gone.split([group.units for group in groups])
+    units = {group.name: tuple(part.nonzero().flatten().tolist()) for group, part in zip(groups, parts, strict=True)}
+    return Plan(units, "channels", "units", float(len(values)), float((~gone).sum()), (1 - rate) * len(values))
+
+
 def _orders(groups: Sequence[Group], scores: Scores, meter: Meter, limits: Limits) -> Orders:
     families: dict[object, list[Group]] = {}
     for group in groups:

@@ -42,6 +42,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def searched(field: Any) -> Any:
+    """An `option` that `pxcompress search` varies: over its choices, or from low to high."""
+    return dataclasses.field(default=field.default, metadata={**field.metadata, "searched": True})
+
+
 class Registry(Generic[T]):
     """Methods of one kind by name. Modules of `package` are imported on first use, so that they register themselves."""
 

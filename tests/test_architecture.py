@@ -38,13 +38,18 @@ LINE = (
     ("artifact", "fit"),
     ("certificate",),
     ("pipeline",),
-    ("sweep",),
+    ("sweep", "search"),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
 PLACE = {name: place for place, names in enumerate(LINE) for name in names}
-DOORS = {"torch_pruning": {"graph"}, "onnxruntime": {"runtime", "precision", "predict"}, "zennit": {"attribution"}}
+DOORS = {
+    "torch_pruning": {"graph"},
+    "onnxruntime": {"runtime", "precision", "predict"},
+    "zennit": {"attribution"},
+    "optuna": {"search"},
+}
 
 
 def _room(path: Path) -> str:

@@ -5,7 +5,7 @@ with attributed(model, parse_composite("gamma"), example) as ruled:
     (m,) = torch.autograd.grad(out, hidden, start)     # relevance of `hidden`: hidden * m
 """
 
-from pxcompress.attribution.attention import SOFTMAX_RULES
+from pxcompress.attribution.attention import SOFTMAX_RULES, has_attention
 from pxcompress.attribution.composites import COMPOSITES, Composite, parse_composite
 from pxcompress.attribution.engine import Attributed, Flow, RuledLayer, Unruled, attributed
 from pxcompress.attribution.rules import RULES
@@ -20,5 +20,6 @@ __all__ = [
     "RuledLayer",
     "Unruled",
     "attributed",
+    "has_attention",
     "parse_composite",
 ]

@@ -7,14 +7,16 @@ searches beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pxcompress.attribution.transformer import Handler, live, product, scaled
+from pxcompress.state import device_of, observed
 
 SoftmaxRule = Literal["cp", "attn", "zplus"]
 
@@ -99,6 +101,27 @@ ATTENTION: Mapping[SoftmaxRule, Mapping[str, Handler]] = {
     "attn": {"softmax": _softmax_attn, "scaled_dot_product_attention": _attention_attn},
     "zplus": {"softmax": _softmax_zplus, "scaled_dot_product_attention": _attention_zplus},
 }
+
+
+class _Calls(TorchFunctionMode):
+    """Notes which functions are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+def has_attention(model: nn.Module, example: Tensor) -> bool:
+    """Whether the rule of the softmax has an effect on `model`; `example` is one input, (1, ...)."""
+    with observed(model), torch.no_grad(), _Calls() as calls:
+        model(example.to(device_of(model)))
+    return not calls.names.isdisjoint({*ATTENTION["cp"], "multi_head_attention_forward"})
 
 
 def multi_head_attention(

@@ -70,6 +70,29 @@ _WORDS: Mapping[str, Choice] = {
 }
 """Rules without parameters, as PXP sets them: gamma is smaller for linear layers."""
 
+PXP_RULES = ("epsilon", "alpha2beta1", "gamma", "zplus")
+"""What "Pruning by Explaining Revisited" chooses from for each part."""
+
+
+def varied(word: str) -> tuple[dataclasses.Field[Any], ...]:
+    """Parameters of the rules that `word` stands for which a search varies."""
+    return tuple(
+        field for field in dataclasses.fields(cast(Any, _WORDS[word].linear)) if field.metadata.get("searched")
+    )
+
+
+def with_parameters(word: str, values: Mapping[str, float]) -> Choice:
+    """The rules that `word` stands for, with parameters of those for convolutions.
+
+    Those for linear layers keep their ratio to them: of gamma they have a fifth.
+    """
+    both = cast(Any, _WORDS[word])
+    linear = {
+        name: float(f"{value * getattr(both.linear, name) / getattr(both.convolution, name):.6g}")
+        for name, value in values.items()
+    }
+    return Choice(dataclasses.replace(both.convolution, **values), dataclasses.replace(both.linear, **linear))
+
 
 @dataclass(frozen=True)
 class Composite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 import re
 import types
@@ -169,6 +170,18 @@ def _repairs(texts: list[str]) -> tuple[str, ...]:
     return () if texts == ["none"] else tuple(texts)
 
 
+def _scorer(text: str) -> str:
+    """A scorer's text, or that in the file behind an @, such as the composite.json of a search."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return str(json.loads(Path(text[1:]).read_text())["scorer"])
+    except OSError as error:
+        raise InputError(f"--score {text!r} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"--score {text!r} holds no scorer; expected a composite.json that a search wrote") from error
+
+
 def _as_is(value: Any) -> Any:
     return value
 
@@ -176,6 +189,7 @@ def _as_is(value: Any) -> Any:
 _READ: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _listed),
     "repair": _repairs,
+    "scorer": _scorer,
     "speedup": _times,
     "max_bytes": _bytes,
 }

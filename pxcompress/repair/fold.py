@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pxcompress.collect import Moments, moments, others
 from pxcompress.consumers import Consumer, add_, consumers, is_padded
-from pxcompress.registry import option
+from pxcompress.registry import option, searched
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Pruned
 
@@ -26,8 +26,8 @@ FACTORS = (1.0, 0.01, 0.1, 10.0, 100.0)
 class Fold:
     """Ridge prediction of removed inputs from kept ones, folded into every consumer's weights."""
 
-    ridge: float = option(
-        1e-3, "ridge, as a share of the mean variance of the kept inputs", low=0.0, high=1.0, log=True
+    ridge: float = searched(
+        option(1e-3, "ridge, as a share of the mean variance of the kept inputs", low=0.0, high=1.0, log=True)
     )
     centred: str = option(
         "auto",

@@ -10,7 +10,7 @@ from torch import nn
 
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
-from pxcompress.registry import option
+from pxcompress.registry import option, searched
 from pxcompress.relevance import AGGREGATES, PRECISIONS, STARTS, Expanded, in_precision, started, unit_relevance
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scores
@@ -24,12 +24,12 @@ class LRP:
     composite: str = option(
         "epsilon", "rules by depth: a preset's name or a composite's text, see `pxcompress methods`"
     )
-    start: str = option("logit", "relevance that the target starts with", choices=tuple(STARTS))
+    start: str = searched(option("logit", "relevance that the target starts with", choices=tuple(STARTS)))
     target: str = option(
         "prediction", "class whose relevance counts; only label needs labels", choices=("prediction", "label", "all")
     )
-    aggregate: str = option("abs", "over samples", choices=tuple(AGGREGATES))
-    centre: bool = option(False, "count only what goes beyond the unit's mean activation")
+    aggregate: str = searched(option("abs", "over samples", choices=tuple(AGGREGATES)))
+    centre: bool = searched(option(False, "count only what goes beyond the unit's mean activation"))
     autocast: str = option(
         "none", "precision of products, refused where scores move by over 1 %", choices=("none", *PRECISIONS)
     )

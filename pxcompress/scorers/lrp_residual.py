@@ -12,7 +12,7 @@ from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.collect import input_layouts, moments, power
 from pxcompress.elimination import Reader, eliminate, regularised_inverse
-from pxcompress.registry import option
+from pxcompress.registry import option, searched
 from pxcompress.relevance import STARTS, started
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Axis, Batches, Group, Member, Scores
@@ -42,17 +42,19 @@ class LRPResidual:
     """
 
     composite: str = option("epsilon", "rules that give the multipliers m: a preset's name or a composite's text")
-    start: str = option("logit", "relevance that the target starts with", choices=tuple(STARTS))
+    start: str = searched(option("logit", "relevance that the target starts with", choices=tuple(STARTS)))
     target: str = option("prediction", "class whose relevance counts", choices=("prediction", "label"))
-    metric: str = option(
-        "outputs",
-        "where errors are weighed: by relevance at the consumers' outputs, by the consumers' weights alone (OBS), "
-        "by relevance at the units, or not at all (redundancy)",
-        choices=tuple(METRICS),
+    metric: str = searched(
+        option(
+            "outputs",
+            "where errors are weighed: by relevance at the consumers' outputs, by the consumers' weights alone (OBS), "
+            "by relevance at the units, or not at all (redundancy)",
+            choices=tuple(METRICS),
+        )
     )
-    follow: bool = option(True, "let what a unit costs follow the folds before it")
-    ridge: float = option(
-        1e-3, "ridge, as a share of the mean variance of a layer's inputs", low=0.0, high=1.0, log=True
+    follow: bool = searched(option(True, "let what a unit costs follow the folds before it"))
+    ridge: float = searched(
+        option(1e-3, "ridge, as a share of the mean variance of a layer's inputs", low=0.0, high=1.0, log=True)
     )
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
@@ -69,8 +71,8 @@ class LRPResidual:
         """What each group's consumers lose with its units, group by group; passes over `batches` as for scores."""
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
-            layouts = input_layouts(twin.model, groups)
-            covariances = {name: found.covariance for name, found in moments(twin.model, layouts, batches).items()}
+            layouts = input_layouts(model, groups)
+            covariances = {name: found.covariance for name, found in moments(model, layouts, batches).items()}
             prices = self._prices(twin.model, layouts, batches)
 
             def readers(member: Member) -> Iterator[Reader]:

@@ -1,0 +1,214 @@
+"""What a search found: a table for the terminal and one HTML page, from what search.json holds. Pure functions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from pxcompress.report.markup import document, node, pairs, section, table
+from pxcompress.report.summary import command, percent, wilson
+
+Row = Mapping[str, Any]
+
+_TOP = 20
+"""Trials that the page lists."""
+
+_INK, _BEST, _OTHER = "#77828f", "#1f948b", "#a3aebc"
+"""Colours that can be read on a light and on a dark page."""
+
+
+def quality_text(value: float, *, labels: bool) -> str:
+    """Top-1, or the divergence from the dense model where no labels were used."""
+    return f"{value:.2%}" if labels else f"KL {-value:.3g}"
+
+
+def search_table(content: Mapping[str, Any], composite: str) -> str:
+    """What `pxcompress search` prints; `composite` is the path of composite.json. No newline at the end."""
+    lines = [
+        (name, quality_text(row["value"], labels=content["labels"]), _choice(row)) for name, row in _compared(content)
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    shown = [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in lines]
+    return "\n".join(
+        [*shown, "", _counts(content), *_cautions(content), "", f"next: {next_command(content, composite)}"]
+    )
+
+
+def next_command(content: Mapping[str, Any], composite: str) -> str:
+    """The `pxcompress run` line that prunes with the best choice."""
+    best = content["best"]
+    chosen = {"scorer": f"@{composite}", "normalise": best["normalise"], "repair": best["repair"]}
+    if content["objective"] == "pxp":  # says nothing about ranking for a budget, nor about repair
+        chosen = {"scorer": f"@{composite}"}
+    return command({**content["recipe"], **chosen})
+
+
+def _compared(content: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
+    """Best, default and baselines, of each baseline its better ranking, the best first."""
+    yield "best found", content["best"]
+    if content["default"] is not None:
+        yield "default", content["default"]
+    found: dict[str, Row] = {}
+    for row in content["baselines"]:
+        if row["state"] == "complete" and row["value"] > found.get(row["scorer"], {"value": float("-inf")})["value"]:
+            found[row["scorer"]] = row
+    for row in sorted(found.values(), key=lambda row: -row["value"]):
+        yield row["scorer"].partition(":")[0], row
+
+
+def _choice(row: Row) -> str:
+    return ", ".join([row["scorer"], f"normalise {row['normalise']}", *row["repair"]])
+
+
+def _counts(content: Mapping[str, Any]) -> str:
+    """What was done, in one sentence."""
+    states = [row["state"] for row in content["trials"]]
+    parts = [f"{states.count('complete')} trials measured to the end", f"{states.count('pruned')} ended early"]
+    parts += [f"{states.count('fail')} failed"] if "fail" in states else []
+    dense = f"; dense {percent(content['dense'])}" if content["labels"] else ""
+    return f"{content['objective']}: {', '.join(parts)}, on {content['samples']['select']} images of select{dense}"
+
+
+def _cautions(content: Mapping[str, Any]) -> list[str]:
+    """How much the gain is worth."""
+    best, default = content["best"], content["default"]
+    found = ["note: the best of many trials looks better on select than it is; `run` measures it on test"]
+    if default is not None and best["value"] <= default["value"]:
+        return ["note: nothing was found that is better than the default"]
+    if best in content["baselines"]:
+        found.append(f"note: the best is a baseline: no rules that were tried are better than {best['scorer']}")
+    if default is not None and content["labels"]:
+        gain = best["value"] - default["value"]
+        interval = wilson(default["value"], content["samples"]["select"])
+        if gain < interval.high - default["value"]:
+            found.append(f"note: {100 * gain:.2f} points over the default lie within the noise of select")
+    return found
+
+
+def search_page(content: Mapping[str, Any], composite: str) -> str:
+    """The search as one self-contained HTML document: inline style and SVG, no script, nothing to load."""
+    best = content["best"]
+    title = f"{content['recipe']['model']}: {quality_text(best['value'], labels=content['labels'])}"
+    header = node(
+        "header",
+        node("p", f"search on {content['recipe']['data']}: {content['objective_help']}"),
+        node("h1", title, node("small", _choice(best))),
+    )
+    cautions = node("div", node("ul", *(node("li", text) for text in [_counts(content), *_cautions(content)])))
+    cautions.set("class", "notes")
+    sections = (
+        section("Best, default and baselines", _comparison(content), *_curves(content)),
+        section("How the search went", _history(content)),
+        section("What matters", _importances(content)),
+        section("Next", node("pre", next_command(content, composite))),
+        section("Trials", _trials(content)),
+        section("Settings", pairs("What was searched", {**content["recipe"], "study": content["study"]})),
+    )
+    return document(title, [header, cautions, *sections])
+
+
+def _trials(content: Mapping[str, Any]) -> Element:
+    done = sorted((row for row in content["trials"] if row["state"] == "complete"), key=lambda row: -row["value"])
+    rows = [
+        (str(row["job"] + 1), quality_text(row["value"], labels=content["labels"]), _choice(row)) for row in done[:_TOP]
+    ]
+    return table(f"The best {len(rows)} of those that were measured to the end", ("trial", "value", "choice"), rows)
+
+
+def _comparison(content: Mapping[str, Any]) -> Element:
+    names = [name for name, _ in _compared(content)]
+    values = [row["value"] for _, row in _compared(content)]
+
+    def draw(axes: Any) -> None:
+        _bars(axes, names, values)
+        axes.set_xlabel(_unit(content))
+        if content["labels"]:
+            axes.set_xlim(max(0.0, min(values) - 0.05), min(1.0, max([*values, content["dense"]]) + 0.02))
+            axes.axvline(content["dense"], color=_INK, linewidth=1, linestyle="--")
+
+    title = "Best, default and baselines; a dashed line is the dense model"
+    return _picture(title, 0.6 + 0.26 * len(names), draw)
+
+
+def _curves(content: Mapping[str, Any]) -> list[Element]:
+    def draw(axes: Any) -> None:
+        for place, (name, row) in enumerate(list(_compared(content))[:8]):
+            ratios, values = zip(*row["points"], strict=True)
+            axes.plot(ratios, values, label=name, linewidth=1 if place else 2.2, marker="o", markersize=2)
+        axes.set(xlabel="share removed", ylabel=_unit(content))
+        axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
+
+    return [_picture("Quality at every ratio", 2.8, draw)] if len(content["ratios"]) > 1 else []
+
+
+def _history(content: Mapping[str, Any]) -> Element:
+    done = [(row["job"] + 1, row["value"]) for row in content["trials"] if row["state"] == "complete"]
+    if not done:
+        return node("p", "No trial was measured to the end.")
+    ended = [row["job"] + 1 for row in content["trials"] if row["state"] == "pruned"]
+    places, values = zip(*done, strict=True)
+    best = [max(values[: place + 1]) for place in range(len(values))]
+
+    def draw(axes: Any) -> None:
+        axes.step(places, best, where="post", color=_BEST, label="best so far")
+        axes.scatter(places, values, s=9, color=_OTHER, label="measured")
+        axes.scatter(ended, [min(values)] * len(ended), s=9, marker="|", color=_INK, label="ended early")
+        axes.set(xlabel="trial", ylabel=_unit(content))
+        axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
+
+    return _picture("Value of every trial, and the best so far", 2.6, draw)
+
+
+def _importances(content: Mapping[str, Any]) -> Element:
+    found = dict(list(content["importances"].items())[:12])
+    if not found:
+        return node("p", "Too few trials to say which parameter matters.")
+    title = "Importance of each parameter (PED-ANOVA), as a share"
+    return _picture(title, 0.6 + 0.24 * len(found), lambda axes: _bars(axes, list(found), list(found.values())))
+
+
+def _bars(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
+    """Horizontal bars, the first on top and in the colour of the best."""
+    axes.barh(range(len(names)), values, color=[_BEST, *[_OTHER] * (len(names) - 1)])
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+
+
+def _unit(content: Mapping[str, Any]) -> str:
+    return "top-1" if content["labels"] else "minus KL to dense"
+
+
+def _picture(title: str, height: float, draw: Callable[[Any], None]) -> Element:
+    """What `draw` puts on matplotlib axes, `height` inches high, as an inline SVG element."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    text = io.StringIO()
+    style: Any = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}
+    style |= {"svg.hashsalt": title, "svg.fonttype": "none"}
+    with rc_context(style):
+        figure = Figure(figsize=(7.2, height), layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _plain(ElementTree.fromstring(text.getvalue()), title)
+
+
+def _plain(svg: Element, title: str) -> Element:
+    """An SVG as HTML holds it: without namespaces, metadata and a size of its own, under a title."""
+    for each in svg.iter():
+        each.tag = each.tag.rpartition("}")[2]
+        for name in [name for name in each.attrib if name.startswith("{")]:
+            each.set(name.rpartition("}")[2], each.attrib.pop(name))
+    for unwanted in ("metadata", "defs"):
+        for each in svg.findall(unwanted):
+            if unwanted == "metadata" or each.find("style") is not None:
+                svg.remove(each)
+    for name in ("width", "height"):
+        svg.attrib.pop(name, None)
+    svg.insert(0, node("title", title))
+    svg.set("role", "img")
+    return svg

@@ -1,0 +1,257 @@
+"""Jobs that several workers share through one storage: each is done once, whoever dies on the way.
+
+Job j is the j-th choice of a search. A trial takes the lowest job that no other trial has taken, so there is no queue
+that could be lost: the job of a worker that died (Optuna's heartbeat says so) or was interrupted is free again, and the
+trial that takes it up has the same parameters. Draws are seeded by job, whichever worker makes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from pxcompress.clock import Note
+from pxcompress.errors import InputError, PxError, unknown
+from pxcompress.search.space import Parameter, Value, Values
+
+HEARTBEAT = 5
+"""Seconds between signs of life of a worker."""
+
+GRACE = 20
+"""Seconds without one after which a worker counts as dead."""
+
+PATIENCE = 60
+"""Seconds for which a worker waits for an SQLite file that others write to."""
+
+ATTEMPTS = 5
+"""To find the tables of a database."""
+
+REDUCTION = 3
+"""Of so many trials that were measured equally often, one goes on (successive halving)."""
+
+JOB, ERROR = "job", "error"
+"""What a trial is about, and why it has no value."""
+
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+"""Seed -> sampler. Of the grid all choices are given, see `Space.grid`."""
+
+
+class _Exhausted(Exception):
+    """Another worker has taken the last job in the meantime."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither Optuna's messages nor its warnings of what may change."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def open_storage(text: str) -> BaseStorage:
+    """A database by its URL, or a journal by "journal:PATH". Raises `InputError` where it cannot be opened.
+
+    A journal knows no heartbeat: what a worker had begun when it died stays open there, and is not done again.
+    """
+    try:
+        if text.startswith("journal:"):
+            return JournalStorage(JournalFileBackend(text.removeprefix("journal:")))
+        if text.startswith("sqlite:"):
+            return _sqlite_storage(text)
+        return _database(text)
+    except Exception as error:  # a driver may raise anything
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"storage {text.partition('://')[0]!r} cannot be used ({said[0][:120]}); expected a database URL such as "
+            "sqlite:///search.db or postgresql+psycopg://user@host/name, or journal:PATH"
+        ) from error
+
+
+def _database(url: str, options: dict[str, Any] | None = None, attempts: int = ATTEMPTS) -> RDBStorage:
+    """A database; where another worker makes its tables in the same moment, those that it has made."""
+    try:
+        return RDBStorage(url, engine_kwargs=options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    except sqlalchemy.exc.DatabaseError as error:
+        twice = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
+        if attempts == 1 or not twice:
+            raise
+        time.sleep(1)
+        return _database(url, options, attempts - 1)
+
+
+def _sqlite_storage(url: str) -> RDBStorage:
+    """An SQLite file whose commits wait for other workers, but not for the disk: a killed process loses nothing."""
+    storage = _database(url, {"connect_args": {"timeout": PATIENCE}})
+
+    def prepare(connection: Any, record: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    sqlalchemy.event.listen(storage.engine, "connect", prepare)
+    storage.engine.dispose()  # connections from before know nothing of it
+    return storage
+
+
+def sqlite(path: Path) -> str:
+    """The URL of an SQLite file."""
+    return f"sqlite:///{path}"
+
+
+def taken(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Jobs that are done or in work; those of trials that died or were interrupted are not."""
+    return {
+        each.user_attrs[JOB]
+        for each in trials
+        if JOB in each.user_attrs and (each.state != TrialState.FAIL or ERROR in each.user_attrs)
+    }
+
+
+def _silent(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that are about to take a job; one that takes longer than `GRACE` has died before its first heartbeat."""
+    since = datetime.now() - timedelta(seconds=GRACE)
+    begun = [each for each in trials if each.state == TrialState.RUNNING and JOB not in each.user_attrs]
+    return [each for each in begun if each.datetime_start is None or each.datetime_start > since]
+
+
+def _job(trials: Sequence[FrozenTrial], number: int) -> int:
+    """The job that trial `number` takes; trials before it that have not yet said theirs take the lower ones."""
+    before = sum(each.number < number for each in _silent(trials))
+    gone = taken(trials)
+    free = (job for job in itertools.count() if job not in gone)
+    return next(itertools.islice(free, before, None))
+
+
+def _all(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False)
+
+
+class JobSampler(BaseSampler):
+    """Takes a job for every trial, and draws its parameters from a sampler seeded by it.
+
+    `given` says the values of jobs that are not drawn; a job that was begun before keeps its values.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int, given: Callable[[int], Values]) -> None:
+        self._make, self._seed, self._given = make, seed, given
+        self._inner = make(seed)
+        self._known: Values = {}
+        self.job = 0
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Take a job."""
+        trials = _all(study)
+        self.job = _job(trials, trial.number)
+        begun = [each.params for each in trials if each.user_attrs.get(JOB) == self.job]
+        self._known = begun[-1] if begun else self._given(self.job)
+        self._inner = self._make((self._seed * 1_000_003 + self.job) % 2**32)
+        self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Nothing for a job whose values are known."""
+        return {} if self._known else self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Values that the inner sampler draws together."""
+        return self._inner.sample_relative(study, trial, search_space) if search_space else {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The known value, or one that the inner sampler draws."""
+        if param_name in self._known:
+            return self._known[param_name]
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Let the inner sampler know."""
+        self._inner.after_trial(study, trial, state, values)
+
+
+def sampler_of(name: str, seed: int, given: Callable[[int], Values]) -> JobSampler:
+    """The sampler called `name`; `InputError` lists them."""
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    return JobSampler(SAMPLERS[name], seed, given)
+
+
+def open_study(storage: BaseStorage, name: str, sampler: JobSampler) -> optuna.Study:
+    """The study called `name`, made where it is not there yet; greater values are better."""
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
+    return optuna.create_study(
+        storage=storage, sampler=sampler, pruner=pruner, study_name=name, direction="maximize", load_if_exists=True
+    )
+
+
+def suggest(trial: Trial, parameter: Parameter) -> Value:
+    """What the sampler chooses."""
+    if parameter.choices:
+        return trial.suggest_categorical(parameter.name, parameter.choices)
+    return trial.suggest_float(parameter.name, parameter.low, parameter.high, log=parameter.log)
+
+
+def work(study: optuna.Study, jobs: int, evaluate: Callable[[Trial, int], float], deadline: float, note: Note) -> None:
+    """Do jobs 0 to `jobs` - 1 as far as other workers do not, then wait for what they have begun.
+
+    `evaluate` gets a trial and its job; `PxError` there ends the trial, not the search. After the monotonic time
+    `deadline` nothing is begun or waited for; in a journal nothing is waited for, since the dead cannot be told there.
+    """
+    sampler = study.sampler
+    assert isinstance(sampler, JobSampler)
+
+    def run(trial: Trial) -> float:
+        job = sampler.job
+        if job >= jobs:
+            raise _Exhausted
+        trial.set_user_attr(JOB, job)
+        try:
+            return evaluate(trial, job)
+        except PxError as error:
+            trial.set_user_attr(ERROR, str(error))
+            raise
+
+    waited = False
+    while time.monotonic() < deadline:
+        fail_stale_trials(study)
+        trials = _all(study)
+        left = set(range(jobs)) - taken(trials)
+        others = [each for each in trials if each.state == TrialState.RUNNING and JOB in each.user_attrs]
+        if len(left) > len(_silent(trials)):
+            try:
+                study.optimize(run, n_trials=1, catch=(PxError, _Exhausted))
+            except (optuna.exceptions.UpdateFinishedTrialError, AssertionError):  # what Optuna raises then
+                note("this worker was slow and taken for dead; another one does its trial again")
+        elif (left or others) and not isinstance(study._storage, JournalStorage):
+            if not waited:
+                note("waiting for what other workers have begun ...")
+            waited = True
+            time.sleep(HEARTBEAT / 5)
+        else:
+            return

@@ -1,0 +1,140 @@
+"""Several processes on one search: no trial is lost or done twice, and that of a dead worker is done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from command import image_folder
+from models import CLASSES, FlattenCNN
+from safetensors.torch import save_file
+
+from pxcompress.search.study import JOB
+from pxcompress.state import seeded
+
+pytestmark = pytest.mark.slow
+
+TRIALS, DEADLY, SIZE = 30, 9, 16
+
+WORKER = f"""
+DEADLY = {DEADLY}
+import os, signal, sys
+from pxcompress import cli
+from pxcompress.search import run, study
+study.HEARTBEAT, study.GRACE = 1, 15
+measure = run.Search.measure
+def once(self, trial, recipe, *, may_end):
+    if trial.user_attrs[study.JOB] == DEADLY and "-baselines" not in trial.study.study_name:
+        try:
+            os.close(os.open(os.environ["MARK"], os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGKILL)
+        except FileExistsError:
+            pass
+    return measure(self, trial, recipe, may_end=may_end)
+run.Search.measure = once
+cli.main()
+"""
+"""The command with quick heartbeats. Who begins one certain job first is gone in that moment, as by `kill -9`."""
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("workers")
+    images = image_folder(folder / "images", {"train": 24, "val": 12}, CLASSES, SIZE)
+    weights = folder / "flatten.safetensors"
+    with seeded(1):
+        save_file(FlattenCNN().state_dict(), weights)
+    args = ["--model", "models:FlattenCNN", "--ratio", "0.5", "--round-to", "1", "--data", str(images)]
+    return [*args, "--checkpoint", str(weights), "--input-size", str(SIZE), "--sampler", "random"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of a database of a PostgreSQL server that lives as long as this module's tests."""
+    programs = {name: shutil.which(name) for name in ("initdb", "pg_ctl")}
+    if None in programs.values():
+        pytest.skip("no PostgreSQL server here: initdb or pg_ctl is not on the PATH")
+    pytest.importorskip("psycopg", reason="psycopg, which reaches PostgreSQL, is not installed")
+    names = [entry.pw_name for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody")]
+    user = names[0] if os.geteuid() == 0 and names else None  # the server refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="pxcompress-postgres-"))
+    if user:
+        shutil.chown(folder, user)
+    port, data = _free_port(), folder / "data"
+
+    def call(*words: str) -> None:
+        subprocess.run(words, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=120)
+
+    call(str(programs["initdb"]), "-D", str(data), "-U", "px", "-A", "trust", "--no-sync")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    try:
+        call(str(programs["pg_ctl"]), "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start")
+        yield f"postgresql+psycopg://px@127.0.0.1:{port}/postgres"
+    finally:
+        call(str(programs["pg_ctl"]), "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+def _start(subject: list[str], out: Path, storage: str) -> subprocess.Popen[str]:
+    tests = str(Path(__file__).parents[1])
+    path = os.pathsep.join([tests, str(Path(tests).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "MARK": str(out.parent / "one-has-died")}
+    words = [sys.executable, "-c", WORKER, "search", *subject, "--trials", str(TRIALS), "--json", "--out", str(out)]
+    words += ["--storage", storage]
+    return subprocess.Popen(words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _check(storage: str, contents: list[dict[str, object]]) -> None:
+    """Each job once, the dead worker's twice, and all workers with the same result."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for summary in optuna.get_all_study_summaries(storage):
+        trials = optuna.load_study(study_name=summary.study_name, storage=storage).trials
+        done = [each.user_attrs[JOB] for each in trials if each.state.is_finished() and each.values]
+        is_search = not summary.study_name.endswith("-baselines")
+        assert sorted(done) == list(range(TRIALS if is_search else 6))
+        lost = [each for each in trials if each.state == optuna.trial.TrialState.FAIL and JOB in each.user_attrs]
+        assert [each.user_attrs[JOB] for each in lost] == ([DEADLY] if is_search else [])
+        for each in lost:
+            again = next(other for other in trials if other.values and other.user_attrs[JOB] == each.user_attrs[JOB])
+            assert again.params == each.params
+    assert all(content["trials"] == contents[0]["trials"] for content in contents)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_three_workers_one_of_which_dies(
+    subject: list[str], tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    storage = request.getfixturevalue("postgres") if kind == "postgres" else f"sqlite:///{tmp_path}/shared.db"
+    workers = [_start(subject, tmp_path / str(place), storage) for place in range(3)]
+    ends = [worker.communicate(timeout=400) for worker in workers]
+    assert sorted(worker.returncode for worker in workers) == [-signal.SIGKILL, 0, 0], ends
+    _check(storage, [json.loads(out) for out, _ in ends if out])
+
+
+def test_a_killed_search_goes_on(subject: list[str], tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/alone.db"
+    first = _start(subject, tmp_path / "out", storage)
+    first.communicate(timeout=400)
+    assert first.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "composite.json").exists()
+    second = _start(subject, tmp_path / "out", storage)
+    out, err = second.communicate(timeout=400)
+    assert second.returncode == 0, err
+    _check(storage, [json.loads(out)])
