@@ -13,11 +13,21 @@ from pxcompress.commands.options import AsJson, Quiet, takes_recipe
 from pxcompress.commands.terminal import notes
 from pxcompress.recipe import Recipe
 
-WITHOUT = ("rounds", "class_scores", "class_guard", "max_drop", "confidence", "risk", "steps", "part", "coverage")
-"""Fields of a recipe that a search has no use for, beside those of `bench`."""
+WITHOUT = (
+    "rounds",
+    "class_scores",
+    "class_guard",
+    "targets",
+    "speedup",
+    "latency_ms",
+    "max_bytes",
+    "guarantee",
+    "bench",
+)
+"""Parts of a recipe that a search has no use for."""
 
 
-@takes_recipe(without=(*WITHOUT, "batch_size", "provider", "threads"))
+@takes_recipe(without=WITHOUT)
 def search(
     recipe: Recipe,
     objective: Annotated[

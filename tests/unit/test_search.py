@@ -72,7 +72,7 @@ def test_a_choice_by_hand() -> None:
     recipe = space.recipe_at({**space.defaults, **chosen, "scorer": "lrp", "centre": "true", "normalise": "max"})
     text = "low=gamma(0.123)/gamma(0.0246)|mid=epsilon|high=epsilon|classifier=zplus|softmax=attn"
     assert recipe.scorer == f"lrp:composite={text},centre=true"
-    assert (recipe.normalise, recipe.repair) == ("max", ("fold:ridge=0.02", "batchnorm"))
+    assert (recipe.normalise, recipe.repair) == ("max", ("fold:ridge=0.02", "least-squares", "batchnorm"))
     assert str(parse_composite(text)) == text
 
 
