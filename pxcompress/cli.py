@@ -15,13 +15,14 @@ import typer
 from pxcompress import __version__
 from pxcompress.commands.bench import bench
 from pxcompress.commands.certify import certify
+from pxcompress.commands.explain import explain
 from pxcompress.commands.inspect import inspect
 from pxcompress.commands.methods import methods
 from pxcompress.commands.run import run
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError
 
-COMMANDS = (run, certify, verify, inspect, bench, methods)
+COMMANDS = (run, certify, verify, explain, inspect, bench, methods)
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""

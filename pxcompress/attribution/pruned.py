@@ -20,8 +20,11 @@ from pxcompress.attribution.layers import Layer
 from pxcompress.attribution.rules import Rule
 from pxcompress.errors import InputError, unknown
 
-LARGEST_RATIO = 10.0
-"""PLRP-M: most that an output's relevance is multiplied by where dropped inputs nearly cancelled it (z / z')."""
+LARGEST_RATIO = 2.0
+"""PLRP-M: most that an output is enlarged by where the inputs that are left make less of it than all did (z / z').
+
+Without a bound the ratio is as large as two contributions of opposite sign cancel well, layer after layer.
+"""
 
 
 @dataclass(frozen=True)

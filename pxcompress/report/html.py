@@ -8,8 +8,7 @@ from xml.etree.ElementTree import Element
 
 from pxcompress.report.certificate import badge_box, certificate_section
 from pxcompress.report.classes import class_section
-from pxcompress.report.markup import Bar, bars, node, page, pairs, section, table
-from pxcompress.report.style import CSS
+from pxcompress.report.markup import Bar, bars, document, node, pairs, section, table
 from pxcompress.report.summary import (
     Interval,
     Row,
@@ -59,16 +58,7 @@ def to_html(report: Report) -> str:
         _settings(report),
         _reproduce(report),
     )
-    head = node(
-        "head",
-        node("meta", charset="utf-8"),
-        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        # the browser itself then refuses whatever a later change would load
-        node("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
-        node("title", title),
-        node("style", CSS),
-    )
-    return page(node("html", head, node("body", node("main", *_top(report), *sections)), lang="en"))
+    return document(title, *_top(report), *sections)
 
 
 def _top(report: Report) -> Sequence[Element]:

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, tostring
 
+from pxcompress.report.style import CSS
+
 Content = Element | str
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def node(tag: str, *children: Content, **attributes: str) -> Element:
@@ -30,6 +34,20 @@ def node(tag: str, *children: Content, **attributes: str) -> Element:
 def page(root: Element) -> str:
     """The document as ASCII text; other characters are references, so that no encoding can break it."""
     return "<!DOCTYPE html>\n" + tostring(root, encoding="us-ascii", method="html").decode("ascii") + "\n"
+
+
+def document(title: str, *content: Content) -> str:
+    """A self-contained page: inline style, SVG and images, no script, nothing to load."""
+    head = node(
+        "head",
+        node("meta", charset="utf-8"),
+        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        # the browser itself then refuses whatever a later change would load
+        node("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        node("title", title),
+        node("style", CSS),
+    )
+    return page(node("html", head, node("body", node("main", *content)), lang="en"))
 
 
 def section(title: str, *children: Content) -> Element:

@@ -64,6 +64,14 @@ svg.of1 { height: 12px; } svg.of2 { height: 24px; } svg.thin { height: 9px; }
 pre { background: var(--track); border-radius: 8px; padding: 12px 14px; margin: 8px 0;
   overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+article { border-top: 1px solid var(--line); margin-top: 14px; }
+.maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 12px; margin: 4px 0 10px; }
+.maps figure { margin: 0; min-width: 0; max-width: 260px; }
+.maps img { display: block; width: 100%; image-rendering: pixelated; border: 1px solid var(--line);
+  background: #fff; }
+.maps figcaption { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
+.alike td:nth-child(2) { width: 22%; }
+.alike td:nth-child(n+3), .alike th:nth-child(n+3) { text-align: right; }
 footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
 :focus-visible { outline: 2px solid var(--pruned); outline-offset: 2px; }
 @media (max-width: 720px) {

@@ -36,7 +36,7 @@ def to_table(report: Report) -> str:
     notes = [f"note: {note}" for note in report.notes]
     by_class = [class_line(report)] if report.class_shares else []
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
-    return "\n".join([*_aligned(lines), "", conditions(report), *by_class, *notes, *certificate, report.verdict])
+    return "\n".join([*aligned(lines), "", conditions(report), *by_class, *notes, *certificate, report.verdict])
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:
@@ -44,7 +44,7 @@ def certificate_table(content: Mapping[str, Any]) -> str:
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(content)]
     notes = [f"note: {note}" for note in (counted(content), content["spent"]) if note]
     said = badge(content)
-    return "\n".join([*_aligned(lines), *notes, f"{said.title}: {said.text}"])
+    return "\n".join([*aligned(lines), *notes, f"{said.title}: {said.text}"])
 
 
 def _accuracy(report: Report) -> list[_Line]:
@@ -93,10 +93,10 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
     threads = ", ".join(sorted({str(row.threads) for row in rows}))
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
     conditions = f"{runs} runs of each file, in turns; {threads} CPU threads; random inputs"
-    return "\n".join([*_aligned(lines), "", conditions, *(f"note: {reason}" for reason in reasons)])
+    return "\n".join([*aligned(lines), "", conditions, *(f"note: {reason}" for reason in reasons)])
 
 
-def _aligned(lines: Sequence[_Line]) -> list[str]:
+def aligned(lines: Sequence[_Line]) -> list[str]:
     """The first and the last column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<", *[">"] * (len(widths) - 2), "<"]
