@@ -70,7 +70,7 @@ def is_embedded(spec: str) -> bool:
 
 
 def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
-    """Image files as a model's inputs, (n, channels, height, width). `DataError` names the first that cannot be read."""
+    """Image files as a model's inputs, (n, channels, height, width); `DataError` names one that cannot be read."""
     samples = Samples.of(names, np.zeros(len(names), dtype=np.int64), _Files(Path(), tuple(names)))
     try:
         store, _ = read_images(samples, preprocessing, skip_corrupt=False)

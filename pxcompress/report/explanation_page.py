@@ -114,8 +114,8 @@ def _layers(found: Explanation) -> Element:
     return section(
         "What the removed units carried",
         table(
-            "Share of the size of each layer's relevance in the dense model, over all inputs; before repair, which folds "
-            "what the other units predict into them",
+            "Share of the size of each layer's relevance in the dense model, over all inputs; before repair, which "
+            "folds what the other units predict into them",
             ("layer", "", "units", "carried"),
             body,
             "compare",
