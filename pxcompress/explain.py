@@ -22,7 +22,7 @@ from pxcompress.cache import whole_file
 from pxcompress.clock import Note
 from pxcompress.data import is_embedded, load_splits, open_source, read_files, restricted
 from pxcompress.errors import InputError
-from pxcompress.heatmap_metrics import SIMILARITIES, gini, pixel_flipping
+from pxcompress.heatmap_metrics import SIMILARITIES, cosine, gini, pixel_flipping
 from pxcompress.heatmaps import CHUNK, METHODS, Method, chosen_share, heatmaps
 from pxcompress.relevance import started, unit_relevance
 from pxcompress.report.explanation import (
@@ -89,10 +89,14 @@ class _Inputs:
 
 @dataclass(frozen=True, eq=False)
 class _Views:
-    """What both models say of every input: logits (n, classes), maps (n, ...) of the dense model's class."""
+    """What both models say of every input: logits (n, classes), maps (n, ...) of the dense model's class.
+
+    `own` are the pruned model's maps of its own class.
+    """
 
     logits: tuple[Tensor, Tensor]
     maps: tuple[Tensor, Tensor]
+    own: Tensor
     similarity: Mapping[str, Tensor]
     kinds: Sequence[str]
 
@@ -128,7 +132,7 @@ def explain(
     targets = views.decisions[0]
     removed = _carried(pruned, inputs.values, targets, composite)
     cases = [
-        _case(pruned, (inputs, views), index, kind, (classes, preprocessing, method))
+        _case(pruned, (inputs, views), index, kind, (classes, preprocessing, composite))
         for index, kind in (_all(views) if images else _chosen(views))
     ]
     return Explanation(
@@ -225,10 +229,13 @@ def _method(dense: nn.Module, values: Tensor, asked: Asked, composite: str) -> M
 
 def _views(pruned: Pruned, inputs: _Inputs, method: Method) -> _Views:
     logits = tuple(_logits(model, inputs.values) for model in (pruned.dense, pruned.model))
-    targets = logits[0].argmax(1)
+    targets, decided = (each.argmax(1) for each in logits)
     maps = tuple(heatmaps(model, inputs.values, targets, method) for model in (pruned.dense, pruned.model))
+    own, changed = maps[1].clone(), targets != decided
+    if changed.any():
+        own[changed] = heatmaps(pruned.model, inputs.values[changed], decided[changed], method)
     similarity = {name: measure(*(each.flatten(1) for each in maps)) for name, measure in SIMILARITIES.items()}
-    return _Views((logits[0], logits[1]), (maps[0], maps[1]), similarity, _kinds(logits, inputs.labels))
+    return _Views((logits[0], logits[1]), (maps[0], maps[1]), own, similarity, _kinds(logits, inputs.labels))
 
 
 def _logits(model: nn.Module, values: Tensor) -> Tensor:
@@ -250,12 +257,13 @@ def _kinds(logits: Sequence[Tensor], labels: Tensor | None) -> list[str]:
 
 def _alike(views: _Views) -> tuple[Alike, ...]:
     """All inputs, then those of each kind that there is."""
-    sparsity = [gini(each.flatten(1)) for each in views.maps]
+    dense, _ = flat = [each.flatten(1) for each in views.maps]
+    others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
     for kind in ("all", *dict.fromkeys([*_KINDS.values(), *views.kinds])):
         which = torch.tensor([kind in ("all", other) for other in views.kinds])
         if which.any():
-            columns = [*(views.similarity[name] for name in SIMILARITIES), *sparsity]
+            columns = [*(views.similarity[name] for name in SIMILARITIES), *others]
             rows.append(Alike(kind, int(which.sum()), *(float(column[which].mean()) for column in columns)))
     return tuple(rows)
 
@@ -313,13 +321,12 @@ def _case(
     compared: tuple[_Inputs, _Views],
     index: int,
     kind: str,
-    told: tuple[Sequence[str], Preprocessing, Method],
+    told: tuple[Sequence[str], Preprocessing, str],
 ) -> Case:
-    """One input with everything about it; `told` are the classes, how pictures became inputs, and the method."""
-    (inputs, views), (classes, preprocessing, method) = compared, told
+    """One input with everything about it; `told` are the classes, how pictures became inputs, and the rules."""
+    (inputs, views), (classes, preprocessing, composite) = compared, told
     value = inputs.values[index : index + 1]
     dense, other = (each[index] for each in views.decisions)
-    own = None if dense == other else heatmaps(pruned.model, value, other[None], method)[0]
     return Case(
         sample=inputs.names[index],
         kind=kind,
@@ -327,12 +334,12 @@ def _case(
         dense=_decision(views.logits[0][index], classes),
         pruned=_decision(views.logits[1][index], classes),
         similarity={name: float(values[index]) for name, values in views.similarity.items()},
-        units=_units(pruned, (value, dense[None]), float(views.logits[0][index, dense]), method.composite),
+        units=_units(pruned, (value, dense[None]), float(views.logits[0][index, dense]), composite),
         pictures=Pictures(
             _picture(value[0], preprocessing),
             views.maps[0][index].numpy(),
             views.maps[1][index].numpy(),
-            None if own is None else own.numpy(),
+            None if dense == other else views.own[index].numpy(),
         ),
     )
 

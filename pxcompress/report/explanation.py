@@ -71,13 +71,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Alike:
-    """How alike the explanations of both models are, and how sparse each: means over samples of one kind."""
+    """How alike the explanations of both models are, and how sparse each: means over samples of one kind.
+
+    They are of the dense model's class; `cosine_own` is between those of the class that each model predicts itself.
+    """
 
     kind: str
     samples: int
     cosine: float
     rank_correlation: float
     top_overlap: float
+    cosine_own: float
     gini_dense: float
     gini_pruned: float
 
@@ -135,7 +139,9 @@ def _plain(record: Any) -> Any:
 
 def explanation_table(found: Explanation) -> str:
     """For a terminal, 80 columns. No newline at the end."""
-    rows: list[tuple[str, ...]] = [("inputs", "n", "cosine", "rank corr.", "top 10 %", "Gini dense", "pruned")]
+    rows: list[tuple[str, ...]] = [
+        ("inputs", "n", "cosine", "rank corr.", "top 10 %", "own class", "Gini dense", "pruned")
+    ]
     rows += [(row.kind, str(row.samples), *figures(row)) for row in found.alike]
     told = [how(found), flipping_line(found.flipping), *(f"note: {note}" for note in found.notes)]
     lost = sorted(found.layers, key=lambda row: -row.removed)[:_LAYERS]
@@ -151,7 +157,7 @@ def _wrapped(texts: Any) -> Sequence[str]:
 
 def figures(row: Alike) -> tuple[str, ...]:
     """The means of a row as text."""
-    values = (row.cosine, row.rank_correlation, row.top_overlap, row.gini_dense, row.gini_pruned)
+    values = (row.cosine, row.rank_correlation, row.top_overlap, row.cosine_own, row.gini_dense, row.gini_pruned)
     return tuple(f"{value:.3f}" for value in values)
 
 
@@ -160,7 +166,7 @@ def how(found: Explanation) -> str:
     pruned = f", {found.share:.0%} of the mass pruned in each layer" if found.share else ""
     return (
         f"{found.inputs}; {found.method} with rules {found.composite}{pruned}; relevance of the class that the dense "
-        "model predicts, in both models"
+        "model predicts, in both models; own class: cosine where each explains its own decision"
     )
 
 

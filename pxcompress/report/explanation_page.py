@@ -49,7 +49,7 @@ def _similarity(found: Explanation) -> Element:
         table(
             "Means over inputs, 1 is the same: cosine of the maps, correlation of their ranks, share of the 10 % most "
             "relevant positions in common; Gini index of each model's maps, where more is sparser.",
-            ("inputs", "", "n", "cosine", "rank correlation", "top 10 %", "Gini dense", "Gini pruned"),
+            ("inputs", "", "n", "cosine", "rank correlation", "top 10 %", "own class", "Gini dense", "Gini pruned"),
             [_alike(row) for row in found.alike],
             "alike",
         ),
