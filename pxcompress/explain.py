@@ -108,7 +108,7 @@ class _Views:
 
 def explain(
     folder: Path,
-    images: Sequence[Path] = (),
+    images: Sequence[Path] | None = None,
     data: str = "",
     asked: Asked | None = None,
     note: Note = lambda message: None,
@@ -118,6 +118,8 @@ def explain(
     Raises `InputError` for what is no run folder, images that cannot be read, and where the dense model is gone.
     """
     asked = asked or Asked()
+    if images is not None and not images:
+        raise InputError("no image is given; expected one or more files, or none of the option for the test split")
     recipe = read_run(folder)
     pruned = load_pruned(folder)
     subject = _dense(folder, data, note)
@@ -376,7 +378,7 @@ def _notes(asked: Asked, method: Method, count: int, are_images: bool) -> tuple[
     if METHODS[asked.method] and asked.share is None and not method.share:
         notes.append(
             f"no share that {asked.method} prunes gains more sparsity than it costs similarity to plain LRP here, so "
-            "nothing is pruned; other rules (--composite gamma) may help"
+            "nothing is pruned; other rules (--composite) may help, or a share of your own (--share)"
         )
     if are_images and count > _MOST:
         notes.append(f"the first {_MOST} of {count} images are shown")

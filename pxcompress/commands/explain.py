@@ -41,6 +41,6 @@ def explain(
     if image and samples is not None:
         raise InputError(f"--samples {samples} has no effect beside --image; leave one out")
     asked = Asked(method, composite, share, SAMPLES if samples is None else samples)
-    found = explained(folder, image or (), data, asked, notes(quiet))
+    found = explained(folder, image or None, data, asked, notes(quiet))
     write(found, out or folder)
     print(explanation_json(found) if as_json else f"{explanation_table(found)}\n\n{(out or folder) / PAGE}")
