@@ -24,6 +24,7 @@ from pxcompress.data import is_embedded, load_splits, open_source, read_files, r
 from pxcompress.errors import InputError
 from pxcompress.heatmap_metrics import SIMILARITIES, cosine, gini, pixel_flipping
 from pxcompress.heatmaps import CHUNK, METHODS, Method, chosen_share, heatmaps
+from pxcompress.recipe import Recipe
 from pxcompress.relevance import started, unit_relevance
 from pxcompress.report.explanation import (
     Alike,
@@ -125,7 +126,7 @@ def explain(
     subject = _dense(folder, data, note)
     pruned = replace(pruned, dense=subject.loaded.model, model=pruned.model.to(device_of(subject.loaded.model)))
     preprocessing = subject.loaded.preprocessing
-    inputs = _images(images, preprocessing) if images else _samples(subject, data, asked.samples, recipe.seed)
+    inputs = _images(images, preprocessing) if images else _samples(subject, data, asked.samples, recipe)
     composite = asked.composite or getattr(SCORERS.build(recipe.scorer), "composite", "epsilon")
     note(f"explaining {len(inputs.values)} inputs with {asked.method} ...")
     method = _method(pruned.dense, inputs.values, asked, composite)
@@ -195,12 +196,13 @@ def _dense(folder: Path, data: str, note: Note) -> Subject:
     return subject
 
 
-def _samples(subject: Subject, data: str, count: int, seed: int) -> _Inputs:
+def _samples(subject: Subject, data: str, count: int, recipe: Recipe) -> _Inputs:
     """The first `count` of the test split, those of `data` where given."""
     source, splits = subject.source, subject.splits
     if data and data != source.name:
-        source = restricted(open_source(data, seed=seed), source.classes, seed)
-        splits = load_splits(source, subject.loaded.preprocessing, seed=seed)
+        opened = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
+        source = restricted(opened, source.classes, recipe.seed)
+        splits = load_splits(source, subject.loaded.preprocessing, seed=recipe.seed)
     batches: list[Batch] = []
     for batch in splits.test:
         batches.append(batch)
