@@ -39,6 +39,7 @@ from pxcompress.types import (
     GroupWidth,
     Parity,
     Preprocessing,
+    Pruned,
     Report,
     Slim,
     StageTime,
@@ -202,12 +203,25 @@ def preprocessing_of(facts: Mapping[str, str]) -> Preprocessing:
         ) from error
 
 
+def read_run(folder: Path, data: str = "") -> Recipe:
+    """The recipe of a run folder, with other `data` where they are given; `InputError` where it is none."""
+    try:
+        recipe = Recipe.from_json((folder / RECIPE).read_text())
+    except OSError as error:
+        raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: {RECIPE}); give one") from error
+    return recipe.but(data=data) if data else recipe
+
+
 def load(folder: Path | str) -> nn.Module:
     """The slim PyTorch model of a run folder, in eval mode on the CPU, from architecture, plan.json and safetensors.
 
     Raises `InputError` where the folder is none of ours or was written for another version of the architecture.
     """
-    folder = Path(folder)
+    return load_pruned(Path(folder)).model
+
+
+def load_pruned(folder: Path) -> Pruned:
+    """The same with its groups and plan; `dense` is the architecture, whose weights are not those of the run."""
     try:
         with safe_open(folder / "model.safetensors", "pt") as file:
             facts: Mapping[str, str] = file.metadata()
@@ -223,12 +237,13 @@ def load(folder: Path | str) -> nn.Module:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
     found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
     groups = planned_groups(plan_text, found)
-    model = prune(dense, groups, plan_from_json(plan_text, groups), example).model
+    pruned = prune(dense, groups, plan_from_json(plan_text, groups), example)
+    model = pruned.model
     for name in state.keys() - model.state_dict().keys():
         module, _, parameter = name.rpartition(".")
         model.get_submodule(module).register_parameter(parameter, nn.Parameter(state[name]))
     model.load_state_dict(state)
-    return model
+    return pruned
 
 
 def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:

@@ -23,13 +23,13 @@ import numpy as np
 from pxcompress import runtime
 from pxcompress.artifact import (
     DENSE,
-    RECIPE,
     SLIM,
     Files,
     describe,
     export_dense,
     export_slim,
     preprocessing_of,
+    read_run,
 )
 from pxcompress.cache import cache_dir
 from pxcompress.certify import (
@@ -144,7 +144,7 @@ def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: 
     file. `data` may be empty for it: its own. Raises `InputError`, also for files that are not in order.
     """
     if len(files) == 1 and files[0].is_dir():
-        recipe = _recipe(files[0], data)
+        recipe = read_run(files[0], data)
         data, seed, skip_corrupt = recipe.data, recipe.seed, recipe.skip_corrupt
         files = [files[0] / DENSE, files[0] / SLIM]
     else:
@@ -172,7 +172,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     the decision follows from the p-values of the whole path. The models between them are not kept: their errors are
     taken from the certificate. Raises `InputError` where the folder or the data cannot be read.
     """
-    recipe = _recipe(folder, data)
+    recipe = read_run(folder, data)
     try:
         content = json.loads((folder / FILE).read_text())
         certificate, part = Certificate.from_json(content), Part.from_json(content)
@@ -263,14 +263,6 @@ def _recorded(
     uses = record_use(samples.data, hashes["split"], core)
     told = {"size_unit": unit, "data": samples.data, "uses_before": uses}
     return {**json.loads(core), **told, "spent": spent(uses, certificate.goal.delta).message}
-
-
-def _recipe(folder: Path, data: str) -> Recipe:
-    try:
-        recipe = Recipe.from_json((folder / RECIPE).read_text())
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: {RECIPE}); give one") from error
-    return recipe.but(data=data) if data else recipe
 
 
 def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:

@@ -16,6 +16,7 @@ from pxcompress import __version__
 from pxcompress.commands.bench import bench
 from pxcompress.commands.certify import certify
 from pxcompress.commands.doctor import doctor
+from pxcompress.commands.explain import explain
 from pxcompress.commands.inspect import inspect
 from pxcompress.commands.methods import methods
 from pxcompress.commands.report import report
@@ -25,7 +26,7 @@ from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError
 
-COMMANDS = (run, sweep, search, certify, verify, inspect, bench, report, methods, doctor)
+COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, report, methods, doctor)
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""

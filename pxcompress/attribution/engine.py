@@ -11,7 +11,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from pxcompress.attribution.attention import ATTENTION, multi_head_attention
 from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
+from pxcompress.attribution.pruned import Pruning
 from pxcompress.attribution.rules import Epsilon, Rule, Saved, apply_rule
 from pxcompress.errors import ModelError
 from pxcompress.state import device_of
@@ -118,8 +119,12 @@ class _Traced(NamedTuple):
 
 
 @contextmanager
-def attributed(model: nn.Module, composite: Composite, example: Tensor | None) -> Iterator[Attributed]:
+def attributed(
+    model: nn.Module, composite: Composite, example: Tensor | None, pruning: Pruning | None = None
+) -> Iterator[Attributed]:
     """Rules of `composite` on a copy of `model`; the model itself is not touched.
+
+    With `pruning` every layer but the first hands only the relevances on that it leaves (PLRP).
 
     The copy is in eval mode, without parameter gradients or in-place activations, with BatchNorm folded, and every
     module has the name it had. `example` is an input of shape (n, ...), of which one sample is used to see which layers
@@ -133,12 +138,12 @@ def attributed(model: nn.Module, composite: Composite, example: Tensor | None) -
         expected = twin(example)
     unfolded = fold_batchnorm(twin, example)
     _identity_modules(twin)
-    mode = _Rules(twin, composite)
+    mode = _Rules(twin, composite, pruning)
     layers = mode.prepare(twin, example, expected)
     forward = twin.forward
 
     def ruled_forward(*args: Any, **kwargs: Any) -> Any:
-        with mode.running():
+        with mode.running(len(next(iter((*args, *kwargs.values()))))):
             return forward(*args, **kwargs)
 
     object.__setattr__(twin, "forward", ruled_forward)
@@ -189,9 +194,12 @@ def _kind(twin: nn.Module, name: str) -> str:
 class _Rules(TorchFunctionMode):
     """While it is active, functions of a forward pass record the gradients of their rules."""
 
-    def __init__(self, twin: nn.Module, composite: Composite) -> None:
+    def __init__(self, twin: nn.Module, composite: Composite, pruning: Pruning | None) -> None:
         super().__init__()
         self._composite = composite
+        self._pruning = pruning
+        self._samples = 0  # inputs of this forward pass
+        self._sample_axis = 0  # of the layers that run now
         self._handlers = transformer.handlers() | dict(ATTENTION[composite.softmax])
         self._names = {id(weight): name.rpartition(".")[0] for name, weight in twin.named_parameters()}
         self._rules: dict[str, Rule] = {}
@@ -203,15 +211,15 @@ class _Rules(TorchFunctionMode):
         self.unruled: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, samples: int) -> Iterator[None]:
         """Around one forward pass."""
-        self._computed = 0
+        self._computed, self._samples = 0, samples
         with self:
             yield
 
     def prepare(self, twin: nn.Module, example: Tensor, expected: Any) -> tuple[RuledLayer, ...]:
         """See which layers run in which order, give each its rule, and check that the outputs are as `expected`."""
-        with torch.enable_grad(), self._watching(twin), self.running():
+        with torch.enable_grad(), self._watching(twin), self.running(len(example)):
             output = twin(example.clone().requires_grad_())
         _check_same(expected, output, type(twin).__name__)
         if not self._kinds:
@@ -222,10 +230,11 @@ class _Rules(TorchFunctionMode):
         last = list(self._kinds)[-1]
         heads = _classifier_names(twin)
         parts = split_by_depth([key == last or key in heads for key in self._kinds])
-        layers = []
+        layers: list[RuledLayer] = []
         for (key, kind), part in zip(self._kinds.items(), parts, strict=True):
             choice = self._composite.choice(part)
-            self._rules[key] = choice.linear if kind == "linear" else choice.convolution
+            rule = choice.linear if kind == "linear" else choice.convolution
+            self._rules[key] = self._pruning.rule(rule) if self._pruning and layers else rule
             layers.append(RuledLayer(self._shown.get(key, key), kind, part, self._rules[key]))
         return tuple(layers)
 
@@ -292,8 +301,12 @@ class _Rules(TorchFunctionMode):
             if self._module is not None:
                 self.unruled[self._module[-1], "multi_head_attention_forward"] += 1
             return func(*args, **kwargs)
-        with self:
-            return multi_head_attention(**values)
+        self._sample_axis = 1  # tokens first
+        try:
+            with self:
+                return multi_head_attention(**values)
+        finally:
+            self._sample_axis = 0
 
     def _layer(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         values = bind(name, args, kwargs)
@@ -315,6 +328,7 @@ class _Rules(TorchFunctionMode):
                 )
             rule = Epsilon(0.0)
         a, layer = as_layer(name, values)
+        layer = replace(layer, samples=self._samples, sample_axis=self._sample_axis)
         if self._trace is not None:
             a = transformer.scaled(a, 1.0)
         z, saved = apply_rule(a, layer, rule)

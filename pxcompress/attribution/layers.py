@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pxcompress.errors import ModelError
+
 LINEAR_FUNCTIONS = frozenset(
     ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 )
@@ -33,13 +35,33 @@ class Layer:
 
     `convolution` holds stride, padding, dilation, output_padding (tuples), groups and transposed as
     `torch.ops.aten.convolution` takes them; None for a linear layer. `sides` is padding before it, as `F.pad` takes it,
-    where both sides of an axis differ.
+    where both sides of an axis differ. `samples` inputs of the model are along axis `sample_axis` of the layer's input,
+    each with the same number of consecutive rows (windows of an image); 0: a row is a sample.
     """
 
     weight: Tensor
     bias: Tensor | None
     convolution: Mapping[str, Any] | None = None
     sides: tuple[int, ...] = ()
+    samples: int = 0
+    sample_axis: int = 0
+
+    def by_sample(self, a: Tensor) -> Tensor:
+        """An input-shaped tensor as a matrix with a row for every sample."""
+        rows = a.movedim(self.sample_axis, 0)
+        samples = self.samples or len(rows)
+        if len(rows) % samples:
+            raise ModelError(
+                f"a layer's input of shape {tuple(a.shape)} cannot be told apart into {samples} samples, which pruned "
+                "relevance needs; use plain LRP for this model"
+            )
+        return rows.reshape(samples, -1)
+
+    def from_samples(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """`by_sample` undone, for an input of `shape`."""
+        size = list(shape)
+        moved = [size.pop(self.sample_axis), *size]
+        return rows.reshape(moved).movedim(0, self.sample_axis)
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The same map with other parameters; without `bias` there is none."""

@@ -45,15 +45,26 @@ Labels = NDArray[np.int64]
 
 def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:
     """An RGB image, 32 x 32, of `CLASSES[label]` on clutter; all randomness comes from `rng`."""
+    return _drawn(label, rng)[0]
+
+
+def glyph_mask(part: str, index: int, seed: int = 0) -> NDArray[np.bool_]:
+    """Where the character of sample `index` of a part is, (32, 32): the pixels that it covers by half or more."""
+    mask = _drawn(index % len(CLASSES), _rng(part, index, seed))[1]
+    return np.asarray(mask.reduce(2)) >= 128
+
+
+def _drawn(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """The image, and its character as a mask of the canvas, "L"."""
     ground = rng.uniform(30, 225, 3)
     canvas = _gradient(ground, rng)
     _draw_clutter(canvas, ground, rng)
     for _ in range(rng.integers(1, 4)):
         _paste(canvas, int(rng.integers(len(CLASSES))), _near(ground, rng, 6, 26), rng, spread=26)
-    _paste(canvas, label, _near(ground, rng, 45, 115), rng, spread=5)
+    mask = _paste(canvas, label, _near(ground, rng, 45, 115), rng, spread=5)
     small = np.asarray(canvas.reduce(2), dtype=np.float32)
     noise = rng.standard_normal(small.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
-    return Image.fromarray((small + noise).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((small + noise).clip(0, 255).astype(np.uint8)), mask
 
 
 def glyph_arrays(part: str, count: int, seed: int = 0) -> tuple[Images, Labels]:
@@ -130,11 +141,12 @@ def _draw_clutter(canvas: Image.Image, ground: NDArray[np.float64], rng: np.rand
 
 def _paste(
     canvas: Image.Image, label: int, colour: tuple[int, int, int], rng: np.random.Generator, spread: float
-) -> None:
-    """Draws a distorted character onto the canvas, in place, up to `spread` pixels off its middle."""
+) -> Image.Image:
+    """Draws a distorted character onto the canvas, in place, up to `spread` pixels off its middle; its mask, "L"."""
     mask = _mask(CLASSES[label], FONTS[rng.integers(len(FONTS))])
     warped = mask.transform(mask.size, Image.Transform.PERSPECTIVE, _distortion(rng, spread), Image.Resampling.BICUBIC)
     canvas.paste(colour, mask=warped)
+    return warped
 
 
 def _distortion(rng: np.random.Generator, spread: float) -> tuple[float, ...]:

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pxcompress.checkpoint import short
 from pxcompress.data import dna, glyphs, spiral
+from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Integers, Numbers, Samples, Source, cut, pools
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, unknown
+from pxcompress.types import Preprocessing
 
 # Folder names of the two halves, most usual first; compared in lower case.
 _TRAIN_FOLDERS = ("train", "training")
@@ -62,6 +65,23 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Sour
         skip_corrupt=skip_corrupt,
         notes=found.notes,
     )
+
+
+def is_embedded(spec: str) -> bool:
+    """Whether `spec` names data that come with the package, so that they cannot be elsewhere."""
+    return spec.partition(":")[0] in _EMBEDDED
+
+
+def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
+    """Image files as a model's inputs, (n, channels, height, width); `DataError` names one that cannot be read."""
+    samples = Samples.of(names, np.zeros(len(names), dtype=np.int64), _Files(Path(), tuple(names)))
+    try:
+        store, _ = read_images(samples, preprocessing, skip_corrupt=False)
+    except DataError as error:
+        raise DataError(
+            f"{str(error).partition('; replace')[0]}; expected image files, such as .png or .jpg"
+        ) from error
+    return next(iter(ImageBatches(store, len(names))))[0]
 
 
 def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import nn
 
-from pxcompress.attribution import attributed
+from pxcompress.attribution import Pruning, attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.registry import option, searched
 from pxcompress.relevance import AGGREGATES, PRECISIONS, STARTS, Expanded, in_precision, started, unit_relevance
@@ -19,7 +19,7 @@ from pxcompress.types import Batches, Group, Scores
 @SCORERS.register("lrp")
 @dataclass(frozen=True)
 class LRP:
-    """E_x | sum_p a_p m_p |, m being the multipliers of the composite's rules."""
+    """E_x | sum_p a_p m_p |, m being the multipliers of the composite's rules, with `plrp` pruned (PLRP-lambda)."""
 
     composite: str = option(
         "epsilon", "rules by depth: a preset's name or a composite's text, see `pxcompress methods`"
@@ -29,6 +29,9 @@ class LRP:
         "prediction", "class whose relevance counts; only label needs labels", choices=("prediction", "label", "all")
     )
     aggregate: str = searched(option("abs", "over samples", choices=tuple(AGGREGATES)))
+    plrp: float = option(
+        0.0, "drop the smallest relevances of each sample and layer that hold this share of the mass", low=0.0, high=0.9
+    )
     centre: bool = searched(option(False, "count only what goes beyond the unit's mean activation"))
     autocast: str = option(
         "none", "precision of products, refused where scores move by over 1 %", choices=("none", *PRECISIONS)
@@ -37,7 +40,7 @@ class LRP:
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """One forward and one backward pass over `batches`, on a copy with BatchNorm folded."""
         inputs, _ = next(iter(batches))
-        with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
+        with attributed(model, parse_composite(self.composite), inputs[:1], Pruning(self.plrp)) as twin:
             if self.target == "all":
                 batches = Expanded(batches, twin.model(inputs[:1].to(next(twin.model.parameters()).device)).shape[1])
             score = partial(

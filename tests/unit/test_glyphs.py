@@ -8,7 +8,7 @@ from PIL import ImageFont
 
 from pxcompress.cache import cache_dir
 from pxcompress.data import glyphs
-from pxcompress.data.glyphs import CLASSES, FONTS, PARTS, SIZE, font_path, glyph_arrays, glyph_image
+from pxcompress.data.glyphs import CLASSES, FONTS, PARTS, SIZE, font_path, glyph_arrays, glyph_image, glyph_mask
 from pxcompress.errors import InputError
 
 
@@ -101,3 +101,15 @@ def test_cache_dir_is_made_and_its_failure_explained(cache, tmp_path, monkeypatc
     monkeypatch.delenv("PXCOMPRESS_CACHE")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert cache_dir() == tmp_path / ".cache" / "pxcompress"
+
+
+def test_masks_show_where_the_character_is():
+    """The colour under the mask differs from that around it by the contrast that characters have."""
+    images, _ = glyph_arrays("select", 40)
+    for index, image in enumerate(images):
+        mask = glyph_mask("select", index)
+        assert mask.shape == (SIZE, SIZE)
+        assert 10 < mask.sum() < 400
+        grown = sum(np.roll(mask, (down, right), (0, 1)) for down in (-2, 0, 2) for right in (-2, 0, 2)) > 0
+        grey = image.mean(2)
+        assert abs(grey[mask].mean() - grey[grown & ~mask].mean()) > 10

@@ -1,0 +1,113 @@
+"""Pruned Layer-wise Relevance Propagation (PLRP; Yanez Sarmiento et al. 2024, https://arxiv.org/abs/2404.14271).
+
+Wherever a layer has shared relevance among its inputs, the smallest of every sample that together hold a share p of
+the mass of their sign are dropped: p of the positive mass, p / 2 of the negative. PLRP-lambda enlarges what is left, so
+that the mass of each sign stays; PLRP-M lets the rule share the relevance once more, among the inputs that are left.
+
+The hidden layers of the paper are the inputs of all convolutions and linear layers but the first one: where a tensor
+has several readers, as on a residual stream, each prunes what it hands back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pxcompress.attribution.layers import Layer
+from pxcompress.attribution.rules import Rule
+from pxcompress.errors import InputError, unknown
+
+LARGEST_RATIO = 2.0
+"""PLRP-M: most that an output is enlarged by where the inputs that are left make less of it than all did (z / z').
+
+Without a bound the ratio is as large as two contributions of opposite sign cancel well, layer after layer.
+"""
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Which relevances are dropped: `share` of the positive mass, half of it of the negative, by one of `VARIANTS`."""
+
+    share: float
+    variant: str = "lambda"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise InputError(f"share of pruned relevance is {self.share}; expected 0 or more and less than 1")
+        if self.variant not in VARIANTS:
+            raise unknown("variant of pruned relevance", self.variant, VARIANTS)
+
+    def rule(self, rule: Rule) -> Rule:
+        """`rule`, followed by this."""
+        return PrunedRule(rule, self) if self.share else rule
+
+
+@dataclass(frozen=True)
+class PrunedRule(Rule):
+    """A rule that hands only the largest relevances on."""
+
+    rule: Rule
+    pruning: Pruning
+
+    def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
+        """That of the rule, pruned."""
+        assert a is not None
+        plain = self.rule.multiplier(layer, a, z, m, shape)
+        relevance = layer.by_sample(a * plain)
+        kept = surviving(relevance, self.pruning.share)
+        return VARIANTS[self.pruning.variant](self.rule, layer, (a, z, m, plain), relevance, kept)
+
+    def __str__(self) -> str:
+        return str(self.rule)
+
+
+def surviving(relevance: Tensor, share: float) -> Tensor:
+    """Which of (samples, elements) stay: all but the smallest that hold `share` of each sign's mass (negative: half).
+
+    Elements without relevance go. What is dropped never holds more than the share, so that the largest of a sign stays.
+    """
+    kept = torch.zeros_like(relevance, dtype=torch.bool)
+    for values, part in ((relevance.clamp(min=0), share), (relevance.clamp(max=0).neg_(), share / 2)):
+        sizes, order = values.sort(1)
+        held = sizes.cumsum(1, dtype=torch.float64)
+        large = (held > part * held[:, -1:]) & (sizes > 0)
+        kept |= torch.zeros_like(kept).scatter_(1, order, large)
+    return kept
+
+
+_Known = tuple[Tensor, Tensor, Tensor, Tensor]
+"""A layer's input a, output z, multiplier m of the output, and the rule's multiplier of the input."""
+
+
+def _rescaled(rule: Rule, layer: Layer, known: _Known, relevance: Tensor, kept: Tensor) -> Tensor:
+    """PLRP-lambda: survivors times mass / surviving mass of their sign."""
+    scale = torch.zeros_like(relevance)
+    for positive in (True, False):
+        sign = relevance > 0 if positive else relevance < 0
+        mass, left = (
+            torch.where(which, relevance, 0.0).sum(1, keepdim=True, dtype=torch.float64)
+            for which in (sign, sign & kept)
+        )
+        scale += (sign & kept) * (mass / left.masked_fill(left == 0, 1.0)).to(scale)
+    a, *_, plain = known
+    return plain * layer.from_samples(scale, a.shape)
+
+
+def _shared_again(rule: Rule, layer: Layer, known: _Known, relevance: Tensor, kept: Tensor) -> Tensor:
+    """PLRP-M: the rule on the surviving inputs a', with outputs z' = W a' + b that have the relevance z m of z."""
+    a, z, m, _ = known
+    mask = layer.from_samples(kept, a.shape)
+    rest = a * mask
+    smaller = layer.forward(rest, layer.weight, layer.bias)
+    ratio = (z / smaller).nan_to_num_(0.0).clamp_(-LARGEST_RATIO, LARGEST_RATIO)
+    return rule.multiplier(layer, rest, smaller, m * ratio, a.shape) * mask
+
+
+VARIANTS: Mapping[str, Callable[[Rule, Layer, _Known, Tensor, Tensor], Tensor]] = {
+    "lambda": _rescaled,
+    "m": _shared_again,
+}
+"""PLRP-lambda and PLRP-M."""

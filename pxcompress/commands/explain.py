@@ -1,0 +1,46 @@
+"""`pxcompress explain`: what both models look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pxcompress.commands.options import AsJson, Quiet
+from pxcompress.commands.terminal import notes
+from pxcompress.errors import InputError
+
+
+def explain(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Image file to explain (repeat the option).  [default: the test split]")
+    ] = None,
+    data: Annotated[str, typer.Option(help="Other data to explain, or where the run's are now.")] = "",
+    method: Annotated[str, typer.Option(help="lrp, or pruned LRP: plrp-lambda or plrp-m.")] = "lrp",
+    share: Annotated[
+        float | None, typer.Option(help="Relevance mass that pruned LRP drops in each layer.  [default: chosen]")
+    ] = None,
+    composite: Annotated[
+        str, typer.Option(help="Rules; see `pxcompress methods`.  [default: those of the run's scorer]")
+    ] = "",
+    samples: Annotated[int | None, typer.Option(help="Inputs of the test split to compare.  [default: 128]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for page, record and figures.  [default: FOLDER]")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the dense and the pruned model of a run folder look at, side by side, and how alike that is.
+
+    Writes explain.html, explain.json and the figures, as PNG and SVG, in explain/.
+    """
+    from pxcompress.explain import PAGE, SAMPLES, Asked, write
+    from pxcompress.explain import explain as explained
+    from pxcompress.report.explanation import explanation_json, explanation_table
+
+    if image and samples is not None:
+        raise InputError(f"--samples {samples} has no effect beside --image; leave one out")
+    asked = Asked(method, composite, share, SAMPLES if samples is None else samples)
+    found = explained(folder, image or None, data, asked, notes(quiet))
+    write(found, out or folder)
+    print(explanation_json(found) if as_json else f"{explanation_table(found)}\n\n{(out or folder) / PAGE}")

@@ -1,0 +1,96 @@
+"""Relevance at a model's input: what an explanation shows, plain or pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from pxcompress.attribution import Pruning, attributed, parse_composite
+from pxcompress.errors import unknown
+from pxcompress.heatmap_metrics import cosine, gini
+from pxcompress.state import device_of
+
+METHODS: Mapping[str, str] = {"lrp": "", "plrp-lambda": "lambda", "plrp-m": "m"}
+"""Name of a method -> variant of pruned LRP, none for LRP."""
+
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""What `chosen_share` chooses from."""
+
+CHUNK = 32
+"""Inputs that are propagated together."""
+
+Mapper = Callable[[Tensor, Tensor], Tensor]
+"""Inputs (n, channels, ...) and classes (n,) -> relevance of the classes at the input, channels added up, (n, ...)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How relevance is found: one of `METHODS`, the composite's rules, and the share that pruned LRP drops."""
+
+    name: str = "lrp"
+    composite: str = "epsilon"
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in METHODS:
+            raise unknown("method", self.name, METHODS)
+        parse_composite(self.composite)
+        _ = self.pruning
+
+    @property
+    def pruning(self) -> Pruning | None:
+        """What the engine is told; None for LRP."""
+        return Pruning(self.share, METHODS[self.name]) if METHODS[self.name] else None
+
+
+@contextmanager
+def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper]:
+    """The method on a copy of `model`, which is left as it was; relevance starts as the logit of the class."""
+    device = device_of(model)
+    with attributed(model, parse_composite(method.composite), example[:1], method.pruning) as twin:
+
+        def relevance(inputs: Tensor, targets: Tensor) -> Tensor:
+            x = inputs.detach().to(device).requires_grad_()
+            logits = twin.model(x)
+            start = one_hot(targets.to(device), logits.shape[1]).to(logits)
+            (m,) = torch.autograd.grad(logits, x, start)
+            return (x * m).detach().sum(1).cpu()
+
+        def in_chunks(inputs: Tensor, targets: Tensor) -> Tensor:
+            pairs = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
+            return torch.cat([relevance(*pair) for pair in pairs])
+
+        yield in_chunks
+
+
+def heatmaps(model: nn.Module, inputs: Tensor, targets: Tensor, method: Method) -> Tensor:
+    """Relevance of the classes `targets` (n,) at `inputs` (n, channels, ...), channels added up: (n, ...)."""
+    with mapper(model, inputs, method) as relevance:
+        return relevance(inputs, targets)
+
+
+def chosen_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, composite: str) -> float:
+    """The share whose sparsity gain is worth most: argmax over `SHARES` of (G_p - G_0) / (1 - G_0) - (1 - cos_p).
+
+    G_p is the mean Gini index of the maps with share p, so that the first term is the part of the sparsity that was
+    missing; cos_p is the mean cosine similarity to plain LRP, so that the second is what it costs. 0 where no share
+    gains more than it costs, and for a method that prunes nothing.
+    """
+    if not METHODS[name]:
+        return 0.0
+    plain = heatmaps(model, inputs, targets, Method("lrp", composite)).flatten(1)
+    worth = {0.0: 0.0}
+    for share in SHARES:
+        worth[share] = trade_off(heatmaps(model, inputs, targets, Method(name, composite, share)).flatten(1), plain)
+    return max(worth, key=lambda share: worth[share])
+
+
+def trade_off(maps: Tensor, plain: Tensor) -> float:
+    """Sparsity gained less similarity lost, as `chosen_share` says; both (n, positions)."""
+    before = float(gini(plain).mean())
+    return (float(gini(maps).mean()) - before) / (1 - before) - (1 - float(cosine(maps, plain).mean()))

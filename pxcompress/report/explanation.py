@@ -1,0 +1,190 @@
+"""What `pxcompress explain` found: the records, as JSON and as a table for a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pxcompress.report.summary import percent
+from pxcompress.report.table import aligned
+from pxcompress.types import Kind
+
+_WIDTH = 80
+_LAYERS = 8
+"""Layers that the table lists; explain.json has all."""
+
+Map = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A class and its softmax probability."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class CarryingUnit:
+    """A unit that a decision of the dense model rests on, and whether the plan kept it; relevance is over the logit."""
+
+    layer: str
+    kind: Kind
+    unit: int
+    relevance: float
+    kept: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The input as an image (height, width, 3) uint8, and relevance at it, (height, width).
+
+    `dense` and `pruned` are for the dense model's class, `own` is for the pruned model's where that is another one.
+    """
+
+    image: NDArray[np.uint8]
+    dense: Map
+    pruned: Map
+    own: Map | None
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One input that is shown; `label` is None where nothing tells, `similarity` has the names of `SIMILARITIES`."""
+
+    sample: str
+    kind: str
+    label: str | None
+    dense: Decision
+    pruned: Decision
+    similarity: Mapping[str, float]
+    units: tuple[CarryingUnit, ...]
+    pictures: Pictures = field(metadata={"json": False})
+
+
+@dataclass(frozen=True)
+class Alike:
+    """How alike the explanations of both models are, and how sparse each: means over samples of one kind.
+
+    They are of the dense model's class; `cosine_own` is between those of the class that each model predicts itself.
+    """
+
+    kind: str
+    samples: int
+    cosine: float
+    rank_correlation: float
+    top_overlap: float
+    cosine_own: float
+    gini_dense: float
+    gini_pruned: float
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A layer, and the share of the dense model's relevance in it that the removed units carried, before repair."""
+
+    name: str
+    kind: Kind
+    units: int
+    kept: int
+    removed: float
+
+
+@dataclass(frozen=True)
+class Flipping:
+    """Area under the pixel-flipping curve: in the order of either model's relevance and in a random one."""
+
+    dense: float
+    pruned: float
+    random: float
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What both models look at. Relevance is of the dense model's class in both, where nothing else is said."""
+
+    model: str
+    inputs: str
+    method: str
+    share: float
+    composite: str
+    alike: tuple[Alike, ...]
+    flipping: Flipping
+    layers: tuple[Carried, ...]
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
+
+
+def explanation_json(found: Explanation) -> str:
+    """explain.json: the fields of the records, without pictures."""
+    return json.dumps({"schema_version": 1, **_plain(found)}, indent=1, allow_nan=False)
+
+
+def _plain(record: Any) -> Any:
+    if dataclasses.is_dataclass(record):
+        shown = [each for each in dataclasses.fields(record) if each.metadata.get("json", True)]
+        return {each.name: _plain(getattr(record, each.name)) for each in shown}
+    if isinstance(record, tuple):
+        return [_plain(each) for each in record]
+    return dict(record) if isinstance(record, Mapping) else record
+
+
+def explanation_table(found: Explanation) -> str:
+    """For a terminal, 80 columns. No newline at the end."""
+    rows: list[tuple[str, ...]] = [
+        ("inputs", "n", "cosine", "rank corr.", "top 10 %", "own class", "Gini dense", "pruned")
+    ]
+    rows += [(row.kind, str(row.samples), *figures(row)) for row in found.alike]
+    told = [how(found), flipping_line(found.flipping), *(f"note: {note}" for note in found.notes)]
+    lost = sorted(found.layers, key=lambda row: -row.removed)[:_LAYERS]
+    layers = [("layer", "units", "kept", "relevance that the removed ones carried")]
+    layers += [(textwrap.shorten(row.name, 30), str(row.units), str(row.kept), percent(row.removed)) for row in lost]
+    parts = [aligned(rows), _wrapped(told), aligned(layers), _wrapped(map(case_line, found.cases))]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _wrapped(texts: Any) -> Sequence[str]:
+    return [line for text in texts for line in textwrap.wrap(text, _WIDTH, subsequent_indent="  ")]
+
+
+def figures(row: Alike) -> tuple[str, ...]:
+    """The means of a row as text."""
+    values = (row.cosine, row.rank_correlation, row.top_overlap, row.cosine_own, row.gini_dense, row.gini_pruned)
+    return tuple(f"{value:.3f}" for value in values)
+
+
+def how(found: Explanation) -> str:
+    """In one sentence how the maps were made."""
+    pruned = f", {found.share:.0%} of the mass pruned in each layer" if found.share else ""
+    return (
+        f"{found.inputs}; {found.method} with rules {found.composite}{pruned}; relevance of the class that the dense "
+        "model predicts, in both models; own class: cosine where each explains its own decision"
+    )
+
+
+def flipping_line(flipping: Flipping) -> str:
+    """Pixel flipping in one sentence."""
+    return (
+        f"pixel flipping, area under the curve of the class's probability, less is more faithful: dense "
+        f"{flipping.dense:.3f}, pruned {flipping.pruned:.3f}, random order {flipping.random:.3f} "
+        f"({flipping.samples} inputs)"
+    )
+
+
+def case_line(case: Case) -> str:
+    """A case in one line."""
+    label = "" if case.label is None else f" of class {case.label}"
+    decisions = [f"{name} {each.name} ({each.probability:.0%})" for name, each in _models(case)]
+    return f"{case.kind}: {case.sample}{label}: {', '.join(decisions)}, cosine {case.similarity['cosine']:.2f}"
+
+
+def _models(case: Case) -> Sequence[tuple[str, Decision]]:
+    return (("dense", case.dense), ("pruned", case.pruned))

@@ -1,0 +1,194 @@
+"""`pxcompress explain` on the run folder of a tiny trained model: what it writes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from command import Px, caller, image_folder, one_line
+from models import CLASSES, FlattenCNN
+from PIL import Image
+from safetensors.torch import save_file
+
+from pxcompress.artifact import load_pruned
+from pxcompress.errors import InputError
+from pxcompress.explain import Asked, explain
+from pxcompress.state import seeded
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PXCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), {"train": 12, "val": 12}, CLASSES, SIZE)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("weights") / "flatten.safetensors"
+    with seeded(1):
+        save_file(FlattenCNN().state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def made(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    asked = ["--model", "models:FlattenCNN", "--data", images, "--checkpoint", weights, "--input-size", SIZE]
+    asked += ["--score", "lrp:composite=gamma", "--ratio", 0.5, "--round-to", 1, "--quiet", "--out", out]
+    silent = io.StringIO()
+
+    class Nothing:
+        def readouterr(self) -> tuple[str, str]:
+            return silent.getvalue(), ""
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(silent):
+        assert caller(patch, Nothing())("run", *asked).code == 0  # type: ignore[arg-type]
+    return out
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy to write into."""
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_it_writes_page_record_and_figures(px: Px, folder: Path) -> None:
+    result = px("explain", folder, "--samples", 20, "--quiet")
+    assert (result.code, result.err) == (0, "")
+    assert all(len(line) <= 80 for line in result.out.splitlines()[:-1])
+    assert result.out.splitlines()[-1] == str(folder / "explain.html")
+    record = json.loads((folder / "explain.json").read_text())
+    cases = record["cases"]
+    assert record["composite"] == "gamma"  # the scorer's
+    rows = {row["kind"]: row for row in record["alike"]}
+    assert rows["all"]["samples"] == 20 == sum(row["samples"] for kind, row in rows.items() if kind != "all")
+    files = sorted(path.name for path in (folder / "explain").iterdir())
+    assert files == sorted(f"case-{n:02d}.{kind}" for n in range(1, len(cases) + 1) for kind in ("png", "svg"))
+    with Image.open(folder / "explain" / "case-01.png") as picture:
+        assert picture.width > picture.height
+    text = (folder / "explain.html").read_text()
+    page = Page(text)
+    pictures = [attributes for tag, attributes in page.found if tag == "img"]
+    assert len(pictures) == sum(3 + (case["dense"]["name"] != case["pruned"]["name"]) for case in cases)
+    assert all(each["alt"] and str(each["src"]).startswith("data:image/png;base64,") for each in pictures)
+    assert text.isascii()
+    assert "script" not in {tag for tag, _ in page.found}
+    assert not re.search(r"https?://|url\(", text)
+    again = px("explain", folder, "--samples", 1, "--json", "--quiet")  # what is left of the first call goes
+    assert len(json.loads(again.out)["cases"]) == 1
+    assert len(list((folder / "explain").iterdir())) == 2
+
+
+def test_what_it_says_is_what_the_models_say(made: Path) -> None:
+    found = explain(made, asked=Asked(samples=8, composite="epsilon"))
+    pruned = load_pruned(made)
+    gone = {group.name: set(pruned.plan.removed.get(group.name, ())) for group in pruned.groups}
+    for case in found.cases:
+        assert len(case.units) == 6
+        assert [unit.kept for unit in case.units] == [unit.unit not in gone[unit.layer] for unit in case.units]
+        sizes = [unit.relevance for unit in case.units]
+        assert sizes == sorted(sizes, reverse=True)
+        assert case.pictures.image.shape == (SIZE, SIZE, 3)
+        assert (case.pictures.own is None) == (case.dense.name == case.pruned.name)
+    for layer in found.layers:
+        assert layer.units - layer.kept == len(gone[layer.name])
+        assert 0 <= layer.removed <= 1
+        assert bool(layer.removed) == bool(gone[layer.name])
+
+
+def test_images_of_any_size_and_mode(px: Px, folder: Path, tmp_path: Path) -> None:
+    modes = {"grey.png": ("L", (40, 31)), "palette.gif": ("P", (16, 16)), "alpha.png": ("RGBA", (9, 120))}
+    for name, (mode, size) in modes.items():
+        Image.new(mode, size, 77).save(tmp_path / name)
+    options = [word for name in modes for word in ("--image", tmp_path / name)]
+    out = tmp_path / "elsewhere"
+    result = px("explain", folder, *options, "--out", out, "--quiet")
+    assert result.code == 0
+    cases = json.loads((out / "explain.json").read_text())["cases"]
+    assert [Path(case["sample"]).name for case in cases] == list(modes)
+    assert {case["label"] for case in cases} == {None}
+    assert not (folder / "explain.html").exists()
+
+
+def test_pruned_relevance(made: Path) -> None:
+    chosen = explain(made, asked=Asked("plrp-lambda", samples=6))
+    given = explain(made, asked=Asked("plrp-lambda", samples=6, share=0.3))
+    plain = explain(made, asked=Asked(samples=6))
+    assert given.share == 0.3
+    assert bool(chosen.notes) == (chosen.share == 0)  # it says so where nothing is pruned
+    assert given.alike[0].gini_dense > plain.alike[0].gini_dense
+
+
+def test_data_that_moved(px: Px, folder: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "moved")
+    result = px("explain", folder, "--data", tmp_path / "moved", "--samples", 5, "--json", "--quiet")
+    assert result.code == 0
+    assert json.loads(result.out)["inputs"] == f"5 inputs of the test split of {tmp_path / 'moved'}"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "lrpx"], "unknown method 'lrpx'; did you mean lrp"),
+        (["--composite", "nothing"], "unknown composite or rule 'nothing'"),
+        (["--share", "0.2"], "share 0.2 has no effect on method 'lrp'"),
+        (["--method", "plrp-m", "--share", "1"], "share of pruned relevance is 1.0; expected 0 or more"),
+        (["--samples", "0"], "samples is 0; expected 1 or more"),
+        (["--image", "a.png", "--samples", "3"], "--samples 3 has no effect beside --image"),
+        (["--image", "missing.png"], "image 'missing.png' cannot be read"),
+        (["--image", __file__], "cannot be read"),
+        (["--data", "nowhere"], "unknown data 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line(px: Px, made: Path, options: list[str], said: str) -> None:
+    assert said in one_line(px("explain", made, *options, "--quiet"))
+    assert not (made / "explain.html").exists()
+
+
+def test_no_run_folder(px: Px, tmp_path: Path) -> None:
+    assert "is not a run folder" in one_line(px("explain", tmp_path, "--quiet"))
+
+
+def test_dense_weights_that_are_gone_or_others(px: Px, folder: Path, weights: Path, tmp_path: Path) -> None:
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["checkpoint"] = str(tmp_path / "gone.safetensors")
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert "gone.safetensors" in one_line(px("explain", folder, "--quiet"))
+    with seeded(2):
+        save_file(FlattenCNN().state_dict(), tmp_path / "gone.safetensors")
+    assert "the dense model of" in (said := one_line(px("explain", folder, "--quiet")))
+    assert "is gone" in said
+    (folder / "dense.onnx").unlink()
+    assert "dense.onnx" in one_line(px("explain", folder, "--quiet"))
+
+
+def test_an_empty_list_of_images_is_refused(made: Path) -> None:
+    with pytest.raises(InputError, match="no image is given"):
+        explain(made, images=[])
