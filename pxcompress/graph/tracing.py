@@ -1,0 +1,179 @@
+"""torch-pruning's dependency graph, read once: which rows of which layers hang together.
+
+Geometry is written down here: every `Member` says which rows of which axis each unit owns. Scorers, meters and repairs
+read it from there and never ask again how a layer is shaped.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from pxcompress.errors import ModelError
+from pxcompress.state import device_of, time_limit
+from pxcompress.types import Axis, Fixed, Group, Kind, Member
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PRODUCERS = (*CONVOLUTIONS, nn.Linear)
+SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+TRACING_SECONDS = 90.0
+"""After this the model is refused: torch-pruning does not come to an end on some graphs."""
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether every input channel of a convolution has its own output channel and reaches no other."""
+    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def traced_groups(
+    model: nn.Module, example: Tensor, keep: Collection[str], known: Collection[str]
+) -> list[Group | Fixed]:
+    """Groups as torch-pruning sees them, and what is known to stay; none that layers named in `known` make.
+
+    The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
+    """
+    with _guarded("model cannot be traced"):
+        twin = copy.deepcopy(model).eval().requires_grad_(True)
+        graph = tp.DependencyGraph().build_dependency(twin, example.to(device_of(twin)), verbose=False)
+    names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
+    names.update({parameter: name for name, parameter in twin.named_parameters()})
+    with _guarded("model's groups cannot be found"), _settled():
+        raw_groups = graph.get_all_groups(root_module_types=PRODUCERS)
+        return [
+            _producer_group(graph, names, raw, set(keep))
+            for raw in raw_groups
+            if not any(names.get(item.dep.target.module) in known and _axis(graph, item) == "out" for item in raw)
+        ]
+
+
+@contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one `ModelError`, also when it takes too long."""
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        try:
+            with time_limit(TRACING_SECONDS):
+                yield
+        except Exception as error:  # a user's forward and torch-pruning may raise anything
+            raise ModelError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """torch-pruning works out how indices map through all operators again for every group; nothing changes here."""
+    module = tp.dependency.index_mapping
+    update = module.update_index_mapping
+    module.update_index_mapping = lambda graph: None
+    try:
+        yield
+    finally:
+        module.update_index_mapping = update
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def _producer_group(dependencies: Any, names: dict[Any, str], raw: Any, kept: set[str]) -> Group | Fixed:
+    """The group of a convolution's or linear layer's outputs, rooted at its first producer."""
+    producers = [item.dep.target.module for item in raw if _axis(dependencies, item) == "out"]
+    order = list(names)
+    full = [module for module in producers if isinstance(module, PRODUCERS) and not is_depthwise(module)]
+    first = min(full or producers, key=order.index)
+    if first is not raw[0].dep.target.module:
+        pruner = dependencies.get_pruner_of_module(first)
+        rooted = dependencies.get_pruning_group(
+            first, pruner.prune_out_channels, list(range(pruner.get_out_channels(first)))
+        )
+        if _shape(rooted) == _shape(raw):
+            raw = rooted
+    name, units = names[first], len(raw[0].idxs)
+    reason = _why_fixed(names, raw, kept, dependencies)
+    if reason:
+        return Fixed(name, units, reason)
+    kind: Kind = "neuron" if isinstance(first, nn.Linear) else "channel"
+    return _build(dependencies, names, raw, (name, kind), _coupled(dependencies, raw, units))
+
+
+def _build(
+    dependencies: Any, names: dict[Any, str], raw: Any, label: tuple[str, Kind], unit_of_root: Tensor
+) -> Group | Fixed:
+    """A `Group` from torch-pruning's items; `unit_of_root` (root rows,) says which unit each root row belongs to."""
+    name, kind = label
+    units = int(unit_of_root.max()) + 1
+    members = []
+    for item in raw:
+        module = item.dep.target.module
+        if module not in names:
+            continue
+        unit = unit_of_root[torch.tensor(item.root_idxs)]
+        counts = torch.bincount(unit, minlength=units)
+        if len(set(counts.tolist())) != 1:
+            return Fixed(name, units, f"its units own unequal shares of {names[module]}")
+        order = torch.argsort(unit, stable=True)
+        index = torch.tensor(item.idxs)[order].reshape(units, -1)
+        members.append(Member(names[module], _axis(dependencies, item), index))
+    return Group(name, kind, units, tuple(members))
+
+
+def _why_fixed(names: dict[Any, str], raw: Any, kept: set[str], dependencies: Any) -> str:
+    """Why the outputs of this group must stay; empty when they need not."""
+    consumers = 0
+    for item in raw:
+        module = item.dep.target.module
+        name = names.get(module, "")
+        if name in kept and _axis(dependencies, item) == "out":
+            return "the classifier's outputs are the classes"
+        if isinstance(module, SPANNING_NORMS):
+            return f"{type(module).__name__} {name} takes its statistics over these channels"
+        if isinstance(module, nn.Parameter):
+            return f"parameter {name} is added or multiplied outside any layer"
+        if any(row is None for row in item.root_idxs):
+            return f"torch-pruning cannot follow its units into {name or type(module).__name__}"
+        consumers += bool(name) and _axis(dependencies, item) == "in"
+    return "" if consumers else "its outputs reach the model's output"
+
+
+def _axis(dependencies: Any, item: Any) -> Axis:
+    """ "in" for rows a convolution or linear layer consumes, else "out"."""
+    module = item.dep.target.module
+    consumes = isinstance(module, PRODUCERS) and not is_depthwise(module)
+    return "in" if consumes and dependencies.is_in_channel_pruning_fn(item.dep.handler) else "out"
+
+
+def _shape(raw: Any) -> list[tuple[int, str, int]]:
+    return sorted((id(item.dep.target.module), item.dep.handler.__name__, len(item.idxs)) for item in raw)
+
+
+def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
+    """Unit of every root row (rows,): rows that hold the same place in each group of a grouped convolution go together.
+
+    A grouped convolution stays regular only when every one of its groups loses the same places.
+    """
+    label = torch.arange(rows)
+    places = [found for item in raw if (found := _places(dependencies, item)) is not None]
+    changed = True
+    while changed:
+        before = label.clone()
+        for root, place in places:
+            lowest = torch.full((int(place.max()) + 1,), rows).scatter_reduce(0, place, label[root], "amin")
+            label[root] = lowest[place]
+        changed = not torch.equal(before, label)
+    return torch.unique(label, return_inverse=True)[1]
+
+
+def _places(dependencies: Any, item: Any) -> tuple[Tensor, Tensor] | None:
+    """Root rows and their place inside the groups of a grouped convolution; None for every other module."""
+    module = item.dep.target.module
+    if not isinstance(module, CONVOLUTIONS) or module.groups == 1 or is_depthwise(module):
+        return None
+    width = module.in_channels if _axis(dependencies, item) == "in" else module.out_channels
+    return torch.tensor(item.root_idxs), torch.tensor(item.idxs) % (width // module.groups)
