@@ -28,6 +28,7 @@ from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_erro
 from pxcompress.models import classifier_names, load_model
 from pxcompress.plan import Limits, make_plan
 from pxcompress.repair import REPAIRS
+from pxcompress.rewrite import plain
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 
@@ -87,7 +88,7 @@ def examine(name: str, size: int | None, quick: bool) -> dict[str, Any]:
 def steps(row: dict[str, Any], name: str, size: int | None, quick: bool) -> None:
     with stage(row, "load"):
         loaded = load_model(name, classes=CLASSES, input_size=size, device="cpu")
-        model = drawn(loaded.model)
+        model = plain(drawn(loaded.model))
         example = torch.randn(1, *loaded.preprocessing.input_size)
         inputs = torch.randn(8, *loaded.preprocessing.input_size)
         batches = [(inputs, torch.arange(8) % CLASSES)]

@@ -10,6 +10,8 @@ import copy
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,7 +44,11 @@ def traced_groups(
     """
     with _guarded("model cannot be traced"):
         twin = copy.deepcopy(model).eval().requires_grad_(True)
-        graph = tp.DependencyGraph().build_dependency(twin, example.to(device_of(twin)), verbose=False)
+        single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
+        graph = tp.DependencyGraph().build_dependency(
+            twin, example.to(device_of(twin)), verbose=False, ignored_layers=single
+        )
+        _map_again(graph)
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     with _guarded("model's groups cannot be found"), _settled():
@@ -66,16 +72,72 @@ def _guarded(what: str) -> Iterator[None]:
             raise ModelError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
 
 
+class _Linked(tp.dependency.Group):
+    """A group that remembers which root rows meet in one row of a layer (a gate, a sum): they only go together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: set[tuple[int, int]] = set()
+
+    def add_and_merge(self, dep: Any, idxs: Any) -> None:
+        for item in self.items:
+            if item.dep.target == dep.target and item.dep.handler == dep.handler:
+                roots = {index.idx: index.root_idx for index in item.idxs}
+                met = {(roots[index.idx], index.root_idx) for index in idxs if index.idx in roots}
+                self.links |= {pair for pair in met if pair[0] != pair[1] and None not in pair}
+        super().add_and_merge(dep, idxs)
+
+
 @contextmanager
 def _settled() -> Iterator[None]:
-    """torch-pruning works out how indices map through all operators again for every group; nothing changes here."""
-    module = tp.dependency.index_mapping
-    update = module.update_index_mapping
-    module.update_index_mapping = lambda graph: None
+    """torch-pruning's groups as `_Linked`, without working out for each again how indices map: nothing changes here."""
+    mapping, graph = tp.dependency.index_mapping, tp.dependency.graph
+    update, group = mapping.update_index_mapping, graph.Group
+    mapping.update_index_mapping, graph.Group = (lambda graph: None), _Linked
     try:
         yield
     finally:
-        module.update_index_mapping = update
+        mapping.update_index_mapping, graph.Group = update, group
+
+
+def _is_single(layer: nn.Module) -> bool:
+    """Whether a convolution has no channel to lose; torch-pruning takes what it runs along for channels (ECA)."""
+    return layer.in_channels == layer.out_channels == 1
+
+
+def _map_again(graph: Any) -> None:
+    """Let indices map through reshapes and splits as the sizes say, which torch-pruning does not find by their names.
+
+    Without them it takes every reshape for a flatten, and a split of the last axis, the channels of tokens, for none.
+    """
+    mended = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
+    for node in graph.module2node.values():
+        if node.type in mended and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
+            node.grad_fn = mended[node.type](node.grad_fn)
+        for dependency in node.dependencies:
+            dependency.index_mapping = [None, None]
+    tp.dependency.shape_infer.init_shape_information(graph)
+    tp.dependency.index_mapping.update_index_mapping(graph)
+
+
+def _reshape_sizes(grad_fn: Any) -> SimpleNamespace:
+    """Axes in front of a reshape, as four: a flatten is told from other reshapes by their product."""
+    sizes = (*grad_fn._saved_self_sym_sizes, 1, 1, 1)
+    return SimpleNamespace(_saved_self_sizes=(*sizes[:3], prod(sizes[3:])))
+
+
+def _split_sizes(grad_fn: Any) -> SimpleNamespace:
+    """A split's axis, 1 for the last of several, and the sizes of its parts."""
+    sizes, axis = grad_fn._saved_self_sym_sizes, grad_fn._saved_dim
+    axis = len(sizes) - 1 if axis >= len(sizes) else axis  # -1 reads as 2^64 - 1
+    if hasattr(grad_fn, "_saved_split_sizes"):
+        parts = grad_fn._saved_split_sizes
+    else:
+        part = grad_fn._saved_split_size
+        parts = [min(part, sizes[axis] - start) for start in range(0, sizes[axis], part)]
+    return SimpleNamespace(
+        _saved_self_sym_sizes=sizes, _saved_dim=1 if axis == len(sizes) - 1 else axis, _saved_split_sizes=parts
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -160,6 +222,9 @@ def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
     """
     label = torch.arange(rows)
     places = [found for item in raw if (found := _places(dependencies, item)) is not None]
+    if raw.links:
+        first, second = torch.tensor(sorted(raw.links)).T
+        places.append((torch.cat([first, second]), torch.arange(len(first)).repeat(2)))
     changed = True
     while changed:
         before = label.clone()
