@@ -45,10 +45,9 @@ def traced_groups(
     with _guarded("model cannot be traced"):
         twin = copy.deepcopy(model).eval().requires_grad_(True)
         single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
-        graph = tp.DependencyGraph().build_dependency(
+        graph = _Graph().build_dependency(
             twin, example.to(device_of(twin)), verbose=False, ignored_layers=single
         )
-        _map_again(graph)
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     with _guarded("model's groups cannot be found"), _settled():
@@ -70,6 +69,21 @@ def _guarded(what: str) -> Iterator[None]:
                 yield
         except Exception as error:  # a user's forward and torch-pruning may raise anything
             raise ModelError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+class _Graph(tp.DependencyGraph):
+    """Lets indices map through reshapes and splits as the sizes say, which torch-pruning does not find by their names.
+
+    Without them it takes every reshape for a flatten, and a split of the last axis, the channels of tokens, for none.
+    """
+
+    def _build_dependency(self, module2node: Any) -> None:
+        super()._build_dependency(module2node)
+        mended = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
+        for node in module2node.values():
+            if node.type in mended and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
+                node.grad_fn = mended[node.type](node.grad_fn)
+                node.enable_index_mapping = True  # off where a position embedding comes before
 
 
 class _Linked(tp.dependency.Group):
@@ -103,21 +117,6 @@ def _settled() -> Iterator[None]:
 def _is_single(layer: nn.Module) -> bool:
     """Whether a convolution has no channel to lose; torch-pruning takes what it runs along for channels (ECA)."""
     return layer.in_channels == layer.out_channels == 1
-
-
-def _map_again(graph: Any) -> None:
-    """Let indices map through reshapes and splits as the sizes say, which torch-pruning does not find by their names.
-
-    Without them it takes every reshape for a flatten, and a split of the last axis, the channels of tokens, for none.
-    """
-    mended = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
-    for node in graph.module2node.values():
-        if node.type in mended and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
-            node.grad_fn = mended[node.type](node.grad_fn)
-        for dependency in node.dependencies:
-            dependency.index_mapping = [None, None]
-    tp.dependency.shape_infer.init_shape_information(graph)
-    tp.dependency.index_mapping.update_index_mapping(graph)
 
 
 def _reshape_sizes(grad_fn: Any) -> SimpleNamespace:
@@ -216,9 +215,10 @@ def _shape(raw: Any) -> list[tuple[int, str, int]]:
 
 
 def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
-    """Unit of every root row (rows,): rows that hold the same place in each group of a grouped convolution go together.
+    """Unit of every root row (rows,): rows that meet in one row, or hold the same place in equal parts, go together.
 
-    A grouped convolution stays regular only when every one of its groups loses the same places.
+    A grouped convolution stays regular only when every one of its groups loses the same places, and a split into
+    equal parts (`chunk`) cuts at the same places only when every part loses as many.
     """
     label = torch.arange(rows)
     places = [found for item in raw if (found := _places(dependencies, item)) is not None]
@@ -236,9 +236,13 @@ def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
 
 
 def _places(dependencies: Any, item: Any) -> tuple[Tensor, Tensor] | None:
-    """Root rows and their place inside the groups of a grouped convolution; None for every other module."""
+    """Root rows and their place in the parts of a grouped convolution, or of a split into equal ones; None elsewhere."""
     module = item.dep.target.module
-    if not isinstance(module, CONVOLUTIONS) or module.groups == 1 or is_depthwise(module):
+    if item.dep.target.type == tp.ops.OPTYPE.SPLIT and len(set(module.split_sizes or ())) == 1:
+        width = module.split_sizes[0]
+    elif isinstance(module, CONVOLUTIONS) and module.groups > 1 and not is_depthwise(module):
+        rows = module.in_channels if _axis(dependencies, item) == "in" else module.out_channels
+        width = rows // module.groups
+    else:
         return None
-    width = module.in_channels if _axis(dependencies, item) == "in" else module.out_channels
-    return torch.tensor(item.root_idxs), torch.tensor(item.idxs) % (width // module.groups)
+    return torch.tensor(item.root_idxs), torch.tensor(item.idxs) % width
