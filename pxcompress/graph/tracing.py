@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -27,7 +28,10 @@ PRODUCERS = (*CONVOLUTIONS, nn.Linear)
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 TRACING_SECONDS = 90.0
-"""After this the model is refused: torch-pruning does not come to an end on some graphs."""
+"""After this the model is refused."""
+
+MOST_VISITS = 64
+"""How often units may come along the same edge of the graph: with partial residuals torch-pruning never stops."""
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -51,12 +55,26 @@ def traced_groups(
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     with _guarded("model's groups cannot be found"), _settled():
-        raw_groups = graph.get_all_groups(root_module_types=PRODUCERS)
-        return [
-            _producer_group(graph, names, raw, set(keep))
-            for raw in raw_groups
-            if not any(names.get(item.dep.target.module) in known and _axis(graph, item) == "out" for item in raw)
-        ]
+        return list(_candidates(graph, names, set(keep), known))
+
+
+def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collection[str]) -> Iterator[Group | Fixed]:
+    """One group, or the reason why there is none, for every convolution and linear layer that is not in one already."""
+    seen: set[Any] = set()
+    for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
+        if module in seen:
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        units = pruner.get_out_channels(module)
+        try:
+            raw = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(units)))
+        except RecursionError as error:
+            yield Fixed(names[module], units, str(error))
+            continue
+        producers = {item.dep.target.module for item in raw if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        seen |= producers
+        if not any(names.get(producer) in known for producer in producers):
+            yield _producer_group(graph, names, raw, keep)
 
 
 @contextmanager
@@ -92,6 +110,13 @@ class _Linked(tp.dependency.Group):
     def __init__(self) -> None:
         super().__init__()
         self.links: set[tuple[int, int]] = set()
+        self.visits: Counter[int] = Counter()
+
+    def add_dep(self, dep: Any, idxs: Any) -> None:
+        self.visits[id(dep)] += 1
+        if self.visits[id(dep)] > MOST_VISITS:
+            raise RecursionError("torch-pruning does not come to an end following its units")
+        super().add_dep(dep, idxs)
 
     def add_and_merge(self, dep: Any, idxs: Any) -> None:
         for item in self.items:
