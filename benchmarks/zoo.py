@@ -1,8 +1,8 @@
 """Which architectures go the whole way: groups, plan, removal, oracle, fold, export, parity; one row a model.
 
 Random weights, random scores. Every model of `zoo.txt` has a process of its own, with a time limit: a hang or a crash
-ends that one alone. Rows of earlier runs are kept, so that `--only GLOB` measures some anew. `--quick` stops before
-the fold.
+ends that one alone. Rows of earlier runs are kept: `--only GLOB` measures some anew, `--missing` those without a row.
+`--quick` leaves out export and parity, which take most of the time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_erro
 from pxcompress.models import classifier_names, load_model
 from pxcompress.plan import Limits, make_plan
 from pxcompress.repair import REPAIRS
-from pxcompress.rewrite import plain
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.types import Pruned
@@ -86,6 +85,8 @@ def examine(name: str, size: int | None, quick: bool) -> Row:
     try:
         with seeded(0):
             pruned, inputs = prune_one(row, name, size)
+            with stage(row, "fold"):
+                REPAIRS.build("fold")(pruned, [(inputs, torch.arange(len(inputs)) % CLASSES)])
             if not quick:
                 deliver(row, pruned, inputs)
     except PxError as error:
@@ -99,7 +100,7 @@ def prune_one(row: Row, name: str, size: int | None) -> tuple[Pruned, torch.Tens
     """From the name to a slim model that equals the masked one, and inputs (n, ...)."""
     with stage(row, "load"):
         loaded = load_model(name, classes=CLASSES, input_size=size, device="cpu")
-        model = plain(drawn(loaded.model))
+        model = drawn(loaded.model)
     inputs = torch.randn(SAMPLES, *loaded.preprocessing.input_size)
     example = inputs[:1]
     row |= {"params": count_params(model), "loaded_mib": memory_mib("VmRSS")}
@@ -130,9 +131,7 @@ def prune_one(row: Row, name: str, size: int | None) -> tuple[Pruned, torch.Tens
 
 
 def deliver(row: Row, pruned: Pruned, inputs: torch.Tensor) -> None:
-    """Fold, export, and compare the file with PyTorch."""
-    with stage(row, "fold"):
-        REPAIRS.build("fold")(pruned, [(inputs, torch.arange(len(inputs)) % CLASSES)])
+    """Export, and compare the file with PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         with stage(row, "export"):
             file = export_onnx(pruned.model, inputs[:1], Path(folder) / "model.onnx", {})
@@ -200,6 +199,7 @@ def show(row: Row) -> None:
 def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--only", nargs="+", default=["*"], help="globs on names; the other rows are those of earlier runs")
+    parser.add_argument("--missing", action="store_true", help="only those that have no row yet")
     args = parser.parse_args()
     command = "python benchmarks/zoo.py" + " --quick" * args.quick
     file = common.RESULTS / ("quick" if args.quick else "") / "zoo.json"
@@ -207,12 +207,13 @@ def main() -> None:
     before = json.loads(file.read_text())["rows"] if file.exists() else []
     rows = {row["model"]: row for row in before if row["model"] in sizes}
     for name, size in sizes.items():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in args.only):
+        chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in args.only)
+        if chosen and not (args.missing and name in rows):
             rows[name] = alone(name, size, args.quick)
             show(rows[name])
-            ordered = [rows[model] for model in sizes if model in rows]
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"rows": ordered}))  # what is there when it is stopped
+            file.write_text(json.dumps({"rows": list(rows.values())}))  # what is there when it is stopped
+    ordered = [rows[model] for model in sizes if model in rows]
     common.write("zoo", command, ordered, [0], claims(ordered))
 
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from pxcompress.checkpoint import SAVE_HINT, fitted, load_state, read_checkpoint, short
 from pxcompress.errors import ModelError
+from pxcompress.rewrite import plain
 from pxcompress.state import best_device, device_of, observed
 from pxcompress.types import Preprocessing
 
@@ -113,7 +114,7 @@ def load_model(
     input_size: int | None = None,
     device: torch.device | str | None = None,
 ) -> Loaded:
-    """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is).
+    """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
@@ -132,7 +133,7 @@ def load_model(
             model, architecture = _build(name, source, width, input_size, own)
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
         load_state(model, fitted(state, model), classifier_names(model), label)
-    model.to(best_device() if device is None else torch.device(device)).eval()
+    model = plain(model).to(best_device() if device is None else torch.device(device)).eval()
     preprocessing = _preprocessing(model, input_size)
     found = _output_width(model, preprocessing, name)
     if classes is not None and found != classes:

@@ -24,6 +24,7 @@ from pxcompress.plan import Limits, check_reachable, make_plan
 from pxcompress.ranks import from_first, processes, same_weights_, shares
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
+from pxcompress.rewrite import plain
 from pxcompress.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.runtime import check_provider
 from pxcompress.scorers import SCORERS
@@ -97,7 +98,7 @@ def compress_module(model: nn.Module, example: Tensor, batches: Batches, ratio: 
     """
     recipe = Recipe(model=type(model).__name__, ratio=ratio, **options)
     with seeded(recipe.seed):
-        return shrink(model, example, {"score": batches, "repair": batches}, recipe)
+        return shrink(plain(model), example, {"score": batches, "repair": batches}, recipe)
 
 
 def shrink(

@@ -1,7 +1,7 @@
 """The same model in plain layers, so that what a layer computes with is what it holds: same numbers, removable units.
 
-nn.MultiheadAttention becomes explicit q, k, v and output layers; a convolution that derives its weights at every call
-(weight standardisation, weight or spectral norm) becomes one that holds the derived weights.
+nn.MultiheadAttention becomes explicit q, k, v and output layers; a layer that derives its weights at every call (weight
+standardisation, weight or spectral norm) becomes one that holds the derived weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 def plain(model: nn.Module) -> nn.Module:
     """A copy of `model` in which such layers are plain ones; `model` itself where there are none.
 
-    A layer whose plain version does not compute the same, or that is known under several names, stays as it is.
+    A layer whose plain version does not compute the same stays as it is.
     """
     names = [name for name, module in model.named_modules() if _may_be_rewritten(module)]
     if not names:
@@ -33,7 +33,12 @@ def plain(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for name in names:
         module = twin.get_submodule(name)
-        made = _explicit(module) if isinstance(module, nn.MultiheadAttention) else _with_its_weights(module)
+        if isinstance(module, nn.MultiheadAttention):
+            made: nn.Module | None = _explicit(module)
+        elif parametrize.is_parametrized(module):
+            made = _settled(module)
+        else:
+            made = _with_its_weights(module)
         if made is not None:
             made.train(module.training)
             parent, _, attribute = name.rpartition(".")
@@ -107,55 +112,73 @@ class _Weights(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[torch.Size, Tensor, Tensor | None]] = []
+        self.calls: list[tuple[torch.Size, Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.conv2d and not kwargs:
-            self.calls.append((args[0].shape, args[1].detach().clone(), args[2]))
+            self.calls.append((args[0].shape, args[1].detach().clone()))
         return func(*args, **(kwargs or {}))
 
 
 def _may_be_rewritten(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return module.bias_k is None and not module.add_zero_attn
-    derives = type(module).forward is not nn.Conv2d.forward or parametrize.is_parametrized(module)
-    return isinstance(module, nn.Conv2d) and derives
+    own_forward = isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward
+    return own_forward or parametrize.is_parametrized(module)
 
 
 def _explicit(attention: nn.MultiheadAttention) -> nn.Module:
     return ExplicitAttention(attention).to(attention.out_proj.weight.device)
 
 
+def _settled(module: nn.Module) -> nn.Module:
+    """A copy of a parametrized layer in which the tensors are what its parametrizations make of them."""
+    made = copy.deepcopy(module)
+    made.__class__ = parametrize.type_before_parametrizations(module)  # the class is shared with `module`: not touched
+    del made.parametrizations
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        made.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
+    return made
+
+
 def _with_its_weights(module: nn.Module) -> nn.Module | None:
     """A plain convolution with the weights that `module` derives; None where it derives none, or does something else."""
     assert isinstance(module, nn.Conv2d)
     side = tuple(2 * dilation * size + 1 for dilation, size in zip(module.dilation, module.kernel_size, strict=True))
-    inputs = torch.randn(
-        2, module.in_channels, *side, generator=torch.Generator().manual_seed(0)
-    ).to(module.weight.device)
-    with torch.no_grad(), observed(module), _Weights() as seen:
-        expected = module(inputs)
+    inputs = torch.randn(2, module.in_channels, *side, generator=torch.Generator().manual_seed(0))
+    inputs = inputs.to(module.weight)
+    try:
+        with torch.no_grad(), observed(module), _Weights() as seen:
+            expected = module(inputs)
+    except Exception:  # noqa: BLE001  (a user's forward may raise anything, or want more than one input)
+        return None
     if len(seen.calls) != 1 or torch.equal(seen.calls[0][1], module.weight):
         return None
-    shape, weight, _ = seen.calls[0]
-    kind = nn.Conv2d if shape == inputs.shape else Conv2dSame
-    made: nn.Conv2d = kind(
+    shape, weight = seen.calls[0]
+    made = _like(module, weight, padded=shape != inputs.shape)
+    with torch.no_grad(), observed(made):
+        found = made(inputs)
+    same = found.shape == expected.shape and (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    return made if same else None
+
+
+def _like(module: nn.Conv2d, weight: Tensor, *, padded: bool) -> nn.Conv2d:
+    """A convolution as `module`, with other weights; `padded` says that its inputs are padded to keep their size."""
+    made: nn.Conv2d = (Conv2dSame if padded else nn.Conv2d)(
         module.in_channels,
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         stride=module.stride,  # type: ignore[arg-type]
-        padding=module.padding if kind is nn.Conv2d else 0,  # type: ignore[arg-type]
+        padding=0 if padded else module.padding,  # type: ignore[arg-type]
         dilation=module.dilation,  # type: ignore[arg-type]
         groups=module.groups,
         bias=module.bias is not None,
     ).to(weight)
-    with torch.no_grad(), observed(made):
+    with torch.no_grad():
         made.weight.copy_(weight)
         if made.bias is not None and module.bias is not None:
             made.bias.copy_(module.bias)
-        found = made(inputs)
-    same = found.shape == expected.shape and (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
-    return made if same else None
+    return made
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -16,7 +16,7 @@ LINE = (
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
     ("ranks",),
     ("state", "training", "certify", "clock", "folder", "used"),
-    ("collect", "attribution", "graph", "runtime", "parts"),
+    ("collect", "attribution", "graph", "runtime", "parts", "rewrite"),
     ("cost", "elimination", "relevance", "consumers", "export", "models"),
     ("scorers", "class_relevance", "budgets", "repair", "plan", "measure", "baseline", "task"),
     ("data", "recipe", "survey", "conservation", "rounds"),

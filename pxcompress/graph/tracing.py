@@ -104,6 +104,14 @@ class _Graph(tp.DependencyGraph):
                 node.enable_index_mapping = True  # off where a position embedding comes before
 
 
+    def build_dependency(self, *args: Any, **kwargs: Any) -> _Graph:
+        super().build_dependency(*args, **kwargs)
+        for node in self.module2node.values():
+            if node.type == tp.ops.OPTYPE.SPLIT and node.module.offsets and hasattr(node.grad_fn, "split"):
+                _map_parts(node)
+        return self
+
+
 class _Linked(tp.dependency.Group):
     """A group that remembers which root rows meet in one row of a layer (a gate, a sum): they only go together."""
 
@@ -160,8 +168,24 @@ def _split_sizes(grad_fn: Any) -> SimpleNamespace:
         part = grad_fn._saved_split_size
         parts = [min(part, sizes[axis] - start) for start in range(0, sizes[axis], part)]
     return SimpleNamespace(
-        _saved_self_sym_sizes=sizes, _saved_dim=1 if axis == len(sizes) - 1 else axis, _saved_split_sizes=parts
+        _saved_self_sym_sizes=sizes,
+        _saved_dim=1 if axis == len(sizes) - 1 else axis,
+        _saved_split_sizes=parts,
+        split=grad_fn,
     )
+
+
+def _map_parts(node: Any) -> None:
+    """Map every reader of a split to the part it reads; torch-pruning counts readers, where a part may have several."""
+    sizes = torch.tensor([0, *node.grad_fn._saved_split_sizes]).cumsum(0).tolist()
+    for reader in set(node.outputs):
+        edges = getattr(reader.grad_fn, "next_functions", ())
+        parts = [sizes[part : part + 2] for function, part in edges if function is node.grad_fn.split]
+        for source, target, reverse in ((node, reader, False), (reader, node, True)):
+            between = [dependency for dependency in source.dependencies if dependency.target is target]
+            for dependency, part in zip(between, parts, strict=False):
+                mapping = tp.dependency.index_mapping._SplitIndexMapping(offset=part, reverse=reverse)
+                dependency.index_mapping[0] = mapping
 
 
 def _first_line(error: BaseException) -> str:
