@@ -198,7 +198,9 @@ def show(row: Row) -> None:
 
 def main() -> None:
     parser = common.parser(__doc__ or "")
-    parser.add_argument("--only", nargs="+", default=["*"], help="globs on names; the other rows are those of earlier runs")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], help="globs on names; the other rows are those of earlier runs"
+    )
     parser.add_argument("--missing", action="store_true", help="only those that have no row yet")
     args = parser.parse_args()
     command = "python benchmarks/zoo.py" + " --quick" * args.quick

@@ -61,7 +61,7 @@ class ExplicitAttention(nn.Module):
         self.q, self.k, self.v = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
         self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
 
-    def forward(
+    def forward(  # noqa: PLR0913  (those of nn.MultiheadAttention)
         self,
         query: Tensor,
         key: Tensor,
@@ -142,7 +142,7 @@ def _settled(module: nn.Module) -> nn.Module:
 
 
 def _with_its_weights(module: nn.Module) -> nn.Module | None:
-    """A plain convolution with the weights that `module` derives; None where it derives none, or does something else."""
+    """A plain convolution with the weights that `module` derives; None where it derives none, or does more."""
     assert isinstance(module, nn.Conv2d)
     side = tuple(2 * dilation * size + 1 for dilation, size in zip(module.dilation, module.kernel_size, strict=True))
     inputs = torch.randn(2, module.in_channels, *side, generator=torch.Generator().manual_seed(0))

@@ -20,8 +20,8 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
     """Everything that can be removed from `model`, in execution order, and what stays with the reason.
 
     `example` has shape (1, ...); the outputs of the modules named in `keep` (the classifier) stay whole. Every group is
-    proved by a trial: half of its units are removed, and the outputs must be those of zeroing them; a group that
-    fails stays. `prove` off leaves that out, for a model that was proved before.
+    proved by a trial: half of its units, drawn at random (what holds for every other one may not hold for these), are
+    removed, and the outputs must be those of zeroing them; a group that fails stays. `prove` off leaves that out, for a model that was proved before.
     Raises `ModelError` where the model cannot be traced.
     """
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
@@ -52,8 +52,11 @@ def _inexact(model: nn.Module, groups: Sequence[Group], example: Tensor) -> list
 
 
 def _removal_is_exact(model: nn.Module, groups: Sequence[Group], example: Tensor) -> bool:
-    removed = {group.name: tuple(range(1, group.units, 2)) for group in groups}
-    inputs = torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    removed = {
+        group.name: tuple(torch.randperm(group.units, generator=draw)[: group.units // 2].tolist()) for group in groups
+    }
+    inputs = torch.randn(2, *example.shape[1:], generator=draw)
     try:
         pruned = prune(model, groups, Plan(removed, "trial", "units", 0, 0, 0), example)
         return removal_error(pruned, inputs) <= REMOVAL_TOLERANCE

@@ -49,9 +49,7 @@ def traced_groups(
     with _guarded("model cannot be traced"):
         twin = copy.deepcopy(model).eval().requires_grad_(True)
         single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
-        graph = _Graph().build_dependency(
-            twin, example.to(device_of(twin)), verbose=False, ignored_layers=single
-        )
+        graph = _Graph().build_dependency(twin, example.to(device_of(twin)), verbose=False, ignored_layers=single)
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     with _guarded("model's groups cannot be found"), _settled():
@@ -71,7 +69,8 @@ def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collec
         except RecursionError as error:
             yield Fixed(names[module], units, str(error))
             continue
-        producers = {item.dep.target.module for item in raw if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        raw = _from_first(graph, names, raw)
+        producers = _producers(graph, raw)
         seen |= producers
         if not any(names.get(producer) in known for producer in producers):
             yield _producer_group(graph, names, raw, keep)
@@ -102,7 +101,6 @@ class _Graph(tp.DependencyGraph):
             if node.type in mended and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
                 node.grad_fn = mended[node.type](node.grad_fn)
                 node.enable_index_mapping = True  # off where a position embedding comes before
-
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> _Graph:
         super().build_dependency(*args, **kwargs)
@@ -192,20 +190,29 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "no message")
 
 
-def _producer_group(dependencies: Any, names: dict[Any, str], raw: Any, kept: set[str]) -> Group | Fixed:
-    """The group of a convolution's or linear layer's outputs, rooted at its first producer."""
-    producers = [item.dep.target.module for item in raw if _axis(dependencies, item) == "out"]
-    order = list(names)
+def _producers(dependencies: Any, raw: Any) -> set[Any]:
+    """Modules whose outputs, or what they carry, belong to the group."""
+    return {item.dep.target.module for item in raw if _axis(dependencies, item) == "out"}
+
+
+def _from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any:
+    """`raw` from its first producer on, with all outputs of that one: more than in `raw` where they are split."""
+    producers = [module for module in _producers(dependencies, raw) if module in names]
     full = [module for module in producers if isinstance(module, PRODUCERS) and not is_depthwise(module)]
-    first = min(full or producers, key=order.index)
-    if first is not raw[0].dep.target.module:
-        pruner = dependencies.get_pruner_of_module(first)
-        rooted = dependencies.get_pruning_group(
-            first, pruner.prune_out_channels, list(range(pruner.get_out_channels(first)))
-        )
-        if _shape(rooted) == _shape(raw):
-            raw = rooted
-    name, units = names[first], len(raw[0].idxs)
+    order = {module: place for place, module in enumerate(names)}
+    first = min(full, key=order.__getitem__)
+    if first is raw[0].dep.target.module:
+        return raw
+    pruner = dependencies.get_pruner_of_module(first)
+    rows = list(range(pruner.get_out_channels(first)))
+    rooted = dependencies.get_pruning_group(first, pruner.prune_out_channels, rows)
+    return rooted if set(producers) <= _producers(dependencies, rooted) else raw
+
+
+def _producer_group(dependencies: Any, names: dict[Any, str], raw: Any, kept: set[str]) -> Group | Fixed:
+    """The group of a convolution's or linear layer's outputs, or why they stay."""
+    first, units = raw[0].dep.target.module, len(raw[0].idxs)
+    name = names[first]
     reason = _why_fixed(names, raw, kept, dependencies)
     if reason:
         return Fixed(name, units, reason)
@@ -259,10 +266,6 @@ def _axis(dependencies: Any, item: Any) -> Axis:
     return "in" if consumes and dependencies.is_in_channel_pruning_fn(item.dep.handler) else "out"
 
 
-def _shape(raw: Any) -> list[tuple[int, str, int]]:
-    return sorted((id(item.dep.target.module), item.dep.handler.__name__, len(item.idxs)) for item in raw)
-
-
 def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
     """Unit of every root row (rows,): rows that meet in one row, or hold the same place in equal parts, go together.
 
@@ -285,7 +288,7 @@ def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
 
 
 def _places(dependencies: Any, item: Any) -> tuple[Tensor, Tensor] | None:
-    """Root rows and their place in the parts of a grouped convolution, or of a split into equal ones; None elsewhere."""
+    """Root rows and their place in the parts of a grouped convolution or of an equal split; None elsewhere."""
     module = item.dep.target.module
     if item.dep.target.type == tp.ops.OPTYPE.SPLIT and len(set(module.split_sizes or ())) == 1:
         width = module.split_sizes[0]
