@@ -20,8 +20,9 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
     """Everything that can be removed from `model`, in execution order, and what stays with the reason.
 
     `example` has shape (1, ...); the outputs of the modules named in `keep` (the classifier) stay whole. Every group is
-    proved by a trial: half of its units, drawn at random (what holds for every other one may not hold for these), are
-    removed, and the outputs must be those of zeroing them; a group that fails stays. `prove` off leaves that out, for a model that was proved before.
+    proved by a trial: half of its units are removed, drawn at random (every other one may happen to be right), and the
+    outputs must be those of zeroing them; a group that fails stays. `prove` off leaves that out, for a model that was
+    proved before.
     Raises `ModelError` where the model cannot be traced.
     """
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
