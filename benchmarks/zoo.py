@@ -1,8 +1,8 @@
 """Which architectures go the whole way: groups, plan, removal, oracle, fold, export, parity; one row a model.
 
 Random weights, random scores. Every model of `zoo.txt` has a process of its own, with a time limit: a hang or a crash
-ends that one alone. Rows of earlier runs are kept: `--only GLOB` measures some anew, `--missing` those without a row.
-`--quick` leaves out export and parity, which take most of the time.
+ends that one alone. Rows of earlier runs are kept: `--only GLOB` measures some anew, `--missing` those that have none
+or stop before the export. `--quick` leaves out export and parity, which take most of the time.
 """
 
 from __future__ import annotations
@@ -186,12 +186,17 @@ def listed() -> dict[str, int | None]:
     return {name: None if size == "-" else int(size) for name, size in lines}
 
 
-def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def is_complete(row: Row, quick: bool) -> bool:
+    """Whether a row says how far the model goes; one of a run without export does not."""
+    return bool(row["failure"]) or quick or "parity" in row
+
+
+def claims(rows: Sequence[Row], quick: bool) -> list[dict[str, Any]]:
     largest = max(rows, key=lambda row: row.get("params", 0))
     seconds = sum(largest["seconds"].get(name, float("nan")) for name in PLANNING)
     peak = max(largest["peak_mib"].get(name, float("nan")) for name in PLANNING)
     copies = (peak - largest["loaded_mib"]) * 2**20 / (4 * largest["params"])
-    passed = [row for row in rows if not row["failure"]]
+    passed = [row for row in rows if not row["failure"] and is_complete(row, quick)]
     name = f"{largest['model']}, the largest ({largest['params'] / 1e6:.0f} million parameters)"
     return [
         common.claim("architectures in the list", len(rows), 70, "higher"),
@@ -212,7 +217,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=["*"], help="globs on names; the other rows are those of earlier runs"
     )
-    parser.add_argument("--missing", action="store_true", help="only those that have no row yet")
+    parser.add_argument("--missing", action="store_true", help="only those that have no whole row yet")
     args = parser.parse_args()
     command = "python benchmarks/zoo.py" + " --quick" * args.quick
     file = common.RESULTS / ("quick" if args.quick else "") / "zoo.json"
@@ -221,13 +226,13 @@ def main() -> None:
     rows = {row["model"]: row for row in before if row["model"] in sizes}
     for name, size in sizes.items():
         chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in args.only)
-        if chosen and not (args.missing and name in rows):
+        if chosen and not (args.missing and name in rows and is_complete(rows[name], args.quick)):
             rows[name] = alone(name, size, args.quick)
             show(rows[name])
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"rows": list(rows.values())}))  # what is there when it is stopped
     ordered = [rows[model] for model in sizes if model in rows]
-    common.write("zoo", command, ordered, [0], claims(ordered))
+    common.write("zoo", command, ordered, [0], claims(ordered, args.quick))
 
 
 if __name__ == "__main__":

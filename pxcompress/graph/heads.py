@@ -45,10 +45,11 @@ def attentions(model: nn.Module) -> Iterator[Attention]:
 
 def head_group(model: nn.Module, attention: Attention) -> Group:
     """The heads of one attention module as units."""
-    inner = model.get_submodule(attention.output).in_features
+    inner = model.get_submodule(attention.output).weight.shape[1]  # type: ignore[union-attr, index]
     members = [Member(attention.output, "in", torch.arange(inner).reshape(attention.heads, -1))]
     for name in attention.inputs:
-        members.append(Member(name, "out", _rows(model.get_submodule(name).out_features, inner, attention.heads)))
+        rows = len(model.get_submodule(name).weight)  # type: ignore[arg-type]
+        members.append(Member(name, "out", _rows(rows, inner, attention.heads)))
     return Group(attention.name, "head", attention.heads, tuple(members))
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,8 @@ TRACING_SECONDS = 90.0
 """After this the model is refused."""
 
 MOST_VISITS = 64
-"""How often units may come along the same edge of the graph: with partial residuals torch-pruning never stops."""
+"""How often units may come along the same edge of the graph: with partial residuals torch-pruning never stops. Nor does
+it where it takes a reshape for a flatten: there are more rows then than any layer has."""
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -52,7 +54,7 @@ def traced_groups(
         graph = _Graph().build_dependency(twin, example.to(device_of(twin)), verbose=False, ignored_layers=single)
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
-    with _guarded("model's groups cannot be found"), _settled():
+    with _guarded("model's groups cannot be found"), _settled(twin):
         return list(_candidates(graph, names, set(keep), known))
 
 
@@ -113,14 +115,15 @@ class _Graph(tp.DependencyGraph):
 class _Linked(tp.dependency.Group):
     """A group that remembers which root rows meet in one row of a layer (a gate, a sum): they only go together."""
 
-    def __init__(self) -> None:
+    def __init__(self, widest: int) -> None:
         super().__init__()
+        self.widest = widest
         self.links: set[tuple[int, int]] = set()
         self.visits: Counter[int] = Counter()
 
     def add_dep(self, dep: Any, idxs: Any) -> None:
         self.visits[id(dep)] += 1
-        if self.visits[id(dep)] > MOST_VISITS:
+        if self.visits[id(dep)] > MOST_VISITS or len(idxs) > self.widest:
             raise RecursionError("torch-pruning does not come to an end following its units")
         super().add_dep(dep, idxs)
 
@@ -134,11 +137,13 @@ class _Linked(tp.dependency.Group):
 
 
 @contextmanager
-def _settled() -> Iterator[None]:
+def _settled(model: nn.Module) -> Iterator[None]:
     """torch-pruning's groups as `_Linked`, without working out for each again how indices map: nothing changes here."""
+    layers = [layer for layer in model.modules() if isinstance(layer, PRODUCERS)]
+    widths = [max(len(layer.weight), layer.weight.shape[1] * getattr(layer, "groups", 1)) for layer in layers]
     mapping, graph = tp.dependency.index_mapping, tp.dependency.graph
     update, group = mapping.update_index_mapping, graph.Group
-    mapping.update_index_mapping, graph.Group = (lambda graph: None), _Linked
+    mapping.update_index_mapping, graph.Group = (lambda graph: None), partial(_Linked, max(widths, default=0))
     try:
         yield
     finally:
@@ -147,7 +152,7 @@ def _settled() -> Iterator[None]:
 
 def _is_single(layer: nn.Module) -> bool:
     """Whether a convolution has no channel to lose; torch-pruning takes what it runs along for channels (ECA)."""
-    return layer.in_channels == layer.out_channels == 1
+    return bool(layer.in_channels == layer.out_channels == 1)
 
 
 def _reshape_sizes(grad_fn: Any) -> SimpleNamespace:
