@@ -68,8 +68,10 @@ def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collec
         units = pruner.get_out_channels(module)
         try:
             raw = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(units)))
-        except RecursionError as error:
-            yield Fixed(names[module], units, str(error))
+        except TimeoutError:
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever torch-pruning stumbles over: the others go on)
+            yield Fixed(names[module], units, f"its units cannot be followed: {_first_line(error)}")
             continue
         raw = _from_first(graph, names, raw)
         producers = _producers(graph, raw)
@@ -124,7 +126,7 @@ class _Linked(tp.dependency.Group):
     def add_dep(self, dep: Any, idxs: Any) -> None:
         self.visits[id(dep)] += 1
         if self.visits[id(dep)] > MOST_VISITS or len(idxs) > self.widest:
-            raise RecursionError("torch-pruning does not come to an end following its units")
+            raise RecursionError("torch-pruning does not come to an end")
         super().add_dep(dep, idxs)
 
     def add_and_merge(self, dep: Any, idxs: Any) -> None:
