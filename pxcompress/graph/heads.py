@@ -45,7 +45,8 @@ def attentions(model: nn.Module) -> Iterator[Attention]:
 
 def head_group(model: nn.Module, attention: Attention) -> Group:
     """The heads of one attention module as units."""
-    inner = model.get_submodule(attention.output).weight.shape[1]  # type: ignore[union-attr, index]
+    weight: Tensor = model.get_submodule(attention.output).weight  # type: ignore[assignment]
+    inner = weight.shape[1]
     members = [Member(attention.output, "in", torch.arange(inner).reshape(attention.heads, -1))]
     for name in attention.inputs:
         rows = len(model.get_submodule(name).weight)  # type: ignore[arg-type]
