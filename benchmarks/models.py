@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+import torchvision
 from timm.layers import HybridEmbed
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
@@ -109,3 +110,8 @@ def vit_hybrid(num_classes: int = 40) -> nn.Module:
         global_pool="avg",
         embed_layer=partial(HybridEmbed, convolutions(STEM, bias=False)),
     )
+
+
+def torchvision_vit(num_classes: int = 40) -> nn.Module:
+    """torchvision's Vision Transformer, whose attention is nn.MultiheadAttention, for inputs of 64 pixels."""
+    return torchvision.models.VisionTransformer(64, 16, 12, 3, 192, 768, num_classes=num_classes)

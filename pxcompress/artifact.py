@@ -28,6 +28,7 @@ from pxcompress.plan import plan_from_json, plan_to_json, planned_groups
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.report.build import to_json
 from pxcompress.report.html import to_html
+from pxcompress.rewrite import plain
 from pxcompress.subject import Subject
 from pxcompress.targets import Targets, make_targets, measure_targets
 from pxcompress.task import sliced
@@ -231,7 +232,7 @@ def load_pruned(folder: Path) -> Pruned:
         raise InputError(
             f"{str(folder)!r} is not a run folder ({error}); expected plan.json and model.safetensors"
         ) from error
-    dense = Architecture.from_json(facts["architecture"]).build().eval()
+    dense = plain(Architecture.from_json(facts["architecture"]).build().eval())
     example = torch.zeros(1, *json.loads(facts["input_shape"]))
     if "outputs" in facts:
         dense = sliced(dense, example, json.loads(facts["outputs"]))

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from pxcompress.checkpoint import SAVE_HINT, fitted, load_state, read_checkpoint, short
 from pxcompress.errors import ModelError
 from pxcompress.inputs import config_of, preprocessing_of
+from pxcompress.rewrite import plain
 from pxcompress.state import best_device, device_of, observed
 from pxcompress.types import Preprocessing
 
@@ -113,7 +114,7 @@ def load_model(
     input_size: int | tuple[int, ...] | None = None,
     device: torch.device | str | None = None,
 ) -> Loaded:
-    """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is).
+    """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
@@ -135,7 +136,7 @@ def load_model(
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
         example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
         load_state(model, fitted(state, model), classifier_names(model, example), label)
-    model.to(best_device() if device is None else torch.device(device)).eval()
+    model = plain(model).to(best_device() if device is None else torch.device(device)).eval()
     preprocessing = preprocessing_of(model, input_size)
     found = _output_width(model, preprocessing, name)
     if classes is not None and found != classes:

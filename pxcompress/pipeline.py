@@ -26,6 +26,7 @@ from pxcompress.plan import Limits, check_reachable, make_plan
 from pxcompress.ranks import from_first, processes, same_weights_, shares
 from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.repair import REPAIRS
+from pxcompress.rewrite import plain
 from pxcompress.rounds import after_step, groups_left, prune_further, ratios_of, spread, step_of
 from pxcompress.runtime import check_provider
 from pxcompress.scorers import SCORERS
@@ -124,7 +125,7 @@ def compress_module(
     """
     recipe = aligned(Recipe(model=type(model).__name__, ratio=ratio, **options), Clock(_silent))
     with seeded(recipe.seed):
-        return shrink(model, example, {"score": batches, "repair": batches}, recipe)
+        return shrink(plain(model), example, {"score": batches, "repair": batches}, recipe)
 
 
 def shrink(

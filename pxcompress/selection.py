@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pxcompress.errors import InputError, unknown
-from pxcompress.graph import PRODUCERS, is_depthwise
+from pxcompress.graph import is_depthwise
+from pxcompress.graph.tracing import PRODUCERS
 from pxcompress.types import Fixed, Group, Structure
 
 SCOPES = ("all", "inner")
