@@ -193,7 +193,7 @@ def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], rec
 
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
-    """What to remove at `ratio`; plans of growing ratios are nested. Raises `BudgetError`."""
+    """What to remove at `ratio`. Raises `BudgetError`."""
     budget = (recipe.budget, scored.unit)
     relevance = scored.class_relevance if recipe.class_guard else None
     scores = scored.scores if relevance is None else guarded(scored.scores, relevance)

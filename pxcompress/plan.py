@@ -1,6 +1,7 @@
-"""From scores to a plan: one ranking over all groups, cut where the meter says the budget is met.
+"""From scores to a plan: one ranking over all groups, cut where the meter says the budget is met, or a knapsack.
 
-Pure and deterministic: ties fall by group order, then unit index; the plans of growing ratios are nested.
+Pure and deterministic: ties fall by group order, then unit index. Inside a group units go by their scores; by ranking,
+the plans of growing ratios are nested as a whole.
 """
 
 from __future__ import annotations
