@@ -161,7 +161,7 @@ def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
         (["--model", "resnet18", "--ratio", 0.5, "--budget", "flops"], "macs"),
         (["--model", "resnet18", "--ratio", 0.5, "--repair", "prayer"], "fold"),
         (["--model", "resnet18", "--ratio", 0.5, "--normalise", "median"], "mean"),
-        (["--model", "resnet18", "--ratio", 0.5, "--round-to", 0], "round-to"),
+        (["--model", "resnet18", "--ratio", 0.5, "--round-to", -1], "round-to"),
         (["--model", "resnet18", "--ratio", 0.5, "--batch-size", 0], "batch-size"),
         (["--model", "resnet18", "--ratio", 0.5, "--data", "/no/such/folder"], "/no/such/folder"),
         (["--model", "resnet18", "--ratio", 0.5, "--checkpoint", "/no/weights.pth"], "/no/weights.pth"),
