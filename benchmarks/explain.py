@@ -1,16 +1,17 @@
-"""Pruned LRP over p, and whether explanations change where decisions do. On models that learned glyphs.
+"""Pruned LRP over p, and whether explanations change where decisions do. On models that learned glyphs, or DNA motifs.
 
-    python benchmarks/explain.py [--quick]
+    python benchmarks/explain.py [--quick] [--model NAME ...]
 
-Part "plrp": both variants over the share p that is dropped, under two composites: Gini index, cosine to plain LRP, what
-the choice of p maximises, pixel flipping (area under the curve; less is more faithful), and relevance mass and rank
-accuracy against the pixels that the character covers. Part "changes": the same inputs before and after pruning (MACs,
-the default repairs): how alike the maps of agreeing and of newly wrong samples are, for the dense model's class in both
-and for each model's own.
+Part "plrp": both variants over the share p that is dropped, under two composites: Gini index, cosine to plain LRP,
+what the choice of p maximises, pixel flipping (area under the curve; less is more faithful), and relevance mass and
+rank accuracy against what the character covers, or the planted motifs. Part "changes": the same inputs before and
+after pruning (MACs, the default repairs): how alike the maps of agreeing and of newly wrong samples are, for the
+dense model's class in both and for each model's own.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,22 +20,21 @@ from typing import Any
 import common
 import numpy as np
 import torch
-from models import GLYPH_MODELS, subject_of
+from models import subject_of
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
 from pxcompress.clock import Clock
-from pxcompress.data.glyphs import glyph_mask
 from pxcompress.heatmap_metrics import cosine, gini, mass_accuracy, pixel_flipping, rank_accuracy
 from pxcompress.heatmaps import METHODS, Method, chosen_share, heatmaps, trade_off
 from pxcompress.pipeline import shrink
 from pxcompress.recipe import Recipe
 from pxcompress.subject import Subject
 
-MODELS = ("ResNet", "VGG", "ViT")
+MODELS = ("ResNet", "VGG", "ViT", "DNA")
 COMPOSITES = ("epsilon", "gamma")
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-RATIOS = {"ResNet": 0.75, "VGG": 0.85, "ViT": 0.6}
+RATIOS = {"ResNet": 0.75, "VGG": 0.85, "ViT": 0.6, "DNA": 0.9}
 """MACs that are removed: enough for some dozens of newly wrong samples."""
 
 MARGIN = 0.01
@@ -54,8 +54,9 @@ class Samples:
 def samples_of(subject: Subject, count: int) -> Samples:
     """The first of the test split, whose sample ids say how they were drawn."""
     inputs, labels = (torch.cat(parts)[:count] for parts in zip(*subject.splits.test, strict=True))
-    places = [int(name.rpartition("/")[2]) for name in subject.splits.ids["test"][: len(inputs)]]
-    masks = torch.from_numpy(np.stack([glyph_mask("held-out", place) for place in places])).flatten(1)
+    mask = subject.source.mask
+    assert mask is not None
+    masks = torch.from_numpy(np.stack([mask(name) for name in subject.splits.ids["test"][: len(inputs)]])).flatten(1)
     return Samples(inputs, labels, predicted(subject.loaded.model, inputs), masks)
 
 
@@ -95,7 +96,7 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
 
 def change_rows(label: str, subject: Subject, samples: Samples) -> list[dict[str, Any]]:
     """How alike the maps of both models are, by what became of the decision."""
-    recipe = Recipe(GLYPH_MODELS[label], RATIOS[label], budget="macs", data="glyphs", round_to=4)
+    recipe = Recipe(label, RATIOS[label], budget="macs", round_to=4)
     batches = {role: getattr(subject.splits, role) for role in ("score", "repair", "select")}
     slim = shrink(subject.loaded.model, subject.splits.example, batches, recipe, Clock(lambda message: None))
     dense, pruned = subject.loaded.model, slim.pruned.model
@@ -161,9 +162,14 @@ def _at_the_chosen_share(where: str, before: Mapping[str, Any], after: Mapping[s
 
 
 def main() -> None:
-    quick = common.parser(__doc__ or "").parse_args().quick
+    parser = common.parser(__doc__ or "")
+    parser.add_argument("--model", action="append", choices=MODELS, help="only this one; rows of the others stay")
+    given = parser.parse_args()
+    quick, path = given.quick, common.RESULTS / "explain.json"
     rows = []
-    for label in MODELS[:1] if quick else MODELS:
+    if given.model and not quick:
+        rows = [row for row in json.loads(path.read_text())["rows"] if row["model"] not in given.model]
+    for label in given.model or (MODELS[:1] if quick else MODELS):
         subject = subject_of(label)
         rows += plrp_rows(label, subject.loaded.model, samples_of(subject, 32 if quick else 64))
         rows += change_rows(label, subject, samples_of(subject, 500 if quick else 1500))

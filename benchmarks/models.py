@@ -32,9 +32,9 @@ STEM = (24, "M", 48, "M", 64, 64)
 
 
 def subject_of(label: str, seed: int = 0) -> Subject:
-    """The model with its weights for `glyphs`, trained here or read from the cache, and the data."""
-    recipe = Recipe(model=GLYPH_MODELS[label], ratio=0.5, data="glyphs", seed=seed)
-    return with_baseline(load_subject(recipe), seed, print)
+    """The model with weights for `glyphs`, or the net for `dna`, trained here or read from the cache; and the data."""
+    model, data = ("pxcompress.nets:dna_cnn", "dna") if label == "DNA" else (GLYPH_MODELS[label], "glyphs")
+    return with_baseline(load_subject(Recipe(model=model, ratio=0.5, data=data, seed=seed)), seed, print)
 
 
 def convolutions(widths: Sequence[int | str], *, bias: bool) -> nn.Sequential:

@@ -54,6 +54,12 @@ def glyph_mask(part: str, index: int, seed: int = 0) -> NDArray[np.bool_]:
     return np.asarray(mask.reduce(2)) >= 128
 
 
+def covered(sample: str) -> NDArray[np.bool_]:
+    """Where the character is in the sample with this id, such as "glyphs/train/17": (32, 32)."""
+    _, part, index = sample.split("/")
+    return glyph_mask(part, int(index))
+
+
 def _drawn(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     """The image, and its character as a mask of the canvas, "L"."""
     ground = rng.uniform(30, 225, 3)

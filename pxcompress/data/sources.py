@@ -181,7 +181,10 @@ def _glyphs(spec: str, options: Mapping[str, str]) -> Source:
         return Samples.of([f"glyphs/{name}/{index}" for index in range(count)], labels, _Arrays(images))
 
     train, select, held_out = (part(name, count) for name, count in _sizes(spec, options, _GLYPHS_SIZES))
-    return Source(spec, glyphs.CLASSES, True, _EMBEDDED_SIZE, train, select, held_out, limits=_GLYPHS_LIMITS)
+    shape = _EMBEDDED_SIZE
+    return Source(
+        spec, glyphs.CLASSES, True, shape, train, select, held_out, limits=_GLYPHS_LIMITS, mask=glyphs.covered
+    )
 
 
 def _dna(spec: str, options: Mapping[str, str]) -> Source:
