@@ -47,6 +47,7 @@ from pxcompress.data import Source, load_splits, open_source, restricted
 from pxcompress.errors import InputError, ResultError
 from pxcompress.export import artifact_of, onnx_files
 from pxcompress.learn_then_test import Array
+from pxcompress.measure import file_bytes
 from pxcompress.parts import Part
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.subject import Subject
@@ -157,7 +158,7 @@ def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: 
         raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
     samples = _reserved(files, data, seed, skip_corrupt)
     guarantee.counted.check(guarantee.goal, samples.counts)
-    named = [(str(file), float(sum(part.stat().st_size for part in onnx_files(file))), file) for file in files]
+    named = [(str(file), float(file_bytes(file)), file) for file in files]
     _check_descending(named)
     part = _settled(guarantee.counted, files[0], samples)
     certificate = judge_files(named, samples, guarantee.goal, part)

@@ -61,11 +61,11 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         subject, parts = opened(recipe, clock)
         scored = score(subject.loaded.model, subject.splits.example, parts, recipe, clock)
         if recipe.guarantee is None:
-            slim = reduce(scored, parts, recipe, clock, on_file=True)
+            slim = plan_and_cut(scored, parts, recipe, clock, on_file=True)
             with clock.stage("export"):
                 files = export(folder, recipe, subject, slim)
         else:
-            slims = path(scored, recipe.guarantee.ratios(scored.ratio), parts, recipe, clock)
+            slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), parts, recipe, clock)
             slim, files = smallest_certified(folder, recipe, subject, slims, clock)
         with clock.stage("measure"):
             comparison = measure(files, recipe.bench, subject, slim)
@@ -142,10 +142,10 @@ def shrink(
     Raises `BudgetError` where no plan reaches the ratio, `ResultError` where removal is not what zeroing is.
     """
     clock = clock or Clock(_silent)
-    return reduce(score(model, example, batches, recipe, clock), batches, recipe, clock)
+    return plan_and_cut(score(model, example, batches, recipe, clock), batches, recipe, clock)
 
 
-def reduce(
+def plan_and_cut(
     scored: Scored, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock, *, on_file: bool = False
 ) -> Slim:
     """Plan, prune and repair what was scored, in the recipe's rounds.
@@ -252,7 +252,7 @@ def _repaired(scored: Scored, pruned: Pruned, batches: Mapping[str, Batches], re
         return without_dead_paths(pruned.whole, scored.example, scored.meter, _limits(recipe))
 
 
-def path(
+def ever_smaller(
     scored: Scored, ratios: Sequence[float], batches: Mapping[str, Batches], recipe: Recipe, clock: Clock
 ) -> Iterator[Slim]:
     """Ever smaller models, from the dense one on, each cut and repaired by itself when it is asked for.

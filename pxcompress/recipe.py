@@ -14,6 +14,7 @@ from typing import Any
 
 from pxcompress.certify import Goal
 from pxcompress.errors import InputError, unknown
+from pxcompress.folder import safe_name
 from pxcompress.parts import Part
 from pxcompress.registry import option
 
@@ -22,8 +23,6 @@ MEASURED = 0
 """As `round_to`: the step of widths that measures best on the machine at hand."""
 
 DEFAULT_REPAIR = ("fold", "least-squares", "batchnorm")
-DEFAULT_NORMALISE = dict.fromkeys(("macs", "params", "bytes", "latency"), "knapsack")
-"""By budget; "mean" elsewhere, where every unit costs the same. Measured by benchmarks/one_shot.py, of MACs."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,21 @@ TARGETS = ("fp32", "fp16", "int8")
 
 
 def auto_normalise(budget: str) -> str:
-    """How groups are made comparable where nothing is said, for a budget's text."""
-    return DEFAULT_NORMALISE.get(budget.partition(":")[0], "mean")
+    """How groups are made comparable where nothing is said, for a budget's text: as the budget wants it."""
+    return getattr(_budget(budget), "normalise", "knapsack")
 
 
 def auto_round_to(budget: str) -> int:
-    """The step of widths where nothing is said, for a budget's text."""
-    return MEASURED if budget.partition(":")[0] == "latency" else 8
+    """The step of widths where nothing is said, for a budget's text: as the budget wants it."""
+    return getattr(_budget(budget), "round_to", 8)
+
+
+def _budget(text: str) -> type:
+    """The budget's class; that of an unknown one, which a report may hold, says nothing."""
+    from pxcompress.budgets import BUDGETS
+
+    name = text.partition(":")[0]
+    return BUDGETS.get(name) if name in BUDGETS else object
 
 
 def auto_repair(classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -155,7 +162,9 @@ class Recipe:
     speedup: float | None = option(None, "Instead of --ratio: how many times faster, such as 2x; budget latency.")
     latency_ms: float | None = option(None, "Instead of --ratio: milliseconds a call may take; budget latency.")
     max_bytes: int | None = option(None, "Instead of --ratio: size the ONNX file may have, such as 20MB; budget bytes.")
-    budget: str = option(DEFAULT_BUDGET, "What ratio is a share of: channels, params, macs, bytes or latency.")
+    budget: str = option(
+        "auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: channels]"
+    )
     data: str = option("digits", "digits, glyphs, spiral, dna, an image folder, or a timm dataset spec.")
     classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
@@ -209,7 +218,7 @@ class Recipe:
         Limits(self.normalise, self.round_to or 1, self.min_keep)
         Selection(self.only, self.keep, self.scope, self.floors)
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
-        object.__setattr__(self, "budget", BUDGETS.text(_on_bench(BUDGETS.build(self.budget), self.bench)))
+        object.__setattr__(self, "budget", BUDGETS.text(_on_bench(self.budget, self.bench)))
         chosen = auto_repair(self.classes) if self.repair == ("auto",) else self.repair
         repairs = [REPAIRS.build(text) for text in chosen]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
@@ -227,8 +236,7 @@ class Recipe:
     @property
     def stem(self) -> str:
         """Model and budget, as a folder may be named."""
-        model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self.model)
-        return f"{model}-{self.budget.partition(':')[0]}"
+        return f"{safe_name(self.model)}-{self.budget.partition(':')[0]}"
 
     @property
     def _goal_label(self) -> str:
@@ -309,17 +317,22 @@ def _check_goal(recipe: Recipe) -> None:
     if not value > goal.above or (name == "ratio" and value >= 1):
         raise InputError(f"{name.replace('_', '-')} is {value}; expected {goal.expected}")
     budget = recipe.budget.partition(":")[0]
-    if goal.budget and budget not in (goal.budget, DEFAULT_BUDGET):
+    if goal.budget and budget not in (goal.budget, "auto"):
         raise InputError(f"{flags[name]} counts by {goal.budget}, --budget says {budget}; leave one out")
-    if goal.budget and budget == DEFAULT_BUDGET:
-        object.__setattr__(recipe, "budget", goal.budget)
+    if goal.budget and recipe.guarantee:
+        raise InputError(f"{flags[name]} is given with a guarantee, whose path ends at a ratio; give --ratio")
+    if budget == "auto":
+        object.__setattr__(recipe, "budget", goal.budget or DEFAULT_BUDGET)
 
 
-def _on_bench(budget: Any, bench: Bench) -> Any:
-    """A budget that reads a clock reads it as the bench does, where it says nothing else."""
-    shared = [field for field in fields(budget) if hasattr(bench, field.name)]
-    unset = {field.name: getattr(bench, field.name) for field in shared if getattr(budget, field.name) == field.default}
-    return replace(budget, **unset)
+def _on_bench(text: str, bench: Bench) -> Any:
+    """A budget that reads a clock reads it as the bench does, where its text says nothing else."""
+    from pxcompress.budgets import BUDGETS
+
+    budget = BUDGETS.build(text)
+    said = {part.partition("=")[0] for part in text.partition(":")[2].split(",")}
+    shared = [field.name for field in fields(budget) if hasattr(bench, field.name)]  # type: ignore[arg-type]
+    return replace(budget, **{name: getattr(bench, name) for name in shared if name not in said})  # type: ignore[type-var]
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

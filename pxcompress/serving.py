@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pxcompress.errors import InputError
 from pxcompress.export import INPUT, OUTPUT, onnx_files
+from pxcompress.folder import safe_name
 from pxcompress.types import Report
 
 _CONFIG = """name: "{name}"
@@ -24,7 +25,7 @@ def write_repository(folder: Path, report: Report, root: Path) -> Path:
     It is called like the run folder and has config.pbtxt and labels.txt (a class in a line). Raises `InputError` where
     `root` has a model of this name already.
     """
-    name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in folder.resolve().name)
+    name = safe_name(folder.resolve().name)
     place = root / name
     if place.exists():
         raise InputError(f"the repository has {str(place)!r} already; remove it, or choose another with --triton")

@@ -87,10 +87,11 @@ def _points(
         except BudgetError:
             return  # nor is any larger one reached
         with clock.stage(f"ratio {ratio:g}"):
-            model = cut(scored, plan, parts, recipe, Clock(lambda message: None, measures=False)).pruned.model
+            pruned = cut(scored, plan, parts, recipe, Clock(lambda message: None, measures=False)).pruned
+        model = pruned.model
         top1 = torch_accuracy(model, parts["select"])
         clock.accuracy(top1)
-        cost = plan.cost_planned / plan.cost_dense
+        cost = pruned.plan.cost_planned / plan.cost_dense  # dead paths may have gone as well
         yield Point(ratio, cost, count_params(model) / params, count_macs(model, scored.example) / macs, top1)
 
 

@@ -397,7 +397,10 @@ class Scorer(Protocol):
 
 
 class Budget(Protocol):
-    """Prices a width for every group."""
+    """Prices a width for every group.
+
+    `normalise` and `round_to`, where it has them, are what a recipe takes when it says nothing else.
+    """
 
     unit: str
 

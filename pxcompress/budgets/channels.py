@@ -17,6 +17,7 @@ class Channels:
     """Share of all removable units, whatever they cost."""
 
     unit = "units"
+    normalise = "mean"  # every unit costs the same, and raw scores leave early layers bare
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """Units kept."""

@@ -21,6 +21,7 @@ class Latency:
 
     unit = "ms"
     tolerance = 0.02
+    round_to = 0  # as measures best
 
     batch_size: int = option(1, "samples per call", low=1)
     provider: str = option("auto", "execution provider", choices=("auto", "cuda", "tensorrt", "cpu"))

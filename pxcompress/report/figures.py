@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from pxcompress.folder import safe_name
 from pxcompress.report.summary import wilson
 from pxcompress.types import Report
 
@@ -117,7 +118,7 @@ def write_figures(reports: Named, folder: Path) -> list[Path]:
     """Every figure as SVG and as PNG in `folder`, which is made; returns the files."""
     drawn = {"tradeoff": tradeoff(reports)}
     for name, report in reports.items():
-        label = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+        label = safe_name(name)
         drawn |= {f"{label}-widths": widths(report), f"{label}-stages": stages(report)}
     folder.mkdir(parents=True, exist_ok=True)
     written = []

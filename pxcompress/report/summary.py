@@ -11,7 +11,16 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from pxcompress.recipe import Bench, Guarantee, Recipe, auto_normalise, auto_repair, auto_round_to
+from pxcompress.recipe import (
+    DEFAULT_BUDGET,
+    GOALS,
+    Bench,
+    Guarantee,
+    Recipe,
+    auto_normalise,
+    auto_repair,
+    auto_round_to,
+)
 from pxcompress.types import Measurement, Placement, Report, Speedup
 
 _OPTIONS = {"scorer": "score"}
@@ -302,8 +311,11 @@ def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Default of every option, as JSON holds it; what "auto" stands for depends on budget and classes."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    defaults |= {"round_to": auto_round_to(str(recipe.get("budget")))}
-    defaults |= {"normalise": auto_normalise(str(recipe.get("budget"))), "repair": auto_repair(recipe.get("classes"))}
+    budget, goal = str(recipe.get("budget")), next((name for name in GOALS if recipe.get(name) is not None), "ratio")
+    if budget.partition(":")[0] == (GOALS[goal].budget or DEFAULT_BUDGET):
+        defaults["budget"] = budget
+    defaults |= {"round_to": auto_round_to(budget)}
+    defaults |= {"normalise": auto_normalise(budget), "repair": auto_repair(recipe.get("classes"))}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 

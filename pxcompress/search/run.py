@@ -18,8 +18,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pxcompress.attribution import has_attention
 from pxcompress.cache import whole_file
-from pxcompress.clock import Note
+from pxcompress.clock import Clock, Note
 from pxcompress.errors import InputError, ResultError, unknown
+from pxcompress.pipeline import aligned
 from pxcompress.recipe import Recipe
 from pxcompress.report.search import quality_text, search_page
 from pxcompress.search.objectives import OBJECTIVES, Bench, Objective, middle_first, objective, ratios_for
@@ -128,6 +129,7 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> Mapping[s
     `BudgetError` where no plan reaches the ratios.
     """
     _check(recipe, out)
+    recipe = aligned(recipe, Clock(note))
     chosen = objective(plan.objective)
     ratios = ratios_for(plan.objective, recipe, plan.ratios)
     sampler_of(plan.sampler, 0, lambda job: {})  # an unknown one is found before any work

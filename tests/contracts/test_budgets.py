@@ -56,6 +56,10 @@ def test_the_whole_model_has_a_price(name: str, small: Subject) -> None:
     assert meter(dict(list(whole.items())[:1])) == cost
 
 
+def test_every_budget_is_exact_or_measured() -> None:
+    assert set(NAMES) == {*EXACT, *MEASURED}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_unit_is_named(name: str) -> None:
     unit = BUDGETS.build(name).unit

@@ -18,7 +18,7 @@ from pxcompress import Recipe, compress_module
 from pxcompress.class_relevance import class_relevance, guarded, removed_shares
 from pxcompress.clock import Clock
 from pxcompress.errors import InputError
-from pxcompress.pipeline import path, plan_at, score
+from pxcompress.pipeline import ever_smaller, plan_at, score
 from pxcompress.types import Batch, ClassRelevance
 
 FLAT = subject_named("flatten_cnn")
@@ -40,7 +40,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     classes, units = draw(st.integers(1, 5)), draw(st.integers(1, 6))
     size = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
     rows = draw(st.lists(st.lists(size, min_size=units, max_size=units), min_size=classes, max_size=classes))
-    scores = draw(st.lists(st.floats(-1e3, 1e3), min_size=units, max_size=units))
+    scores = draw(st.lists(st.floats(-1e3, 1e3, width=32, allow_subnormal=False), min_size=units, max_size=units))
     return torch.tensor(scores), torch.tensor(rows)
 
 
@@ -177,6 +177,6 @@ def test_the_plan_is_that_of_guarded_scores_along_the_whole_path() -> None:
     assert scored.class_relevance is not None
     assert all(torch.equal(values, plain.scores[name]) for name, values in scored.scores.items())
     raised = dataclasses.replace(plain, scores=guarded(plain.scores, scored.class_relevance))
-    slims = list(path(scored, (0.2, 0.4), parts, recipe.but(class_guard=True), clock))
+    slims = list(ever_smaller(scored, (0.2, 0.4), parts, recipe.but(class_guard=True), clock))
     assert all(slim.class_relevance is scored.class_relevance for slim in slims)
     assert [slim.pruned.plan for slim in slims[1:]] == [plan_at(raised, ratio, recipe) for ratio in (0.2, 0.4)]

@@ -12,7 +12,7 @@ from pxcompress import InputError, Recipe, compress_module
 from pxcompress.clock import Clock
 from pxcompress.errors import BudgetError
 from pxcompress.graph import removal_error
-from pxcompress.pipeline import path, score, shrink
+from pxcompress.pipeline import ever_smaller, score, shrink
 from pxcompress.state import seeded
 from pxcompress.types import Batch
 
@@ -82,7 +82,7 @@ def test_a_path_starts_dense_and_ends_at_the_asked_ratio(batches: list[Batch]) -
     parts = {"score": batches, "repair": batches}
     clock = Clock(lambda message: None)
     scored = score(model, batches[0][0][:1], parts, recipe, clock)
-    slims = list(path(scored, (0.5, 0.25, 0.25001, 0.1), parts, recipe, clock))
+    slims = list(ever_smaller(scored, (0.5, 0.25, 0.25001, 0.1), parts, recipe, clock))
     plans = [slim.pruned.plan for slim in slims]
     assert plans[0].removed == {}
     assert _agreement(model, slims[0].pruned.model, batches) == 1
@@ -101,7 +101,7 @@ def test_a_path_that_is_too_steep_is_refused_before_any_cut(batches: list[Batch]
     clock = Clock(lambda message: None)
     scored = score(FlattenCNN().eval(), batches[0][0][:1], parts, recipe, clock)
     with pytest.raises(BudgetError, match="no plan removes 100%"):
-        path(scored, (0.1, 0.999), parts, recipe, clock)
+        ever_smaller(scored, (0.1, 0.999), parts, recipe, clock)
 
 
 def test_an_unreachable_ratio_is_refused_before_anything_is_scored(batches: list[Batch]) -> None:
