@@ -41,8 +41,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
-FLAGS = {"scorer": "--score"}
-"""Options that are not called like their field."""
+FLAGS = {"scorer": ("--score", "--scorer")}
+"""Options that are not only called like their field."""
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -117,8 +117,8 @@ def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     kind = hint if not isinstance(hint, types.UnionType) else kinds[0]
     nothing = field.default is MISSING or field.default is None or field.default is False or field.default == ()
     default = "" if nothing else f"  [default: {_shown(field.default)}]"
-    flag = FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
-    option = typer.Option(flag, help=field.metadata["help"] + default)
+    flags = FLAGS.get(field.name, (f"--{field.name.replace('_', '-')}",))
+    option = typer.Option(*flags, help=field.metadata["help"] + default)
     if kind is bool:
         return _keyword(field.name, Annotated[bool, option], False)
     if field.name in _READ:
