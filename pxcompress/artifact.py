@@ -46,6 +46,9 @@ from pxcompress.types import (
     StageTime,
 )
 
+NEAR = 0.05
+"""Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
+
 DENSE, SLIM, RECIPE = "dense.onnx", "model.onnx", "recipe.json"
 """Files of a run folder that others read."""
 
@@ -175,6 +178,7 @@ def assemble(
         certificate=files.certificate,
         class_shares=_class_shares(slim, subject.source.classes),
         attempts=slim.attempts,
+        missed=_missed(recipe, comparison),
         targets=targets.rows,
         sha256={path.name: artifact_of(path).sha256 for path in sorted(files.dense.path.parent.glob("*.onnx"))},
     )
@@ -293,6 +297,16 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, str]:
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
     }
+
+
+def _missed(recipe: Recipe, comparison: Comparison) -> str:
+    """How a goal of speed was missed in the last measurement; empty where it was met, or is none of speed."""
+    faster, took = comparison.speedup.ratio, comparison.pruned.latency_ms.p50
+    if recipe.speedup is not None and faster < recipe.speedup * (1 - NEAR):
+        return f"{faster:.3g}x faster, {recipe.speedup:g}x was asked for"
+    if recipe.latency_ms is not None and took > recipe.latency_ms * (1 + NEAR):
+        return f"{took:.4g} ms, at most {recipe.latency_ms:g} ms was asked for"
+    return ""
 
 
 def _loop(slim: Slim) -> Iterator[str]:

@@ -33,7 +33,12 @@ def fitted(
         dense = Path(folder) / "dense.onnx"
         export_onnx(scored.model, scored.example, dense, {})
         while len(attempts) < ATTEMPTS and ratio < 1:
-            plan = plan_of(ratio)
+            try:
+                plan = plan_of(ratio)
+            except BudgetError:
+                if not attempts:
+                    raise
+                break
             slim = _exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx")
             of_dense, cost = budget.measured([dense, slim], scored.example)
             allowed = (1 - scored.ratio) * of_dense if limit is None else limit

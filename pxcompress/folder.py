@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +40,15 @@ def check_place(path: Path, force: bool) -> None:
         ) from error
 
 
+def _readable(folder: Path) -> None:
+    """Give a temporary folder and the files in it the modes that others would have got."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 @contextmanager
 def whole_folder(path: Path, force: bool) -> Iterator[Path]:
     """A folder to fill that becomes `path` when the block ends well and vanishes, Ctrl-C included, when it does not."""
@@ -46,7 +56,7 @@ def whole_folder(path: Path, force: bool) -> Iterator[Path]:
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield building
-        building.chmod(0o755)
+        _readable(building)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
             path.rename(old / path.name)

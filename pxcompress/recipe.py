@@ -213,6 +213,10 @@ class Recipe:
         object.__setattr__(self, "targets", _ordered(self.targets))
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; expected 0 or more")
+        if self.round_to is not None and self.round_to < 0:
+            raise InputError(f"round-to is {self.round_to}; expected 0 (as measures best), 1 (no alignment) or more")
         if self.round_to is None:
             object.__setattr__(self, "round_to", auto_round_to(self.budget))
         Limits(self.normalise, self.round_to or 1, self.min_keep)
@@ -265,7 +269,7 @@ class Recipe:
         share = wanted[goal](getattr(self, goal))
         if share <= 0:
             raise InputError(
-                f"{goal.replace('_', '-')} is {getattr(self, goal):g}; the dense model has {cost:.4g} already"
+                f"{goal.replace('_', '-')} is {getattr(self, goal):g}; the dense model takes {cost:.4g} already"
             )
         return float(share)
 
@@ -346,7 +350,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"config {str(path)!r} is not a recipe ({error}); expected .json or .toml") from error
     if not isinstance(content, dict):
         raise InputError(f"config {str(path)!r} holds a {type(content).__name__}; expected keys as in recipe.json")
-    return content
+    return _checked(Recipe, {key.replace("-", "_"): value for key, value in content.items()})
 
 
 def _check_order(repairs: Sequence[str], required: Sequence[Sequence[str]]) -> None:

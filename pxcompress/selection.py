@@ -50,6 +50,8 @@ class Selection:
                     )
         reasons = {group.name: self._reason(group, model) for group in structure.groups}
         free = tuple(group for group in structure.groups if not reasons[group.name])
+        if structure.groups and not free:
+            raise InputError("only, keep and scope leave no group that may lose units; ask for less")
         held = [Fixed(group.name, group.units, reasons[group.name]) for group in structure.groups if group not in free]
         return Structure(free, (*structure.fixed, *held))
 

@@ -360,7 +360,8 @@ class Report:
 
     `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
-    made. `sha256` has every ONNX file by name.
+    made. `missed` says how far a goal in milliseconds is from what was measured in the end. `sha256` has every ONNX
+    file by name.
     """
 
     recipe: Mapping[str, object]
@@ -383,6 +384,7 @@ class Report:
     certificate: Mapping[str, object] | None = None
     class_shares: tuple[ClassShare, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    missed: str = ""
     targets: tuple[Target, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = field(default=1)

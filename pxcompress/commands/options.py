@@ -88,7 +88,8 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
 def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
     """The recipe of the file `config`, if any, with what was `said` by the names of its fields; `InputError`."""
     content: dict[str, Any] = {} if config is None else read_recipe(config)
-    said = {name: _READ.get(name, _as_is)(value) for name, value in said.items()}
+    content |= {key: _read(key, value) for key, value in content.items() if isinstance(value, str)}
+    said = {name: _read(name, value) for name, value in said.items()}
     for key, cls in (("bench", Bench), ("guarantee", Guarantee)):
         part = {field.name: said.pop(field.name) for field in fields(cls) if field.name in said}
         there = content.get(key) or {}
@@ -98,7 +99,9 @@ def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
     if any(name in said for name in GOALS):
-        content = {key: value for key, value in content.items() if key not in GOALS}
+        content = {
+            key: value for key, value in content.items() if key not in (*GOALS, "budget", "round_to", "normalise")
+        }
     content = {**content, **said}
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
@@ -182,8 +185,11 @@ def _scorer(text: str) -> str:
         raise InputError(f"--score {text!r} holds no scorer; expected a composite.json that a search wrote") from error
 
 
-def _as_is(value: Any) -> Any:
-    return value
+def _read(name: str, value: Any) -> Any:
+    """The value of a field as it was said, or as it stands in a file in the same words."""
+    if name == "repair" and isinstance(value, str):
+        value = [value]
+    return _READ[name](value) if name in _READ else value
 
 
 _READ: Mapping[str, Callable[[Any], Any]] = {

@@ -36,5 +36,7 @@ def run(
             return assist(recipe)
         report = compress(recipe, out, force=force, note=notes(quiet))
     print(to_json(report) if as_json else to_table(report))
+    if report.missed:
+        raise ResultError(f"the goal is missed: {report.missed}; ask for more, or measure on a quiet machine")
     if report.certificate is not None and not report.certificate["chosen"]:
         raise ResultError(f"not certified: no smaller model passes; the dense one is in {report.folder}")

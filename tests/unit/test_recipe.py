@@ -54,7 +54,9 @@ def test_json_round_trip(recipe: Recipe) -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(st.floats(0.001, 0.999), st.integers(1, 64), st.floats(0, 0.99), st.text(min_size=1, max_size=10), st.integers())
+@given(
+    st.floats(0.001, 0.999), st.integers(1, 64), st.floats(0, 0.99), st.text(min_size=1, max_size=10), st.integers(0)
+)
 def test_json_round_trip_of_odd_values(ratio: float, round_to: int, min_keep: float, model: str, seed: int) -> None:
     recipe = Recipe(model, ratio, round_to=round_to, min_keep=min_keep, seed=seed)
     assert Recipe.from_json(recipe.to_json()) == recipe
@@ -292,7 +294,7 @@ def test_goals_that_cannot_be_are_refused(said: dict[str, Any], words: str) -> N
 
 
 def test_a_goal_that_is_met_already_is_refused() -> None:
-    with pytest.raises(InputError, match="the dense model has 2 already"):
+    with pytest.raises(InputError, match="the dense model takes 2 already"):
         Recipe("m", latency_ms=3.0).share(2.0)
 
 
