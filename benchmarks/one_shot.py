@@ -134,7 +134,7 @@ def refitted(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
             yield Work(seed, "S4", size, ("least squares",), "knapsack")
         for name in ("OBS", "S3") if size < 0.5 else ("OBS",):
             yield Work(0, name, size, ("least squares",), "knapsack")
-        for name in ("random", "L2", "WIFV", "Taylor") if size < 0.5 else ("random", "L2"):
+        for name in ("random", "L2", "WIFV", "Taylor", "OBS") if size < 0.5 else ("random", "L2"):
             yield Work(0, name, size, ("least squares",))
 
 
