@@ -1,7 +1,7 @@
 """Your own module as every stage takes one: a tensor in, logits (n, k) out, with the modules and names it has.
 
-The class of a view of the module is exchanged for a subclass with another `forward`. Several inputs travel in one packed
-tensor, several outputs or positions come out as one logit; what has to stay whole is judged by everything that comes out.
+A view of the module has a subclass of its class, with another `forward`. Several inputs travel in one packed tensor,
+several outputs or positions come out as one logit; what must stay whole is judged by everything that comes out.
 """
 
 from __future__ import annotations
@@ -55,15 +55,14 @@ class Input:
 class Signature:
     """How a module is called, and what counts of its outputs. Without `inputs` it takes a float tensor as it is."""
 
-    kind: str
     inputs: tuple[Input, ...] = ()
     logits: Logits | None = None
 
     def packed(self, inputs: Any) -> Tensor:
         """One tensor (n, ...). Raises `InputError` for inputs that are not like the example."""
         values = _named(inputs)
-        if not self.inputs:
-            return next(iter(values.values()))
+        if not self.inputs and isinstance(inputs, Tensor):
+            return inputs
         expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
         given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
         if given != expected:
@@ -78,7 +77,8 @@ class Signature:
             return forward(packed)
         parts = packed.split([prod(each.shape) for each in self.inputs], 1)
         values = {each.name: each.restored(part) for each, part in zip(self.inputs, parts, strict=True)}
-        return forward(**values) if self.kind == "dict" else forward(*values.values())  # type: ignore[misc]
+        places = [value for name, value in values.items() if isinstance(name, int)]
+        return forward(*places, **{name: value for name, value in values.items() if isinstance(name, str)})
 
 
 class Adapter(nn.Module):
@@ -133,7 +133,7 @@ def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: L
     Raises `InputError` for batches and `ModelError` for a module that this cannot take.
     """
     first = _first(batches)
-    signature = Signature(_kind(example), _inputs(example, batches), logits)
+    signature = Signature(_inputs(example, batches), logits)
     for inputs in (example, _parted(first)[0]):
         signature.packed(inputs)
     view = _view(model, signature)
@@ -172,7 +172,7 @@ def _view(model: nn.Module, signature: Signature) -> nn.Module:
     kind = type(model)
     if isinstance(model, torch.jit.ScriptModule) or hasattr(kind, "__deepcopy__") or "forward" in vars(model):
         raise ModelError(f"a {kind.__name__} has a forward or copies of its own making; give the nn.Module behind it")
-    adapter = type(kind.__name__, (Adapter, kind), {"signature_": signature})
+    adapter: Any = type(kind.__name__, (Adapter, kind), {"signature_": signature})
     view: nn.Module = adapter.__new__(adapter)
     view.__dict__.update(vars(model))
     return view
@@ -246,15 +246,10 @@ def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
     return tuple(found.values())
 
 
-def _kind(inputs: Any) -> str:
-    kinds = ((Tensor, "tensor"), (Mapping, "dict"), ((tuple, list), "tuple"))
-    return next((name for kind, name in kinds if isinstance(inputs, kind)), type(inputs).__name__)  # type: ignore
-
-
 def _named(inputs: Any) -> dict[str | int, Tensor]:
     """Inputs by name or place. Raises `InputError` unless they are tensors with one count of samples."""
-    pairs = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs if _kind(inputs) == "tuple" else [inputs])
-    values = dict(pairs)
+    listed = inputs if isinstance(inputs, tuple | list) else [inputs]
+    values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.dim() or len(value) != _samples(values):
             found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

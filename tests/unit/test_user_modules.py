@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from user_modules import USER_MODULES, Segmentation, Sequences, Several, Text, T
 
 from pxcompress import InputError, compress_module
 from pxcompress.cost import count_params
-from pxcompress.errors import ModelError
 from pxcompress.graph import masked
 from pxcompress.state import seeded
 from pxcompress.types import Slim
@@ -50,23 +49,118 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Any, list[Any]]:
 def test_removal_is_zeroing_on_all_outputs(case: tuple[nn.Module, Any, list[Any]]) -> None:
     model, example, batches = case
     before = snapshot(model)
-    slim = compress_module(model, example, batches, 0.4, round_to=1, scorer="random", repair=())
+    slim = compress_module(model, example, batches, 0.4, round_to=1, scorer="random", budget="params", repair=())
     assert snapshot(model) == before
     assert type(slim.pruned.model) is type(slim.pruned.dense) is type(model)
     assert set(slim.pruned.plan.removed) <= {name for name, _ in model.named_modules()}
-    assert count_params(slim.pruned.model) < count_params(model)
+    assert count_params(slim.pruned.model) == slim.pruned.plan.cost_planned < count_params(model)
     expected = _called(masked(model, slim.pruned.groups, slim.pruned.plan), batches[0][0])
     _same(_called(slim.pruned.model, batches[0][0]), expected, 1e-5)
 
 
 def test_scores_and_repairs_work_on_what_the_module_returns(case: tuple[nn.Module, Any, list[Any]]) -> None:
     model, example, batches = case
-    repaired = compress_module(model, example, batches, 0.3, round_to=1, budget="params")
+    repair = ("fold", "least-squares")
+    repaired = compress_module(model, example, batches, 0.3, round_to=1, budget="params", repair=repair)
     bare = compress_module(model, example, batches, 0.3, round_to=1, budget="params", repair=())
     assert all(torch.isfinite(values).all() and values.any() for values in repaired.scores.values())
     whole = _called(model, batches[0][0])
     _same(_called(repaired.pruned.model, batches[0][0]), whole, torch.inf)
     assert _distance(repaired, whole, batches[0][0]) < _distance(bare, whole, batches[0][0])
+
+
+def test_logits_say_which_output_counts() -> None:
+    with seeded(4):
+        model = Several().eval()
+        batches = [torch.randn(8, 3, 12, 12) for _ in range(3)]
+    example = batches[0][:1]
+    scores = compress_module(model, example, batches, 0.3, logits=lambda out: out["box"]).scores
+    assert not scores["hidden"].any()
+    assert scores["conv1"].all()
+    labelled = [(inputs, torch.arange(8) % CLASSES) for inputs in batches]
+    slim = compress_module(
+        model, example, labelled, 0.3, logits=lambda out: out["class"], scorer="taylor", class_scores=True
+    )
+    assert slim.class_relevance is not None
+    assert slim.class_relevance.samples == (6, 6, 6, 3, 3)
+    assert slim.scores["hidden"].any()
+
+
+def test_features_that_are_an_output_stay_whole() -> None:
+    model = Several().eval()
+    slim = compress_module(model, torch.randn(1, 3, 12, 12), [torch.randn(4, 3, 12, 12)], 0.3, scorer="random")
+    assert {group.name for group in slim.structure.groups} == {"conv1", "hidden"}
+    assert "conv2" in {layer.name for layer in slim.structure.fixed}
+
+
+def test_one_number_out_counts_by_its_size() -> None:
+    with seeded(4):
+        model = nn.Sequential(FlattenCNN(), nn.Linear(CLASSES, 1)).eval()
+        batches = [torch.randn(8, 3, 12, 12) for _ in range(3)]
+    slim = compress_module(model, batches[0][:1], batches, 0.3, round_to=1)
+    with torch.no_grad():
+        assert slim.pruned.model(batches[0]).isfinite().all()
+
+
+def test_labels_make_no_difference_where_none_are_needed() -> None:
+    with seeded(4):
+        model = FlattenCNN().eval()
+        inputs = [torch.randn(8, 3, 12, 12) for _ in range(3)]
+    labelled = [[each, torch.zeros(8, dtype=torch.int64)] for each in inputs]
+    plans = [
+        compress_module(model, inputs[0][:1], batches, 0.3, round_to=1, repair=()).pruned.plan
+        for batches in (inputs, labelled)
+    ]
+    assert plans[0] == plans[1]
+
+
+IMAGES = torch.zeros(2, 3, 12, 12)
+PAIR = (IMAGES, torch.zeros(2, 6))
+
+
+class Odd(nn.Module):
+    """Returns what its function makes of an image."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Conv2d(3, 4, 3), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.layer(x))
+
+
+REFUSED: Mapping[str, tuple[nn.Module, Any, Any, dict[str, Any], str]] = {
+    "a generator": (Sequences(), torch.zeros(1, 4, 9), iter([]), {}, "read once"),
+    "no batch": (Sequences(), torch.zeros(1, 4, 9), [], {}, "batches are empty"),
+    "three parts": (TwoInputs(), PAIR, [(*PAIR, None)], {}, "of 3; expected"),
+    "inputs that are no tensors": (TwoInputs(), (IMAGES, "text"), [(PAIR, None)], {}, "is a str"),
+    "another count of samples": (TwoInputs(), (IMAGES, torch.zeros(3, 6)), [(PAIR, None)], {}, "with one n"),
+    "a batch unlike the example": (TwoInputs(), PAIR, [PAIR], {}, "as the example has"),
+    "a module that does not run": (TwoInputs(), IMAGES, [IMAGES], {}, "does not run on the example"),
+    "no tensor out": (Odd(lambda x: "text"), IMAGES, [IMAGES], {}, "returns a str"),
+    "no gradient": (Odd(lambda x: x.detach()), IMAGES, [IMAGES], {}, "by gradients"),
+    "not finite": (Odd(lambda x: x / 0), IMAGES, [IMAGES], {}, "NaN"),
+    "labels that are masks": (Segmentation(), IMAGES, [(IMAGES, IMAGES[:, 0].long())], {"scorer": "taylor"}, "labels"),
+    "no labels": (FlattenCNN(), IMAGES, [IMAGES], {"class_scores": True}, "need labels"),
+    "logits of a wrong shape": (Segmentation(), IMAGES, [IMAGES], {"logits": lambda out: out}, r"\(n, classes\)"),
+    "distillation": (Segmentation(), IMAGES, [IMAGES], {"repair": ("finetune",)}, "leave it out"),
+    "a huge number": (
+        Text(),
+        {"ids": torch.full((1, 9), 2**30), "mask": torch.ones(1, 9, dtype=torch.bool)},
+        [{"ids": torch.ones(1, 9, dtype=torch.int64), "mask": torch.ones(1, 9, dtype=torch.bool)}],
+        {},
+        r"2\^24",
+    ),
+    "a scripted module": (torch.jit.script(Sequences()), torch.zeros(1, 4, 9), [torch.zeros(1, 4, 9)], {}, "behind it"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_cannot_be_handled_is_refused_with_one_line(name: str) -> None:
+    model, example, batches, options, message = REFUSED[name]
+    with pytest.raises(InputError, match=message) as refused:
+        compress_module(model, example, batches, 0.3, **options)
+    assert "\n" not in str(refused.value)
 
 
 def _distance(slim: Slim, whole: Any, inputs: Any) -> float:
