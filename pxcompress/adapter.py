@@ -66,7 +66,7 @@ class Signature:
         expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
         given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
         if given != expected:
-            raise InputError(f"a batch has inputs {_listed(given)}; expected {_listed(expected)}, as the example has")
+            raise InputError(f"a batch has inputs {_listed(given)}; expected {_listed(expected)}, as the example")
         floats = [each.dtype for each in self.inputs if each.dtype.is_floating_point]
         dtype = torch.float64 if torch.float64 in floats else torch.float32
         return torch.cat([values[each.name].reshape(_samples(values), -1).to(dtype) for each in self.inputs], 1)
@@ -132,17 +132,16 @@ def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: L
     or else, as one logit: at every position the largest value along axis 1, as a mean, summed over all outputs.
     Raises `InputError` for batches and `ModelError` for a module that this cannot take.
     """
-    first = _first(batches)
+    inputs, labels = _parted(_first(batches))
     signature = Signature(_inputs(example, batches), logits)
-    for inputs in (example, _parted(first)[0]):
-        signature.packed(inputs)
-    view = _view(model, signature)
     packed = signature.packed(example)
-    outputs = _tried(view, packed)
-    single = isinstance(outputs, Tensor) and outputs.dim() == 2
-    if single and outputs.shape[1] > 1 and not signature.inputs and logits is None:
-        view = model
-    labelled = (single or logits is not None) and _is_label(_parted(first)[1])
+    signature.packed(inputs)
+    twice = torch.cat([packed, packed]).detach().to(device_of(model)).requires_grad_()
+    outputs = _tried(model, lambda: signature.call(model, twice))
+    classes = logits is not None or _counted(outputs, len(twice)).shape[1] > 1
+    ready = isinstance(outputs, Tensor) and classes and not signature.inputs and logits is None
+    view = model if ready else _view(model, signature, twice)
+    labelled = classes and _is_label(labels)
     return Adapted(view, packed, _Packed(batches, signature, labelled), labelled)
 
 
@@ -164,40 +163,42 @@ class _Packed:
         for batch in self.batches:
             inputs, labels = _parted(batch)
             packed = self.signature.packed(inputs)
+            if self.labelled and not _is_label(labels):
+                raise InputError("a batch has no labels (n,), the first one has; give labels with all or with none")
             yield packed, labels if self.labelled else torch.full((len(packed),), UNKNOWN)
 
 
-def _view(model: nn.Module, signature: Signature) -> nn.Module:
-    """Another object with all that `model` has, called as `signature` says."""
+def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
+    """Another object with all that `model` has, called as `signature` says. Refused unless it works on `inputs`."""
     kind = type(model)
     if isinstance(model, torch.jit.ScriptModule) or hasattr(kind, "__deepcopy__") or "forward" in vars(model):
         raise ModelError(f"a {kind.__name__} has a forward or copies of its own making; give the nn.Module behind it")
     adapter: Any = type(kind.__name__, (Adapter, kind), {"signature_": signature})
     view: nn.Module = adapter.__new__(adapter)
     view.__dict__.update(vars(model))
+    logits = _tried(view, lambda: view(inputs))
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{kind.__name__} returns NaN or infinity for the example; give logits=FUNCTION of its outputs"
+        )
+    if not logits.requires_grad:
+        raise ModelError(
+            f"what {kind.__name__} returns does not follow its inputs by gradients; give inputs of floating point, or "
+            "whole numbers that nn.Embedding layers look up"
+        )
     return view
 
 
-def _tried(view: nn.Module, packed: Tensor) -> Any:
-    """What the module returns for two samples. Raises `ModelError` where logits cannot be made of it."""
-    name = type(view).__name__
-    twice = torch.cat([packed, packed]).detach().to(device_of(view)).requires_grad_()
+def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
+    """What `call` makes of `model`. Raises `ModelError` where it fails."""
     try:
-        with observed(view), torch.enable_grad():
-            outputs, logits = view.outputs_(twice), view(twice)  # type: ignore[operator]
+        with observed(model), torch.enable_grad():
+            return call()
     except ModelError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        reason = next(iter(str(error).splitlines()), "no message")
-        raise ModelError(f"{name} does not run on the example: {type(error).__name__}: {reason}") from error
-    if not logits.isfinite().all():
-        raise ModelError(f"{name} returns NaN or infinity for the example; give logits=FUNCTION of its outputs")
-    if not logits.requires_grad:
-        raise ModelError(
-            f"what {name} returns does not follow its inputs by gradients; give inputs of floating point, or whole "
-            "numbers that nn.Embedding layers look up"
-        )
-    return outputs
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+        raise ModelError(f"{type(model).__name__} does not run on the example: {reason}") from error
 
 
 def _floats(outputs: Any) -> list[Tensor]:
@@ -264,7 +265,7 @@ def _samples(values: Mapping[str | int, Tensor]) -> int:
 
 
 def _listed(found: Mapping[str | int, tuple[tuple[int, ...], torch.dtype]]) -> str:
-    return ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in found.items())
+    return ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in found.items()) or "one tensor"
 
 
 def _first(batches: Iterable[Any]) -> Any:

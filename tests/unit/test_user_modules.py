@@ -114,16 +114,28 @@ def test_labels_make_no_difference_where_none_are_needed() -> None:
     assert plans[0] == plans[1]
 
 
+def test_a_traced_module_and_class_scores_in_a_dict_take_labels() -> None:
+    with seeded(4):
+        model = FlattenCNN().eval()
+        batches = [(torch.randn(8, 3, 12, 12), torch.arange(8) % CLASSES) for _ in range(3)]
+    named = nn.Sequential(model, Odd(lambda x: {"class": x}, nn.Identity()))
+    plans = [
+        compress_module(each, batches[0][0][:1], batches, 0.3, scorer="taylor", repair=()).pruned.plan
+        for each in (torch.fx.symbolic_trace(model), named)
+    ]
+    assert [*plans[0].removed.values()] == [*plans[1].removed.values()]
+
+
 IMAGES = torch.zeros(2, 3, 12, 12)
 PAIR = (IMAGES, torch.zeros(2, 6))
 
 
 class Odd(nn.Module):
-    """Returns what its function makes of an image."""
+    """Returns what its function makes of a layer's output."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, layer: nn.Module | None = None) -> None:
         super().__init__()
-        self.layer, self.function = nn.Conv2d(3, 4, 3), function
+        self.layer, self.function = layer or nn.Conv2d(3, 4, 3), function
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self.layer(x))
@@ -135,7 +147,9 @@ REFUSED: Mapping[str, tuple[nn.Module, Any, Any, dict[str, Any], str]] = {
     "three parts": (TwoInputs(), PAIR, [(*PAIR, None)], {}, "of 3; expected"),
     "inputs that are no tensors": (TwoInputs(), (IMAGES, "text"), [(PAIR, None)], {}, "is a str"),
     "another count of samples": (TwoInputs(), (IMAGES, torch.zeros(3, 6)), [(PAIR, None)], {}, "with one n"),
-    "a batch unlike the example": (TwoInputs(), PAIR, [PAIR], {}, "as the example has"),
+    "a batch unlike the example": (TwoInputs(), PAIR, [PAIR], {}, "as the example"),
+    "two inputs for one": (FlattenCNN(), IMAGES, [((IMAGES, IMAGES), None)], {}, "expected one tensor"),
+    "labels here and there": (FlattenCNN(), IMAGES, [(IMAGES, torch.arange(2)), IMAGES], {}, "with all or with none"),
     "a module that does not run": (TwoInputs(), IMAGES, [IMAGES], {}, "does not run on the example"),
     "no tensor out": (Odd(lambda x: "text"), IMAGES, [IMAGES], {}, "returns a str"),
     "no gradient": (Odd(lambda x: x.detach()), IMAGES, [IMAGES], {}, "by gradients"),
