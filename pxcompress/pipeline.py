@@ -137,9 +137,10 @@ def compress_module(
 
     Raises `InputError` for what cannot be handled, before any work, else as `shrink` does.
     """
-    recipe = aligned(Recipe(model=type(model).__name__, ratio=ratio, **options), Clock(_silent))
+    recipe = Recipe(model=type(model).__name__, ratio=ratio, **options)
     module = adapted(model, example, batches, logits)
     _check_suited(module, recipe)
+    recipe = aligned(recipe, Clock(_silent))
     with seeded(recipe.seed):
         parts = {"score": module.batches, "repair": module.batches}
         slim = shrink(plain(module.model), module.example, parts, recipe)
