@@ -105,6 +105,8 @@ class Widths:
 def _rows(model: nn.Module, name: str, axis: Axis) -> int:
     module = model.get_submodule(name)
     weight: Tensor = module.weight  # type: ignore[assignment]
+    if isinstance(module, nn.Embedding):
+        return weight.shape[1]
     return weight.shape[0] if axis == "out" else weight.shape[1] * getattr(module, "groups", 1)
 
 

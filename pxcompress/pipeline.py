@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from pxcompress.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
 from pxcompress.artifact import assemble, convert, export, measure, write_report
 from pxcompress.budgets import BUDGETS
 from pxcompress.certificate import check_certifiable, smallest_certified
@@ -116,16 +117,49 @@ def _shared(subject: Subject) -> dict[str, Batches]:
 
 
 def compress_module(
-    model: nn.Module, example: Tensor, batches: Batches, ratio: float | None = None, **options: Any
+    model: nn.Module,
+    example: Inputs,
+    batches: Iterable[Any],
+    ratio: float | None = None,
+    *,
+    logits: Logits | None = None,
+    **options: Any,
 ) -> Slim:
     """Prune and repair your own module in memory; `result.pruned.model` is the slim one, `model` is left as it was.
 
-    `example` is one input, shape (1, ...); `batches` are (inputs, labels) and serve scoring and repair. `options` are
-    fields of `Recipe`, such as scorer, budget, repair or round_to. Raises as `shrink` does.
+    `example` is one input, shape (1, ...), or a tuple or dict of them: the module is called as model(x),
+    model(*inputs) or model(**inputs). `batches`, read several times, are inputs or (inputs, labels) and serve scoring
+    and repair. Everything that comes out keeps its shape. Relevance starts at an output (n, classes); other outputs
+    count with the largest value along axis 1 at every position, as a mean, summed over all outputs, unless `logits`
+    makes (n, classes) or (n,) of them. `options` are fields of `Recipe`, such as scorer, budget, repair or round_to:
+
+        slim = compress_module(net, (image, sound), batches, 0.5, logits=lambda out: out["class"], budget="macs")
+
+    Raises `InputError` for what cannot be handled, before any work, else as `shrink` does.
     """
-    recipe = aligned(Recipe(model=type(model).__name__, ratio=ratio, **options), Clock(_silent))
+    recipe = Recipe(model=type(model).__name__, ratio=ratio, **options)
+    module = adapted(model, example, batches, logits)
+    _check_suited(module, recipe)
+    recipe = aligned(recipe, Clock(_silent))
     with seeded(recipe.seed):
-        return shrink(plain(model), example, {"score": batches, "repair": batches}, recipe)
+        parts = {"score": module.batches, "repair": module.batches}
+        slim = shrink(plain(module.model), module.example, parts, recipe)
+    for each in (slim.pruned.model, slim.pruned.dense):
+        released_(each)
+    return slim
+
+
+def _check_suited(module: Adapted, recipe: Recipe) -> None:
+    """Refuse what needs labels or logits that a user's module or batches do not have."""
+    needs_labels = recipe.class_scores or recipe.class_guard
+    needs_labels |= getattr(SCORERS.build(recipe.scorer), "target", "") == "label"
+    if needs_labels and not module.labelled:
+        raise InputError(
+            f"scorer {recipe.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
+            "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
+        )
+    if isinstance(module.model, Adapter) and any(repair.startswith("finetune") for repair in recipe.repair):
+        raise InputError("repair 'finetune' takes a module with one input and logits (n, classes); leave it out")
 
 
 def shrink(

@@ -16,6 +16,7 @@ LINE = (
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
     ("ranks",),
     ("state", "training", "certify", "clock", "folder", "used", "inputs", "nets", "stopwatch"),
+    ("adapter",),
     ("collect", "attribution", "graph", "runtime", "parts", "heatmap_metrics", "rewrite"),
     ("cost", "elimination", "relevance", "consumers", "export", "models", "operators", "knapsack"),
     ("latency",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -10,6 +11,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from pxcompress.adapter import everything
 from pxcompress.graph.heads import set_heads_
 from pxcompress.state import device_of, observed
 from pxcompress.types import Axis, Group, Plan, Pruned
@@ -49,19 +51,25 @@ def masked(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
 
 
 def removal_error(pruned: Pruned, inputs: Tensor) -> float:
-    """Largest difference between the pruned model's outputs and the masked dense ones, as a share of their scale.
+    """Largest difference between the pruned model's outputs and the masked dense ones, as a share of each one's scale.
 
     Meant before any repair; `inputs` has shape (n, ...). About 1e-6 in float32 where removal is exact. The dense model
     is masked in place while it runs, and has its own weights again afterwards.
     """
     inputs = inputs.to(device_of(pruned.model))
     with torch.no_grad(), observed(pruned.model), observed(pruned.dense):
-        slim = pruned.model(inputs)
+        slim = everything(pruned.model, inputs)
         with ExitStack() as masks:
             for module, rows in _unread(pruned.dense, pruned.groups, pruned.plan):
                 masks.enter_context(_zeroed(module, rows))
-            reference = pruned.dense(inputs)
-    return float((slim - reference).abs().max() / reference.abs().max().clamp_min(1e-12))
+            reference = everything(pruned.dense, inputs)
+    if [value.shape for value in slim] != [value.shape for value in reference]:
+        return math.inf
+    errors = [
+        (value - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+        for value, expected in zip(slim, reference, strict=True)
+    ]
+    return float(torch.stack(errors).max())
 
 
 def _remove_(module: nn.Module, axis: Axis, rows: list[int]) -> None:

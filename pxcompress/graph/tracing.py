@@ -20,6 +20,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from pxcompress.adapter import everything
 from pxcompress.errors import ModelError
 from pxcompress.state import device_of, time_limit
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
@@ -51,11 +52,18 @@ def traced_groups(
     with _guarded("model cannot be traced"):
         twin = copy.deepcopy(model).eval().requires_grad_(True)
         single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
-        graph = _Graph().build_dependency(twin, example.to(device_of(twin)), verbose=False, ignored_layers=single)
+        graph = _Graph().build_dependency(
+            twin, example.to(device_of(twin)), forward_fn=_traced, verbose=False, ignored_layers=single
+        )
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     with _guarded("model's groups cannot be found"), _settled(twin):
         return list(_candidates(graph, names, set(keep), known))
+
+
+def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
+    """What comes out of a model and depends on its parameters."""
+    return [value for value in everything(model, example) if value.requires_grad]
 
 
 def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collection[str]) -> Iterator[Group | Fixed]:

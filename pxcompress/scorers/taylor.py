@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -18,9 +19,10 @@ from pxcompress.types import Batches, Group, Scores
 class Taylor:
     """E_x | sum_p a_p dL/da_p |: the change of the cross-entropy when a unit is zeroed, to first order."""
 
+    target: ClassVar[str] = "label"
     start: str = option("loss", "what is differentiated", choices=tuple(STARTS))
     aggregate: str = option("abs", "over samples", choices=tuple(AGGREGATES))
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Gradients of the labels' loss; needs labels."""
-        return unit_relevance(model, groups, batches, started(self.start, "label"), aggregate=self.aggregate)
+        return unit_relevance(model, groups, batches, started(self.start, self.target), aggregate=self.aggregate)

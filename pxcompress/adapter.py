@@ -1,0 +1,292 @@
+"""Your own module as every stage takes one: a tensor in, logits (n, k) out, with the modules and names it has.
+
+A view of the module has a subclass of its class, with another `forward`. Several inputs travel in one packed tensor,
+several outputs or positions come out as one logit; what must stay whole is judged by everything that comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pxcompress.errors import InputError, ModelError
+from pxcompress.state import device_of, observed
+from pxcompress.types import Batch, Batches
+
+Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+"""What a module is called with: model(x), model(*inputs) or model(**inputs); every tensor has shape (n, ...)."""
+
+Logits = Callable[[Any], Tensor]
+"""Outputs, as the module returns them -> (n, classes), or (n,) where their size is what counts."""
+
+UNKNOWN = -1
+"""Label of a sample that has none."""
+
+WHOLE = 2**24
+"""Whole numbers below this are exact in float32, in which they travel."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor (n, *shape) of several; `low` and `high` bound whole numbers and booleans."""
+
+    name: str | int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    low: float = -torch.inf
+    high: float = torch.inf
+
+    def restored(self, rows: Tensor) -> Tensor:
+        """The input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
+        value = rows.reshape(len(rows), *self.shape)
+        if not self.dtype.is_floating_point:
+            value = value.detach().clamp(self.low, self.high).round()
+        return value.to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a module is called, and what counts of its outputs. Without `inputs` it takes a float tensor as it is."""
+
+    inputs: tuple[Input, ...] = ()
+    logits: Logits | None = None
+
+    def packed(self, inputs: Any) -> Tensor:
+        """One tensor (n, ...). Raises `InputError` for inputs that are not like the example."""
+        values = _named(inputs)
+        if not self.inputs and isinstance(inputs, Tensor):
+            return inputs
+        expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
+        given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
+        if given != expected:
+            raise InputError(f"a batch has inputs {_listed(given)}; expected {_listed(expected)}, as the example")
+        floats = [each.dtype for each in self.inputs if each.dtype.is_floating_point]
+        dtype = torch.float64 if torch.float64 in floats else torch.float32
+        return torch.cat([values[each.name].reshape(_samples(values), -1).to(dtype) for each in self.inputs], 1)
+
+    def call(self, forward: Callable[..., Any], packed: Tensor) -> Any:
+        """What `forward` returns for the inputs in `packed`."""
+        if not self.inputs:
+            return forward(packed)
+        parts = packed.split([prod(each.shape) for each in self.inputs], 1)
+        values = {each.name: each.restored(part) for each, part in zip(self.inputs, parts, strict=True)}
+        places = [value for name, value in values.items() if isinstance(name, int)]
+        return forward(*places, **{name: value for name, value in values.items() if isinstance(name, str)})
+
+
+class Adapter(nn.Module):
+    """Comes before the class of a user's module: its forward, packed. Subclasses made here have a `signature_`."""
+
+    signature_: Signature
+
+    def outputs_(self, packed: Tensor) -> Any:
+        """What the user's module returns; tensors looked up by whole numbers follow `packed` in autograd."""
+
+        def follow(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output + 0 * packed.sum()
+
+        with ExitStack() as hooks:
+            if packed.requires_grad:
+                for module in self.modules():
+                    if isinstance(module, nn.Embedding):
+                        hooks.enter_context(module.register_forward_hook(follow))
+            return self.signature_.call(super().forward, packed)
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Logits (n, k), k > 1."""
+        outputs = self.outputs_(packed)
+        if self.signature_.logits is None:
+            logits = _counted(outputs, len(packed))
+        else:  # the other outputs count nothing, but a gradient of zero reaches every unit
+            rest = sum(value.sum() for value in _floats(outputs))
+            logits = _columns(self.signature_.logits(outputs), len(packed)) + 0 * rest
+        return torch.cat([logits, -logits], 1) if logits.shape[1] == 1 else logits
+
+
+def everything(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """All floating-point tensors that come out of `model`, adapted or not."""
+    return _floats(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs))
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """A module, an example (1, ...) and batches as every stage takes them; `labelled`: the labels are classes."""
+
+    model: nn.Module
+    example: Tensor
+    batches: Batches
+    labelled: bool
+
+
+def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
+    """`model` behind an `Adapter`, sharing all its parts; `model` itself where it takes and returns one tensor already.
+
+    A batch is (inputs, labels), or inputs alone. `logits` picks what counts. Without it that is an output (n, classes),
+    or else, as one logit: at every position the largest value along axis 1, as a mean, summed over all outputs.
+    Raises `InputError` for batches and `ModelError` for a module that this cannot take.
+    """
+    inputs, labels = _parted(_first(batches))
+    signature = Signature(_inputs(example, batches), logits)
+    packed = signature.packed(example)
+    signature.packed(inputs)
+    twice = torch.cat([packed, packed]).detach().to(device_of(model)).requires_grad_()
+    outputs = _tried(model, lambda: signature.call(model, twice))
+    classes = logits is not None or _counted(outputs, len(twice)).shape[1] > 1
+    ready = isinstance(outputs, Tensor) and classes and not signature.inputs and logits is None
+    view = model if ready else _view(model, signature, twice)
+    labelled = classes and _is_label(labels)
+    return Adapted(view, packed, _Packed(batches, signature, labelled), labelled)
+
+
+def released_(model: nn.Module) -> None:
+    """Give a module that was adapted, or a copy of it, its own class again, in place."""
+    if isinstance(model, Adapter):
+        model.__class__ = type(model).__bases__[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """Batches of packed inputs and labels (n,); `UNKNOWN` where labels are no classes."""
+
+    batches: Iterable[Any]
+    signature: Signature
+    labelled: bool
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            inputs, labels = _parted(batch)
+            packed = self.signature.packed(inputs)
+            if self.labelled and not _is_label(labels):
+                raise InputError("a batch has no labels (n,), the first one has; give labels with all or with none")
+            yield packed, labels if self.labelled else torch.full((len(packed),), UNKNOWN)
+
+
+def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
+    """Another object with all that `model` has, called as `signature` says. Refused unless it works on `inputs`."""
+    kind = type(model)
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(kind, "__deepcopy__") or "forward" in vars(model):
+        raise ModelError(f"a {kind.__name__} has a forward or copies of its own making; give the nn.Module behind it")
+    adapter: Any = type(kind.__name__, (Adapter, kind), {"signature_": signature})
+    view: nn.Module = adapter.__new__(adapter)
+    view.__dict__.update(vars(model))
+    logits = _tried(view, lambda: view(inputs))
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{kind.__name__} returns NaN or infinity for the example; give logits=FUNCTION of its outputs"
+        )
+    if not logits.requires_grad:
+        raise ModelError(
+            f"what {kind.__name__} returns does not follow its inputs by gradients; give inputs of floating point, or "
+            "whole numbers that nn.Embedding layers look up"
+        )
+    return view
+
+
+def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
+    """What `call` makes of `model`. Raises `ModelError` where it fails."""
+    try:
+        with observed(model), torch.enable_grad():
+            return call()
+    except ModelError:
+        raise
+    except Exception as error:  # a user's forward may raise anything
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+        raise ModelError(f"{type(model).__name__} does not run on the example: {reason}") from error
+
+
+def _floats(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _counted(outputs: Any, samples: int) -> Tensor:
+    """What counts where nothing is said, (n, k)."""
+    found = [value for value in _floats(outputs) if value.dim() and len(value) == samples]
+    if not found:
+        raise ModelError(
+            f"the module returns a {type(outputs).__name__} without a floating-point tensor (n, ...) in it; "
+            "expected a tensor, or a tuple, list or dict of tensors"
+        )
+    if len(found) == 1 and found[0].dim() == 2:
+        return found[0]
+    largest = [(value if value.dim() > 1 else value[:, None]).amax(1).reshape(samples, -1) for value in found]
+    return torch.stack([value.mean(1) for value in largest]).sum(0)[:, None]
+
+
+def _columns(logits: Any, samples: int) -> Tensor:
+    """What the user's function returned, as (n, k)."""
+    if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or len(logits) != samples:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(f"logits returns {found} for {samples} samples; expected a tensor (n, classes) or (n,)")
+    return logits if logits.dim() == 2 else logits[:, None]
+
+
+def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
+    """The inputs to pack, whole numbers with the range they have in all batches; none for a single float tensor."""
+    values = _named(example)
+    if isinstance(example, Tensor) and example.is_floating_point():
+        return ()
+    found = {name: Input(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
+    whole = [name for name, value in values.items() if not value.is_floating_point()]
+    ranges = {name: [float(values[name].min()), float(values[name].max())] for name in whole}
+    for batch in batches if whole else ():
+        given = _named(_parted(batch)[0])
+        for name in set(whole) & set(given):
+            low, high = float(given[name].min()), float(given[name].max())
+            ranges[name] = [min(low, ranges[name][0]), max(high, ranges[name][1])]
+    for name, (low, high) in ranges.items():
+        if max(-low, high) >= WHOLE:
+            raise InputError(f"input {name!r} has whole numbers from {low:.0f} to {high:.0f}; expected less than 2^24")
+        found[name] = Input(name, found[name].shape, found[name].dtype, low, high)
+    return tuple(found.values())
+
+
+def _named(inputs: Any) -> dict[str | int, Tensor]:
+    """Inputs by name or place. Raises `InputError` unless they are tensors with one count of samples."""
+    listed = inputs if isinstance(inputs, tuple | list) else [inputs]
+    values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.dim() or len(value) != _samples(values):
+            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(
+                f"input {name!r} is {found}; expected a tensor (n, ...), or a tuple or dict of such with one n"
+            )
+    return values
+
+
+def _samples(values: Mapping[str | int, Tensor]) -> int:
+    return len(next(iter(values.values())))
+
+
+def _listed(found: Mapping[str | int, tuple[tuple[int, ...], torch.dtype]]) -> str:
+    return ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in found.items()) or "one tensor"
+
+
+def _first(batches: Iterable[Any]) -> Any:
+    if iter(batches) is batches:
+        raise InputError(f"batches are a {type(batches).__name__}, which is read once; give a list or a DataLoader")
+    for batch in batches:
+        return batch
+    raise InputError("batches are empty; expected at least one batch of (inputs, labels) or inputs")
+
+
+def _parted(batch: Any) -> tuple[Any, Any]:
+    """Inputs and labels of a batch, None where it has none."""
+    if not isinstance(batch, tuple | list):
+        return batch, None
+    if len(batch) not in (1, 2):
+        raise InputError(
+            f"a batch is a {type(batch).__name__} of {len(batch)}; expected (inputs, labels), labels or None, with "
+            "several inputs in a tuple or dict of their own"
+        )
+    return batch[0], batch[1] if len(batch) == 2 else None
+
+
+def _is_label(labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
