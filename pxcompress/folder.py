@@ -80,3 +80,5 @@ def _locked(descriptor: int, lock: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), lock.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+    except OSError:  # some file systems of clusters have no locks; a single run must work there, too
+        return True

@@ -40,8 +40,10 @@ def in_smaller_batches(work: Callable[[Batches], T], batches: Batches, note: Cal
         try:
             return work(_Parts(batches, size) if size else batches)
         except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             before = size or len(next(iter(batches))[1])
-            if not is_out_of_memory(error) or before < 2:
+            if before < 2:
                 raise
         size = before // 2  # outside of the block above: its exception holds on to what was allocated
         note(f"out of memory with batches of {before}; trying again with batches of {size}")

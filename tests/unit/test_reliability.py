@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
-from command import Px, caller, image_folder, one_line
+from command import Outcome, Px, caller, image_folder, one_line
 from models import CLASSES, FlattenCNN
 from onnx.external_data_helper import set_external_data
 from PIL import Image
@@ -35,6 +36,7 @@ from pxcompress.export import artifact_of
 from pxcompress.folder import whole_folder
 from pxcompress.memory import in_smaller_batches
 from pxcompress.state import seeded
+from pxcompress.types import Batches
 
 SIZE = 16
 MARKUP = '<img src=x onerror=alert(1)>&"'
@@ -177,7 +179,7 @@ def test_a_file_that_cannot_be_written_ends_a_run_in_one_line(px: Px, asked: lis
     shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
     reason="no mounts of one's own on this machine",
 )
-@pytest.mark.parametrize("options", ["size=8k", "size=24k", "size=28k", "size=32k", "size=36k", "size=56k", "ro"])
+@pytest.mark.parametrize("options", ["size=8k", "size=24k", "size=32k", "ro"])
 def test_a_full_disk_and_a_read_only_one(asked: list[str], cache: Path, tmp_path: Path, options: str) -> None:
     words = [sys.executable, "-m", "pxcompress", "run", *asked, "--out", str(tmp_path / "run"), "--quiet"]
     script = f'mount -t tmpfs -o {options} tmpfs "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
@@ -260,16 +262,16 @@ def test_batches_are_halved_until_they_fit(fits: int) -> None:
     batches = [(torch.arange(start, start + 8.0), torch.arange(start, start + 8)) for start in (0, 8)]
     said: list[str] = []
 
-    def work(given: object) -> list[tuple[Tensor, Tensor]]:
+    def work(given: Batches) -> list[tuple[Tensor, Tensor]]:
         seen = []
-        for inputs, labels in given:  # type: ignore[attr-defined]
+        for inputs, labels in given:
             if len(inputs) > fits:
                 torch.empty(TOO_MUCH)
             seen.append((inputs, labels))
         return seen
 
     parts = in_smaller_batches(work, batches, said.append)
-    assert max(len(inputs) for inputs, _ in parts) == min(fits, 8) if fits != 3 else 2
+    assert max(len(inputs) for inputs, _ in parts) == {1: 1, 3: 2, 8: 8}[fits]
     assert torch.equal(torch.cat([inputs for inputs, _ in parts]), torch.arange(16.0))
     assert torch.equal(torch.cat([labels for _, labels in parts]), torch.arange(16))
     assert len(said) == {1: 3, 3: 2, 8: 0}[fits]
@@ -278,7 +280,7 @@ def test_batches_are_halved_until_they_fit(fits: int) -> None:
 def test_other_errors_are_not_tried_again() -> None:
     calls = []
 
-    def work(given: object) -> None:
+    def work(given: Batches) -> None:
         calls.append(given)
         raise RuntimeError("shapes do not fit")
 
@@ -335,7 +337,7 @@ def four_channels() -> nn.Module:
     return Channels(4)
 
 
-def _sweep(px: Px, model: str, data: Path, out: Path) -> object:
+def _sweep(px: Px, model: str, data: Path, out: Path) -> Outcome:
     options = ["--data", data, "--input-size", SIZE, "--ratios", "0.5", "--round-to", 1, "--out", out, "--quiet"]
     return px("sweep", "--model", f"test_reliability:{model}", *options)
 
@@ -349,14 +351,14 @@ def _sweep(px: Px, model: str, data: Path, out: Path) -> object:
     ],
 )
 def test_models_that_cannot_be_used(px: Px, images: Path, tmp_path: Path, model: str, code: int, said: str) -> None:
-    assert said in one_line(_sweep(px, model, images, tmp_path / "out"), code)  # type: ignore[arg-type]
+    assert said in one_line(_sweep(px, model, images, tmp_path / "out"), code)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("model", ["Constant", "Nothing", "Channels"])
 def test_models_that_are_odd_but_work(px: Px, images: Path, tmp_path: Path, model: str) -> None:
     outcome = _sweep(px, model, images, tmp_path / "out")
-    assert (outcome.code, outcome.err) == (0, "")  # type: ignore[attr-defined]
+    assert (outcome.code, outcome.err) == (0, "")
 
 
 def test_data_as_people_have_them(px: Px, images: Path, tmp_path: Path) -> None:
@@ -375,9 +377,9 @@ def test_data_as_people_have_them(px: Px, images: Path, tmp_path: Path) -> None:
     (data / "train" / "class1" / "Thumbs.db").write_bytes(b"\x00")
     (data / "train" / "class1" / "folder.png").mkdir()
     outcome = _sweep(px, "FlattenCNN", data, tmp_path / "out")
-    assert (outcome.code, outcome.err) == (0, "")  # type: ignore[attr-defined]
+    assert (outcome.code, outcome.err) == (0, "")
     Image.new("1", (20_000, 10_000)).save(data / "train" / "class1" / "huge.png")
-    line = one_line(_sweep(px, "FlattenCNN", data, tmp_path / "other"))  # type: ignore[arg-type]
+    line = one_line(_sweep(px, "FlattenCNN", data, tmp_path / "other"))
     assert "huge.png" in line
     assert "--skip-corrupt" in line
 
@@ -387,7 +389,7 @@ def test_data_as_people_have_them(px: Px, images: Path, tmp_path: Path) -> None:
 Edit = Callable[[Path], None]
 
 
-def _json(name: str, change: Callable[[dict[str, object]], object]) -> Edit:
+def _json(name: str, change: Callable[[dict[str, Any]], object]) -> Edit:
     def edit(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
         change(content)
@@ -397,7 +399,7 @@ def _json(name: str, change: Callable[[dict[str, object]], object]) -> Edit:
 
 
 def _bytes(name: str, change: Callable[[bytes], bytes]) -> Edit:
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))  # type: ignore[func-returns-value]
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
 def _weights(change: Callable[[dict[str, str], dict[str, Tensor]], object]) -> Edit:
@@ -411,17 +413,17 @@ def _weights(change: Callable[[dict[str, str], dict[str, Tensor]], object]) -> E
     return edit
 
 
-def _other_unit(plan: dict[str, object]) -> None:
-    removed = plan["removed"]["conv1"]  # type: ignore[index]
+def _other_unit(plan: dict[str, Any]) -> None:
+    removed = plan["removed"]["conv1"]
     removed[0] = next(unit for unit in range(8) if unit not in removed)
 
 
 PLAN, WEIGHTS = "plan.json", "model.safetensors"
 ALTERED: dict[str, Edit] = {
     "another unit": _json(PLAN, _other_unit),
-    "one unit fewer": _json(PLAN, lambda plan: plan["removed"]["conv1"].pop()),  # type: ignore[index]
-    "a unit that is not there": _json(PLAN, lambda plan: plan["removed"].update(conv1=[99])),  # type: ignore[attr-defined]
-    "a path for a group": _json(PLAN, lambda plan: plan["removed"].update({"../../x": [0]})),  # type: ignore[attr-defined]
+    "one unit fewer": _json(PLAN, lambda plan: plan["removed"]["conv1"].pop()),
+    "a unit that is not there": _json(PLAN, lambda plan: plan["removed"].update(conv1=[99])),
+    "a path for a group": _json(PLAN, lambda plan: plan["removed"].update({"../../x": [0]})),
     "no text": _bytes(PLAN, lambda _: b"\xff\xfe"),
     "one bit": _bytes(WEIGHTS, lambda content: content[:-1] + bytes([content[-1] ^ 1])),
     "half": _bytes(WEIGHTS, lambda content: content[: len(content) // 2]),
@@ -455,7 +457,7 @@ def test_altered_plans_and_weights_are_refused(px: Px, folder: Path, name: str) 
 def test_they_are_refused_with_the_right_hash_too(folder: Path, name: str) -> None:
     ALTERED[name](folder)
     hashes = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in (PLAN, WEIGHTS)}
-    _json("report.json", lambda report: report["sha256"].update(hashes))(folder)  # type: ignore[attr-defined]
+    _json("report.json", lambda report: report["sha256"].update(hashes))(folder)
     with pytest.raises(InputError) as caught:
         pxcompress.load(folder)
     assert "\n" not in str(caught.value)
@@ -476,7 +478,7 @@ def test_a_report_that_is_none_is_refused(px: Px, folder: Path, text: bytes) -> 
 
 
 def test_names_of_files_stay_in_the_folder(px: Px, folder: Path) -> None:
-    _json("report.json", lambda report: report["sha256"].update({"../secret": "0"}))(folder)  # type: ignore[attr-defined]
+    _json("report.json", lambda report: report["sha256"].update({"../secret": "0"}))(folder)
     assert "is not in the folder" in one_line(px("report", folder))
     model = onnx.load(folder / "model.onnx")
     tensor = model.graph.initializer[0]
