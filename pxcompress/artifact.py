@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from pxcompress import __version__
+from pxcompress.checkpoint import load_state, short
 from pxcompress.class_relevance import removed_shares
 from pxcompress.clock import Clock
 from pxcompress.cost import count_macs, count_params
 from pxcompress.errors import InputError, ParityError
-from pxcompress.export import artifact_of, export_onnx, verify_parity
+from pxcompress.export import export_onnx, verify_parity
 from pxcompress.graph import find_groups, prune
 from pxcompress.measure import Candidate, Comparison, compare, environment, ratios, verdict
 from pxcompress.models import Architecture, classifier_names
 from pxcompress.plan import plan_from_json, plan_to_json, planned_groups
 from pxcompress.recipe import Bench, Recipe
-from pxcompress.report.build import to_json
+from pxcompress.report.build import check_files, read_report, sha256_of, to_json
 from pxcompress.report.html import to_html
 from pxcompress.rewrite import plain
 from pxcompress.subject import Subject
@@ -49,7 +50,7 @@ from pxcompress.types import (
 NEAR = 0.05
 """Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
 
-DENSE, SLIM, RECIPE = "dense.onnx", "model.onnx", "recipe.json"
+DENSE, SLIM, RECIPE, PLAN, WEIGHTS = "dense.onnx", "model.onnx", "recipe.json", "plan.json", "model.safetensors"
 """Files of a run folder that others read."""
 
 PREDICT = Path(__file__).with_name("predict.py")
@@ -90,13 +91,12 @@ def describe(folder: Path, recipe: Recipe, subject: Subject, slim: Slim, exporte
     """Write recipe, plan, scores and slim weights beside the `exported` dense and slim ONNX files, and check parity."""
     dense, small = exported
     (folder / RECIPE).write_text(recipe.to_json())
-    (folder / "plan.json").write_text(_plan(slim))
-    save_file(
-        {name: scores.float().contiguous() for name, scores in slim.scores.items()}, folder / "scores.safetensors"
-    )
+    (folder / PLAN).write_text(_plan(slim))
+    scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
+    (folder / "scores.safetensors").write_bytes(save(scores))
     if slim.class_relevance is not None:
         _save_class_relevance(slim.class_relevance, subject, folder / "class_scores.safetensors")
-    _save_weights(slim.pruned.model, subject, folder / "model.safetensors")
+    _save_weights(slim.pruned.model, subject, folder / WEIGHTS)
     parity = verify_parity(slim.pruned.model, small.path, subject.splits.test)
     if not parity.passed:
         raise ParityError(
@@ -180,7 +180,7 @@ def assemble(
         attempts=slim.attempts,
         missed=_missed(recipe, comparison),
         targets=targets.rows,
-        sha256={path.name: artifact_of(path).sha256 for path in sorted(files.dense.path.parent.glob("*.onnx"))},
+        sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
     )
 
 
@@ -214,40 +214,52 @@ def read_run(folder: Path, data: str = "") -> Recipe:
         recipe = Recipe.from_json((folder / RECIPE).read_text())
     except OSError as error:
         raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: {RECIPE}); give one") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{RECIPE} of {str(folder)!r} is no text ({error.reason}); run again") from error
     return recipe.but(data=data) if data else recipe
 
 
 def load(folder: Path | str) -> nn.Module:
     """The slim PyTorch model of a run folder, in eval mode on the CPU, from architecture, plan.json and safetensors.
 
-    Raises `InputError` where the folder is none of ours or was written for another version of the architecture.
+    Raises `InputError` where the folder is none of ours, was written for another version of the architecture, or where
+    plan or weights are not those that the run wrote. Nothing in the folder is executed.
     """
     return load_pruned(Path(folder)).model
 
 
 def load_pruned(folder: Path) -> Pruned:
     """The same with its groups and plan; `dense` is the architecture, whose weights are not those of the run."""
+    recorded = read_report(folder).sha256
+    check_files(folder, {name: recorded[name] for name in (PLAN, WEIGHTS) if name in recorded})
     try:
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            facts: Mapping[str, str] = file.metadata()
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            facts: Mapping[str, str] = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        plan_text = (folder / "plan.json").read_text()
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{str(folder)!r} is not a run folder ({error}); expected plan.json and model.safetensors"
-        ) from error
+        plan = (folder / PLAN).read_text()
+    except (OSError, SafetensorError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
+    try:
+        return _rebuilt(facts, plan, state)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
+        reason = f"{type(error).__name__}: {short(error)}"
+        raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
+
+
+def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor]) -> Pruned:
+    """The architecture of `facts`, what `plan` says removed, with the weights `state`."""
     dense = plain(Architecture.from_json(facts["architecture"]).build().eval())
     example = torch.zeros(1, *json.loads(facts["input_shape"]))
     if "outputs" in facts:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
     found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
-    groups = planned_groups(plan_text, found)
-    pruned = prune(dense, groups, plan_from_json(plan_text, groups), example)
+    groups = planned_groups(plan, found)
+    pruned = prune(dense, groups, plan_from_json(plan, groups), example)
     model = pruned.model
     for name in state.keys() - model.state_dict().keys():
         module, _, parameter = name.rpartition(".")
         model.get_submodule(module).register_parameter(parameter, nn.Parameter(state[name]))
-    model.load_state_dict(state)
+    load_state(model, state, (), WEIGHTS)
     return pruned
 
 
@@ -261,15 +273,14 @@ def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
     }
     if subject.whole:
         facts["outputs"] = json.dumps(subject.whole.outputs)
-    save_file(
-        {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}, path, facts
-    )
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    path.write_bytes(save(state, facts))  # not `save_file`: its errors are no OSError, its files for the owner only
 
 
 def _save_class_relevance(relevance: ClassRelevance, subject: Subject, path: Path) -> None:
     """Group name -> (classes, units), with names and samples of the classes as JSON in the metadata."""
     facts = {"classes": json.dumps(subject.source.classes), "samples": json.dumps(relevance.samples)}
-    save_file({name: values.contiguous() for name, values in relevance.units.items()}, path, facts)
+    path.write_bytes(save({name: values.contiguous() for name, values in relevance.units.items()}, facts))
 
 
 def _class_shares(slim: Slim, classes: Sequence[str]) -> tuple[ClassShare, ...]:

@@ -14,7 +14,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ import numpy as np
 from pxcompress import runtime
 from pxcompress.artifact import (
     DENSE,
+    PLAN,
     SLIM,
+    WEIGHTS,
     Files,
     describe,
     export_dense,
@@ -50,6 +51,7 @@ from pxcompress.learn_then_test import Array
 from pxcompress.measure import file_bytes
 from pxcompress.parts import Part
 from pxcompress.recipe import Guarantee, Recipe
+from pxcompress.report.build import sha256_of
 from pxcompress.subject import Subject
 from pxcompress.types import Artifact, Batches, Slim, Splits
 from pxcompress.used import check_disjoint, record_use, split_hash
@@ -169,9 +171,9 @@ def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: 
 def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
     """Recompute the certificate of a run folder from its files and its data, or from `data` where that has moved.
 
-    Checked are the hashes of model, plan and split, which samples count, the losses of dense and pruned model, and that
-    the decision follows from the p-values of the whole path. The models between them are not kept: their errors are
-    taken from the certificate. Raises `InputError` where the folder or the data cannot be read.
+    Checked are the hashes of model, plan, weights and split, which samples count, the losses of dense and pruned model,
+    and that the decision follows from the p-values of the whole path. The models between them are not kept: their
+    errors are taken from the certificate. Raises `InputError` where the folder or the data cannot be read.
     """
     recipe = read_run(folder, data)
     try:
@@ -250,7 +252,8 @@ def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
     return {
         "model": artifact_of(folder / SLIM).sha256,
         "dense": artifact_of(folder / DENSE).sha256,
-        "plan": sha256((folder / "plan.json").read_bytes()).hexdigest(),
+        "plan": sha256_of(folder / PLAN),
+        "weights": sha256_of(folder / WEIGHTS),
         "split": split_hash(samples.ids),
     }
 

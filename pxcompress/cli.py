@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -62,6 +63,7 @@ def main() -> None:
     """Run the command line and exit; one line on stderr for every error that is not ours."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")  # Pillow's, of large images
     try:
         app()
     except PxError as error:
@@ -71,6 +73,14 @@ def main() -> None:
         if stop.code == INTERRUPTED:
             print("pxcompress: interrupted; nothing was written", file=sys.stderr)
         raise
+    except (MemoryError, RuntimeError) as error:
+        from pxcompress.memory import is_out_of_memory, out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        known = out_of_memory("this command", error)
+        print(f"pxcompress: {known}", file=sys.stderr)
+        sys.exit(known.exit_code)
     except OSError as error:
         if error.errno is None:
             raise

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from pxcompress.memory import is_out_of_memory, out_of_memory
 from pxcompress.types import StageTime
 
 Note = Callable[[str], None]
@@ -27,10 +28,15 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as stage `name`."""
+        """Time the block as stage `name`; `OutOfMemoryError` where it does not fit into memory."""
         self._note(f"{name} ...")
         begin = time.perf_counter()
-        yield
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(f"stage {name!r}", error) from error
+            raise
         seconds = time.perf_counter() - begin
         self._stages.append(StageTime(name, seconds, _peak_rss_bytes()))
         self._note(f"{name}: {seconds:.1f} s")

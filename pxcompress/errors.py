@@ -7,7 +7,8 @@ PxError
 └── ResultError         the result fails its own check           exit code 3
     ├── BudgetError     no plan reaches the asked ratio
     ├── ParityError     the exported file disagrees with PyTorch
-    └── ProcessError    another process of the same run is gone
+    ├── ProcessError    another process of the same run is gone
+    └── OutOfMemoryError  a stage does not fit into memory
 
 Messages are one line: what was given, what was expected, what to do.
 """
@@ -54,6 +55,10 @@ class ParityError(ResultError):
 
 class ProcessError(ResultError):
     """Another process of the same run has ended before its time."""
+
+
+class OutOfMemoryError(ResultError):
+    """A stage does not fit into the memory of this machine."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:

@@ -24,7 +24,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from pxcompress import runtime
-from pxcompress.errors import DataError, ModelError
+from pxcompress.errors import DataError, InputError, ModelError
 from pxcompress.state import device_of, observed
 from pxcompress.types import Artifact, Batches, Parity
 
@@ -115,6 +115,9 @@ def artifact_of(path: Path) -> Artifact:
 def _files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
     entries = chain.from_iterable(tensor.external_data for tensor in proto.graph.initializer)
     locations = {entry.value for entry in entries if entry.key == "location"}
+    for location in locations:
+        if Path(location).name != location:  # it may come from elsewhere, and is read and copied
+            raise InputError(f"{str(path)!r} keeps weights in {location!r}, which is not beside it; give another file")
     return (path, *(path.parent / location for location in sorted(locations)))
 
 

@@ -1,7 +1,8 @@
-"""A run folder is written whole or not at all: built beside its final place, then renamed."""
+"""A run folder is written whole or not at all: built beside its final place by one process alone, then renamed."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -40,29 +41,50 @@ def check_place(path: Path, force: bool) -> None:
         ) from error
 
 
-def _readable(folder: Path) -> None:
-    """Give a temporary folder and the files in it the modes that others would have got."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-    for path in folder.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+@contextmanager
+def whole_folder(path: Path, force: bool) -> Iterator[Path]:
+    """A folder to fill that becomes `path` when the block ends well and vanishes, Ctrl-C included, when it does not.
+
+    What a killed process left goes with the next one. Raises `InputError` where another one is writing `path`.
+    """
+    check_place(path, force)
+    with _claimed(path):
+        check_place(path, force)  # again: another run may have ended before this one had the place to itself
+        building, old = (path.with_name(f".{path.name}.{kind}") for kind in ("building", "old"))
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        try:
+            yield building
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+            building.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
 
 
 @contextmanager
-def whole_folder(path: Path, force: bool) -> Iterator[Path]:
-    """A folder to fill that becomes `path` when the block ends well and vanishes, Ctrl-C included, when it does not."""
-    check_place(path, force)
-    building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+def _claimed(path: Path) -> Iterator[None]:
+    """One process at a time has `path`; the claim of one that was killed ends with it. `InputError` for the others."""
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        if not _locked(file.fileno(), lock):
+            raise InputError(
+                f"another run is writing {str(path)!r}; wait until it has ended, or choose another place with --out"
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(descriptor: int, lock: Path) -> bool:
+    """Whether this process alone has the file `lock`, and has it under that name: its last owner may just remove it."""
     try:
-        yield building
-        _readable(building)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.rename(old / path.name)
-            building.rename(path)
-            shutil.rmtree(old)
-        else:
-            building.rename(path)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:  # some file systems of clusters have no locks; a single run must work there, too
+        return True

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pxcompress import runtime, stopwatch
-from pxcompress.errors import DataError, InputError, ResultError
+from pxcompress.errors import DataError, InputError, ModelError, ResultError
 from pxcompress.export import onnx_files
 from pxcompress.ranks import summed
 from pxcompress.runtime import Session
@@ -58,13 +58,23 @@ def accuracy(session: Session, batches: Batches) -> tuple[float, int]:
 def torch_accuracy(model: nn.Module, batches: Batches) -> float:
     """Top-1 accuracy of a PyTorch model in eval mode on its device, a share in [0, 1]; `model` is left as it was.
 
-    In several processes each has its own batches; the share is that of all samples.
+    In several processes each has its own batches; the share is that of all samples. Raises `ModelError` for outputs
+    that are NaN or infinite.
     """
     device = device_of(model)
     with observed(model), torch.no_grad():
-        pairs = ((model(inputs.to(device)).argmax(1).cpu().numpy(), labels.cpu().numpy()) for inputs, labels in batches)
+        pairs = ((_decided(model(inputs.to(device))), labels.cpu().numpy()) for inputs, labels in batches)
         right, total = summed(torch.tensor(_counts(pairs), dtype=torch.float64, device=device)).tolist()
     return _share(right, total)
+
+
+def _decided(logits: Tensor) -> npt.NDArray[np.int64]:
+    """Classes (n,) with the largest of `logits` (n, classes)."""
+    if broken := int((~logits.isfinite().all(1)).sum()):
+        raise ModelError(
+            f"the model returns NaN or infinity for {broken} of {len(logits)} samples; check its weights and its inputs"
+        )
+    return logits.argmax(1).cpu().numpy()
 
 
 def _counts(pairs: Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> tuple[int, int]:

@@ -297,6 +297,8 @@ def _factory_architecture(name: str, classes: int | None, input_size: int | None
 def _find_factory(name: str) -> Callable[..., object]:
     """The callable `package.module:factory`."""
     module_name, _, path = name.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
+        raise ModelError(f"model {name!r} refused: {module_name!r} belongs to Python; expected a module with models")
     try:
         with _current_directory_importable():
             found: Any = importlib.import_module(module_name)

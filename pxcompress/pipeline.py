@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pxcompress.folder import check_place, whole_folder
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.latency import Conditions, best_step
 from pxcompress.measure import torch_accuracy
+from pxcompress.memory import in_smaller_batches
 from pxcompress.models import classifier_names
 from pxcompress.plan import Limits, check_reachable, make_plan
 from pxcompress.ranks import from_first, processes, same_weights_, shares
@@ -35,7 +37,7 @@ from pxcompress.selection import Selection
 from pxcompress.state import seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.swaps import swapped_plan
-from pxcompress.types import Attempt, Batches, FileBudget, Group, Plan, Pruned, Report, Scored, Slim
+from pxcompress.types import Attempt, Batches, FileBudget, Group, Plan, Pruned, Report, Scored, Scores, Slim
 
 
 def _silent(message: str) -> None:
@@ -94,8 +96,9 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Mapping[str, Batches]
         check_certifiable(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)
-    parts = _shared(subject)
-    clock.accuracy(torch_accuracy(subject.loaded.model, parts["select"]))
+        parts = _shared(subject)
+        top1 = _top1(subject.loaded.model, parts["select"], clock)
+    clock.accuracy(top1)
     return subject, parts
 
 
@@ -219,11 +222,22 @@ def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], rec
     scored = priced(model, example, recipe, clock)
     groups = scored.structure.groups
     with clock.stage(f"score ({recipe.scorer})"):
-        scored = replace(scored, scores=SCORERS.build(recipe.scorer)(model, groups, batches["score"]))
+        scores = _scores(model, groups, batches["score"], recipe, clock)
+        scored = replace(scored, scores=scores)
     if not (recipe.class_scores or recipe.class_guard):
         return scored
     with clock.stage("class scores"):
-        return replace(scored, class_relevance=class_relevance(model, groups, batches["score"]))
+        relevance = in_smaller_batches(partial(class_relevance, model, groups), batches["score"], clock.say)
+        return replace(scored, class_relevance=relevance)
+
+
+def _scores(model: nn.Module, groups: Sequence[Group], batches: Batches, recipe: Recipe, clock: Clock) -> Scores:
+    """What the recipe's scorer says of every group; `ResultError` where it is no number."""
+    scores = in_smaller_batches(partial(SCORERS.build(recipe.scorer), model, groups), batches, clock.say)
+    for name, values in scores.items():
+        if not values.isfinite().all():
+            raise ResultError(f"scorer {recipe.scorer!r} gives NaN or infinity for units of {name!r}; use another one")
+    return scores
 
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
@@ -250,7 +264,7 @@ def cut_further(
     before = slim.pruned
     with clock.stage(f"score again ({recipe.scorer})"):
         left = groups_left(before)
-        scores = spread(SCORERS.build(recipe.scorer)(before.model, left, batches["score"]), before)
+        scores = spread(_scores(before.model, left, batches["score"], recipe, clock), before)
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     step = _refined((before.model, left), step_of(before, plan), batches, recipe, clock)
@@ -324,7 +338,11 @@ def _limits(recipe: Recipe) -> Limits:
 
 def _accuracy(clock: Clock, pruned: Pruned, batches: Mapping[str, Batches]) -> None:
     if clock.measures and "select" in batches:
-        clock.accuracy(torch_accuracy(pruned.model, batches["select"]))
+        clock.accuracy(_top1(pruned.model, batches["select"], clock))
+
+
+def _top1(model: nn.Module, batches: Batches, clock: Clock) -> float:
+    return in_smaller_batches(partial(torch_accuracy, model), batches, clock.say)
 
 
 def _check_removal(pruned: Pruned, example: Tensor) -> None:

@@ -360,8 +360,8 @@ class Report:
 
     `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
-    made. `missed` says how far a goal in milliseconds is from what was measured in the end. `sha256` has every ONNX
-    file by name.
+    made. `missed` says how far a goal in milliseconds is from what was measured in the end. `sha256` has every file
+    of the folder but the report's own and predict.py, by name.
     """
 
     recipe: Mapping[str, object]

@@ -15,6 +15,7 @@ LINE = (
     ("errors", "predict"),
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
     ("ranks",),
+    ("memory",),
     ("state", "training", "certify", "clock", "folder", "used", "inputs", "nets", "stopwatch"),
     ("adapter",),
     ("collect", "attribution", "graph", "runtime", "parts", "heatmap_metrics", "rewrite"),

@@ -20,7 +20,7 @@ def report(
     ] = None,
 ) -> None:
     """Print the table of a run, or one that compares several; write whatever else is asked for."""
-    from pxcompress.report.build import read_report
+    from pxcompress.report.build import check_files, read_report
     from pxcompress.report.card import to_card
     from pxcompress.report.compare import to_comparison, to_comparison_table
     from pxcompress.report.figures import write_figures
@@ -31,6 +31,8 @@ def report(
         raise InputError(f"--card is of one run; {len(folders)} folders are given")
     names = _names(folders)
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
+    for folder, read in zip(folders, reports.values(), strict=True):
+        check_files(folder, read.sha256)
     first = next(iter(reports.values()))
     if card:
         print(to_card(first), end="")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,26 @@ def read_report(folder: Path) -> Report:
         return from_json((folder / "report.json").read_text())
     except OSError as error:
         raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: report.json); give one") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"report.json of {str(folder)!r} is no text ({error.reason}); run again") from error
+
+
+def check_files(folder: Path, sha256: Mapping[str, str]) -> None:
+    """Raise `InputError` where a file of a run folder is not the one that had this hash; files may be missing."""
+    for name, digest in sha256.items():
+        file = folder / name
+        if file.parent != folder:
+            raise InputError(f"report.json of {str(folder)!r} names {name!r}, which is not in the folder; run again")
+        if file.is_file() and sha256_of(file) != digest:
+            raise InputError(
+                f"{str(file)!r} is not the file that the run wrote: its sha256 is not that in report.json; run again"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
@@ -54,6 +76,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         _expect(value, (list,), where)
         element = typing.get_args(hint)[0]
         return tuple(_decode(element, item, f"{where}[{place}]") for place, item in enumerate(value))
+    if typing.get_origin(hint) is Mapping:
+        _expect(value, (dict,), where)
     if hint in _PLAIN:
         _expect(value, _PLAIN[hint], where)
     return value

@@ -128,7 +128,7 @@ def test_the_smallest_model_that_passes_is_what_the_folder_holds(certified: tupl
     assert rows[chosen]["errors"] <= max_errors(75, 0.3, 0.05)
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["cost_planned"] == rows[chosen]["size"] < rows[0]["size"] == plan["cost_dense"]
-    assert told["hashes"].keys() == {"model", "dense", "plan", "split"}
+    assert told["hashes"].keys() == {"model", "dense", "plan", "weights", "split"}
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 

@@ -1,0 +1,61 @@
+"""What is done where memory does not suffice: the same in smaller batches, and in the end one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from pxcompress.checkpoint import short
+from pxcompress.errors import OutOfMemoryError
+from pxcompress.types import Batch, Batches
+
+T = TypeVar("T")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory was not enough; PyTorch has no class of its own for that on the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def out_of_memory(what: str, error: BaseException) -> OutOfMemoryError:
+    """The error that is shown to the user: `what` did not fit."""
+    return OutOfMemoryError(
+        f"{what} ran out of memory ({short(error, 120) or type(error).__name__}); "
+        "use a machine with more of it, a smaller --input-size or another method"
+    )
+
+
+def in_smaller_batches(work: Callable[[Batches], T], batches: Batches, note: Callable[[str], None]) -> T:
+    """`work(batches)`; where memory does not suffice, again with batches of half the size, down to single samples.
+
+    `work` must leave everything as it was when it raises. `note` is told about every new try.
+    """
+    size = 0
+    while True:
+        try:
+            return work(_Parts(batches, size) if size else batches)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            before = size or len(next(iter(batches))[1])
+            if before < 2:
+                raise
+        size = before // 2  # outside of the block above: its exception holds on to what was allocated
+        note(f"out of memory with batches of {before}; trying again with batches of {size}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """`batches` in parts of at most `size` samples."""
+
+    batches: Batches
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for inputs, labels in self.batches:
+            yield from zip(inputs.split(self.size), labels.split(self.size), strict=True)
