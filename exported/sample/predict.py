@@ -1,0 +1,58 @@
+"""Classify images with the model beside this file: python predict.py IMAGE ... [--model model.int8.onnx]
+
+Needs onnxruntime, numpy and pillow, nothing else. Preprocessing and class names are read from the ONNX file.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+
+
+def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
+    """One image as the model takes it, (1, channels, height, width): resize, centre crop, to [0, 1], normalise."""
+    channels, height, width = json.loads(facts["input_size"])
+    image: Image.Image = Image.open(path)
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    image = image.convert("RGB").convert("L" if channels == 1 else "RGB")
+    crop, (w, h) = json.loads(facts["crop"]), image.size
+    tall, wide = math.floor(height / crop), math.floor(width / crop)
+    if tall == wide:  # the shorter side gets this length
+        size = (tall, int(tall * h / w)) if w <= h else (int(tall * w / h), tall)
+    else:
+        scale = min(h / tall, w / wide)
+        size = (round(w / scale), round(h / scale))
+    image = image.resize(size, Image.Resampling[facts["interpolation"].upper()])
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
+    pixels = pixels.reshape(height, width, channels)
+    mean, std = (np.array(json.loads(facts[key]), dtype=np.float32) for key in ("input_mean", "input_std"))
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print the most probable class of every image, and its probability.")
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--model", default=Path(__file__).with_name("model.onnx"))
+    options = parser.parse_args()
+    session = ort.InferenceSession(options.model, providers=["CPUExecutionProvider"])  # on a GPU: "CUDA..." first
+    facts = session.get_modelmeta().custom_metadata_map
+    classes = json.loads(facts["classes"])
+    for path in options.images:
+        try:
+            batch = prepare(path, facts)
+        except OSError as error:
+            raise SystemExit(f"predict.py: {path} cannot be read as an image: {error}") from error
+        logits = session.run(None, {session.get_inputs()[0].name: batch})[0][0].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        best = int(logits.argmax())
+        print(f"{path}\t{classes[best]}\t{shares[best] / shares.sum():.4f}")
+
+
+if __name__ == "__main__":
+    main()
