@@ -26,6 +26,7 @@ from pxcompress.commands.search import search
 from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError
+from pxcompress.interrupts import interrupt
 
 COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, report, methods, doctor)
 
@@ -61,6 +62,7 @@ def _common(
 
 def main() -> None:
     """Run the command line and exit; one line on stderr for every error that is not ours."""
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")  # Pillow's, of large images

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from pxcompress import interrupts
 from pxcompress.memory import is_out_of_memory, out_of_memory
 from pxcompress.types import StageTime
 
@@ -37,6 +38,7 @@ class Clock:
             if is_out_of_memory(error):
                 raise out_of_memory(f"stage {name!r}", error) from error
             raise
+        interrupts.check()
         seconds = time.perf_counter() - begin
         self._stages.append(StageTime(name, seconds, _peak_rss_bytes()))
         self._note(f"{name}: {seconds:.1f} s")

@@ -12,7 +12,7 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "predict"),
+    ("errors", "predict", "interrupts"),
     ("registry", "cache", "types", "checkpoint", "learn_then_test"),
     ("ranks",),
     ("memory",),
