@@ -44,18 +44,18 @@ class Reader:
         """tr(G_uu A_uu^-1) of every unit, (units,)."""
         if self.width == 1:
             return self.weights.diagonal() / self.inverse.diagonal()
-        costs = torch.linalg.solve(_blocks(self.inverse, self.width), _blocks(self.weights, self.width))
+        costs = torch.linalg.solve(blocks(self.inverse, self.width), blocks(self.weights, self.width))
         return costs.diagonal(dim1=1, dim2=2).sum(1)
 
     def among(self, units: Tensor) -> Reader:
         """A copy with eyes for `units` only."""
-        rows = _features(units, self.width)
+        rows = features(units, self.width)
         inverse, weights = (matrix.index_select(0, rows).index_select(1, rows) for matrix in self._matrices)
         return Reader(inverse, weights, self.width, self.follow)
 
     def fold_(self, gone: Tensor) -> None:
         """Fold the units `gone` into the others."""
-        lost = _features(gone, self.width)
+        lost = features(gone, self.width)
         rows = self.inverse[lost]
         transfer = -torch.linalg.solve(rows[:, lost], rows)
         self.inverse.addmm_(rows.T, transfer)
@@ -128,11 +128,12 @@ def regularised_inverse(matrix: Tensor, ridge: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix + level * torch.eye(len(matrix)).to(matrix)))
 
 
-def _features(units: Tensor, width: int) -> Tensor:
+def features(units: Tensor, width: int) -> Tensor:
+    """The features of `units`, in their order, each unit having `width` of them."""
     return (units[:, None] * width + torch.arange(width)).flatten()
 
 
-def _blocks(matrix: Tensor, width: int) -> Tensor:
+def blocks(matrix: Tensor, width: int) -> Tensor:
     """The blocks on the diagonal, (units, width, width)."""
     units = len(matrix) // width
     every = torch.arange(units)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pxcompress.certify import Goal
+from pxcompress.checks import check_types, known_keys
 from pxcompress.errors import InputError, unknown
 from pxcompress.folder import safe_name
 from pxcompress.parts import Part
@@ -294,10 +293,10 @@ class Recipe:
     def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
         """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does."""
         try:
-            values: dict[str, Any] = _checked(cls, content)
+            values: dict[str, Any] = known_keys(cls, content)
             for key, part in (("bench", Bench), ("guarantee", Guarantee)):
                 if values.get(key) is not None:
-                    values[key] = part(**_checked(part, values[key]))
+                    values[key] = part(**known_keys(part, values[key]))
             values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
@@ -350,7 +349,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"config {str(path)!r} is not a recipe ({error}); expected .json or .toml") from error
     if not isinstance(content, dict):
         raise InputError(f"config {str(path)!r} holds a {type(content).__name__}; expected keys as in recipe.json")
-    return _checked(Recipe, {key.replace("-", "_"): value for key, value in content.items()})
+    return known_keys(Recipe, {key.replace("-", "_"): value for key, value in content.items()})
 
 
 def _check_order(repairs: Sequence[str], required: Sequence[Sequence[str]]) -> None:
@@ -380,29 +379,3 @@ def _check_classes(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"class {name!r} is given {names.count(name)} times; give it once")
-
-
-def check_types(record: Any) -> None:
-    """Raise `InputError` for a field whose value is not of its declared type; whole numbers pass as floats."""
-    for name, hint in typing.get_type_hints(type(record)).items():
-        value = getattr(record, name)
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if not any(_is_a(value, kind) for kind in allowed):
-            expected = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in allowed)
-            raise InputError(f"{name.replace('_', '-')} is {value!r}; expected {expected}")
-
-
-def _is_a(value: object, kind: Any) -> bool:
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _checked(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    known = [field.name for field in fields(cls)]
-    for key in content:
-        if key not in known:
-            raise unknown("recipe key", key, known)
-    return dict(content)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pxcompress.elimination import Reader
+from pxcompress.elimination import Reader, blocks, features
 from pxcompress.scorers.lrp_residual import LRPResidual
 from pxcompress.types import Batches, Group, Plan, Scorer
 
@@ -64,7 +64,7 @@ def damage(readers: Sequence[Reader], gone: Sequence[int]) -> float:
     """What is left of the units `gone` after the best linear repair: tr(G_PP A_PP^-1), summed over `readers`."""
     total = 0.0
     for reader in readers:
-        rows = _rows(torch.tensor(list(gone), dtype=torch.int64), reader.width)
+        rows = features(torch.tensor(list(gone), dtype=torch.int64), reader.width)
         inverse, weights = (matrix[rows][:, rows] for matrix in (reader.inverse, reader.weights))
         total += float(torch.linalg.solve(inverse, weights).diagonal().sum())
     return total
@@ -77,34 +77,26 @@ def _changes(reader: Reader, gone: Tensor, kept: Tensor) -> Tensor:
     A unit p that comes back takes tr(C_pp^-1 (C G_PP C)_pp) off the damage. A unit s that goes then costs
     tr(G'_ss A'_ss^-1), where A' and G' are what the folds of P without p have made of A and G.
     """
-    lost, left, width = _rows(gone, reader.width), _rows(kept, reader.width), reader.width
+    lost, left, width = features(gone, reader.width), features(kept, reader.width), reader.width
     inverse, weights = reader.inverse, reader.weights
     spread = torch.linalg.inv(inverse[lost][:, lost])  # C
     predict = -spread @ inverse[lost][:, left]  # B
     power, cross = weights[lost][:, lost], weights[lost][:, left]
     read = cross + power @ predict  # what the folded weights of S share with those of P
-    own = _tiles_on_diagonal(spread, width)  # C_pp
-    shared = _tiles_on_diagonal(spread @ power @ spread, width)
+    own = blocks(spread, width)  # C_pp
+    shared = blocks(spread @ power @ spread, width)
     back = torch.linalg.solve(own, shared)
     gain = back.diagonal(dim1=1, dim2=2).sum(1)
     toward, common = _tiles(predict, width), torch.linalg.solve(own[:, None], _tiles(spread @ read, width))
     turned = toward.transpose(2, 3)
-    folded = _tiles_on_diagonal(weights[left][:, left] + predict.T @ read + cross.T @ predict, width)
-    known = _tiles_on_diagonal(inverse[left][:, left] + inverse[left][:, lost] @ predict, width)
+    folded = blocks(weights[left][:, left] + predict.T @ read + cross.T @ predict, width)
+    known = blocks(inverse[left][:, left] + inverse[left][:, lost] @ predict, width)
     mixed = turned @ common
     cost = folded - mixed - mixed.transpose(2, 3) + turned @ torch.linalg.solve(own, back, left=False)[:, None] @ toward
     precision = known + turned @ torch.linalg.solve(own[:, None], toward)
     return torch.linalg.solve(precision, cost).diagonal(dim1=2, dim2=3).sum(2) - gain[:, None]
 
 
-def _rows(units: Tensor, width: int) -> Tensor:
-    return (units[:, None] * width + torch.arange(width)).flatten()
-
-
 def _tiles(matrix: Tensor, width: int) -> Tensor:
     """A matrix by pairs of units: (units, others, width, width)."""
     return matrix.unflatten(0, (-1, width)).unflatten(2, (-1, width)).transpose(1, 2)
-
-
-def _tiles_on_diagonal(matrix: Tensor, width: int) -> Tensor:
-    return _tiles(matrix, width).diagonal().permute(2, 0, 1)

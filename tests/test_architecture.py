@@ -13,7 +13,7 @@ ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
     ("errors", "predict", "interrupts"),
-    ("registry", "cache", "types", "checkpoint", "learn_then_test"),
+    ("registry", "cache", "types", "checks", "checkpoint", "learn_then_test"),
     ("ranks",),
     ("memory",),
     ("state", "training", "certify", "clock", "folder", "used", "inputs", "nets", "stopwatch"),
