@@ -32,8 +32,8 @@ import attribution_cost as cost
 from pxcompress.attribution import COMPOSITES
 from pxcompress.data import load_splits, open_source
 from pxcompress.graph import find_groups, masked
-from pxcompress.models import classifier_names
-from pxcompress.plan import lowest
+from pxcompress.models.loading import classifier_names
+from pxcompress.planning.plan import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded

@@ -31,9 +31,9 @@ from zennit.torchvision import ResNetCanonizer
 from zennit.types import Activation, AvgPool
 
 from pxcompress.attribution import RuledLayer, attributed, parse_composite
+from pxcompress.attribution.relevance import TOLERANCE, deviation
 from pxcompress.graph import find_groups
-from pxcompress.models import classifier_names
-from pxcompress.relevance import TOLERANCE, deviation
+from pxcompress.models.loading import classifier_names
 from pxcompress.scorers.lrp import LRP
 from pxcompress.types import Batch, Group
 

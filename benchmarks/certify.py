@@ -1,7 +1,7 @@
 """Does the certificate keep its promise? Calibration sets drawn many times from a population with known risks.
 
 The hardest case for validity: alpha lies just below the true risk of one model in the middle of the path, so that every
-certificate for it is a violation, and as likely as it can be. Every draw goes through `pxcompress.certify.certify`.
+certificate for it is a violation, and as likely as it can be. Every draw goes through `certify.path.certify`.
 
 Then end to end: `pxcompress run --max-drop`, and the risk of the chosen model on fresh images. From the
 repository's root; it trains the dense models when they are not in the cache.
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import norm
 
-from pxcompress.artifact import DENSE, SLIM, preprocessing_of
-from pxcompress.certificate import Reserved, judge_files
-from pxcompress.certify import RISKS, Candidate, Goal, by_class, certify, losses, max_errors
+from pxcompress.certify.learn_then_test import BOUNDS, fixed_sequence
+from pxcompress.certify.path import RISKS, Candidate, Goal, by_class, certify, losses, max_errors
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.glyphs import glyph_arrays
 from pxcompress.data.samples import Samples
-from pxcompress.learn_then_test import BOUNDS, fixed_sequence
+from pxcompress.deploy.runtime import session
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.runtime import session
+from pxcompress.run_folder.certificate import Reserved, judge_files
+from pxcompress.run_folder.contents import DENSE, SLIM, preprocessing_of
 from pxcompress.types import Preprocessing
 
 Array = NDArray[Any]

@@ -35,8 +35,8 @@ def claim(text: str, value: float, target: float, better: str) -> dict[str, Any]
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, by pxcompress where it has `measure.environment`."""
-    if importlib.util.find_spec("pxcompress.measure") is not None:
-        return dict(importlib.import_module("pxcompress.measure").environment())
+    if importlib.util.find_spec("pxcompress.deploy.measure") is not None:
+        return dict(importlib.import_module("pxcompress.deploy.measure").environment())
     return {"python": platform.python_version(), "machine": platform.machine(), "cpu_count": os.cpu_count()}
 
 

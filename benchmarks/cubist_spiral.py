@@ -27,14 +27,14 @@ from spiral_search import KNOWN, LEVELS, search
 from torch import Tensor, nn
 
 from pxcompress import Recipe
-from pxcompress.baseline import train_baseline
 from pxcompress.clock import Clock
 from pxcompress.data import load_splits, open_source, training_batches
 from pxcompress.data.spiral import spiral_arrays
 from pxcompress.errors import BudgetError
+from pxcompress.models.baseline import train_baseline
 from pxcompress.nets import MLP
-from pxcompress.pipeline import cut, cut_further, plan_at, score
 from pxcompress.repair import REPAIRS
+from pxcompress.stages import cut, cut_further, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Preprocessing, Scored, Slim, Splits
 

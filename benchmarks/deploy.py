@@ -24,16 +24,16 @@ import timm
 import torch
 
 from pxcompress import Recipe, compress, compress_module
-from pxcompress.artifact import DENSE, SLIM
-from pxcompress.bench import Where, bench
-from pxcompress.export import export_onnx
-from pxcompress.precision import convert
+from pxcompress.deploy.bench import Where, bench
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.precision import convert
+from pxcompress.deploy.runtime import session
+from pxcompress.deploy.stopwatch import time_interleaved
 from pxcompress.recipe import Bench
-from pxcompress.runtime import session
+from pxcompress.run_folder.contents import DENSE, SLIM
+from pxcompress.run_folder.targets import measure_targets
 from pxcompress.state import seeded
-from pxcompress.stopwatch import time_interleaved
 from pxcompress.subject import load_subject
-from pxcompress.targets import measure_targets
 from pxcompress.types import Batch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.models

@@ -25,10 +25,10 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
 from pxcompress.clock import Clock
-from pxcompress.heatmap_metrics import cosine, gini, mass_accuracy, pixel_flipping, rank_accuracy
-from pxcompress.heatmaps import METHODS, Method, chosen_share, heatmaps, trade_off
-from pxcompress.pipeline import shrink
+from pxcompress.explain.heatmaps import METHODS, Method, chosen_share, heatmaps, trade_off
+from pxcompress.explain.metrics import cosine, gini, mass_accuracy, pixel_flipping, rank_accuracy
 from pxcompress.recipe import Recipe
+from pxcompress.stages import shrink
 from pxcompress.subject import Subject
 
 MODELS = ("ResNet", "VGG", "ViT", "DNA")

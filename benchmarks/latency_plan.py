@@ -31,15 +31,16 @@ from torch import nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.budgets.latency import Latency
 from pxcompress.clock import Clock
-from pxcompress.export import export_onnx
-from pxcompress.fit import fitted
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.graph import find_groups, prune
-from pxcompress.measure import torch_accuracy
-from pxcompress.models import classifier_names
-from pxcompress.pipeline import aligned, cut, plan_at
-from pxcompress.plan import Limits, make_plan
+from pxcompress.models.loading import classifier_names
+from pxcompress.pipeline import aligned
+from pxcompress.planning.fit import fitted
+from pxcompress.planning.plan import Limits, make_plan
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.scorers import SCORERS
+from pxcompress.stages import cut, plan_at
 from pxcompress.state import seeded
 from pxcompress.types import Group, Scored
 

@@ -28,14 +28,14 @@ from one_shot_rivals import rival_rows
 from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock
 from pxcompress.data import load_splits
+from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.errors import BudgetError
 from pxcompress.graph import find_groups, prune
-from pxcompress.measure import torch_accuracy
-from pxcompress.models import classifier_names
-from pxcompress.pipeline import plan_at, shrink
+from pxcompress.models.loading import classifier_names
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
+from pxcompress.stages import plan_at, shrink
 from pxcompress.state import seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batches, Pruned, Scored

@@ -15,8 +15,8 @@ import models
 import torch
 
 from pxcompress.clock import Clock
-from pxcompress.pipeline import shrink
 from pxcompress.recipe import Recipe
+from pxcompress.stages import shrink
 from pxcompress.state import observed, seeded
 from pxcompress.subject import Subject
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import rivals
 
-from pxcompress.cost import count_macs
+from pxcompress.cost.count import count_macs
 from pxcompress.data import load_splits
-from pxcompress.export import export_onnx
-from pxcompress.measure import accuracy, torch_accuracy
-from pxcompress.runtime import session
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.measure import accuracy, torch_accuracy
+from pxcompress.deploy.runtime import session
 from pxcompress.state import seeded
 from pxcompress.subject import Subject
 

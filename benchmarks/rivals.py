@@ -24,10 +24,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pxcompress import runtime
-from pxcompress.cost import count_macs
+from pxcompress.cost.count import count_macs
+from pxcompress.deploy import runtime
 from pxcompress.errors import PxError, ResultError
-from pxcompress.models import classifier_names
+from pxcompress.models.loading import classifier_names
 from pxcompress.repair.batchnorm import BatchNormStatistics
 from pxcompress.state import device_of
 from pxcompress.types import Batches, Plan, Pruned

@@ -32,14 +32,14 @@ from pxcompress.attribution import has_attention
 from pxcompress.clock import Clock
 from pxcompress.data import load_splits
 from pxcompress.graph import masked
-from pxcompress.pipeline import cut, plan_at
-from pxcompress.plan import lowest
+from pxcompress.planning.plan import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.search import SearchPlan
 from pxcompress.search.objectives import PXP_RATES, Bench, objective, ratios_for
 from pxcompress.search.run import Search, finished, work_on_trials
 from pxcompress.search.space import space_of
 from pxcompress.search.study import quiet
+from pxcompress.stages import cut, plan_at
 from pxcompress.state import seeded
 from pxcompress.types import Splits
 

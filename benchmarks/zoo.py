@@ -21,14 +21,14 @@ import common
 import torch
 from torch import nn
 
-from pxcompress import runtime  # noqa: F401  (loaded once, before the processes are forked)
 from pxcompress.budgets import BUDGETS
-from pxcompress.cost import count_params, macs_meter, params_meter
+from pxcompress.cost.count import count_params, macs_meter, params_meter
+from pxcompress.deploy import runtime  # noqa: F401  (loaded once, before the processes are forked)
+from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import ParityError, PxError, ResultError
-from pxcompress.export import export_onnx, verify_parity
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
-from pxcompress.models import classifier_names, load_model
-from pxcompress.plan import Limits, make_plan
+from pxcompress.models.loading import classifier_names, load_model
+from pxcompress.planning.plan import Limits, make_plan
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pxcompress.artifact import load
     from pxcompress.errors import InputError, PxError, ResultError
     from pxcompress.pipeline import compress, compress_module
+    from pxcompress.proof import Report
     from pxcompress.recipe import Recipe
-    from pxcompress.types import Report
+    from pxcompress.run_folder.contents import load
 
 _HOMES = {
     "InputError": "errors",
     "PxError": "errors",
     "Recipe": "recipe",
-    "Report": "types",
+    "Report": "proof",
     "ResultError": "errors",
     "compress": "pipeline",
     "compress_module": "pipeline",
-    "load": "artifact",
+    "load": "run_folder.contents",
 }
 
 __all__ = [

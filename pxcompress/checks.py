@@ -36,3 +36,8 @@ def known_keys(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
         if key not in known:
             raise unknown("recipe key", key, known)
     return dict(content)
+
+
+def safe_name(text: str) -> str:
+    """`text` with everything that a file may not be called turned into "_"."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in text)

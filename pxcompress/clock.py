@@ -11,9 +11,13 @@ from dataclasses import replace
 
 from pxcompress import interrupts
 from pxcompress.memory import is_out_of_memory, out_of_memory
-from pxcompress.types import StageTime
+from pxcompress.proof import StageTime
 
 Note = Callable[[str], None]
+
+
+def silent(message: str) -> None:
+    """Progress that nobody reads."""
 
 
 class Clock:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution import Attributed, Flow, attributed, parse_composite
+from pxcompress.attribution.relevance import started
 from pxcompress.errors import InputError
-from pxcompress.relevance import started
 from pxcompress.scorers.lrp import LRP
 from pxcompress.state import device_of
 

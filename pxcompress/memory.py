@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from pxcompress.checkpoint import short
 from pxcompress.errors import OutOfMemoryError
+from pxcompress.models.checkpoint import short
 from pxcompress.types import Batch, Batches
 
 T = TypeVar("T")

@@ -10,11 +10,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pxcompress.certify import Goal
-from pxcompress.checks import check_types, known_keys
+from pxcompress.certify.parts import Part
+from pxcompress.certify.path import Goal
+from pxcompress.checks import check_types, known_keys, safe_name
 from pxcompress.errors import InputError, unknown
-from pxcompress.folder import safe_name
-from pxcompress.parts import Part
 from pxcompress.registry import option
 
 DEFAULT_BUDGET = "channels"
@@ -83,7 +82,7 @@ class Bench:
     threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
 
     def __post_init__(self) -> None:
-        from pxcompress.runtime import PROVIDERS
+        from pxcompress.deploy.runtime import PROVIDERS
 
         check_types(self)
         if self.provider not in PROVIDERS:
@@ -195,10 +194,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         from pxcompress.budgets import BUDGETS
-        from pxcompress.plan import Limits
+        from pxcompress.planning.plan import Limits
+        from pxcompress.planning.selection import Selection
         from pxcompress.repair import REPAIRS
         from pxcompress.scorers import SCORERS
-        from pxcompress.selection import Selection
 
         check_types(self)
         _check_goal(self)

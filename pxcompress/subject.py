@@ -7,14 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pxcompress.baseline import baseline_key, train_baseline
 from pxcompress.clock import Note
 from pxcompress.data import Source, load_splits, open_source, restricted, training_batches
 from pxcompress.errors import InputError
-from pxcompress.models import Loaded, load_model
+from pxcompress.models.baseline import baseline_key, train_baseline
+from pxcompress.models.loading import Loaded, load_model
+from pxcompress.models.task import sliced
 from pxcompress.recipe import Recipe
 from pxcompress.state import seeded
-from pxcompress.task import sliced
 from pxcompress.types import Splits
 
 

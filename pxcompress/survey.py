@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pxcompress.cost import macs_meter, params_meter
+from pxcompress.cost.count import macs_meter, params_meter
+from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.graph import find_groups
-from pxcompress.latency import Conditions, latency_meter
-from pxcompress.models import Loaded, classifier_names
+from pxcompress.models.loading import Loaded, classifier_names
 from pxcompress.types import Fixed, Kind
 
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pxcompress.clock import Clock, Note
-from pxcompress.cost import count_macs, count_params
+from pxcompress.cost.count import count_macs, count_params
+from pxcompress.deploy.measure import environment, torch_accuracy
 from pxcompress.errors import BudgetError, InputError
-from pxcompress.folder import MARK, check_place, whole_folder
-from pxcompress.measure import environment, torch_accuracy
-from pxcompress.pipeline import aligned, cut, opened, plan_at, score
+from pxcompress.pipeline import aligned, opened
 from pxcompress.recipe import Recipe
+from pxcompress.run_folder.place import MARK, check_place, whole_folder
+from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Batches, Scored
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.cost import params_meter
-from pxcompress.export import artifact_of
+from pxcompress.cost.count import params_meter
+from pxcompress.deploy.export import artifact_of
 from pxcompress.types import Group, Meter
 
 BYTES = 4

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.latency import Conditions, file_latencies, latency_meter
+from pxcompress.cost.latency import Conditions, file_latencies, latency_meter
 from pxcompress.registry import option
 from pxcompress.types import Group, Meter
 

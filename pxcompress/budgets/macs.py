@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.cost import macs_meter
+from pxcompress.cost.count import macs_meter
 from pxcompress.types import Group, Meter
 
 

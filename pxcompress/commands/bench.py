@@ -33,8 +33,8 @@ def bench(
 
     A provider that cannot be used is left out and named, unless it is the only one.
     """
-    from pxcompress.bench import Where, usable
-    from pxcompress.bench import bench as time_files
+    from pxcompress.deploy.bench import Where, usable
+    from pxcompress.deploy.bench import bench as time_files
     from pxcompress.report.table import bench_table
 
     try:

@@ -24,8 +24,8 @@ def certify(
     as_json: AsJson = False,
 ) -> None:
     """Test a given path of models on the samples that the data keep for certificates; exit code 3 if none passes."""
-    from pxcompress.certificate import certify_files
     from pxcompress.report.table import certificate_table
+    from pxcompress.run_folder.certificate import certify_files
 
     guarantee = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
     content = certify_files(files, data, guarantee, seed)

@@ -34,8 +34,8 @@ def explain(
 
     Writes explain.html, explain.json and the figures, as PNG and SVG, in explain/.
     """
-    from pxcompress.explain import PAGE, SAMPLES, Asked, write
-    from pxcompress.explain import explain as explained
+    from pxcompress.explain.compare import PAGE, SAMPLES, Asked, write
+    from pxcompress.explain.compare import explain as explained
     from pxcompress.report.explanation import explanation_json, explanation_table
 
     if image and samples is not None:

@@ -39,8 +39,8 @@ def inspect(
     """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
     from pxcompress.conservation import conservation, random_images
     from pxcompress.conservation import to_table as flow_table
-    from pxcompress.latency import Conditions
-    from pxcompress.models import load_model
+    from pxcompress.cost.latency import Conditions
+    from pxcompress.models.loading import load_model
     from pxcompress.survey import survey, to_table
 
     if (composite or data) and not relevance:

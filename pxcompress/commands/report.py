@@ -20,12 +20,12 @@ def report(
     ] = None,
 ) -> None:
     """Print the table of a run, or one that compares several; write whatever else is asked for."""
+    from pxcompress.deploy.serving import write_repository
     from pxcompress.report.build import check_files, read_report
     from pxcompress.report.card import to_card
     from pxcompress.report.compare import to_comparison, to_comparison_table
     from pxcompress.report.figures import write_figures
     from pxcompress.report.table import to_table
-    from pxcompress.serving import write_repository
 
     if card and len(folders) > 1:
         raise InputError(f"--card is of one run; {len(folders)} folders are given")

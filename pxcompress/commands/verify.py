@@ -20,8 +20,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Recompute the certificate of a run folder from its data and ONNX files; exit code 3 if it does not hold."""
-    from pxcompress.certificate import verify as recompute
     from pxcompress.report.table import certificate_table
+    from pxcompress.run_folder.certificate import verify as recompute
 
     result = recompute(folder, data, notes(quiet))
     if as_json:

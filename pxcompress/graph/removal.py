@@ -11,8 +11,8 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pxcompress.adapter import everything
 from pxcompress.graph.heads import set_heads_
+from pxcompress.models.adapter import everything
 from pxcompress.state import device_of, observed
 from pxcompress.types import Axis, Group, Plan, Pruned
 

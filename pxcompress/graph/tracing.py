@@ -20,8 +20,8 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pxcompress.adapter import everything
 from pxcompress.errors import ModelError
+from pxcompress.models.adapter import everything
 from pxcompress.state import device_of, time_limit
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 

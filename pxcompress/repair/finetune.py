@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.errors import DataError, ResultError
+from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.ranks import from_first, mean_gradients_, processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed, seeded
-from pxcompress.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.types import Batch, Batches, Pruned
 
 WARM_UP = 0.1  # share of the steps

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pxcompress.attribution.relevance import started
 from pxcompress.collect import members_by_module, others, removed_rows
 from pxcompress.consumers import add_, consumers
 from pxcompress.ranks import processes, rank, summed
 from pxcompress.registry import option
-from pxcompress.relevance import started
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batches, Pruned

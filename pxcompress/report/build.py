@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pxcompress.errors import InputError, unknown
-from pxcompress.types import Report
+from pxcompress.proof import Report
 
 SCHEMA_VERSION = 1
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from pxcompress.proof import Measurement, Report
 from pxcompress.report.summary import badge, command, conditions, drop_interval, headline, percent, points, rows, wilson
 from pxcompress.report.targets import HEAD, target_rows
-from pxcompress.types import Measurement, Report
 
 _CLASSES = 20
 """Class names that a card lists; the ONNX file has all."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from pxcompress.proof import Report
 from pxcompress.report.markup import node, pairs, section, table
 from pxcompress.report.summary import badge, counted, path_rows
-from pxcompress.types import Report
 
 _TESTED = (
     "the exported files, through ONNX Runtime on the CPU, on samples that no other stage has seen. "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
+from pxcompress.proof import Report
 from pxcompress.report.markup import Bar, bars, node, section, table
 from pxcompress.report.summary import percent
-from pxcompress.types import Report
 
 _MOST = 20
 """Classes that the page shows; report.json has all."""

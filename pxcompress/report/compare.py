@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
+from pxcompress.proof import Report
 from pxcompress.report.figures import Named, picture, tradeoff
 from pxcompress.report.markup import document, node, section, table
 from pxcompress.report.summary import (
@@ -22,7 +23,6 @@ from pxcompress.report.summary import (
     wilson,
 )
 from pxcompress.report.table import aligned
-from pxcompress.types import Report
 
 HEAD = (
     "run",

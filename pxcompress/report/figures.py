@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from pxcompress.folder import safe_name
+from pxcompress.checks import safe_name
+from pxcompress.proof import Report
 from pxcompress.report.summary import wilson
-from pxcompress.types import Report
 
 _DENSE, _PRUNED = "#808b9a", "#0b7a75"
 _STYLE: Any = {

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
+from pxcompress.proof import GroupWidth, Report
 from pxcompress.report.certificate import badge_box, certificate_section
 from pxcompress.report.classes import class_section
 from pxcompress.report.markup import Bar, bars, document, node, pairs, section, table
@@ -29,7 +30,7 @@ from pxcompress.report.summary import (
     wilson,
 )
 from pxcompress.report.targets import targets_section
-from pxcompress.types import Fixed, GroupWidth, Report
+from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"
 _TIMES = "\N{MULTIPLICATION SIGN}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from pxcompress.proof import Measurement, Placement, Report, Speedup
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
     GOALS,
@@ -21,7 +22,6 @@ from pxcompress.recipe import (
     auto_repair,
     auto_round_to,
 )
-from pxcompress.types import Measurement, Placement, Report, Speedup
 
 _OPTIONS = {"scorer": "score"}
 """Recipe keys whose command-line option has another name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pxcompress.proof import Measurement, Report
 from pxcompress.report.classes import class_line
 from pxcompress.report.summary import (
     badge,
@@ -23,10 +24,9 @@ from pxcompress.report.summary import (
     wilson,
 )
 from pxcompress.report.targets import HEAD, target_rows
-from pxcompress.types import Measurement, Report
 
 if TYPE_CHECKING:
-    from pxcompress.bench import BenchRow
+    from pxcompress.deploy.bench import BenchRow
 
 _Line = tuple[str, ...]
 

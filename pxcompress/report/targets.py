@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
+from pxcompress.proof import Report
 from pxcompress.report.markup import node, section, table
 from pxcompress.report.summary import milliseconds, nodes, percent, size, times
-from pxcompress.types import Report
 
 HEAD = ("file", "top-1", "same top-1", "size", "p50", "faster than dense", "nodes")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pxcompress.attribution.relevance import started
 from pxcompress.collect import collect
 from pxcompress.registry import option
-from pxcompress.relevance import started
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batch, Batches, Group, Scores
 

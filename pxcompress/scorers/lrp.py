@@ -10,8 +10,16 @@ from torch import nn
 
 from pxcompress.attribution import Pruning, attributed
 from pxcompress.attribution.composites import parse_composite
+from pxcompress.attribution.relevance import (
+    AGGREGATES,
+    PRECISIONS,
+    STARTS,
+    Expanded,
+    in_precision,
+    started,
+    unit_relevance,
+)
 from pxcompress.registry import option, searched
-from pxcompress.relevance import AGGREGATES, PRECISIONS, STARTS, Expanded, in_precision, started, unit_relevance
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scores
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
+from pxcompress.attribution.relevance import STARTS, started
 from pxcompress.collect import input_layouts, moments, power
 from pxcompress.elimination import Reader, eliminate, regularised_inverse
 from pxcompress.registry import option, searched
-from pxcompress.relevance import STARTS, started
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Axis, Batches, Group, Member, Scores
 

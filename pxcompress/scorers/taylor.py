@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from pxcompress.attribution.relevance import AGGREGATES, STARTS, started, unit_relevance
 from pxcompress.registry import option
-from pxcompress.relevance import AGGREGATES, STARTS, started, unit_relevance
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scores
 

@@ -16,13 +16,13 @@ from torch.nn.functional import kl_div
 
 from pxcompress.clock import Clock
 from pxcompress.collect import Remembered
+from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.errors import InputError, ResultError, unknown
 from pxcompress.graph import masked
-from pxcompress.measure import torch_accuracy
-from pxcompress.pipeline import cut, plan_at, priced
-from pxcompress.plan import lowest
+from pxcompress.planning.plan import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
+from pxcompress.stages import cut, plan_at, priced
 from pxcompress.state import device_of, observed, seeded
 from pxcompress.types import Batches, Scored, Scores
 

@@ -13,10 +13,10 @@ from models import subject as subject_named
 from torch import nn
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.cost import count_macs, count_params
+from pxcompress.cost.count import count_macs, count_params
 from pxcompress.errors import BudgetError
 from pxcompress.graph import prune
-from pxcompress.plan import Limits, make_plan
+from pxcompress.planning.plan import Limits, make_plan
 from pxcompress.recipe import Recipe
 from pxcompress.types import Meter
 

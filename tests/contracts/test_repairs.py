@@ -13,7 +13,7 @@ from models import CLASSES, Subject, batches_of, extreme_plan, plan_of, random_p
 from models import subject as subject_named
 from torch import nn
 
-from pxcompress.cost import count_macs
+from pxcompress.cost.count import count_macs
 from pxcompress.graph import prune
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS

@@ -9,7 +9,7 @@ from models import CLASSES, Subject
 from models import subject as subject_named
 from torch import Tensor
 
-from pxcompress.class_relevance import class_relevance
+from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.collect import members_by_module
 from pxcompress.scorers import SCORERS
 from pxcompress.state import observed

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pxcompress import InputError, Recipe, compress_module
 from pxcompress.elimination import Reader, eliminate
+from pxcompress.planning.swaps import _changes, damage, swapped, swapped_plan
 from pxcompress.scorers.lrp_residual import LRPResidual
 from pxcompress.scorers.magnitude import Magnitude
 from pxcompress.state import seeded
-from pxcompress.swaps import _changes, damage, swapped, swapped_plan
 
 
 def readers_of(units: int, widths: tuple[int, ...], seed: int) -> list[Reader]:

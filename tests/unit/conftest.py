@@ -11,9 +11,9 @@ import torch
 from command import Px, caller
 from torch import nn
 
-from pxcompress.export import export_onnx
+from pxcompress.deploy.export import export_onnx
+from pxcompress.proof import Artifact
 from pxcompress.state import seeded
-from pxcompress.types import Artifact
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from command import Px, one_line
 from conftest import Exported
 from onnx import TensorProto, helper
 
-from pxcompress import runtime
-from pxcompress.bench import Where, bench, usable
+from pxcompress.deploy import runtime
+from pxcompress.deploy.bench import Where, bench, usable
 from pxcompress.errors import InputError, ResultError
 
 without_gpu = pytest.mark.skipif(not runtime.unusable("cuda"), reason="says what happens without a GPU")

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pxcompress.certify import (
+from pxcompress.certify.learn_then_test import BOUNDS, TESTING, binomial, fixed_sequence, graphical
+from pxcompress.certify.path import (
     RISKS,
     Candidate,
     Certificate,
@@ -28,9 +29,8 @@ from pxcompress.certify import (
     sentence,
     spent,
 )
+from pxcompress.certify.used import check_disjoint, split_hash
 from pxcompress.errors import DataError, InputError
-from pxcompress.learn_then_test import BOUNDS, TESTING, binomial, fixed_sequence, graphical
-from pxcompress.used import check_disjoint, split_hash
 
 
 def exact_tail(errors, n, alpha):

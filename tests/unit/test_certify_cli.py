@@ -22,17 +22,17 @@ from torch import nn
 
 import pxcompress
 from pxcompress import pipeline
-from pxcompress.certificate import check_certifiable
-from pxcompress.certify import max_errors
+from pxcompress.certify.learn_then_test import fixed_sequence
+from pxcompress.certify.path import max_errors
+from pxcompress.certify.used import FILE, record_use
+from pxcompress.deploy.runtime import session
 from pxcompress.errors import DataError, InputError
-from pxcompress.learn_then_test import fixed_sequence
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import from_json
-from pxcompress.runtime import session
+from pxcompress.run_folder.certificate import check_certifiable
 from pxcompress.state import seeded
 from pxcompress.subject import Subject, load_subject
 from pxcompress.types import Batch, Batches
-from pxcompress.used import FILE, record_use
 
 SIZE = 16
 Run = Callable[..., Outcome]

@@ -15,10 +15,10 @@ from models import subject as subject_named
 from torch import Tensor
 
 from pxcompress import Recipe, compress_module
-from pxcompress.class_relevance import class_relevance, guarded, removed_shares
+from pxcompress.attribution.class_relevance import class_relevance, guarded, removed_shares
 from pxcompress.clock import Clock
 from pxcompress.errors import InputError
-from pxcompress.pipeline import ever_smaller, plan_at, score
+from pxcompress.stages import ever_smaller, plan_at, score
 from pxcompress.types import Batch, ClassRelevance
 
 FLAT = subject_named("flatten_cnn")

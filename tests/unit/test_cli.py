@@ -19,8 +19,8 @@ from models import CLASSES, FlattenCNN
 from safetensors.torch import load_file, save_file
 
 import pxcompress
+from pxcompress.deploy.runtime import session
 from pxcompress.report.build import from_json
-from pxcompress.runtime import session
 from pxcompress.state import seeded
 
 MODEL = "models:FlattenCNN"

@@ -19,14 +19,14 @@ from onnx import helper
 from PIL import Image
 from test_report import NASTY, REPORT, Page, certified, make_report, measurement
 
+from pxcompress.deploy.measure import ratios
 from pxcompress.errors import InputError
-from pxcompress.measure import ratios
+from pxcompress.proof import DataSummary, Report, Speedup, Target
 from pxcompress.report import from_json, to_json
 from pxcompress.report.build import read_report
 from pxcompress.report.card import to_card
 from pxcompress.report.compare import comparison_rows, differences, to_comparison, to_comparison_table
 from pxcompress.report.figures import write_figures
-from pxcompress.types import DataSummary, Report, Speedup, Target
 
 
 def smaller(top1: float, p50: float, cost: int, **changes: Any) -> Report:

@@ -8,7 +8,7 @@ from models import Subject, extreme_plan, kept_counts, plan_of, random_plan, sna
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.cost import count_macs, count_params, macs_by_module, macs_meter, params_by_module, params_meter
+from pxcompress.cost.count import count_macs, count_params, macs_by_module, macs_meter, params_by_module, params_meter
 from pxcompress.graph import prune
 from pxcompress.types import Plan
 

@@ -9,9 +9,9 @@ from models import subject as subject_named
 from torch import nn
 
 from pxcompress.collect import others
-from pxcompress.dead_paths import without_dead_paths
 from pxcompress.graph import find_groups, prune
-from pxcompress.plan import Limits
+from pxcompress.planning.dead_paths import without_dead_paths
+from pxcompress.planning.plan import Limits
 from pxcompress.state import seeded
 from pxcompress.types import Group, Pruned
 

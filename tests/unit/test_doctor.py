@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from command import Px
 
-from pxcompress import doctor, runtime
-from pxcompress.doctor import Finding
+from pxcompress.deploy import doctor, runtime
+from pxcompress.deploy.doctor import Finding
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ from models import CLASSES, FlattenCNN
 from PIL import Image
 from safetensors.torch import save_file
 
-from pxcompress.artifact import load_pruned
 from pxcompress.errors import InputError
-from pxcompress.explain import Asked, explain
+from pxcompress.explain.compare import Asked, explain
+from pxcompress.run_folder.contents import load_pruned
 from pxcompress.state import seeded
 
 SIZE = 16

@@ -12,9 +12,9 @@ import torch
 from conftest import METADATA, Exported, make_cnn
 from torch import Tensor, nn
 
-from pxcompress import runtime
+from pxcompress.deploy import runtime
+from pxcompress.deploy.export import OPSET, export_onnx, onnx_files, verify_parity
 from pxcompress.errors import DataError, ModelError
-from pxcompress.export import OPSET, export_onnx, onnx_files, verify_parity
 
 
 def _inputs(count: int, size: int = 16) -> Tensor:

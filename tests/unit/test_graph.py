@@ -22,7 +22,7 @@ from models import subject as subject_named
 from odd_models import ODD, Raises, Uncopyable
 from torch import Tensor, nn
 
-from pxcompress.cost import count_params
+from pxcompress.cost.count import count_params
 from pxcompress.errors import ModelError
 from pxcompress.graph import find_groups, is_depthwise, masked, prune, removal_error
 from pxcompress.state import seeded

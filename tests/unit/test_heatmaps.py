@@ -12,7 +12,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
-from pxcompress.heatmap_metrics import (
+from pxcompress.explain.heatmaps import METHODS, SHARES, Method, chosen_share, heatmaps, trade_off
+from pxcompress.explain.metrics import (
     SIMILARITIES,
     cosine,
     gini,
@@ -22,7 +23,6 @@ from pxcompress.heatmap_metrics import (
     rank_correlation,
     top_overlap,
 )
-from pxcompress.heatmaps import METHODS, SHARES, Method, chosen_share, heatmaps, trade_off
 from pxcompress.state import seeded
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pxcompress.knapsack import Choice, least_damage
+from pxcompress.planning.knapsack import Choice, least_damage
 
 fast = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

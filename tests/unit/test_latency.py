@@ -8,13 +8,13 @@ import timm
 import torch
 from torch import nn
 
+from pxcompress.cost.latency import Conditions, Table, best_step
+from pxcompress.cost.operators import operators
+from pxcompress.deploy.runtime import time_graph
 from pxcompress.errors import BudgetError
-from pxcompress.fit import fitted
 from pxcompress.graph import find_groups
-from pxcompress.latency import Conditions, Table, best_step
-from pxcompress.operators import operators
-from pxcompress.plan import Limits, make_plan
-from pxcompress.runtime import time_graph
+from pxcompress.planning.fit import fitted
+from pxcompress.planning.plan import Limits, make_plan
 from pxcompress.types import Plan, Scored, Structure
 
 CONDITIONS = Conditions(provider="cpu", threads=1)

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pxcompress import cost, measure, runtime
+from pxcompress.cost import count as cost
+from pxcompress.deploy import measure, runtime
+from pxcompress.deploy.measure import Candidate, Comparison, Speedup
 from pxcompress.errors import DataError, InputError, ResultError
-from pxcompress.measure import Candidate, Comparison, Speedup
-from pxcompress.types import Batch, Measurement, Placement
+from pxcompress.proof import Measurement, Placement
+from pxcompress.types import Batch
 
 
 class _Apply(nn.Module):

@@ -14,7 +14,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
-from pxcompress.models import Architecture, Loaded, classifier_names, load_model
+from pxcompress.models.loading import Architecture, Loaded, classifier_names, load_model
 from pxcompress.state import seeded
 
 SMALL = "test_resnet"

@@ -18,7 +18,7 @@ from pxcompress.data import load_splits, open_source
 from pxcompress.data.dna import CLASSES, ERRORS, LENGTH, LETTERS, MOTIFS, PAIRS, dna_arrays, dna_sample
 from pxcompress.data.spiral import POINTS, spiral_arrays
 from pxcompress.errors import DataError, ModelError
-from pxcompress.models import load_model
+from pxcompress.models.loading import load_model
 from pxcompress.types import Preprocessing
 
 TINY_DNA = "dna:train=192,select=24,held_out=96"

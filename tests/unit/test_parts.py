@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from pxcompress.certify import Candidate, Goal, certify, losses, sentence
+from pxcompress.certify.parts import COVERAGE, PARTS, Part
+from pxcompress.certify.path import Candidate, Goal, certify, losses, sentence
 from pxcompress.errors import DataError, InputError
-from pxcompress.parts import COVERAGE, PARTS, Part
 
 DRAWN = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 

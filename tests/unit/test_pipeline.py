@@ -12,7 +12,7 @@ from pxcompress import InputError, Recipe, compress_module
 from pxcompress.clock import Clock
 from pxcompress.errors import BudgetError
 from pxcompress.graph import removal_error
-from pxcompress.pipeline import ever_smaller, score, shrink
+from pxcompress.stages import ever_smaller, score, shrink
 from pxcompress.state import seeded
 from pxcompress.types import Batch
 

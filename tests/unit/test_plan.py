@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pxcompress.errors import BudgetError, InputError
-from pxcompress.plan import NORMALISATIONS, Limits, make_plan, plan_from_json, plan_to_json
+from pxcompress.planning.plan import NORMALISATIONS, Limits, make_plan, plan_from_json, plan_to_json
 from pxcompress.types import Group, Kind, Meter, Plan
 
 BUDGET = ("toy", "coins")

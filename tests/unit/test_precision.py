@@ -14,15 +14,17 @@ from conftest import METADATA, Exported
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from pxcompress import runtime, targets
+from pxcompress.deploy import runtime
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, activation_ranges, convert
 from pxcompress.errors import InputError, ModelError
-from pxcompress.export import export_onnx
-from pxcompress.precision import FP16_LIMIT, PRECISIONS, activation_ranges, convert
+from pxcompress.proof import Speedup
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.report.targets import target_rows, times
+from pxcompress.run_folder import targets
+from pxcompress.run_folder.targets import make_targets, measure_targets
 from pxcompress.state import seeded
-from pxcompress.targets import make_targets, measure_targets
-from pxcompress.types import Batch, Speedup
+from pxcompress.types import Batch
 
 
 def images(count: int = 64) -> list[Batch]:

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pxcompress import predict, runtime
 from pxcompress.data.batches import read_images
 from pxcompress.data.samples import Samples
-from pxcompress.export import export_onnx
+from pxcompress.deploy import predict, runtime
+from pxcompress.deploy.export import export_onnx
 from pxcompress.types import Preprocessing
 
 PREPARED = Preprocessing((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), "bilinear", 0.8)

@@ -18,7 +18,8 @@ SCRIPT = """
 import json, sys
 import torch
 from models import subject
-from pxcompress.pipeline import shrink
+
+from pxcompress.stages import shrink
 from pxcompress.ranks import is_first, joined, rank, shares
 from pxcompress.recipe import Recipe
 from pxcompress.state import seeded

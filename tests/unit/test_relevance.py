@@ -7,8 +7,8 @@ import torch
 from models import batches_of
 from models import subject as subject_named
 
+from pxcompress.attribution.relevance import PRECISIONS, TOLERANCE, deviation, in_precision
 from pxcompress.errors import InputError
-from pxcompress.relevance import PRECISIONS, TOLERANCE, deviation, in_precision
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Scores
 

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 import pxcompress
 from pxcompress import compress_module
+from pxcompress.deploy.export import artifact_of
 from pxcompress.errors import InputError
-from pxcompress.export import artifact_of
-from pxcompress.folder import whole_folder
 from pxcompress.memory import in_smaller_batches
+from pxcompress.run_folder.place import whole_folder
 from pxcompress.state import seeded
 from pxcompress.types import Batches
 

@@ -16,19 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pxcompress import cli, pipeline
-from pxcompress.bench import BenchRow
-from pxcompress.certify import Candidate, Goal, certify
+from pxcompress.certify.parts import Part
+from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.deploy.bench import BenchRow
+from pxcompress.deploy.measure import Comparison, Speedup, ratios, verdict
 from pxcompress.errors import InputError
-from pxcompress.measure import Comparison, Speedup, ratios, verdict
-from pxcompress.parts import Part
-from pxcompress.recipe import Bench, Guarantee, Recipe
-from pxcompress.report import from_json, to_html, to_json, to_table
-from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
-from pxcompress.report.table import bench_table
-from pxcompress.types import (
+from pxcompress.proof import (
     ClassShare,
     DataSummary,
-    Fixed,
     GroupWidth,
     Latency,
     Measurement,
@@ -37,6 +32,11 @@ from pxcompress.types import (
     Report,
     StageTime,
 )
+from pxcompress.recipe import Bench, Guarantee, Recipe
+from pxcompress.report import from_json, to_html, to_json, to_table
+from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
+from pxcompress.report.table import bench_table
+from pxcompress.types import Fixed
 
 NASTY = "<b>x</b> & \"q\" 'a' -> \N{SNOWMAN} </script><img src=http://x.y/z>"
 VOID = {"meta", "wbr", "br", "hr", "img", "input", "link"}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from pxcompress.graph import find_groups, prune, removal_error
-from pxcompress.rewrite import ExplicitAttention, plain
+from pxcompress.models.rewrite import ExplicitAttention, plain
 from pxcompress.state import seeded
 
 

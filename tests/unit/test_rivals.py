@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pxcompress.cost import count_macs
+from pxcompress.cost.count import count_macs
 from pxcompress.errors import ResultError
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

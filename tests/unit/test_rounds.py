@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pxcompress import InputError, Recipe, compress_module
 from pxcompress.graph import prune
-from pxcompress.plan import GONE, Limits, make_plan
-from pxcompress.rounds import groups_left, prune_further, ratios_of, spread
+from pxcompress.planning.plan import GONE, Limits, make_plan
+from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.state import seeded
 from pxcompress.types import Plan, Pruned
 

@@ -14,7 +14,7 @@ import torch
 from conftest import Exported
 from onnx import TensorProto, helper
 
-from pxcompress import runtime, stopwatch
+from pxcompress.deploy import runtime, stopwatch
 from pxcompress.errors import InputError, ResultError
 
 GPU = not runtime.unusable("cuda")

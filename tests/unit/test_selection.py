@@ -6,8 +6,8 @@ from torch import nn
 
 from pxcompress.errors import InputError
 from pxcompress.graph import find_groups
-from pxcompress.plan import Limits
-from pxcompress.selection import Selection
+from pxcompress.planning.plan import Limits
+from pxcompress.planning.selection import Selection
 from pxcompress.types import Structure
 
 

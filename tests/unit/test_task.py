@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 import pxcompress
 from pxcompress.data import open_source, restricted
+from pxcompress.deploy.runtime import session
 from pxcompress.errors import DataError, ModelError
+from pxcompress.models.task import sliced
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import from_json
 from pxcompress.report.summary import command
-from pxcompress.runtime import session
 from pxcompress.state import seeded
 from pxcompress.subject import load_subject, with_baseline
-from pxcompress.task import sliced
 
 OUTPUTS = (3, 0, 1)
 KEPT = ("8", "3", "5")

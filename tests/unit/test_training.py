@@ -4,8 +4,17 @@ import pytest
 import torch
 from torch import nn
 
+from pxcompress.models.training import (
+    CLIP,
+    SHIFT,
+    adamw,
+    deterministic,
+    flushed_denormals,
+    moved,
+    update,
+    zero_denormals,
+)
 from pxcompress.state import seeded
-from pxcompress.training import CLIP, SHIFT, adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 
 
 def small_net() -> nn.Module:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 from user_modules import USER_MODULES, Segmentation, Sequences, Several, Text, TwoInputs
 
 from pxcompress import InputError, compress_module
-from pxcompress.cost import count_params
+from pxcompress.cost.count import count_params
 from pxcompress.graph import masked
 from pxcompress.state import seeded
 from pxcompress.types import Slim

@@ -11,10 +11,10 @@ import timm
 import torch
 from models import CLASSES, extreme_plan, random_plan, randomised
 
-from pxcompress.cost import macs_meter
+from pxcompress.cost.count import macs_meter
 from pxcompress.graph import find_groups, prune, removal_error
-from pxcompress.models import classifier_names
-from pxcompress.rewrite import plain
+from pxcompress.models.loading import classifier_names
+from pxcompress.models.rewrite import plain
 from pxcompress.state import seeded
 
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pxcompress.certify import Goal, by_class, check_samples, confidence
+from pxcompress.certify.learn_then_test import Array
+from pxcompress.certify.path import Goal, by_class, check_samples, confidence
 from pxcompress.errors import InputError, unknown
-from pxcompress.learn_then_test import Array
 
 PARTS = ("all", "confident", "classes")
 COVERAGE = 0.8

@@ -15,17 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pxcompress import runtime
-from pxcompress.artifact import DENSE, load_pruned, preprocessing_of, read_run
 from pxcompress.attribution import attributed, parse_composite
+from pxcompress.attribution.relevance import started, unit_relevance
 from pxcompress.cache import whole_file
 from pxcompress.clock import Note
 from pxcompress.data import is_embedded, load_splits, open_source, read_files, restricted
+from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
-from pxcompress.heatmap_metrics import SIMILARITIES, cosine, gini, pixel_flipping
-from pxcompress.heatmaps import CHUNK, METHODS, Method, chosen_share, heatmaps
+from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, chosen_share, heatmaps
+from pxcompress.explain.metrics import SIMILARITIES, cosine, gini, pixel_flipping
 from pxcompress.recipe import Recipe
-from pxcompress.relevance import started, unit_relevance
 from pxcompress.report.explanation import (
     Alike,
     Carried,
@@ -39,6 +38,7 @@ from pxcompress.report.explanation import (
 )
 from pxcompress.report.explanation_page import explanation_page
 from pxcompress.report.heatmap_figures import figure
+from pxcompress.run_folder.contents import DENSE, load_pruned, preprocessing_of, read_run
 from pxcompress.scorers import SCORERS
 from pxcompress.state import device_of
 from pxcompress.subject import Subject, load_subject, with_baseline

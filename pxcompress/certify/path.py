@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pxcompress.certify.learn_then_test import BOUNDS, TESTING, Array, first_whole
+from pxcompress.certify.learn_then_test import max_errors as max_errors
+from pxcompress.certify.learn_then_test import samples_needed as samples_needed
 from pxcompress.errors import DataError, InputError, unknown
-from pxcompress.learn_then_test import BOUNDS, TESTING, Array, first_whole
-from pxcompress.learn_then_test import max_errors as max_errors
-from pxcompress.learn_then_test import samples_needed as samples_needed
 
 # --- risks: outputs of the dense and of the pruned model -> one loss a sample ---------------------------------------
 

@@ -19,8 +19,30 @@ from typing import Any
 
 import numpy as np
 
-from pxcompress import runtime
-from pxcompress.artifact import (
+from pxcompress.cache import cache_dir
+from pxcompress.certify.learn_then_test import Array
+from pxcompress.certify.parts import Part
+from pxcompress.certify.path import (
+    Candidate,
+    Certificate,
+    Goal,
+    Tested,
+    certify,
+    losses,
+    sentence,
+    spent,
+)
+from pxcompress.certify.used import check_disjoint, record_use, split_hash
+from pxcompress.clock import Clock, Note
+from pxcompress.data import Source, load_splits, open_source, restricted
+from pxcompress.deploy import runtime
+from pxcompress.deploy.export import artifact_of, onnx_files
+from pxcompress.deploy.measure import file_bytes
+from pxcompress.errors import InputError, ResultError
+from pxcompress.proof import Artifact
+from pxcompress.recipe import Guarantee, Recipe
+from pxcompress.report.build import sha256_of
+from pxcompress.run_folder.contents import (
     DENSE,
     PLAN,
     SLIM,
@@ -32,29 +54,8 @@ from pxcompress.artifact import (
     preprocessing_of,
     read_run,
 )
-from pxcompress.cache import cache_dir
-from pxcompress.certify import (
-    Candidate,
-    Certificate,
-    Goal,
-    Tested,
-    certify,
-    losses,
-    sentence,
-    spent,
-)
-from pxcompress.clock import Clock, Note
-from pxcompress.data import Source, load_splits, open_source, restricted
-from pxcompress.errors import InputError, ResultError
-from pxcompress.export import artifact_of, onnx_files
-from pxcompress.learn_then_test import Array
-from pxcompress.measure import file_bytes
-from pxcompress.parts import Part
-from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.report.build import sha256_of
 from pxcompress.subject import Subject
-from pxcompress.types import Artifact, Batches, Slim, Splits
-from pxcompress.used import check_disjoint, record_use, split_hash
+from pxcompress.types import Batches, Slim, Splits
 
 FILE = "certificate.json"
 WHOLE = Part()

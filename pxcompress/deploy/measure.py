@@ -15,13 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pxcompress import runtime, stopwatch
+from pxcompress.deploy import runtime, stopwatch
+from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.runtime import Session
 from pxcompress.errors import DataError, InputError, ModelError, ResultError
-from pxcompress.export import onnx_files
+from pxcompress.proof import Latency, Measurement, Placement, Ratios, Speedup
 from pxcompress.ranks import summed
-from pxcompress.runtime import Session
 from pxcompress.state import device_of, observed
-from pxcompress.types import Batches, Latency, Measurement, Placement, Ratios, Speedup
+from pxcompress.types import Batches
 
 Seconds = npt.NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pxcompress.checkpoint import short
 from pxcompress.errors import ModelError
-from pxcompress.models import classifier_names
+from pxcompress.models.checkpoint import short
+from pxcompress.models.loading import classifier_names
 from pxcompress.state import device_of, observed
 
 TOLERANCE = 1e-4

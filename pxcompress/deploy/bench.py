@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pxcompress import runtime, stopwatch
+from pxcompress.deploy import runtime, stopwatch
+from pxcompress.deploy.measure import Seconds, check_batch_size, file_bytes, latency, speedup
+from pxcompress.deploy.runtime import Session
 from pxcompress.errors import InputError
-from pxcompress.measure import Seconds, check_batch_size, file_bytes, latency, speedup
-from pxcompress.runtime import Session
-from pxcompress.types import Latency, Placement, Speedup
+from pxcompress.proof import Latency, Placement, Speedup
 
 
 @dataclass(frozen=True)

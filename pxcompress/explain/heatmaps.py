@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from pxcompress.attribution import Pruning, attributed, parse_composite
 from pxcompress.errors import unknown
-from pxcompress.heatmap_metrics import cosine, gini
+from pxcompress.explain.metrics import cosine, gini
 from pxcompress.state import device_of
 
 METHODS: Mapping[str, str] = {"lrp": "", "plrp-lambda": "lambda", "plrp-m": "m"}

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from pxcompress import runtime
 from pxcompress.cache import cache_dir
+from pxcompress.deploy import runtime
+from pxcompress.deploy.measure import environment
 from pxcompress.errors import InputError
-from pxcompress.measure import environment
 
 _GIGABYTE = 10**9
 _NEEDED_BYTES = 5 * _GIGABYTE

@@ -21,11 +21,11 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
-from pxcompress.cost import Widths
-from pxcompress.export import export_onnx
+from pxcompress.cost.count import Widths
+from pxcompress.cost.operators import Operator, operators
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.runtime import VERSION, device_name, session, time_graph, time_runs
 from pxcompress.graph import prune
-from pxcompress.operators import Operator, operators
-from pxcompress.runtime import VERSION, device_name, session, time_graph, time_runs
 from pxcompress.types import Group, Meter, Plan
 
 Array = npt.NDArray[np.float64]

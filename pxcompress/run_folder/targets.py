@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress import runtime
+from pxcompress.deploy import runtime
+from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.measure import Seconds, file_bytes, latency, speedup
+from pxcompress.deploy.precision import convert
+from pxcompress.deploy.runtime import Array, Session
 from pxcompress.errors import ModelError
-from pxcompress.export import onnx_files
-from pxcompress.measure import Seconds, file_bytes, latency, speedup
-from pxcompress.precision import convert
+from pxcompress.proof import Target
 from pxcompress.recipe import Bench
-from pxcompress.runtime import Array, Session
-from pxcompress.types import Batches, Target
+from pxcompress.types import Batches
 
 LOSS = 0.01
 """Share of top-1 that a precision may lose against float32 without a warning."""

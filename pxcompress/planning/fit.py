@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pxcompress.deploy.export import export_onnx
 from pxcompress.errors import BudgetError
-from pxcompress.export import export_onnx
 from pxcompress.graph import prune
 from pxcompress.types import Attempt, FileBudget, Plan, Scored
 

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
-from pxcompress.checkpoint import load_state, short
 from pxcompress.errors import DataError, ModelError
-from pxcompress.models import Architecture
+from pxcompress.models.checkpoint import load_state, short
+from pxcompress.models.loading import Architecture
+from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.state import device_of, seeded
-from pxcompress.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.types import Batches, Preprocessing
 
 TRAINER_VERSION = 1

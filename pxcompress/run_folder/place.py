@@ -12,12 +12,6 @@ from pathlib import Path
 
 from pxcompress.errors import InputError
 
-
-def safe_name(text: str) -> str:
-    """`text` with everything that a file may not be called turned into "_"."""
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in text)
-
-
 MARK = "recipe.json"
 """The file by which a folder is known as one of ours, so that only such a folder is ever replaced."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pxcompress.errors import BudgetError, InputError, unknown
-from pxcompress.knapsack import Choice, least_damage
+from pxcompress.planning.knapsack import Choice, least_damage
 from pxcompress.types import Group, Meter, Plan, Scores
 
 Normalisation = Callable[[Tensor, Tensor], Tensor]

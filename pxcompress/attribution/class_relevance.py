@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution import attributed, parse_composite
+from pxcompress.attribution.relevance import started
 from pxcompress.collect import collect_by_label
-from pxcompress.relevance import started
 from pxcompress.state import device_of
 from pxcompress.types import Batches, ClassRelevance, Group, Plan, Scores
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pxcompress.checks import safe_name
+from pxcompress.deploy.export import INPUT, OUTPUT, onnx_files
 from pxcompress.errors import InputError
-from pxcompress.export import INPUT, OUTPUT, onnx_files
-from pxcompress.folder import safe_name
-from pxcompress.types import Report
+from pxcompress.proof import Report
 
 _CONFIG = """name: "{name}"
 backend: "onnxruntime"

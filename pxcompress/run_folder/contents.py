@@ -16,36 +16,25 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pxcompress import __version__
-from pxcompress.checkpoint import load_state, short
-from pxcompress.class_relevance import removed_shares
+from pxcompress.attribution.class_relevance import removed_shares
 from pxcompress.clock import Clock
-from pxcompress.cost import count_macs, count_params
+from pxcompress.cost.count import count_macs, count_params
+from pxcompress.deploy.export import export_onnx, verify_parity
+from pxcompress.deploy.measure import Candidate, Comparison, compare, environment, ratios, verdict
 from pxcompress.errors import InputError, ParityError
-from pxcompress.export import export_onnx, verify_parity
 from pxcompress.graph import find_groups, prune
-from pxcompress.measure import Candidate, Comparison, compare, environment, ratios, verdict
-from pxcompress.models import Architecture, classifier_names
-from pxcompress.plan import plan_from_json, plan_to_json, planned_groups
+from pxcompress.models.checkpoint import load_state, short
+from pxcompress.models.loading import Architecture, classifier_names
+from pxcompress.models.rewrite import plain
+from pxcompress.models.task import sliced
+from pxcompress.planning.plan import plan_from_json, plan_to_json, planned_groups
+from pxcompress.proof import Artifact, ClassShare, DataSummary, GroupWidth, Parity, Report, StageTime
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.report.build import check_files, read_report, sha256_of, to_json
 from pxcompress.report.html import to_html
-from pxcompress.rewrite import plain
+from pxcompress.run_folder.targets import Targets, make_targets, measure_targets
 from pxcompress.subject import Subject
-from pxcompress.targets import Targets, make_targets, measure_targets
-from pxcompress.task import sliced
-from pxcompress.types import (
-    Artifact,
-    ClassRelevance,
-    ClassShare,
-    DataSummary,
-    GroupWidth,
-    Parity,
-    Preprocessing,
-    Pruned,
-    Report,
-    Slim,
-    StageTime,
-)
+from pxcompress.types import ClassRelevance, Preprocessing, Pruned, Slim
 
 NEAR = 0.05
 """Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
@@ -53,7 +42,7 @@ NEAR = 0.05
 DENSE, SLIM, RECIPE, PLAN, WEIGHTS = "dense.onnx", "model.onnx", "recipe.json", "plan.json", "model.safetensors"
 """Files of a run folder that others read."""
 
-PREDICT = Path(__file__).with_name("predict.py")
+PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 """Needs onnxruntime, numpy and pillow only; it is copied as it is."""
 
 

@@ -32,9 +32,9 @@ from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
+from pxcompress.deploy.stopwatch import time_interleaved
 from pxcompress.errors import InputError, ResultError
-from pxcompress.stopwatch import time_interleaved
-from pxcompress.types import Placement
+from pxcompress.proof import Placement
 
 VERSION: str = ort.__version__
 CUDA_VERSION: str = getattr(build_and_package_info, "cuda_version", "")

@@ -23,10 +23,11 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from pxcompress import runtime
+from pxcompress.deploy import runtime
 from pxcompress.errors import DataError, InputError, ModelError
+from pxcompress.proof import Artifact, Parity
 from pxcompress.state import device_of, observed
-from pxcompress.types import Artifact, Batches, Parity
+from pxcompress.types import Batches
 
 OPSET = 20
 """Has Gelu as one operator and writes attention as MatMul and Softmax, which every execution provider runs. From

@@ -18,10 +18,11 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+from pxcompress.deploy.export import INPUT, artifact_of, onnx_files
+from pxcompress.deploy.runtime import ORT_ERRORS
 from pxcompress.errors import ModelError
-from pxcompress.export import INPUT, artifact_of, onnx_files
-from pxcompress.runtime import ORT_ERRORS
-from pxcompress.types import Artifact, Batches
+from pxcompress.proof import Artifact
+from pxcompress.types import Batches
 
 FP16_LIMIT = 65504 / 4
 """Largest activation of a node that computes in float16; the factor is for images that were not seen."""

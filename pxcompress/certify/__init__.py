@@ -1,0 +1,1 @@
+"""Distribution-free guarantees: the statistics, on arrays; knows no model."""

@@ -1,0 +1,1 @@
+"""What the dense and the pruned model look at, side by side."""

@@ -1,0 +1,1 @@
+"""From scores and prices to the units that go."""

@@ -1,0 +1,192 @@
+"""The proof: records of what was measured, under which conditions; `Report` holds them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pxcompress.types import Attempt, Fixed, Kind
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported ONNX file. `input_shape` has None for the dynamic batch."""
+
+    path: Path
+    opset: int
+    input_shape: tuple[int | None, ...]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the exported file is from the PyTorch model on the same inputs."""
+
+    samples: int
+    max_abs: float
+    top1_agreement: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one inference call, milliseconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """p50 of a reference / p50 of a model, with its 95 % interval over the runs of one measurement."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which execution provider ran the graph. `fallback_reason` is empty when the asked one did all of it.
+
+    `elsewhere` counts the nodes on other providers, by their name.
+    """
+
+    asked: str
+    got: str
+    nodes_on_provider: int
+    nodes_total: int
+    fallback_reason: str = ""
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one exported model costs and how often it is right. `top1` is a share in [0, 1]; throughput is samples/s."""
+
+    top1: float
+    samples: int
+    params: int
+    macs: int
+    onnx_bytes: int
+    latency_ms: Latency
+    throughput: float
+    batch_size: int
+    provider: str
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One ONNX file of a run folder, measured beside the others on the file itself.
+
+    `agreement` is the share of test samples with the top-1 of model.onnx, `max_abs` the largest difference of a logit
+    to it; `speedup` is against dense.onnx.
+    """
+
+    file: str
+    precision: str
+    onnx_bytes: int
+    top1: float
+    samples: int
+    agreement: float
+    max_abs: float
+    latency_ms: Latency
+    throughput: float
+    speedup: Speedup
+    provider: Placement
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One stage of a run; `top1_after`, a share of the select split, stands where the stage changed the model."""
+
+    name: str
+    seconds: float
+    peak_rss_bytes: int
+    top1_after: float | None = None
+
+
+@dataclass(frozen=True)
+class GroupWidth:
+    """Units of one group before and after."""
+
+    name: str
+    kind: Kind
+    units: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """Share of one class's relevance that the removed units carried, before repair; None without samples to score."""
+
+    name: str
+    samples: int
+    removed: float | None
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """pruned / dense, except `speedup_p50` (dense / pruned) and `top1_drop` (dense - pruned)."""
+
+    params: float
+    macs: float
+    onnx_bytes: float
+    speedup_p50: float
+    top1_drop: float
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """Name and classes of the data, samples per role, and images left out because they could not be read."""
+
+    name: str
+    classes: tuple[str, ...]
+    score: int
+    repair: int
+    select: int
+    certify: int
+    test: int
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The proof: everything that was measured, under which conditions. `to_json` of it is report.json.
+
+    `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
+    no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
+    made. `missed` says how far a goal in milliseconds is from what was measured in the end. `sha256` has every file
+    of the folder but the report's own and predict.py, by name.
+    """
+
+    recipe: Mapping[str, object]
+    environment: Mapping[str, object]
+    data: DataSummary
+    weights: str
+    input_shape: tuple[int, ...]
+    dense: Measurement
+    pruned: Measurement
+    ratios: Ratios
+    parity: Parity
+    provider: Placement
+    stages: tuple[StageTime, ...]
+    groups: tuple[GroupWidth, ...]
+    fixed: tuple[Fixed, ...]
+    plan: Mapping[str, object]
+    folder: str
+    verdict: str
+    notes: tuple[str, ...] = ()
+    certificate: Mapping[str, object] | None = None
+    class_shares: tuple[ClassShare, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    missed: str = ""
+    targets: tuple[Target, ...] = ()
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = field(default=1)
