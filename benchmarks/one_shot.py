@@ -22,7 +22,7 @@ import common
 import models
 import torch
 from one_shot_claims import claims, figure
-from one_shot_cost import cost_row
+from one_shot_cost import LARGE, cost_row
 from one_shot_rivals import rival_rows
 
 from pxcompress.budgets import BUDGETS
@@ -223,7 +223,9 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
 
 
 def rows_of(label: str, parts: Sequence[str], selections: Collection[str], quick: bool) -> list[dict[str, Any]]:
-    """All rows of one model in `parts` of the table, ours for `selections`."""
+    """All rows of one model in `parts` of the table, ours for `selections`; of a large one only what it costs."""
+    if label in LARGE:
+        return list(_shown(iter([cost_row(label)]))) if "cost" in parts else []
     bench = bench_of(label)
     print(f"{label}: dense {bench.dense:.1%}", flush=True)
     sizes = (0.5, 0.25) if quick else SIZES
@@ -250,7 +252,7 @@ WORK = {"closed form": closed_form, "planned": planned, "refitted": refitted}
 
 def main() -> None:
     parser = common.parser(__doc__ or "")
-    parser.add_argument("--model", action="append", choices=tuple(models.GLYPH_MODELS), help="only this one")
+    parser.add_argument("--model", action="append", choices=(*models.GLYPH_MODELS, *LARGE), help="only this one")
     parser.add_argument("--selection", action="append", choices=SELECTIONS, help="only this one, of our rows")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part of the table")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as it chooses")
@@ -258,7 +260,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     found = []
-    for label in given.model or (QUICK_MODELS if given.quick else tuple(models.GLYPH_MODELS)):
+    for label in given.model or (QUICK_MODELS if given.quick else (*models.GLYPH_MODELS, *LARGE)):
         found += rows_of(label, given.part or PARTS, given.selection or SELECTIONS, given.quick)
     path = common.RESULTS / ("quick/one_shot.json" if given.quick else "one_shot.json")
     kept = json.loads(path.read_text())["rows"] if path.exists() and not given.quick else []

@@ -111,7 +111,7 @@ def _cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if "forward_passes" in row:
             said = f"{row['model']}: scoring, plan, fold and least squares, in forward passes over the data used"
             found.append(common.claim(said, row["forward_passes"], 40.0, "lower"))
-            said = f"{row['model']}: peak memory beyond the start, in inference + weights"
+            said = f"{row['model']}: peak memory, in inference + weights"
             found.append(common.claim(said, row["memory_ratio"], 3.0, "lower"))
     return found
 

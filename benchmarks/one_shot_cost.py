@@ -1,40 +1,51 @@
 """What scoring, planning, folding and refitting cost: time in forward passes over the data used, and peak memory.
 
-Each is measured in a process of its own, because a process's peak memory only ever grows.
+Each is measured in a process of its own. Memory is what the process needs at its highest beyond what it holds when the
+model and the data are loaded; Linux lets that mark be set back.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
-import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import models
+import timm
 import torch
+from torch import Tensor, nn
 
-from pxcompress.clock import Clock
+from pxcompress.clock import Clock, silent
 from pxcompress.recipe import Recipe
 from pxcompress.stages import shrink
 from pxcompress.state import observed, seeded
-from pxcompress.subject import Subject
+from pxcompress.types import Batches
 
 REPAIR = ("fold", "least-squares", "batchnorm")
+LARGE = ("resnet50", "vit_small_patch16_224")
+"""Models of timm at 224 pixels, random weights, one batch of 64 images of noise to score and to repair with."""
+
+Case = tuple[nn.Module, Tensor, Mapping[str, Batches]]
 
 
 def cost_row(label: str) -> dict[str, Any]:
     """Forward passes and memory of the closed-form way at half the MACs, on as many threads as PyTorch has here."""
-    weights, start, passed, forward = _alone(_inference, label)
-    _, _, peak, seconds = _alone(_compression, label)
+    weights, inference, forward = _alone(_inference, label)
+    _, peak, seconds = _alone(_compression, label)
     return {
         "model": label,
         "threads": torch.get_num_threads(),
         "forward_seconds": forward,
         "seconds": seconds,
         "forward_passes": seconds / forward,
-        "memory_ratio": (peak - start) / (passed - start + weights),
-        "peak_bytes": peak - start,
+        "inference_bytes": inference,
+        "weight_bytes": weights,
+        "peak_bytes": peak,
+        "memory_ratio": peak / (inference + weights),
     }
 
 
@@ -44,35 +55,55 @@ def _alone(work: Callable[[str, int], tuple[float, ...]], label: str) -> tuple[f
 
 
 def _inference(label: str, threads: int) -> tuple[float, ...]:
-    subject, weights, start = _loaded(label, threads)
-    begin = time.perf_counter()
-    with observed(subject.loaded.model) as model, torch.no_grad():
-        for part in (subject.splits.score, subject.splits.repair):
-            for inputs, _ in part:
-                model(inputs)
-    return weights, start, _peak(), time.perf_counter() - begin
+    model, example, parts = _case(label, threads)
+
+    def work() -> None:
+        with observed(model) as watched, torch.no_grad():
+            for part in parts.values():
+                for inputs, _ in part:
+                    watched(inputs)
+
+    return _measured(model, example, work)
 
 
 def _compression(label: str, threads: int) -> tuple[float, ...]:
-    subject, weights, start = _loaded(label, threads)
-    recipe = Recipe(models.GLYPH_MODELS[label], 0.5, data="glyphs", budget="macs", round_to=4, repair=REPAIR)
-    parts = {"score": subject.splits.score, "repair": subject.splits.repair}
-    begin = time.perf_counter()
-    with seeded(0):
-        shrink(subject.loaded.model, subject.splits.example, parts, recipe, Clock(lambda message: None))
-    return weights, start, _peak(), time.perf_counter() - begin
+    model, example, parts = _case(label, threads)
+    recipe = Recipe("model", 0.5, budget="macs", round_to=4, repair=REPAIR)
+
+    def work() -> None:
+        with seeded(0):
+            shrink(model, example, parts, recipe, Clock(silent))
+
+    return _measured(model, example, work)
 
 
-def _loaded(label: str, threads: int) -> tuple[Subject, float, float]:
-    """The subject, bytes of its weights, and peak memory so far; one image has run."""
+def _case(label: str, threads: int) -> Case:
+    """A model, an input, and its data by role."""
     torch.set_num_threads(threads)
+    if label in LARGE:
+        torch.manual_seed(0)
+        model = timm.create_model(label, num_classes=100).eval()
+        batch = [(torch.randn(64, 3, 224, 224), torch.arange(64))]
+        return model, batch[0][0][:1], {"score": batch, "repair": batch}
     subject = models.subject_of(label)
-    with observed(subject.loaded.model) as model, torch.no_grad():
-        model(subject.splits.example)
-    weights = sum(value.numel() * value.element_size() for value in subject.loaded.model.parameters())
-    return subject, float(weights), _peak()
+    splits = subject.splits
+    return subject.loaded.model, splits.example, {"score": splits.score, "repair": splits.repair}
 
 
-def _peak() -> float:
-    """Bytes; Linux counts kilobytes."""
-    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _measured(model: nn.Module, example: Tensor, work: Callable[[], None]) -> tuple[float, float, float]:
+    """Bytes of the weights, bytes that `work` needs beyond what is there before it, and its seconds."""
+    weights = sum(value.numel() * value.element_size() for value in model.parameters())
+    with observed(model) as watched, torch.no_grad():  # whatever the first call sets up for good
+        watched(example)
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, begin = _bytes("VmRSS"), time.perf_counter()
+    work()
+    return float(weights), _bytes("VmHWM") - before, time.perf_counter() - begin
+
+
+def _bytes(what: str) -> float:
+    """A line of the process's memory, which Linux gives in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * int(next(line for line in lines if line.startswith(f"{what}:")).split()[1])

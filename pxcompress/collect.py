@@ -22,8 +22,24 @@ from pxcompress.types import Axis, Batch, Batches, Group, Member, Plan
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Activations a and multipliers m, both (n, units, positions) -> one value per sample and unit, (n, units)."""
 
+BACKWARD = 2**21
+"""Numbers of input that a backward pass, which keeps all activations, takes at a time: 13 images of 224 x 224."""
+
 Start = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) -> the gradient that backward starts from, (n, classes)."""
+
+
+@dataclass(frozen=True, eq=False)
+class InParts:
+    """`batches` in parts of at most `size` samples; without a size, of as many as a backward pass should take."""
+
+    batches: Batches
+    size: int | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        for inputs, labels in self.batches:
+            size = self.size or max(1, BACKWARD // max(1, inputs[0].numel()))
+            yield from zip(inputs.split(size), labels.split(size), strict=True)
 
 
 def rows_first(value: Tensor, module: nn.Module) -> Tensor:
@@ -149,7 +165,7 @@ def _stream(
     with observed(model), torch.set_grad_enabled(start is not None):
         for reader in readers:
             reader.attach()
-        for inputs, labels in batches:
+        for inputs, labels in batches if start is None else InParts(batches):
             weights = None if classes is None else _at_label(labels, classes)
             for reader in readers:
                 reader.weights = weights
@@ -342,7 +358,7 @@ def power(
     with observed(model), torch.enable_grad():
         for name in names:
             model.get_submodule(name).register_forward_hook(hook(name))
-        for inputs, labels in batches:
+        for inputs, labels in InParts(batches):
             inputs = inputs.detach().to(device).requires_grad_(True)
             logits = model(inputs)
             torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))

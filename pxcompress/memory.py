@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
+from pxcompress.collect import InParts
 from pxcompress.errors import OutOfMemoryError
 from pxcompress.models.checkpoint import short
-from pxcompress.types import Batch, Batches
+from pxcompress.types import Batches
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def in_smaller_batches(work: Callable[[Batches], T], batches: Batches, note: Cal
     size = 0
     while True:
         try:
-            return work(_Parts(batches, size) if size else batches)
+            return work(InParts(batches, size) if size else batches)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -47,15 +47,3 @@ def in_smaller_batches(work: Callable[[Batches], T], batches: Batches, note: Cal
                 raise
         size = before // 2  # outside of the block above: its exception holds on to what was allocated
         note(f"out of memory with batches of {before}; trying again with batches of {size}")
-
-
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """`batches` in parts of at most `size` samples."""
-
-    batches: Batches
-    size: int
-
-    def __iter__(self) -> Iterator[Batch]:
-        for inputs, labels in self.batches:
-            yield from zip(inputs.split(self.size), labels.split(self.size), strict=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pxcompress.attribution.relevance import started
-from pxcompress.collect import members_by_module, others, removed_rows
+from pxcompress.collect import InParts, members_by_module, others, removed_rows
 from pxcompress.consumers import add_, consumers
 from pxcompress.ranks import processes, rank, summed
 from pxcompress.registry import option
@@ -73,6 +73,7 @@ class LeastSquares:
         half of the samples after a fit to the other half; `held_out` is not needed. Layers that run more than once,
         compute something of their own or have more than `WIDEST` inputs stay as they are.
         """
+        batches = InParts(batches)
         first = next(iter(batches), None)
         layers = [] if first is None else _layers(pruned.whole, first[0][:1], self.rows)
         parts = int(summed(torch.tensor(sum(1 for _ in batches))))

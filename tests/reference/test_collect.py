@@ -161,6 +161,23 @@ def test_batches_do_not_matter(small: Subject, size: int) -> None:
             assert torch.allclose(found[name], whole[name], rtol=1e-4, atol=1e-6 * float(whole[name].abs().max()))
 
 
+def test_backward_passes_take_a_few_samples_at_a_time(small: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def start(logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(len(logits))
+        return STARTS["label"](logits, labels)
+
+    batches = batches_of(small.inputs, 4)
+    whole = collect(small.model, small.groups, batches, STATISTICS["relevance"], STARTS["label"])
+    monkeypatch.setattr("pxcompress.collect.BACKWARD", 3 * small.inputs[0].numel())
+    parts = collect(small.model, small.groups, batches, STATISTICS["relevance"], start)
+    assert seen == [size for inputs, _ in batches for size in map(len, inputs.split(3))]
+    assert max(seen) == 3
+    for name, values in whole.items():
+        torch.testing.assert_close(parts[name], values, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["conv1d", "resnet_basic", "vit"])
 def test_activations_are_differences_from_the_origin(name: str) -> None:
     """One origin for every cut and unit; multipliers do not know it."""
