@@ -22,8 +22,8 @@ from pxcompress.types import Axis, Batch, Batches, Group, Member, Plan
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Activations a and multipliers m, both (n, units, positions) -> one value per sample and unit, (n, units)."""
 
-BACKWARD = 2**21
-"""Numbers of input that a backward pass, which keeps all activations, takes at a time: 13 images of 224 x 224."""
+AT_ONCE = 2**21
+"""Numbers of input that are worked on at a time, 13 images of 224 x 224: a backward pass keeps all activations."""
 
 Start = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) -> the gradient that backward starts from, (n, classes)."""
@@ -31,14 +31,14 @@ Start = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class InParts:
-    """`batches` in parts of at most `size` samples; without a size, of as many as a backward pass should take."""
+    """`batches` in parts of at most `size` samples; without a size, of about `AT_ONCE` numbers."""
 
     batches: Batches
     size: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, labels in self.batches:
-            size = self.size or max(1, BACKWARD // max(1, inputs[0].numel()))
+            size = self.size or max(1, AT_ONCE // max(1, inputs[0].numel()))
             yield from zip(inputs.split(size), labels.split(size), strict=True)
 
 
@@ -240,7 +240,7 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
     with observed(model), torch.no_grad():
         for name, index in layouts.items():
             model.get_submodule(name).register_forward_pre_hook(hook(name, index))
-        for inputs, _ in batches:
+        for inputs, _ in InParts(batches):
             model(inputs.to(device))
     return {name: _moments(*sums[name]) for name in layouts if name in sums}
 
