@@ -1,7 +1,8 @@
 """A few hundred steps of training towards the dense model's predictions: for what the closed-form repairs leave over.
 
 Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same moved
-images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes.
+images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes,
+and on request the distance of what the classifiers read (Romero et al., https://arxiv.org/abs/1412.6550).
 Normalisation uses its running statistics throughout: the slim model is trained as it will be run, and neither the size
 of a batch nor the accumulation of gradients matters to it. Training always goes to its end, since held-out samples are
 done worse while the learning rate is high, and better once it falls.
@@ -13,9 +14,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import ClassVar
@@ -29,7 +31,10 @@ from torch import Tensor, nn
 
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
-from pxcompress.errors import DataError, ResultError
+from pxcompress.collect import rows_first
+from pxcompress.consumers import consumers
+from pxcompress.errors import DataError, InputError, ResultError
+from pxcompress.models.loading import classifier_names
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.ranks import from_first, mean_gradients_, processes, rank, summed
 from pxcompress.registry import option
@@ -57,6 +62,12 @@ class FineTune:
     batch_size: int = option(64, "samples of a batch, in every process", low=1, high=65_536, log=True)
     accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
     labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
+    features: float = option(
+        0.0, "weight of the squared error, over the variance, of what the classifier reads", low=0.0, high=1000.0
+    )
+    average: float = option(
+        0.0, "decay of a moving average of the weights, to take those; 0: none", low=0.0, high=0.9999
+    )
     augment: bool = option(True, "shift, turn and zoom every image a little, anew each time")
     precision: str = option("fp32", "of forward and backward passes; weights stay fp32", choices=("fp32", "bf16"))
 
@@ -80,11 +91,11 @@ class FineTune:
         facts = [__version__, asdict(self), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
-        aim = _Aim(dense, self)
         feed = _Feed(batches, samples, self.batch_size, seed)
         with observed(model), observed(dense), seeded(seed), flushed_denormals(), deterministic(), torch.enable_grad():
             for parameter in trained:
                 parameter.requires_grad_(True)
+            aim = _Aim(dense, self, _Read(pruned.whole, next(iter(batches))[0][:1]) if self.features else None)
             judge = _Judge(aim, held_out, held, device_of(model)) if held else None
             _Training(self, model, aim, seed).run(feed, judge, path)
         return pruned
@@ -93,13 +104,16 @@ class FineTune:
 class _Aim:
     """What a slim model is to follow: the dense model and, where asked for, the labels too."""
 
-    def __init__(self, dense: nn.Module, options: FineTune) -> None:
+    def __init__(self, dense: nn.Module, options: FineTune, read: _Read | None = None) -> None:
         self.dense = dense
         self._options = options
+        self._read = read
 
     def loss(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Mean over samples of what is minimised. `target` are the dense model's logits, (n, classes)."""
         loss = _divergence(logits, target, self._options.temperature) / len(target)
+        if self._read:
+            loss = loss + self._options.features * self._read.error()
         if not self._options.labels:
             return loss
         low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
@@ -115,6 +129,30 @@ class _Aim:
         if self._options.labels:
             return float((logits.argmax(dim=1) != labels).sum())
         return float(_divergence(logits, target, 1.0))
+
+
+class _Read:
+    """What the classifiers of a slim model and of its dense one read in their last calls."""
+
+    def __init__(self, pruned: Pruned, example: Tensor) -> None:
+        names = classifier_names(pruned.dense, example)
+        if not names:
+            raise InputError("finetune with features=... follows what the classifier reads; this model has none")
+        self._rows = next(
+            (layer.layout[layer.kept].flatten() for layer in consumers(pruned) if layer.name == names[0]), None
+        )
+        self._found: dict[str, Tensor] = {}
+        for which, model in (("slim", pruned.model), ("dense", pruned.dense)):
+            model.get_submodule(names[0]).register_forward_pre_hook(partial(self._keep, which))
+
+    def _keep(self, which: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._found[which] = rows_first(args[0], module).float()
+
+    def error(self) -> Tensor:
+        """Mean squared difference of the features that are still there, over their variance."""
+        dense = self._found["dense"]
+        dense = dense if self._rows is None else dense[:, self._rows.to(dense.device)]
+        return F.mse_loss(self._found["slim"], dense) / dense.var().clamp_min(1e-12)
 
 
 def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -200,6 +238,7 @@ class _Training:
         self._device = device_of(model)
         self._weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._best: dict[str, Tensor] = {}
+        self._average = _copied(self._weights) if options.average else {}
         self._optimizer = adamw(model, options.learning_rate, weight_decay=0.0)
         self._progress = _Progress()
 
@@ -219,9 +258,7 @@ class _Training:
             if from_first(time.monotonic() - saved >= SAVE_SECONDS):
                 self._save(path)
                 saved = time.monotonic()
-        with torch.no_grad():
-            for name, value in self._best.items():
-                self._weights[name].copy_(value)
+        self._put(self._best or self._average)
         zero_denormals(self._model)
         with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
             path.unlink()
@@ -242,6 +279,9 @@ class _Training:
         mean_gradients_(self._model)
         norm = float(update(self._model, self._optimizer))
         progress.step += 1
+        decay = min(options.average, (1 + progress.step) / (10 + progress.step))  # the start soon counts no more
+        for name, value in self._average.items():
+            value.lerp_(self._weights[name].detach(), 1 - decay)
         if not math.isfinite(total + norm):
             raise ResultError(
                 f"fine-tuning diverged at step {progress.step} (loss {total:.3g}, norm of the gradient {norm:.3g}); "
@@ -261,15 +301,24 @@ class _Training:
         return self._aim.loss(logits.float(), target.float(), labels)
 
     def _check(self, judge: _Judge) -> None:
-        """Keep the weights if they do better than all before."""
+        """Keep the weights, or their average, if they do better than all before."""
+        own = _copied(self._weights) if self._average else {}
+        self._put(self._average)
         error = judge(self._model)
         if error < self._progress.error:
             self._progress.error = error
-            self._best = {name: value.detach().clone() for name, value in self._weights.items()}
+            self._best = _copied(self._weights)
+        self._put(own)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                self._weights[name].copy_(value)
 
     def _save(self, path: Path) -> None:
         """Keep where the training stands. A full or read-only disk costs only the checkpoint."""
         parts: dict[str, dict[str, Tensor]] = {"weights": {**self._weights}, "best": self._best}
+        parts |= {"average": self._average} if self._average else {}
         for name, value in self._weights.items():
             for kind, moment in self._optimizer.state[value].items():
                 parts.setdefault(kind, {})[name] = moment
@@ -296,9 +345,15 @@ class _Training:
                     value.copy_(tensor)
                 elif part == "best":
                     self._best[name] = tensor
+                elif part == "average":
+                    self._average[name] = tensor
                 else:  # laid out in memory as the weights are, which the optimiser takes for granted
                     laid_out = torch.empty_like(value).copy_(tensor) if tensor.ndim else tensor
                     self._optimizer.state[value][part] = laid_out
+
+
+def _copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in values.items()}
 
 
 def _plain(tensor: Tensor) -> Tensor:
