@@ -14,7 +14,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pxcompress.recipe import Recipe
+from pxcompress.given import Given
 from pxcompress.subject import Subject, load_subject, with_baseline
 
 GLYPH_MODELS: Mapping[str, str] = {
@@ -34,7 +34,7 @@ STEM = (24, "M", 48, "M", 64, 64)
 def subject_of(label: str, seed: int = 0) -> Subject:
     """The model with weights for `glyphs`, or the net for `dna`, trained here or read from the cache; and the data."""
     model, data = ("pxcompress.nets:dna_cnn", "dna") if label == "DNA" else (GLYPH_MODELS[label], "glyphs")
-    return with_baseline(load_subject(Recipe(model=model, ratio=0.5, data=data, seed=seed)), seed, print)
+    return with_baseline(load_subject(Given(model, data=data, seed=seed)), seed, print)
 
 
 def convolutions(widths: Sequence[int | str], *, bias: bool) -> nn.Sequential:

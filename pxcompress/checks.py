@@ -13,8 +13,9 @@ from pxcompress.errors import InputError, unknown
 
 def check_types(record: Any) -> None:
     """Raise `InputError` for a field whose value is not of its declared type; whole numbers pass as floats."""
-    for name, hint in typing.get_type_hints(type(record)).items():
-        value = getattr(record, name)
+    hints = typing.get_type_hints(type(record))
+    for name in (field.name for field in fields(record)):
+        value, hint = getattr(record, name), hints[name]
         allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if not any(_is_a(value, kind) for kind in allowed):
             expected = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in allowed)

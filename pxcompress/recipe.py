@@ -14,6 +14,7 @@ from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Goal
 from pxcompress.checks import check_types, known_keys, safe_name
 from pxcompress.errors import InputError, unknown
+from pxcompress.given import Given
 from pxcompress.registry import option
 
 DEFAULT_BUDGET = "channels"
@@ -143,19 +144,15 @@ class Guarantee:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One run. `scorer`, `budget` and `repair` are texts like "lrp:centre=true", checked and put in short form.
+class Recipe(Given):
+    """One run: what is given, how small it is to get, and how.
 
-    `ratio` is the share of the dense cost to remove, in the budget's unit, or another of `GOALS` is given; `classes`
-    are the only ones of the data and of the model's outputs that are kept, in this order (none: all); `input_size` is
-    a side length in pixels (None: the model's own, or the embedded data's). "auto" stands for `DEFAULT_NORMALISE`,
-    and for `DEFAULT_REPAIR`, or `TASK_REPAIR` where classes are given. Raises `InputError` for anything unknown or
-    out of range.
+    `ratio` is the share of the dense cost to remove, in the budget's unit, or another of `GOALS` is given. `scorer`,
+    `budget` and `repair` are texts like "lrp:centre=true", checked and put in short form; "auto" stands for what the
+    budget wants, and for `DEFAULT_REPAIR`, or `TASK_REPAIR` where classes are given. Raises `InputError` for anything
+    unknown or out of range.
     """
 
-    model: str = option(
-        MISSING, "timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module."
-    )
     ratio: float | None = option(None, "Share of the dense cost to remove, in the budget's unit.")
     speedup: float | None = option(None, "Instead of --ratio: how many times faster, such as 2x; budget latency.")
     latency_ms: float | None = option(None, "Instead of --ratio: milliseconds a call may take; budget latency.")
@@ -163,10 +160,6 @@ class Recipe:
     budget: str = option(
         "auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: channels]"
     )
-    data: str = option("digits", "digits, glyphs, spiral, dna, an image folder, or a timm dataset spec.")
-    classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
-    checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
-    input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")
     scorer: str = option("lrp-residual", "Scorer, as NAME:option=value,...; see `pxcompress methods`.")
     normalise: str = option(
         "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, knapsack, auto."
@@ -189,8 +182,6 @@ class Recipe:
     targets: tuple[str, ...] = option(
         ("fp32",), "Precisions of the exported model, with commas: fp32 (always made), fp16, int8."
     )
-    skip_corrupt: bool = option(False, "Leave out images that cannot be read, and count them.")
-    seed: int = option(0, "Seed of every random draw.")
 
     def __post_init__(self) -> None:
         from pxcompress.budgets import BUDGETS
@@ -199,20 +190,15 @@ class Recipe:
         from pxcompress.repair import REPAIRS
         from pxcompress.scorers import SCORERS
 
-        check_types(self)
+        super().__post_init__()
         _check_goal(self)
-        if self.input_size is not None and self.input_size < 8:
-            raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
         if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
             raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
         if self.refine not in REFINEMENTS:
             raise unknown("refine", self.refine, REFINEMENTS)
-        _check_classes(self.classes)
         object.__setattr__(self, "targets", _ordered(self.targets))
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; expected 0 or more")
         if self.round_to is not None and self.round_to < 0:
             raise InputError(f"round-to is {self.round_to}; expected 0 (as measures best), 1 (no alignment) or more")
         if self.round_to is None:
@@ -369,12 +355,3 @@ def _ordered(targets: Sequence[str]) -> tuple[str, ...]:
         if name not in TARGETS:
             raise unknown("target", name, TARGETS)
     return tuple(name for name in TARGETS if name in {"fp32", *targets})
-
-
-def _check_classes(names: Sequence[str]) -> None:
-    """Raise `InputError` for a task that is none; no names stand for all classes."""
-    if len(names) == 1:
-        raise InputError(f"classes are only {names[0]!r}; expected two or more names, or a file with one per line")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"class {name!r} is given {names.count(name)} times; give it once")

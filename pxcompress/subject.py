@@ -1,4 +1,4 @@
-"""What a recipe is about: a model with weights, and data cut into its disjoint roles."""
+"""What a run is about: a model with weights, and data cut into its disjoint roles."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from pxcompress.clock import Note
 from pxcompress.data import Source, load_splits, open_source, restricted, training_batches
 from pxcompress.errors import InputError
+from pxcompress.given import Given
 from pxcompress.models.baseline import baseline_key, train_baseline
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import sliced
-from pxcompress.recipe import Recipe
 from pxcompress.state import seeded
 from pxcompress.types import Splits
 
@@ -43,24 +43,24 @@ class Subject:
     whole: Whole | None = None
 
 
-def load_subject(recipe: Recipe) -> Subject:
-    """Load model and data of `recipe`, both with its classes only.
+def load_subject(given: Given) -> Subject:
+    """Load model and data of what is `given`, both with its classes only.
 
     Pretrained weights are asked for only when the data is the user's own.
     """
-    source = open_source(recipe.data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
-    task = restricted(source, recipe.classes or source.classes, recipe.seed)
-    if recipe.input_size is not None and isinstance(source.native_size, tuple):
+    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed)
+    task = restricted(source, given.classes or source.classes, given.seed)
+    if given.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
-    with seeded(recipe.seed):
+    with seeded(given.seed):
         loaded = load_model(
-            recipe.model,
+            given.model,
             classes=len(source.classes),
-            checkpoint=None if recipe.checkpoint is None else Path(recipe.checkpoint),
+            checkpoint=None if given.checkpoint is None else Path(given.checkpoint),
             pretrained=not source.embedded,
-            input_size=recipe.input_size or source.native_size,
+            input_size=given.input_size or source.native_size,
         )
-    splits = load_splits(task, loaded.preprocessing, seed=recipe.seed)
+    splits = load_splits(task, loaded.preprocessing, seed=given.seed)
     if task is source:
         return Subject(loaded, source, splits)
     whole = Whole(loaded, source, tuple(source.classes.index(name) for name in task.classes))

@@ -14,7 +14,7 @@ ROOT = Path(pxcompress.__file__).parent
 LINE = (
     ("errors", "types", "state", "nets", "interrupts", "elimination"),
     ("registry", "checks", "cache", "proof", "ranks"),
-    ("models", "deploy", "certify", "collect"),
+    ("models", "deploy", "certify", "collect", "given"),
     ("data", "graph", "attribution", "consumers", "memory"),
     ("scorers", "cost", "repair", "clock"),
     ("budgets", "planning", "survey", "conservation"),

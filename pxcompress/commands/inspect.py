@@ -64,10 +64,10 @@ def inspect(
 
 def _on_data(model: str, checkpoint: Path | None, input_size: int | None, data: str) -> tuple[Any, Any]:
     """A model as `run` would have it on `data`, and the first batch of the score split."""
-    from pxcompress.recipe import Recipe
+    from pxcompress.given import Given
     from pxcompress.subject import load_subject, with_baseline
 
     weights = None if checkpoint is None else str(checkpoint)
-    recipe = Recipe(model=model, ratio=0.5, data=data, checkpoint=weights, input_size=input_size)
-    subject = with_baseline(load_subject(recipe), recipe.seed, notes(quiet=False))
+    given = Given(model, data=data, checkpoint=weights, input_size=input_size)
+    subject = with_baseline(load_subject(given), given.seed, notes(quiet=False))
     return subject.loaded, next(iter(subject.splits.score))[0]

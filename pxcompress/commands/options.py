@@ -118,10 +118,12 @@ def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     hint = typing.get_type_hints(cls)[field.name]
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
     kind = hint if not isinstance(hint, types.UnionType) else kinds[0]
-    nothing = field.default is MISSING or field.default is None or field.default is False or field.default == ()
-    default = "" if nothing else f"  [default: {_shown(field.default)}]"
+    help = field.metadata["help"]
+    nothing = any(field.default is value for value in (MISSING, None, False, ()))
+    if "[default:" not in help and not nothing:
+        help += f"  [default: {_shown(field.default)}]"
     flags = FLAGS.get(field.name, (f"--{field.name.replace('_', '-')}",))
-    option = typer.Option(*flags, help=field.metadata["help"] + default)
+    option = typer.Option(*flags, help=help)
     if kind is bool:
         return _keyword(field.name, Annotated[bool, option], False)
     if field.name in _READ:

@@ -1,0 +1,48 @@
+"""What a user gives: a model, its weights, and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, MISSING, dataclass
+
+from pxcompress.checks import check_types
+from pxcompress.errors import InputError
+from pxcompress.registry import option
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model, where its weights come from, and the data it is for.
+
+    `classes` are the only ones of the data and of the model's outputs that are kept, in this order (none: all);
+    `input_size` is a side length in pixels (None: the model's own, or the embedded data's). Raises `InputError` for
+    what is out of range.
+    """
+
+    model: str = option(
+        MISSING, "timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module."
+    )
+    _: KW_ONLY
+    data: str = option("digits", "digits, glyphs, spiral, dna, an image folder, or a timm dataset spec.")
+    classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
+    checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
+    input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")
+    skip_corrupt: bool = option(False, "Leave out images that cannot be read, and count them.")
+    seed: int = option(0, "Seed of every random draw.")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.input_size is not None and self.input_size < 8:
+            raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; expected 0 or more")
+        _check_classes(self.classes)
+
+
+def _check_classes(names: Sequence[str]) -> None:
+    """Raise `InputError` for a task that is none; no names stand for all classes."""
+    if len(names) == 1:
+        raise InputError(f"classes are only {names[0]!r}; expected two or more names, or a file with one per line")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"class {name!r} is given {names.count(name)} times; give it once")
