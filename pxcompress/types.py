@@ -208,7 +208,11 @@ class Slim:
 
 
 class Scorer(Protocol):
-    """Says how much the model's decisions rest on each unit. A frozen dataclass; its fields are its options."""
+    """Says how much the model's decisions rest on each unit. A frozen dataclass; its fields are its options.
+
+    An option `composite` holds rules of LRP: a search varies them, explanations are made with them. An option `target`
+    with the value "label" says that labels are needed; where they are not, those of the batches may mean nothing.
+    """
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Scores of every group; `model` is left as it was."""

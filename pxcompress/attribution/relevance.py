@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pxcompress.collect import Start, collect
+from pxcompress.attribution import attributed, parse_composite
+from pxcompress.collect import Start, Statistic, collect
 from pxcompress.errors import InputError
 from pxcompress.state import device_of
 from pxcompress.types import Batch, Batches, Group, Scores
@@ -97,6 +98,20 @@ def started(start: str, target: str) -> Start:
         return STARTS[start](logits, logits.argmax(1) if target == "prediction" else labels)
 
     return multipliers
+
+
+def relevant(
+    model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, composite: str = "epsilon"
+) -> Scores:
+    """Mean over samples, and over the tensors of a residual stream, of a statistic of what units carry.
+
+    It gets activations and LRP's multipliers by the rules of `composite`, from the logit of the predicted class. One
+    forward and one backward pass, on a copy with BatchNorm folded.
+    """
+    inputs, _ = next(iter(batches))
+    with attributed(model, parse_composite(composite), inputs[:1]) as twin:
+        found = collect(twin.model, groups, batches, statistic, started("logit", "prediction"))
+    return {name: values.mean(0).float() for name, values in found.items()}
 
 
 def unit_relevance(

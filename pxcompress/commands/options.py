@@ -9,7 +9,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,16 @@ from typing import Annotated, Any
 import typer
 
 from pxcompress.errors import InputError
-from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe, read_recipe
+from pxcompress.recipe import (
+    GOALS,
+    Bench,
+    Guarantee,
+    Recipe,
+    auto_normalise,
+    auto_repair,
+    auto_round_to,
+    read_recipe,
+)
 
 Model = Annotated[
     str, typer.Option(help="timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module.")
@@ -96,16 +105,34 @@ def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
         if not isinstance(there, dict):
             raise InputError(f"{key} is {there!r} in {str(config)!r}; expected keys and values as in recipe.json")
         content[key] = {**there, **part} or None
+        if key == "bench" and isinstance(content.get("budget"), str):
+            content["budget"] = _without(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
-    if any(name in said for name in GOALS):
-        content = {
-            key: value for key, value in content.items() if key not in (*GOALS, "budget", "round_to", "normalise")
-        }
-    content = {**content, **said}
+    content = {key: value for key, value in content.items() if key not in _stale(content, said)} | said
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
+
+
+def _stale(content: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
+    """Fields of a file that do not outlive what was `said`: another goal's, and what only followed from old values."""
+    if any(name in said for name in GOALS):
+        return {*GOALS, "budget", "round_to", "normalise"}
+    followed: dict[str, Any] = {}
+    budget = content.get("budget")
+    if "budget" in said and isinstance(budget, str):
+        followed = {"normalise": auto_normalise(budget), "round_to": auto_round_to(budget)}
+    if "classes" in said:
+        followed["repair"] = list(auto_repair(content.get("classes")))
+    return {name for name, value in followed.items() if content.get(name) == value}
+
+
+def _without(text: str, names: Collection[str]) -> str:
+    """A method's text without the options `names`."""
+    name, _, options = text.partition(":")
+    left = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
+    return ":".join([name, ",".join(left)] if left else [name])
 
 
 def guarantee_of(max_drop: float, **said: Any) -> Guarantee:

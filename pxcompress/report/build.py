@@ -1,4 +1,4 @@
-"""report.json: the report's fields as they are named in `types.Report`, nested records as objects."""
+"""report.json: the report's fields as they are named in `proof.Report`, nested records as objects."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def smallest_certified(
     """Test `slims`, the dense model first, and write the smallest that passes as a run's files into `folder`.
 
     Where no smaller one passes the folder holds the dense model as its model, too. certificate.json holds the whole
-    path. Raises as `artifact.export` does.
+    path. Raises as `contents.export` does.
     """
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")

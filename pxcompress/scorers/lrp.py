@@ -45,6 +45,9 @@ class LRP:
         "none", "precision of products, refused where scores move by over 1 %", choices=("none", *PRECISIONS)
     )
 
+    def __post_init__(self) -> None:
+        parse_composite(self.composite)  # an unknown one is found before any work
+
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """One forward and one backward pass over `batches`, on a copy with BatchNorm folded."""
         inputs, _ = next(iter(batches))

@@ -57,6 +57,9 @@ class LRPResidual:
         option(1e-3, "ridge, as a share of the mean variance of a layer's inputs", low=0.0, high=1.0, log=True)
     )
 
+    def __post_init__(self) -> None:
+        parse_composite(self.composite)  # an unknown one is found before any work
+
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Two forward passes and at most one backward pass over `batches`, on a copy with BatchNorm folded."""
         consumers_share = METRICS[self.metric][0] == "in"

@@ -33,6 +33,7 @@ def _variants() -> Iterator[str]:
         yield name
         for field in SCORERS.options(name):
             values = field.metadata["choices"] or (("true", "false") if isinstance(field.default, bool) else ())
+            values = ("gamma",) if field.name == "composite" else values
             for value in values:
                 if value not in (field.default, str(field.default).lower()):
                     yield f"{name}:{field.name}={value}"
@@ -72,6 +73,15 @@ def test_one_finite_score_a_unit(text: str, name: str) -> None:
         assert not values.requires_grad
         assert values.isfinite().all()
         assert len(set(values.tolist())) > 1, f"all units of {group.name} score the same"
+
+
+@pytest.mark.parametrize("text", [text for text in VARIANTS if ":" in text])
+def test_every_option_counts(text: str) -> None:
+    for subject in (subject_named("flatten_cnn"), subject_named("vit")):
+        scores, default = _score(text, subject), _score(text.partition(":")[0], subject)
+        if any(not torch.equal(scores[name], default[name]) for name in scores):
+            return
+    pytest.fail(f"{text} scores as its default does")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -38,5 +38,9 @@ def test_the_scorer_example_is_a_whole_scorer(monkeypatch: pytest.MonkeyPatch, t
     importlib.import_module("readme_scorer")
     net = subject("flatten_cnn")
     batches = [(net.inputs, torch.zeros(len(net.inputs), dtype=torch.int64))]
-    scores = SCORERS.build("gradient-norm:p=1")(net.model, net.groups, batches)
+    scores, other = (
+        SCORERS.build(f"relevance-norm:p=1,composite={rules}")(net.model, net.groups, batches)
+        for rules in ("epsilon", "gamma")
+    )
+    assert not torch.equal(scores["conv1"], other["conv1"])
     assert {name: len(values) for name, values in scores.items()} == {group.name: group.units for group in net.groups}

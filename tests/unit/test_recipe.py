@@ -301,3 +301,21 @@ def test_a_goal_that_is_met_already_is_refused() -> None:
 def test_sizes_are_read_with_their_unit() -> None:
     sizes = {"80": 80, "1.5KB": 1500, "20MB": 20_000_000, "1 MiB": 1 << 20}
     assert {text: recipe_of({"model": "m", "max_bytes": text}, None).max_bytes for text in sizes} == sizes
+
+
+def test_what_followed_from_an_old_value_does_not_outlive_it(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+
+    def again(old: Recipe, **said: object) -> Recipe:
+        file.write_text(old.to_json())
+        return recipe_of(said, file)
+
+    channels = Recipe("m", 0.5)
+    assert again(channels) == channels
+    assert again(channels, budget="macs") == Recipe("m", 0.5, budget="macs")
+    assert again(channels, classes="a,b") == Recipe("m", 0.5, classes=("a", "b"))
+    chosen = Recipe("m", 0.5, normalise="cost", round_to=4, repair=("fold",))
+    assert again(chosen, budget="macs") == chosen.but(budget="macs")
+    assert again(chosen, classes="a,b") == chosen.but(classes=("a", "b"))
+    timed = Recipe("m", speedup=2.0, bench=Bench(batch_size=4, threads=2))
+    assert again(timed, batch_size=8) == Recipe("m", speedup=2.0, bench=Bench(batch_size=8, threads=2))
