@@ -6,7 +6,6 @@ read it from there and never ask again how a layer is shaped.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
 from pxcompress.models.adapter import everything
-from pxcompress.state import device_of, time_limit
+from pxcompress.state import device_of, sharing, time_limit
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -50,7 +49,7 @@ def traced_groups(
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
     with _guarded("model cannot be traced"):
-        twin = copy.deepcopy(model).eval().requires_grad_(True)
+        twin = sharing(model).eval().requires_grad_(True)
         single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
         graph = _Graph().build_dependency(
             twin, example.to(device_of(twin)), forward_fn=_traced, verbose=False, ignored_layers=single
