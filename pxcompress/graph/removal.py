@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from pxcompress.collect import others
 from pxcompress.graph.heads import set_heads_
 from pxcompress.models.adapter import everything
 from pxcompress.state import device_of, observed, sharing
@@ -30,15 +31,18 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
     """
     slim = sharing(model)
     whole = list(slim.parameters())
-    rows: dict[tuple[str, Axis], list[Tensor]] = {}
+    rows: dict[tuple[str, Axis, int | None], list[Tensor]] = {}
     for group in groups:
         removed = plan.removed.get(group.name, ())
         for member in group.members if removed else ():
-            rows.setdefault((member.module, member.axis), []).append(member.rows(removed))
+            rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed))
         if removed and group.kind == "head":
             set_heads_(slim, group, len(plan.kept(group)))
-    for (name, axis), parts in rows.items():
-        _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist())
+    for (name, axis, dim), parts in rows.items():
+        if dim is None:
+            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist())
+        else:
+            _select_(slim, name, dim, torch.cat(parts))
     uncut = {id(parameter) for parameter in whole}
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
         if id(parameter) in uncut:
@@ -118,6 +122,15 @@ def _remove_(module: nn.Module, axis: Axis, rows: list[int]) -> None:
     remove = pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels
     with torch.enable_grad():  # new parameters are made by selecting from the old ones
         remove(module, rows)
+
+
+def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
+    """Remove `rows` of a parameter or buffer that no layer holds."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    value: Tensor = getattr(module, attribute)
+    kept = value.detach().index_select(dim, others(value.shape[dim], rows).to(value.device))
+    setattr(module, attribute, nn.Parameter(kept) if isinstance(value, nn.Parameter) else kept)
 
 
 def _unread(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[nn.Module, Tensor]]:
