@@ -37,7 +37,11 @@ class Widths:
         return self.inner // self.heads * self.kept
 
     def mended(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
-        """`sizes` to which `x` is reshaped, with the last one as the heads that are left have it."""
+        """`sizes` to which `x` is reshaped; where `x` does not have them, with the last as the kept heads have it."""
+        found = self._meant(x, sizes)
+        return found if found is sizes or -1 in sizes or prod(sizes) != x.numel() else sizes
+
+    def _meant(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
         *front, last = sizes
         if not isinstance(last, int):  # symbolic while exporting: the batch is in it
             return sizes
