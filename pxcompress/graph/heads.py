@@ -15,7 +15,7 @@ from pxcompress.graph.narrow import narrowed_
 from pxcompress.graph.tracing import PRODUCERS
 from pxcompress.types import Group, Member
 
-PROJECTIONS = ("qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj")
+PROJECTIONS = ("qkv", "qk", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj")
 OUTPUTS = ("proj", "out_proj")
 COUNTS = ("num_heads", "heads")
 WIDTHS = (*COUNTS, "attn_dim", "all_head_dim", "attention_dim", "key_attn_dim", "val_attn_dim")
