@@ -27,7 +27,11 @@ SAMPLE: Mapping[str, Mapping[str, object]] = {
     "cait_xxs24_224": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 4},
     "tnt_s_legacy_patch16_224": {"img_size": 32, "embed_dim": 24, "inner_dim": 12, "depth": 2, "num_heads_outer": 4},
     "efficientvit_m0": {
-        "img_size": 64, "embed_dim": (8, 8, 16), "depth": (1, 1, 1), "num_heads": (2, 2, 2), "key_dim": (4, 4, 4)
+        "img_size": 64,
+        "embed_dim": (8, 8, 16),
+        "depth": (1, 1, 1),
+        "num_heads": (2, 2, 2),
+        "key_dim": (4, 4, 4),
     },
 }
 
