@@ -122,23 +122,12 @@ def prune_one(row: Row, name: str, size: int | None) -> tuple[Pruned, torch.Tens
     with stage(row, "prune"):
         pruned = prune(model, groups, plan, example)
     with stage(row, "oracle"):
-        row["removal_error"] = exact_removal_error(pruned, inputs)
+        row["removal_error"] = removal_error(pruned, inputs)
     if not row["removal_error"] <= REMOVAL_TOLERANCE:
         raise ResultError(f"removing units differs from zeroing them by {row['removal_error']:.1e} of the outputs")
     if row["removable_macs"] < WORTHWHILE:
         raise ResultError(f"only {row['removable_macs']:.1%} of its multiply-accumulates can be removed")
     return pruned, inputs
-
-
-def exact_removal_error(pruned: Pruned, inputs: torch.Tensor) -> float:
-    """In float64: with random weights some models amplify the rounding of float32 a thousandfold."""
-    pruned.dense.double()
-    pruned.model.double()
-    try:
-        return removal_error(pruned, inputs.double())
-    finally:
-        pruned.dense.float()
-        pruned.model.float()
 
 
 def deliver(row: Row, pruned: Pruned, inputs: torch.Tensor) -> None:

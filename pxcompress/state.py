@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import signal
 import threading
@@ -86,6 +87,13 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def sharing(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose parameters are its own and lie in the memory of the model's; buffers are copied."""
+    return copy.deepcopy(
+        model, {id(value): nn.Parameter(value.detach(), value.requires_grad) for value in model.parameters()}
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -79,11 +79,13 @@ class Member:
 
     `axis` "out": rows the module produces or carries (convolution, linear, norm, depthwise convolution, parameter).
     `axis` "in": rows it consumes. A group's consumers are exactly its "in" members.
+    For a parameter or buffer outside any layer `module` is its name, and `dim` the dimension that the rows lie in.
     """
 
     module: str
     axis: Axis
     index: Tensor  # (units, k) int64
+    dim: int | None = None
 
     def rows(self, units: Sequence[int]) -> Tensor:
         """Rows owned by `units`, sorted, shape (len(units) * k,)."""

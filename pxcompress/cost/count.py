@@ -83,7 +83,7 @@ class Widths:
         axes: tuple[Axis, Axis] = ("out", "in")
         for axis in axes:
             for name, owners in members_by_module(groups, axis).items():
-                self._owners[name, axis] = (_rows(model, name, axis), owners)
+                self._owners[name, axis] = (_rows(model, name, owners[0][1]), owners)
         self._heads = {group.name: group.units for group in groups if group.kind == "head"}
 
     def share(self, name: str, axis: Axis, kept: Mapping[str, int]) -> tuple[int, int]:
@@ -102,12 +102,15 @@ class Widths:
         return (kept.get(name, heads), heads) if heads else (1, 1)
 
 
-def _rows(model: nn.Module, name: str, axis: Axis) -> int:
+def _rows(model: nn.Module, name: str, member: Member) -> int:
+    if member.dim is not None:
+        path, _, attribute = name.rpartition(".")
+        return int(getattr(model.get_submodule(path), attribute).shape[member.dim])
     module = model.get_submodule(name)
     weight: Tensor = module.weight  # type: ignore[assignment]
     if isinstance(module, nn.Embedding):
         return weight.shape[1]
-    return weight.shape[0] if axis == "out" else weight.shape[1] * getattr(module, "groups", 1)
+    return weight.shape[0] if member.axis == "out" else weight.shape[1] * getattr(module, "groups", 1)
 
 
 def macs_meter(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
@@ -132,7 +135,8 @@ def params_meter(model: nn.Module, groups: Sequence[Group]) -> Meter:
         total = 0
         for name, parameters in dense.items():
             for parameter, count in parameters.items():
-                parts = [widths.share(name, "out", kept)]
+                own = f"{name}.{parameter}".lstrip(".")
+                parts = [widths.share(name, "out", kept), widths.share(own, "out", kept)]
                 if parameter == "weight":
                     parts.append(widths.share(name, "in", kept))
                 total += _scaled(count, parts)

@@ -148,7 +148,7 @@ def _operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operator:
             positions=output[0, 0].numel(),
         )
     assert isinstance(module, nn.Linear)
-    rows = tuple(inputs.shape[1:-1])
+    rows = _windows(inputs) + tuple(inputs.shape[1:-1])
     return Operator("linear", rows, module.in_features, module.out_features, positions=math.prod(rows))
 
 
@@ -160,8 +160,13 @@ def _same(module: Any) -> tuple[int, ...]:
 
 def _attention(group: Group, inputs: Tensor) -> Operator:
     width = group.members[0].index.shape[1]
-    tokens = int(np.prod(inputs.shape[1:-1]))
-    return Operator("attention", (tokens,), group.units, group.units, (width,), positions=tokens * width)
+    rows = (*_windows(inputs), math.prod(inputs.shape[1:-1]))
+    return Operator("attention", rows, group.units, group.units, (width,), positions=math.prod(rows) * width)
+
+
+def _windows(inputs: Tensor) -> tuple[int, ...]:
+    """How many windows of one sample run as a batch; nothing where it is the sample itself."""
+    return () if len(inputs) == 1 else (len(inputs),)
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,9 @@ def _linear(operator: Operator) -> _Body:
 
 
 def _products(operator: Operator) -> _Body:
+    *axes, tokens, width = range(len(operator.input_shape(1)))
     nodes = (
-        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+        helper.make_node("Transpose", ["x"], ["t"], perm=[*axes, width, tokens]),
         helper.make_node("MatMul", ["x", "t"], ["a"]),
         helper.make_node("Softmax", ["a"], ["s"], axis=-1),
         helper.make_node("MatMul", ["s", "x"], ["y0"]),

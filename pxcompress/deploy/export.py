@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import torch
+import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
@@ -164,10 +165,33 @@ def _silent() -> Iterator[None]:
         logging.disable(level)
 
 
+@contextmanager
+def _flat_attention() -> Iterator[None]:
+    """`F.scaled_dot_product_attention` with all leading axes as one: the exporter has it for (n, heads, ...) only."""
+    attention = F.scaled_dot_product_attention
+
+    def flat(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **rest: Any
+    ) -> Any:
+        if query.dim() <= 4:
+            return attention(query, key, value, attn_mask, *args, **rest)
+        lead = query.shape[:-3]
+        if attn_mask is not None and attn_mask.dim() > 3:
+            attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-3:]).flatten(0, -4)
+        q, k, v = (part.expand(*lead, *part.shape[-3:]).flatten(0, -4) for part in (query, key, value))
+        return attention(q, k, v, attn_mask, *args, **rest).unflatten(0, lead)
+
+    F.scaled_dot_product_attention = flat
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = attention
+
+
 def _exported(model: nn.Module, inputs: Tensor) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
-        with _silent():
+        with _silent(), _flat_attention():
             return torch.onnx.export(
                 model,
                 (inputs,),

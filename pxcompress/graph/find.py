@@ -30,7 +30,7 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
     if missing:
         raise ModelError(f"model has no module {min(missing)!r} whose outputs could be kept")
     heads = list(attentions(model))
-    known = {name for attention in heads for name in attention.inputs}
+    known = {name for attention in heads for name in attention.layers}
     found = [*traced_groups(model, example, keep, known), *(head_group(model, attention) for attention in heads)]
     groups = [group for group in found if isinstance(group, Group)]
     inexact = {group.name for group in _inexact(model, groups, example)} if prove else set()

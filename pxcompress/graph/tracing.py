@@ -6,11 +6,10 @@ read it from there and never ask again how a layer is shaped.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from math import prod
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
 from pxcompress.models.adapter import everything
-from pxcompress.state import device_of, time_limit
+from pxcompress.state import device_of, sharing, time_limit
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -50,7 +49,7 @@ def traced_groups(
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
     with _guarded("model cannot be traced"):
-        twin = copy.deepcopy(model).eval().requires_grad_(True)
+        twin = sharing(model).eval().requires_grad_(True)
         single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
         graph = _Graph().build_dependency(
             twin, example.to(device_of(twin)), forward_fn=_traced, verbose=False, ignored_layers=single
@@ -70,18 +69,18 @@ def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collec
     """One group, or the reason why there is none, for every convolution and linear layer that is not in one already."""
     seen: set[Any] = set()
     for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
-        if module in seen:
+        if module in seen or names[module] in known:
             continue
         pruner = graph.get_pruner_of_module(module)
         units = pruner.get_out_channels(module)
         try:
             raw = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(units)))
+            raw = _from_first(graph, names, raw)
         except TimeoutError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever torch-pruning stumbles over: the others go on)
             yield Fixed(names[module], units, f"its units cannot be followed: {_first_line(error)}")
             continue
-        raw = _from_first(graph, names, raw)
         producers = _producers(graph, raw)
         seen |= producers
         if not any(names.get(producer) in known for producer in producers):
@@ -115,11 +114,29 @@ class _Graph(tp.DependencyGraph):
                 node.enable_index_mapping = True  # off where a position embedding comes before
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> _Graph:
-        super().build_dependency(*args, **kwargs)
+        with _unknown_parts():
+            super().build_dependency(*args, **kwargs)
         for node in self.module2node.values():
             if node.type == tp.ops.OPTYPE.SPLIT and node.module.offsets and hasattr(node.grad_fn, "split"):
                 _map_parts(node)
         return self
+
+
+@contextmanager
+def _unknown_parts() -> Iterator[None]:
+    """A concatenation of tokens that no layer made (a class token) is no error: it maps nothing."""
+    mapping = tp.dependency.index_mapping
+    update = mapping.update_concat_index_mapping
+
+    def update_known(graph: Any, node: Any) -> None:
+        with suppress(TypeError):  # it adds up the sizes of the parts, None for one that it does not know
+            update(graph, node)
+
+    mapping.update_concat_index_mapping = update_known
+    try:
+        yield
+    finally:
+        mapping.update_concat_index_mapping = update
 
 
 class _Linked(tp.dependency.Group):

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import METADATA, Exported, make_cnn
 from torch import Tensor, nn
 
@@ -118,6 +119,29 @@ def test_multihead_attention_exports(tmp_path: Path) -> None:
     model = Model()
     export_onnx(model, torch.randn(1, 8, 3, 3), tmp_path / "model.onnx", {})
     assert verify_parity(model, tmp_path / "model.onnx", [torch.randn(6, 8, 3, 3)]).passed
+
+
+class _Windows(nn.Module):
+    """Attention within windows, with five axes, under a mask of heads and windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Conv2d(3, 24, 1), nn.Linear(8, 5)
+        self.mask = nn.Parameter(torch.randn(2, 4, 1, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(-1, 3, 2, 4, 4, 64).permute(1, 0, 2, 4, 5, 3)  # (n, heads, windows, 64, width)
+        return self.head(F.scaled_dot_product_attention(q, k, v, self.mask, scale=0.3).mean((2, 3)).flatten(1))
+
+
+def test_attention_of_five_axes_exports(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, attention = _Windows().eval(), F.scaled_dot_product_attention
+    export_onnx(model, _inputs(1), tmp_path / "model.onnx", {})
+    assert F.scaled_dot_product_attention is attention
+    parity = verify_parity(model, tmp_path / "model.onnx", [_inputs(5)])
+    assert parity.passed
+    assert parity.max_abs < 1e-5
 
 
 def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

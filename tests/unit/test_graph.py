@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pxcompress.cost.count import count_params
 from pxcompress.errors import ModelError
-from pxcompress.graph import find_groups, is_depthwise, masked, prune, removal_error
+from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, is_depthwise, masked, prune, removal_error
 from pxcompress.state import seeded
 from pxcompress.types import Group, Plan, Pruned, Structure
 
@@ -285,6 +285,7 @@ def test_the_slim_model_inherits_modes_and_gradients(small: Subject) -> None:
     assert [p.requires_grad for p in slim.parameters()] == [p.requires_grad for p in model.parameters()]
     assert all(parameter.grad is None for parameter in slim.parameters())
     assert not {id(p) for p in slim.parameters()} & {id(p) for p in model.parameters()}
+    assert not {p.data_ptr() for p in slim.parameters()} & {p.data_ptr() for p in model.parameters()}
     assert [name for name, _ in slim.named_parameters()] == [name for name, _ in model.named_parameters()]
 
 
@@ -375,6 +376,51 @@ def test_removal_error_notices_a_wrong_surgery() -> None:
     with torch.no_grad():
         pruned.model.fc.weight[:, 0] += 0.1
     assert removal_error(pruned, subject.inputs) > 1e-3
+
+
+class Amplifier(nn.Module):
+    """A network whose outputs show the rounding of float32 ten thousand times larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(32, 64), nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1e4 * self.head(self.body(x.float()).relu())).sin()
+
+
+def test_rounding_is_no_wrong_surgery() -> None:
+    with seeded(0):
+        model, inputs = Amplifier().eval(), torch.randn(16, 32)
+    structure = find_groups(model, inputs[:1], ("head",))
+    pruned = prune(model, structure.groups, plan_of({"body": range(0, 64, 2)}), inputs[:1])
+    with torch.no_grad():
+        slim, reference = pruned.model(inputs), masked(model, structure.groups, pruned.plan)(inputs)
+    assert float((slim - reference).abs().max()) > REMOVAL_TOLERANCE
+    assert removal_error(pruned, inputs) < 1e-9
+    with torch.no_grad():
+        pruned.model.head.weight[:, 0] += 1e-6
+    assert removal_error(pruned, inputs) > REMOVAL_TOLERANCE
+
+
+def test_float64_reaches_recurrent_layers_and_buffers() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("offset", torch.randn(8))
+            self.lstm = nn.LSTM(8, 8, batch_first=True)
+            self.net = Amplifier()
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(len(x), 4, 8)
+            state[:] = self.lstm(x.unflatten(1, (4, 8)) + self.offset)[0]
+            return self.net(state.flatten(1).to(self.offset.dtype))
+
+    with seeded(0):
+        model, inputs = Recurrent().eval(), torch.randn(16, 32)
+    groups = find_groups(model, inputs[:1], ("net.head",)).groups
+    assert [group.name for group in groups] == ["net.body"]
+    assert removal_error(prune(model, groups, random_plan(groups, 0), inputs[:1]), inputs) < 1e-9
 
 
 def test_two_models_do_not_share_state() -> None:

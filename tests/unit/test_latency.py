@@ -66,6 +66,17 @@ def test_attention_is_an_operator_of_its_heads() -> None:
     assert time_graph(attention.at(2, 2).graph(1), attention.at(2, 2).input_shape(1), "cpu", 1) > 0
 
 
+def test_windows_of_a_sample_are_counted() -> None:
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(1,), num_heads=(2,)
+    ).eval()
+    example = torch.randn(1, 3, 32, 32)
+    found = operators(model, find_groups(model, example, ["head.fc"]).groups, example)
+    attention, linear = found["layers.0.blocks.0.attn"], found["layers.0.blocks.0.attn.qkv"]
+    assert (attention.rows, attention.positions, linear.rows) == ((4, 16), 4 * 16 * 8, (4, 16))
+    assert time_graph(attention.at(1, 1).graph(2), attention.at(1, 1).input_shape(2), "cpu", 1) > 0
+
+
 def test_a_table_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
     table, (operator, *_) = Table(CONDITIONS), operators(nn.Linear(64, 64), (), torch.randn(1, 64)).values()

@@ -1,0 +1,114 @@
+"""Attention that goes on when its heads are fewer than its input is wide.
+
+Many a forward takes the width of its input for that of all heads: `C = x.shape[-1]`, then `reshape(B, N, heads,
+C // heads)` and `reshape(B, N, C)`, or keeps the number of heads in a shape made long ago. A narrowed module has a
+subclass of its class, in whose forward such sizes are those of the heads that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+RESHAPES = frozenset({"reshape", "view"})
+SETTABLE = "attn_dim"
+"""The attribute of timm's own attention that holds the width of all heads."""
+
+SCALES = ("scale", "head_dim", "logit_scale", "temperature")
+"""Attributes that hold what a forward without them derives from the width of a head, which is wrong afterwards."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Heads and width of all of them together, before and after."""
+
+    heads: int
+    inner: int
+    kept: int
+
+    @property
+    def kept_inner(self) -> int:
+        """Width of the heads that are left."""
+        return self.inner // self.heads * self.kept
+
+    def mended(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
+        """`sizes` to which `x` is reshaped; where `x` does not have them, with the last as the kept heads have it."""
+        found = self._meant(x, sizes)
+        return found if found is sizes or -1 in sizes or prod(sizes) != x.numel() else sizes
+
+    def _meant(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
+        *front, last = sizes
+        if not isinstance(last, int):  # symbolic while exporting: the batch is in it
+            return sizes
+        if last == self.inner // self.kept and _is(front[-1:], self.kept):
+            return (*front, self.inner // self.heads)
+        if last == self.inner and (_is(x.shape[-1:], self.kept_inner) or _is(x.shape[-2:], self.kept_inner)):
+            return (*front, self.kept_inner)
+        if last == self.heads and _is(x.shape[-1:], self.kept):
+            return (*front, self.kept)
+        return sizes
+
+
+def _is(sizes: Sequence[Any], product: int) -> bool:
+    """Whether there are sizes, none of them symbolic, and this is their product."""
+    return len(sizes) > 0 and all(isinstance(size, int) for size in sizes) and prod(sizes) == product
+
+
+class Narrowed(nn.Module):
+    """Comes before the class of an attention module, whose forward then runs with the heads that are left."""
+
+    widths_: Widths
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's own class returns."""
+        with _Mending(self.widths_):
+            return super().forward(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by the name of the module's own class: this one has none."""
+        return _empty, (type(self).__bases__[1],), self.__dict__
+
+
+class _Mending(TorchFunctionMode):
+    """Reshapes to the sizes that the heads that are left have."""
+
+    def __init__(self, widths: Widths) -> None:
+        super().__init__()
+        self.widths = widths
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in RESHAPES and len(args) > 1 and not kwargs:
+            x, *sizes = args
+            listed = isinstance(sizes[0], tuple | list)
+            return func(x, self.widths.mended(x, sizes[0] if listed else sizes))
+        return func(*args, **(kwargs or {}))
+
+
+def narrowed_(module: nn.Module, heads: int, inner: int, kept: int) -> None:
+    """Tell `module`, which has `heads` with `inner` rows together, to run with `kept` of them.
+
+    A module that keeps the width of its heads as an attribute needs no telling; one without a scale is left as it is.
+    """
+    if hasattr(module, SETTABLE) or not any(hasattr(module, key) for key in SCALES):
+        return
+    if isinstance(module, Narrowed):  # in an earlier round: its sizes are those of the first
+        module.widths_ = replace(module.widths_, kept=kept)
+    else:
+        module.widths_ = Widths(heads, inner, kept)  # type: ignore[assignment]
+        module.__class__ = _narrowed(type(module))
+
+
+def _narrowed(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (Narrowed, kind), {})
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    made = _narrowed(kind)
+    return made.__new__(made)
