@@ -55,9 +55,9 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         else:
             slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), parts, recipe, clock)
             slim, files = smallest_certified(folder, recipe, subject, slims, clock)
+        made = convert(files, recipe, subject, clock)
         with clock.stage("measure"):
-            comparison = measure(files, recipe.bench, subject, slim)
-        targets = convert(files, recipe, subject, clock)
+            comparison, targets = measure(files, made, recipe, subject, slim)
         report = assemble(place, recipe, subject, slim, (files, comparison, targets), clock.stages)
         write_report(folder, report)
     return report

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pxcompress.deploy import runtime, stopwatch
-from pxcompress.deploy.measure import Seconds, check_batch_size, file_bytes, latency, speedup
+from pxcompress.deploy.intervals import Seconds, noise, speedup
+from pxcompress.deploy.measure import check_batch_size, file_bytes, latency
 from pxcompress.deploy.runtime import Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Latency, Placement, Speedup
@@ -125,7 +126,6 @@ def _opened(
 
 
 def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | None) -> BenchRow:
-    low, middle, high = np.percentile(seconds, [25, 50, 75])
     return BenchRow(
         path=str(each.session.path),
         input_shape=(batch_size, *each.shape),
@@ -138,7 +138,7 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         placement=each.session.placement,
         cold_start_ms=1e3 * each.cold,
-        noise=float((high - low) / 2 / middle),
+        noise=noise(seconds),
         speedup=change,
     )
 

@@ -118,13 +118,25 @@ def test_the_same_seed_gives_the_same_plan_and_json_on_stdout_and_class_scores_c
     folder, _ = finished
     options = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
     again = tmp_path / "again"
-    outcome = px("run", *options, "--input-size", SIZE, "--out", again, "--json", "--quiet", "--class-scores")
+    outcome = px(
+        "run",
+        *options,
+        "--input-size",
+        SIZE,
+        "--out",
+        again,
+        "--json",
+        "--quiet",
+        "--class-scores",
+        "--targets",
+        "fp16",
+    )
     assert outcome.code == 0, outcome.err
     assert outcome.err == ""
     report = json.loads(outcome.out)
     assert report["schema_version"] == 1
     assert (again / "plan.json").read_bytes() == (folder / "plan.json").read_bytes()
-    assert {path.name for path in again.iterdir()} == {*ARTEFACTS, "class_scores.safetensors"}
+    assert {path.name for path in again.iterdir()} == {*ARTEFACTS, "class_scores.safetensors", "model.fp16.onnx"}
     scores, by_class = load_file(again / "scores.safetensors"), load_file(again / "class_scores.safetensors")
     assert {name: values.shape for name, values in by_class.items()} == {
         name: (CLASSES, len(values)) for name, values in scores.items()
@@ -132,6 +144,11 @@ def test_the_same_seed_gives_the_same_plan_and_json_on_stdout_and_class_scores_c
     assert [row["name"] for row in report["class_shares"]] == list(report["data"]["classes"])
     assert sum(row["samples"] for row in report["class_shares"]) == report["data"]["score"]
     assert all(0 < row["removed"] < 1 for row in report["class_shares"])
+    assert [row["file"] for row in report["targets"]] == ["dense.onnx", "model.onnx", "model.fp16.onnx"]
+    for row, headline in zip(report["targets"], (report["dense"], report["pruned"]), strict=False):
+        assert row["latency_ms"] == headline["latency_ms"]  # measured once
+    assert report["targets"][1]["speedup"] == report["speedup"]
+    assert report["speedup"]["ratio"] == pytest.approx(report["ratios"]["speedup_p50"])
 
 
 def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(

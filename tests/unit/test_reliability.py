@@ -131,7 +131,7 @@ def test_runs_killed_at_random_moments(px: Px, tmp_path: Path) -> None:
     words = [
         "run",
         "--model",
-        "models:FlattenCNN",
+        "models:AnyClasses",
         "--data",
         "glyphs:train=640,select=80,held_out=160",
         "--ratio",
