@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pxcompress.deploy import runtime
+from pxcompress.deploy import runtime, stopwatch
 from pxcompress.deploy.export import onnx_files
 from pxcompress.deploy.intervals import Seconds, drop, noise, speedup
 from pxcompress.deploy.runtime import Array, Session
@@ -26,8 +26,6 @@ from pxcompress.state import device_of, observed
 from pxcompress.types import Batches
 
 _PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "zennit", "onnx", "onnxscript", "numpy")
-_SECONDS = 5.0
-"""To time a file, about."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def try_files(
     if example is None:
         raise DataError("no samples to measure on; expected at least one")
     found = answers(sessions, paths[1].name, batches)
-    limit = _SECONDS * len(sessions)
+    limit = stopwatch.SECONDS * len(sessions)
     seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size, max_seconds=limit)
     return tuple(Tried(session, seconds[name], found[name], batch_size) for name, session in sessions.items())
 

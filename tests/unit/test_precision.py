@@ -144,7 +144,7 @@ def test_ranges_are_those_of_the_activations(wide_cnn: Exported) -> None:
 
 def test_a_file_that_cannot_be_converted_is_one_line_and_leaves_nothing(slim_cnn: Exported, tmp_path: Path) -> None:
     model = onnx.load(slim_cnn.path)
-    model.graph.input[0].name = model.graph.node[0].input[0] = "x"  # it cannot be fed
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 7  # it cannot be fed
     onnx.save(model, tmp_path / "model.onnx")
     for precision in PRECISIONS:
         with pytest.raises(ModelError, match=f"cannot be made {precision}: ") as caught:
