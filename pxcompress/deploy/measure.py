@@ -148,14 +148,21 @@ def latency(seconds: Seconds) -> Latency:
 
 
 def try_files(
-    paths: Sequence[Path], batches: Batches, *, batch_size: int = 1, provider: str = "auto", threads: int = 0
+    paths: Sequence[Path],
+    batches: Batches,
+    *,
+    timed: Sequence[Path] = (),
+    batch_size: int = 1,
+    provider: str = "auto",
+    threads: int = 0,
 ) -> tuple[Tried, ...]:
-    """Every file's answers on `batches`, with the second as the reference, and its latency, all timed in turns.
+    """Answers on `batches` of every file of `paths`, with the second as the reference, and the latency of all files.
 
-    Raises `ResultError` when one of them runs on another provider than the others.
+    They take turns. The files `timed` come last, without answers. Raises `ResultError` when one of them runs on another
+    provider than the others.
     """
     check_batch_size(batch_size)
-    sessions = {path.name: runtime.session(path, provider, threads=threads) for path in paths}
+    sessions = {path.name: runtime.session(path, provider, threads=threads) for path in (*paths, *timed)}
     used = {name: session.placement.got for name, session in sessions.items()}
     if len(set(used.values())) > 1:
         told = " and ".join(f"{name} on {where}" for name, where in used.items())
@@ -163,10 +170,12 @@ def try_files(
     example = next((inputs for inputs, _ in batches), None)
     if example is None:
         raise DataError("no samples to measure on; expected at least one")
-    found = answers(sessions, paths[1].name, batches)
+    found = answers({path.name: sessions[path.name] for path in paths}, paths[1].name, batches)
     limit = stopwatch.SECONDS * len(sessions)
     seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size, max_seconds=limit)
-    return tuple(Tried(session, seconds[name], found[name], batch_size) for name, session in sessions.items())
+    return tuple(
+        Tried(session, seconds[name], found.get(name, Answers()), batch_size) for name, session in sessions.items()
+    )
 
 
 def compare(dense: Candidate, pruned: Candidate, tried: Sequence[Tried]) -> Comparison:

@@ -30,7 +30,7 @@ from pxcompress.report.summary import (
     speed_words,
     wilson,
 )
-from pxcompress.report.targets import targets_section
+from pxcompress.report.targets import rivals_section, targets_section
 from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"
@@ -52,6 +52,7 @@ def to_html(report: Report) -> str:
     sections = (
         _comparison(report),
         *targets_section(report),
+        *rivals_section(report),
         *certificate_section(report),
         _stage_accuracy(report),
         *class_section(report),

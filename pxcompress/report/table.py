@@ -24,7 +24,7 @@ from pxcompress.report.summary import (
     times,
     wilson,
 )
-from pxcompress.report.targets import HEAD, target_rows
+from pxcompress.report.targets import HEAD, RIVALS_HEAD, rival_rows, target_rows
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -39,6 +39,7 @@ def to_table(report: Report) -> str:
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
     targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
+    targets += ["", *aligned([RIVALS_HEAD, *rival_rows(report)])] if report.rivals else []
     by_class = [class_line(report)] if report.class_shares else []
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     return "\n".join(

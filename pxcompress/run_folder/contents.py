@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -21,7 +22,7 @@ from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.deploy.intervals import BUSY, guesses
-from pxcompress.deploy.measure import Candidate, Comparison, compare, environment, ratios, try_files, verdict
+from pxcompress.deploy.measure import Candidate, Comparison, Tried, compare, environment, ratios, try_files, verdict
 from pxcompress.errors import InputError, ParityError
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.checkpoint import load_state, short
@@ -29,10 +30,11 @@ from pxcompress.models.loading import Architecture, classifier_names
 from pxcompress.models.rewrite import plain
 from pxcompress.models.task import sliced
 from pxcompress.planning.plan import plan_from_json, plan_to_json, planned_groups
-from pxcompress.proof import Artifact, ClassShare, DataSummary, GroupWidth, Parity, Report, StageTime
+from pxcompress.proof import Artifact, ClassShare, DataSummary, GroupWidth, Parity, Report, Rival, StageTime
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report, sha256_of, to_json
 from pxcompress.report.html import to_html
+from pxcompress.run_folder import shelf
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
 from pxcompress.subject import Subject
 from pxcompress.types import ClassRelevance, Preprocessing, Pruned, Slim
@@ -55,6 +57,15 @@ class Files:
     pruned: Artifact
     parity: Parity
     certificate: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of all files, in one go."""
+
+    comparison: Comparison
+    targets: Targets
+    rivals: tuple[Rival, ...] = ()
 
 
 def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:
@@ -100,25 +111,36 @@ def _plan(slim: Slim) -> str:
     return plan_to_json(slim.pruned.plan, slim.pruned.groups)
 
 
-def measure(files: Files, made: Made, recipe: Recipe, subject: Subject, slim: Slim) -> tuple[Comparison, Targets]:
-    """Accuracy and latency of all ONNX files, side by side in one measurement."""
+def measure(files: Files, recipe: Recipe, subject: Subject, slim: Slim, clock: Clock) -> Measured:
+    """Make the other precisions, take similar models where these are asked for, and measure all side by side, once."""
+    made = _converted(files, recipe, subject, clock)
     example = subject.splits.example
     dense, pruned = (
         Candidate(file.path, count_params(model), count_macs(model, example))
         for file, model in ((files.dense, slim.pruned.dense), (files.pruned, slim.pruned.model))
     )
-    tried = try_files((dense.path, pruned.path, *made.files), subject.splits.test, **asdict(recipe.bench))
-    comparison = compare(dense, pruned, tried)
+    paths = (dense.path, pruned.path, *made.files)
+    with tempfile.TemporaryDirectory() as place:
+        others = shelf.take(recipe, subject, pruned.macs, Path(place), clock) if recipe.compare else ()
+        with clock.stage("measure"):
+            beside = [other.path for other in others]
+            tried = try_files(paths, subject.splits.test, timed=beside, **asdict(recipe.bench))
+        rivals = shelf.rated(others, tried[1], tried[len(paths) :])
+    return Measured(compare(dense, pruned, tried), _targets(files, made, tried[: len(paths)]), rivals)
+
+
+def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
+    """The files in all precisions, where others than float32 were asked for, and what to know about them."""
     if not (made.files or made.failures):
-        return comparison, Targets()
+        return Targets()
     rated = rate_targets(tried)
     notes = [*made.failures, *rated.notes]
     if files.certificate is not None and made.files:
         notes.append(f"the certificate is about {SLIM}, not about its other precisions")
-    return comparison, replace(rated, notes=tuple(notes))
+    return replace(rated, notes=tuple(notes))
 
 
-def convert(files: Files, recipe: Recipe, subject: Subject, clock: Clock) -> Made:
+def _converted(files: Files, recipe: Recipe, subject: Subject, clock: Clock) -> Made:
     """model.onnx in the other precisions of `recipe`, calibrated on the repair split."""
     asked = [name for name in recipe.targets if name != "fp32"]
     if not asked:
@@ -132,11 +154,12 @@ def assemble(
     recipe: Recipe,
     subject: Subject,
     slim: Slim,
-    results: tuple[Files, Comparison, Targets],
+    results: tuple[Files, Measured],
     stages: tuple[StageTime, ...],
 ) -> Report:
     """The report of a run whose folder will stand at `place`."""
-    files, comparison, targets = results
+    files, measured = results
+    comparison, targets = measured.comparison, measured.targets
     plan = slim.pruned.plan
     counts = {role: len(ids) for role, ids in subject.splits.ids.items()}
     return Report(
@@ -165,6 +188,7 @@ def assemble(
         missed=_missed(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,
+        rivals=measured.rivals,
         sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
     )
 
