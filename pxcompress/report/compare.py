@@ -107,8 +107,9 @@ def to_comparison(reports: Named) -> str:
     """The page: table, figure, conditions and how to make every run again. One self-contained file in ASCII."""
     image = b64encode(picture(tradeoff(reports), "svg")).decode("ascii")
     words = "Accuracy against latency and against file size, dense (grey) and pruned; the table has every value."
+    title = f"{len(reports)} runs side by side" if len(reports) > 1 else next(iter(reports))
     sections = (
-        node("header", node("p", "pxcompress"), node("h1", f"{len(reports)} runs side by side")),
+        node("header", node("p", "pxcompress"), node("h1", title)),
         *_notes(differences(reports)),
         section(
             "Figures",
@@ -131,7 +132,7 @@ def to_comparison(reports: Named) -> str:
             *(node("pre", node("code", command(report.recipe))) for report in reports.values()),
         ),
     )
-    return document(f"{len(reports)} runs side by side", sections, images=True)
+    return document(title, sections, images=True)
 
 
 def _notes(notes: Sequence[str]) -> Sequence[Element]:

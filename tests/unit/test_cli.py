@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -214,6 +215,13 @@ def test_an_unreachable_ratio_exits_3_with_the_largest_reachable_one(
     options = ["--model", MODEL, "--ratio", 0.999, "--data", images, "--checkpoint", checkpoint, "--quiet"]
     line = one_line(px("run", *options, "--input-size", SIZE, "--out", tmp_path / "out"), code=3)
     assert "largest reachable ratio" in line
+    size = ["--only", "conv1", "--max-bytes", "2kB", *options[:2], *options[4:], "--input-size", SIZE]
+    line = one_line(px("run", *size, "--out", tmp_path / "out"), code=3)
+    whole = 4 * sum(value.numel() for value in FlattenCNN().parameters())
+    found = re.search(r"leaves ([\d,]+) of ([\d,]+) bytes .*not to be, take ([\d,]+) alone", line)
+    assert found, line
+    least, dense, rest = (int(number.replace(",", "")) for number in found.groups())
+    assert 2000 < rest < least < dense == whole
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,6 +257,13 @@ def test_inspect_needs_no_data(px: Px) -> None:
     assert [layer["name"] for layer in found["fixed"]] == ["fc"]
     table = px("inspect", "--model", "resnet18", "--input-size", 32).out
     assert all(group["name"] in table for group in found["groups"])
+    assert outcome.err == ""
+
+
+def test_inspect_tells_what_takes_long(px: Px) -> None:
+    outcome = px("inspect", "--model", "models:AnyClasses", "--input-size", 16, "--latency", "--provider", "cpu")
+    assert outcome.code == 0
+    assert "time operators" in outcome.err
 
 
 def test_bench_times_any_classifier(px: Px, finished: tuple[Path, Outcome]) -> None:

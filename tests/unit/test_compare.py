@@ -192,6 +192,11 @@ def test_the_command_shows_one_run_several_a_card_and_figures(px: Px, folders: l
     assert (tmp_path / "page.html").read_text() == to_comparison(RUNS)
     assert len(list((tmp_path / "figures").iterdir())) == 10
     assert px("report", folders[0], "--card").out == to_card(REPORT)
+    again = ("report", folders[0], "--out", tmp_path / "page.html")
+    assert "exists; choose another --out or give --force" in one_line(px(*again))
+    assert (tmp_path / "page.html").read_text() == to_comparison(RUNS)
+    assert px(*again, "--force").code == 0
+    assert f"<h1>{folders[0].name}</h1>" in (tmp_path / "page.html").read_text()
 
 
 def test_wrong_folders_are_one_line(px: Px, folders: list[Path], tmp_path: Path) -> None:
