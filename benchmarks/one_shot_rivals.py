@@ -13,7 +13,7 @@ import rivals
 from pxcompress.cost.count import count_macs
 from pxcompress.data import load_splits
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.measure import accuracy, torch_accuracy
+from pxcompress.deploy.measure import answers, torch_accuracy
 from pxcompress.deploy.runtime import session
 from pxcompress.state import seeded
 from pxcompress.subject import Subject
@@ -60,4 +60,5 @@ def _onnxsim_rows(
             yield {**row, "refused": slim.reason}
             continue
         macs = rivals.onnx_macs(rivals.onnx.load(slim)) / dense
-        yield {**row, "repair": "bare", "top1": accuracy(session(slim, "cpu"), splits.test)[0], "macs_ratio": macs}
+        top1 = answers({"it": session(slim, "cpu")}, "it", splits.test)["it"].top1
+        yield {**row, "repair": "bare", "top1": top1, "macs_ratio": macs}

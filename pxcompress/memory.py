@@ -30,20 +30,22 @@ def out_of_memory(what: str, error: BaseException) -> OutOfMemoryError:
     )
 
 
-def in_smaller_batches(work: Callable[[Batches], T], batches: Batches, note: Callable[[str], None]) -> T:
-    """`work(batches)`; where memory does not suffice, again with batches of half the size, down to single samples.
+def in_smaller_batches(
+    work: Callable[..., T], batches: Batches, note: Callable[[str], None], *more: Batches, least: int = 1
+) -> T:
+    """`work(batches, *more)`; where memory does not suffice, again with batches of half the size, down to `least`.
 
     `work` must leave everything as it was when it raises. `note` is told about every new try.
     """
     size = 0
     while True:
         try:
-            return work(InParts(batches, size) if size else batches)
+            return work(*(InParts(each, size) if size else each for each in (batches, *more)))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             before = size or len(next(iter(batches))[1])
-            if before < 2:
+            if before // 2 < least:
                 raise
         size = before // 2  # outside of the block above: its exception holds on to what was allocated
         note(f"out of memory with batches of {before}; trying again with batches of {size}")

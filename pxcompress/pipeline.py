@@ -20,8 +20,9 @@ from pxcompress.proof import Report
 from pxcompress.ranks import from_first, processes, same_weights_, shares
 from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
-from pxcompress.run_folder.contents import assemble, convert, export, measure, write_report
+from pxcompress.run_folder.contents import assemble, export, measure, write_report
 from pxcompress.run_folder.place import check_place, whole_folder
+from pxcompress.run_folder.shelf import check_comparable
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
 from pxcompress.state import seeded
@@ -55,10 +56,8 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         else:
             slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), parts, recipe, clock)
             slim, files = smallest_certified(folder, recipe, subject, slims, clock)
-        with clock.stage("measure"):
-            comparison = measure(files, recipe.bench, subject, slim)
-        targets = convert(files, recipe, subject, clock)
-        report = assemble(place, recipe, subject, slim, (files, comparison, targets), clock.stages)
+        measured = measure(files, recipe, subject, slim, clock)
+        report = assemble(place, recipe, subject, slim, (files, measured), clock.stages)
         write_report(folder, report)
     return report
 
@@ -79,6 +78,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Mapping[str, Batches]
     with clock.stage("load"):
         subject = load_subject(recipe)
         check_certifiable(recipe, subject)
+        check_comparable(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)
         parts = _shared(subject)

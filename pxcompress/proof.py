@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,12 @@ class Speedup:
     ratio: float
     low: float
     high: float
+
+    @property
+    def interval(self) -> str:
+        """ "1.90 to 2.11": both ends, rounded outwards, so that it never looks narrower than it is."""
+        low, high = round(100 * self.low, 6), round(100 * self.high, 6)  # 1.1 * 100 is a little more than 110
+        return f"{math.floor(low) / 100:.2f} to {math.ceil(high) / 100:.2f}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,22 @@ class Target:
     throughput: float
     speedup: Speedup
     provider: Placement
+
+
+@dataclass(frozen=True)
+class Rival:
+    """An off-the-shelf model of similar cost, timed beside the pruned one, which `speedup` is against.
+
+    `top1` is None where its weights are random.
+    """
+
+    name: str
+    params: int
+    macs: int
+    onnx_bytes: int
+    latency_ms: Latency
+    speedup: Speedup
+    top1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,8 +185,10 @@ class Report:
 
     `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
-    made. `missed` says how far a goal in milliseconds is from what was measured in the end. `sha256` has every file
-    of the folder but the report's own and predict.py, by name.
+    made. `speedup` has the interval of that in `ratios`; None in reports of older versions. `rivals` are there
+    where a comparison was asked for. `missed` says how far a
+    goal in milliseconds is from what was measured in the end. `sha256` has every file of the folder but the report's
+    own and predict.py, by name.
     """
 
     recipe: Mapping[str, object]
@@ -188,5 +213,7 @@ class Report:
     attempts: tuple[Attempt, ...] = ()
     missed: str = ""
     targets: tuple[Target, ...] = ()
+    speedup: Speedup | None = None
+    rivals: tuple[Rival, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = field(default=1)

@@ -156,7 +156,9 @@ class Recipe(Given):
     ratio: float | None = option(None, "Share of the dense cost to remove, in the budget's unit.")
     speedup: float | None = option(None, "Instead of --ratio: how many times faster, such as 2x; budget latency.")
     latency_ms: float | None = option(None, "Instead of --ratio: milliseconds a call may take; budget latency.")
-    max_bytes: int | None = option(None, "Instead of --ratio: size the ONNX file may have, such as 20MB; budget bytes.")
+    max_bytes: int | None = option(
+        None, "Instead of --ratio: size the whole ONNX file may have, such as 20MB, also with --only; budget bytes."
+    )
     budget: str = option(
         "auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: channels]"
     )
@@ -182,6 +184,7 @@ class Recipe(Given):
     targets: tuple[str, ...] = option(
         ("fp32",), "Precisions of the exported model, with commas: fp32 (always made), fp16, int8."
     )
+    compare: bool = option(False, "Time off-the-shelf timm models of as many MACs beside the result.")
 
     def __post_init__(self) -> None:
         from pxcompress.budgets import BUDGETS

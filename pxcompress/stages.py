@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from pxcompress.ranks import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Attempt, Batches, FileBudget, Group, Plan, Pruned, Scored, Scores, Slim
+from pxcompress.types import Attempt, Batches, FileBudget, Group, Plan, Pruned, Repair, Scored, Scores, Slim
 
 
 def shrink(
@@ -157,11 +158,26 @@ def _repaired(scored: Scored, pruned: Pruned, batches: Mapping[str, Batches], re
     _accuracy(clock, pruned, batches)
     for text in recipe.repair:
         with clock.stage(text):
-            pruned = REPAIRS.build(text)(pruned, batches["repair"], batches.get("select", ()))
+            pruned = _after(REPAIRS.build(text), pruned, batches, clock)
         _accuracy(clock, pruned, batches)
     same_weights_(pruned.model)
     with clock.stage("clean up"):
         return without_dead_paths(pruned.whole, scored.example, scored.meter, _limits(recipe))
+
+
+def _after(repair: Repair, pruned: Pruned, batches: Mapping[str, Batches], clock: Clock) -> Pruned:
+    """`pruned` with a copy of its model repaired, in smaller batches where memory asks for them.
+
+    What fails half-way has changed its copy only.
+    """
+
+    def attempt(fit: Batches, check: Batches) -> Pruned:
+        model = copy.deepcopy(pruned.model)
+        first = pruned.first and replace(pruned.first, model=model)
+        return repair(replace(pruned, model=model, first=first), fit, check)
+
+    least = getattr(repair, "smallest", 1)
+    return in_smaller_batches(attempt, batches["repair"], clock.say, batches.get("select", ()), least=least)
 
 
 def ever_smaller(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pxcompress.clock import Clock, Note, silent
 from pxcompress.cost.count import macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.graph import find_groups
@@ -44,13 +45,21 @@ class Survey:
     fixed: tuple[Fixed, ...]
 
 
-def survey(name: str, loaded: Loaded, conditions: Conditions | None = None) -> Survey:
-    """Groups, units and their shares of parameters and MACs, and under `conditions` of milliseconds; needs no data."""
+def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note: Note = silent) -> Survey:
+    """Groups, units and their shares of parameters and MACs, and under `conditions` of milliseconds; needs no data.
+
+    `note` is told about progress.
+    """
+    clock = Clock(note)
     model, shape = loaded.model, loaded.preprocessing.input_size
     example = torch.zeros(1, *shape)
-    structure = find_groups(model, example, classifier_names(model, example))
+    with clock.stage("find groups"):
+        structure = find_groups(model, example, classifier_names(model, example))
     params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)
-    timed = conditions and latency_meter(model, structure.groups, example, conditions)
+    timed = None
+    if conditions:
+        with clock.stage("time operators one by one; what was timed before is in the cache"):
+            timed = latency_meter(model, structure.groups, example, conditions)
     rows = tuple(
         GroupCost(
             group.name,

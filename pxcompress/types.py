@@ -250,6 +250,7 @@ class Repair(Protocol):
     """Makes the pruned model compute again what the dense one did.
 
     `requires` names the repairs that come before this one wherever a recipe has both; without it any order will do.
+    Where memory is short batches get smaller, down to `smallest` samples, or one.
     """
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,13 @@ def bench(
     strict_provider: Annotated[
         bool, typer.Option("--strict-provider", help="Exit with 3 where any node runs on another provider.")
     ] = False,
+    precision: Annotated[
+        str, typer.Option(help="Time float32 files in these: fp32, fp16, int8, with commas.  [default: as they are]")
+    ] = "",
+    data: Annotated[
+        str,
+        typer.Option(help="Images to calibrate --precision on, as for `run`.  [default: none; fp16: random numbers]"),
+    ] = "",
     threads: Threads = 0,
     input_size: Annotated[
         int | None, typer.Option(help="Side of the square input, pixels, where the file leaves it open.")
@@ -31,11 +39,14 @@ def bench(
 ) -> None:
     """Time ONNX files on ONNX Runtime: latency percentiles, throughput, and which provider ran how many nodes.
 
-    A provider that cannot be used is left out and named, unless it is the only one.
+    A provider that cannot be used is left out and named, unless it is the only one. With --precision every file is
+    converted first; what is made is not kept: `run --targets` writes files to ship.
     """
     from pxcompress.deploy.bench import Where, usable
     from pxcompress.deploy.bench import bench as time_files
+    from pxcompress.deploy.variants import check_precisions, in_precisions
     from pxcompress.report.table import bench_table
+    from pxcompress.run_folder.calibration import calibration
 
     try:
         sizes = [int(part) for part in batch_size.split(",")]
@@ -46,5 +57,13 @@ def bench(
     working, left_out = usable([name.strip() for name in provider.split(",")], strict=strict_provider)
     for reason in left_out:
         print(f"pxcompress: {reason}", file=sys.stderr)
-    rows = time_files(files, sizes, where=Where(working, threads, strict_provider), input_size=size)
+    precisions = [name.strip() for name in precision.split(",") if name.strip()]
+    check_precisions(precisions, data=bool(data))
+    with tempfile.TemporaryDirectory() as folder:
+        made = dict.fromkeys(files, "")
+        if precisions:
+            made = in_precisions(files, precisions, lambda of: calibration(of, data, size), Path(folder))
+        rows = time_files(list(made), sizes, where=Where(working, threads, strict_provider), input_size=size)
+    names = {str(path): name for path, name in made.items() if name}
+    rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else bench_table(rows))

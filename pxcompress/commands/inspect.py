@@ -52,7 +52,8 @@ def inspect(
     else:
         loaded = load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size)
         inputs = random_images(loaded.preprocessing.input_size)
-    result = survey(model, loaded, Conditions(batch_size, provider, threads) if latency else None)
+    conditions = Conditions(batch_size, provider, threads) if latency else None
+    result = survey(model, loaded, conditions, notes(quiet=not latency))
     words = {"data": data or "random images", "weights": loaded.weights}
     flow = conservation(loaded.model, inputs, composite, **words) if relevance else None
     if as_json:

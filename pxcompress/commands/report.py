@@ -14,6 +14,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Run folders.")],
     out: Annotated[Path | None, typer.Option(help="Write one page that compares the runs.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Print a Markdown model card of one run instead.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page of --out if it exists.")] = False,
     figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as SVG and PNG.")] = None,
     triton: Annotated[
         Path | None, typer.Option(help="Model repository to put the models into, as Triton Inference Server reads it.")
@@ -29,6 +30,8 @@ def report(
 
     if card and len(folders) > 1:
         raise InputError(f"--card is of one run; {len(folders)} folders are given")
+    if out is not None and out.exists() and not force:
+        raise InputError(f"{str(out)!r} exists; choose another --out or give --force")
     names = _names(folders)
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, read in zip(folders, reports.values(), strict=True):

@@ -18,6 +18,7 @@ WITHOUT = (
     "class_scores",
     "class_guard",
     "targets",
+    "compare",
     "speedup",
     "latency_ms",
     "max_bytes",

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pxcompress.deploy import runtime, stopwatch
-from pxcompress.deploy.measure import Seconds, check_batch_size, file_bytes, latency, speedup
+from pxcompress.deploy.intervals import Seconds, noise, speedup
+from pxcompress.deploy.measure import check_batch_size, file_bytes, latency
 from pxcompress.deploy.runtime import Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Latency, Placement, Speedup
@@ -102,7 +103,7 @@ def bench(
     rows: list[BenchRow] = []
     for batch_size in batch_sizes:
         runners = {place: each.session.runner(_images(batch_size, each.shape)) for place, each in _numbered(opened)}
-        seconds = stopwatch.time_interleaved(runners, runs=runs)
+        seconds = stopwatch.time_interleaved(runners, runs=runs, max_seconds=stopwatch.SECONDS * len(runners))
         for place, each in _numbered(opened):
             change = None if place == "0" else speedup(seconds["0"], seconds[place])
             rows.append(_row(each, batch_size, seconds[place], change))
@@ -119,13 +120,12 @@ def _opened(
     """`session`, checked and called once; it was begun at `start`."""
     for batch_size in batch_sizes:
         _check_fixed_batch(session, batch_size)
-    shape = _image_shape(session, input_size)
+    shape = image_shape(session, input_size)
     session.predict(_images(batch_sizes[0], shape))
     return _Opened(session, shape, time.perf_counter() - start)
 
 
 def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | None) -> BenchRow:
-    low, middle, high = np.percentile(seconds, [25, 50, 75])
     return BenchRow(
         path=str(each.session.path),
         input_shape=(batch_size, *each.shape),
@@ -138,7 +138,7 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         placement=each.session.placement,
         cold_start_ms=1e3 * each.cold,
-        noise=float((high - low) / 2 / middle),
+        noise=noise(seconds),
         speedup=change,
     )
 
@@ -153,7 +153,7 @@ def _check_fixed_batch(session: Session, batch_size: int) -> None:
         raise InputError(f"{session.path} has a fixed batch of {fixed}; given batch size {batch_size}; ask for {fixed}")
 
 
-def _image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tuple[int, ...]:
+def image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tuple[int, ...]:
     """Of one input, such as channels, height and width: what the file says, else what was asked."""
     port = session.input
     if None not in port.shape[1:]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,15 @@ from torch import Tensor, nn
 
 from pxcompress.deploy import runtime, stopwatch
 from pxcompress.deploy.export import onnx_files
-from pxcompress.deploy.runtime import Session
+from pxcompress.deploy.intervals import Seconds, drop, noise, speedup
+from pxcompress.deploy.runtime import Array, Session
 from pxcompress.errors import DataError, InputError, ModelError, ResultError
 from pxcompress.proof import Latency, Measurement, Placement, Ratios, Speedup
 from pxcompress.ranks import summed
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batches
 
-Seconds = npt.NDArray[np.float64]
-
 _PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "zennit", "onnx", "onnxscript", "numpy")
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -40,20 +38,70 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """How a file decides on samples. `agreeing` and `max_abs`, the largest difference of a logit, are to a reference.
+
+    `broken` counts samples with logits that are not finite.
+    """
+
+    samples: int = 0
+    right: int = 0
+    agreeing: int = 0
+    broken: int = 0
+    max_abs: float = 0.0
+
+    @property
+    def top1(self) -> float:
+        """Share in [0, 1]."""
+        return self.right / self.samples
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """One file, measured beside others: seconds of every call with `batch_size` samples, and its answers."""
+
+    session: Session
+    seconds: Seconds
+    answers: Answers
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads."""
+    """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads, `noise` the larger one."""
 
     dense: Measurement
     pruned: Measurement
     placement: Placement
     speedup: Speedup
     threads: int
+    noise: float = 0.0
 
 
-def accuracy(session: Session, batches: Batches) -> tuple[float, int]:
-    """Top-1 accuracy through ONNX Runtime, a share in [0, 1], and the number of samples."""
-    right, total = _counts((session.predict(inputs).argmax(1), labels.cpu().numpy()) for inputs, labels in batches)
-    return _share(right, total), total
+def answers(sessions: Mapping[str, Session], reference: str, batches: Batches) -> dict[str, Answers]:
+    """How every session decides on `batches`, and how far it is from the one named `reference`."""
+    found = dict.fromkeys(sessions, Answers())
+    for inputs, labels in batches:
+        logits = {name: session.predict(inputs) for name, session in sessions.items()}
+        for name, values in logits.items():
+            found[name] = _with(found[name], values, logits[reference], labels.cpu().numpy())
+    if not found[reference].samples:
+        raise DataError("no samples to measure accuracy on; expected at least one")
+    return found
+
+
+def _with(so_far: Answers, logits: Array, reference: Array, labels: Array) -> Answers:
+    """`so_far` and one batch: logits (n, classes), labels (n,)."""
+    decided = logits.argmax(1)
+    with np.errstate(invalid="ignore"):  # infinity less infinity; `broken` counts them
+        difference = float(np.abs(logits - reference).max())
+    return Answers(
+        samples=so_far.samples + len(labels),
+        right=so_far.right + int((decided == labels).sum()),
+        agreeing=so_far.agreeing + int((decided == reference.argmax(1)).sum()),
+        broken=so_far.broken + int((~np.isfinite(logits).all(1)).sum()),
+        max_abs=max(so_far.max_abs, difference),
+    )
 
 
 def torch_accuracy(model: nn.Module, batches: Batches) -> float:
@@ -99,81 +147,68 @@ def latency(seconds: Seconds) -> Latency:
     return Latency(mean=float(seconds.mean() * 1e3), p50=float(p50), p90=float(p90), p99=float(p99), runs=len(seconds))
 
 
-def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
-    """Ratio of the medians and its 95 % percentile bootstrap interval.
-
-    Run i of both belongs together (see `stopwatch.time_interleaved`). Runs next to each other are alike, so whole
-    blocks of them are drawn, the same ones from both: what slows the machine for a while cancels.
-    """
-    if len(dense) != len(pruned):
-        raise ValueError(f"{len(dense)} dense and {len(pruned)} pruned runs; expected as many of both")
-    runs = len(dense)
-    size = min(stopwatch.BLOCK, max(runs // 5, 1))
-    blocks = runs // size
-    drawn = np.random.default_rng(seed).integers(0, blocks, (_RESAMPLES, blocks))
-    index = (drawn[:, :, None] * size + np.arange(size)).reshape(_RESAMPLES, -1)
-    low, high = np.percentile(np.median(dense[index], axis=1) / np.median(pruned[index], axis=1), [2.5, 97.5])
-    ratio = float(np.median(dense) / np.median(pruned))
-    return Speedup(ratio, min(float(low), ratio), max(float(high), ratio))
-
-
-def compare(
-    dense: Candidate,
-    pruned: Candidate,
+def try_files(
+    paths: Sequence[Path],
     batches: Batches,
     *,
+    timed: Sequence[Path] = (),
     batch_size: int = 1,
     provider: str = "auto",
     threads: int = 0,
-) -> Comparison:
-    """Accuracy on `batches` and latency of both files through ONNX Runtime, timed in turns on the same input.
+) -> tuple[Tried, ...]:
+    """Answers on `batches` of every file of `paths`, with the second as the reference, and the latency of all files.
 
-    Raises `ResultError` when one of them runs on another provider than the other.
+    They take turns. The files `timed` come last, without answers. Raises `ResultError` when one of them runs on another
+    provider than the others.
     """
     check_batch_size(batch_size)
-    candidates = {"dense": dense, "pruned": pruned}
-    sessions = {
-        name: runtime.session(candidate.path, provider, threads=threads) for name, candidate in candidates.items()
-    }
-    placements = [session.placement for session in sessions.values()]
-    if placements[0].got != placements[1].got:
-        raise ResultError(
-            f"dense runs on {placements[0].got} and pruned on {placements[1].got}, so their speeds cannot be compared; "
-            "use provider cpu"
-        )
+    sessions = {path.name: runtime.session(path, provider, threads=threads) for path in (*paths, *timed)}
+    used = {name: session.placement.got for name, session in sessions.items()}
+    if len(set(used.values())) > 1:
+        told = " and ".join(f"{name} on {where}" for name, where in used.items())
+        raise ResultError(f"{told}: their speeds cannot be compared; use provider cpu")
     example = next((inputs for inputs, _ in batches), None)
     if example is None:
         raise DataError("no samples to measure on; expected at least one")
-    seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size)
-    measured = {
-        name: _measurement(candidates[name], session, batches, seconds[name], batch_size)
-        for name, session in sessions.items()
-    }
-    return Comparison(
-        dense=measured["dense"],
-        pruned=measured["pruned"],
-        placement=sessions["pruned"].placement,
-        speedup=speedup(seconds["dense"], seconds["pruned"]),
-        threads=sessions["pruned"].threads,
+    found = answers({path.name: sessions[path.name] for path in paths}, paths[1].name, batches)
+    limit = stopwatch.SECONDS * len(sessions)
+    seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size, max_seconds=limit)
+    return tuple(
+        Tried(session, seconds[name], found.get(name, Answers()), batch_size) for name, session in sessions.items()
     )
 
 
-def _measurement(
-    candidate: Candidate, session: Session, batches: Batches, seconds: Seconds, batch_size: int
-) -> Measurement:
-    top1, samples = accuracy(session, batches)
+def compare(dense: Candidate, pruned: Candidate, tried: Sequence[Tried]) -> Comparison:
+    """Dense and pruned as the first two of the files that were `tried`."""
+    first, second = tried[:2]
+    return Comparison(
+        dense=_measurement(dense, first),
+        pruned=_measurement(pruned, second),
+        placement=second.session.placement,
+        speedup=speedup(first.seconds, second.seconds),
+        threads=second.session.threads,
+        noise=max(noise(first.seconds), noise(second.seconds)),
+    )
+
+
+def _measurement(candidate: Candidate, tried: Tried) -> Measurement:
     return Measurement(
-        top1=top1,
-        samples=samples,
+        top1=tried.answers.top1,
+        samples=tried.answers.samples,
         params=candidate.params,
         macs=candidate.macs,
         onnx_bytes=file_bytes(candidate.path),
-        latency_ms=latency(seconds),
-        throughput=float(batch_size / seconds.mean()),
-        batch_size=batch_size,
-        provider=session.placement.got,
-        precision=session.precision,
+        latency_ms=latency(tried.seconds),
+        throughput=throughput(tried),
+        batch_size=tried.batch_size,
+        provider=tried.session.placement.got,
+        precision=tried.session.precision,
     )
+
+
+def throughput(tried: Tried) -> float:
+    """Samples a second."""
+    return float(tried.batch_size / tried.seconds.mean())
 
 
 def file_bytes(path: Path) -> int:
@@ -199,20 +234,21 @@ def verdict(comparison: Comparison) -> str:
     size = _factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
     speed = _speed(comparison)
     parts = [macs, speed, size] if comparison.speedup.low > 1 else [speed, macs, size]
-    accuracies = f"top-1 {dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples)"
+    lost = drop(dense, pruned)
+    change = f"95 % interval of the change {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points"
+    accuracies = f"top-1 {dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
     return f"{', '.join(parts)}, {accuracies}"
 
 
 def _speed(comparison: Comparison) -> str:
     """The speed-up in words, with its conditions; "faster" only where the whole interval is."""
     change, batch = comparison.speedup, comparison.pruned.batch_size
-    interval = f"95 % interval {change.low:.2f} to {change.high:.2f}"
-    where = f"p50, batch {batch}, {_hardware(comparison)}, {interval}"
+    where = f"p50, batch {batch}, {_hardware(comparison)}, 95 % interval {change.interval}"
     if change.low > 1:
         return f"{change.ratio:.3g}x faster ({where})"
     if change.high < 1:
         return f"NOT FASTER at batch {batch}: {change.ratio:.2f}x ({where})"
-    return f"no difference in speed at batch {batch}: {change.ratio:.2f}x ({where})"
+    return f"no difference in speed shown at batch {batch}: {change.ratio:.2f}x ({where})"
 
 
 def _hardware(comparison: Comparison) -> str:

@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from pxcompress.deploy.export import INPUT, artifact_of, onnx_files
+from pxcompress.deploy.export import artifact_of, onnx_files
 from pxcompress.deploy.runtime import ORT_ERRORS
 from pxcompress.errors import ModelError
 from pxcompress.proof import Artifact
@@ -71,7 +71,7 @@ def to_int8(source: Path, path: Path, batches: Batches) -> Artifact:
         quantize_static(
             source,
             beside,
-            _Reader(batches),
+            _Reader(source, batches),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -104,7 +104,7 @@ def activation_ranges(source: Path, batches: Batches) -> dict[str, float]:
     """Largest absolute value on `batches` of every float tensor that a node of `source` takes or gives."""
     with tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(str(source), augmented_model_path=str(Path(folder) / "augmented.onnx"))
-        calibrator.collect_data(_Reader(batches))
+        calibrator.collect_data(_Reader(source, batches))
         found = calibrator.compute_data()
     return {name: max(float(np.abs(end).max()) for end in data.range_value) for name, data in found.items()}
 
@@ -112,12 +112,15 @@ def activation_ranges(source: Path, batches: Batches) -> dict[str, float]:
 class _Reader(CalibrationDataReader):
     """Batches as the calibrator asks for them."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, source: Path, batches: Batches) -> None:
+        graph = onnx.load(source, load_external_data=False).graph
+        weights = {each.name for each in graph.initializer}  # old files list them among the inputs
+        self._input = next((port.name for port in graph.input if port.name not in weights), "")
         self._batches = iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:
         inputs, _ = next(self._batches, (None, None))
-        return None if inputs is None else {INPUT: inputs.cpu().numpy()}
+        return None if inputs is None else {self._input: inputs.cpu().numpy()}
 
 
 def _join(graph: onnx_ir.Graph) -> None:

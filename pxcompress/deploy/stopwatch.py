@@ -12,6 +12,12 @@ import numpy.typing as npt
 BLOCK = 10
 """Runs of one runner in a row before the next has its turn."""
 
+SECONDS = 5.0
+"""To time one runner beside others, about."""
+
+LEAST = 6
+"""Turns of every runner: with fewer, the extremes of all of them would not make a 95 % interval."""
+
 Array = npt.NDArray[Any]
 
 
@@ -22,14 +28,14 @@ def time_interleaved(
 
     A turn is up to `BLOCK` timed calls after one that is not timed and brings the runner's memory back into the
     caches. Run i of one result stands beside run i of the others. Stops after `max_seconds` (warm-up: a quarter of
-    it), but not before three turns each.
+    it), but not before `LEAST` turns each.
     """
     share = max_seconds / len(runners)
     pace = max(_warm_up(run, warmup, share / 4) for run in runners.values())
-    turn = int(np.clip(share / 5 / pace, 1, min(BLOCK, max(runs // 3, 1))))
+    turn = int(np.clip(share / LEAST / pace, 1, min(BLOCK, max(runs // LEAST, 1))))
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     start, turns, done = time.perf_counter(), 0, 0
-    while done < runs and (turns < 3 or time.perf_counter() - start < max_seconds):
+    while done < runs and (turns < LEAST or time.perf_counter() - start < max_seconds):
         turn = min(turn, runs - done)
         for name, run in runners.items():
             run()

@@ -41,6 +41,7 @@ Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-h
 
 _FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH or package.module:factory"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_PATH = re.compile(r"(?!local-dir:|hf-hub:)(.+)\.py:(.+)")
 _FACTORY_OPTIONS = ("num_classes", "img_size")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -126,6 +127,12 @@ def load_model(
     side = input_size if isinstance(input_size, int) else None
     if side is not None and side < 1:
         raise ModelError(f"input size is {side}; expected a positive number of pixels")
+    if path := _PATH.fullmatch(name):
+        module = path[1].strip("./").replace("/", ".")
+        raise ModelError(
+            f"model {name!r} names a file; expected a module: --model {module}:{path[2]}, from the folder where "
+            f"`import {module}` works"
+        )
     state = None if checkpoint is None else read_checkpoint(checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
     own = state is None and (pretrained or (source is not None and source.holds_weights))

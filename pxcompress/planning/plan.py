@@ -114,10 +114,16 @@ def check_reachable(
     dense, least = meter({}), meter({group.name: _aligned(group, 0, limits) for group in groups})
     if least > (1 - ratio) * dense * (1 + ROUNDING):
         reachable = math.floor((1 - least / dense if dense else 0.0) * 1000) / 1000  # never up: it can be asked for
+        untouched = meter({group.name: 0 for group in groups})
         raise BudgetError(
-            f"{what}: the largest reachable ratio is {reachable} "
-            f"(round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays)"
+            f"{what}: the largest reachable ratio is {reachable}, which leaves {_amount(least)} of {_amount(dense)} "
+            f"{budget[1]} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays; "
+            f"layers that cannot be pruned, or are not to be, take {_amount(untouched)} alone)"
         )
+
+
+def _amount(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 100 else f"{cost:.4g}"
 
 
 def make_plan(

@@ -31,6 +31,8 @@ class BatchNormStatistics:
 
     match: str = option("unit", "moments at the output: 0 and 1, or the dense model's", choices=("unit", "dense"))
     requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption", "least-squares")
+    smallest: ClassVar[int] = 8
+    """Samples of a batch, where memory is short: statistics of fewer are too far from those of all."""
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """One pass over `batches` with BatchNorm layers, and nothing else, in training mode; no labels.

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
-from pxcompress.collect import rows_first
+from pxcompress.collect import InParts, rows_first
 from pxcompress.consumers import consumers
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.models.loading import classifier_names
@@ -77,8 +77,9 @@ class FineTune:
         The best weights on `held_out`, those of the start included, are the result: by the mean KL divergence from the
         dense model or, with labels, by top-1. Without `held_out` it is the last ones. PyTorch's seed decides on
         order and augmentation. A training that is interrupted after more than `SAVE_SECONDS` goes on where it was when
-        it is called again, and ends with the same weights. Raises `DataError` where there is no sample or an impossible
-        label, `ResultError` when training diverges.
+        it is called again, and ends with the same weights. Where memory allows no larger ones, a step takes as many
+        samples in batches of the size of `InParts`. Raises `DataError` where there is no sample or an impossible label,
+        `ResultError` when training diverges.
         """
         model, dense, seed = pruned.model, pruned.whole.dense, torch.initial_seed()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -88,17 +89,24 @@ class FineTune:
         if not samples:
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
         held, checks = _survey(held_out)
-        facts = [__version__, asdict(self), seed, _hash(model), _hash(dense), data, checks]
+        options = self._within(batches.size) if isinstance(batches, InParts) and batches.size else self
+        facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
-        feed = _Feed(batches, samples, self.batch_size, seed)
+        feed = _Feed(batches, samples, options.batch_size, seed)
         with observed(model), observed(dense), seeded(seed), flushed_denormals(), deterministic(), torch.enable_grad():
             for parameter in trained:
                 parameter.requires_grad_(True)
-            aim = _Aim(dense, self, _Read(pruned.whole, next(iter(batches))[0][:1]) if self.features else None)
+            aim = _Aim(dense, options, _Read(pruned.whole, next(iter(batches))[0][:1]) if self.features else None)
             judge = _Judge(aim, held_out, held, device_of(model)) if held else None
-            _Training(self, model, aim, seed).run(feed, judge, path)
+            _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
+
+    def _within(self, size: int) -> FineTune:
+        """The same with batches of at most `size` samples, and no fewer samples in a step."""
+        if self.batch_size <= size:
+            return self
+        return replace(self, batch_size=size, accumulate=self.accumulate * -(-self.batch_size // size))
 
 
 class _Aim:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +73,9 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint`: records and tuples of them; everything else stays as JSON gave it."""
     if dataclasses.is_dataclass(hint):
         return _record(typing.cast(type, hint), value, where)
+    if isinstance(hint, types.UnionType) and value is not None:
+        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+        return _decode(hint, value, where)
     if typing.get_origin(hint) is tuple:
         _expect(value, (list,), where)
         element = typing.get_args(hint)[0]

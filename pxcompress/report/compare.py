@@ -20,6 +20,7 @@ from pxcompress.report.summary import (
     percent,
     points,
     size,
+    speed_words,
     wilson,
 )
 from pxcompress.report.table import aligned
@@ -57,7 +58,7 @@ def comparison_rows(reports: Named) -> list[tuple[str, ...]]:
 def _row(name: str, report: Report, *, dense: bool = False) -> tuple[str, ...]:
     of = report.dense if dense else report.pruned
     interval, lost = wilson(of.top1, of.samples), drop_interval(report)
-    speed = f"{report.ratios.speedup_p50:.2f}x" if is_faster(report) else f"no ({report.ratios.speedup_p50:.2f}x)"
+    speed = f"{report.ratios.speedup_p50:.2f}x"
     return (
         name,
         percent(of.top1),
@@ -68,7 +69,7 @@ def _row(name: str, report: Report, *, dense: bool = False) -> tuple[str, ...]:
         count(of.params),
         size(of.onnx_bytes),
         milliseconds(of.latency_ms.p50),
-        "reference" if dense else speed,
+        "reference" if dense else speed if is_faster(report) else f"{speed}, {speed_words(report)}",
     )
 
 
@@ -106,8 +107,9 @@ def to_comparison(reports: Named) -> str:
     """The page: table, figure, conditions and how to make every run again. One self-contained file in ASCII."""
     image = b64encode(picture(tradeoff(reports), "svg")).decode("ascii")
     words = "Accuracy against latency and against file size, dense (grey) and pruned; the table has every value."
+    title = f"{len(reports)} runs side by side" if len(reports) > 1 else next(iter(reports))
     sections = (
-        node("header", node("p", "pxcompress"), node("h1", f"{len(reports)} runs side by side")),
+        node("header", node("p", "pxcompress"), node("h1", title)),
         *_notes(differences(reports)),
         section(
             "Figures",
@@ -130,7 +132,7 @@ def to_comparison(reports: Named) -> str:
             *(node("pre", node("code", command(report.recipe))) for report in reports.values()),
         ),
     )
-    return document(f"{len(reports)} runs side by side", sections, images=True)
+    return document(title, sections, images=True)
 
 
 def _notes(notes: Sequence[str]) -> Sequence[Element]:

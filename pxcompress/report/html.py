@@ -13,7 +13,7 @@ from pxcompress.report.markup import Bar, bars, document, node, pairs, section, 
 from pxcompress.report.summary import (
     Interval,
     Row,
-    accuracy_change,
+    accuracy_words,
     asked,
     command,
     conditions,
@@ -26,10 +26,11 @@ from pxcompress.report.summary import (
     rows,
     seconds,
     size,
-    speed,
+    smaller,
+    speed_words,
     wilson,
 )
-from pxcompress.report.targets import targets_section
+from pxcompress.report.targets import rivals_section, targets_section
 from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"
@@ -51,6 +52,7 @@ def to_html(report: Report) -> str:
     sections = (
         _comparison(report),
         *targets_section(report),
+        *rivals_section(report),
         *certificate_section(report),
         _stage_accuracy(report),
         *class_section(report),
@@ -68,14 +70,14 @@ def to_html(report: Report) -> str:
 def _top(report: Report) -> Sequence[Element]:
     """What was asked, the headline, the verdict, four figures, notes."""
     recipe, plan = report.recipe, report.plan
-    result = headline(report)
+    result = f"{speed_words(report)}, {smaller(report)}, {accuracy_words(report)}"
     header = node(
         "header",
         node("p", f"{recipe.get('model')} on {report.data.name}: {asked(recipe, str(plan.get('unit')))}"),
         node(
             "h1",
             _pretty(result[0].upper() + result[1:]),
-            node("small", f"top-1 {_signed(-report.ratios.top1_drop)} points, {_spread(report)}"),
+            node("small", _intervals(report)),
         ),
     )
     words = node("p", node("strong", "Verdict: "), report.verdict.replace(" -> ", _ARROW))
@@ -91,11 +93,11 @@ def _tiles(report: Report) -> Element:
     latency = by_label["latency p50"]
     accuracies = f"{percent(report.dense.top1)}{_ARROW}{percent(report.pruned.top1)}, {report.pruned.samples} samples"
     tiles = (
-        (latency.label, _pretty(speed(report)), _before_after(latency), "good" if is_faster(report) else "bad"),
+        (latency.label, _pretty(speed_words(report)), _before_after(latency), "good" if is_faster(report) else "bad"),
         *(_tile(by_label[label]) for label in ("file size", "MACs")),
         (
             "top-1",
-            accuracy_change(report).replace("top-1 ", ""),
+            accuracy_words(report).replace("top-1 ", ""),
             accuracies,
             "bad" if drop_interval(report).low > 0 else "",
         ),
@@ -112,10 +114,12 @@ def _before_after(row: Row) -> str:
     return f"{row.dense_text}{_ARROW}{row.pruned_text}"
 
 
-def _spread(report: Report) -> str:
-    """Interval of the change of top-1."""
-    drop = drop_interval(report)
-    return f"95\N{NO-BREAK SPACE}% interval {_signed(-drop.high)} to {_signed(-drop.low)}"
+def _intervals(report: Report) -> str:
+    """What stands behind the headline: speed-up and change of top-1, with their 95 % intervals."""
+    drop, speedup = drop_interval(report), report.speedup
+    change = f"top-1 {_signed(-report.ratios.top1_drop)} ({_signed(-drop.high)} to {_signed(-drop.low)}) points"
+    faster = f"{_pretty(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed, " if speedup else ""
+    return f"{faster}{change}; 95\N{NO-BREAK SPACE}% intervals"
 
 
 def _tile_node(label: str, value: str, detail: str, colour: str) -> Element:
@@ -181,8 +185,9 @@ def _accuracy_row(report: Report) -> Sequence[Element | str]:
         [_bar(report.dense.top1, "dense", intervals[0]), _bar(report.pruned.top1, "pruned", intervals[1])],
     )
     cells = [node("span", text, node("small", _span(of))) for text, of in zip(texts, intervals, strict=True)]
-    spread = _spread(report).partition("interval ")[2]
-    return "top-1", figure, *cells, node("span", accuracy_change(report).replace("top-1 ", ""), node("small", spread))
+    drop = drop_interval(report)
+    spread = node("small", f"{_signed(-drop.high)} to {_signed(-drop.low)}")
+    return "top-1", figure, *cells, node("span", accuracy_words(report).replace("top-1 ", ""), spread)
 
 
 def _bar(share: float, style: str, interval: Interval) -> Bar:

@@ -6,11 +6,11 @@ import dataclasses
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import hypot
 from typing import Any
 
-from scipy.stats import binomtest
-
+from pxcompress.deploy.intervals import Interval as Interval
+from pxcompress.deploy.intervals import drop, guesses
+from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.proof import Measurement, Placement, Report, Speedup
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
@@ -31,14 +31,6 @@ _WITH_COMMAS = ("classes", "floors", "only", "keep", "targets")
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Both ends of a 95 % interval."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Row:
     """One figure of both models, as numbers and as text. `change` is pruned against dense, in words."""
 
@@ -55,24 +47,9 @@ class Row:
         return self.pruned / self.dense if self.dense else float("nan")
 
 
-def wilson(share: float, samples: int) -> Interval:
-    """95 % score interval of a share of `samples` (Wilson 1927)."""
-    found = binomtest(round(share * samples), samples).proportion_ci(0.95, method="wilson")
-    return Interval(float(found.low), float(found.high))
-
-
 def drop_interval(report: Report) -> Interval:
-    """95 % interval of dense top-1 minus pruned top-1, from both Wilson intervals (Newcombe 1998, method 10).
-
-    It treats the two as independent. They see the same samples, so the true interval is rather narrower.
-    """
-    dense, pruned = report.dense, report.pruned
-    of_dense, of_pruned = wilson(dense.top1, dense.samples), wilson(pruned.top1, pruned.samples)
-    drop = dense.top1 - pruned.top1
-    return Interval(
-        drop - hypot(dense.top1 - of_dense.low, of_pruned.high - pruned.top1),
-        drop + hypot(of_dense.high - dense.top1, pruned.top1 - of_pruned.low),
-    )
+    """95 % interval of dense top-1 minus pruned top-1."""
+    return drop(report.dense, report.pruned)
 
 
 def rows(report: Report) -> tuple[Row, ...]:
@@ -125,9 +102,9 @@ def per_second(value: float) -> str:
 
 
 def times(change: Speedup) -> str:
-    """ "2.00x (1.90 to 2.10)", and "no difference" in front where the interval includes 1."""
-    text = f"{change.ratio:.2f}x ({change.low:.2f} to {change.high:.2f})"
-    return f"no difference, {text}" if change.low <= 1 <= change.high else text
+    """ "2.00x (1.90 to 2.10)", and "no difference shown" in front where the interval includes 1."""
+    text = f"{change.ratio:.2f}x ({change.interval})"
+    return f"no difference shown, {text}" if change.low <= 1 <= change.high else text
 
 
 def nodes(placement: Placement) -> str:
@@ -170,8 +147,8 @@ _FIGURES: tuple[tuple[str, Callable[[Measurement], float], Callable[[float], str
     ("MACs", lambda of: of.macs, count, ("fewer", "more")),
     ("parameters", lambda of: of.params, count, ("fewer", "more")),
     ("file size", lambda of: of.onnx_bytes, size, ("smaller", "larger")),
-    ("latency p50", lambda of: of.latency_ms.p50, milliseconds, ("faster", "slower")),
-    ("latency p90", lambda of: of.latency_ms.p90, milliseconds, ("faster", "slower")),
+    ("latency p50", lambda of: of.latency_ms.p50, milliseconds, ("lower", "higher")),
+    ("latency p90", lambda of: of.latency_ms.p90, milliseconds, ("lower", "higher")),
     ("throughput", lambda of: of.throughput, per_second, ("less", "more")),
 )
 
@@ -226,24 +203,51 @@ def counted(content: Mapping[str, Any]) -> str:
 
 
 def headline(report: Report) -> str:
-    """Speed, size and accuracy in one line. It claims no more than the verdict, which knows the speed's interval."""
-    smaller = change(report.dense.onnx_bytes, report.pruned.onnx_bytes, "smaller", "larger")
-    return f"{speed(report)}, {'same size' if smaller == 'same' else smaller}, {accuracy_change(report)}"
+    """Speed, size and accuracy in one line, with the intervals that a reader must know."""
+    return f"{speed(report)}, {smaller(report)}, {accuracy_change(report)}"
+
+
+def smaller(report: Report) -> str:
+    """ "4.6x smaller"."""
+    text = change(report.dense.onnx_bytes, report.pruned.onnx_bytes, "smaller", "larger")
+    return "same size" if text == "same" else text
 
 
 def speed(report: Report) -> str:
-    """ "2.8x faster" where the verdict says so, else "not faster (1.02x)"."""
-    speedup = report.ratios.speedup_p50
-    return f"{speedup:.3g}x faster" if is_faster(report) else f"not faster ({speedup:.2f}x)"
+    """ "2.8x faster", or "not shown to be faster (1.84x, 95 % interval 0.91 to 2.60)"."""
+    if is_faster(report):
+        return speed_words(report)
+    interval = f", 95 % interval {report.speedup.interval}" if report.speedup else ""
+    return f"{speed_words(report)} ({report.ratios.speedup_p50:.2f}x{interval})"
+
+
+def speed_words(report: Report) -> str:
+    """ "2.8x faster" or "slower" where the whole interval says so."""
+    if is_faster(report):
+        return f"{report.ratios.speedup_p50:.3g}x faster"
+    return "slower" if report.speedup and report.speedup.high < 1 else "not shown to be faster"
 
 
 def is_faster(report: Report) -> bool:
-    """Whether the verdict calls the pruned model faster."""
-    return "x faster (" in report.verdict
+    """Whether the pruned model is faster by the whole interval; older reports say so in their verdict only."""
+    return report.speedup.low > 1 if report.speedup else "x faster (" in report.verdict
 
 
 def accuracy_change(report: Report) -> str:
-    """ "0.6 points top-1 lost"."""
+    """ "0.6 points top-1 lost (95 % interval of the loss -0.1 to +1.3)"."""
+    words = accuracy_words(report)
+    if guesses(report.dense, len(report.data.classes)):
+        return f"{words} (the dense model guesses: top-1 {percent(report.dense.top1)})"
+    lost, what = drop_interval(report), "loss"
+    if words.endswith("gained"):
+        lost, what = Interval(-lost.high, -lost.low), "gain"
+    return f"{words} (95 % interval of the {what} {points(lost.low)} to {points(lost.high)})"
+
+
+def accuracy_words(report: Report) -> str:
+    """ "0.6 points top-1 lost"; a model that guesses has none to lose."""
+    if guesses(report.dense, len(report.data.classes)):
+        return "no top-1 to lose"
     text = points(-report.ratios.top1_drop)
     words = {"-": "lost", "+": "gained"}
     return f"{text[1:]} points top-1 {words[text[0]]}" if text[0] in words else "top-1 unchanged"

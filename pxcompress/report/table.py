@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pxcompress.deploy.intervals import BUSY
 from pxcompress.proof import Measurement, Report
 from pxcompress.report.classes import class_line
 from pxcompress.report.summary import (
@@ -23,15 +24,12 @@ from pxcompress.report.summary import (
     times,
     wilson,
 )
-from pxcompress.report.targets import HEAD, target_rows
+from pxcompress.report.targets import HEAD, RIVALS_HEAD, rival_rows, target_rows
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
 
 _Line = tuple[str, ...]
-
-_BUSY = 0.1
-"""Noise above which a comparison of latencies is worth little."""
 
 
 def to_table(report: Report) -> str:
@@ -41,6 +39,7 @@ def to_table(report: Report) -> str:
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
     targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
+    targets += ["", *aligned([RIVALS_HEAD, *rival_rows(report)])] if report.rivals else []
     by_class = [class_line(report)] if report.class_shares else []
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     return "\n".join(
@@ -109,7 +108,7 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
         for values in zip(*((row.latency_ms.runs, row.threads, row.cores) for row in rows), strict=True)
     )
     noise = max(row.noise for row in rows)
-    busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > _BUSY else ""
+    busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
     return (
         f"{runs} runs of each file, in turns; CPU threads: {threads}, not pinned, of {cores} cores; random inputs",
         f"noise: the middle half of the runs lies within {percent(noise)} of p50, or nearer{busy}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -20,7 +21,8 @@ from pxcompress.attribution.class_relevance import removed_shares
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.export import export_onnx, verify_parity
-from pxcompress.deploy.measure import Candidate, Comparison, compare, environment, ratios, verdict
+from pxcompress.deploy.intervals import BUSY, guesses
+from pxcompress.deploy.measure import Candidate, Comparison, Tried, compare, environment, ratios, try_files, verdict
 from pxcompress.errors import InputError, ParityError
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.checkpoint import load_state, short
@@ -28,11 +30,12 @@ from pxcompress.models.loading import Architecture, classifier_names
 from pxcompress.models.rewrite import plain
 from pxcompress.models.task import sliced
 from pxcompress.planning.plan import plan_from_json, plan_to_json, planned_groups
-from pxcompress.proof import Artifact, ClassShare, DataSummary, GroupWidth, Parity, Report, StageTime
-from pxcompress.recipe import Bench, Recipe
+from pxcompress.proof import Artifact, ClassShare, DataSummary, GroupWidth, Parity, Report, Rival, StageTime
+from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report, sha256_of, to_json
 from pxcompress.report.html import to_html
-from pxcompress.run_folder.targets import Targets, make_targets, measure_targets
+from pxcompress.run_folder import shelf
+from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
 from pxcompress.subject import Subject
 from pxcompress.types import ClassRelevance, Preprocessing, Pruned, Slim
 
@@ -54,6 +57,15 @@ class Files:
     pruned: Artifact
     parity: Parity
     certificate: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of all files, in one go."""
+
+    comparison: Comparison
+    targets: Targets
+    rivals: tuple[Rival, ...] = ()
 
 
 def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:
@@ -99,37 +111,42 @@ def _plan(slim: Slim) -> str:
     return plan_to_json(slim.pruned.plan, slim.pruned.groups)
 
 
-def measure(files: Files, bench: Bench, subject: Subject, slim: Slim) -> Comparison:
-    """Accuracy and latency of both ONNX files, side by side."""
+def measure(files: Files, recipe: Recipe, subject: Subject, slim: Slim, clock: Clock) -> Measured:
+    """Make the other precisions, take similar models where these are asked for, and measure all side by side, once."""
+    made = _converted(files, recipe, subject, clock)
     example = subject.splits.example
     dense, pruned = (
         Candidate(file.path, count_params(model), count_macs(model, example))
         for file, model in ((files.dense, slim.pruned.dense), (files.pruned, slim.pruned.model))
     )
-    return compare(
-        dense,
-        pruned,
-        subject.splits.test,
-        batch_size=bench.batch_size,
-        provider=bench.provider,
-        threads=bench.threads,
-    )
+    paths = (dense.path, pruned.path, *made.files)
+    with tempfile.TemporaryDirectory() as place:
+        others = shelf.take(recipe, subject, pruned.macs, Path(place), clock) if recipe.compare else ()
+        with clock.stage("measure"):
+            beside = [other.path for other in others]
+            tried = try_files(paths, subject.splits.test, timed=beside, **asdict(recipe.bench))
+        rivals = shelf.rated(others, tried[1], tried[len(paths) :])
+    return Measured(compare(dense, pruned, tried), _targets(files, made, tried[: len(paths)]), rivals)
 
 
-def convert(files: Files, recipe: Recipe, subject: Subject, clock: Clock) -> Targets:
-    """model.onnx in the other precisions of `recipe`, calibrated on the repair split, all measured side by side."""
+def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
+    """The files in all precisions, where others than float32 were asked for, and what to know about them."""
+    if not (made.files or made.failures):
+        return Targets()
+    rated = rate_targets(tried)
+    notes = [*made.failures, *rated.notes]
+    if files.certificate is not None and made.files:
+        notes.append(f"the certificate is about {SLIM}, not about its other precisions")
+    return replace(rated, notes=tuple(notes))
+
+
+def _converted(files: Files, recipe: Recipe, subject: Subject, clock: Clock) -> Made:
+    """model.onnx in the other precisions of `recipe`, calibrated on the repair split."""
     asked = [name for name in recipe.targets if name != "fp32"]
     if not asked:
-        return Targets()
-    dense, source = files.dense.path, files.pruned.path
+        return Made()
     with clock.stage(f"export {', '.join(asked)}"):
-        made, failures = make_targets(source, asked, subject.splits.repair)
-    with clock.stage(f"measure {', '.join(asked)}"):
-        measured = measure_targets(dense, source, made, subject.splits.test, recipe.bench)
-    notes = [*failures, *measured.notes]
-    if files.certificate is not None and made:
-        notes.append(f"the certificate is about {SLIM}, not about its other precisions")
-    return replace(measured, notes=tuple(notes))
+        return make_targets(files.pruned.path, asked, subject.splits.repair)
 
 
 def assemble(
@@ -137,11 +154,12 @@ def assemble(
     recipe: Recipe,
     subject: Subject,
     slim: Slim,
-    results: tuple[Files, Comparison, Targets],
+    results: tuple[Files, Measured],
     stages: tuple[StageTime, ...],
 ) -> Report:
     """The report of a run whose folder will stand at `place`."""
-    files, comparison, targets = results
+    files, measured = results
+    comparison, targets = measured.comparison, measured.targets
     plan = slim.pruned.plan
     counts = {role: len(ids) for role, ids in subject.splits.ids.items()}
     return Report(
@@ -169,6 +187,8 @@ def assemble(
         attempts=slim.attempts,
         missed=_missed(recipe, comparison),
         targets=targets.rows,
+        speedup=comparison.speedup,
+        rivals=measured.rivals,
         sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
     )
 
@@ -333,8 +353,14 @@ def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str,
     if subject.loaded.weights == "factory":
         notes.append("no --checkpoint was given: the weights are those that the factory made")
     dense, classes = comparison.dense, len(subject.source.classes)
-    if dense.top1 - 2 * (dense.top1 * (1 - dense.top1) / dense.samples) ** 0.5 <= 1 / classes:
-        notes.append(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; check its weights")
+    if guesses(dense, classes):
+        why = "as untrained ones do; give --checkpoint" if subject.loaded.weights == "factory" else "check its weights"
+        notes.append(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}")
+    if comparison.noise > BUSY:
+        notes.append(
+            f"THE MACHINE IS BUSY: the middle half of the runs lies within {comparison.noise:.0%} of p50; time the "
+            "files again on a quiet one: pxcompress bench"
+        )
     if comparison.placement.fallback_reason:
         notes.append(comparison.placement.fallback_reason)
     if files.certificate and files.certificate["spent"]:

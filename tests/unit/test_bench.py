@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from command import Px, one_line
+from command import Px, image_folder, one_line
 from conftest import Exported
 from onnx import TensorProto, helper
 
@@ -107,3 +107,60 @@ def test_the_command_leaves_out_what_does_not_work_and_is_strict_when_asked(px: 
     assert outcome.err.startswith("pxcompress: provider cuda is left out: ")
     assert "does not run on auto alone" in one_line(px("bench", slim_cnn.path, "--strict-provider"), code=3)
     assert "unknown provider 'gpu'" in one_line(px("bench", slim_cnn.path, "--provider", "cpu,gpu"))
+
+
+@pytest.fixture
+def foreign(wide_cnn: Exported, tmp_path: Path) -> Path:
+    """A float32 file of another tool: no metadata, another name for its input, and its batch fixed."""
+    model = onnx.load(wide_cnn.path)
+    del model.metadata_props[:]
+    (port,) = model.graph.input
+    for node in model.graph.node:
+        node.input[:] = ["pixels" if name == port.name else name for name in node.input]
+    port.name = "pixels"
+    port.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "foreign.onnx")
+    return tmp_path / "foreign.onnx"
+
+
+def test_precisions_are_made_on_the_fly_and_timed_beside_each_other(
+    px: Px, foreign: Path, wide_cnn: Exported, tmp_path: Path
+) -> None:
+    data = image_folder(tmp_path / "data", {"train": 4, "val": 2}, 5, 16)
+    before = sorted(tmp_path.iterdir())
+    outcome = px("bench", foreign, wide_cnn.path, "--precision", "fp32,fp16,int8", "--data", data, *_FAST, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = json.loads(outcome.out)
+    asked = ["fp32", "fp16", "int8"]
+    assert [(row["path"], row["precision"]) for row in rows] == [
+        (str(path), name) for path in (foreign, wide_cnn.path) for name in asked
+    ]
+    assert rows[2]["onnx_bytes"] < rows[1]["onnx_bytes"] < rows[0]["onnx_bytes"]
+    assert sorted(tmp_path.iterdir()) == before
+    (row,) = json.loads(px("bench", foreign, "--precision", "fp16", *_FAST, "--json").out)
+    assert row["precision"] == "fp16"  # its ranges are those of random numbers
+
+
+_FAST = ("--provider", "cpu", "--threads", 1, "--batch-size", 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "int8"], "precision int8 is calibrated on images; give some with --data"),
+        (["--precision", "fp15"], "unknown precision 'fp15'; did you mean fp16?"),
+        (["--data", "digits"], "--data has no effect without --precision"),
+        (["--precision", "int8", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_precisions_that_cannot_be_timed(px: Px, slim_cnn: Exported, options: list[str], message: str) -> None:
+    assert message in one_line(px("bench", slim_cnn.path, "--provider", "cpu", *options))
+
+
+def test_a_file_of_another_precision_is_not_converted(px: Px, slim_cnn: Exported, tmp_path: Path) -> None:
+    model = onnx.load(slim_cnn.path)
+    onnx.helper.set_model_props(model, {"precision": "int8"})
+    onnx.save(model, tmp_path / "small.onnx")
+    assert "is int8 already" in one_line(
+        px("bench", tmp_path / "small.onnx", "--precision", "fp16", "--provider", "cpu")
+    )

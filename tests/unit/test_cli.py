@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -118,13 +119,25 @@ def test_the_same_seed_gives_the_same_plan_and_json_on_stdout_and_class_scores_c
     folder, _ = finished
     options = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
     again = tmp_path / "again"
-    outcome = px("run", *options, "--input-size", SIZE, "--out", again, "--json", "--quiet", "--class-scores")
+    outcome = px(
+        "run",
+        *options,
+        "--input-size",
+        SIZE,
+        "--out",
+        again,
+        "--json",
+        "--quiet",
+        "--class-scores",
+        "--targets",
+        "fp16",
+    )
     assert outcome.code == 0, outcome.err
     assert outcome.err == ""
     report = json.loads(outcome.out)
     assert report["schema_version"] == 1
     assert (again / "plan.json").read_bytes() == (folder / "plan.json").read_bytes()
-    assert {path.name for path in again.iterdir()} == {*ARTEFACTS, "class_scores.safetensors"}
+    assert {path.name for path in again.iterdir()} == {*ARTEFACTS, "class_scores.safetensors", "model.fp16.onnx"}
     scores, by_class = load_file(again / "scores.safetensors"), load_file(again / "class_scores.safetensors")
     assert {name: values.shape for name, values in by_class.items()} == {
         name: (CLASSES, len(values)) for name, values in scores.items()
@@ -132,6 +145,11 @@ def test_the_same_seed_gives_the_same_plan_and_json_on_stdout_and_class_scores_c
     assert [row["name"] for row in report["class_shares"]] == list(report["data"]["classes"])
     assert sum(row["samples"] for row in report["class_shares"]) == report["data"]["score"]
     assert all(0 < row["removed"] < 1 for row in report["class_shares"])
+    assert [row["file"] for row in report["targets"]] == ["dense.onnx", "model.onnx", "model.fp16.onnx"]
+    for row, headline in zip(report["targets"], (report["dense"], report["pruned"]), strict=False):
+        assert row["latency_ms"] == headline["latency_ms"]  # measured once
+    assert report["targets"][1]["speedup"] == report["speedup"]
+    assert report["speedup"]["ratio"] == pytest.approx(report["ratios"]["speedup_p50"])
 
 
 def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
@@ -197,6 +215,13 @@ def test_an_unreachable_ratio_exits_3_with_the_largest_reachable_one(
     options = ["--model", MODEL, "--ratio", 0.999, "--data", images, "--checkpoint", checkpoint, "--quiet"]
     line = one_line(px("run", *options, "--input-size", SIZE, "--out", tmp_path / "out"), code=3)
     assert "largest reachable ratio" in line
+    size = ["--only", "conv1", "--max-bytes", "2kB", *options[:2], *options[4:], "--input-size", SIZE]
+    line = one_line(px("run", *size, "--out", tmp_path / "out"), code=3)
+    whole = 4 * sum(value.numel() for value in FlattenCNN().parameters())
+    found = re.search(r"leaves ([\d,]+) of ([\d,]+) bytes .*not to be, take ([\d,]+) alone", line)
+    assert found, line
+    least, dense, rest = (int(number.replace(",", "")) for number in found.groups())
+    assert 2000 < rest < least < dense == whole
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,6 +257,13 @@ def test_inspect_needs_no_data(px: Px) -> None:
     assert [layer["name"] for layer in found["fixed"]] == ["fc"]
     table = px("inspect", "--model", "resnet18", "--input-size", 32).out
     assert all(group["name"] in table for group in found["groups"])
+    assert outcome.err == ""
+
+
+def test_inspect_tells_what_takes_long(px: Px) -> None:
+    outcome = px("inspect", "--model", "models:AnyClasses", "--input-size", 16, "--latency", "--provider", "cpu")
+    assert outcome.code == 0
+    assert "time operators" in outcome.err
 
 
 def test_bench_times_any_classifier(px: Px, finished: tuple[Path, Outcome]) -> None:

@@ -77,7 +77,7 @@ def test_rows_say_what_the_reports_do() -> None:
     assert half[-1] == "4.00x"
     assert tenth[3] == "+20.0"
     slow = dataclasses.replace(make_report(0.7, 0.9, 15.0))
-    assert comparison_rows({"slow": slow})[1][-1] == "no (0.80x)"
+    assert comparison_rows({"slow": slow})[1][-1] == "0.80x, slower"
 
 
 def test_what_cannot_be_compared_is_said() -> None:
@@ -137,7 +137,7 @@ def test_the_card_says_what_a_user_of_the_model_needs() -> None:
     for words in (
         "# resnet18, compressed",
         "| top-1 (95 % interval) | 90.0% (86.7% to 92.6%) | 85.0% (81.2% to 88.2%) | -5.0 points (-9.6 to -0.4) |",
-        "| latency p50 | 12 ms | 3 ms | 4x faster |",
+        "| latency p50 | 12 ms | 3 ms | 4x lower |",
         "| model.int8.onnx | 84.0% |",
         "python predict.py image.jpg",
         "float32, (batch, 3, 32, 32); output: `logits`, (batch, 2)",
@@ -192,6 +192,11 @@ def test_the_command_shows_one_run_several_a_card_and_figures(px: Px, folders: l
     assert (tmp_path / "page.html").read_text() == to_comparison(RUNS)
     assert len(list((tmp_path / "figures").iterdir())) == 10
     assert px("report", folders[0], "--card").out == to_card(REPORT)
+    again = ("report", folders[0], "--out", tmp_path / "page.html")
+    assert "exists; choose another --out or give --force" in one_line(px(*again))
+    assert (tmp_path / "page.html").read_text() == to_comparison(RUNS)
+    assert px(*again, "--force").code == 0
+    assert f"<h1>{folders[0].name}</h1>" in (tmp_path / "page.html").read_text()
 
 
 def test_wrong_folders_are_one_line(px: Px, folders: list[Path], tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ def test_preprocessing_is_timms() -> None:
         ("local-dir:", "local-dir:PATH"),
         ("test_resnet.in21k", "r160_in1k"),
         ("", "package.module:factory"),
+        ("mynet.py:make_net", "--model mynet:make_net"),
+        ("./nets/mynet.py:make_net", "--model nets.mynet:make_net"),
     ],
 )
 def test_unknown_name(name: str, said: str) -> None:

@@ -16,15 +16,16 @@ from torch import nn
 
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.measure import Answers, Tried, try_files
 from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, activation_ranges, convert
 from pxcompress.errors import InputError, ModelError
 from pxcompress.proof import Speedup
-from pxcompress.recipe import Bench, Recipe
+from pxcompress.recipe import Recipe
 from pxcompress.report.targets import target_rows, times
 from pxcompress.run_folder import targets
-from pxcompress.run_folder.targets import make_targets, measure_targets
+from pxcompress.run_folder.targets import make_targets, rate_targets
 from pxcompress.state import seeded
-from pxcompress.types import Batch
+from pxcompress.types import Batch, Batches
 
 
 def images(count: int = 64) -> list[Batch]:
@@ -143,15 +144,15 @@ def test_ranges_are_those_of_the_activations(wide_cnn: Exported) -> None:
 
 def test_a_file_that_cannot_be_converted_is_one_line_and_leaves_nothing(slim_cnn: Exported, tmp_path: Path) -> None:
     model = onnx.load(slim_cnn.path)
-    model.graph.input[0].name = model.graph.node[0].input[0] = "x"  # it cannot be fed
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 7  # it cannot be fed
     onnx.save(model, tmp_path / "model.onnx")
     for precision in PRECISIONS:
         with pytest.raises(ModelError, match=f"cannot be made {precision}: ") as caught:
             convert(tmp_path / "model.onnx", tmp_path / "out.onnx", precision, images())
         assert "\n" not in str(caught.value)
-    made, failures = make_targets(tmp_path / "model.onnx", ("fp16",), images())
-    assert made == {}
-    assert failures[0].startswith("NO model.fp16.onnx: ")
+    made = make_targets(tmp_path / "model.onnx", ("fp16",), images())
+    assert made.files == ()
+    assert made.failures[0].startswith("NO model.fp16.onnx: ")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -162,13 +163,15 @@ def folder(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> Path:
     return tmp_path
 
 
-BENCH = Bench(provider="cpu", threads=1)
+def _rated(folder: Path, made: tuple[Path, ...] = (), batches: Batches = ()) -> targets.Targets:
+    files = (folder / "dense.onnx", folder / "model.onnx", *made)
+    return rate_targets(try_files(files, batches or images(), provider="cpu", threads=1))
 
 
 def test_targets_are_measured_on_the_files_beside_the_others(folder: Path) -> None:
-    made, failures = make_targets(folder / "model.onnx", ("fp16", "int8"), images())
-    assert failures == []
-    found = measure_targets(folder / "dense.onnx", folder / "model.onnx", made, images(), BENCH)
+    made = make_targets(folder / "model.onnx", ("fp16", "int8"), images())
+    assert made.failures == ()
+    found = _rated(folder, made.files)
     names = ["dense.onnx", "model.onnx", "model.fp16.onnx", "model.int8.onnx"]
     assert [row.file for row in found.rows] == names
     assert [row.precision for row in found.rows] == ["fp32", "fp32", "fp16", "int8"]
@@ -196,7 +199,7 @@ def _with_weights(path: Path, change: float) -> Path:
 
 def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
     broken = _with_weights(folder / "model.onnx", float("nan"))
-    found = measure_targets(folder / "dense.onnx", folder / "model.onnx", {"int8": broken}, images(), BENCH)
+    found = _rated(folder, (broken,))
     assert [row.file for row in found.rows] == ["dense.onnx", "model.onnx"]
     assert found.notes == ("NO model.int8.onnx: its logits are not finite on 64 of 64 test samples",)
     assert not broken.exists()
@@ -205,18 +208,18 @@ def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
 def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
     right = [(inputs, torch.from_numpy(_decisions(folder / "model.onnx", inputs))) for inputs, _ in images()]
     wrong = _with_weights(folder / "model.onnx", -1.0)
-    found = measure_targets(folder / "dense.onnx", folder / "model.onnx", {"int8": wrong}, right, BENCH)
+    found = _rated(folder, (wrong,), right)
     lost = 100 * (1 - found.rows[2].top1)
     assert lost > 1
     assert f"model.int8.onnx LOSES {lost:.1f} POINTS of top-1 against model.onnx" in found.notes
 
 
-@pytest.mark.parametrize(("factor", "words"), [(0.5, "slower than"), (1.0, "not faster than"), (2.0, "")])
+@pytest.mark.parametrize(("factor", "words"), [(0.5, "slower than"), (1.0, "not shown to be faster than"), (2.0, "")])
 def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, words: str) -> None:
     """Seconds are drawn, not measured."""
     session, seconds = runtime.session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
-    source = targets._Run(session, np.eye(5), seconds)
-    notes = targets._warnings(targets._Run(session, np.eye(5), seconds[::-1] / factor), source, np.arange(5))
+    source, other = (Tried(session, runs, Answers(5, 5), 1) for runs in (seconds, seconds[::-1] / factor))
+    notes = targets._warnings(other, source)
     assert len(notes) == bool(words)
     assert all(f"is {words} model.onnx here" in note and "on CPU, 95 % interval" in note for note in notes)
 
@@ -238,10 +241,10 @@ def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
 def test_the_table_says_no_difference_where_it_cannot_tell(folder: Path) -> None:
     from test_report import make_report
 
-    assert times(Speedup(1.04, 0.98, 1.1)) == "no difference, 1.04x (0.98 to 1.10)"
+    assert times(Speedup(1.04, 0.98, 1.1)) == "no difference shown, 1.04x (0.98 to 1.10)"
     assert times(Speedup(2.0, 1.9, 2.1)) == "2.00x (1.90 to 2.10)"
     assert times(Speedup(0.5, 0.4, 0.6)) == "0.50x (0.40 to 0.60)"
-    found = measure_targets(folder / "dense.onnx", folder / "model.onnx", {}, images(), BENCH)
+    found = _rated(folder)
     cells = target_rows(make_report(targets=found.rows))
     assert cells[0][0] == "dense.onnx"
     assert "reference" in cells[0]

@@ -30,11 +30,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pxcompress
-from pxcompress import compress_module
+from pxcompress import Recipe, compress_module
+from pxcompress.clock import Clock
 from pxcompress.deploy.export import artifact_of
-from pxcompress.errors import InputError
+from pxcompress.errors import InputError, OutOfMemoryError
 from pxcompress.memory import in_smaller_batches
 from pxcompress.run_folder.place import whole_folder
+from pxcompress.stages import shrink
 from pxcompress.state import seeded
 from pxcompress.types import Batches
 
@@ -131,7 +133,7 @@ def test_runs_killed_at_random_moments(px: Px, tmp_path: Path) -> None:
     words = [
         "run",
         "--model",
-        "models:FlattenCNN",
+        "models:AnyClasses",
         "--data",
         "glyphs:train=640,select=80,held_out=160",
         "--ratio",
@@ -255,6 +257,57 @@ def test_scoring_goes_on_in_smaller_batches() -> None:
     assert slims[0].pruned.plan.removed == slims[1].pruned.plan.removed
     for name, values in slims[1].scores.items():
         torch.testing.assert_close(slims[0].scores[name], values)
+
+
+REPAIR = ("fold:tune=true", "least-squares", "finetune:steps=3,batch_size=24,augment=false")
+
+
+class Late(FlattenCNN):
+    """Memory is short for batches of more than five, from the second call with them on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += len(x) > 5
+        if self.calls > 1 and len(x) > 5:
+            torch.empty(TOO_MUCH)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Hungry, Late])
+def test_repairs_go_on_in_smaller_batches_and_a_failed_one_leaves_nothing(kind: type[FlattenCNN]) -> None:
+    """The same weights come out as where batches were that small from the start."""
+    with seeded(0):
+        hungry, inputs, labels = kind().eval(), torch.randn(48, 3, SIZE, SIZE), torch.randint(CLASSES, (48,))
+    modest = FlattenCNN().eval()
+    modest.load_state_dict(hungry.state_dict())
+    parts = {1: [(inputs[:24], labels[:24]), (inputs[24:], labels[24:])]}
+    parts[8] = list(zip(inputs.split(3), labels.split(3), strict=True))
+    small = (*REPAIR[:2], "finetune:steps=3,batch_size=3,accumulate=8,augment=false")
+    options: dict[str, Any] = {"ratio": 0.5, "round_to": 1, "scorer": "magnitude"}
+    told: list[str] = []
+    slims = []
+    for model, count, repair in ((hungry, 1, REPAIR), (modest, 8, small)):
+        batches = dict.fromkeys(("score", "repair", "select"), parts[count])
+        recipe = Recipe("mine", repair=repair, **options)
+        with seeded(0):
+            slims.append(shrink(model, inputs[:1], batches, recipe, Clock(told.append, measures=False)))
+    assert sum("trying again with batches of 3" in line for line in told) == len(REPAIR)
+    first, second = (slim.pruned.model.state_dict() for slim in slims)
+    assert first.keys() == second.keys()
+    for name, values in second.items():
+        torch.testing.assert_close(first[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_repair_that_does_not_fit_ends_in_one_line() -> None:
+    with seeded(0):
+        hungry, inputs, labels = Hungry().eval(), torch.randn(24, 3, SIZE, SIZE), torch.randint(CLASSES, (24,))
+    options = {"ratio": 0.5, "round_to": 1, "scorer": "magnitude", "repair": ("batchnorm",)}
+    with pytest.raises(OutOfMemoryError, match="stage 'batchnorm' ran out of memory") as caught:
+        compress_module(hungry, inputs[:1], [(inputs, labels)], **options)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fits", [1, 3, 8])

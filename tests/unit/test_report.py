@@ -83,6 +83,7 @@ def make_report(low: float = 3.9, high: float = 4.1, p50: float = 3.0, **changes
         folder="exported/run",
         verdict=f"{verdict(comparison)}: exported/run/model.onnx",
         notes=("embedded data: a demonstration",),
+        speedup=comparison.speedup,
     )
     return dataclasses.replace(report, **changes)
 
@@ -383,9 +384,9 @@ def test_change_names_the_direction(dense: float, pruned: float) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "p50", "start"),
     [
-        (3.9, 4.1, 3.0, "4x faster, 4x smaller, 5.0 points top-1 lost"),
-        (0.9, 1.5, 10.0, "not faster (1.20x), "),
-        (0.7, 0.9, 15.0, "not faster (0.80x), "),
+        (3.9, 4.1, 3.0, "4x faster, 4x smaller, 5.0 points top-1 lost (95 % interval of the loss "),
+        (0.9, 1.5, 10.0, "not shown to be faster (1.20x, 95 % interval 0.90 to 1.50), "),
+        (0.7, 0.9, 15.0, "slower (0.80x, 95 % interval 0.70 to 0.90), "),
     ],
 )
 def test_headline_never_claims_more_than_the_verdict(low: float, high: float, p50: float, start: str) -> None:
@@ -395,7 +396,10 @@ def test_headline_never_claims_more_than_the_verdict(low: float, high: float, p5
 
 
 def test_headline_tells_gained_and_unchanged_accuracy() -> None:
-    for top1, words in ((0.91, "1.0 points top-1 gained"), (0.9001, "top-1 unchanged")):
+    for top1, words in (
+        (0.91, "1.0 points top-1 gained (95 % interval of the gain -3.1 to +5.1)"),
+        (0.9001, "top-1 unchanged (95 % interval of the loss -4.2 to +4.2)"),
+    ):
         pruned = dataclasses.replace(REPORT.pruned, top1=top1)
         report = make_report(pruned=pruned, ratios=ratios(REPORT.dense, pruned))
         assert headline(report).endswith(words)
@@ -448,8 +452,8 @@ def test_table_golden() -> None:
         "MACs                       80 M            20 M  0.250 (4x fewer)",
         "parameters                 40 k            10 k  0.250 (4x fewer)",
         "file size                200 kB           50 kB  0.250 (4x smaller)",
-        "latency p50               12 ms            3 ms  0.250 (4x faster)",
-        "latency p90               18 ms         4.50 ms  0.250 (4x faster)",
+        "latency p50               12 ms            3 ms  0.250 (4x lower)",
+        "latency p90               18 ms         4.50 ms  0.250 (4x lower)",
         "throughput               83.3/s           333/s  4.000 (4x more)",
         "",
         "Some CPU, CPUExecutionProvider, 2 CPU threads, batch 1, fp32, 400 test samples, input 3x32x32, "
@@ -486,7 +490,7 @@ def test_bench_table_compares_with_the_first_line() -> None:
     lines = bench_table(rows).splitlines()
     assert "reference" in lines[1]
     assert "  2.00x (1.90 to 2.10)  25 ms" in lines[2]
-    assert "no difference, 1.02x (0.97 to 1.06)" in lines[3]
+    assert "no difference shown, 1.02x (0.97 to 1.06)" in lines[3]
     assert lines[1].endswith("fp32, 6 nodes on CUDA")
     assert lines[5:7] == [
         "200 runs of each file, in turns; CPU threads: 2, not pinned, of 4 cores; random inputs",
@@ -558,7 +562,8 @@ def test_page_has_all_that_is_needed_to_check_it(parsed: Page) -> None:
         )
     for text in (
         "4\N{MULTIPLICATION SIGN} faster, 4\N{MULTIPLICATION SIGN} smaller, 5.0 points top-1 lost",
-        "95\N{NO-BREAK SPACE}% interval \N{MINUS SIGN}9.6 to \N{MINUS SIGN}0.4",
+        "4.00\N{MULTIPLICATION SIGN} (3.90 to 4.10) the speed",
+        "top-1 \N{MINUS SIGN}5.0 (\N{MINUS SIGN}9.6 to \N{MINUS SIGN}0.4) points",
         "it is the classifier",
         "stem (8), stem2 (9)",
         "2.50e-06",
@@ -595,7 +600,7 @@ def test_page_of_a_bare_report_stands() -> None:
 
 def test_page_of_a_model_that_is_not_faster_says_so_in_sentence_case() -> None:
     page = Page(to_html(make_report(0.7, 0.9, 15.0)))
-    assert "Not faster (0.80\N{MULTIPLICATION SIGN}), 4\N{MULTIPLICATION SIGN} smaller" in page.text
+    assert "Slower, 4\N{MULTIPLICATION SIGN} smaller" in page.text
     assert "verdict caution" in [attributes.get("class") for _, attributes in page.elements]
     assert "verdict caution" not in to_html(REPORT)
 

@@ -1,0 +1,82 @@
+"""How far a measured figure can be trusted: 95 % intervals of accuracies, of their difference, and of a speed-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import hypot, sqrt
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest, norm, t
+
+from pxcompress.deploy.stopwatch import BLOCK, LEAST
+from pxcompress.proof import Measurement, Speedup
+
+Seconds = npt.NDArray[np.float64]
+
+_RESAMPLES = 2000
+
+BUSY = 0.1
+"""Noise above which a comparison of latencies is worth little."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Both ends of a 95 % interval."""
+
+    low: float
+    high: float
+
+
+def wilson(share: float, samples: int) -> Interval:
+    """95 % score interval of a share of `samples` (Wilson 1927)."""
+    found = binomtest(round(share * samples), samples).proportion_ci(0.95, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def drop(dense: Measurement, pruned: Measurement) -> Interval:
+    """95 % interval of dense top-1 minus pruned top-1, from both Wilson intervals (Newcombe 1998, method 10).
+
+    It treats the two as independent. They see the same samples, so the true interval is rather narrower.
+    """
+    of_dense, of_pruned = wilson(dense.top1, dense.samples), wilson(pruned.top1, pruned.samples)
+    lost = dense.top1 - pruned.top1
+    return Interval(
+        lost - hypot(dense.top1 - of_dense.low, of_pruned.high - pruned.top1),
+        lost + hypot(of_dense.high - dense.top1, pruned.top1 - of_pruned.low),
+    )
+
+
+def guesses(model: Measurement, classes: int) -> bool:
+    """Whether a model cannot be told from one that draws one of `classes` at random."""
+    return wilson(model.top1, model.samples).low <= 1 / classes
+
+
+def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
+    """Ratio of the medians and its 95 % percentile bootstrap interval.
+
+    Run i of both belongs together (see `stopwatch.time_interleaved`). Runs next to each other are alike, so whole
+    blocks of them are drawn, the same ones from both: what slows the machine for a while cancels. Percentiles are
+    those of Hesterberg (2015, "What teachers should know about the bootstrap", 5.2), which make up for few blocks;
+    fewer runs than blocks are needed allow no more than their extremes.
+    """
+    if len(dense) != len(pruned):
+        raise ValueError(f"{len(dense)} dense and {len(pruned)} pruned runs; expected as many of both")
+    runs = len(dense)
+    ratio = float(np.median(dense) / np.median(pruned))
+    if runs < LEAST:
+        return Speedup(ratio, float(dense.min() / pruned.max()), float(dense.max() / pruned.min()))
+    size = min(BLOCK, runs // LEAST)
+    blocks = runs // size
+    drawn = np.random.default_rng(seed).integers(0, blocks, (_RESAMPLES, blocks))
+    index = (drawn[:, :, None] * size + np.arange(size)).reshape(_RESAMPLES, -1)
+    tail = 100 * norm.cdf(-sqrt(blocks / (blocks - 1)) * t.ppf(0.975, blocks - 1))
+    found = np.median(dense[index], axis=1) / np.median(pruned[index], axis=1)
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return Speedup(ratio, min(float(low), ratio), max(float(high), ratio))
+
+
+def noise(seconds: Seconds) -> float:
+    """Half the range of the middle half of the runs, as a share of their median."""
+    low, middle, high = np.percentile(seconds, [25, 50, 75])
+    return float((high - low) / 2 / middle)

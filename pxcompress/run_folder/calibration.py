@@ -1,0 +1,49 @@
+"""Images to calibrate any ONNX image classifier on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from pxcompress.data import open_source
+from pxcompress.data.batches import ImageBatches, read_images
+from pxcompress.data.samples import cut
+from pxcompress.deploy.bench import image_shape
+from pxcompress.deploy.runtime import Session
+from pxcompress.errors import InputError
+from pxcompress.run_folder.contents import preprocessing_of
+from pxcompress.state import seeded
+from pxcompress.types import Batches, Preprocessing
+
+IMAGES = 128
+"""Of all classes alike; on more the extremes of activations hardly change."""
+
+_AT_ONCE = 16
+
+
+def calibration(session: Session, data: str, input_size: tuple[int, int, int] | None) -> Batches:
+    """Inputs of `session` in batches that it takes: images of `data`, or random numbers where there are none.
+
+    A file that does not say how images become its inputs gets them as ImageNet models do.
+    """
+    shape = image_shape(session, input_size)
+    size = session.input.shape[0] or _AT_ONCE
+    if not data:
+        with seeded(0):
+            return [
+                (torch.randn(size, *shape), torch.zeros(size, dtype=torch.int64)) for _ in range(IMAGES // size or 1)
+            ]
+    source = open_source(data)
+    (samples,) = cut(source.train, (IMAGES,), np.random.default_rng(0), even=True)
+    store, _ = read_images(samples, _preprocessing(session, shape), source.skip_corrupt)
+    whole = [(inputs, labels) for inputs, labels in ImageBatches(store, size) if len(inputs) == size]
+    if not whole:
+        raise InputError(f"data {data!r} has fewer images than the fixed batch of {session.path}, {size}; give more")
+    return whole
+
+
+def _preprocessing(session: Session, shape: tuple[int, ...]) -> Preprocessing:
+    if "input_mean" in session.metadata:
+        return preprocessing_of(session.metadata)
+    return Preprocessing(shape, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
