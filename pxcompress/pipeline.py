@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pxcompress.cost.latency import Conditions, best_step
 from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
+from pxcompress.explain.similarity import compared_explanations
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
 from pxcompress.models.rewrite import plain
 from pxcompress.proof import Report
@@ -58,7 +60,9 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         with clock.stage("measure"):
             comparison = measure(files, recipe.bench, subject, slim)
         targets = convert(files, recipe, subject, clock)
+        alike, unexplained = compared_explanations(slim.pruned, subject.splits.select, recipe, clock)
         report = assemble(place, recipe, subject, slim, (files, comparison, targets), clock.stages)
+        report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
         write_report(folder, report)
     return report
 

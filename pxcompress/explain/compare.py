@@ -24,6 +24,7 @@ from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
 from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, chosen_share, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES, cosine, gini, pixel_flipping
+from pxcompress.explain.similarity import composite_of
 from pxcompress.recipe import Recipe
 from pxcompress.report.explanation import (
     Alike,
@@ -39,7 +40,6 @@ from pxcompress.report.explanation import (
 from pxcompress.report.explanation_page import explanation_page
 from pxcompress.report.heatmap_figures import figure
 from pxcompress.run_folder.contents import DENSE, load_pruned, preprocessing_of, read_run
-from pxcompress.scorers import SCORERS
 from pxcompress.state import device_of
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
@@ -127,7 +127,7 @@ def explain(
     pruned = replace(pruned, dense=subject.loaded.model, model=pruned.model.to(device_of(subject.loaded.model)))
     preprocessing = subject.loaded.preprocessing
     inputs = _images(images, preprocessing) if images else _samples(subject, data, asked.samples, recipe)
-    composite = asked.composite or getattr(SCORERS.build(recipe.scorer), "composite", "epsilon")
+    composite = asked.composite or composite_of(recipe)
     note(f"explaining {len(inputs.values)} inputs with {asked.method} ...")
     method = _method(pruned.dense, inputs.values, asked, composite)
     views = _views(pruned, inputs, method)

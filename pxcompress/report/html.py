@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from pxcompress.proof import GroupWidth, Report
+from pxcompress.report.alike import alike_section
 from pxcompress.report.certificate import badge_box, certificate_section
 from pxcompress.report.classes import class_section
 from pxcompress.report.markup import Bar, bars, document, node, pairs, section, table
@@ -54,6 +55,7 @@ def to_html(report: Report) -> str:
         *certificate_section(report),
         _stage_accuracy(report),
         *class_section(report),
+        *alike_section(report),
         _widths(report.groups),
         _fixed(report.fixed),
         _proof(report),

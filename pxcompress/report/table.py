@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pxcompress.proof import Measurement, Report
+from pxcompress.report.alike import alike_line
 from pxcompress.report.classes import class_line
 from pxcompress.report.summary import (
     badge,
@@ -41,11 +42,9 @@ def to_table(report: Report) -> str:
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
     targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
-    by_class = [class_line(report)] if report.class_shares else []
+    told = [line for line in (class_line(report), alike_line(report)) if line]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
-    return "\n".join(
-        [*aligned(lines), *targets, "", conditions(report), *by_class, *notes, *certificate, report.verdict]
-    )
+    return "\n".join([*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict])
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:
