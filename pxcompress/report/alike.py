@@ -26,8 +26,8 @@ def alike_line(report: Report) -> str:
     )
 
 
-def alike_section(report: Report) -> Sequence[Element]:
-    """The same with bars, and where to see more; nothing where the heatmaps were not compared."""
+def alike_section(report: Report, *, alone: bool) -> Sequence[Element]:
+    """The same with bars, and `alone` where to see more; nothing where the heatmaps were not compared."""
     found = report.explanations
     if found is None:
         return ()
@@ -37,7 +37,7 @@ def alike_section(report: Report) -> Sequence[Element]:
         section(
             "Explanations before and after",
             table(caption, ("measure", "", "dense and pruned"), body, "compare"),
-            node("p", "pxcompress explain FOLDER adds cases side by side to this page."),
+            *([node("p", "pxcompress explain FOLDER adds cases side by side to this page.")] if alone else []),
         ),
     )
 

@@ -46,8 +46,11 @@ _ROLES = {
 }
 
 
-def to_html(report: Report) -> str:
-    """The report as one self-contained HTML document in ASCII: inline style and SVG, no script, nothing to load."""
+def to_html(report: Report, explanation: Sequence[Element] = ()) -> str:
+    """The report as one self-contained HTML document in ASCII: inline style and SVG, no script, nothing to load.
+
+    `explanation` are sections that `pxcompress explain` adds.
+    """
     title = f"{report.recipe.get('model', 'model')}: {headline(report)}"
     sections = (
         _comparison(report),
@@ -55,7 +58,8 @@ def to_html(report: Report) -> str:
         *certificate_section(report),
         _stage_accuracy(report),
         *class_section(report),
-        *alike_section(report),
+        *alike_section(report, alone=not explanation),
+        *explanation,
         _widths(report.groups),
         _fixed(report.fixed),
         _proof(report),
@@ -64,7 +68,7 @@ def to_html(report: Report) -> str:
         _settings(report),
         _reproduce(report),
     )
-    return document(title, (*_top(report), *sections))
+    return document(title, (*_top(report), *sections), images=bool(explanation))
 
 
 def _top(report: Report) -> Sequence[Element]:
