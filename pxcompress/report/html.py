@@ -16,6 +16,7 @@ from pxcompress.report.summary import (
     Row,
     accuracy_change,
     asked,
+    came_to,
     command,
     conditions,
     drop_interval,
@@ -77,7 +78,10 @@ def _top(report: Report) -> Sequence[Element]:
     result = headline(report)
     header = node(
         "header",
-        node("p", f"{recipe.get('model')} on {report.data.name}: {asked(recipe, str(plan.get('unit')))}"),
+        node(
+            "p",
+            f"{recipe.get('model')} on {report.data.name}: {came_to(report) or asked(recipe, str(plan.get('unit')))}",
+        ),
         node(
             "h1",
             _pretty(result[0].upper() + result[1:]),

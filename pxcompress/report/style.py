@@ -66,7 +66,8 @@ pre { background: var(--track); border-radius: 8px; padding: 12px 14px; margin: 
   overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 article { border-top: 1px solid var(--line); margin-top: 14px; }
-article table { max-width: 560px; font-size: .85rem; } article tbody th, article td { padding-top: 2px; padding-bottom: 2px; }
+article table { max-width: 560px; font-size: .85rem; }
+article tbody th, article td { padding-top: 2px; padding-bottom: 2px; }
 .scroll + p { margin-top: 12px; }
 .maps { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin: 4px 0 10px; }
 .maps figure { margin: 0; min-width: 0; }

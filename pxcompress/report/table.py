@@ -10,6 +10,7 @@ from pxcompress.report.alike import alike_line
 from pxcompress.report.classes import class_line
 from pxcompress.report.summary import (
     badge,
+    came_to,
     conditions,
     counted,
     drop_interval,
@@ -42,7 +43,7 @@ def to_table(report: Report) -> str:
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
     notes = [f"note: {note}" for note in report.notes]
     targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
-    told = [line for line in (class_line(report), alike_line(report)) if line]
+    told = [line for line in (came_to(report), class_line(report), alike_line(report)) if line]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     return "\n".join([*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict])
 
