@@ -21,6 +21,7 @@ WITHOUT = (
     "speedup",
     "latency_ms",
     "max_bytes",
+    "relevance_share",
     "guarantee",
     "bench",
 )
