@@ -8,11 +8,7 @@ from xml.etree.ElementTree import Element
 from pxcompress.proof import ExplanationSimilarity, Report
 from pxcompress.report.markup import Bar, bars, node, section, table
 
-_MEASURES = {
-    "cosine": "cosine of the maps",
-    "rank_correlation": "correlation of their ranks",
-    "top_overlap": "share of the 10 % most relevant positions in common",
-}
+_MEASURES = {"cosine": "cosine", "rank_correlation": "rank correlation", "top_overlap": "top 10 % in common"}
 
 
 def alike_line(report: Report) -> str:
@@ -31,12 +27,12 @@ def alike_section(report: Report, *, alone: bool) -> Sequence[Element]:
     found = report.explanations
     if found is None:
         return ()
-    caption = f"Heatmaps of both models for the class that the dense one predicts; means, 1 is the same: {_of(found)}"
+    caption = f"Heatmaps of both models for the class that the dense one predicts; 1 is the same: {_of(found)}"
     body = [_row(text, getattr(found, name)) for name, text in _MEASURES.items()]
     return (
         section(
             "Explanations before and after",
-            table(caption, ("measure", "", "dense and pruned"), body, "compare"),
+            table(caption, ("measure", "", "mean"), body, "stages"),
             *([node("p", "pxcompress explain FOLDER adds cases side by side to this page.")] if alone else []),
         ),
     )

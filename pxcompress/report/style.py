@@ -86,7 +86,9 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
   .tiles dd.value { font-size: 1.15rem; }
   .tiles div { padding: 10px 12px; }
   .maps { grid-template-columns: 1fr 1fr; } .maps.lines { grid-template-columns: 1fr; }
-  .alike { font-size: .85rem; } .alike td:nth-child(2), .alike th:nth-child(2) { display: none; }
+  .alike { font-size: .8rem; } .alike th, .alike td { padding-right: 5px; }
+  .alike td:nth-child(2), .alike th:nth-child(2), .alike td:nth-child(n+8), .alike th:nth-child(n+8) { display: none; }
+  article tbody th { overflow-wrap: anywhere; } article th, article td { padding-right: 5px; }
   .compare tr { display: grid; grid-template-columns: 1.1fr 1fr 1fr 1.2fr; align-items: center; }
   .compare tbody tr { border-top: 1px solid var(--line); padding: 4px 0; }
   .compare tbody th, .compare tbody td { border: 0; padding: 2px 4px 2px 0; }
