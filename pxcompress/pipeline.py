@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pxcompress.cost.latency import Conditions, best_step
 from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
+from pxcompress.explain.similarity import compared_explanations
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
 from pxcompress.models.rewrite import plain
 from pxcompress.proof import Report
@@ -57,7 +59,9 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
             slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), parts, recipe, clock)
             slim, files = smallest_certified(folder, recipe, subject, slims, clock)
         measured = measure(files, recipe, subject, slim, clock)
+        alike, unexplained = compared_explanations(slim.pruned, subject.splits.select, recipe, clock)
         report = assemble(place, recipe, subject, slim, (files, measured), clock.stages)
+        report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
         write_report(folder, report)
     return report
 

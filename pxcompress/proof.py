@@ -155,6 +155,20 @@ class ClassShare:
 
 
 @dataclass(frozen=True)
+class ExplanationSimilarity:
+    """How alike the heatmaps of both models are, for the dense model's class: means over samples of the select split.
+
+    1 is the same; `composite` are the rules of LRP.
+    """
+
+    samples: int
+    composite: str
+    cosine: float
+    rank_correlation: float
+    top_overlap: float
+
+
+@dataclass(frozen=True)
 class Ratios:
     """pruned / dense, except `speedup_p50` (dense / pruned) and `top1_drop` (dense - pruned)."""
 
@@ -185,10 +199,10 @@ class Report:
 
     `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
-    made. `speedup` has the interval of that in `ratios`; None in reports of older versions. `rivals` are there
-    where a comparison was asked for. `missed` says how far a
-    goal in milliseconds is from what was measured in the end. `sha256` has every file of the folder but the report's
-    own and predict.py, by name.
+    made, `explanations` None where the models' heatmaps could not be compared. `speedup` has the interval of that in
+    `ratios`; None in reports of older versions. `rivals` are there where a comparison was asked for. `missed` says how
+    far a goal in milliseconds is from what was measured in the end. `sha256` has every file of the folder but the
+    report's own and predict.py, by name.
     """
 
     recipe: Mapping[str, object]
@@ -215,5 +229,6 @@ class Report:
     targets: tuple[Target, ...] = ()
     speedup: Speedup | None = None
     rivals: tuple[Rival, ...] = ()
+    explanations: ExplanationSimilarity | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = field(default=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -26,19 +27,21 @@ DEFAULT_REPAIR = ("fold", "least-squares", "batchnorm")
 
 @dataclass(frozen=True)
 class _Goal:
-    """A way to say how small: what it counts by, its least value, what is expected, and its end in a folder's name."""
+    """A way to say how small: what it counts by, its range, what is expected, and its end in a folder's name."""
 
     budget: str
     above: float
     expected: str
     suffix: str = ""
+    below: float = math.inf
 
 
 GOALS = {
-    "ratio": _Goal("", 0, "a share of the cost to remove, between 0 and 1"),
+    "ratio": _Goal("", 0, "a share of the cost to remove, between 0 and 1", below=1),
     "speedup": _Goal("latency", 1, "a factor above 1, such as 2x", "x"),
     "latency_ms": _Goal("latency", 0, "milliseconds above 0", "ms"),
     "max_bytes": _Goal("bytes", 0, "a size above 0, such as 20MB", "B"),
+    "relevance_share": _Goal("", 0, "a share of every layer's relevance, between 0 and 1", "-relevance", below=1),
 }
 """One of them is given. A goal with a budget sets it."""
 
@@ -158,6 +161,9 @@ class Recipe(Given):
     latency_ms: float | None = option(None, "Instead of --ratio: milliseconds a call may take; budget latency.")
     max_bytes: int | None = option(
         None, "Instead of --ratio: size the whole ONNX file may have, such as 20MB, also with --only; budget bytes."
+    )
+    relevance_share: float | None = option(
+        None, "Instead of --ratio: remove of every layer the units that hold at most this share of its scores."
     )
     budget: str = option(
         "auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: channels]"
@@ -305,12 +311,14 @@ def _check_goal(recipe: Recipe) -> None:
         raise InputError(f"{' and '.join(flags[name] for name in given)} are given; give one of them")
     ((name, value),) = given.items()
     goal = GOALS[name]
-    if not value > goal.above or (name == "ratio" and value >= 1):
+    if not goal.above < value < goal.below:
         raise InputError(f"{name.replace('_', '-')} is {value}; expected {goal.expected}")
     budget = recipe.budget.partition(":")[0]
     if goal.budget and budget not in (goal.budget, "auto"):
         raise InputError(f"{flags[name]} counts by {goal.budget}, --budget says {budget}; leave one out")
-    if goal.budget and recipe.guarantee:
+    if name == "relevance_share" and recipe.rounds > 1:
+        raise InputError(f"rounds is {recipe.rounds}; {flags[name]} is met in one, leave --rounds out")
+    if name != "ratio" and recipe.guarantee:
         raise InputError(f"{flags[name]} is given with a guarantee, whose path ends at a ratio; give --ratio")
     if budget == "auto":
         object.__setattr__(recipe, "budget", goal.budget or DEFAULT_BUDGET)

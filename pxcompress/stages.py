@@ -22,6 +22,7 @@ from pxcompress.planning.fit import fitted
 from pxcompress.planning.plan import Limits, check_reachable, make_plan
 from pxcompress.planning.rounds import after_step, groups_left, prune_further, ratios_of, spread, step_of
 from pxcompress.planning.selection import Selection
+from pxcompress.planning.stop_rule import plan_by_share
 from pxcompress.planning.swaps import swapped_plan
 from pxcompress.ranks import from_first, same_weights_
 from pxcompress.recipe import Recipe
@@ -59,7 +60,7 @@ def plan_and_cut(
     first, *later = ratios_of(scored.ratio, recipe.rounds)
     attempts: tuple[Attempt, ...] = ()
     with clock.stage("plan"):
-        if on_file and isinstance(budget, FileBudget):
+        if on_file and isinstance(budget, FileBudget) and recipe.relevance_share is None:
             plan, attempts = fitted(scored, lambda ratio: plan_at(scored, ratio, recipe), budget, recipe.limit)
         else:
             plan = from_first(plan_at(scored, first, recipe))
@@ -77,8 +78,10 @@ def priced(model: nn.Module, example: Tensor, recipe: Recipe, clock: Clock) -> S
     budget = BUDGETS.build(recipe.budget)
     with clock.stage(f"price ({recipe.budget})"):
         meter = budget.meter(model, structure.groups, example)
-        ratio = recipe.share(meter({}))
-        check_reachable(structure.groups, meter, ratio, _limits(recipe), (recipe.budget, budget.unit))
+        ratio = 0.0
+        if recipe.relevance_share is None:
+            ratio = recipe.share(meter({}))
+            check_reachable(structure.groups, meter, ratio, _limits(recipe), (recipe.budget, budget.unit))
     return Scored(model, example, structure, {}, meter, budget.unit, ratio)
 
 
@@ -106,10 +109,14 @@ def _scores(model: nn.Module, groups: Sequence[Group], batches: Batches, recipe:
 
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
-    """What to remove at `ratio`. Raises `BudgetError`."""
+    """What to remove at `ratio`, or by the recipe's share of relevance. Raises `BudgetError`."""
     budget = (recipe.budget, scored.unit)
     relevance = scored.class_relevance if recipe.class_guard else None
     scores = scored.scores if relevance is None else guarded(scored.scores, relevance)
+    if recipe.relevance_share is not None:
+        return plan_by_share(
+            scored.structure.groups, scores, scored.meter, recipe.relevance_share, _limits(recipe), budget
+        )
     return make_plan(scored.structure.groups, scores, scored.meter, ratio, _limits(recipe), budget)
 
 

@@ -176,7 +176,7 @@ class Scored:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
     `example` is one input, shape (1, ...); `unit` is that of the prices; `ratio` is the share of the dense price to
-    remove. Class relevance is None where it was not asked for.
+    remove, 0 where the scores say how much. Class relevance is None where it was not asked for.
     """
 
     model: nn.Module

@@ -26,21 +26,23 @@ def explain(
         str, typer.Option(help="Rules; see `pxcompress methods`.  [default: those of the run's scorer]")
     ] = "",
     samples: Annotated[int | None, typer.Option(help="Inputs of the test split to compare.  [default: 128]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for page, record and figures.  [default: FOLDER]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Another folder for page, record and figures.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what the dense and the pruned model of a run folder look at, side by side, and how alike that is.
 
-    Writes explain.html, explain.json and the figures, as PNG and SVG, in explain/.
+    Adds them to FOLDER/report.html, with explain.json and figures in explain/ beside it, in place of those of an
+    earlier call; models, plan and hashes of the run stay as they are, and with --out all of FOLDER does.
     """
-    from pxcompress.explain.compare import PAGE, SAMPLES, Asked, write
+    from pxcompress.explain.compare import SAMPLES, Asked
     from pxcompress.explain.compare import explain as explained
+    from pxcompress.explain.folder import write
     from pxcompress.report.explanation import explanation_json, explanation_table
 
     if image and samples is not None:
         raise InputError(f"--samples {samples} has no effect beside --image; leave one out")
     asked = Asked(method, composite, share, SAMPLES if samples is None else samples)
     found = explained(folder, image or None, data, asked, notes(quiet))
-    write(found, out or folder)
-    print(explanation_json(found) if as_json else f"{explanation_table(found)}\n\n{(out or folder) / PAGE}")
+    page = write(found, folder, out)
+    print(explanation_json(found) if as_json else f"{explanation_table(found)}\n\n{page}")

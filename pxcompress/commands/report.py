@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -37,17 +39,30 @@ def report(
     for folder, read in zip(folders, reports.values(), strict=True):
         check_files(folder, read.sha256)
     first = next(iter(reports.values()))
-    if card:
-        print(to_card(first), end="")
-    else:
-        print(to_table(first) if len(reports) == 1 else to_comparison_table(reports))
-    if out is not None:
-        out.write_text(to_comparison(reports))
-    if figures is not None:
-        write_figures(reports, figures)
-    if triton is not None:
-        for folder, of in zip(folders, reports.values(), strict=True):
-            write_repository(folder, of, triton)
+    with _shown(folders):
+        if card:
+            print(to_card(first), end="")
+        else:
+            print(to_table(first) if len(reports) == 1 else to_comparison_table(reports))
+        if out is not None:
+            out.write_text(to_comparison(reports))
+        if figures is not None:
+            write_figures(reports, figures)
+        if triton is not None:
+            for folder, of in zip(folders, reports.values(), strict=True):
+                write_repository(folder, of, triton)
+
+
+@contextmanager
+def _shown(folders: list[Path]) -> Iterator[None]:
+    """Raise `InputError` where a report's recipe or certificate, which nobody checks when it is read, is none."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"report.json of {' or '.join(map(repr, map(str, folders)))} is not as a run wrote it "
+            f"({type(error).__name__}: {error}); run again"
+        ) from error
 
 
 def _names(folders: list[Path]) -> list[str]:

@@ -81,7 +81,7 @@ class Source:
     certify and test. `embedded` data comes without a model, so that a baseline gets trained; it is meant for inputs of
     `native_size`: the side of an image in pixels, or the shape of an input that is none. `limits`: samples per role
     where the caller asks for nothing else; test has no limit. `mask` gives, by sample id, the positions of an input
-    that make its class, where the data know them.
+    that make its class, where the data know them; `letters` are what the channels of one-hot inputs stand for.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Source:
     skip_corrupt: bool = False
     notes: tuple[str, ...] = ()
     mask: Callable[[str], NDArray[np.bool_]] | None = None
+    letters: str = ""
 
 
 def drawing_order(labels: Integers, rng: np.random.Generator, *, even: bool) -> Integers:

@@ -193,8 +193,18 @@ def _dna(spec: str, options: Mapping[str, str]) -> Source:
         return Samples.of([f"dna/{name}/{index}" for index in range(count)], labels, Numbers(letters))
 
     train, select, held_out = (part(name, count) for name, count in _sizes(spec, options, _DNA_SIZES))
-    shape = 4, dna.LENGTH
-    return Source(spec, dna.CLASSES, True, shape, train, select, held_out, limits=_GLYPHS_LIMITS, mask=dna.planted)
+    return Source(
+        spec,
+        dna.CLASSES,
+        True,
+        (4, dna.LENGTH),
+        train,
+        select,
+        held_out,
+        limits=_GLYPHS_LIMITS,
+        mask=dna.planted,
+        letters=dna.LETTERS,
+    )
 
 
 def _no_options(spec: str, options: Mapping[str, str]) -> None:

@@ -29,7 +29,9 @@ class Interval:
 
 
 def wilson(share: float, samples: int) -> Interval:
-    """95 % score interval of a share of `samples` (Wilson 1927)."""
+    """95 % score interval of a share of `samples` (Wilson 1927); without samples anything is possible."""
+    if not samples:
+        return Interval(0.0, 1.0)
     found = binomtest(round(share * samples), samples).proportion_ci(0.95, method="wilson")
     return Interval(float(found.low), float(found.high))
 

@@ -25,7 +25,10 @@ CHUNK = 32
 """Inputs that are propagated together."""
 
 Mapper = Callable[[Tensor, Tensor], Tensor]
-"""Inputs (n, channels, ...) and classes (n,) -> relevance of the classes at the input, channels added up, (n, ...)."""
+"""Inputs (n, channels, ...) and classes (n,) -> relevance of the classes at the input, channels added up, (n, ...).
+
+Inputs (n, features) have no channels: every feature has its relevance.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper
             logits = twin.model(x)
             start = one_hot(targets.to(device), logits.shape[1]).to(logits)
             (m,) = torch.autograd.grad(logits, x, start)
-            return (x * m).detach().sum(1).cpu()
+            found = (x * m).detach().cpu()
+            return found.sum(1) if found.ndim > 2 else found
 
         def in_chunks(inputs: Tensor, targets: Tensor) -> Tensor:
             pairs = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
@@ -69,7 +73,7 @@ def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper
 
 
 def heatmaps(model: nn.Module, inputs: Tensor, targets: Tensor, method: Method) -> Tensor:
-    """Relevance of the classes `targets` (n,) at `inputs` (n, channels, ...), channels added up: (n, ...)."""
+    """Relevance of the classes `targets` (n,) at `inputs` (n, channels, ...), channels added up: as `Mapper` says."""
     with mapper(model, inputs, method) as relevance:
         return relevance(inputs, targets)
 

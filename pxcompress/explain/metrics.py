@@ -1,7 +1,7 @@
 """How alike, how sparse, how well placed and how faithful heatmaps are; a number for every sample.
 
 Maps are (n, positions), masks the same as truth values, inputs (n, channels, ...) with the positions of the map behind
-the channels.
+the channels, or (n, positions) where there are none.
 """
 
 from __future__ import annotations
@@ -75,11 +75,12 @@ def pixel_flipping(model: nn.Module, inputs: Tensor, maps: Tensor, targets: Tens
     """
     order = maps.argsort(1, descending=True)
     device, count = device_of(model), maps.shape[1]
+    shape = inputs.shape if inputs.ndim == 2 else (len(inputs), 1, *inputs.shape[2:])
     curve = []
     with torch.no_grad():
         for step in range(steps + 1):
             keep = torch.ones_like(maps).scatter_(1, order[:, : round(count * step / steps)], 0.0)
-            changed = inputs * keep.view(len(inputs), 1, *inputs.shape[2:])
+            changed = inputs * keep.view(shape)
             chances = model(changed.to(device)).softmax(1).cpu()
             curve.append(chances.gather(1, targets[:, None])[:, 0].double())
     return torch.trapezoid(torch.stack(curve), dx=1 / steps, dim=0)

@@ -252,6 +252,11 @@ def _aligned(group: Group, width: int, limits: Limits) -> int:
     return min(group.units, max(rounded, -(-floor // step) * step))
 
 
+def least_width(group: Group, limits: Limits) -> int:
+    """The least width, aligned, that a plan may leave."""
+    return _aligned(group, 0, limits)
+
+
 def narrowest(group: Group, width: int, limits: Limits) -> int:
     """The least aligned width, above zero, that has room for `width` units."""
     if group.kind == "head" or group.units < 2 * limits.round_to:

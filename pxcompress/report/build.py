@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ SCHEMA_VERSION = 1
 
 _PLAIN: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float), bool: (bool,)}
 """What JSON may hold where a field has this type."""
+
+_SHARES = ("top1", "top1_after", "agreement", "top1_agreement", "removed")
+_SIGNED = ("top1_drop", "cosine", "rank_correlation")
+"""Fields with a number from 0 to 1, and with one that may be below 0, as no other may."""
 
 
 def to_json(report: Report) -> str:
@@ -71,17 +76,18 @@ def sha256_of(path: Path) -> str:
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint`: records and tuples of them; everything else stays as JSON gave it."""
+    if isinstance(hint, types.UnionType):  # something or None
+        return None if value is None else _decode(typing.get_args(hint)[0], value, where)
     if dataclasses.is_dataclass(hint):
         return _record(typing.cast(type, hint), value, where)
-    if isinstance(hint, types.UnionType) and value is not None:
-        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-        return _decode(hint, value, where)
     if typing.get_origin(hint) is tuple:
         _expect(value, (list,), where)
         element = typing.get_args(hint)[0]
         return tuple(_decode(element, item, f"{where}[{place}]") for place, item in enumerate(value))
     if typing.get_origin(hint) is Mapping:
         _expect(value, (dict,), where)
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        raise unknown(where, str(value), typing.get_args(hint))
     if hint in _PLAIN:
         _expect(value, _PLAIN[hint], where)
     return value
@@ -97,10 +103,22 @@ def _record(cls: type, value: Any, where: str) -> Any:
         needed = field.default is field.default_factory is dataclasses.MISSING
         if needed and field.name not in value:
             raise InputError(f"{where} lacks {field.name!r}; expected a report.json that pxcompress wrote")
-    return cls(**{key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    values = {key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items()}
+    for key, item in values.items():
+        if isinstance(item, int | float):
+            _expect_range(key, item, f"{where}.{key}")
+    return cls(**values)
 
 
-def _expect(value: Any, types: tuple[type, ...], where: str) -> None:
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        expected = " or ".join(kind.__name__ for kind in types)
+def _expect_range(key: str, value: float, where: str) -> None:
+    """Raise `InputError` for a number that no run writes under this key."""
+    low, high = -math.inf if key in _SIGNED else 0, 1 if key in _SHARES else math.inf
+    if not (low <= value <= high and math.isfinite(value)):
+        expected = "a share from 0 to 1" if key in _SHARES else "a number" if key in _SIGNED else "0 or more"
+        raise InputError(f"{where} is {value:g}; expected {expected}, as pxcompress writes it")
+
+
+def _expect(value: Any, kinds: tuple[type, ...], where: str) -> None:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
         raise InputError(f"{where} is {type(value).__name__}; expected {expected} as pxcompress writes it")

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 
 from pxcompress.proof import Measurement, Report
+from pxcompress.report.alike import alike_line
 from pxcompress.report.summary import badge, command, conditions, drop_interval, headline, percent, points, rows, wilson
 from pxcompress.report.targets import HEAD, target_rows
 
@@ -26,6 +27,7 @@ def to_card(report: Report) -> str:
         f"Measured on the exported file: {_text(conditions(report))}.",
         *_precisions(report),
         *_certified(report),
+        *_explained(report),
         "## Use",
         "    pip install onnxruntime numpy pillow\n    python predict.py image.jpg",
         f"Input: `input`, float32, (batch, {', '.join(map(str, report.input_shape))}); output: `logits`, "
@@ -64,6 +66,11 @@ def _certified(report: Report) -> Sequence[str]:
         return ()
     said = badge(report.certificate)
     return ("## Guarantee", f"**{said.title}:** {_text(said.text)}")
+
+
+def _explained(report: Report) -> Sequence[str]:
+    line = alike_line(report)
+    return (f"{_text(line[0].upper() + line[1:])}.",) if line else ()
 
 
 def _classes(names: Sequence[str]) -> str:

@@ -22,6 +22,9 @@ _LAYERS = 8
 
 Map = NDArray[np.float32]
 
+MARKED = (255, 224, 130)
+"""Colour (red, green, blue) of the positions of a sequence that make its class."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -46,13 +49,20 @@ class CarryingUnit:
 class Pictures:
     """The input as an image (height, width, 3) uint8, and relevance at it, (height, width).
 
-    `dense` and `pruned` are for the dense model's class, `own` is for the pruned model's where that is another one.
+    `dense` and `pruned` are for the dense model's class, `own` is for the pruned model's where that is another one. An
+    input that is no image has colours (positions, 3), maps (positions,), and as its `text` the letters it is made of.
     """
 
     image: NDArray[np.uint8]
     dense: Map
     pruned: Map
     own: Map | None
+    text: str = ""
+
+    @property
+    def is_line(self) -> bool:
+        """Whether the input is no image."""
+        return self.dense.ndim == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +94,22 @@ class Alike:
     cosine_own: float
     gini_dense: float
     gini_pruned: float
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Relevance where the data know that the class is made: means over samples.
+
+    `mass` is the share of the positive relevance that lies there, `rank` the share of its K positions among the K
+    with the most relevance; `covered` is its share of all positions, what chance gives.
+    """
+
+    samples: int
+    mass_dense: float
+    mass_pruned: float
+    rank_dense: float
+    rank_pruned: float
+    covered: float
 
 
 @dataclass(frozen=True)
@@ -120,6 +146,7 @@ class Explanation:
     flipping: Flipping
     layers: tuple[Carried, ...]
     cases: tuple[Case, ...]
+    placed: Placed | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -143,7 +170,7 @@ def explanation_table(found: Explanation) -> str:
         ("inputs", "n", "cosine", "rank corr.", "top 10 %", "own class", "Gini dense", "pruned")
     ]
     rows += [(row.kind, str(row.samples), *figures(row)) for row in found.alike]
-    told = [how(found), flipping_line(found.flipping), *(f"note: {note}" for note in found.notes)]
+    told = [how(found), *spoken(found), *(f"note: {note}" for note in found.notes)]
     lost = sorted(found.layers, key=lambda row: -row.removed)[:_LAYERS]
     layers = [("layer", "units", "kept", "relevance that the removed ones carried")]
     layers += [(textwrap.shorten(row.name, 30), str(row.units), str(row.kept), percent(row.removed)) for row in lost]
@@ -167,6 +194,20 @@ def how(found: Explanation) -> str:
     return (
         f"{found.inputs}; {found.method} with rules {found.composite}{pruned}; relevance of the class that the dense "
         "model predicts, in both models; own class: cosine where each explains its own decision"
+    )
+
+
+def spoken(found: Explanation) -> Sequence[str]:
+    """What is known beside similarity, a sentence each."""
+    return [flipping_line(found.flipping), *([] if found.placed is None else [placed_line(found.placed)])]
+
+
+def placed_line(placed: Placed) -> str:
+    """Relevance on what makes the class in one sentence."""
+    return (
+        f"relevance where the data know that the class is made, more is better: share of the mass dense "
+        f"{placed.mass_dense:.3f}, pruned {placed.mass_pruned:.3f}; of the top ranks dense {placed.rank_dense:.3f}, "
+        f"pruned {placed.rank_pruned:.3f}; by chance {placed.covered:.3f} ({placed.samples} inputs)"
     )
 
 

@@ -6,15 +6,16 @@ import base64
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from pxcompress.report.explanation import Alike, Case, Explanation, figures, flipping_line, how
+from pxcompress.report.explanation import Alike, Case, Explanation, figures, how, spoken
 from pxcompress.report.heatmap_figures import panels, png
 from pxcompress.report.markup import Bar, bars, document, node, section, table
 from pxcompress.report.summary import percent
 
 _LEGEND = (
     "Red speaks for the class, blue against it, white is nothing; each map is scaled by its own largest relevances. "
-    "Small images are shown with their pixels."
 )
+_IMAGES = "Small images are shown with their pixels."
+_LINES = "A line goes on in the one below it; where the data know what makes the class, the input is yellow."
 
 
 def explanation_page(found: Explanation) -> str:
@@ -29,11 +30,8 @@ def explanation_page(found: Explanation) -> str:
             node("small", f"explanations agree by a cosine of {same.cosine:.2f} on average over {same.samples} inputs"),
         ),
     )
-    notes = (
-        [node("div", node("ul", *(node("li", note) for note in found.notes)), class_="notes")] if found.notes else []
-    )
     title = f"{found.model}: explanations before and after"
-    return document(title, [header, *notes, *explanation_sections(found)], images=True)
+    return document(title, [header, *explanation_sections(found)], images=True)
 
 
 def explanation_sections(found: Explanation) -> Sequence[Element]:
@@ -42,7 +40,6 @@ def explanation_sections(found: Explanation) -> Sequence[Element]:
 
 
 def _similarity(found: Explanation) -> Element:
-    spoken = flipping_line(found.flipping)
     method = how(found)
     return section(
         "How alike the explanations are",
@@ -54,7 +51,7 @@ def _similarity(found: Explanation) -> Element:
             [_alike(row) for row in found.alike],
             "alike",
         ),
-        node("p", f"{spoken[0].upper()}{spoken[1:]}."),
+        *(node("p", f"{line[0].upper()}{line[1:]}.") for line in (*spoken(found), *found.notes)),
     )
 
 
@@ -64,7 +61,8 @@ def _alike(row: Alike) -> Sequence[Element | str]:
 
 
 def _cases(cases: Sequence[Case]) -> Element:
-    return section("Cases", node("p", _LEGEND), *(_case(case) for case in cases))
+    kind = _LINES if any(case.pictures.is_line for case in cases) else _IMAGES
+    return section("Cases", node("p", _LEGEND + kind), *(_case(case) for case in cases))
 
 
 def _case(case: Case) -> Element:
@@ -73,7 +71,7 @@ def _case(case: Case) -> Element:
         for place, (title, picture) in enumerate(panels(case))
     ]
     label = "" if case.label is None else f" It is of class {case.label}."
-    spoken = (
+    told = (
         f"Dense: {case.dense.name} ({case.dense.probability:.0%}). Pruned: {case.pruned.name} "
         f"({case.pruned.probability:.0%}).{label} Cosine of the first two maps {case.similarity['cosine']:.2f}, rank "
         f"correlation {case.similarity['rank_correlation']:.2f}, top 10 % in common "
@@ -89,7 +87,13 @@ def _case(case: Case) -> Element:
         "numbers",
     )
     heading = node("h3", f"{case.kind[0].upper()}{case.kind[1:]}: {case.sample}")
-    return node("article", heading, node("p", spoken), node("div", *shown, class_="maps"), units)
+    return node(
+        "article",
+        heading,
+        node("p", told),
+        node("div", *shown, class_="maps lines" if case.pictures.is_line else "maps"),
+        units,
+    )
 
 
 def _alternative(place: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from pxcompress.report.explanation import Case, Map
 
@@ -20,9 +20,14 @@ COLOURS = "RdBu_r"
 _FULL = 99.5
 """Percentile of the sizes of relevances that has the full colour: one pixel must not take all of it."""
 
+_PER_LINE, _CELL, _GAP = 40, (20, 28), 8
+"""Positions in a line of what is no image, width and height of each, and the space between two lines, in pixels."""
+
+_LUMA = (0.299, 0.587, 0.114)
+
 
 def panels(case: Case) -> Sequence[tuple[str, NDArray[np.uint8]]]:
-    """What is shown of a case, from left to right: title and picture, (height, width, 3) uint8."""
+    """What is shown of a case, in this order: title and picture, (height, width, 3) uint8."""
     shown = [
         ("input", case.pictures.image),
         (f"dense: why {case.dense.name}", coloured(case.pictures.dense)),
@@ -30,11 +35,25 @@ def panels(case: Case) -> Sequence[tuple[str, NDArray[np.uint8]]]:
     ]
     if case.pictures.own is not None:
         shown.append((f"pruned: why {case.pruned.name}", coloured(case.pictures.own)))
-    return shown
+    return [(title, line(each, case.pictures.text)) if each.ndim == 2 else (title, each) for title, each in shown]
+
+
+def line(colours: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """Positions (n, 3) as cells with their letters, if there are any, `_PER_LINE` to a line: (height, width, 3)."""
+    width, height = _CELL
+    lines = -(-len(colours) // _PER_LINE)
+    picture = Image.new("RGB", (_PER_LINE * width, lines * (height + _GAP) - _GAP), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(0.7 * height)
+    for place, colour in enumerate(colours.tolist()):
+        left, top = place % _PER_LINE * width, place // _PER_LINE * (height + _GAP)
+        draw.rectangle((left, top, left + width - 1, top + height - 1), tuple(colour))
+        ink = "black" if np.dot(colour, _LUMA) > 110 else "white"
+        draw.text((left + width / 2, top + height / 2), text[place : place + 1], ink, font, "mm")
+    return np.asarray(picture)
 
 
 def coloured(relevance: Map) -> NDArray[np.uint8]:
-    """A map (height, width) in colours, scaled by its own largest sizes; white is 0."""
+    """A map (...) in colours (..., 3), scaled by its own largest sizes; white is 0."""
     limit = float(np.percentile(np.abs(relevance), _FULL)) or float(np.abs(relevance).max()) or 1.0
     scaled = (relevance / limit).clip(-1, 1) / 2 + 0.5
     return matplotlib.colormaps[COLOURS](scaled, bytes=True)[..., :3]
@@ -48,11 +67,13 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 
 def figure(case: Case) -> dict[str, bytes]:
-    """A case side by side, as the files "png" and "svg"."""
+    """A case side by side, lines under each other, as the files "png" and "svg"."""
     shown = panels(case)
-    drawn = Figure(figsize=(2.4 * len(shown), 2.9), layout="constrained")
+    across, down = (1, len(shown)) if case.pictures.is_line else (len(shown), 1)
+    size = (8, 1.9 * down) if case.pictures.is_line else (2.4 * across, 2.9)
+    drawn = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(drawn)
-    for axes, (title, picture) in zip(drawn.subplots(1, len(shown)), shown, strict=True):
+    for axes, (title, picture) in zip(drawn.subplots(down, across), shown, strict=True):
         axes.imshow(picture, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(title, fontsize=8, wrap=True, parse_math=False)

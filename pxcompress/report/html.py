@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from pxcompress.proof import GroupWidth, Report
+from pxcompress.report.alike import alike_section
 from pxcompress.report.certificate import badge_box, certificate_section
 from pxcompress.report.classes import class_section
 from pxcompress.report.markup import Bar, bars, document, node, pairs, section, table
@@ -15,6 +16,7 @@ from pxcompress.report.summary import (
     Row,
     accuracy_words,
     asked,
+    came_to,
     command,
     conditions,
     drop_interval,
@@ -46,8 +48,11 @@ _ROLES = {
 }
 
 
-def to_html(report: Report) -> str:
-    """The report as one self-contained HTML document in ASCII: inline style and SVG, no script, nothing to load."""
+def to_html(report: Report, explanation: Sequence[Element] = ()) -> str:
+    """The report as one self-contained HTML document in ASCII: inline style and SVG, no script, nothing to load.
+
+    `explanation` are sections that `pxcompress explain` adds.
+    """
     title = f"{report.recipe.get('model', 'model')}: {headline(report)}"
     sections = (
         _comparison(report),
@@ -56,6 +61,8 @@ def to_html(report: Report) -> str:
         *certificate_section(report),
         _stage_accuracy(report),
         *class_section(report),
+        *alike_section(report, alone=not explanation),
+        *explanation,
         _widths(report.groups),
         _fixed(report.fixed),
         _proof(report),
@@ -64,7 +71,7 @@ def to_html(report: Report) -> str:
         _settings(report),
         _reproduce(report),
     )
-    return document(title, (*_top(report), *sections))
+    return document(title, (*_top(report), *sections), images=bool(explanation))
 
 
 def _top(report: Report) -> Sequence[Element]:
@@ -73,7 +80,10 @@ def _top(report: Report) -> Sequence[Element]:
     result = f"{speed_words(report)}, {smaller(report)}, {accuracy_words(report)}"
     header = node(
         "header",
-        node("p", f"{recipe.get('model')} on {report.data.name}: {asked(recipe, str(plan.get('unit')))}"),
+        node(
+            "p",
+            f"{recipe.get('model')} on {report.data.name}: {came_to(report) or asked(recipe, str(plan.get('unit')))}",
+        ),
         node(
             "h1",
             _pretty(result[0].upper() + result[1:]),

@@ -66,11 +66,15 @@ pre { background: var(--track); border-radius: 8px; padding: 12px 14px; margin: 
   overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 article { border-top: 1px solid var(--line); margin-top: 14px; }
+article table { max-width: 560px; font-size: .85rem; }
+article tbody th, article td { padding-top: 2px; padding-bottom: 2px; }
+.scroll + p { margin-top: 12px; }
 .maps { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin: 4px 0 10px; }
 .maps figure { margin: 0; min-width: 0; }
 .maps img { display: block; width: 100%; image-rendering: pixelated; border: 1px solid var(--line);
   background: #fff; }
 .maps figcaption { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
+.maps.lines { grid-template-columns: 1fr 1fr; gap: 14px 20px; } .maps.lines img { image-rendering: auto; }
 .alike td:nth-child(2) { width: 22%; }
 .alike td:nth-child(n+3), .alike th:nth-child(n+3) { text-align: right; }
 footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
@@ -81,8 +85,10 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
   th, td { padding-right: 8px; } .compare { font-size: .85rem; } .numbers { font-size: .78rem; }
   .tiles dd.value { font-size: 1.15rem; }
   .tiles div { padding: 10px 12px; }
-  .maps { grid-template-columns: 1fr 1fr; }
-  .alike { font-size: .85rem; } .alike td:nth-child(2), .alike th:nth-child(2) { display: none; }
+  .maps { grid-template-columns: 1fr 1fr; } .maps.lines { grid-template-columns: 1fr; }
+  .alike { font-size: .8rem; } .alike th, .alike td { padding-right: 5px; }
+  .alike td:nth-child(2), .alike th:nth-child(2), .alike td:nth-child(n+8), .alike th:nth-child(n+8) { display: none; }
+  article tbody th { overflow-wrap: anywhere; } article th, article td { padding-right: 5px; }
   .compare tr { display: grid; grid-template-columns: 1.1fr 1fr 1fr 1.2fr; align-items: center; }
   .compare tbody tr { border-top: 1px solid var(--line); padding: 4px 0; }
   .compare tbody th, .compare tbody td { border: 0; padding: 2px 4px 2px 0; }

@@ -291,8 +291,18 @@ def asked(recipe: Mapping[str, Any], unit: str) -> str:
         "speedup": lambda value: f"{value:g}x faster",
         "latency_ms": lambda value: f"at most {milliseconds(value)} a call",
         "max_bytes": lambda value: f"at most {size(value)}",
+        "relevance_share": lambda value: f"what holds at most {percent(value)} of every layer's relevance to remove",
     }
     return next((say(recipe[goal]) for goal, say in words.items() if recipe.get(goal) is not None), "")
+
+
+def came_to(report: Report) -> str:
+    """What ratio a share of every layer's relevance came to, in one line; empty where another goal was given."""
+    if report.recipe.get("relevance_share") is None:
+        return ""
+    plan: Mapping[str, Any] = report.plan
+    ratio = 1 - plan["cost_planned"] / plan["cost_dense"]
+    return f"{asked(report.recipe, plan['unit'])}: that came to ratio {ratio:.3f} of the {plan['unit']}"
 
 
 def command(recipe: Mapping[str, object]) -> str:

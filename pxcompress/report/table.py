@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pxcompress.deploy.intervals import BUSY
 from pxcompress.proof import Measurement, Report
+from pxcompress.report.alike import alike_line
 from pxcompress.report.classes import class_line
 from pxcompress.report.summary import (
     badge,
+    came_to,
     conditions,
     counted,
     drop_interval,
@@ -40,11 +42,9 @@ def to_table(report: Report) -> str:
     notes = [f"note: {note}" for note in report.notes]
     targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
     targets += ["", *aligned([RIVALS_HEAD, *rival_rows(report)])] if report.rivals else []
-    by_class = [class_line(report)] if report.class_shares else []
+    told = [line for line in (came_to(report), class_line(report), alike_line(report)) if line]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
-    return "\n".join(
-        [*aligned(lines), *targets, "", conditions(report), *by_class, *notes, *certificate, report.verdict]
-    )
+    return "\n".join([*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict])
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:

@@ -18,6 +18,8 @@ from pxcompress.clock import Clock
 from pxcompress.collect import Remembered
 from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.errors import InputError, ResultError, unknown
+from pxcompress.explain.heatmaps import Method
+from pxcompress.explain.similarity import SAMPLES, explanation_similarity, first_of
 from pxcompress.graph import masked
 from pxcompress.planning.plan import lowest
 from pxcompress.recipe import Recipe
@@ -28,6 +30,10 @@ from pxcompress.types import Batches, Scored, Scores
 
 PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
 """Shares of all units that PXP masks."""
+
+
+ALIKE = 0.9
+"""Mean cosine of heatmaps to the dense model's below which `explained` counts a model down."""
 
 
 def _silent(message: str) -> None:
@@ -97,6 +103,18 @@ def shipped(bench: Bench, recipe: Recipe, ratio: float) -> float:
     return bench.quality(slim.pruned.model)
 
 
+def explained(bench: Bench, recipe: Recipe, ratio: float) -> float:
+    """Quality of that model, less what its explanations lack of being `ALIKE` to the dense model's.
+
+    Relevance follows the same rules whatever the recipe scores by, so that its numbers compare.
+    """
+    scored = bench.with_scores(recipe)
+    with seeded(recipe.seed):
+        slim = cut(scored, plan_at(scored, ratio, recipe), bench.parts, recipe, Clock(_silent, measures=False))
+    found = explanation_similarity(slim.pruned, Method(), [first_of(bench.parts["select"], SAMPLES)])
+    return bench.quality(slim.pruned.model) - max(0.0, ALIKE - found.cosine)
+
+
 def only_masked(bench: Bench, recipe: Recipe, rate: float) -> float:
     """Quality with the lowest `rate` of all units masked, no repair: PXP's measure."""
     if not rate:
@@ -130,6 +148,9 @@ class Objective:
 OBJECTIVES: Mapping[str, Objective] = {
     "operating-point": Objective("top-1 of the pruned and repaired model at --ratio", shipped, _mean),
     "curve": Objective("area under top-1 of pruned and repaired models over --ratios", shipped, _area),
+    "explained": Objective(
+        "operating-point, less what the cosine of heatmaps to the dense model's lacks of 0.9", explained, _mean
+    ),
     "pxp": Objective("mean top-1 over 0 to 95 % of all units masked, no repair", only_masked, _mean, "pxp"),
 }
 
@@ -149,7 +170,7 @@ def ratios_for(name: str, recipe: Recipe, asked: str) -> tuple[float, ...]:
         return PXP_RATES
     if recipe.ratio is None:
         raise InputError("a search is for a share of the cost; give --ratio")
-    if name == "operating-point":
+    if name in ("operating-point", "explained"):
         return (recipe.ratio,)
     try:
         found = sorted({float(part) for part in asked.split(",")}) if asked else _steps(recipe.ratio)

@@ -88,7 +88,9 @@ def test_the_report_says_what_happened(finished: tuple[Path, Outcome]) -> None:
     assert report.pruned.params < report.dense.params
     assert report.pruned.macs < report.dense.macs
     assert report.pruned.onnx_bytes == (folder / "model.onnx").stat().st_size
-    assert [stage.name for stage in report.stages][-2:] == ["export", "measure"]
+    assert [stage.name for stage in report.stages][-3:] == ["export", "measure", "compare explanations"]
+    assert report.explanations is not None
+    assert report.explanations.samples == report.data.select
     assert {stage.name for stage in report.stages if stage.top1_after is not None} >= {"weights", "prune", "fold"}
     assert report.data.test + report.data.certify == 12 * CLASSES
     assert report.provider.got == "CPUExecutionProvider"

@@ -205,6 +205,9 @@ def test_wrong_folders_are_one_line(px: Px, folders: list[Path], tmp_path: Path)
     assert "--card is of one run; 2 folders" in one_line(px("report", *folders, "--card"))
     (folders[0] / "report.json").write_text("{")
     assert "not a report.json" in one_line(px("report", *folders))
+    for altered in ({"certificate": {"rows": 1}}, {"recipe": {"repair": 1, "floors": 1}}):
+        (folders[0] / "report.json").write_text(json.dumps({**json.loads(to_json(REPORT)), **altered}))
+        assert "is not as a run wrote it" in one_line(px("report", folders[0], "--card"))
     with pytest.raises(InputError, match="not a run folder"):
         read_report(tmp_path / "nothing")
 

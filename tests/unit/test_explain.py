@@ -11,14 +11,22 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import Px, caller, image_folder, one_line
 from models import CLASSES, FlattenCNN
 from PIL import Image
 from safetensors.torch import save_file
 
+from pxcompress.data.dna import LENGTH, LETTERS, dna_sample
 from pxcompress.errors import InputError
 from pxcompress.explain.compare import Asked, explain
+from pxcompress.pipeline import compress
+from pxcompress.recipe import Recipe
+from pxcompress.report import to_html
+from pxcompress.report.build import check_files, read_report
+from pxcompress.report.explanation import explanation_table
+from pxcompress.report.heatmap_figures import line
 from pxcompress.run_folder.contents import load_pruned
 from pxcompress.state import seeded
 
@@ -83,7 +91,8 @@ def test_it_writes_page_record_and_figures(px: Px, folder: Path) -> None:
     result = px("explain", folder, "--samples", 20, "--quiet")
     assert (result.code, result.err) == (0, "")
     assert all(len(line) <= 80 for line in result.out.splitlines()[:-1])
-    assert result.out.splitlines()[-1] == str(folder / "explain.html")
+    assert result.out.splitlines()[-1] == str(folder / "report.html")
+    assert not (folder / "explain.html").exists()
     record = json.loads((folder / "explain.json").read_text())
     cases = record["cases"]
     assert record["composite"] == "gamma"  # the scorer's
@@ -93,7 +102,9 @@ def test_it_writes_page_record_and_figures(px: Px, folder: Path) -> None:
     assert files == sorted(f"case-{n:02d}.{kind}" for n in range(1, len(cases) + 1) for kind in ("png", "svg"))
     with Image.open(folder / "explain" / "case-01.png") as picture:
         assert picture.width > picture.height
-    text = (folder / "explain.html").read_text()
+    text = (folder / "report.html").read_text()
+    assert "Cases" in text
+    assert to_html(read_report(folder)).partition("<footer")[0][-200:] in text  # what the run wrote is still there
     page = Page(text)
     pictures = [attributes for tag, attributes in page.found if tag == "img"]
     assert len(pictures) == sum(3 + (case["dense"]["name"] != case["pruned"]["name"]) for case in cases)
@@ -101,6 +112,7 @@ def test_it_writes_page_record_and_figures(px: Px, folder: Path) -> None:
     assert text.isascii()
     assert "script" not in {tag for tag, _ in page.found}
     assert not re.search(r"https?://|url\(", text)
+    check_files(folder, read_report(folder).sha256)
     again = px("explain", folder, "--samples", 1, "--json", "--quiet")  # what is left of the first call goes
     assert len(json.loads(again.out)["cases"]) == 1
     assert len(list((folder / "explain").iterdir())) == 2
@@ -129,12 +141,14 @@ def test_images_of_any_size_and_mode(px: Px, folder: Path, tmp_path: Path) -> No
         Image.new(mode, size, 77).save(tmp_path / name)
     options = [word for name in modes for word in ("--image", tmp_path / name)]
     out = tmp_path / "elsewhere"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     result = px("explain", folder, *options, "--out", out, "--quiet")
     assert result.code == 0
     cases = json.loads((out / "explain.json").read_text())["cases"]
     assert [Path(case["sample"]).name for case in cases] == list(modes)
     assert {case["label"] for case in cases} == {None}
-    assert not (folder / "explain.html").exists()
+    assert (out / "explain.html").exists()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_pruned_relevance(made: Path) -> None:
@@ -169,7 +183,7 @@ def test_data_that_moved(px: Px, folder: Path, images: Path, tmp_path: Path) -> 
 )
 def test_bad_input_is_one_line(px: Px, made: Path, options: list[str], said: str) -> None:
     assert said in one_line(px("explain", made, *options, "--quiet"))
-    assert not (made / "explain.html").exists()
+    assert not (made / "explain.json").exists()
 
 
 def test_no_run_folder(px: Px, tmp_path: Path) -> None:
@@ -189,6 +203,54 @@ def test_dense_weights_that_are_gone_or_others(px: Px, folder: Path, weights: Pa
     assert "dense.onnx" in one_line(px("explain", folder, "--quiet"))
 
 
+def test_report_json_that_was_altered(px: Px, folder: Path) -> None:
+    content = json.loads((folder / "report.json").read_text())
+    content["dense"]["top1"] = 2
+    (folder / "report.json").write_text(json.dumps(content))
+    assert "report.dense.top1 is 2; expected a share from 0 to 1" in one_line(px("explain", folder, "--quiet"))
+    assert not (folder / "explain.json").exists()
+
+
 def test_an_empty_list_of_images_is_refused(made: Path) -> None:
     with pytest.raises(InputError, match="no image is given"):
         explain(made, images=[])
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a net for sequences, one training step old."""
+    out = tmp_path_factory.mktemp("runs") / "dna"
+    data = "dna:train=1200,select=60,held_out=120"
+    recipe = Recipe("pxcompress.nets:dna_cnn", 0.5, data=data, scorer="magnitude", round_to=4, repair=("fold",))
+    compress(recipe, out)
+    return out
+
+
+def test_sequences_are_lines_of_letters(sequences: Path) -> None:
+    found = explain(sequences, asked=Asked(samples=20))
+    assert found.placed is not None
+    assert found.placed.samples == 20
+    assert found.placed.covered == pytest.approx(0.1)  # two motifs of 10 letters among 200
+    places = (found.placed.mass_dense, found.placed.mass_pruned, found.placed.rank_dense, found.placed.rank_pruned)
+    assert all(0 <= each <= 1 for each in places)
+    for case in found.cases:
+        sample = case.sample.split("/")
+        letters, planted = dna_sample(sample[1], int(sample[2]))
+        assert case.pictures.text == "".join(LETTERS[row] for row in letters.argmax(0))
+        assert ((case.pictures.image != 255).any(1) == planted).all()
+        assert case.pictures.dense.shape == case.pictures.pruned.shape == (LENGTH,)
+    assert "relevance where the data know" in explanation_table(found)
+
+
+def test_sequences_are_no_images(px: Px, sequences: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    said = one_line(px("explain", sequences, "--image", tmp_path / "a.png", "--quiet"))
+    assert said.endswith("is given, the model takes inputs of shape 4x200; leave --image out")
+
+
+def test_a_line_has_a_cell_for_every_position() -> None:
+    colours = np.zeros((41, 3), np.uint8)
+    picture = line(colours, "")
+    assert picture.shape == (2 * 28 + 8, 40 * 20, 3)
+    assert (picture == 0).all(2).sum() == 41 * 20 * 28
+    assert (line(colours, "A" * 41) == 255).all(2).sum() > (picture == 255).all(2).sum()  # ink, white on black

@@ -24,6 +24,7 @@ from pxcompress.errors import InputError
 from pxcompress.proof import (
     ClassShare,
     DataSummary,
+    ExplanationSimilarity,
     GroupWidth,
     Latency,
     Measurement,
@@ -34,6 +35,7 @@ from pxcompress.proof import (
 )
 from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report import from_json, to_html, to_json, to_table
+from pxcompress.report.card import to_card
 from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
 from pxcompress.report.table import bench_table
 from pxcompress.types import Fixed
@@ -198,12 +200,37 @@ def broken(path: str, value: object = ...) -> str:
         (broken("parity.samples", True), r"report\.parity\.samples is bool; expected int"),
         (broken("stages", {}), r"report\.stages is dict; expected list"),
         (broken("dense", []), r"report\.dense is list; expected dict"),
+        (broken("certificate", []), r"report\.certificate is list; expected dict"),
+        (broken("pruned.top1", 2), r"report\.pruned\.top1 is 2; expected a share from 0 to 1"),
+        (broken("pruned.samples", -1), r"report\.pruned\.samples is -1; expected 0 or more"),
+        (broken("stages.0.top1_after", "x"), r"report\.stages\[0\]\.top1_after is str; expected int or float"),
+        (broken("dense.latency_ms.p50", float("inf")), r"p50 is inf; expected 0 or more"),
+        (broken("groups.0.kind", "wheel"), r"unknown report\.groups\[0\]\.kind 'wheel'; known: channel, head, neuron"),
     ],
 )
 def test_json_that_is_no_report_is_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         from_json(text)
     assert "\n" not in str(caught.value)
+
+
+# Explanations
+
+ALIKE = ExplanationSimilarity(32, "epsilon", 0.941, 0.887, 0.83)
+
+
+def test_every_view_says_how_alike_the_explanations_are() -> None:
+    report = make_report(explanations=ALIKE)
+    assert from_json(to_json(report)) == report
+    assert from_json(to_json(REPORT)).explanations is None
+    line = "explanations, dense and pruned: cosine 0.94, rank correlation 0.89, top 10 % in common 83%"
+    assert [text for text in to_table(report).splitlines() if text.startswith(line)]
+    assert line[1:] in to_card(report)
+    page = Page(to_html(report))
+    assert "Explanations before and after" in page.text
+    assert "32 samples of the select split" in page.text
+    for view in (to_table(REPORT), to_card(REPORT), Page(to_html(REPORT)).text):
+        assert "xplanations" not in view
 
 
 # Certificate
@@ -621,3 +648,11 @@ def test_page_renders_in_a_browser_without_a_complaint(tmp_path: Path) -> None:
     assert "4\N{MULTIPLICATION SIGN} faster" in done.stdout
     assert done.stdout.count("<li>") == len(REPORT.groups) + len(REPORT.notes)
     assert "CONSOLE" not in done.stderr
+
+
+def test_a_share_of_relevance_says_what_ratio_it_came_to() -> None:
+    report = make_report(recipe={**REPORT.recipe, "ratio": None, "relevance_share": 0.05})
+    line = "what holds at most 5.0% of every layer's relevance to remove: that came to ratio 0.750 of the units"
+    assert line in to_table(report).splitlines()
+    assert line in Page(to_html(report)).text
+    assert "came to" not in to_table(REPORT)

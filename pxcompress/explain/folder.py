@@ -1,0 +1,49 @@
+"""What `pxcompress explain` leaves in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pxcompress.cache import whole_file
+from pxcompress.errors import InputError
+from pxcompress.report.build import read_report
+from pxcompress.report.explanation import Explanation, explanation_json
+from pxcompress.report.explanation_page import explanation_page, explanation_sections
+from pxcompress.report.heatmap_figures import figure
+from pxcompress.report.html import to_html
+
+PAGE, RECORD, FIGURES = "explain.html", "explain.json", "explain"
+"""What `write` puts into a folder of its own; the last is a folder of figures."""
+
+REPORT = "report.html"
+"""The page of a run folder."""
+
+
+def write(found: Explanation, run: Path, out: Path | None = None) -> Path:
+    """Write record and figures of all cases, those of an earlier call go; returns the page that shows the same.
+
+    That is the report.html of the folder `run`, or, with another folder `out`, an explain.html there.
+    """
+    folder = out or run
+    if out is None:
+        page, text = REPORT, to_html(read_report(run), explanation_sections(found))
+    else:
+        page, text = PAGE, explanation_page(found)
+    files = {
+        f"{FIGURES}/case-{place:02d}.{kind}": file
+        for place, case in enumerate(found.cases, 1)
+        for kind, file in figure(case).items()
+    }
+    files |= {RECORD: explanation_json(found).encode(), page: text.encode()}
+    try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        for old in (folder / FIGURES).glob("case-*.*"):
+            old.unlink()
+        for name, content in files.items():
+            with whole_file(folder / name) as beside:
+                beside.write_bytes(content)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {str(folder)!r} ({error.strerror}); choose another place with --out"
+        ) from error
+    return folder / page

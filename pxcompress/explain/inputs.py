@@ -1,0 +1,91 @@
+"""What is explained: samples of data or image files, and the dense model of a run folder, built again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pxcompress.clock import Note
+from pxcompress.data import Source, is_embedded, load_splits, open_source, read_files, restricted
+from pxcompress.deploy import runtime
+from pxcompress.errors import InputError
+from pxcompress.explain.similarity import first_of
+from pxcompress.recipe import Recipe
+from pxcompress.run_folder.contents import DENSE, preprocessing_of, read_run
+from pxcompress.state import device_of
+from pxcompress.subject import Subject, load_subject, with_baseline
+from pxcompress.types import Preprocessing
+
+TOLERANCE = 1e-2
+"""Largest difference between the dense model and dense.onnx, as a share of the logits' scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What is explained: inputs (n, ...), their names, and labels (n,) where there are any; `told` says what it is.
+
+    `masks` (n, positions) are true where the data know that the class is made; `letters` are what the channels of a
+    one-hot input stand for.
+    """
+
+    values: Tensor
+    names: tuple[str, ...]
+    told: str
+    labels: Tensor | None = None
+    masks: Tensor | None = None
+    letters: str = ""
+
+
+def dense_subject(folder: Path, data: str, note: Note) -> Subject:
+    """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
+    session, recipe = runtime.session(folder / DENSE, "cpu"), read_run(folder)
+    if data and not is_embedded(recipe.data):  # what was trained here was trained on the run's own data
+        recipe = recipe.but(data=data, input_size=preprocessing_of(session.metadata).input_size[-1])
+    subject = with_baseline(load_subject(recipe), recipe.seed, note)
+    values = next(iter(subject.splits.test))[0][:16]
+    model = subject.loaded.model
+    with torch.no_grad():
+        logits = model(values.to(device_of(model))).cpu().numpy()
+    expected = session.predict(values)
+    same = logits.shape == expected.shape and np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
+    if not same:
+        raise InputError(
+            f"the dense model of {str(folder)!r} is gone: what its recipe leads to ({recipe.model}, weights "
+            f"{subject.loaded.weights}) does not compute what {DENSE} does; bring its weights back, or run again"
+        )
+    return subject
+
+
+def samples_of(subject: Subject, data: str, count: int, recipe: Recipe) -> Inputs:
+    """The first `count` of the test split, those of `data` where given."""
+    source, splits = subject.source, subject.splits
+    if data and data != source.name:
+        opened = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
+        source = restricted(opened, source.classes, recipe.seed)
+        splits = load_splits(source, subject.loaded.preprocessing, seed=recipe.seed)
+    values, labels = first_of(splits.test, count)
+    names = splits.ids["test"][: len(values)]
+    told = f"{len(values)} inputs of the test split of {source.name}"
+    return Inputs(values, names, told, labels, _masks(source, names, values), source.letters)
+
+
+def _masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor | None:
+    """What makes the classes of samples, where the data know it at the size that the model takes."""
+    if source.mask is None:
+        return None
+    masks = torch.from_numpy(np.stack([source.mask(name) for name in names]))
+    return masks.flatten(1) if masks.shape[1:] == values.shape[2:] else None
+
+
+def images_of(paths: Sequence[Path], preprocessing: Preprocessing) -> Inputs:
+    """Image files, resized, cropped and converted as the run's images were."""
+    names = tuple(map(str, paths))
+    if not preprocessing.is_image:
+        shape = "x".join(map(str, preprocessing.input_size))
+        raise InputError(f"image {names[0]!r} is given, the model takes inputs of shape {shape}; leave --image out")
+    return Inputs(read_files(names, preprocessing), names, f"{len(names)} images")

@@ -1,0 +1,78 @@
+"""How alike the explanations of the dense and the pruned model are: what a run says of them, cheaply."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from pxcompress.clock import Clock
+from pxcompress.errors import PxError, ResultError
+from pxcompress.explain.heatmaps import Method, heatmaps
+from pxcompress.explain.metrics import SIMILARITIES
+from pxcompress.memory import in_smaller_batches
+from pxcompress.models.checkpoint import short
+from pxcompress.proof import ExplanationSimilarity
+from pxcompress.recipe import Recipe
+from pxcompress.scorers import SCORERS
+from pxcompress.state import device_of
+from pxcompress.types import Batch, Batches, Pruned
+
+SAMPLES = 32
+"""Samples of the select split whose heatmaps a run compares."""
+
+_FAILURES = (PxError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a backward pass through a user's own module may end with."""
+
+
+def composite_of(recipe: Recipe) -> str:
+    """The rules of the recipe's scorer, where it has any."""
+    return getattr(SCORERS.build(recipe.scorer), "composite", Method.composite)
+
+
+def compared_explanations(
+    pruned: Pruned, batches: Batches, recipe: Recipe, clock: Clock
+) -> tuple[ExplanationSimilarity | None, tuple[str, ...]]:
+    """How alike the heatmaps of both models are on the first `SAMPLES` of `batches`; where that fails, why.
+
+    Never raises for what a model does: explanations are no reason to lose a run.
+    """
+    try:
+        with clock.stage("compare explanations"):
+            compare = partial(explanation_similarity, pruned, Method(composite=composite_of(recipe)))
+            return in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say), ()
+    except _FAILURES as error:
+        return None, (f"explanations of the two models could not be compared: {short(error) or type(error).__name__}",)
+
+
+def first_of(batches: Batches, count: int) -> Batch:
+    """The first `count` samples, or as many as there are."""
+    taken: list[Batch] = []
+    for batch in batches:
+        taken.append(batch)
+        if sum(len(labels) for _, labels in taken) >= count:
+            break
+    inputs, labels = (torch.cat(parts)[:count] for parts in zip(*taken, strict=True))
+    return inputs, labels
+
+
+def explanation_similarity(pruned: Pruned, method: Method, batches: Batches) -> ExplanationSimilarity:
+    """Means over all samples of what `SIMILARITIES` say of both models' maps for the class that the dense one predicts.
+
+    Raises `ResultError` where a map is not finite.
+    """
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in SIMILARITIES}
+    for inputs, _ in batches:
+        with torch.no_grad():
+            targets = pruned.dense(inputs.to(device_of(pruned.dense))).argmax(1).cpu()
+        maps = [heatmaps(model, inputs, targets, method).flatten(1) for model in (pruned.dense, pruned.model)]
+        if not all(bool(each.isfinite().all()) for each in maps):
+            raise ResultError(f"relevance under the rules {method.composite!r} is not finite")
+        for name, measure in SIMILARITIES.items():
+            found[name].append(measure(*maps))
+    means = {name: torch.cat(values) for name, values in found.items()}
+    return ExplanationSimilarity(
+        samples=len(means["cosine"]),
+        composite=method.composite,
+        **{name: float(values.mean()) for name, values in means.items()},
+    )

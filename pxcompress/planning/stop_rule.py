@@ -1,0 +1,40 @@
+"""How small by relevance alone: of every group the units go that together hold at most a share of its scores.
+
+Scale-free, as pruned LRP drops relevances (see `attribution.pruned`): no budget says when to stop, and no group is
+compared with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pxcompress.errors import BudgetError
+from pxcompress.planning.plan import ROUNDING, Limits, least_width, narrowest
+from pxcompress.types import Group, Meter, Plan, Scores
+
+
+def plan_by_share(
+    groups: Sequence[Group], scores: Scores, meter: Meter, share: float, limits: Limits, budget: tuple[str, str]
+) -> Plan:
+    """The plan that removes of every group the lowest units that hold at most `share` of the sizes of its scores.
+
+    Widths are aligned upwards, so that never more than the share is gone; floors hold. `budget` is (name, unit of
+    cost). Raises `BudgetError` where nothing goes.
+    """
+    removed: dict[str, tuple[int, ...]] = {}
+    for group in groups:
+        values = scores[group.name].double().cpu()
+        order = torch.argsort(values, stable=True)
+        held = values[order].abs().cumsum(0)
+        least = int((held > share * held[-1] * (1 + ROUNDING)).sum())
+        width = max(narrowest(group, least, limits), least_width(group, limits))
+        removed[group.name] = tuple(sorted(order[: group.units - width].tolist()))
+    if not any(removed.values()):
+        raise BudgetError(
+            f"no unit goes: the lowest of every layer hold more than {share:g} of its scores, or too few to leave a "
+            f"multiple of {limits.round_to}; ask for a larger --relevance-share, or a smaller --round-to"
+        )
+    cost = meter({group.name: group.units - len(removed[group.name]) for group in groups})
+    return Plan(removed, budget[0], budget[1], meter({}), cost, cost)

@@ -1,0 +1,130 @@
+"""What a run says of explanations: how alike those of the dense and the pruned model are, and never an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from models import CLASSES, SMALL, batches_of, snapshot
+from models import subject as subject_named
+from torch import Tensor, nn
+
+from pxcompress.clock import Clock, silent
+from pxcompress.errors import ResultError
+from pxcompress.explain.heatmaps import Method, heatmaps
+from pxcompress.explain.metrics import SIMILARITIES
+from pxcompress.explain.similarity import SAMPLES, compared_explanations, composite_of, explanation_similarity
+from pxcompress.graph import prune
+from pxcompress.nets import spiral_mlp
+from pxcompress.recipe import Recipe
+from pxcompress.search.objectives import ALIKE, OBJECTIVES, Bench, explained, ratios_for, shipped
+from pxcompress.stages import shrink
+from pxcompress.state import seeded
+from pxcompress.types import Plan, Pruned
+
+RECIPE = Recipe("mine", 0.5, scorer="lrp:composite=gamma")
+
+
+def pruned_of(name: str) -> Pruned:
+    """The subject `name` without the first unit of each group."""
+    subject = subject_named(name)
+    plan = Plan({group.name: (0,) for group in subject.groups}, "channels", "units", 0.0, 0.0, 0.0)
+    return prune(subject.model, subject.groups, plan, subject.example)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_is_the_mean_over_samples_one_by_one(name: str) -> None:
+    pruned, inputs = pruned_of(name), subject_named(name).inputs
+    before = snapshot(pruned.dense), snapshot(pruned.model)
+    method = Method(composite="gamma")
+    found = explanation_similarity(pruned, method, batches_of(inputs, 4))
+    assert (snapshot(pruned.dense), snapshot(pruned.model)) == before
+    rows: list[Tensor] = []
+    for x in inputs.split(1):
+        target = pruned.dense(x).argmax(1).detach()
+        maps = [heatmaps(model, x, target, method).flatten(1) for model in (pruned.dense, pruned.model)]
+        rows.append(torch.cat([measure(*maps) for measure in SIMILARITIES.values()]))
+    expected = torch.stack(rows).mean(0).tolist()
+    assert [found.cosine, found.rank_correlation, found.top_overlap] == pytest.approx(expected, abs=2e-3)
+    assert (found.samples, found.composite) == (len(inputs), "gamma")
+
+
+def test_a_model_is_like_itself_and_few_samples_are_read() -> None:
+    model = subject_named("flatten_cnn").model
+    read = []
+
+    class Batches:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for number in range(100):
+                read.append(number)
+                yield torch.randn(20, 3, 32, 32), torch.zeros(20, dtype=torch.int64)
+
+    clock = Clock(silent)
+    found, notes = compared_explanations(replace(pruned_of("flatten_cnn"), model=model), Batches(), RECIPE, clock)
+    assert found is not None
+    assert (found.samples, found.composite, notes) == (SAMPLES, "gamma", ())
+    assert (found.cosine, found.rank_correlation, found.top_overlap) == pytest.approx((1, 1, 1))
+    assert read == [0, 1]
+    assert [stage.name for stage in clock.stages] == ["compare explanations"]
+
+
+def test_inputs_without_channels_have_a_relevance_for_every_feature() -> None:
+    with seeded(0):
+        models = [spiral_mlp().eval() for _ in range(2)]
+        inputs = torch.randn(8, 2)
+    pruned = replace(pruned_of("flatten_cnn"), dense=models[0], model=models[1])
+    found = explanation_similarity(pruned, Method(), batches_of(inputs, 8))
+    assert found.samples == 8
+    assert -1 <= found.cosine < 1
+    maps = heatmaps(models[0], inputs, torch.zeros(8, dtype=torch.int64), Method())
+    assert maps.shape == (8, 2)
+
+
+class Cut(nn.Linear):
+    """Nothing can be propagated back through it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mean((2, 3))).detach()
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(Cut(3, CLASSES)), "does not require grad"),
+        (nn.Flatten(), "runs no convolution or linear layer"),
+    ],
+)
+def test_what_cannot_be_explained_is_a_note(model: nn.Module, reason: str) -> None:
+    pruned = replace(pruned_of("flatten_cnn"), model=model)
+    found, notes = compared_explanations(pruned, batches_of(torch.randn(6, 3, 32, 32), 6), RECIPE, Clock(silent))
+    assert found is None
+    assert len(notes) == 1
+    assert notes[0].startswith("explanations of the two models could not be compared: ")
+    assert reason in notes[0]
+
+
+def test_relevance_that_is_no_number_is_refused() -> None:
+    inputs = torch.cat([torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), torch.nan)])
+    with pytest.raises(ResultError, match="relevance under the rules 'epsilon' is not finite"):
+        explanation_similarity(pruned_of("flatten_cnn"), Method(), batches_of(inputs, 2))
+
+
+def test_rules_are_those_of_the_scorer() -> None:
+    assert composite_of(RECIPE) == "gamma"
+    assert composite_of(RECIPE.but(scorer="magnitude")) == "epsilon"
+
+
+def test_a_search_can_count_explanations_that_are_not_alike() -> None:
+    subject, recipe = subject_named("flatten_cnn"), Recipe("mine", 0.6, scorer="lrp", round_to=1, repair=("fold",))
+    parts = {role: batches_of(subject.inputs, 3) for role in ("score", "repair", "select")}
+    bench = Bench.of(subject.model, subject.example, parts, recipe, labels=True)
+    pruned = shrink(subject.model, subject.example, parts, recipe).pruned
+    cosine = explanation_similarity(pruned, Method(), parts["select"]).cosine
+    assert cosine < ALIKE
+    expected = shipped(bench, recipe, 0.6) - (ALIKE - cosine)
+    assert explained(bench, recipe, 0.6) == pytest.approx(expected, abs=1e-3)
+    assert explained(bench, recipe, 1e-3) <= shipped(bench, recipe, 1e-3)
+    assert ratios_for("explained", recipe, "") == (0.6,)
+    assert OBJECTIVES["explained"].combine({0.6: 0.5}) == 0.5
