@@ -189,7 +189,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One turn of a closed loop, in the budget's unit: what the plan foresaw, what its file cost, what it may cost."""
+    """One turn of a closed loop, in the budget's unit: what the plan foresaw, what its file cost, what it may cost.
+
+    From the second turn on, `planned` is corrected by what was measured in the one before.
+    """
 
     planned: float
     measured: float
