@@ -6,7 +6,7 @@ Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> M
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -174,7 +174,7 @@ class Scored:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
     `example` is one input, shape (1, ...); `unit` is that of the prices; `ratio` is the share of the dense price to
-    remove. Class relevance is None where it was not asked for.
+    remove. Class relevance is None where it was not asked for. `branches` may go as a whole (`graph.find_branches`).
     """
 
     model: nn.Module
@@ -185,6 +185,7 @@ class Scored:
     unit: str
     ratio: float
     class_relevance: ClassRelevance | None = None
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

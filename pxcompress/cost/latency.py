@@ -165,6 +165,8 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
         total = np.zeros(2)
         for name, operator in found.items():
             inputs, outputs = _widths(operator, name, widths, kept)
+            if not (inputs and outputs):
+                continue
             if operator.kind != "attention":  # what is not a whole step takes as long as one
                 inputs, outputs = (
                     min(whole, -(-width // step) * step)

@@ -11,6 +11,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from pxcompress.graph.emptied import empty_
 from pxcompress.graph.heads import set_heads_
 from pxcompress.models.adapter import everything
 from pxcompress.state import device_of, observed
@@ -23,7 +24,8 @@ REMOVAL_TOLERANCE = 1e-4
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
 
-    Equals the dense model with the same units zeroed (`masked`), to rounding.
+    Equals the dense model with the same units zeroed (`masked`), to rounding. A layer that loses all of its inputs
+    becomes its bias.
     """
     slim = copy.deepcopy(model)
     rows: dict[tuple[str, Axis], list[Tensor]] = {}
@@ -31,10 +33,11 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
         removed = plan.removed.get(group.name, ())
         for member in group.members if removed else ():
             rows.setdefault((member.module, member.axis), []).append(member.rows(removed))
-        if removed and group.kind == "head":
+        if removed and group.kind == "head" and plan.kept(group):
             set_heads_(slim, group, len(plan.kept(group)))
     for (name, axis), parts in rows.items():
         _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist())
+    empty_(slim, groups, plan)
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
         parameter.grad = None
         parameter.requires_grad_(original.requires_grad)
