@@ -97,10 +97,11 @@ def test_a_plan_drops_what_matters_nothing_and_keeps_to_floors() -> None:
         group.name: torch.full((group.units,), 1e-6 if group.name in (last, first) else 1.0) for group in subject.groups
     }
     meter = BUDGETS.build("macs").meter(subject.model, subject.groups, subject.example)
+    ratio = 0.99 * (1 - meter({last: 0, first: 0}) / meter({}))
 
     def widths(**options: object) -> dict[str, int]:
         limits = Limits("knapsack", 1, 0.1, **options)  # type: ignore[arg-type]
-        return kept_counts(subject.groups, make_plan(subject.groups, scores, meter, 0.3, limits, ("macs", "MACs")))
+        return kept_counts(subject.groups, make_plan(subject.groups, scores, meter, ratio, limits, ("macs", "MACs")))
 
     dropped = widths(branches=branches)
     assert dropped[last] == dropped[first] == 0
