@@ -36,7 +36,7 @@ from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import aligned
-from pxcompress.planning.fit import fitted
+from pxcompress.planning.fit import fitted, taken
 from pxcompress.planning.plan import Limits, make_plan
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.scorers import SCORERS
@@ -78,8 +78,8 @@ def planned(threads: int, quick: bool) -> Iterator[Row]:
         for speedup in SPEEDUPS[1:2] if quick else SPEEDUPS:
             recipe = aligned(Recipe(name, speedup=speedup, bench=Bench(threads=threads)), Clock(print))
             here = replace(scored, ratio=1 - 1 / speedup)
-            plan, attempts = fitted(here, lambda ratio, here=here, recipe=recipe: plan_at(here, ratio, recipe), budget)
-            last = min(attempts, key=lambda each: abs(each.planned - plan.cost_planned))
+            _, attempts = fitted(here, lambda ratio, here=here, recipe=recipe: plan_at(here, ratio, recipe), budget)
+            last = attempts[taken(attempts, budget.tolerance) or 0]
             yield {
                 "model": name,
                 "speedup": speedup,
@@ -125,7 +125,7 @@ def equal(threads: int, quick: bool) -> Iterator[Row]:
                 plan, attempts = fitted(here, at, clock)
                 with seeded(0):
                     slim = cut(here, plan, parts, recipe, Clock(lambda message: None, measures=False))
-                chosen = min(attempts, key=lambda each: abs(each.planned - plan.cost_planned))
+                chosen = attempts[taken(attempts, clock.tolerance) or 0]
                 yield {
                     "model": label,
                     "speedup": speedup,

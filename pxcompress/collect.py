@@ -46,7 +46,7 @@ def rows_first(value: Tensor, module: nn.Module) -> Tensor:
     """A layer's input or output as (n, rows, positions): the last axis of a linear layer, axis 1 of a convolution."""
     if isinstance(module, nn.Linear):
         value = value.movedim(-1, 1)
-    return value.reshape(value.shape[0], value.shape[1], -1)
+    return value.reshape(*value.shape[:2], value.shape[2:].numel())
 
 
 def unit_view(value: Tensor, module: nn.Module, index: Tensor) -> Tensor:
@@ -330,9 +330,10 @@ def unit_weights(model: nn.Module, member: Member) -> Tensor | None:
         return None
     weight = module.weight.detach()
     if member.axis == "in":
-        per_group = weight.unflatten(0, (getattr(module, "groups", 1), -1)).transpose(1, 2)
+        conv_groups = getattr(module, "groups", 1)
+        per_group = weight.unflatten(0, (conv_groups, len(weight) // conv_groups)).transpose(1, 2)
         weight = per_group.flatten(0, 1)
-    return weight[member.index.flatten().to(weight.device)].reshape(len(member.index), -1)
+    return weight[member.index.to(weight.device)].flatten(1)
 
 
 def power(

@@ -14,7 +14,7 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock, silent
 from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.errors import ResultError
-from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
+from pxcompress.graph import REMOVAL_TOLERANCE, Branches, find_branches, find_groups, prune, removal_error
 from pxcompress.memory import in_smaller_batches
 from pxcompress.models.loading import classifier_names
 from pxcompress.planning.dead_paths import without_dead_paths
@@ -75,14 +75,18 @@ def priced(model: nn.Module, example: Tensor, recipe: Recipe, clock: Clock) -> S
     with clock.stage("find groups"):
         found = find_groups(model, example, classifier_names(model, example))
         structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
+    branches: Branches = {}
+    if recipe.drop_branches:
+        with clock.stage("find branches"):
+            branches = find_branches(model, structure.groups, example)
     budget = BUDGETS.build(recipe.budget)
     with clock.stage(f"price ({recipe.budget})"):
         meter = budget.meter(model, structure.groups, example)
-        ratio = 0.0
+        ratio, limits = 0.0, _limits(recipe, branches)
         if recipe.relevance_share is None:
             ratio = recipe.share(meter({}))
-            check_reachable(structure.groups, meter, ratio, _limits(recipe), (recipe.budget, budget.unit))
-    return Scored(model, example, structure, {}, meter, budget.unit, ratio)
+            check_reachable(structure.groups, meter, ratio, limits, (recipe.budget, budget.unit))
+    return Scored(model, example, structure, {}, meter, budget.unit, ratio, branches=branches)
 
 
 def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Scored:
@@ -113,11 +117,10 @@ def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
     budget = (recipe.budget, scored.unit)
     relevance = scored.class_relevance if recipe.class_guard else None
     scores = scored.scores if relevance is None else guarded(scored.scores, relevance)
+    groups, limits = scored.structure.groups, _limits(recipe, scored.branches)
     if recipe.relevance_share is not None:
-        return plan_by_share(
-            scored.structure.groups, scores, scored.meter, recipe.relevance_share, _limits(recipe), budget
-        )
-    return make_plan(scored.structure.groups, scores, scored.meter, ratio, _limits(recipe), budget)
+        return plan_by_share(groups, scores, scored.meter, recipe.relevance_share, limits, budget)
+    return make_plan(groups, scores, scored.meter, ratio, limits, budget)
 
 
 def cut(scored: Scored, plan: Plan, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Slim:
@@ -218,9 +221,9 @@ def _slim(scored: Scored, pruned: Pruned) -> Slim:
     return Slim(scored.structure, scored.scores, pruned, scored.class_relevance)
 
 
-def _limits(recipe: Recipe) -> Limits:
+def _limits(recipe: Recipe, branches: Branches | None = None) -> Limits:
     floors = Selection(floors=recipe.floors).least
-    return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors)
+    return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors, branches or {})
 
 
 def _accuracy(clock: Clock, pruned: Pruned, batches: Mapping[str, Batches]) -> None:

@@ -6,7 +6,7 @@ Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> M
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -176,7 +176,8 @@ class Scored:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
     `example` is one input, shape (1, ...); `unit` is that of the prices; `ratio` is the share of the dense price to
-    remove, 0 where the scores say how much. Class relevance is None where it was not asked for.
+    remove, 0 where the scores say how much. Class relevance is None where it was not asked for. `branches` may go as a
+    whole (`graph.find_branches`).
     """
 
     model: nn.Module
@@ -187,11 +188,15 @@ class Scored:
     unit: str
     ratio: float
     class_relevance: ClassRelevance | None = None
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One turn of a closed loop, in the budget's unit: what the plan foresaw, what its file cost, what it may cost."""
+    """One turn of a closed loop, in the budget's unit: what the plan foresaw, what its file cost, what it may cost.
+
+    From the second turn on, `planned` is corrected by what was measured in the one before.
+    """
 
     planned: float
     measured: float

@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -53,8 +53,13 @@ SAVED = 0.25
 LEAST = 0.1
 """Share of what an operator takes alone that it takes in any case."""
 
-NOTHING = Operator("linear", (), 1, 1)
+NOTHING = Operator("copy", (1, 1), STEP, STEP, (1,))
 """What a call costs that does next to nothing."""
+
+
+MATRIX = Operator("linear", (), 4096, 4096)
+CACHED = 512
+"""A dense layer whose weights no cache holds, and the width at which all do."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,17 @@ class Table:
     def milliseconds(self, operator: Operator) -> float:
         """Time that `operator` adds to a call: alone it also has to bring its input and output into another layout."""
         alone = self._call(operator)
-        return max(alone - sum(map(self._call, _around(operator))) / 2, LEAST * alone)
+        return max(alone - self._beside(operator), LEAST * alone)
+
+    def _beside(self, operator: Operator) -> float:
+        """What a call takes beside `operator`: half of what comes with one copy of its input, and of its output."""
+        return sum(2 * self._call(copy) - self._call(replace(copy, kernel=(2,))) for copy in _copies(operator)) / 2
+
+    def fetch(self) -> float:
+        """Milliseconds by which a weight is later there from memory, as in a whole model, than from the cache."""
+        big, small = (MATRIX.at(width, width) for width in (MATRIX.inputs, CACHED))
+        near = (self._call(small) - self._call(NOTHING)) / CACHED**2
+        return max(0.0, self._call(big) / MATRIX.inputs**2 - near)
 
     def _call(self, operator: Operator) -> float:
         batch = self._conditions.batch_size
@@ -113,16 +128,20 @@ class _Surface:
         return float(lines[0] if len(lines) == 1 else lines @ np.array([1 - down, down]))
 
 
-def _around(operator: Operator) -> tuple[Operator, Operator]:
-    """Operators that do next to nothing but to read what comes into `operator`, and to write what comes out."""
+def _copies(operator: Operator) -> tuple[Operator, Operator]:
+    """Operators of little work that bring what comes into `operator`, and what comes out, into the layout it has there.
+
+    A few channels are read as they are.
+    """
     if operator.kind != "conv":
         return NOTHING, NOTHING
-    return _copy(operator.inputs, math.prod(operator.rows)), _copy(operator.outputs, operator.positions)
+    source = _copy(operator.inputs, math.prod(operator.rows)) if operator.inputs >= STEP else NOTHING
+    return source, _copy(operator.outputs, operator.positions)
 
 
 def _copy(channels: int, positions: int) -> Operator:
     width = -(-channels // STEP) * STEP
-    return Operator("conv", (positions, 1), width, width, (1, 1), (1, 1), (0, 0), (1, 1), groups=width)
+    return Operator("copy", (positions, 1), width, width, (1,))
 
 
 def _between(points: Array, value: float) -> tuple[int, float]:
@@ -135,26 +154,26 @@ def _between(points: Array, value: float) -> tuple[int, float]:
 
 def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions) -> Meter:
     """Milliseconds of one call at planned widths; exports and times the whole model at the widths `WHOLE`."""
-    widths, table = Widths(model, groups), Table(conditions)
+    widths, table, step = Widths(model, groups), Table(conditions), best_step(conditions)
     found = operators(model, groups, example)
     surfaces = {name: _surface(operator, name, widths, table) for name, operator in found.items()}
+    fetch = table.fetch()
     table.save()
 
     def parts(kept: Mapping[str, int]) -> Array:
         """Milliseconds of all operators one by one, and elements that they write."""
         total = np.zeros(2)
         for name, operator in found.items():
-            if operator.kind == "attention":
-                heads, all_heads = widths.heads(name, kept)
-                inputs, outputs, share = heads, heads, heads / all_heads
-            else:
-                (inputs, whole), (outputs, out) = widths.share(name, "in", kept), widths.share(name, "out", kept)
-                inputs, share = inputs * operator.inputs // whole, outputs / out
-                outputs = outputs * operator.outputs // out
-            total += (
-                surfaces[name].at(outputs if operator.depthwise else inputs, outputs),
-                operator.positions * operator.outputs * share,
-            )
+            inputs, outputs = _widths(operator, name, widths, kept)
+            if not (inputs and outputs):
+                continue
+            if operator.kind != "attention":  # what is not a whole step takes as long as one
+                inputs, outputs = (
+                    min(whole, -(-width // step) * step)
+                    for width, whole in ((inputs, operator.inputs), (outputs, operator.outputs))
+                )
+            fetched = fetch * operator.weights(inputs, outputs)
+            total += surfaces[name].at(inputs, outputs) + fetched, operator.positions * outputs
         return total
 
     points = [{group.name: _near(group.units, share, group.kind == "head") for group in groups} for share in WHOLE]
@@ -170,11 +189,21 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
     return lambda kept: priced(tuple(sorted((group.name, kept.get(group.name, group.units)) for group in groups)))
 
 
+def _widths(operator: Operator, name: str, widths: Widths, kept: Mapping[str, int]) -> tuple[int, int]:
+    """Inputs and outputs of the planned operator."""
+    if operator.kind == "attention":
+        heads, _ = widths.heads(name, kept)
+        return heads, heads
+    (inputs, whole), (outputs, out) = widths.share(name, "in", kept), widths.share(name, "out", kept)
+    outputs = outputs * operator.outputs // out
+    return outputs if operator.depthwise else inputs * operator.inputs // whole, outputs
+
+
 def _surface(operator: Operator, name: str, widths: Widths, table: Table) -> _Surface:
     """Measures an operator wherever groups can make it narrower."""
     axes = {axis: widths.share(name, axis, {})[1] > 1 for axis in ("in", "out")}
     heads = operator.kind == "attention"
-    inputs = _points(operator, operator.inputs, axes["in"] or heads)
+    inputs = _points(operator, operator.inputs, axes["out" if operator.depthwise else "in"] or heads)
     outputs = _points(operator, operator.outputs, axes["out"])
     if operator.depthwise or heads:
         times = np.array([[table.milliseconds(operator.at(width, width))] for width in inputs])

@@ -5,6 +5,7 @@ Convolutions, dense layers and attention, with the activation that follows; shap
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +39,9 @@ _TRANSPARENT = (nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout)
 class Operator:
     """One operator of the dense model; `rows` are the positions of its input (a convolution's have two sizes or one).
 
-    `inputs` and `outputs` are channels, or for attention heads, whose width is `kernel`. `positions` are those of
-    the output of one sample; each has `outputs` elements.
+    `inputs` and `outputs` are channels, or for attention heads, whose width is `kernel`. `positions` are those of the
+    output of one sample; each has `outputs` elements. A "copy", of no model, does next to nothing, `kernel` times in
+    a row.
     """
 
     kind: str
@@ -58,6 +60,12 @@ class Operator:
     def depthwise(self) -> bool:
         """Whether its two widths are one."""
         return self.kind == "conv" and self.groups == self.inputs == self.outputs > 1
+
+    def weights(self, inputs: int, outputs: int) -> int:
+        """Elements of the weight at these widths."""
+        if self.kind == "attention":
+            return 0
+        return (1 if self.depthwise else inputs // self.groups) * outputs * math.prod(self.kernel)
 
     def at(self, inputs: int, outputs: int) -> Operator:
         """The same operator at other widths."""
@@ -82,6 +90,7 @@ class Operator:
             "conv": (batch, self.inputs, *self.rows),
             "linear": (batch, *self.rows, self.inputs),
             "attention": (batch, self.inputs, *self.rows, *self.kernel),
+            "copy": (batch, self.inputs, *self.rows),
         }
         return shapes[self.kind]
 
@@ -208,6 +217,17 @@ def _products(operator: Operator) -> _Body:
     return _activated([(node, ()) for node in nodes], operator)
 
 
+def _copies(operator: Operator) -> _Body:
+    """As many depthwise 1 x 1 convolutions in a row as the kernel says."""
+    names = ["x", *(f"y{place}" for place in range(operator.kernel[0]))]
+    nodes = [
+        helper.make_node("Conv", [source, "w"], [target], group=operator.inputs)
+        for source, target in itertools.pairwise(names)
+    ]
+    weights = (_weight("w", operator.inputs, 1, 1, 1),)
+    return _Body(((nodes[0], weights), *((node, ()) for node in nodes[1:])), names[-1])
+
+
 def _activated(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> _Body:
     name = "y0"
     for place, kind in enumerate(operator.activation, 1):
@@ -222,4 +242,9 @@ def _weight(name: str, *shape: int) -> onnx.TensorProto:
     return numpy_helper.from_array(values.astype(np.float32), name)
 
 
-_BODIES: Mapping[str, Callable[[Operator], _Body]] = {"conv": _conv, "linear": _linear, "attention": _products}
+_BODIES: Mapping[str, Callable[[Operator], _Body]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "attention": _products,
+    "copy": _copies,
+}

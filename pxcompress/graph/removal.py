@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pxcompress.collect import others
+from pxcompress.graph.emptied import empty_
 from pxcompress.graph.heads import set_heads_
 from pxcompress.models.adapter import everything
 from pxcompress.state import device_of, observed, sharing
@@ -27,7 +28,8 @@ REMOVAL_TOLERANCE = 1e-4
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
 
-    Equals the dense model with the same units zeroed (`masked`), to rounding.
+    Equals the dense model with the same units zeroed (`masked`), to rounding. A layer that loses all of its inputs
+    becomes its bias.
     """
     slim = sharing(model)
     whole = list(slim.parameters())
@@ -36,13 +38,14 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
         removed = plan.removed.get(group.name, ())
         for member in group.members if removed else ():
             rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed))
-        if removed and group.kind == "head":
+        if removed and group.kind == "head" and plan.kept(group):
             set_heads_(slim, group, len(plan.kept(group)))
     for (name, axis, dim), parts in rows.items():
         if dim is None:
             _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist())
         else:
             _select_(slim, name, dim, torch.cat(parts))
+    empty_(slim, groups, plan)
     uncut = {id(parameter) for parameter in whole}
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
         if id(parameter) in uncut:

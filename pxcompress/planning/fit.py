@@ -23,12 +23,13 @@ def fitted(
     """The plan whose exported file is nearest below what is allowed, and all that were tried.
 
     `plan_of` gives the plan that removes a share of the dense cost; it is asked for `scored.ratio` first. Allowed is
-    `limit`, in the budget's unit, or without it the same share of the dense file's own cost. Nothing is repaired: what
-    a file costs does not depend on the values of its weights. Raises `BudgetError` where no attempt fits.
+    `limit`, in the budget's unit, or without it the same share of the dense file's own cost. What later attempts are
+    foreseen to cost is corrected by the factor by which the file before was off. Nothing is repaired: what a file
+    costs does not depend on the values of its weights. Raises `BudgetError` where no attempt fits.
     """
-    ratio = scored.ratio
+    ratio, factor = scored.ratio, 1.0
     attempts: list[Attempt] = []
-    fitting: list[tuple[float, Plan]] = []
+    plans: list[Plan] = []
     with tempfile.TemporaryDirectory() as folder:
         dense = Path(folder) / "dense.onnx"
         export_onnx(scored.model, scored.example, dense, {})
@@ -39,18 +40,27 @@ def fitted(
                 if not attempts:
                     raise
                 break
+            if plan.removed in [earlier.removed for earlier in plans]:
+                break
             slim = _exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx")
             of_dense, cost = budget.measured([dense, slim], scored.example)
             allowed = (1 - scored.ratio) * of_dense if limit is None else limit
-            attempts.append(Attempt(plan.cost_planned, cost, allowed))
-            if cost <= allowed * (1 + budget.tolerance):
-                fitting.append((cost / allowed, plan))
-                if cost >= CLOSE * allowed:
-                    break
-            ratio = max(1 - (1 - ratio) * AIM * allowed / cost, ratio / 3)
-    if not fitting:
+            plans.append(plan)
+            attempts.append(Attempt(factor * plan.cost_planned, cost, allowed))
+            if CLOSE * allowed <= cost <= allowed * (1 + budget.tolerance):
+                break
+            factor = cost / plan.cost_planned
+            ratio = max(1 - AIM * allowed / (factor * plan.cost_dense), ratio / 3)
+    best = taken(attempts, budget.tolerance)
+    if best is None:
         raise BudgetError(_missed(attempts, budget.unit))
-    return max(fitting, key=lambda each: each[0])[1], tuple(attempts)
+    return plans[best], tuple(attempts)
+
+
+def taken(attempts: Sequence[Attempt], tolerance: float) -> int | None:
+    """Place of the attempt that costs most of those that fit; a share `tolerance` too much is within the noise."""
+    fitting = [place for place, each in enumerate(attempts) if each.measured <= each.allowed * (1 + tolerance)]
+    return max(fitting, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 
 
 def _exported(scored: Scored, plan: Plan, path: Path) -> Path:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pxcompress.errors import BudgetError, InputError, unknown
+from pxcompress.graph import Branches, without
 from pxcompress.planning.knapsack import Choice, least_damage
 from pxcompress.types import Group, Meter, Plan, Scores
 
@@ -76,13 +77,15 @@ class Limits:
     """What a plan may do: `round_to` aligns the units that stay (channels and neurons), `min_keep` is the least share.
 
     `floors` are other least shares for the groups whose names their globs fit. One unit of every group stays in any
-    case; groups with fewer than 2 * round_to units are not aligned.
+    case; groups with fewer than 2 * round_to units are not aligned. `branches` may go as a whole all the same, unless
+    a floor fits one of their groups, where the knapsack finds that it pays; a ranking leaves them.
     """
 
     normalise: str = "mean"
     round_to: int = 8
     min_keep: float = 0.1
     floors: Mapping[str, float] = field(default_factory=dict)
+    branches: Branches = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.normalise not in NORMALISATIONS:
@@ -91,6 +94,17 @@ class Limits:
             raise InputError(f"round-to is {self.round_to}; expected 1 (no alignment) or more")
         if not 0 <= self.min_keep < 1:
             raise InputError(f"min-keep is {self.min_keep}; expected a share from 0 up to, but without, 1")
+
+    @property
+    def droppable(self) -> Branches:
+        """Branches without a floor of their own."""
+        held = [glob for glob, share in self.floors.items() if share > 0]
+        return {
+            name: feeders
+            for name, feeders in self.branches.items()
+            if self.normalise == KNAPSACK
+            and not any(fnmatchcase(group, glob) for group in (name, *feeders) for glob in held)
+        }
 
     def floor(self, group: Group) -> int:
         """Units of `group` that stay in any case."""
@@ -111,7 +125,8 @@ def check_reachable(
     what = f"no plan removes {ratio:.0%} of the {budget[1]}"
     if not groups:
         raise BudgetError(f"{what}: the model has no removable units; see inspect")
-    dense, least = meter({}), meter({group.name: _aligned(group, 0, limits) for group in groups})
+    floors = {group.name: 0 if group.name in limits.droppable else _aligned(group, 0, limits) for group in groups}
+    dense, least = meter({}), meter(without(limits.droppable, floors))
     if least > (1 - ratio) * dense * (1 + ROUNDING):
         reachable = math.floor((1 - least / dense if dense else 0.0) * 1000) / 1000  # never up: it can be asked for
         untouched = meter({group.name: 0 for group in groups})
@@ -172,17 +187,18 @@ def _cut_ranking(
 def _knapsack(
     groups: Sequence[Group], orders: Orders, meter: Meter, enough: float, limits: Limits
 ) -> Mapping[str, int]:
-    """Widths that cost at most `enough` and lose the least score in all."""
-    choices = []
+    """Widths that cost at most `enough` and lose the least score in all; a branch is gone with its last group."""
+    choices, branches = [], limits.droppable
     for group in groups:
         values, order = orders[group.name]
         gone = int((values == GONE).sum())
         every = {_aligned(group, width, limits) for width in range(group.units + 1 - gone)}
         widths = sorted(width for width in every if width <= group.units - gone) or [group.units - gone]
         widths = [widths[place] for place in sorted({round(step) for step in _steps(len(widths))})]
+        widths = [0, *widths] if group.name in branches else widths
         lost = torch.cat([torch.zeros(1, dtype=values.dtype), values[order][gone:].cumsum(0)])
         choices.append(Choice(group.name, tuple(widths), lost[[group.units - gone - w for w in widths]].numpy()))
-    return least_damage(choices, meter, enough)
+    return without(branches, least_damage(choices, lambda kept: meter(without(branches, kept)), enough))
 
 
 def _steps(count: int) -> list[float]:
@@ -293,6 +309,6 @@ def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:
     sizes = {group.name: group.units for group in groups}
     for name, units in plan.removed.items():
         legal = isinstance(units, tuple) and all(type(unit) is int and 0 <= unit < sizes.get(name, 0) for unit in units)
-        if not legal or len(set(units)) != len(units) or len(units) == sizes[name]:
+        if not legal or len(set(units)) != len(units):
             raise InputError(f"the plan removes units of {name!r} that it cannot: {str(units)[:60]}")
     return plan

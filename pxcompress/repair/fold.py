@@ -71,8 +71,8 @@ class Fold:
             mean = fit.mean[span]
             shifts.append(torch.einsum("opk,p->o", lost, mean[inside] - predict @ mean[kept]))
         delta = torch.cat(parts)
-        kernel = weight.shape[2:] if taps == 1 else ()
-        shaped = delta.reshape(weight.shape[0], -1, *kernel)
+        kernel = weight.shape[2:] if taps == 1 else torch.Size()
+        shaped = delta.reshape(weight.shape[0], delta.shape[1:].numel() // kernel.numel(), *kernel)
         return shaped.to(weight.dtype), torch.cat(shifts).to(weight.dtype) if centred else None
 
     def _predict(self, fit: Tensor, parts: tuple[Tensor, Tensor], lost: Tensor, check: Tensor | None) -> Tensor:

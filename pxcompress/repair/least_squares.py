@@ -278,9 +278,11 @@ def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
     producers = members_by_module(pruned.groups, "out")
     found = []
     for name in order[start:]:
-        dense, slim = pruned.dense.get_submodule(name), pruned.model.get_submodule(name)
-        weight: Tensor = dense.weight  # type: ignore[assignment]
-        inputs = slim.weight[0].numel()  # type: ignore[index]
+        slim = pruned.model.get_submodule(name)
+        weight, left = (model.get_submodule(name).weight for model in (pruned.dense, pruned.model))
+        assert isinstance(weight, Tensor)
+        assert isinstance(left, Tensor)
+        inputs = left.shape[1:].numel()
         if calls[name] == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
             outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
             found.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs)))

@@ -333,7 +333,10 @@ def _loop(slim: Slim) -> Iterator[str]:
     """What a closed loop tried, for a reader."""
     if slim.attempts:
         unit = slim.pruned.plan.unit
-        tried = ", ".join(f"{attempt.measured:.4g} (planned {attempt.planned:.4g})" for attempt in slim.attempts)
+        tried = ", ".join(
+            f"{attempt.measured:.4g} (planned {attempt.planned:.4g}{', corrected' if turn else ''})"
+            for turn, attempt in enumerate(slim.attempts)
+        )
         allowed = f"{slim.attempts[-1].allowed:.4g} {unit} are allowed"
         yield f"plans were held against their exported files: {allowed}, measured {tried}"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import timm
 import torch
 from torch import nn
 
+from pxcompress.cost import latency
 from pxcompress.cost.latency import Conditions, Table, best_step
-from pxcompress.cost.operators import operators
+from pxcompress.cost.operators import Operator, operators
 from pxcompress.deploy.runtime import time_graph
 from pxcompress.errors import BudgetError
 from pxcompress.graph import find_groups
@@ -92,6 +94,69 @@ def test_a_step_is_free_where_the_next_width_costs_as_much(monkeypatch: pytest.M
         assert best_step(CONDITIONS) == step
 
 
+LAYOUT = 1e-4
+"""Milliseconds that the fake machine below takes to bring one element into another layout."""
+
+
+def _fake_call(table: Table, operator: Operator) -> float:
+    """A call that takes 10 ns a product, and changes layouts around convolutions of more than a few channels."""
+    products = operator.positions * operator.weights(operator.inputs, operator.outputs)
+    reads, writes = math.prod(operator.rows) * operator.inputs, operator.positions * operator.outputs
+    if operator.kind == "copy":
+        return 0.01 + 2e-5 * operator.kernel[0] * reads + 2 * LAYOUT * reads
+    if operator.kind == "conv":
+        return 0.01 + 1e-5 * products + LAYOUT * (reads * (operator.inputs >= 16) + writes)
+    return 0.01 + 1e-5 * products + LAYOUT * 2 * 16
+
+
+def test_an_operator_alone_is_timed_without_what_the_call_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Table, "_call", _fake_call)
+    found = operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    for name in ("depthwise", "grouped", "head"):
+        operator = found[name]
+        products = operator.positions * operator.weights(operator.inputs, operator.outputs)
+        assert Table(CONDITIONS).milliseconds(operator) == pytest.approx(1e-5 * products)
+
+
+class Blocks(nn.Module):
+    """A depthwise convolution between two others: 40 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 40, 1),
+            nn.ReLU(),
+            nn.Conv2d(40, 40, 3, padding=1, groups=40),
+            nn.Conv2d(40, 16, 1),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(16 * 64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(x))
+
+
+def test_a_width_costs_what_the_next_whole_step_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither less than at the step below nor more than whole; a depthwise convolution gets cheaper with its width."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(Table, "_call", _fake_call)
+    monkeypatch.setattr(latency, "best_step", lambda conditions: 16)
+    model, example = Blocks().eval(), torch.randn(1, 3, 8, 8)
+    groups = find_groups(model, example, ["head"]).groups
+    assert "layers.0" in {group.name for group in groups}
+
+    def alone(*args: object) -> float:
+        """The whole model as the sum of its depthwise convolution alone, in ms."""
+        return 1.0 + args[-1].get("layers.0", 40) / 40  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(latency, "whole_model", alone)
+    meter = latency.latency_meter(model, groups, example, CONDITIONS)
+    costs = [meter({"layers.0": width}) for width in range(1, 41)]
+    assert costs == sorted(costs)
+    assert len({round(cost, 9) for cost in costs}) == 3
+    assert costs[0] == costs[15] < costs[16] == costs[31] < costs[32] == costs[39] == meter({})
+
+
 class Scripted:
     """A budget whose files cost a fixed factor more than planned."""
 
@@ -127,7 +192,9 @@ def test_a_loop_ends_just_below_what_is_allowed(scored: Scored, factor: float, l
     plan, attempts = fitted(scored, plan_of, Scripted(plans, factor), limit)
     allowed = 50.0 if limit is None else limit
     assert 0.9 * allowed <= plan.cost_planned * factor <= allowed
-    assert [attempt.planned for attempt in attempts] == [plan.cost_planned for plan in plans]
+    corrected = [plan.cost_planned * (1.0 if place == 0 else factor) for place, plan in enumerate(plans)]
+    assert [attempt.planned for attempt in attempts] == pytest.approx(corrected)
+    assert [attempt.planned for attempt in attempts[1:]] == pytest.approx([each.measured for each in attempts[1:]])
     assert {attempt.allowed for attempt in attempts} == {allowed}
 
 
