@@ -244,6 +244,7 @@ class Repair(Protocol):
     """Makes the pruned model compute again what the dense one did.
 
     `requires` names the repairs that come before this one wherever a recipe has both; without it any order will do.
+    `costly` is true where it takes many times what pruning and measuring do: searches leave it out of their trials.
     """
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:

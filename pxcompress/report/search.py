@@ -30,37 +30,56 @@ def search_table(content: Mapping[str, Any], composite: str) -> str:
     lines = [
         (name, quality_text(row["value"], labels=content["labels"]), _choice(row)) for name, row in _compared(content)
     ]
-    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
-    shown = [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in lines]
+    shown = [*_columns(lines), *(["", _front_title(content), *_columns(_front(content))] if content["pareto"] else [])]
     return "\n".join(
         [*shown, "", _counts(content), *_cautions(content), "", f"next: {next_command(content, composite)}"]
     )
 
 
+def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of three texts each, the first two padded."""
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    return [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in lines]
+
+
+def _front_title(content: Mapping[str, Any]) -> str:
+    return f"front: {content['pareto']['budget']} left, quality, choice"
+
+
+def _front(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The front, the cheapest first: cost, quality and choice."""
+    rows = content["pareto"]["front"]
+    return [(f"{row['cost']:.1%}", quality_text(row["value"], labels=content["labels"]), _choice(row)) for row in rows]
+
+
 def next_command(content: Mapping[str, Any], composite: str) -> str:
     """The `pxcompress run` line that prunes with the best choice."""
     best = content["best"]
-    chosen = {"scorer": f"@{composite}", "normalise": best["normalise"], "repair": best["repair"]}
+    return _command(content, {**best, "scorer": f"@{composite}"})
+
+
+def _command(content: Mapping[str, Any], best: Row) -> str:
+    """The line that prunes with a choice."""
+    chosen = {name: best[name] for name in ("scorer", "normalise", "repair", "ratio")}
     if content["objective"] == "pxp":  # says nothing about ranking for a budget, nor about repair
-        chosen = {"scorer": f"@{composite}"}
+        chosen = {"scorer": best["scorer"]}
     return command({**content["recipe"], **chosen})
 
 
 def _compared(content: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
-    """Best, default and baselines, of each baseline its better ranking, the best first."""
+    """Best, default and baselines, all with all repairs, the best first."""
     yield "best found", content["best"]
     if content["default"] is not None:
         yield "default", content["default"]
-    found: dict[str, Row] = {}
-    for row in content["baselines"]:
-        if row["state"] == "complete" and row["value"] > found.get(row["scorer"], {"value": float("-inf")})["value"]:
-            found[row["scorer"]] = row
-    for row in sorted(found.values(), key=lambda row: -row["value"]):
+    names = {row["scorer"] for row in content["baselines"]}
+    found = [row for row in content["finals"] if row["scorer"] in names]
+    for row in sorted(found, key=lambda row: -row["value"]):
         yield row["scorer"].partition(":")[0], row
 
 
 def _choice(row: Row) -> str:
-    return ", ".join([row["scorer"], f"normalise {row['normalise']}", *row["repair"]])
+    share = [] if row["cost"] is None else [f"ratio {row['ratio']:g}"]
+    return ", ".join([*share, row["scorer"], f"normalise {row['normalise']}", *row["repair"]])
 
 
 def _counts(content: Mapping[str, Any]) -> str:
@@ -68,6 +87,8 @@ def _counts(content: Mapping[str, Any]) -> str:
     states = [row["state"] for row in content["trials"]]
     parts = [f"{states.count('complete')} trials measured to the end", f"{states.count('pruned')} ended early"]
     parts += [f"{states.count('fail')} failed"] if "fail" in states else []
+    if content["trial_repair"] != content["recipe"]["repair"]:
+        parts += [f"repaired by {', '.join(content['trial_repair']) or 'nothing'}, what is compared here in full"]
     dense = f"; dense {percent(content['dense'])}" if content["labels"] else ""
     return f"{content['objective']}: {', '.join(parts)}, on {content['samples']['select']} images of select{dense}"
 
@@ -78,7 +99,7 @@ def _cautions(content: Mapping[str, Any]) -> list[str]:
     found = ["note: the best of many trials looks better on select than it is; `run` measures it on test"]
     if default is not None and best["value"] <= default["value"]:
         return ["note: nothing was found that is better than the default"]
-    if best in content["baselines"]:
+    if best["scorer"] in {row["scorer"] for row in content["baselines"]}:
         found.append(f"note: the best is a baseline: no rules that were tried are better than {best['scorer']}")
     if default is not None and content["labels"]:
         gain = best["value"] - default["value"]
@@ -101,6 +122,7 @@ def search_page(content: Mapping[str, Any], composite: str) -> str:
     cautions.set("class", "notes")
     sections = (
         section("Best, default and baselines", _comparison(content), *_curves(content)),
+        *([section("Front", *_front_part(content))] if content["pareto"] else []),
         section("How the search went", _history(content)),
         section("What matters", _importances(content)),
         section("Next", node("pre", next_command(content, composite))),
@@ -108,6 +130,24 @@ def search_page(content: Mapping[str, Any], composite: str) -> str:
         section("Settings", pairs("What was searched", {**content["recipe"], "study": content["study"]})),
     )
     return document(title, [header, cautions, *sections])
+
+
+def _front_part(content: Mapping[str, Any]) -> list[Element]:
+    """All measured trials by cost and quality, and what no other one beats in both, with the commands for it."""
+    rows, budget = content["pareto"]["front"], content["pareto"]["budget"]
+    done = [row for row in content["trials"] if row["state"] == "complete"]
+
+    def draw(axes: Any) -> None:
+        costs, values = zip(*((row["cost"], row["value"]) for row in done), strict=True)
+        axes.scatter(costs, values, s=9, color=_OTHER, label="trials")
+        costs, values = zip(*((row["cost"], row["value"]) for row in rows), strict=True)
+        axes.plot(costs, values, color=_BEST, marker="o", markersize=4, label="front")
+        axes.set(xlabel=f"{budget}, share of the dense model's", ylabel=_unit(content))
+        axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
+
+    lines = table("What no other choice beats in both", (f"{budget} left", "quality", "choice"), _front(content))
+    commands = node("pre", "\n\n".join(_command(content, row) for row in rows))
+    return [_picture("Quality and cost of every trial, and the front", 2.8, draw), lines, commands]
 
 
 def _trials(content: Mapping[str, Any]) -> Element:
@@ -141,7 +181,7 @@ def _curves(content: Mapping[str, Any]) -> list[Element]:
         axes.set(xlabel="share removed", ylabel=_unit(content))
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
 
-    return [_picture("Quality at every ratio", 2.8, draw)] if len(content["ratios"]) > 1 else []
+    return [_picture("Quality at every ratio", 2.8, draw)] if len(content["best"]["points"]) > 1 else []
 
 
 def _history(content: Mapping[str, Any]) -> Element:
