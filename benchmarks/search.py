@@ -53,7 +53,8 @@ from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.search import SearchPlan
 from pxcompress.search.objectives import PXP_RATES, Bench, objective, only_masked, ratios_for, shipped
-from pxcompress.search.run import Search, finished, work_on_trials
+from pxcompress.search.results import finished
+from pxcompress.search.run import Search, work_on_trials
 from pxcompress.search.space import space_of, trial_repairs, with_repairs
 from pxcompress.search.study import quiet
 from pxcompress.stages import cut, plan_at
@@ -70,7 +71,12 @@ TASKS: Mapping[str, Sequence[tuple[str, ...]]] = {
 }
 """Name of a task -> the classes of each seed."""
 
-RATIOS = {"3 classes": 0.92, "all": 0.75}
+RATIOS = {
+    "VGG": {"3 classes": 0.92, "all": 0.8},
+    "ResNet": {"3 classes": 0.92, "all": 0.75},
+    "bottleneck": {"3 classes": 0.92, "all": 0.75},
+    "ViT": {"3 classes": 0.8, "all": 0.6},
+}
 """Share of the MACs that goes in part "repaired": at a half, repaired models lose too little to tell choices apart."""
 
 IMAGES = {
@@ -127,7 +133,7 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
         model = sliced(model, subject.splits.example, [source.classes.index(name) for name in classes])
         source = restricted(source, classes, seed)
     splits = load_splits(source, subject.loaded.preprocessing, limits=images, seed=seed)
-    ratio = RATIOS[task]
+    ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
     parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
     bench = Bench.of(model, splits.example, parts, recipe, labels=True)

@@ -87,10 +87,11 @@ def _counts(content: Mapping[str, Any]) -> str:
     states = [row["state"] for row in content["trials"]]
     parts = [f"{states.count('complete')} trials measured to the end", f"{states.count('pruned')} ended early"]
     parts += [f"{states.count('fail')} failed"] if "fail" in states else []
-    if content["trial_repair"] != content["recipe"]["repair"]:
-        parts += [f"repaired by {', '.join(content['trial_repair']) or 'nothing'}, what is compared here in full"]
     dense = f"; dense {percent(content['dense'])}" if content["labels"] else ""
-    return f"{content['objective']}: {', '.join(parts)}, on {content['samples']['select']} images of select{dense}"
+    said = f"{content['objective']}: {', '.join(parts)}, on {content['samples']['select']} images of select{dense}"
+    if content["trial_repair"] == content["recipe"]["repair"]:
+        return said
+    return f"{said}; trials are repaired by {', '.join(content['trial_repair']) or 'nothing'}, what is compared by all"
 
 
 def _cautions(content: Mapping[str, Any]) -> list[str]:
@@ -113,9 +114,11 @@ def search_page(content: Mapping[str, Any], composite: str) -> str:
     """The search as one self-contained HTML document: inline style and SVG, no script, nothing to load."""
     best = content["best"]
     title = f"{content['recipe']['model']}: {quality_text(best['value'], labels=content['labels'])}"
+    aim = content["objective_help"]
+    aim = aim if content["labels"] else aim.replace("top-1", "KL to the dense model")
     header = node(
         "header",
-        node("p", f"search on {content['recipe']['data']}: {content['objective_help']}"),
+        node("p", f"search on {content['recipe']['data']}: {aim}"),
         node("h1", title, node("small", _choice(best))),
     )
     cautions = node("div", node("ul", *(node("li", text) for text in [_counts(content), *_cautions(content)])))
@@ -142,10 +145,12 @@ def _front_part(content: Mapping[str, Any]) -> list[Element]:
         axes.scatter(costs, values, s=9, color=_OTHER, label="trials")
         costs, values = zip(*((row["cost"], row["value"]) for row in rows), strict=True)
         axes.plot(costs, values, color=_BEST, marker="o", markersize=4, label="front")
-        axes.set(xlabel=f"{budget}, share of the dense model's", ylabel=_unit(content))
+        axes.set(xlabel=f"{budget} left, share", ylabel=_unit(content))
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
 
-    lines = table("What no other choice beats in both", (f"{budget} left", "quality", "choice"), _front(content))
+    lines = table(
+        "What no other choice beats in both", (f"{budget} left", "quality", "choice"), _front(content), "choices"
+    )
     commands = node("pre", "\n\n".join(_command(content, row) for row in rows))
     return [_picture("Quality and cost of every trial, and the front", 2.8, draw), lines, commands]
 
@@ -155,7 +160,9 @@ def _trials(content: Mapping[str, Any]) -> Element:
     rows = [
         (str(row["job"] + 1), quality_text(row["value"], labels=content["labels"]), _choice(row)) for row in done[:_TOP]
     ]
-    return table(f"The best {len(rows)} of those that were measured to the end", ("trial", "value", "choice"), rows)
+    return table(
+        f"The best {len(rows)} of those that were measured to the end", ("trial", "value", "choice"), rows, "choices"
+    )
 
 
 def _comparison(content: Mapping[str, Any]) -> Element:
@@ -177,7 +184,8 @@ def _curves(content: Mapping[str, Any]) -> list[Element]:
     def draw(axes: Any) -> None:
         for place, (name, row) in enumerate(list(_compared(content))[:8]):
             ratios, values = zip(*row["points"], strict=True)
-            axes.plot(ratios, values, label=name, linewidth=1 if place else 2.2, marker="o", markersize=2)
+            colour, width = (f"C{place - 1}", 1.0) if place else (_BEST, 2.2)
+            axes.plot(ratios, values, label=name, color=colour, linewidth=width, marker="o", markersize=2)
         axes.set(xlabel="share removed", ylabel=_unit(content))
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
 
@@ -197,6 +205,7 @@ def _history(content: Mapping[str, Any]) -> Element:
         axes.scatter(places, values, s=9, color=_OTHER, label="measured")
         axes.scatter(ended, [min(values)] * len(ended), s=9, marker="|", color=_INK, label="ended early")
         axes.set(xlabel="trial", ylabel=_unit(content))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
 
     return _picture("Value of every trial, and the best so far", 2.6, draw)
@@ -222,7 +231,7 @@ def _unit(content: Mapping[str, Any]) -> str:
 
 
 def _picture(title: str, height: float, draw: Callable[[Any], None]) -> Element:
-    """What `draw` puts on matplotlib axes, `height` inches high, as an inline SVG element."""
+    """What `draw` puts on matplotlib axes, `height` inches high, as inline SVG that narrow windows scroll."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -234,7 +243,7 @@ def _picture(title: str, height: float, draw: Callable[[Any], None]) -> Element:
         figure = Figure(figsize=(7.2, height), layout="constrained")
         draw(figure.subplots())
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _plain(ElementTree.fromstring(text.getvalue()), title)
+    return node("div", _plain(ElementTree.fromstring(text.getvalue()), title), class_="scroll")
 
 
 def _plain(svg: Element, title: str) -> Element:
@@ -251,4 +260,5 @@ def _plain(svg: Element, title: str) -> Element:
         svg.attrib.pop(name, None)
     svg.insert(0, node("title", title))
     svg.set("role", "img")
+    svg.set("class", "wide")
     return svg

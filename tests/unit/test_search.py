@@ -369,6 +369,7 @@ def test_a_search_ends_with_a_table_and_a_composite_that_run_takes(px: Px, args:
         "random",
         "taylor",
     }
+    assert "repaired by fold, batchnorm, what is compared by all" in outcome.out
     assert re.search(r"trial 9 of 9: .* best KL \d", outcome.err)
     command = shlex.split(outcome.out.strip().splitlines()[-1].removeprefix("next: "))
     assert command[:2] == ["pxcompress", "run"]
@@ -424,7 +425,7 @@ def test_with_full_trials_nothing_is_measured_twice(px: Px, args: list[object], 
     for row in content["finals"]:
         assert row["points"] == known[json.dumps([row["scorer"], row["normalise"]])]["points"]
         assert row["value"] == known[json.dumps([row["scorer"], row["normalise"]])]["value"]
-    assert "in full" not in outcome.out
+    assert "what is compared by all" not in outcome.out
 
 
 def test_a_front_of_quality_and_cost(px: Px, args: list[object], tmp_path: Path) -> None:
