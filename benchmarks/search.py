@@ -11,7 +11,7 @@ repaired  top-1 at one share of the MACs, units removed physically, over the ful
 heatmaps  do composites that make good heatmaps prune well? For many of them how much relevance lies on the character
           and how fast the prediction falls with the pixels, beside both measures of pruning; one seed, all classes
 cost      CPU time of PXP's configurations beside that of their attributions alone; the ResNet
-transfer  what each model's search found, on the other models
+transfer  what each model's search found, on the other models; one seed
 
 Searches see the select split and begin with the named composites; rows are measured on test images that no search has
 seen, their difference from epsilon everywhere with its paired 95 % interval. What is not measured anew is kept from
@@ -22,72 +22,47 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import common
 import numpy as np
+import optuna
 import torch
 from search_claims import claims, figure
-from torch import Tensor, nn
+from search_places import (
+    IMAGES,
+    LABELS,
+    MODES,
+    TASKS,
+    Place,
+    hits,
+    in_full,
+    interval,
+    place_of,
+    presets_of,
+    right_on_test,
+    search_of,
+    searched,
+    slim_model,
+    value_on_select,
+)
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.models
-
-import models
-import optuna
-
-from pxcompress.attribution import has_attention
-from pxcompress.clock import Clock
-from pxcompress.data import load_splits, restricted
 from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.explain.metrics import mass_accuracy, pixel_flipping, rank_accuracy
-from pxcompress.graph import masked
-from pxcompress.models.task import sliced
-from pxcompress.planning.plan import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
-from pxcompress.search import SearchPlan
-from pxcompress.search.objectives import PXP_RATES, Bench, objective, only_masked, ratios_for, shipped
+from pxcompress.search.objectives import shipped
 from pxcompress.search.results import finished
-from pxcompress.search.run import Search, work_on_trials
-from pxcompress.search.space import space_of, trial_repairs, with_repairs
-from pxcompress.search.study import quiet
-from pxcompress.stages import cut, plan_at
-from pxcompress.state import seeded
-from pxcompress.subject import Subject
-from pxcompress.types import Splits
+from pxcompress.search.run import Search
+from pxcompress.search.space import trial_repairs
 
 Row = dict[str, Any]
 
-LABELS = ("VGG", "ResNet", "bottleneck", "ViT")
-TASKS: Mapping[str, Sequence[tuple[str, ...]]] = {
-    "3 classes": (("2", "3", "4"), ("5", "6", "8"), ("A", "K", "X")),
-    "all": ((), (), ()),
-}
-"""Name of a task -> the classes of each seed."""
-
-RATIOS = {
-    "VGG": {"3 classes": 0.92, "all": 0.8},
-    "ResNet": {"3 classes": 0.92, "all": 0.75},
-    "bottleneck": {"3 classes": 0.92, "all": 0.75},
-    "ViT": {"3 classes": 0.8, "all": 0.6},
-}
-"""Share of the MACs that goes in part "repaired": at a half, repaired models lose too little to tell choices apart."""
-
-IMAGES = {
-    "3 classes": {"score": 30, "repair": 192, "select": 120, "certify": 2, "test": 150},
-    "all": {"score": 80, "repair": 192, "select": 120, "certify": 2, "test": 150},
-}
-"""PXP has 10 reference images of each class; of all 40 it is 2 here."""
-
 COST = {"score": 400, "repair": 64, "select": 200, "certify": 2, "test": 2}
 QUICK = {"score": 30, "repair": 64, "select": 40, "certify": 2, "test": 60}
-MODES = {"masked": "pxp", "repaired": "operating-point"}
 TRIALS = {"masked": 32, "repaired": 20}
 SEEDS = (0, 1, 2)
 FINALISTS = 3
@@ -98,83 +73,30 @@ COMPOSITES = 12
 MAPS = 64
 """Test images with heatmaps."""
 
-PRESETS = ("epsilon", "zplus", "gamma")
 PLAIN = {"integrated-gradients": "own", "taylor": "own", "magnitude": "mean", "activation": "mean", "random": "own"}
 """How each is ranked: as the rules are, or over the group's mean where scores have no unit in common."""
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """A trained model, its task, and the images of one seed; `bench` knows the parts score, repair and select."""
-
-    label: str
-    task: str
-    seed: int
-    recipe: Recipe
-    splits: Splits
-    bench: Bench
-    mask: Callable[[str], Any]
-
-    @property
-    def words(self) -> Row:
-        """What a row says of it."""
-        return {"model": self.label, "task": self.task, "seed": self.seed, "dense": self.bench.dense}
-
-
-@cache
-def _subject(label: str) -> Subject:
-    return models.subject_of(label)
-
-
-def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Place:
-    subject, classes = _subject(label), TASKS[task][seed]
-    source, model = subject.source, subject.loaded.model
-    if classes:
-        model = sliced(model, subject.splits.example, [source.classes.index(name) for name in classes])
-        source = restricted(source, classes, seed)
-    splits = load_splits(source, subject.loaded.preprocessing, limits=images, seed=seed)
-    ratio = RATIOS[label][task]
-    recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
-    parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
-    bench = Bench.of(model, splits.example, parts, recipe, labels=True)
-    return Place(label, task, seed, recipe, splits, bench, source.mask)
-
-
-def searched(place: Place, mode: str, trials: int, sampler: str = "tpe") -> tuple[Search, optuna.Study]:
-    """A search on the select part, in memory, with the repairs of trials."""
-    name = MODES[mode]
-    recipe = place.recipe.but(repair=trial_repairs(place.recipe.repair))
-    attention = has_attention(place.bench.scored.model, place.splits.example)
-    space = space_of(recipe, objective(name).space, attention=attention)
-    plan = SearchPlan(objective=name, trials=trials, sampler=sampler)
-    search = Search(plan, recipe, objective(name), ratios_for(name, recipe, ""), space, place.bench, _silent)
-    with quiet():
-        return search, work_on_trials(search, optuna.storages.InMemoryStorage())
-
-
-def _silent(message: str) -> None:
-    """Of 40 trials nobody wants to read."""
 
 
 def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
     """Best found, presets and scorers without rules: on select, and on test beside epsilon."""
     begin = time.process_time()
-    search, study = searched(place, mode, trials)
-    recipes = _presets(search)
-    on_select = {name: _on_select(place, mode, recipe) for name, recipe in recipes.items()}
+    search = search_of(place, mode, trials)
+    study = searched(search)
+    recipes = presets_of(search)
+    on_select = {name: value_on_select(place, mode, recipe) for name, recipe in recipes.items()}
     best, on_select["best found"] = _best(place, mode, study, recipes, on_select)
     seconds = time.process_time() - begin
     recipes = {"best found": best, **recipes, **_plain(search)}
-    curves = {name: _right(place, mode, recipe) for name, recipe in recipes.items()}
+    curves = {name: right_on_test(place, mode, recipe) for name, recipe in recipes.items()}
     right = {name: found.mean(0) for name, found in curves.items()}
     known = finished(study)
     for name, recipe in recipes.items():
-        gain, half = _gain(right[name] - right["epsilon"])
+        gain, half = interval(right[name] - right["epsilon"])
         yield {
             "part": mode, **place.words, "row": name, "scorer": recipe.scorer, "normalise": recipe.normalise,
             "test": float(right[name].mean()), "select": on_select.get(name), "gain_over_epsilon": gain,
             "half_width": half, "test_images": len(right[name]),
-            **({} if mode == "masked" else {"ratio": recipe.ratio, "repair": _full(place, recipe).repair}),
+            **({} if mode == "masked" else {"ratio": recipe.ratio, "repair": in_full(place, recipe).repair}),
             **({"curve": [round(float(value), 4) for value in curves[name].mean(1)]} if mode == "masked"
                else {"test_bare": _bare(place, recipe)}),
             **({"trials": len(study.trials), "ended_early": len(study.trials) - len(known)}
@@ -182,31 +104,9 @@ def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
         }  # fmt: skip
 
 
-def _presets(search: Search) -> dict[str, Recipe]:
-    starts = search.space.starts()
-    found = {}
-    for name in PRESETS:
-        values = next(
-            each for each in starts if {each[part] for part in ("low", "mid", "high", "classifier")} == {name}
-        )
-        found[name] = search.space.recipe_at(values)
-    return found
-
-
 def _plain(search: Search) -> dict[str, Recipe]:
     own = search.space.recipe
     return {name: own.but(scorer=name, normalise=own.normalise if way == "own" else way) for name, way in PLAIN.items()}
-
-
-def _full(place: Place, recipe: Recipe) -> Recipe:
-    """With the default repairs, the strength of those that trials have as it was chosen."""
-    return with_repairs(recipe, place.recipe.repair)
-
-
-def _on_select(place: Place, mode: str, recipe: Recipe) -> float:
-    if mode == "masked":
-        return sum(only_masked(place.bench, recipe, rate) for rate in PXP_RATES) / len(PXP_RATES)
-    return shipped(place.bench, _full(place, recipe), place.recipe.ratio or 0.0)
 
 
 def _best(
@@ -216,7 +116,7 @@ def _best(
     ranked = sorted(finished(study), key=lambda trial: (-trial.values[0], trial.user_attrs["job"]))
     chosen = [json.dumps(trial.user_attrs["recipe"]) for trial in ranked]
     finalists = [_recipe(place, json.loads(text)) for text in list(dict.fromkeys(chosen))[:FINALISTS]]
-    values = [(_on_select(place, mode, recipe), recipe) for recipe in finalists]
+    values = [(value_on_select(place, mode, recipe), recipe) for recipe in finalists]
     values += [(on_select[name], recipe) for name, recipe in presets.items()]
     value, recipe = max(values, key=lambda each: each[0])
     return recipe, value
@@ -234,36 +134,9 @@ def _best_so_far(known: Sequence[optuna.trial.FrozenTrial]) -> list[list[float]]
     return found
 
 
-def _right(place: Place, mode: str, recipe: Recipe) -> Tensor:
-    """Whether the objective's models, one or one a rate, are right on every test image: 0 or 1, (models, images)."""
-    if mode == "repaired":
-        return _hits(_slim(place, _full(place, recipe)), place)[None]
-    scored = place.bench.with_scores(recipe)
-    groups = scored.structure.groups
-    plans = (lowest(groups, scored.scores, rate, recipe.normalise) for rate in PXP_RATES)
-    return torch.stack([_hits(masked(scored.model, groups, plan), place) for plan in plans])
-
-
-def _slim(place: Place, recipe: Recipe) -> nn.Module:
-    scored = place.bench.with_scores(recipe)
-    clock = Clock(_silent, measures=False)
-    with seeded(recipe.seed):
-        return cut(scored, plan_at(scored, recipe.ratio or 0.0, recipe), place.bench.parts, recipe, clock).pruned.model
-
-
 def _bare(place: Place, recipe: Recipe) -> float:
     """Top-1 on test of the same units removed, without any repair."""
-    return float(_hits(_slim(place, recipe.but(repair=())), place).mean())
-
-
-def _hits(model: nn.Module, place: Place) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([(model(inputs).argmax(1) == labels).double() for inputs, labels in place.splits.test])
-
-
-def _gain(difference: Tensor) -> tuple[float, float]:
-    """Mean over the images and half its 95 % interval."""
-    return float(difference.mean()), 1.96 * float(difference.std()) / math.sqrt(len(difference))
+    return float(hits(slim_model(place, recipe.but(repair=())), place).mean())
 
 
 # --- heatmaps, transfer, cost
@@ -271,8 +144,7 @@ def _gain(difference: Tensor) -> tuple[float, float]:
 
 def heatmap_rows(place: Place, composites: int) -> Iterator[Row]:
     """Composites, named and drawn: how good their heatmaps are on test, and how well they prune on select."""
-    search = searched(place, "masked", 1)[0]
-    space = search.space
+    space = search_of(place, "masked").space
     values = [*space.starts(), *(space.grid(number) | {"aggregate": "abs"} for number in range(composites))]
     texts = dict.fromkeys(SCORERS.build(space.recipe_at(each).scorer).composite for each in values)  # type: ignore[attr-defined]
     inputs, labels = (torch.cat(parts)[:MAPS] for parts in zip(*place.splits.test, strict=True))
@@ -285,24 +157,25 @@ def heatmap_rows(place: Place, composites: int) -> Iterator[Row]:
             "mass_accuracy": float(mass_accuracy(maps, masks).nanmean()),
             "rank_accuracy": float(rank_accuracy(maps, masks).nanmean()),
             "flipping": float(pixel_flipping(model, inputs, maps, labels).mean()),
-            "masked": _on_select(place, "masked", search.recipe.but(scorer=f"lrp:composite={text}", normalise="none")),
+            "masked": value_on_select(place, "masked", space.recipe.but(scorer=f"lrp:composite={text}")),
             **{f"repaired_{name}": shipped(place.bench, place.recipe.but(scorer=f"{name}:composite={text}",
                repair=repairs), place.recipe.ratio or 0.0) for name in ("lrp", "lrp-residual")},
         }  # fmt: skip
 
 
 def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
-    """What the searches on all models found, seed 0 and all classes, on test images of one of them."""
+    """What the searches for the same task and seed found on all models, on select and on test images of one of them."""
     for mode in MODES:
-        found = {row["model"]: row for row in rows if _key(row)[:1] + _key(row)[2:] == (mode, "all", 0)
-                 and row["row"] == "best found"}  # fmt: skip
-        epsilon = _presets(searched(place, mode, 1)[0])["epsilon"]
-        right = _right(place, mode, epsilon).mean(0)
+        found = {row["model"]: row for row in rows if row.get("row") == "best found"
+                 and (row["part"], row["task"], row["seed"]) == (mode, place.task, place.seed)}  # fmt: skip
+        epsilon = presets_of(search_of(place, mode))["epsilon"]
+        right, before = right_on_test(place, mode, epsilon).mean(0), value_on_select(place, mode, epsilon)
         for source, row in found.items():
             recipe = epsilon.but(scorer=row["scorer"], normalise=row["normalise"], repair=tuple(row.get("repair", ())))
-            gain, half = _gain(_right(place, mode, recipe).mean(0) - right)
+            gain, half = interval(right_on_test(place, mode, recipe).mean(0) - right)
             yield {
                 "part": "transfer", **place.words, "mode": mode, "from": source, "scorer": recipe.scorer,
+                "select_over_epsilon": value_on_select(place, mode, recipe) - before,
                 "test": gain + float(right.mean()), "gain_over_epsilon": gain, "half_width": half,
             }  # fmt: skip
 
@@ -310,7 +183,7 @@ def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
 def cost(label: str, configs: int, images: Mapping[str, int]) -> Row:
     """CPU seconds of PXP trials, those of their attributions among them; bad trials end early."""
     place = place_of(label, "all", 0, images)
-    first = searched(place, "masked", 1)[0].space
+    first = search_of(place, "masked").space
     starts = len(first.starts())
     recipes = [*map(first.recipe_at, first.starts()), *(first.recipe_at(first.grid(n)) for n in range(configs))]
     place.bench.scores.clear()
@@ -319,7 +192,7 @@ def cost(label: str, configs: int, images: Mapping[str, int]) -> Row:
         place.bench.with_scores(each)
     attributions = time.process_time() - begin
     begin = time.process_time()
-    _, study = searched(place, "masked", starts + configs, "grid")
+    study = searched(search_of(place, "masked", starts + configs, "grid"))
     rest = time.process_time() - begin
     named = sum(map(_seconds, study.trials[:starts])) / sum(map(_seconds, study.trials)) * rest
     each_attribution, each_rest = attributions / len(recipes), (rest - named) / configs
@@ -360,7 +233,8 @@ def _cost(label: str, quick: bool, rows: Sequence[Row]) -> list[Row]:
 
 
 def _transfer(label: str, quick: bool, rows: Sequence[Row]) -> list[Row]:
-    return list(transfer_rows(place_of(label, "all", 0, _images("all", quick)), rows))
+    places = (place_of(label, task, 0, _images(task, quick)) for task in TASKS)
+    return [row for place in places for row in transfer_rows(place, rows)]
 
 
 Step = Callable[[Sequence[Row]], list[Row]]
