@@ -56,7 +56,7 @@ def rows_of(study: optuna.Study) -> list[dict[str, Any]]:
 def leaders(rows: Sequence[Row], count: int) -> Iterator[Row]:
     """The best `count` of different choices that were measured to the end."""
     seen: list[Any] = []
-    for row in sorted((row for row in rows if row["value"] is not None), key=lambda row: -row["value"]):
+    for row in sorted((row for row in rows if row["state"] == "complete"), key=lambda row: -row["value"]):
         choice = [row[name] for name in CHOICE]
         if choice not in seen and len(seen) < count:
             seen.append(choice)

@@ -60,7 +60,7 @@ class SearchPlan:
 
     `ratios` and `space` are "" for the objective's own; `start` holds parameters of an earlier search. `pareto` is a
     budget: what it says of a model is minimised beside the objective, over `ratios`. Without `full_trials` costly
-    repairs are left to the best trials: they gain nearly the same for every choice, and take most of its time.
+    repairs, which would take most of the time, are left to the best trials.
     """
 
     objective: str = "operating-point"

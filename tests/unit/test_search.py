@@ -28,8 +28,17 @@ from pxcompress.graph import masked
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.search import run as run_module
-from pxcompress.search.objectives import PXP_RATES, Bench, middle_first, objective, only_masked, ratios_for, shipped
-from pxcompress.search.results import front
+from pxcompress.search.objectives import (
+    PXP_RATES,
+    Bench,
+    middle_first,
+    objective,
+    only_masked,
+    ratios_for,
+    shipped,
+    slim_at,
+)
+from pxcompress.search.results import front, leaders
 from pxcompress.search.space import Space, space_of
 from pxcompress.search.study import JOB, SAMPLERS, open_storage, open_study, quiet, sampler_of, suggest, work
 from pxcompress.state import seeded
@@ -444,6 +453,28 @@ def test_a_front_of_quality_and_cost(px: Px, args: list[object], tmp_path: Path)
     page = (tmp_path / "front" / "search.html").read_text()
     assert page.count("<svg") == 4
     assert page.count("--ratio 0.35") == sum(row["ratio"] == 0.35 for row in front)
+
+
+def test_the_price_is_that_of_the_model_that_ships(bench: Bench) -> None:
+    slim = slim_at(bench, RECIPE, 0.5)
+    dense, left = (
+        sum(each.numel() for each in model.parameters()) for model in (bench.scored.model, slim.pruned.model)
+    )
+    assert run_module.price_in("params", bench, RECIPE)(slim) == pytest.approx(left / dense)
+
+
+def test_leaders_are_different_choices_that_were_measured_to_the_end() -> None:
+    choice = {"scorer": "lrp", "normalise": "none", "repair": [], "ratio": 0.5}
+    rows = [
+        {**choice, "state": "complete", "value": 0.5},
+        {**choice, "state": "complete", "value": 0.5},
+        {**choice, "state": "pruned", "value": 0.9, "scorer": "ended"},
+        {**choice, "state": "fail", "value": None, "scorer": "failed"},
+        {**choice, "state": "complete", "value": 0.7, "repair": ["fold"]},
+        {**choice, "state": "complete", "value": 0.1, "ratio": 0.4},
+    ]
+    assert [row["value"] for row in leaders(rows, 3)] == [0.7, 0.5, 0.1]
+    assert [row["value"] for row in leaders(rows, 1)] == [0.7]
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=8))
