@@ -1,108 +1,129 @@
 """Does it pay to optimise the attribution, before and after repair? PXP's protocol in small, and what it costs.
 
-    python benchmarks/search.py [--quick] [--model LABEL ...]
+    python benchmarks/search.py [--quick] [--model LABEL ...] [--part PART ...] [--seed N ...]
 
-On models that learned `glyphs` (models.py). "masked": PXP's objective, the mean of top-1 while 0, 5, ... 95 % of all
-units are masked, over PXP's rules; "repaired": top-1 with 35 % of the MACs left, units removed physically, fold and
-BatchNorm, over the full space. The search sees the select split; the rows are measured on test images that it has not
-seen, their difference from epsilon with its paired 95 % interval over the images. Each search begins with the named
-composites. Rows of models that are not measured anew are kept from the result file.
+On models that learned `glyphs` (models.py), restricted to 3 classes and on all 40, with three seeds: each draws the
+images and the search anew, and has 3 classes of its own; the dense model stays. Parts:
+
+masked    PXP's objective, the mean of top-1 while 0, 5, ... 95 % of all units are masked, over PXP's rules
+repaired  top-1 at one share of the MACs, units removed physically, over the full space; trials with the closed-form
+          repairs only, what they find and the presets then with the default ones
+heatmaps  do composites that make good heatmaps prune well? For many of them how much relevance lies on the character
+          and how fast the prediction falls with the pixels, beside both measures of pruning; one seed, all classes
+cost      CPU time of PXP's configurations beside that of their attributions alone; the ResNet
+transfer  what each model's search found, on the other models; one seed
+
+Searches see the select split and begin with the named composites; rows are measured on test images that no search has
+seen, their difference from epsilon everywhere with its paired 95 % interval. What is not measured anew is kept from
+the result file, which is written after every search: models, parts and seeds can be measured one at a time.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import common
-import torch
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.models
-
-import models
+import numpy as np
 import optuna
+import torch
+from search_claims import claims, figure
+from search_places import (
+    IMAGES,
+    LABELS,
+    MODES,
+    TASKS,
+    Place,
+    hits,
+    in_full,
+    interval,
+    place_of,
+    presets_of,
+    right_on_test,
+    search_of,
+    searched,
+    slim_model,
+    value_on_select,
+)
 
-from pxcompress.attribution import has_attention
-from pxcompress.clock import Clock
-from pxcompress.data import load_splits
-from pxcompress.graph import masked
-from pxcompress.planning.plan import lowest
+from pxcompress.explain.heatmaps import Method, heatmaps
+from pxcompress.explain.metrics import mass_accuracy, pixel_flipping, rank_accuracy
 from pxcompress.recipe import Recipe
-from pxcompress.search import SearchPlan
-from pxcompress.search.objectives import PXP_RATES, Bench, objective, ratios_for
-from pxcompress.search.run import Search, finished, work_on_trials
-from pxcompress.search.space import space_of
-from pxcompress.search.study import quiet
-from pxcompress.stages import cut, plan_at
-from pxcompress.state import seeded
-from pxcompress.types import Splits
+from pxcompress.scorers import SCORERS
+from pxcompress.search.objectives import shipped
+from pxcompress.search.results import finished
+from pxcompress.search.run import Search
+from pxcompress.search.space import trial_repairs
 
 Row = dict[str, Any]
 
-LABELS = ("VGG", "ResNet", "ViT")
-RATIO = 0.65
-IMAGES = {"score": 80, "repair": 256, "select": 120, "certify": 2, "test": 300}
-QUICK = {**IMAGES, "score": 40, "select": 40, "test": 80}
-TRIALS = {"masked": 24, "repaired": 16}
-COST = {"configs": 8, "score": 400, "select": 200}
-"""10 images of each class to attribute, as PXP has them."""
+COST = {"score": 400, "repair": 64, "select": 200, "certify": 2, "test": 2}
+QUICK = {"score": 30, "repair": 64, "select": 40, "certify": 2, "test": 60}
+TRIALS = {"masked": 32, "repaired": 20}
+SEEDS = (0, 1, 2)
+FINALISTS = 3
+CONFIGS = 32
+COMPOSITES = 12
+"""Drawn from PXP's grid for part "heatmaps", beside the named ones."""
 
-MODES = {"masked": "pxp", "repaired": "operating-point"}
-PRESETS = ("epsilon", "zplus", "gamma")
+MAPS = 64
+"""Test images with heatmaps."""
+
 PLAIN = {"integrated-gradients": "own", "taylor": "own", "magnitude": "mean", "activation": "mean", "random": "own"}
 """How each is ranked: as the rules are, or over the group's mean where scores have no unit in common."""
 
 
-def searched(label: str, splits: Splits, model: nn.Module, mode: str, trials: int) -> tuple[Search, optuna.Study]:
-    """A search on the select part, in memory."""
-    name = MODES[mode]
-    recipe = Recipe(model=label, ratio=RATIO, budget="macs", round_to=4, data="glyphs")
-    parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
-    space = space_of(recipe, objective(name).space, attention=has_attention(model, splits.example))
-    bench = Bench.of(model, splits.example, parts, recipe, labels=True)
-    plan = SearchPlan(objective=name, trials=trials)
-    ratios = ratios_for(name, recipe, "")
-    search = Search(plan, recipe, objective(name), ratios, space, bench, lambda text: print(text[:150], flush=True))
-    with quiet():
-        return search, work_on_trials(search, optuna.storages.InMemoryStorage())
-
-
-def rows_of(label: str, mode: str, trials: int, limits: Mapping[str, int]) -> Iterator[Row]:
+def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
     """Best found, presets and scorers without rules: on select, and on test beside epsilon."""
-    subject = models.subject_of(label)
-    splits = load_splits(subject.source, subject.loaded.preprocessing, limits=limits)
     begin = time.process_time()
-    search, study = searched(label, splits, subject.loaded.model, mode, trials)
+    search = search_of(place, mode, trials)
+    study = searched(search)
+    recipes = presets_of(search)
+    on_select = {name: value_on_select(place, mode, recipe) for name, recipe in recipes.items()}
+    best, on_select["best found"] = _best(place, mode, study, recipes, on_select)
     seconds = time.process_time() - begin
+    recipes = {"best found": best, **recipes, **_plain(search)}
+    curves = {name: right_on_test(place, mode, recipe) for name, recipe in recipes.items()}
+    right = {name: found.mean(0) for name, found in curves.items()}
     known = finished(study)
-    best = max(known, key=lambda trial: trial.values[0])
-    recipes = {"best found": search.space.recipe.but(**_lists(best.user_attrs["recipe"]))}
-    for name in PRESETS:
-        values = next(each for each in search.space.starts() if set(_rules(each)) == {name})
-        recipes[name] = search.space.recipe_at(values)
-    for name, way in PLAIN.items():
-        normalise = search.space.recipe.normalise if way == "own" else way
-        recipes[name] = search.space.recipe.but(scorer=name, normalise=normalise)
-    images = list(splits.test)
-    right = {name: _right(search, recipe, mode, images) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():
-        select = {each.user_attrs["recipe"]["scorer"]: each.values[0] for each in known}.get(recipe.scorer)
-        gain, low, high = _interval(right[name] - right["epsilon"])
+        gain, half = interval(right[name] - right["epsilon"])
         yield {
-            "model": label, "mode": mode, "row": name, "scorer": recipe.scorer, "normalise": recipe.normalise,
-            "repair": list(recipe.repair) if mode == "repaired" else [], "test": float(right[name].mean()),
-            "select": best.values[0] if name == "best found" else select,
-            "gain_over_epsilon": gain, "low": low, "high": high, "test_images": len(right[name]),
-            "select_images": limits["select"], "score_images": limits["score"], "trials": len(study.trials),
-            "ended_early": len(study.trials) - len(known), "search_cpu_seconds": seconds,
-            "best_so_far": _best_so_far(known) if name == "best found" else [],
+            "part": mode, **place.words, "row": name, "scorer": recipe.scorer, "normalise": recipe.normalise,
+            "test": float(right[name].mean()), "select": on_select.get(name), "gain_over_epsilon": gain,
+            "half_width": half, "test_images": len(right[name]),
+            **({} if mode == "masked" else {"ratio": recipe.ratio, "repair": in_full(place, recipe).repair}),
+            **({"curve": [round(float(value), 4) for value in curves[name].mean(1)]} if mode == "masked"
+               else {"test_bare": _bare(place, recipe)}),
+            **({"trials": len(study.trials), "ended_early": len(study.trials) - len(known)}
+               | {"search_cpu_seconds": seconds, "best_so_far": _best_so_far(known)} if name == "best found" else {}),
         }  # fmt: skip
+
+
+def _plain(search: Search) -> dict[str, Recipe]:
+    own = search.space.recipe
+    return {name: own.but(scorer=name, normalise=own.normalise if way == "own" else way) for name, way in PLAIN.items()}
+
+
+def _best(
+    place: Place, mode: str, study: optuna.Study, presets: Mapping[str, Recipe], on_select: Mapping[str, float]
+) -> tuple[Recipe, float]:
+    """The best of the search's finalists and the presets, all measured as they ship."""
+    ranked = sorted(finished(study), key=lambda trial: (-trial.values[0], trial.user_attrs["job"]))
+    chosen = [json.dumps(trial.user_attrs["recipe"]) for trial in ranked]
+    finalists = [_recipe(place, json.loads(text)) for text in list(dict.fromkeys(chosen))[:FINALISTS]]
+    values = [(value_on_select(place, mode, recipe), recipe) for recipe in finalists]
+    values += [(on_select[name], recipe) for name, recipe in presets.items()]
+    value, recipe = max(values, key=lambda each: each[0])
+    return recipe, value
+
+
+def _recipe(place: Place, choice: Mapping[str, Any]) -> Recipe:
+    return place.recipe.but(**{key: tuple(v) if isinstance(v, list) else v for key, v in choice.items()})
 
 
 def _best_so_far(known: Sequence[optuna.trial.FrozenTrial]) -> list[list[float]]:
@@ -113,68 +134,73 @@ def _best_so_far(known: Sequence[optuna.trial.FrozenTrial]) -> list[list[float]]
     return found
 
 
-def _lists(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.items()}
+def _bare(place: Place, recipe: Recipe) -> float:
+    """Top-1 on test of the same units removed, without any repair."""
+    return float(hits(slim_model(place, recipe.but(repair=())), place).mean())
 
 
-def _rules(values: Mapping[str, Any]) -> list[Any]:
-    return [values[part] for part in ("low", "mid", "high", "classifier")]
+# --- heatmaps, transfer, cost
 
 
-def _right(search: Search, recipe: Recipe, mode: str, images: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """For every test image the share of the objective's models that are right, (images,)."""
-    scored = search.bench.with_scores(recipe)
-    if mode == "repaired":
-        with seeded(recipe.seed):
-            clock = Clock(lambda message: None, measures=False)
-            slim = cut(scored, plan_at(scored, recipe.ratio, recipe), search.bench.parts, recipe, clock)
-        return _hits(slim.pruned.model, images)
-    groups, total = scored.structure.groups, torch.zeros(())
-    for rate in PXP_RATES:
-        plan = lowest(groups, scored.scores, rate, recipe.normalise)
-        total = total + _hits(masked(scored.model, groups, plan), images)
-    return total / len(PXP_RATES)
+def heatmap_rows(place: Place, composites: int) -> Iterator[Row]:
+    """Composites, named and drawn: how good their heatmaps are on test, and how well they prune on select."""
+    space = search_of(place, "masked").space
+    values = [*space.starts(), *(space.grid(number) | {"aggregate": "abs"} for number in range(composites))]
+    texts = dict.fromkeys(SCORERS.build(space.recipe_at(each).scorer).composite for each in values)  # type: ignore[attr-defined]
+    inputs, labels = (torch.cat(parts)[:MAPS] for parts in zip(*place.splits.test, strict=True))
+    masks = torch.from_numpy(np.stack([place.mask(name) for name in place.splits.ids["test"][:MAPS]])).flatten(1)
+    model, repairs = place.bench.scored.model, trial_repairs(place.recipe.repair)
+    for text in texts:
+        maps = heatmaps(model, inputs, labels, Method("lrp", text)).flatten(1)
+        yield {
+            "part": "heatmaps", **place.words, "composite": text,
+            "mass_accuracy": float(mass_accuracy(maps, masks).nanmean()),
+            "rank_accuracy": float(rank_accuracy(maps, masks).nanmean()),
+            "flipping": float(pixel_flipping(model, inputs, maps, labels).mean()),
+            "masked": value_on_select(place, "masked", space.recipe.but(scorer=f"lrp:composite={text}")),
+            **{f"repaired_{name}": shipped(place.bench, place.recipe.but(scorer=f"{name}:composite={text}",
+               repair=repairs), place.recipe.ratio or 0.0) for name in ("lrp", "lrp-residual")},
+        }  # fmt: skip
 
 
-def _hits(model: nn.Module, images: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([(model(inputs).argmax(1) == labels).double() for inputs, labels in images])
+def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
+    """What the searches for the same task and seed found on all models, on select and on test images of one of them."""
+    for mode in MODES:
+        found = {row["model"]: row for row in rows if row.get("row") == "best found"
+                 and (row["part"], row["task"], row["seed"]) == (mode, place.task, place.seed)}  # fmt: skip
+        epsilon = presets_of(search_of(place, mode))["epsilon"]
+        right, before = right_on_test(place, mode, epsilon).mean(0), value_on_select(place, mode, epsilon)
+        for source, row in found.items():
+            recipe = epsilon.but(scorer=row["scorer"], normalise=row["normalise"], repair=tuple(row.get("repair", ())))
+            gain, half = interval(right_on_test(place, mode, recipe).mean(0) - right)
+            yield {
+                "part": "transfer", **place.words, "mode": mode, "from": source, "scorer": recipe.scorer,
+                "select_over_epsilon": value_on_select(place, mode, recipe) - before,
+                "test": gain + float(right.mean()), "gain_over_epsilon": gain, "half_width": half,
+            }  # fmt: skip
 
 
-def _interval(difference: Tensor) -> tuple[float, float, float]:
-    """Mean over the images and its 95 % interval."""
-    mean, half = float(difference.mean()), 1.96 * float(difference.std()) / math.sqrt(len(difference))
-    return mean, mean - half, mean + half
-
-
-def cost(configs: int, limits: Mapping[str, int]) -> Row:
-    """CPU seconds of PXP trials on the ResNet, those of their attributions among them; bad trials end early."""
-    subject = models.subject_of("ResNet")
-    splits = load_splits(subject.source, subject.loaded.preprocessing, limits=limits)
-    recipe = Recipe(model="ResNet", ratio=RATIO, budget="macs", data="glyphs")
-    parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
-    model = subject.loaded.model
-    space = space_of(recipe, "pxp", attention=False)
-    bench = Bench.of(model, splits.example, parts, recipe, labels=True)
-    starts = len(space.starts())
-    recipes = [*map(space.recipe_at, space.starts()), *(space.recipe_at(space.grid(n)) for n in range(configs))]
+def cost(label: str, configs: int, images: Mapping[str, int]) -> Row:
+    """CPU seconds of PXP trials, those of their attributions among them; bad trials end early."""
+    place = place_of(label, "all", 0, images)
+    first = search_of(place, "masked").space
+    starts = len(first.starts())
+    recipes = [*map(first.recipe_at, first.starts()), *(first.recipe_at(first.grid(n)) for n in range(configs))]
+    place.bench.scores.clear()
     begin = time.process_time()
     for each in recipes:
-        bench.with_scores(each)
+        place.bench.with_scores(each)
     attributions = time.process_time() - begin
-    plan = SearchPlan(objective="pxp", sampler="grid", trials=starts + configs)
-    search = Search(plan, recipe, objective("pxp"), PXP_RATES, space, bench, lambda text: None)
     begin = time.process_time()
-    with quiet():
-        study = work_on_trials(search, optuna.storages.InMemoryStorage())
+    study = searched(search_of(place, "masked", starts + configs, "grid"))
     rest = time.process_time() - begin
-    first = sum(_seconds(trial) for trial in study.trials[:starts]) / sum(_seconds(t) for t in study.trials) * rest
-    each_attribution, each_rest = attributions / len(recipes), (rest - first) / configs
-    total = 512 * (each_attribution + each_rest) + first
+    named = sum(map(_seconds, study.trials[:starts])) / sum(map(_seconds, study.trials)) * rest
+    each_attribution, each_rest = attributions / len(recipes), (rest - named) / configs
+    total = 512 * (each_attribution + each_rest) + named
     return {
-        "model": "ResNet", "mode": "cost", "configs": configs, "named": starts, "score_images": limits["score"],
-        "select_images": limits["select"], "attribution_seconds": each_attribution, "rest_seconds": each_rest,
-        "named_rest_seconds": first, "ratio_512": total / (512 * each_attribution),
+        "part": "cost", **place.words, "configs": configs, "named": starts, "score_images": images["score"],
+        "select_images": images["select"], "attribution_seconds": each_attribution, "rest_seconds": each_rest,
+        "named_rest_seconds": named, "ratio_512": total / (512 * each_attribution),
         "ended_early": len(study.trials) - len(finished(study)),
     }  # fmt: skip
 
@@ -183,49 +209,75 @@ def _seconds(trial: optuna.trial.FrozenTrial) -> float:
     return trial.duration.total_seconds() if trial.duration else 0.0
 
 
-def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        if row.get("row") != "best found":
-            continue
-        label, mode = row["model"], row["mode"]
-        here = [each for each in rows if (each["model"], each["mode"]) == (label, mode)]
-        presets = [each["select"] for each in here if each["row"] in PRESETS]
-        yield common.claim(
-            f"{label}, {mode}: best found - best preset, on select", row["select"] - max(presets), 0.0, "higher"
-        )
-        yield common.claim(f"{label}, {mode}: best found - epsilon, on test", row["gain_over_epsilon"], 0.0, "higher")
-        yield common.claim(
-            f"{label}, {mode}: lower end of that gain's 95 % interval, above 0", row["low"], 1e-6, "higher"
-        )
-    for row in rows:
-        if row["mode"] == "cost":
-            said = "ResNet: CPU time of 512 PXP configurations, over that of 512 attributions (scaled)"
-            yield common.claim(said, row["ratio_512"], 3.0, "lower")
+# --- all of it
 
 
-def kept(path: Path, anew: Sequence[tuple[str, str]]) -> list[Row]:
-    """Rows of the result file for what is not measured anew."""
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [row for row in rows if (row["model"], row["mode"]) not in anew]
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["part"], row["model"], row["task"], row["seed"]
+
+
+def _images(task: str, quick: bool) -> Mapping[str, int]:
+    return QUICK if quick else IMAGES[task]
+
+
+def _searches(label: str, task: str, seed: int, mode: str, quick: bool, rows: Sequence[Row]) -> list[Row]:
+    return list(rows_of(place_of(label, task, seed, _images(task, quick)), mode, 8 if quick else TRIALS[mode]))
+
+
+def _heatmaps(label: str, quick: bool, rows: Sequence[Row]) -> list[Row]:
+    return list(heatmap_rows(place_of(label, "all", 0, _images("all", quick)), 2 if quick else COMPOSITES))
+
+
+def _cost(label: str, quick: bool, rows: Sequence[Row]) -> list[Row]:
+    return [cost(label, 2, QUICK) if quick else cost(label, CONFIGS, COST)]
+
+
+def _transfer(label: str, quick: bool, rows: Sequence[Row]) -> list[Row]:
+    places = (place_of(label, task, 0, _images(task, quick)) for task in TASKS)
+    return [row for place in places for row in transfer_rows(place, rows)]
+
+
+Step = Callable[[Sequence[Row]], list[Row]]
+"""From the rows so far to those of one key."""
+
+OTHERS: Mapping[str, Callable[[str, bool, Sequence[Row]], list[Row]]] = {
+    "heatmaps": _heatmaps,
+    "cost": _cost,
+    "transfer": _transfer,
+}
+"""Parts that take one seed."""
+
+PARTS = (*MODES, *OTHERS)
+
+
+def work(quick: bool, labels: Sequence[str], parts: Sequence[str], seeds: Sequence[int]) -> Iterator[Step]:
+    """All steps in the order in which they are done: everything with the first seed, then searches with the others."""
+    for seed in seeds:
+        for part in parts if seed == seeds[0] else [part for part in parts if part in MODES]:
+            for label in labels:
+                if part in MODES:
+                    yield from (partial(_searches, label, task, seed, part, quick) for task in TASKS)
+                elif part != "cost" or label == "ResNet":
+                    yield partial(OTHERS[part], label, quick)
 
 
 def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--model", action="append", choices=LABELS)
-    parser.add_argument("--mode", action="append", choices=(*MODES, "cost"))
+    parser.add_argument("--part", action="append", choices=PARTS)
+    parser.add_argument("--seed", action="append", type=int, choices=SEEDS)
     options = parser.parse_args()
-    limits = QUICK if options.quick else IMAGES
-    wanted = [(label, mode) for label in options.model or LABELS for mode in options.mode or (*MODES, "cost")]
-    wanted = [(label, mode) for label, mode in wanted if mode != "cost" or label == "ResNet"]
     folder = common.RESULTS / "quick" if options.quick else common.RESULTS
-    for label, mode in wanted:
-        if mode == "cost":
-            sizes = {**limits, "score": COST["score"], "select": COST["select"]}
-            found = [cost(2, limits) if options.quick else cost(COST["configs"], sizes)]
-        else:
-            found = list(rows_of(label, mode, 8 if options.quick else TRIALS[mode], limits))
-        rows = [*kept(folder / "search.json", [(label, mode)]), *found]
-        common.write("search", " ".join(["python", *sys.argv]), rows, (0,), list(claims(rows)))
+    path = folder / "search.json"
+    seeds = options.seed or (SEEDS[:1] if options.quick else SEEDS)
+    for step in work(options.quick, options.model or LABELS, options.part or PARTS, seeds):
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        found = step(rows)
+        anew = {_key(row) for row in found}
+        rows = [*(row for row in rows if _key(row) not in anew), *found]
+        command = "python benchmarks/search.py" + " --quick" * options.quick
+        common.write("search", command, rows, sorted({row["seed"] for row in rows}), claims(rows))
+        figure(rows, folder / "search.svg")
 
 
 if __name__ == "__main__":

@@ -256,6 +256,7 @@ class Repair(Protocol):
 
     `requires` names the repairs that come before this one wherever a recipe has both; without it any order will do.
     Where memory is short batches get smaller, down to `smallest` samples, or one.
+    `costly` is true where it takes many times what pruning and measuring do: searches leave it out of their trials.
     """
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:

@@ -54,12 +54,27 @@ def search(
         ),
     ] = "",
     ratios: Annotated[
-        str, typer.Option(help="Of the objective curve, such as 0.3,0.5,0.7.  [default: four steps to --ratio]")
+        str,
+        typer.Option(help="Of objective curve, or of --pareto: such as 0.3,0.5,0.7.  [default: four steps to --ratio]"),
     ] = "",
     space: Annotated[
         str,
         typer.Option(help="full, or pxp: four rules by depth and |R| or R.  [default: pxp for its objective]"),
     ] = "",
+    pareto: Annotated[
+        str,
+        typer.Option(
+            help="Minimise this beside the objective, over --ratios, and show the front: channels, params, macs, "
+            "bytes or latency."
+        ),
+    ] = "",
+    full_trials: Annotated[
+        bool,
+        typer.Option(
+            "--full-trials",
+            help="Give every trial all repairs; without it least-squares and finetune are for the best ones.",
+        ),
+    ] = False,
     no_labels: Annotated[
         bool, typer.Option("--no-labels", help="Judge by the KL divergence from the dense model, not by top-1.")
     ] = False,
@@ -91,6 +106,8 @@ def search(
         space=space,
         labels=not no_labels,
         start={} if start is None else read_start(start),
+        pareto=pareto,
+        full_trials=full_trials,
     )
     place = out or Path("exported") / f"{recipe.label}-search"
     content = run_search(recipe, plan, place, notes(quiet))

@@ -55,6 +55,7 @@ class FineTune:
     """AdamW towards the dense model's predictions, without labels; what does best on held-out samples is kept."""
 
     requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption", "least-squares", "batchnorm", "variance-matching")
+    costly: ClassVar[bool] = True
 
     temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)
     steps: int = option(300, "steps of the optimiser", low=1, high=1_000_000, log=True)

@@ -64,6 +64,7 @@ class LeastSquares:
         choices=("relevance", "none"),
     )
     requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption")
+    costly: ClassVar[bool] = True
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """Refit on `batches`: a pass of the dense model, with a backward one for the weighting, and a slim pass a wave.

@@ -30,37 +30,56 @@ def search_table(content: Mapping[str, Any], composite: str) -> str:
     lines = [
         (name, quality_text(row["value"], labels=content["labels"]), _choice(row)) for name, row in _compared(content)
     ]
-    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
-    shown = [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in lines]
+    shown = [*_columns(lines), *(["", _front_title(content), *_columns(_front(content))] if content["pareto"] else [])]
     return "\n".join(
         [*shown, "", _counts(content), *_cautions(content), "", f"next: {next_command(content, composite)}"]
     )
 
 
+def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of three texts each, the first two padded."""
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    return [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in lines]
+
+
+def _front_title(content: Mapping[str, Any]) -> str:
+    return f"front: {content['pareto']['budget']} left, quality, choice"
+
+
+def _front(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The front, the cheapest first: cost, quality and choice."""
+    rows = content["pareto"]["front"]
+    return [(f"{row['cost']:.1%}", quality_text(row["value"], labels=content["labels"]), _choice(row)) for row in rows]
+
+
 def next_command(content: Mapping[str, Any], composite: str) -> str:
     """The `pxcompress run` line that prunes with the best choice."""
     best = content["best"]
-    chosen = {"scorer": f"@{composite}", "normalise": best["normalise"], "repair": best["repair"]}
+    return _command(content, {**best, "scorer": f"@{composite}"})
+
+
+def _command(content: Mapping[str, Any], best: Row) -> str:
+    """The line that prunes with a choice."""
+    chosen = {name: best[name] for name in ("scorer", "normalise", "repair", "ratio")}
     if content["objective"] == "pxp":  # says nothing about ranking for a budget, nor about repair
-        chosen = {"scorer": f"@{composite}"}
+        chosen = {"scorer": best["scorer"]}
     return command({**content["recipe"], **chosen})
 
 
 def _compared(content: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
-    """Best, default and baselines, of each baseline its better ranking, the best first."""
+    """Best, default and baselines, all with all repairs, the best first."""
     yield "best found", content["best"]
     if content["default"] is not None:
         yield "default", content["default"]
-    found: dict[str, Row] = {}
-    for row in content["baselines"]:
-        if row["state"] == "complete" and row["value"] > found.get(row["scorer"], {"value": float("-inf")})["value"]:
-            found[row["scorer"]] = row
-    for row in sorted(found.values(), key=lambda row: -row["value"]):
+    names = {row["scorer"] for row in content["baselines"]}
+    found = [row for row in content["finals"] if row["scorer"] in names]
+    for row in sorted(found, key=lambda row: -row["value"]):
         yield row["scorer"].partition(":")[0], row
 
 
 def _choice(row: Row) -> str:
-    return ", ".join([row["scorer"], f"normalise {row['normalise']}", *row["repair"]])
+    share = [] if row["cost"] is None else [f"ratio {row['ratio']:g}"]
+    return ", ".join([*share, row["scorer"], f"normalise {row['normalise']}", *row["repair"]])
 
 
 def _counts(content: Mapping[str, Any]) -> str:
@@ -69,7 +88,10 @@ def _counts(content: Mapping[str, Any]) -> str:
     parts = [f"{states.count('complete')} trials measured to the end", f"{states.count('pruned')} ended early"]
     parts += [f"{states.count('fail')} failed"] if "fail" in states else []
     dense = f"; dense {percent(content['dense'])}" if content["labels"] else ""
-    return f"{content['objective']}: {', '.join(parts)}, on {content['samples']['select']} images of select{dense}"
+    said = f"{content['objective']}: {', '.join(parts)}, on {content['samples']['select']} images of select{dense}"
+    if content["trial_repair"] == content["recipe"]["repair"]:
+        return said
+    return f"{said}; trials are repaired by {', '.join(content['trial_repair']) or 'nothing'}, what is compared by all"
 
 
 def _cautions(content: Mapping[str, Any]) -> list[str]:
@@ -78,7 +100,7 @@ def _cautions(content: Mapping[str, Any]) -> list[str]:
     found = ["note: the best of many trials looks better on select than it is; `run` measures it on test"]
     if default is not None and best["value"] <= default["value"]:
         return ["note: nothing was found that is better than the default"]
-    if best in content["baselines"]:
+    if best["scorer"] in {row["scorer"] for row in content["baselines"]}:
         found.append(f"note: the best is a baseline: no rules that were tried are better than {best['scorer']}")
     if default is not None and content["labels"]:
         gain = best["value"] - default["value"]
@@ -92,15 +114,18 @@ def search_page(content: Mapping[str, Any], composite: str) -> str:
     """The search as one self-contained HTML document: inline style and SVG, no script, nothing to load."""
     best = content["best"]
     title = f"{content['recipe']['model']}: {quality_text(best['value'], labels=content['labels'])}"
+    aim = content["objective_help"]
+    aim = aim if content["labels"] else aim.replace("top-1", "KL to the dense model")
     header = node(
         "header",
-        node("p", f"search on {content['recipe']['data']}: {content['objective_help']}"),
+        node("p", f"search on {content['recipe']['data']}: {aim}"),
         node("h1", title, node("small", _choice(best))),
     )
     cautions = node("div", node("ul", *(node("li", text) for text in [_counts(content), *_cautions(content)])))
     cautions.set("class", "notes")
     sections = (
         section("Best, default and baselines", _comparison(content), *_curves(content)),
+        *([section("Front", *_front_part(content))] if content["pareto"] else []),
         section("How the search went", _history(content)),
         section("What matters", _importances(content)),
         section("Next", node("pre", next_command(content, composite))),
@@ -110,12 +135,34 @@ def search_page(content: Mapping[str, Any], composite: str) -> str:
     return document(title, [header, cautions, *sections])
 
 
+def _front_part(content: Mapping[str, Any]) -> list[Element]:
+    """All measured trials by cost and quality, and what no other one beats in both, with the commands for it."""
+    rows, budget = content["pareto"]["front"], content["pareto"]["budget"]
+    done = [row for row in content["trials"] if row["state"] == "complete"]
+
+    def draw(axes: Any) -> None:
+        costs, values = zip(*((row["cost"], row["value"]) for row in done), strict=True)
+        axes.scatter(costs, values, s=9, color=_OTHER, label="trials")
+        costs, values = zip(*((row["cost"], row["value"]) for row in rows), strict=True)
+        axes.plot(costs, values, color=_BEST, marker="o", markersize=4, label="front")
+        axes.set(xlabel=f"{budget} left, share", ylabel=_unit(content))
+        axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
+
+    lines = table(
+        "What no other choice beats in both", (f"{budget} left", "quality", "choice"), _front(content), "choices"
+    )
+    commands = node("pre", "\n\n".join(_command(content, row) for row in rows))
+    return [_picture("Quality and cost of every trial, and the front", 2.8, draw), lines, commands]
+
+
 def _trials(content: Mapping[str, Any]) -> Element:
     done = sorted((row for row in content["trials"] if row["state"] == "complete"), key=lambda row: -row["value"])
     rows = [
         (str(row["job"] + 1), quality_text(row["value"], labels=content["labels"]), _choice(row)) for row in done[:_TOP]
     ]
-    return table(f"The best {len(rows)} of those that were measured to the end", ("trial", "value", "choice"), rows)
+    return table(
+        f"The best {len(rows)} of those that were measured to the end", ("trial", "value", "choice"), rows, "choices"
+    )
 
 
 def _comparison(content: Mapping[str, Any]) -> Element:
@@ -137,11 +184,12 @@ def _curves(content: Mapping[str, Any]) -> list[Element]:
     def draw(axes: Any) -> None:
         for place, (name, row) in enumerate(list(_compared(content))[:8]):
             ratios, values = zip(*row["points"], strict=True)
-            axes.plot(ratios, values, label=name, linewidth=1 if place else 2.2, marker="o", markersize=2)
+            colour, width = (f"C{place - 1}", 1.0) if place else (_BEST, 2.2)
+            axes.plot(ratios, values, label=name, color=colour, linewidth=width, marker="o", markersize=2)
         axes.set(xlabel="share removed", ylabel=_unit(content))
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
 
-    return [_picture("Quality at every ratio", 2.8, draw)] if len(content["ratios"]) > 1 else []
+    return [_picture("Quality at every ratio", 2.8, draw)] if len(content["best"]["points"]) > 1 else []
 
 
 def _history(content: Mapping[str, Any]) -> Element:
@@ -157,6 +205,7 @@ def _history(content: Mapping[str, Any]) -> Element:
         axes.scatter(places, values, s=9, color=_OTHER, label="measured")
         axes.scatter(ended, [min(values)] * len(ended), s=9, marker="|", color=_INK, label="ended early")
         axes.set(xlabel="trial", ylabel=_unit(content))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
 
     return _picture("Value of every trial, and the best so far", 2.6, draw)
@@ -182,7 +231,7 @@ def _unit(content: Mapping[str, Any]) -> str:
 
 
 def _picture(title: str, height: float, draw: Callable[[Any], None]) -> Element:
-    """What `draw` puts on matplotlib axes, `height` inches high, as an inline SVG element."""
+    """What `draw` puts on matplotlib axes, `height` inches high, as inline SVG that narrow windows scroll."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -194,7 +243,7 @@ def _picture(title: str, height: float, draw: Callable[[Any], None]) -> Element:
         figure = Figure(figsize=(7.2, height), layout="constrained")
         draw(figure.subplots())
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _plain(ElementTree.fromstring(text.getvalue()), title)
+    return node("div", _plain(ElementTree.fromstring(text.getvalue()), title), class_="scroll")
 
 
 def _plain(svg: Element, title: str) -> Element:
@@ -211,4 +260,5 @@ def _plain(svg: Element, title: str) -> Element:
         svg.attrib.pop(name, None)
     svg.insert(0, node("title", title))
     svg.set("role", "img")
+    svg.set("class", "wide")
     return svg

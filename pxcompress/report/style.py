@@ -14,7 +14,8 @@ main { max-width: 1060px; margin: 0 auto; padding: 32px 20px 64px; }
 header p { margin: 0; color: var(--soft); }
 h1 { font-size: clamp(1.6rem, 5vw, 2.6rem); line-height: 1.15; margin: 6px 0 10px;
   letter-spacing: -.02em; text-wrap: balance; }
-h1 small { display: block; color: var(--soft); font-size: 1rem; font-weight: 400; letter-spacing: 0; margin-top: 8px; }
+h1 small { display: block; color: var(--soft); font-size: 1rem; font-weight: 400; letter-spacing: 0; margin-top: 8px;
+  overflow-wrap: anywhere; }
 h2 { font-size: 1.12rem; margin: 0 0 4px; }
 h3 { font-size: .95rem; margin: 18px 0 6px; }
 p { margin: 0 0 10px; overflow-wrap: anywhere; }
@@ -46,8 +47,10 @@ td small, th small { display: block; color: var(--soft); font-weight: 400; font-
 .compare td:last-child, .numbers td:last-child, .compare th:last-child, .numbers th:last-child { padding-right: 0; }
 .facts th { width: 36%; color: var(--soft); font-weight: 400; }
 .facts th, .facts td, .reasons td { overflow-wrap: anywhere; vertical-align: top; }
+.choices td { white-space: nowrap; } .choices td:last-child { white-space: normal; overflow-wrap: anywhere; }
 .facts thead, .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 svg { display: block; width: 100%; }
+svg.wide { min-width: 560px; }
 svg.of1 { height: 12px; } svg.of2 { height: 24px; } svg.thin { height: 9px; }
 .track { fill: var(--track); } .dense { fill: var(--dense); } .pruned { fill: var(--pruned); }
 .interval { stroke: var(--text); stroke-width: 1.5; fill: none; vector-effect: non-scaling-stroke; }

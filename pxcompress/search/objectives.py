@@ -26,7 +26,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import cut, plan_at, priced
 from pxcompress.state import device_of, observed, seeded
-from pxcompress.types import Batches, Scored, Scores
+from pxcompress.types import Batches, Scored, Scores, Slim
 
 PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
 """Shares of all units that PXP masks."""
@@ -95,12 +95,16 @@ def _logits(model: nn.Module, batches: Batches) -> Iterator[Tensor]:
             yield model(inputs.to(device_of(model))).double().cpu()
 
 
-def shipped(bench: Bench, recipe: Recipe, ratio: float) -> float:
-    """Quality of the model that `run` would ship: pruned physically to `ratio`, then repaired."""
+def slim_at(bench: Bench, recipe: Recipe, ratio: float) -> Slim:
+    """What `run` would ship: pruned physically to `ratio`, then repaired."""
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):
-        slim = cut(scored, plan_at(scored, ratio, recipe), bench.parts, recipe, Clock(_silent, measures=False))
-    return bench.quality(slim.pruned.model)
+        return cut(scored, plan_at(scored, ratio, recipe), bench.parts, recipe, Clock(_silent, measures=False))
+
+
+def shipped(bench: Bench, recipe: Recipe, ratio: float) -> float:
+    """Quality of the model that `run` would ship."""
+    return bench.quality(slim_at(bench, recipe, ratio).pruned.model)
 
 
 def explained(bench: Bench, recipe: Recipe, ratio: float) -> float:
@@ -108,9 +112,7 @@ def explained(bench: Bench, recipe: Recipe, ratio: float) -> float:
 
     Relevance follows the same rules whatever the recipe scores by, so that its numbers compare.
     """
-    scored = bench.with_scores(recipe)
-    with seeded(recipe.seed):
-        slim = cut(scored, plan_at(scored, ratio, recipe), bench.parts, recipe, Clock(_silent, measures=False))
+    slim = slim_at(bench, recipe, ratio)
     found = explanation_similarity(slim.pruned, Method(), [first_of(bench.parts["select"], SAMPLES)])
     return bench.quality(slim.pruned.model) - max(0.0, ALIKE - found.cosine)
 
@@ -162,15 +164,20 @@ def objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def ratios_for(name: str, recipe: Recipe, asked: str) -> tuple[float, ...]:
-    """Where `name` measures, ascending; `asked` is the text of --ratios, which only the curve takes."""
-    if asked and name != "curve":
-        raise InputError(f"--ratios {asked} has no effect on objective {name!r}; leave it out, or ask for curve")
+def ratios_for(name: str, recipe: Recipe, asked: str, *, front: bool = False) -> tuple[float, ...]:
+    """Where `name` measures, ascending; `asked` is the text of --ratios, which only the curve and a front take.
+
+    A front has the recipe's ratio among them in any case.
+    """
+    if asked and name != "curve" and not front:
+        raise InputError(
+            f"--ratios {asked} has no effect on objective {name!r}; leave it out, or ask for curve or --pareto"
+        )
     if name == "pxp":
         return PXP_RATES
     if recipe.ratio is None:
         raise InputError("a search is for a share of the cost; give --ratio")
-    if name in ("operating-point", "explained"):
+    if name in ("operating-point", "explained") and not front:
         return (recipe.ratio,)
     try:
         found = sorted({float(part) for part in asked.split(",")}) if asked else _steps(recipe.ratio)
@@ -178,7 +185,7 @@ def ratios_for(name: str, recipe: Recipe, asked: str) -> tuple[float, ...]:
         raise InputError(f"--ratios is {asked!r}; expected shares of the cost to remove, as 0.3,0.5,0.7") from None
     if len(found) < 2 or not all(0 < ratio < 1 for ratio in found):
         raise InputError(f"--ratios is {asked!r}; expected two or more shares between 0 and 1, as 0.3,0.5,0.7")
-    return tuple(found)
+    return tuple(sorted({*found, recipe.ratio})) if front else tuple(found)
 
 
 def _steps(last: float) -> list[float]:

@@ -96,8 +96,9 @@ class Space:
         known = [field.name for field in SCORERS.options(name)]
         text = ",".join(f"{key}={value}" for key, value in options.items() if key in known)
         repairs = tuple(_repair(text, values) for text in self.recipe.repair)
-        normalise = str(values.get("normalise", self.recipe.normalise))
-        return self.recipe.but(scorer=f"{name}:{text}", normalise=normalise, repair=repairs)
+        changed: dict[str, Any] = {"normalise": str(values.get("normalise", self.recipe.normalise))}
+        changed |= {"ratio": float(values["ratio"])} if "ratio" in values else {}
+        return self.recipe.but(scorer=f"{name}:{text}", repair=repairs, **changed)
 
     @property
     def _scorer(self) -> str:
@@ -113,6 +114,7 @@ class Space:
     def defaults(self) -> dict[str, Value]:
         """Every parameter as the recipe has it, at its default where the recipe does not say it."""
         said = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._said(self._scorer)}
+        said |= {"ratio": str(self.recipe.ratio)}
         said |= _words(str(said["composite"]))
         return {each.name: said.get(each.name, each.default) for each in self.parameters}
 
@@ -146,13 +148,17 @@ class Space:
         return values
 
 
-def space_of(recipe: Recipe, name: str, *, attention: bool) -> Space:
-    """The space `name`, one of `SPACES`, around `recipe`, with the softmax rule where the model has `attention`."""
+def space_of(recipe: Recipe, name: str, *, attention: bool, ratios: Sequence[float] = ()) -> Space:
+    """The space `name`, one of `SPACES`, around `recipe`, with the softmax rule where the model has `attention`.
+
+    Where there are `ratios`, how much goes is chosen from them, too.
+    """
+    shares = [Parameter("ratio", str(recipe.ratio), tuple(map(str, ratios)))] if ratios else []
     rules = [Parameter(part, "epsilon", PXP_RULES) for part in DEPTHS]
     softmax = [Parameter("softmax", "cp", tuple(SOFTMAX_RULES))] if attention else []
     if name == "pxp":
         aggregate = Parameter("aggregate", "abs", PXP_AGGREGATES)
-        return Space(recipe.but(scorer="lrp", normalise="none"), (*rules, *softmax, aggregate))
+        return Space(recipe.but(scorer="lrp", normalise="none"), (*rules, *softmax, aggregate, *shares))
     scorers = _ruled_scorers()
     if recipe.scorer.partition(":")[0] not in scorers:
         recipe = recipe.but(scorer=Recipe.scorer)
@@ -162,7 +168,18 @@ def space_of(recipe: Recipe, name: str, *, attention: bool) -> Space:
     repairs = (text.partition(":")[0] for text in recipe.repair)
     strengths = [each for name in repairs for each in _options(REPAIRS.options(name), f"{name}.")]
     scorer = Parameter("scorer", Recipe.scorer, scorers)
-    return Space(recipe, (*rules, *numbers, *softmax, scorer, *own.values(), ranking, *strengths))
+    return Space(recipe, (*rules, *numbers, *softmax, scorer, *own.values(), ranking, *strengths, *shares))
+
+
+def trial_repairs(texts: Sequence[str]) -> tuple[str, ...]:
+    """Those of a recipe's repairs that do not cost many times what a trial costs otherwise."""
+    return tuple(text for text in texts if not getattr(REPAIRS.get(text.partition(":")[0]), "costly", False))
+
+
+def with_repairs(recipe: Recipe, texts: Sequence[str]) -> Recipe:
+    """`recipe` with the repairs `texts`, those that it has already as it has them."""
+    own = {text.partition(":")[0]: text for text in recipe.repair}
+    return recipe.but(repair=tuple(own.get(text.partition(":")[0], text) for text in texts))
 
 
 def _rounded(value: Value) -> Value:

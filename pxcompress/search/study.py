@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
+from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -43,6 +44,8 @@ ATTEMPTS = 5
 REDUCTION = 3
 """Of so many trials that were measured equally often, one goes on (successive halving)."""
 
+Direction = Literal["maximize", "minimize"]
+
 JOB, ERROR = "job", "error"
 """What a trial is about, and why it has no value."""
 
@@ -55,10 +58,6 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
 """Seed -> sampler. Of the grid all choices are given, see `Space.grid`."""
 
 
-class _Exhausted(Exception):
-    """Another worker has taken the last job in the meantime."""
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Neither Optuna's messages nor its warnings of what may change."""
@@ -67,6 +66,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with Study.optimize")
             yield
     finally:
         optuna.logging.set_verbosity(level)
@@ -202,11 +202,13 @@ def sampler_of(name: str, seed: int, given: Callable[[int], Values]) -> JobSampl
     return JobSampler(SAMPLERS[name], seed, given)
 
 
-def open_study(storage: BaseStorage, name: str, sampler: JobSampler) -> optuna.Study:
-    """The study called `name`, made where it is not there yet; greater values are better."""
+def open_study(
+    storage: BaseStorage, name: str, sampler: JobSampler, directions: Sequence[Direction] = ("maximize",)
+) -> optuna.Study:
+    """The study called `name`, made where it is not there yet."""
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
     return optuna.create_study(
-        storage=storage, sampler=sampler, pruner=pruner, study_name=name, direction="maximize", load_if_exists=True
+        storage=storage, sampler=sampler, pruner=pruner, study_name=name, directions=directions, load_if_exists=True
     )
 
 
@@ -217,26 +219,16 @@ def suggest(trial: Trial, parameter: Parameter) -> Value:
     return trial.suggest_float(parameter.name, parameter.low, parameter.high, log=parameter.log)
 
 
-def work(study: optuna.Study, jobs: int, evaluate: Callable[[Trial, int], float], deadline: float, note: Note) -> None:
+Evaluate = Callable[[Trial, int], Sequence[float]]
+"""A trial and its job -> one value for each direction of the study."""
+
+
+def work(study: optuna.Study, jobs: int, evaluate: Evaluate, deadline: float, note: Note) -> None:
     """Do jobs 0 to `jobs` - 1 as far as other workers do not, then wait for what they have begun.
 
-    `evaluate` gets a trial and its job; `PxError` there ends the trial, not the search. After the monotonic time
-    `deadline` nothing is begun or waited for; in a journal nothing is waited for, since the dead cannot be told there.
+    `PxError` in `evaluate` ends the trial, not the search. After the monotonic time `deadline` nothing is begun or
+    waited for; in a journal nothing is waited for, since the dead cannot be told there.
     """
-    sampler = study.sampler
-    assert isinstance(sampler, JobSampler)
-
-    def run(trial: Trial) -> float:
-        job = sampler.job
-        if job >= jobs:
-            raise _Exhausted
-        trial.set_user_attr(JOB, job)
-        try:
-            return evaluate(trial, job)
-        except PxError as error:
-            trial.set_user_attr(ERROR, str(error))
-            raise
-
     waited = False
     while time.monotonic() < deadline:
         fail_stale_trials(study)
@@ -244,9 +236,7 @@ def work(study: optuna.Study, jobs: int, evaluate: Callable[[Trial, int], float]
         left = set(range(jobs)) - taken(trials)
         others = [each for each in trials if each.state == TrialState.RUNNING and JOB in each.user_attrs]
         if len(left) > len(_silent(trials)):
-            try:
-                study.optimize(run, n_trials=1, catch=(PxError, _Exhausted))
-            except (optuna.exceptions.UpdateFinishedTrialError, AssertionError):  # what Optuna raises then
+            if not _do_one(study, jobs, evaluate):
                 note("this worker was slow and taken for dead; another one does its trial again")
         elif (left or others) and not isinstance(study._storage, JournalStorage):
             if not waited:
@@ -255,3 +245,37 @@ def work(study: optuna.Study, jobs: int, evaluate: Callable[[Trial, int], float]
             time.sleep(HEARTBEAT / 5)
         else:
             return
+
+
+def _do_one(study: optuna.Study, jobs: int, evaluate: Evaluate) -> bool:
+    """One trial, with signs of life; False where another worker has ended it since they had stopped.
+
+    Not `Study.optimize`, which takes a trial that was ended elsewhere for an error of its own.
+    """
+    sampler = study.sampler
+    assert isinstance(sampler, JobSampler)
+    trial = study.ask()
+    state, values = TrialState.FAIL, None
+    try:
+        with get_heartbeat_thread(trial._trial_id, study._storage):
+            values = _evaluated(trial, sampler.job, jobs, evaluate)
+            state = TrialState.FAIL if values is None else TrialState.COMPLETE
+    except optuna.TrialPruned:
+        state = TrialState.PRUNED
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return False
+    finally:
+        told = study.tell(trial, values, state=state, skip_if_finished=True)
+    return told.state == state
+
+
+def _evaluated(trial: Trial, job: int, jobs: int, evaluate: Evaluate) -> Sequence[float] | None:
+    """Values of the job; None where it failed, and where another worker has taken the last one in the meantime."""
+    if job >= jobs:
+        return None
+    trial.set_user_attr(JOB, job)
+    try:
+        return evaluate(trial, job)
+    except PxError as error:
+        trial.set_user_attr(ERROR, str(error))
+        return None

@@ -15,6 +15,8 @@ import optuna
 import pytest
 import torch
 from command import Outcome, Px, image_folder, one_line
+from hypothesis import given
+from hypothesis import strategies as st
 from models import CLASSES, FlattenCNN, Subject, subject
 from safetensors.torch import save_file
 
@@ -26,7 +28,17 @@ from pxcompress.graph import masked
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.search import run as run_module
-from pxcompress.search.objectives import PXP_RATES, Bench, middle_first, objective, only_masked, ratios_for, shipped
+from pxcompress.search.objectives import (
+    PXP_RATES,
+    Bench,
+    middle_first,
+    objective,
+    only_masked,
+    ratios_for,
+    shipped,
+    slim_at,
+)
+from pxcompress.search.results import front, leaders
 from pxcompress.search.space import Space, space_of
 from pxcompress.search.study import JOB, SAMPLERS, open_storage, open_study, quiet, sampler_of, suggest, work
 from pxcompress.state import seeded
@@ -241,7 +253,7 @@ def _run(study: optuna.Study, jobs: int, die_at: int = -1) -> list[tuple[int, fl
     """(job, x) of what this worker does; it is interrupted in job `die_at`."""
     done: list[tuple[int, float]] = []
 
-    def evaluate(trial: optuna.Trial, job: int) -> float:
+    def evaluate(trial: optuna.Trial, job: int) -> list[float]:
         x = suggest(trial, PARAMETER)
         assert isinstance(x, float)
         done.append((job, x))
@@ -249,7 +261,7 @@ def _run(study: optuna.Study, jobs: int, die_at: int = -1) -> list[tuple[int, fl
             raise KeyboardInterrupt
         if job == 4:
             raise ResultError("no")
-        return x
+        return [x]
 
     with quiet():
         work(study, jobs, evaluate, float("inf"), lambda text: None)
@@ -299,16 +311,28 @@ def test_two_workers_in_turns_take_different_jobs(tmp_path: Path) -> None:
 def test_a_slow_worker_that_was_taken_for_dead_goes_on(tmp_path: Path) -> None:
     study, done, notes = _study(f"journal:{tmp_path}/log"), [], []
 
-    def evaluate(trial: optuna.Trial, job: int) -> float:
+    def evaluate(trial: optuna.Trial, job: int) -> list[float]:
         done.append(job)
-        if done == [0, 1]:
+        if done in ([0, 1], [0, 1, 1]):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        return 1.0
+        if done == [0, 1, 1]:
+            trial.report(0.5, 1)
+        return [1.0]
 
     with quiet():
         work(study, 3, evaluate, float("inf"), notes.append)
-    assert done == [0, 1, 1, 2]
-    assert len(notes) == 1
+    assert done == [0, 1, 1, 1, 2]
+    assert len(notes) == 2
+    assert [each.values for each in study.trials if each.state == optuna.trial.TrialState.COMPLETE] == [[1.0]] * 3
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError])
+def test_an_error_of_our_own_ends_the_search(tmp_path: Path, error: type[Exception]) -> None:
+    def evaluate(trial: optuna.Trial, job: int) -> list[float]:
+        raise error("ours")
+
+    with quiet(), pytest.raises(error, match="ours"):
+        work(_study(f"journal:{tmp_path}/log"), 3, evaluate, float("inf"), lambda text: None)
 
 
 # --- the command
@@ -341,9 +365,10 @@ def test_a_search_ends_with_a_table_and_a_composite_that_run_takes(px: Px, args:
     assert made == {"composite.json", "search.json", "search.html", "search.sqlite3"}
     content = json.loads((out / "search.json").read_text())
     best = content["best"]
-    assert best["value"] == max(
-        row["value"] for row in [*content["trials"], *content["baselines"]] if row["value"] is not None
-    )
+    assert best["value"] == max(row["value"] for row in content["finals"])
+    assert content["trial_repair"] == ["fold", "batchnorm"]
+    assert {tuple(row["repair"]) for row in content["trials"]} >= {("fold", "batchnorm")}
+    assert all("least-squares" in row["repair"] for row in content["finals"])
     assert [row["job"] for row in content["trials"]] == list(range(9))
     assert {row["scorer"] for row in content["baselines"]} == {
         "activation",
@@ -353,9 +378,11 @@ def test_a_search_ends_with_a_table_and_a_composite_that_run_takes(px: Px, args:
         "random",
         "taylor",
     }
+    assert "repaired by fold, batchnorm, what is compared by all" in outcome.out
     assert re.search(r"trial 9 of 9: .* best KL \d", outcome.err)
     command = shlex.split(outcome.out.strip().splitlines()[-1].removeprefix("next: "))
     assert command[:2] == ["pxcompress", "run"]
+    assert "" not in command
     assert command[command.index("--score") + 1] == f"@{out / 'composite.json'}"
     said = recipe_of({"model": "m", "ratio": 0.5, "scorer": f"@{out / 'composite.json'}"}, None)
     assert said.scorer == best["scorer"]
@@ -399,6 +426,66 @@ def test_bad_trials_end_early_but_not_the_named_composites(px: Px, args: list[ob
     assert all([point[0] for point in row["points"]] == [0.2, 0.4, 0.6] for row in measured)
 
 
+def test_with_full_trials_nothing_is_measured_twice(px: Px, args: list[object], tmp_path: Path) -> None:
+    outcome = _search(px, args, tmp_path / "full", "--trials", 2, "--full-trials", "--repair", "least-squares")
+    content = json.loads((tmp_path / "full" / "search.json").read_text())
+    assert content["trial_repair"] == content["recipe"]["repair"] == ["least-squares"]
+    known = {json.dumps([row["scorer"], row["normalise"]]): row for row in content["trials"] + content["baselines"]}
+    for row in content["finals"]:
+        assert row["points"] == known[json.dumps([row["scorer"], row["normalise"]])]["points"]
+        assert row["value"] == known[json.dumps([row["scorer"], row["normalise"]])]["value"]
+    assert "what is compared by all" not in outcome.out
+
+
+def test_a_front_of_quality_and_cost(px: Px, args: list[object], tmp_path: Path) -> None:
+    more = ("--pareto", "params", "--ratios", "0.2,0.35", "--no-labels", "--trials", 12, "--sampler", "random")
+    outcome = _search(px, args, tmp_path / "front", *more)
+    content = json.loads((tmp_path / "front" / "search.json").read_text())
+    assert content["ratios"] == [0.2, 0.35, 0.5]
+    assert {row["ratio"] for row in content["trials"]} == {0.2, 0.35, 0.5}
+    assert content["best"]["ratio"] == content["default"]["ratio"] == 0.5
+    front = content["pareto"]["front"]
+    assert [row["cost"] for row in front] == sorted({row["cost"] for row in front})
+    assert all(0 < row["cost"] < 1 for row in content["finals"])
+    for row in content["finals"]:
+        assert any(other["cost"] <= row["cost"] and other["value"] >= row["value"] for other in front)
+    assert "front: params left" in outcome.out
+    page = (tmp_path / "front" / "search.html").read_text()
+    assert page.count("<svg") == 4
+    assert page.count("--ratio 0.35") == sum(row["ratio"] == 0.35 for row in front)
+
+
+def test_the_price_is_that_of_the_model_that_ships(bench: Bench) -> None:
+    slim = slim_at(bench, RECIPE, 0.5)
+    dense, left = (
+        sum(each.numel() for each in model.parameters()) for model in (bench.scored.model, slim.pruned.model)
+    )
+    assert run_module.price_in("params", bench, RECIPE)(slim) == pytest.approx(left / dense)
+
+
+def test_leaders_are_different_choices_that_were_measured_to_the_end() -> None:
+    choice = {"scorer": "lrp", "normalise": "none", "repair": [], "ratio": 0.5}
+    rows = [
+        {**choice, "state": "complete", "value": 0.5},
+        {**choice, "state": "complete", "value": 0.5},
+        {**choice, "state": "pruned", "value": 0.9, "scorer": "ended"},
+        {**choice, "state": "fail", "value": None, "scorer": "failed"},
+        {**choice, "state": "complete", "value": 0.7, "repair": ["fold"]},
+        {**choice, "state": "complete", "value": 0.1, "ratio": 0.4},
+    ]
+    assert [row["value"] for row in leaders(rows, 3)] == [0.7, 0.5, 0.1]
+    assert [row["value"] for row in leaders(rows, 1)] == [0.7]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=8))
+def test_a_front_holds_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    rows = [{"value": value, "cost": cost} for value, cost in points]
+    best = {(v, c) for v, c in points if not any((a >= v and b <= c) and (a, b) != (v, c) for a, b in points)}
+    found = [(row["value"], row["cost"]) for row in front([*rows, {"value": None, "cost": None}])]
+    assert len(found) == len(best)
+    assert set(found) == best
+
+
 class _Forbidden:
     def __iter__(self) -> Iterator[Batch]:
         raise RuntimeError("a search reads test or certify")
@@ -427,6 +514,9 @@ def test_test_and_certify_are_never_read(
         (["--trials", 0], "1 or more"),
         (["--timeout", 0], "above 0"),
         (["--ratios", "0.3,0.5"], "no effect"),
+        (["--pareto", "mac"], "did you mean macs"),
+        (["--pareto", "macs", "--objective", "curve"], "operating-point"),
+        (["--pareto", "macs", "--ratios", "0.3;0.5"], "as 0.3,0.5,0.7"),
         (["--objective", "curve", "--ratios", "0.3;0.5"], "as 0.3,0.5,0.7"),
         (["--objective", "curve", "--ratios", "0.3"], "two or more"),
         (["--objective", "pxp", "--no-labels"], "defined by labels"),
