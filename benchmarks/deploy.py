@@ -1,6 +1,9 @@
 """What ships: dense, pruned, quantised and both, side by side, and whether the stop-watch can be believed.
 
-    python benchmarks/deploy.py [--quick] [--distilled]
+    python benchmarks/deploy.py [--quick] [--model LABEL,...] [--distilled]
+
+Rows of models that are not run stay as they are in the result file. With --distilled the small models are distilled
+after pruning, beside their rows without.
 
 Latency is of ResNet-50 and ViT-S at 224 pixels with random weights, half of the MACs removed, on this CPU: speed does
 not depend on what the weights are. Random weights have no accuracy; that comes from two small models that learned
@@ -10,9 +13,10 @@ the tool.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +30,13 @@ import torch
 from pxcompress import Recipe, compress, compress_module
 from pxcompress.deploy.bench import Where, bench
 from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.measure import try_files
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.runtime import session
 from pxcompress.deploy.stopwatch import time_interleaved
 from pxcompress.recipe import Bench
 from pxcompress.run_folder.contents import DENSE, SLIM
-from pxcompress.run_folder.targets import measure_targets
+from pxcompress.run_folder.targets import rate_targets
 from pxcompress.state import seeded
 from pxcompress.subject import load_subject
 from pxcompress.types import Batch
@@ -41,8 +46,10 @@ from benchmarks.models import GLYPH_MODELS
 
 MODELS = {"ResNet-50": "resnet50", "ViT-S": "vit_small_patch16_224"}
 GLYPHS = ("ResNet", "ViT")
-DISTILLED = ("fold", "batchnorm", "finetune")
+DISTILLED = ("fold", "least-squares", "batchnorm")
+"""Before the distillation."""
 RATIO, SIZE, THREADS = 0.5, 224, 1
+BATCHES = (1, 8, 32)
 TOLERANCE = 0.05
 
 
@@ -101,7 +108,12 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
     """Top-1 of the combinations of a model that learned glyphs; `repair` None is the default."""
     chosen = {} if repair is None else {"repair": repair}
     recipe = Recipe(
-        GLYPH_MODELS[label], RATIO, "macs", "glyphs", bench=Bench(provider="cpu", threads=THREADS), **chosen
+        GLYPH_MODELS[label],
+        RATIO,
+        budget="macs",
+        data="glyphs",
+        bench=Bench(provider="cpu", threads=THREADS),
+        **chosen,
     )
     compress(recipe, folder)
     splits = load_subject(recipe).splits
@@ -112,9 +124,9 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
         for name, file in (("dense", DENSE), ("pruned", SLIM))
         for precision in ("int8", "fp16")
     }
-    measured = measure_targets(folder / DENSE, folder / SLIM, made, splits.test, recipe.bench)
+    tried = try_files((folder / DENSE, folder / SLIM, *made.values()), splits.test, **asdict(recipe.bench))
     names = {DENSE: "dense", SLIM: "pruned", **{path.name: name for name, path in made.items()}}
-    for row in measured.rows:
+    for row in rate_targets(tried).rows:
         yield {
             "part": "accuracy",
             "model": label,
@@ -148,25 +160,47 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
+def labels(text: str) -> tuple[str, ...]:
+    """The models that are asked for; all where nothing is."""
+    known = (*GLYPHS, *MODELS)
+    found = tuple(text.split(",")) if text else known
+    if unknown := [label for label in found if label not in known]:
+        raise SystemExit(f"unknown model {unknown[0]!r}; known: {', '.join(known)}")
+    return found
+
+
+def merged(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """`rows`, and those of the result file for what was not run now."""
+
+    def key(row: dict[str, Any]) -> tuple[object, ...]:
+        return row["part"], row["model"], row.get("distilled", False)
+
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    run = {key(row) for row in rows}
+    return [*(row for row in before if key(row) not in run), *rows]
+
+
 def main() -> None:
     parser = common.parser(__doc__ or "")
-    parser.add_argument("--distilled", action="store_true", help="add models that were distilled, too: minutes each")
+    parser.add_argument("--model", default="", help=f"labels with commas, of {', '.join((*GLYPHS, *MODELS))}")
+    parser.add_argument("--distilled", action="store_true", help="the small models, distilled: minutes each")
     options = parser.parse_args()
+    asked = labels(options.model)
+    repair = (*DISTILLED, "finetune:steps=5" if options.quick else "finetune")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
-        for label in GLYPHS[:1] if options.quick else GLYPHS:
-            for repair in (None, DISTILLED) if options.distilled else (None,):
-                rows += accuracies(label, Path(place) / f"{label}-{repair is not None}", repair)
-                print(f"{label}: {[(row['file'], row['top1']) for row in rows[-6:]]}", flush=True)
-        for model, name in list(MODELS.items())[: 1 if options.quick else 2]:
-            folder = Path(place) / name
+        for label in (name for name in GLYPHS if name in asked):
+            rows += accuracies(label, Path(place) / label, repair if options.distilled else None)
+            print(f"{label}: {[(row['file'], row['top1']) for row in rows[-6:]]}", flush=True)
+        for label in (name for name in MODELS if name in asked and not options.distilled):
+            folder = Path(place) / label
             folder.mkdir()
-            found = files(name, SIZE, folder)
-            rows += latencies(found, model, (1,) if options.quick else (1, 8))
-            rows += [loops(found[label], model) for label in ("dense", "pruned int8")]
-            print(
-                f"{model}: {[(row['file'], row.get('latency_ms', row.get('ratio'))) for row in rows[-12:]]}", flush=True
-            )
+            found = files(MODELS[label], SIZE, folder)
+            made = [*latencies(found, label, BATCHES[: 1 if options.quick else None])]
+            made += [loops(found[name], label) for name in ("dense", "pruned int8")]
+            print(f"{label}: {[(row['file'], row.get('latency_ms', row.get('ratio'))) for row in made]}", flush=True)
+            rows += made
+    rows = merged(rows, common.RESULTS / ("quick" if options.quick else "") / "deploy.json")
     common.write("deploy", " ".join(["python", *sys.argv]), rows, [0], claims(rows))
 
 
