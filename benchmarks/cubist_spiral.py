@@ -96,8 +96,8 @@ def disconnected(model: nn.Module) -> int:
 
 def steps(scored: Scored, splits: Splits, recipe: Recipe) -> Iterator[Slim]:
     """Ever smaller models, each cut from the one before it."""
-    batches = {"score": splits.score, "repair": splits.repair}
-    clock = Clock(lambda message: None)
+    batches = {"score": splits.score, "repair": splits.repair, "select": splits.select}
+    clock = Clock(lambda message: None, measures=False)
     total = left = sum(group.units for group in scored.structure.groups)
     slim: Slim | None = None
     while left > len(scored.structure.groups):
@@ -124,7 +124,7 @@ def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any]) -> dict[str,
     row: dict[str, Any] = {**cell, "dense": dense, "disconnected": 0}
     row |= {str(level): _size(model, dense) for level in LEVELS if dense >= level}
     with seeded(cell["seed"]):
-        batches = {"score": splits.score, "repair": splits.repair}
+        batches = {"score": splits.score, "repair": splits.repair, "select": splits.select}
         scored = score(model, splits.example, batches, recipe, Clock(lambda message: None))
         lost = 0
         for slim in steps(scored, splits, recipe):

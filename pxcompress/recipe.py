@@ -173,7 +173,9 @@ class Recipe(Given):
         "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, knapsack, auto."
     )
     repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
-    refine: str = option("none", "Search around the plan: swaps (units in and out while the damage falls) or none.")
+    refine: str = option(
+        "none", "Search around the plan: swaps (units in and out; kept where other samples agree) or none."
+    )
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
     round_to: int | None = option(
         None, "Widths are multiples of this; 1: no alignment; 0: as measures best here.  [default: 8; 0 for latency]"

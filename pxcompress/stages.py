@@ -23,7 +23,7 @@ from pxcompress.planning.plan import Limits, check_reachable, make_plan
 from pxcompress.planning.rounds import after_step, groups_left, prune_further, ratios_of, spread, step_of
 from pxcompress.planning.selection import Selection
 from pxcompress.planning.stop_rule import plan_by_share
-from pxcompress.planning.swaps import swapped_plan
+from pxcompress.planning.swaps import divergence, swapped_plan
 from pxcompress.ranks import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
@@ -156,11 +156,31 @@ def _refined(
     recipe: Recipe,
     clock: Clock,
 ) -> Plan:
-    """`plan`, which removes units of the subject's groups, after the search around it that the recipe asks for."""
+    """`plan`, which removes units of the subject's groups, after the search around it that the recipe asks for.
+
+    What the search found on the score samples has to hold on others, or `plan` stays.
+    """
     if recipe.refine == "none":
         return plan
     with clock.stage(f"refine ({recipe.refine})"):
-        return from_first(swapped_plan(*subject, plan, batches["score"], SCORERS.build(recipe.scorer)))
+        found = from_first(swapped_plan(*subject, plan, batches["score"], SCORERS.build(recipe.scorer)))
+        if found.removed == plan.removed:
+            return plan
+        before, after = (_changed_by(subject, each, batches, recipe) for each in (plan, found))
+        clock.say(f"refine ({recipe.refine}): KL divergence {before:.3g} -> {after:.3g} on samples not searched on")
+        return from_first(found if after < before else plan)
+
+
+def _changed_by(
+    subject: tuple[nn.Module, Sequence[Group]], plan: Plan, batches: Mapping[str, Batches], recipe: Recipe
+) -> float:
+    """By how much `plan` changes the predictions after the repairs in closed form; training would take too long."""
+    held_out = batches.get("select", batches["repair"])
+    pruned = prune(*subject, plan, next(iter(batches["score"]))[0][:1])
+    for text in recipe.repair:
+        if not text.startswith("finetune"):
+            pruned = REPAIRS.build(text)(pruned, batches["repair"], held_out)
+    return divergence(subject[0], pruned.model, held_out)
 
 
 def _repaired(scored: Scored, pruned: Pruned, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Pruned:

@@ -32,7 +32,7 @@ def explain(
 ) -> None:
     """Show what the dense and the pruned model of a run folder look at, side by side, and how alike that is.
 
-    Adds them to FOLDER/report.html, with explain.json and figures in explain/ beside it, in place of those of an
+    Cases are added to FOLDER/report.html, with explain.json and figures in explain/ beside it, in place of those of an
     earlier call; models, plan and hashes of the run stay as they are, and with --out all of FOLDER does.
     """
     from pxcompress.explain.compare import SAMPLES, Asked

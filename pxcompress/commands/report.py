@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +22,7 @@ def report(
 ) -> None:
     """Print the table of a run, or one that compares several; write whatever else is asked for."""
     from pxcompress.deploy.serving import write_repository
-    from pxcompress.report.build import check_files, read_report
+    from pxcompress.report.build import as_written, check_files, read_report
     from pxcompress.report.card import to_card
     from pxcompress.report.compare import to_comparison, to_comparison_table
     from pxcompress.report.figures import write_figures
@@ -39,7 +37,7 @@ def report(
     for folder, read in zip(folders, reports.values(), strict=True):
         check_files(folder, read.sha256)
     first = next(iter(reports.values()))
-    with _shown(folders):
+    with as_written(*folders):
         if card:
             print(to_card(first), end="")
         else:
@@ -51,18 +49,6 @@ def report(
         if triton is not None:
             for folder, of in zip(folders, reports.values(), strict=True):
                 write_repository(folder, of, triton)
-
-
-@contextmanager
-def _shown(folders: list[Path]) -> Iterator[None]:
-    """Raise `InputError` where a report's recipe or certificate, which nobody checks when it is read, is none."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"report.json of {' or '.join(map(repr, map(str, folders)))} is not as a run wrote it "
-            f"({type(error).__name__}: {error}); run again"
-        ) from error
 
 
 def _names(folders: list[Path]) -> list[str]:

@@ -12,9 +12,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import kl_div
 
 from pxcompress.elimination import Reader, blocks, features
 from pxcompress.scorers.lrp_residual import LRPResidual
+from pxcompress.state import device_of, observed
 from pxcompress.types import Batches, Group, Plan, Scorer
 
 WORK = 10**11
@@ -68,6 +70,17 @@ def damage(readers: Sequence[Reader], gone: Sequence[int]) -> float:
         inverse, weights = (matrix[rows][:, rows] for matrix in (reader.inverse, reader.weights))
         total += float(torch.linalg.solve(inverse, weights).diagonal().sum())
     return total
+
+
+def divergence(model: nn.Module, other: nn.Module, batches: Batches) -> float:
+    """KL divergence of the predictions of `other` from those of `model`, mean over samples."""
+    lost, samples = 0.0, 0
+    with observed(model), observed(other), torch.no_grad():
+        for inputs, _ in batches:
+            expected, found = (each(inputs.to(device_of(each))).double().log_softmax(1) for each in (model, other))
+            lost += float(kl_div(found, expected, reduction="sum", log_target=True))
+            samples += len(inputs)
+    return lost / samples
 
 
 def _changes(reader: Reader, gone: Tensor, kept: Tensor) -> Tensor:

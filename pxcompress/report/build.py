@@ -8,7 +8,8 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def read_report(folder: Path) -> Report:
         raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: report.json); give one") from error
     except UnicodeDecodeError as error:
         raise InputError(f"report.json of {str(folder)!r} is no text ({error.reason}); run again") from error
+
+
+@contextmanager
+def as_written(*folders: Path) -> Iterator[None]:
+    """Raise `InputError` where a view fails on a report's recipe, plan or certificate, which nobody checks before."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"report.json of {' or '.join(map(repr, map(str, folders)))} is not as a run wrote it "
+            f"({type(error).__name__}: {error}); run again"
+        ) from error
 
 
 def check_files(folder: Path, sha256: Mapping[str, str]) -> None:

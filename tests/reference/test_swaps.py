@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SMALL, batches_of, random_plan
+from models import SMALL, FlattenCNN, batches_of, random_plan, randomised
 from models import subject as subject_named
 from torch import Tensor
 
 from pxcompress import InputError, Recipe, compress_module
 from pxcompress.elimination import Reader, eliminate
-from pxcompress.planning.swaps import _changes, damage, swapped, swapped_plan
+from pxcompress.planning.swaps import _changes, damage, divergence, swapped, swapped_plan
 from pxcompress.scorers.lrp_residual import LRPResidual
 from pxcompress.scorers.magnitude import Magnitude
+from pxcompress.stages import shrink
 from pxcompress.state import seeded
 
 
@@ -118,10 +120,19 @@ def test_damage_of_a_plan_never_rises(name: str, scorer: object) -> None:
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_refined_runs_keep_the_widths(rounds: int) -> None:
     subject = subject_named("flatten_cnn")
-    batches = batches_of(subject.inputs, 3)
+    with seeded(0):
+        batches = batches_of(torch.randn(96, 3, 32, 32), 32)
     plain, refined = (
         compress_module(
-            subject.model, subject.example, batches, 0.5, scorer="random", round_to=1, rounds=rounds, refine=refine
+            subject.model,
+            subject.example,
+            batches,
+            0.5,
+            scorer="random",
+            round_to=1,
+            rounds=rounds,
+            refine=refine,
+            repair=("fold",),
         ).pruned.whole.plan
         for refine in ("none", "swaps")
     )
@@ -134,3 +145,29 @@ def test_refined_runs_keep_the_widths(rounds: int) -> None:
 def test_unknown_refinement() -> None:
     with pytest.raises(InputError, match="did you mean swaps"):
         Recipe("net", 0.5, refine="swap")
+
+
+def test_divergence_is_the_mean_over_samples_one_by_one() -> None:
+    subject, other = subject_named("flatten_cnn"), randomised(FlattenCNN()).eval()
+    expected = 0.0
+    for x in subject.inputs.split(1):
+        p, q = (model(x).double().softmax(1)[0].tolist() for model in (subject.model, other))
+        expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / len(subject.inputs)
+    assert divergence(subject.model, other, batches_of(subject.inputs, 4)) == pytest.approx(expected)
+    assert divergence(subject.model, subject.model, batches_of(subject.inputs, 4)) == 0
+
+
+@pytest.mark.parametrize("name", ["flatten_cnn", "conv1d"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_refined_model_is_never_further_from_the_dense_one_on_samples_not_searched_on(name: str, seed: int) -> None:
+    subject = subject_named(name)
+    with seeded(seed):
+        parts = {
+            role: batches_of(torch.randn(12, *subject.inputs.shape[1:]), 6) for role in ("score", "repair", "select")
+        }
+    recipe = Recipe("mine", 0.6, scorer="magnitude", round_to=1, repair=("fold", "least-squares"))
+    found = []
+    for refine in ("none", "swaps"):
+        pruned = shrink(subject.model, subject.example, parts, recipe.but(refine=refine)).pruned
+        found.append(divergence(subject.model, pruned.model, parts["select"]))
+    assert found[1] <= found[0] * (1 + 1e-6)

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from pxcompress.data.dna import LENGTH, LETTERS, dna_sample
 from pxcompress.errors import InputError
 from pxcompress.explain.compare import Asked, explain
+from pxcompress.explain.folder import write
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Recipe
 from pxcompress.report import to_html
@@ -118,6 +120,17 @@ def test_it_writes_page_record_and_figures(px: Px, folder: Path) -> None:
     assert len(list((folder / "explain").iterdir())) == 2
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_report_with_cases_renders_in_a_browser_without_a_complaint(folder: Path, tmp_path: Path) -> None:
+    page = write(explain(folder, asked=Asked(samples=4)), folder)
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    more = f"--disable-component-update --disable-sync --enable-logging=stderr --user-data-dir={tmp_path / 'profile'}"
+    run = ["chromium", *options.split(), *more.split(), "--dump-dom", page.as_uri()]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True)
+    assert "What the removed units carried" in done.stdout
+    assert "CONSOLE" not in done.stderr
+
+
 def test_what_it_says_is_what_the_models_say(made: Path) -> None:
     found = explain(made, asked=Asked(samples=8, composite="epsilon"))
     pruned = load_pruned(made)
@@ -208,6 +221,10 @@ def test_report_json_that_was_altered(px: Px, folder: Path) -> None:
     content["dense"]["top1"] = 2
     (folder / "report.json").write_text(json.dumps(content))
     assert "report.dense.top1 is 2; expected a share from 0 to 1" in one_line(px("explain", folder, "--quiet"))
+    content |= {"dense": content["pruned"], "certificate": {"chosen": 1}}
+    (folder / "report.json").write_text(json.dumps(content))
+    said = one_line(px("explain", folder, "--samples", 2, "--quiet"))
+    assert "is not as a run wrote it (KeyError: 'part')" in said
     assert not (folder / "explain.json").exists()
 
 
