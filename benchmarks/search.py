@@ -160,15 +160,19 @@ def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
     for mode in MODES:
         found = {row["model"]: row for row in rows if row.get("row") == "best found"
                  and (row["part"], row["task"], row["seed"]) == (mode, place.task, place.seed)}  # fmt: skip
-        epsilon = presets_of(search_of(place, mode))["epsilon"]
-        right, before = right_on_test(place, mode, epsilon).mean(0), value_on_select(place, mode, epsilon)
-        for source, row in found.items():
-            recipe = epsilon.but(scorer=row["scorer"], normalise=row["normalise"], repair=tuple(row.get("repair", ())))
-            gain, half = interval(right_on_test(place, mode, recipe).mean(0) - right)
+        epsilon = in_full(place, presets_of(search_of(place, mode))["epsilon"])
+        recipes = {source: epsilon.but(scorer=row["scorer"], normalise=row["normalise"],
+                   repair=tuple(row.get("repair", epsilon.repair))) for source, row in found.items()}  # fmt: skip
+        right, value = {}, {}
+        for recipe in {epsilon, *recipes.values()}:
+            right[recipe] = right_on_test(place, mode, recipe).mean(0)
+            value[recipe] = value_on_select(place, mode, recipe)
+        for source, recipe in recipes.items():
+            gain, half = interval(right[recipe] - right[epsilon])
             yield {
                 "part": "transfer", **place.words, "mode": mode, "from": source, "scorer": recipe.scorer,
-                "select_over_epsilon": value_on_select(place, mode, recipe) - before,
-                "test": gain + float(right.mean()), "gain_over_epsilon": gain, "half_width": half,
+                "select_over_epsilon": value[recipe] - value[epsilon], "test": float(right[recipe].mean()),
+                "gain_over_epsilon": gain, "half_width": half,
             }  # fmt: skip
 
 
