@@ -55,7 +55,7 @@ from pxcompress.explain.metrics import mass_accuracy, pixel_flipping, rank_accur
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.search.objectives import shipped
-from pxcompress.search.results import finished
+from pxcompress.search.results import finished, recipe_of
 from pxcompress.search.run import Search
 from pxcompress.search.space import trial_repairs
 
@@ -83,13 +83,17 @@ def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
     search = search_of(place, mode, trials)
     study = searched(search)
     recipes = presets_of(search)
-    on_select = {name: value_on_select(place, mode, recipe) for name, recipe in recipes.items()}
-    best, on_select["best found"] = _best(place, mode, study, recipes, on_select)
+    known = finished(study)
+    values = {recipe_of(trial.user_attrs["recipe"], search.recipe): trial.values[0] for trial in known}
+    chosen = [*recipes.values(), *_finalists(values)]  # presets first, where others are no better
+    if mode == "repaired":
+        values = {recipe: value_on_select(place, mode, recipe) for recipe in chosen}
+    best = max(chosen, key=lambda recipe: values[recipe])
+    on_select = {name: values[recipe] for name, recipe in {"best found": best, **recipes}.items()}
     seconds = time.process_time() - begin
     recipes = {"best found": best, **recipes, **_plain(search)}
     curves = {name: right_on_test(place, mode, recipe) for name, recipe in recipes.items()}
     right = {name: found.mean(0) for name, found in curves.items()}
-    known = finished(study)
     for name, recipe in recipes.items():
         gain, half = interval(right[name] - right["epsilon"])
         yield {
@@ -109,21 +113,9 @@ def _plain(search: Search) -> dict[str, Recipe]:
     return {name: own.but(scorer=name, normalise=own.normalise if way == "own" else way) for name, way in PLAIN.items()}
 
 
-def _best(
-    place: Place, mode: str, study: optuna.Study, presets: Mapping[str, Recipe], on_select: Mapping[str, float]
-) -> tuple[Recipe, float]:
-    """The best of the search's finalists and the presets, all measured as they ship."""
-    ranked = sorted(finished(study), key=lambda trial: (-trial.values[0], trial.user_attrs["job"]))
-    chosen = [json.dumps(trial.user_attrs["recipe"]) for trial in ranked]
-    finalists = [_recipe(place, json.loads(text)) for text in list(dict.fromkeys(chosen))[:FINALISTS]]
-    values = [(value_on_select(place, mode, recipe), recipe) for recipe in finalists]
-    values += [(on_select[name], recipe) for name, recipe in presets.items()]
-    value, recipe = max(values, key=lambda each: each[0])
-    return recipe, value
-
-
-def _recipe(place: Place, choice: Mapping[str, Any]) -> Recipe:
-    return place.recipe.but(**{key: tuple(v) if isinstance(v, list) else v for key, v in choice.items()})
+def _finalists(known: Mapping[Recipe, float]) -> list[Recipe]:
+    """The best of the trials' choices."""
+    return sorted(known, key=lambda recipe: -known[recipe])[:FINALISTS]
 
 
 def _best_so_far(known: Sequence[optuna.trial.FrozenTrial]) -> list[list[float]]:
@@ -168,15 +160,19 @@ def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
     for mode in MODES:
         found = {row["model"]: row for row in rows if row.get("row") == "best found"
                  and (row["part"], row["task"], row["seed"]) == (mode, place.task, place.seed)}  # fmt: skip
-        epsilon = presets_of(search_of(place, mode))["epsilon"]
-        right, before = right_on_test(place, mode, epsilon).mean(0), value_on_select(place, mode, epsilon)
-        for source, row in found.items():
-            recipe = epsilon.but(scorer=row["scorer"], normalise=row["normalise"], repair=tuple(row.get("repair", ())))
-            gain, half = interval(right_on_test(place, mode, recipe).mean(0) - right)
+        epsilon = in_full(place, presets_of(search_of(place, mode))["epsilon"])
+        recipes = {source: epsilon.but(scorer=row["scorer"], normalise=row["normalise"],
+                   repair=tuple(row.get("repair", epsilon.repair))) for source, row in found.items()}  # fmt: skip
+        right, value = {}, {}
+        for recipe in {epsilon, *recipes.values()}:
+            right[recipe] = right_on_test(place, mode, recipe).mean(0)
+            value[recipe] = value_on_select(place, mode, recipe)
+        for source, recipe in recipes.items():
+            gain, half = interval(right[recipe] - right[epsilon])
             yield {
                 "part": "transfer", **place.words, "mode": mode, "from": source, "scorer": recipe.scorer,
-                "select_over_epsilon": value_on_select(place, mode, recipe) - before,
-                "test": gain + float(right.mean()), "gain_over_epsilon": gain, "half_width": half,
+                "select_over_epsilon": value[recipe] - value[epsilon], "test": float(right[recipe].mean()),
+                "gain_over_epsilon": gain, "half_width": half,
             }  # fmt: skip
 
 
