@@ -567,4 +567,4 @@ def test_class_names_are_no_markup(px: Px, folder: Path, tmp_path: Path) -> None
     for page in (folder / "report.html", tmp_path / "page.html"):
         found = Attributes(page.read_text())
         assert "onerror" not in found.names
-    assert MARKUP in Attributes((folder / "explain.html").read_text()).words
+    assert MARKUP in Attributes((folder / "report.html").read_text()).words
