@@ -28,7 +28,19 @@ from pxcompress.ranks import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Attempt, Batches, FileBudget, Group, Plan, Pruned, Repair, Scored, Scores, Slim
+from pxcompress.types import (
+    Attempt,
+    Batches,
+    ClassRelevance,
+    FileBudget,
+    Group,
+    Plan,
+    Pruned,
+    Repair,
+    Scored,
+    Scores,
+    Slim,
+)
 
 
 def shrink(
@@ -100,7 +112,12 @@ def score(model: nn.Module, example: Tensor, batches: Mapping[str, Batches], rec
         return scored
     with clock.stage("class scores"):
         relevance = in_smaller_batches(partial(class_relevance, model, groups), batches["score"], clock.say)
-        return replace(scored, class_relevance=relevance)
+    return replace(scored, scores=_guarded(scores, relevance, recipe), class_relevance=relevance)
+
+
+def _guarded(scores: Scores, relevance: ClassRelevance | None, recipe: Recipe) -> Scores:
+    """`scores`, raised for what single classes rest on where the recipe asks for that."""
+    return guarded(scores, relevance) if recipe.class_guard and relevance else scores
 
 
 def _scores(model: nn.Module, groups: Sequence[Group], batches: Batches, recipe: Recipe, clock: Clock) -> Scores:
@@ -115,12 +132,10 @@ def _scores(model: nn.Module, groups: Sequence[Group], batches: Batches, recipe:
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
     """What to remove at `ratio`, or by the recipe's share of relevance. Raises `BudgetError`."""
     budget = (recipe.budget, scored.unit)
-    relevance = scored.class_relevance if recipe.class_guard else None
-    scores = scored.scores if relevance is None else guarded(scored.scores, relevance)
     groups, limits = scored.structure.groups, _limits(recipe, scored.branches)
     if recipe.relevance_share is not None:
-        return plan_by_share(groups, scores, scored.meter, recipe.relevance_share, limits, budget)
-    return make_plan(groups, scores, scored.meter, ratio, limits, budget)
+        return plan_by_share(groups, scored.scores, scored.meter, recipe.relevance_share, limits, budget)
+    return make_plan(groups, scored.scores, scored.meter, ratio, limits, budget)
 
 
 def cut(scored: Scored, plan: Plan, batches: Mapping[str, Batches], recipe: Recipe, clock: Clock) -> Slim:
@@ -140,6 +155,7 @@ def cut_further(
     with clock.stage(f"score again ({recipe.scorer})"):
         left = groups_left(before)
         scores = spread(_scores(before.model, left, batches["score"], recipe, clock), before)
+        scores = _guarded(scores, scored.class_relevance, recipe)
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     step = _refined((before.model, left), step_of(before, plan), batches, recipe, clock)

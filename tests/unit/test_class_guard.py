@@ -175,8 +175,8 @@ def test_the_plan_is_that_of_guarded_scores_along_the_whole_path() -> None:
     scored = score(FLAT.model, FLAT.example, parts, recipe.but(class_guard=True), clock)
     assert [stage.name for stage in clock.stages][-1] == "class scores"
     assert scored.class_relevance is not None
-    assert all(torch.equal(values, plain.scores[name]) for name, values in scored.scores.items())
     raised = dataclasses.replace(plain, scores=guarded(plain.scores, scored.class_relevance))
+    assert all(torch.equal(values, raised.scores[name]) for name, values in scored.scores.items())
     slims = list(ever_smaller(scored, (0.2, 0.4), parts, recipe.but(class_guard=True), clock))
     assert all(slim.class_relevance is scored.class_relevance for slim in slims)
     assert [slim.pruned.plan for slim in slims[1:]] == [plan_at(raised, ratio, recipe) for ratio in (0.2, 0.4)]
