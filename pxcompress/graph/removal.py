@@ -24,6 +24,9 @@ from pxcompress.types import Axis, Group, Plan, Pruned
 REMOVAL_TOLERANCE = 1e-4
 """Largest difference between removing units and zeroing them, as a share of the outputs' scale."""
 
+ROUNDING = 0.05
+"""What rounding may come to where a model amplifies it; a larger difference is a wrong removal."""
+
 
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
@@ -68,12 +71,12 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
     """Largest difference between the pruned model's outputs and the masked dense ones, as a share of each one's scale.
 
     Meant before any repair; `inputs` has shape (n, ...). About 1e-6 in float32 where removal is exact; some models
-    amplify its rounding a thousandfold, so what is above the tolerance is computed again in float64. The dense model is
-    masked in place while it runs, and has its own weights again afterwards.
+    amplify its rounding a thousandfold, so a small difference above the tolerance is computed again in float64. The
+    dense model is masked in place while it runs, and has its own weights again afterwards.
     """
     inputs = inputs.to(device_of(pruned.model))
     error = _difference(pruned, inputs, everything)
-    if REMOVAL_TOLERANCE < error < math.inf:
+    if REMOVAL_TOLERANCE < error < ROUNDING:
         with suppress(RuntimeError, TypeError):  # where it does not run like that, float32 counts
             error = _difference(pruned, inputs, _exactly)
     return error
