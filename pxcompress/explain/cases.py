@@ -92,7 +92,7 @@ def _pictures(inputs: Inputs, views: Views, index: int, preprocessing: Preproces
     mask = None if inputs.masks is None else inputs.masks[index].numpy()
     flat = [each.flatten() for each in maps]
     text = "".join(inputs.letters[channel] for channel in value.argmax(0)) if inputs.letters else ""
-    return Pictures(_line(value, mask), flat[0], flat[1], flat[2] if changed else None, text)
+    return Pictures(_line(value, mask, text), flat[0], flat[1], flat[2] if changed else None, text)
 
 
 def _image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -102,10 +102,12 @@ def _image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     return pixels.permute(1, 2, 0).numpy()
 
 
-def _line(value: Tensor, mask: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
-    """Colours of an input's positions, (positions, 3): `MARKED` in the mask, white elsewhere."""
-    positions = value.numel() if value.ndim == 1 else value[0].numel()
-    colours = np.full((positions, 3), 255, np.uint8)
+def _line(value: Tensor, mask: NDArray[np.bool_] | None, text: str) -> NDArray[np.uint8]:
+    """Colours of an input's positions, (positions, 3): grey by value, white under letters, `MARKED` in the mask."""
+    sizes = (value if value.ndim == 1 else value.mean(0)).flatten()
+    grey = 255 * (sizes - sizes.min()) / (sizes.max() - sizes.min()).clamp(min=1e-12)
+    shades = np.full(len(sizes), 255) if text else grey.round().numpy()
+    colours = np.repeat(shades[:, None], 3, axis=1).astype(np.uint8)
     if mask is not None:
         colours[mask] = MARKED
     return colours
