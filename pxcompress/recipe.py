@@ -182,7 +182,7 @@ class Recipe(Given):
     )
     min_keep: float = option(0.1, "Least share of every group that stays.")
     floors: tuple[str, ...] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
-    drop_branches: bool = option(False, "Residual branches may go as a whole; normalise knapsack, one round.")
+    drop_branches: bool = option(False, "Residual branches may go as a whole, whatever min-keep says.")
     only: tuple[str, ...] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
     keep: tuple[str, ...] = option((), "Leave groups of these names whole: globs with commas.")
     scope: str = option("all", "all, or inner: leave residual streams whole.")

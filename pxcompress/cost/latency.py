@@ -1,8 +1,9 @@
 """Milliseconds of a model at planned widths, from operators measured one by one on the machine that it is for.
 
 Every operator is timed on ONNX Runtime at a few widths, once for a device and version (the times are kept in the cache
-folder), and interpolated between them. The sum is then held against the whole model, dense and at half its widths:
-fused and reordered operators take another time than alone, and what lies between them takes some too.
+folder), without what the call itself and the change of layout around it take, and interpolated between them. In a whole
+model weights come from memory, which is added. The sum is then held against the whole model, dense and at half its
+widths: fused operators take another time than alone, and what lies between them takes some too.
 """
 
 from __future__ import annotations

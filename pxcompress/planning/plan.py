@@ -125,8 +125,9 @@ def check_reachable(
     what = f"no plan removes {ratio:.0%} of the {budget[1]}"
     if not groups:
         raise BudgetError(f"{what}: the model has no removable units; see inspect")
-    floors = {group.name: 0 if group.name in limits.droppable else _aligned(group, 0, limits) for group in groups}
-    dense, least = meter({}), meter(without(limits.droppable, floors))
+    branches = limits.droppable
+    narrow = {group.name: 0 if group.name in branches else _aligned(group, 0, limits) for group in groups}
+    dense, least = meter({}), meter(without(branches, narrow))
     if least > (1 - ratio) * dense * (1 + ROUNDING):
         reachable = math.floor((1 - least / dense if dense else 0.0) * 1000) / 1000  # never up: it can be asked for
         untouched = meter({group.name: 0 for group in groups})

@@ -15,7 +15,7 @@ from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import InputError
 from pxcompress.graph import find_branches, masked, prune, removal_error, without
-from pxcompress.planning.plan import Limits, make_plan
+from pxcompress.planning.plan import Limits, make_plan, plan_from_json, plan_to_json
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Pruned
@@ -75,6 +75,15 @@ def test_repairs_take_a_branch_that_is_gone(residual: tuple[Subject, Branches]) 
     for name in ("fold", "least-squares", "batchnorm", "mean-absorption", "variance-matching"):
         pruned = REPAIRS.build(name)(pruned, batches_of(subject.inputs, 3))
         assert bool(pruned.model(subject.inputs).isfinite().all()), name
+
+
+def test_a_plan_without_a_branch_is_read_back(residual: tuple[Subject, Branches]) -> None:
+    subject, branches = residual
+    pruned = _dropped(subject, branches, list(branches))
+    plan = plan_from_json(plan_to_json(pruned.plan, subject.groups), subject.groups)
+    again = prune(subject.model, subject.groups, plan, subject.example).model
+    assert not again.load_state_dict(pruned.model.state_dict()).missing_keys
+    torch.testing.assert_close(again(subject.inputs), pruned.model(subject.inputs))
 
 
 @pytest.mark.slow
