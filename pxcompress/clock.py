@@ -30,6 +30,7 @@ class Clock:
         self._note = note
         self.measures = measures
         self._stages: list[StageTime] = []
+        self.remarks: list[str] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -50,6 +51,11 @@ class Clock:
     def say(self, message: str) -> None:
         """Tell what is no stage."""
         self._note(message)
+
+    def remark(self, message: str) -> None:
+        """Tell what the report is to tell as well."""
+        self._note(message)
+        self.remarks.append(message)
 
     def accuracy(self, top1: float) -> None:
         """Record the top-1 share that the model has after the last stage."""

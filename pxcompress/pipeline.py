@@ -61,7 +61,7 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         measured = measure(files, recipe, subject, slim, clock)
         alike, unexplained = compared_explanations(slim.pruned, subject.splits.select, recipe, clock)
         report = assemble(place, recipe, subject, slim, (files, measured), clock.stages)
-        report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
+        report = replace(report, explanations=alike, notes=(*report.notes, *clock.remarks, *unexplained))
         write_report(folder, report)
     return report
 

@@ -41,7 +41,7 @@ GOALS = {
     "speedup": _Goal("latency", 1, "a factor above 1, such as 2x", "x"),
     "latency_ms": _Goal("latency", 0, "milliseconds above 0", "ms"),
     "max_bytes": _Goal("bytes", 0, "a size above 0, such as 20MB", "B"),
-    "relevance_share": _Goal("", 0, "a share of every layer's relevance, between 0 and 1", "-relevance", below=1),
+    "relevance_share": _Goal("", 0, "a share of every layer's scores, between 0 and 1", "-relevance", below=1),
 }
 """One of them is given. A goal with a budget sets it."""
 

@@ -76,6 +76,11 @@ def plan_and_cut(
             plan, attempts = fitted(scored, lambda ratio: plan_at(scored, ratio, recipe), budget, recipe.limit)
         else:
             plan = from_first(plan_at(scored, first, recipe))
+    if recipe.drop_branches:
+        gone = [
+            group.name for group in scored.structure.groups if group.name in scored.branches and not plan.kept(group)
+        ]
+        clock.remark(f"--drop-branches: of {len(scored.branches)} branches these go: {', '.join(gone) or 'none'}")
     slim = cut(scored, plan, batches, recipe, clock)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, batches, recipe, clock)
@@ -183,8 +188,12 @@ def _refined(
         if found.removed == plan.removed:
             return plan
         before, after = (_changed_by(subject, each, batches, recipe) for each in (plan, found))
-        clock.say(f"refine ({recipe.refine}): KL divergence {before:.3g} -> {after:.3g} on samples not searched on")
-        return from_first(found if after < before else plan)
+        kept = from_first(after < before)
+        clock.remark(
+            f"--refine {recipe.refine}: {'kept' if kept else 'not kept'}; on samples not searched on the KL divergence "
+            f"from the dense model goes from {before:.3g} to {after:.3g}"
+        )
+        return found if kept else plan
 
 
 def _changed_by(

@@ -20,8 +20,8 @@ def to_card(report: Report) -> str:
     parts = (
         f"# {model}, compressed",
         f"{_text(headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
-        f"pxcompress {report.environment.get('pxcompress', '')}: units that the model's decisions rest on least were "
-        "removed for good, and the others repaired in closed form.",
+        f"pxcompress {report.environment.get('pxcompress', '')}: units whose part in the model's decisions the "
+        "others can take over were removed for good, and those repaired in closed form.",
         "## Figures",
         _table(("", "dense", "this model", "change"), _figures(report)),
         f"Measured on the exported file: {_text(conditions(report))}.",

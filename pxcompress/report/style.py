@@ -77,7 +77,7 @@ article tbody th, article td { padding-top: 2px; padding-bottom: 2px; }
 .maps img { display: block; width: 100%; image-rendering: pixelated; border: 1px solid var(--line);
   background: #fff; }
 .maps figcaption { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
-.maps.lines { grid-template-columns: 1fr 1fr; gap: 14px 20px; } .maps.lines img { image-rendering: auto; }
+.maps.lines { grid-template-columns: 1fr; gap: 14px; } .maps.lines img { image-rendering: auto; }
 .alike td:nth-child(2) { width: 22%; }
 .alike td:nth-child(n+3), .alike th:nth-child(n+3) { text-align: right; }
 footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
@@ -88,7 +88,7 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
   th, td { padding-right: 8px; } .compare { font-size: .85rem; } .numbers { font-size: .78rem; }
   .tiles dd.value { font-size: 1.15rem; }
   .tiles div { padding: 10px 12px; }
-  .maps { grid-template-columns: 1fr 1fr; } .maps.lines { grid-template-columns: 1fr; }
+  .maps { grid-template-columns: repeat(3, 1fr); }
   .alike { font-size: .8rem; } .alike th, .alike td { padding-right: 5px; }
   .alike td:nth-child(2), .alike th:nth-child(2), .alike td:nth-child(n+8), .alike th:nth-child(n+8) { display: none; }
   article tbody th { overflow-wrap: anywhere; } article th, article td { padding-right: 5px; }

@@ -286,18 +286,19 @@ def conditions(report: Report) -> str:
 
 def asked(recipe: Mapping[str, Any], unit: str) -> str:
     """What the user wanted: how small, or how fast. `unit` is that of the budget."""
+    scores = "relevance" if str(recipe.get("scorer")).partition(":")[0] == "lrp" else "scores"
     words = {
         "ratio": lambda value: f"{percent(value)} of the {unit} to remove",
         "speedup": lambda value: f"{value:g}x faster",
         "latency_ms": lambda value: f"at most {milliseconds(value)} a call",
         "max_bytes": lambda value: f"at most {size(value)}",
-        "relevance_share": lambda value: f"what holds at most {percent(value)} of every layer's relevance to remove",
+        "relevance_share": lambda value: f"what holds at most {percent(value)} of every layer's {scores} to remove",
     }
     return next((say(recipe[goal]) for goal, say in words.items() if recipe.get(goal) is not None), "")
 
 
 def came_to(report: Report) -> str:
-    """What ratio a share of every layer's relevance came to, in one line; empty where another goal was given."""
+    """What ratio a share of every layer's scores came to, in one line; empty where another goal was given."""
     if report.recipe.get("relevance_share") is None:
         return ""
     plan: Mapping[str, Any] = report.plan

@@ -361,8 +361,8 @@ def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str,
         notes.append(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}")
     if comparison.noise > BUSY:
         notes.append(
-            f"THE MACHINE IS BUSY: the middle half of the runs lies within {comparison.noise:.0%} of p50; time the "
-            "files again on a quiet one: pxcompress bench"
+            f"THE MACHINE IS BUSY: only half of the runs lie within {comparison.noise:.0%} of p50, so p90, p99 and the "
+            "throughput mean little; on a quiet one: pxcompress bench FOLDER/model.onnx FOLDER/dense.onnx"
         )
     if comparison.placement.fallback_reason:
         notes.append(comparison.placement.fallback_reason)
