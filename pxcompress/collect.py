@@ -22,8 +22,8 @@ from pxcompress.types import Axis, Batch, Batches, Group, Member, Plan
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Activations a and multipliers m, both (n, units, positions) -> one value per sample and unit, (n, units)."""
 
-AT_ONCE = 900_000
-"""Numbers of input that are worked on at a time, 5 images of 224 x 224: a backward pass keeps all activations."""
+AT_ONCE = 1_500_000
+"""Numbers of input that are worked on at a time, 9 images of 224 x 224: a backward pass keeps all activations."""
 
 Start = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) -> the gradient that backward starts from, (n, classes)."""
