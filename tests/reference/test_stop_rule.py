@@ -96,7 +96,7 @@ def test_it_is_a_goal_like_the_others() -> None:
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert command({"model": "mine", "relevance_share": 0.05, "budget": "channels"}).endswith("--relevance-share 0.05")
     for wrong, said in (
-        ({"relevance_share": 1.0}, "relevance-share is 1.0; expected a share of every layer's relevance"),
+        ({"relevance_share": 1.0}, "relevance-share is 1.0; expected a share of every layer's scores"),
         ({"relevance_share": 0.1, "ratio": 0.5}, "--ratio and --relevance-share are given"),
         ({"relevance_share": 0.1, "rounds": 2}, "rounds is 2; --relevance-share is met in one"),
         ({"relevance_share": 0.1, "guarantee": Guarantee(0.03)}, "--relevance-share is given with a guarantee"),

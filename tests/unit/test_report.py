@@ -650,9 +650,10 @@ def test_page_renders_in_a_browser_without_a_complaint(tmp_path: Path) -> None:
     assert "CONSOLE" not in done.stderr
 
 
-def test_a_share_of_relevance_says_what_ratio_it_came_to() -> None:
-    report = make_report(recipe={**REPORT.recipe, "ratio": None, "relevance_share": 0.05})
-    line = "what holds at most 5.0% of every layer's relevance to remove: that came to ratio 0.750 of the units"
+@pytest.mark.parametrize(("scorer", "what"), [("lrp:target=label", "relevance"), ("lrp-residual", "scores")])
+def test_a_share_of_relevance_says_what_ratio_it_came_to(scorer: str, what: str) -> None:
+    report = make_report(recipe={**REPORT.recipe, "ratio": None, "relevance_share": 0.05, "scorer": scorer})
+    line = f"what holds at most 5.0% of every layer's {what} to remove: that came to ratio 0.750 of the units"
     assert line in to_table(report).splitlines()
     assert line in Page(to_html(report)).text
     assert "came to" not in to_table(REPORT)
