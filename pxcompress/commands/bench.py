@@ -16,7 +16,9 @@ from pxcompress.errors import InputError
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="ONNX classifiers or run folders, timed in turns.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="ONNX classifiers, timed in turns; a run folder stands for all of its own.")
+    ],
     batch_size: Annotated[str, typer.Option(help="Samples per call; several with commas.")] = "1",
     provider: Annotated[
         str, typer.Option(help="Execution providers, with commas: auto, cuda, tensorrt, cpu.")
@@ -53,7 +55,7 @@ def bench(
     except ValueError:
         raise InputError(f"batch-size is {batch_size!r}; expected whole numbers with commas, like 1,8,32") from None
     size = None if input_size is None else (3, input_size, input_size)
-    files = [file / "model.onnx" if file.is_dir() else file for file in files]
+    files = [part for file in files for part in (_models(file, bool(precision)) if file.is_dir() else [file])]
     working, left_out = usable([name.strip() for name in provider.split(",")], strict=strict_provider)
     for reason in left_out:
         print(f"pxcompress: {reason}", file=sys.stderr)
@@ -67,3 +69,9 @@ def bench(
     names = {str(path): name for path, name in made.items() if name}
     rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else bench_table(rows))
+
+
+def _models(folder: Path, float32: bool) -> list[Path]:
+    """The ONNX files of a run folder, the dense model first; model.onnx where there is none, to be missed by its name."""
+    names = ["dense.onnx", "model.onnx"] + ([] if float32 else ["model.fp16.onnx", "model.int8.onnx"])
+    return [folder / name for name in names if (folder / name).is_file()] or [folder / "model.onnx"]

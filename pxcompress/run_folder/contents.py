@@ -362,7 +362,7 @@ def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str,
     if comparison.noise > BUSY:
         notes.append(
             f"THE MACHINE IS BUSY: only half of the runs lie within {comparison.noise:.0%} of p50, so p90, p99 and the "
-            "throughput mean little; on a quiet one: pxcompress bench FOLDER/model.onnx FOLDER/dense.onnx"
+            "throughput mean little; time them again on a quiet one: pxcompress bench FOLDER"
         )
     if comparison.placement.fallback_reason:
         notes.append(comparison.placement.fallback_reason)

@@ -109,6 +109,14 @@ def test_the_command_leaves_out_what_does_not_work_and_is_strict_when_asked(px: 
     assert "unknown provider 'gpu'" in one_line(px("bench", slim_cnn.path, "--provider", "cpu,gpu"))
 
 
+def test_a_run_folder_stands_for_its_files(px: Px, slim_cnn: Exported, wide_cnn: Exported, tmp_path: Path) -> None:
+    for name, made in (("model.int8", slim_cnn), ("model", slim_cnn), ("dense", wide_cnn)):
+        (tmp_path / f"{name}.onnx").write_bytes(made.path.read_bytes())
+    rows = json.loads(px("bench", tmp_path, *_FAST, "--json").out)
+    assert [Path(row["path"]).name for row in rows] == ["dense.onnx", "model.onnx", "model.int8.onnx"]
+    assert "model.onnx" in one_line(px("bench", tmp_path.parent, *_FAST))
+
+
 @pytest.fixture
 def foreign(wide_cnn: Exported, tmp_path: Path) -> Path:
     """A float32 file of another tool: no metadata, another name for its input, and its batch fixed."""
