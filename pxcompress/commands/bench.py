@@ -16,9 +16,7 @@ from pxcompress.errors import InputError
 
 
 def bench(
-    files: Annotated[
-        list[Path], typer.Argument(help="ONNX classifiers, timed in turns; a run folder stands for all of its own.")
-    ],
+    files: Annotated[list[Path], typer.Argument(help="ONNX classifiers, or run folders for all of theirs.")],
     batch_size: Annotated[str, typer.Option(help="Samples per call; several with commas.")] = "1",
     provider: Annotated[
         str, typer.Option(help="Execution providers, with commas: auto, cuda, tensorrt, cpu.")
@@ -72,6 +70,6 @@ def bench(
 
 
 def _models(folder: Path, float32: bool) -> list[Path]:
-    """The ONNX files of a run folder, the dense model first; model.onnx where there is none, to be missed by its name."""
+    """The ONNX files of a run folder, the dense model first; model.onnx where it has none."""
     names = ["dense.onnx", "model.onnx"] + ([] if float32 else ["model.fp16.onnx", "model.int8.onnx"])
     return [folder / name for name in names if (folder / name).is_file()] or [folder / "model.onnx"]
