@@ -34,7 +34,11 @@ section, .verdict, .notes { background: var(--card); border: 1px solid var(--lin
 .tiles dd.value { font-size: 1.5rem; font-weight: 650; line-height: 1.3; }
 .tiles dd.detail { color: var(--soft); font-size: .85rem; }
 .good { color: var(--good); } .bad { color: var(--bad); }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background: /* a shadow at an edge that hides something */
+  linear-gradient(90deg, var(--card) 40%, transparent) 0 0 / 36px 100% no-repeat local,
+  linear-gradient(-90deg, var(--card) 40%, transparent) 100% 0 / 36px 100% no-repeat local,
+  linear-gradient(90deg, #8888, transparent) 0 0 / 10px 100% no-repeat scroll,
+  linear-gradient(-90deg, #8888, transparent) 100% 0 / 10px 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); font-size: .85rem; padding: 2px 0 6px; }
 th, td { padding: 6px 10px 6px 0; text-align: left; vertical-align: middle; border-top: 1px solid var(--line); }
@@ -86,7 +90,7 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
   main { padding: 20px 12px 40px; } section, .verdict, .notes { padding: 14px; }
   .tiles { grid-template-columns: 1fr 1fr; } .two { grid-template-columns: 1fr; }
   th, td { padding-right: 8px; } .compare { font-size: .85rem; } .numbers { font-size: .78rem; }
-  .tiles dd.value { font-size: 1.15rem; }
+  .tiles dd.value { font-size: 1.15rem; } caption { max-width: calc(100vw - 56px); }
   .tiles div { padding: 10px 12px; }
   .maps { grid-template-columns: repeat(3, 1fr); }
   .alike { font-size: .8rem; } .alike th, .alike td { padding-right: 5px; }
