@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import matplotlib.pyplot as plt
 import models
 import numpy as np
 import timm
@@ -181,6 +182,24 @@ def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield common.claim(f"planning by {way}: exponent of the seconds over n log n units", slope, 1.05, "lower")
 
 
+def growth_figure(rows: Sequence[Row], path: Path) -> None:
+    """Seconds of planning against the number of units, and what n log n would be from the largest number down."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for way in ("mean", "knapsack"):
+        here = [(row["units"], row["seconds"]) for row in rows if row["part"] == "growth" and row["plan"] == way]
+        if not here:
+            continue
+        units, seconds = np.array(sorted(here), float).T
+        (line,) = axes.loglog(units, seconds, marker="o", label=f"planning by {way}")
+        bound = units * np.log(units)
+        axes.loglog(units, seconds[-1] * bound / bound[-1], "--", color=line.get_color(), label="n log n")
+    axes.set(xlabel="units", ylabel="seconds")
+    axes.grid(alpha=0.25)
+    axes.legend()
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
 def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--part", action="append", choices=PARTS)
@@ -194,7 +213,8 @@ def main() -> None:
     path = common.RESULTS / "latency_plan.json"
     if given.part and not given.quick and path.exists():
         rows += [row for row in json.loads(path.read_text())["rows"] if row["part"] not in given.part]
-    common.write("latency_plan", " ".join(["python", *sys.argv]), rows, [0], list(claims(rows)))
+    written = common.write("latency_plan", " ".join(["python", *sys.argv]), rows, [0], list(claims(rows)))
+    growth_figure(rows, written.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
