@@ -33,7 +33,7 @@ from pxcompress.attribution import COMPOSITES
 from pxcompress.data import load_splits, open_source
 from pxcompress.graph import find_groups, masked
 from pxcompress.models.loading import classifier_names
-from pxcompress.planning.plan import lowest
+from pxcompress.planning.order import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded

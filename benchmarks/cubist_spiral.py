@@ -27,13 +27,13 @@ from spiral_search import KNOWN, LEVELS, search
 from torch import Tensor, nn
 
 from pxcompress import Recipe
-from pxcompress.clock import Clock
 from pxcompress.data import load_splits, open_source, training_batches
 from pxcompress.data.spiral import spiral_arrays
 from pxcompress.errors import BudgetError
 from pxcompress.models.baseline import train_baseline
 from pxcompress.nets import MLP
 from pxcompress.repair import REPAIRS
+from pxcompress.run import Run
 from pxcompress.stages import cut, cut_further, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Preprocessing, Scored, Slim, Splits
@@ -94,19 +94,17 @@ def disconnected(model: nn.Module) -> int:
     return sum(int((~into.any(1) | ~out.any(0)).sum()) for into, out in itertools.pairwise(layers))
 
 
-def steps(scored: Scored, splits: Splits, recipe: Recipe) -> Iterator[Slim]:
+def steps(scored: Scored, run: Run) -> Iterator[Slim]:
     """Ever smaller models, each cut from the one before it."""
-    batches = {"score": splits.score, "repair": splits.repair, "select": splits.select}
-    clock = Clock(lambda message: None, measures=False)
     total = left = sum(group.units for group in scored.structure.groups)
     slim: Slim | None = None
     while left > len(scored.structure.groups):
         ratio = 1 - (left - max(1, int(STEP * left))) / total
         try:
             if slim is None:
-                slim = cut(scored, plan_at(scored, ratio, recipe), batches, recipe, clock)
+                slim = cut(scored, plan_at(scored, ratio, run.recipe), run)
             else:
-                slim = cut_further(scored, slim, ratio, batches, recipe, clock)
+                slim = cut_further(scored, slim, ratio, run)
         except BudgetError:  # only a unit for each layer is left
             return
         left = sum(widths_of(slim.pruned.model))
@@ -124,10 +122,10 @@ def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any]) -> dict[str,
     row: dict[str, Any] = {**cell, "dense": dense, "disconnected": 0}
     row |= {str(level): _size(model, dense) for level in LEVELS if dense >= level}
     with seeded(cell["seed"]):
-        batches = {"score": splits.score, "repair": splits.repair, "select": splits.select}
-        scored = score(model, splits.example, batches, recipe, Clock(lambda message: None))
+        run = Run(recipe, splits.parts).unheard()
+        scored = score(model, splits.example, run)
         lost = 0
-        for slim in steps(scored, splits, recipe):
+        for slim in steps(scored, run):
             found = accuracy(slim.pruned.model, points, labels)
             if cell["repair"] == "fold + tuning" and found < max(LEVELS):
                 REPAIRS.build(TUNE)(slim.pruned, splits.repair)

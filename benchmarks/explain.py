@@ -24,10 +24,10 @@ from models import subject_of
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
-from pxcompress.clock import Clock
 from pxcompress.explain.heatmaps import METHODS, Method, chosen_share, heatmaps, trade_off
 from pxcompress.explain.metrics import cosine, gini, mass_accuracy, pixel_flipping, rank_accuracy
 from pxcompress.recipe import Recipe
+from pxcompress.run import Run
 from pxcompress.stages import shrink
 from pxcompress.subject import Subject
 
@@ -97,8 +97,7 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
 def change_rows(label: str, subject: Subject, samples: Samples) -> list[dict[str, Any]]:
     """How alike the maps of both models are, by what became of the decision."""
     recipe = Recipe(label, RATIOS[label], budget="macs", round_to=4)
-    batches = {role: getattr(subject.splits, role) for role in ("score", "repair", "select")}
-    slim = shrink(subject.loaded.model, subject.splits.example, batches, recipe, Clock(lambda message: None))
+    slim = shrink(subject.loaded.model, subject.splits.example, Run(recipe, subject.splits.parts))
     dense, pruned = subject.loaded.model, slim.pruned.model
     own = predicted(pruned, samples.inputs)
     right = (samples.targets == samples.labels, own == samples.labels)

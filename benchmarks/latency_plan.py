@@ -38,12 +38,14 @@ from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import aligned
 from pxcompress.planning.fit import fitted, taken
-from pxcompress.planning.plan import Limits, make_plan
+from pxcompress.planning.limits import Limits
+from pxcompress.planning.plan import make_plan
 from pxcompress.recipe import Bench, Recipe
+from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import cut, plan_at
 from pxcompress.state import seeded
-from pxcompress.types import Group, Scored
+from pxcompress.types import Group, Price, Scored
 
 BIG = ("resnet50", "mobilenetv2_100", "vit_small_patch16_224")
 SPEEDUPS = (1.5, 2.0, 3.0)
@@ -56,10 +58,10 @@ Row = dict[str, Any]
 def scored_of(model: nn.Module, example: torch.Tensor, budget: Any, scorer: str, batches: Any) -> Scored:
     """A model with scores and prices."""
     structure = find_groups(model, example, classifier_names(model, example))
-    meter = budget.meter(model, structure.groups, example)
+    price = Price(BUDGETS.text(budget), budget.unit, budget.meter(model, structure.groups, example))
     with seeded(0):
         scores = SCORERS.build(scorer)(model, structure.groups, batches)
-    return Scored(model, example, structure, scores, meter, budget.unit, 0.5)
+    return Scored(model, example, structure, scores, price, 0.5)
 
 
 def big(name: str, budget: Any) -> Scored:
@@ -114,9 +116,9 @@ def equal(threads: int, quick: bool) -> Iterator[Row]:
         clock = Latency(batch_size=16, threads=threads)
         parts = {"score": splits.score, "repair": splits.repair}
         by_latency = scored_of(model, splits.example, clock, "lrp-residual", splits.score)
-        macs = BUDGETS.build("macs").meter(model, by_latency.structure.groups, splits.example)
+        macs = Price("macs", "MACs", BUDGETS.build("macs").meter(model, by_latency.structure.groups, splits.example))
         for speedup in (2.0,) if quick else (2.0, 3.0):
-            for way, scored in (("latency", by_latency), ("macs", replace(by_latency, meter=macs, unit="MACs"))):
+            for way, scored in (("latency", by_latency), ("macs", replace(by_latency, price=macs))):
                 recipe = Recipe(models.GLYPH_MODELS[label], ratio=0.5, data="glyphs", budget=way, round_to=4)
                 here = replace(scored, ratio=1 - 1 / speedup)
 
@@ -125,7 +127,7 @@ def equal(threads: int, quick: bool) -> Iterator[Row]:
 
                 plan, attempts = fitted(here, at, clock)
                 with seeded(0):
-                    slim = cut(here, plan, parts, recipe, Clock(lambda message: None, measures=False))
+                    slim = cut(here, plan, Run(recipe, parts).unheard())
                 chosen = attempts[taken(attempts, clock.tolerance) or 0]
                 yield {
                     "model": label,
@@ -150,7 +152,7 @@ def growth(threads: int, quick: bool) -> Iterator[Row]:
 
         for way in ("mean", "knapsack"):
             begin = time.perf_counter()
-            make_plan(groups, scores, chain, 0.5, Limits(way, 8, 0.1), ("macs", "MACs"))
+            make_plan(groups, scores, Price("macs", "MACs", chain), 0.5, Limits(way, 8, 0.1))
             yield {"units": units, "plan": way, "seconds": time.perf_counter() - begin}
 
 

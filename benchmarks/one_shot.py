@@ -26,7 +26,6 @@ from one_shot_cost import LARGE, cost_row
 from one_shot_rivals import rival_rows
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.clock import Clock
 from pxcompress.data import load_splits
 from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.errors import BudgetError
@@ -34,11 +33,12 @@ from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
+from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import plan_at, shrink
 from pxcompress.state import seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
-from pxcompress.types import Batches, Pruned, Scored
+from pxcompress.types import Batches, Price, Pruned, Scored
 
 SIZES = (0.7, 0.5, 0.35, 0.25)
 """Shares of the dense MACs that are left."""
@@ -144,8 +144,8 @@ def bench_of(label: str) -> Bench:
     model, example = subject.loaded.model, subject.splits.example
     recipe = Recipe(model=models.GLYPH_MODELS[label], ratio=0.5, data="glyphs", budget="macs", round_to=4)
     structure = find_groups(model, example, classifier_names(model, example))
-    meter = BUDGETS.build("macs").meter(model, structure.groups, example)
-    scored = Scored(model, example, structure, {}, meter, "MACs", 0.5)
+    price = Price("macs", "MACs", BUDGETS.build("macs").meter(model, structure.groups, example))
+    scored = Scored(model, example, structure, {}, price, 0.5)
     return Bench(label, subject, scored, recipe, torch_accuracy(model, subject.splits.test))
 
 
@@ -208,9 +208,8 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
     )
     task = with_baseline(load_subject(recipe), recipe.seed, print)
     model, splits = task.loaded.model, task.splits
-    parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
     with seeded(0):
-        slim = shrink(model, splits.example, parts, recipe, Clock(lambda message: None, measures=False))
+        slim = shrink(model, splits.example, Run(recipe, splits.parts).unheard())
     plan = slim.pruned.plan
     return {
         "model": bench.label,

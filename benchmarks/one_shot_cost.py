@@ -19,8 +19,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pxcompress.clock import Clock, silent
 from pxcompress.recipe import Recipe
+from pxcompress.run import Run
 from pxcompress.stages import shrink
 from pxcompress.state import observed, seeded
 from pxcompress.types import Batches
@@ -72,7 +72,7 @@ def _compression(label: str, threads: int) -> tuple[float, ...]:
 
     def work() -> None:
         with seeded(0):
-            shrink(model, example, parts, recipe, Clock(silent))
+            shrink(model, example, Run(recipe, parts))
 
     return _measured(model, example, work)
 

@@ -22,7 +22,7 @@ from pxcompress.attribution import has_attention
 from pxcompress.data import load_splits, restricted
 from pxcompress.graph import masked
 from pxcompress.models.task import sliced
-from pxcompress.planning.plan import lowest
+from pxcompress.planning.order import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.search import SearchPlan
 from pxcompress.search.objectives import PXP_RATES, Bench, objective, only_masked, ratios_for, shipped, slim_at
@@ -89,8 +89,7 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
     splits = load_splits(source, subject.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
-    parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
-    bench = Bench.of(model, splits.example, parts, recipe, labels=True)
+    bench = Bench.of(model, splits.example, splits.parts, recipe, labels=True)
     return Place(label, task, seed, recipe, splits, bench, source.mask)
 
 

@@ -28,11 +28,12 @@ from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import ParityError, PxError, ResultError
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names, load_model
-from pxcompress.planning.plan import Limits, make_plan
+from pxcompress.planning.limits import Limits
+from pxcompress.planning.plan import make_plan
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
-from pxcompress.types import Pruned
+from pxcompress.types import Price, Pruned
 
 ZOO = Path(__file__).with_name("zoo.txt")
 CLASSES = 10
@@ -117,8 +118,8 @@ def prune_one(row: Row, name: str, size: int | None) -> tuple[Pruned, torch.Tens
     with stage(row, "plan"):
         budget = BUDGETS.build("channels")
         scores = SCORERS.build("random")(model, groups, [])
-        meter = budget.meter(model, groups, example)
-        plan = make_plan(groups, scores, meter, RATIO, Limits(), ("channels", budget.unit))
+        price = Price("channels", budget.unit, budget.meter(model, groups, example))
+        plan = make_plan(groups, scores, price, RATIO, Limits())
     with stage(row, "prune"):
         pruned = prune(model, groups, plan, example)
     with stage(row, "oracle"):

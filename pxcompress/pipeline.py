@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pxcompress.models.rewrite import plain
 from pxcompress.proof import Report
 from pxcompress.ranks import from_first, processes, same_weights_, shares
 from pxcompress.recipe import MEASURED, Recipe
+from pxcompress.run import Run
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
 from pxcompress.run_folder.contents import assemble, export, measure, write_report
 from pxcompress.run_folder.place import check_place, whole_folder
@@ -49,14 +50,14 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     check_provider(recipe.bench.provider)
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
-        subject, parts = opened(recipe, clock)
-        scored = score(subject.loaded.model, subject.splits.example, parts, recipe, clock)
+        subject, run = opened(recipe, clock)
+        scored = score(subject.loaded.model, subject.splits.example, run)
         if recipe.guarantee is None:
-            slim = plan_and_cut(scored, parts, recipe, clock, on_file=True)
+            slim = plan_and_cut(scored, run, on_file=True)
             with clock.stage("export"):
                 files = export(folder, recipe, subject, slim)
         else:
-            slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), parts, recipe, clock)
+            slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), run)
             slim, files = smallest_certified(folder, recipe, subject, slims, clock)
         measured = measure(files, recipe, subject, slim, clock)
         alike, unexplained = compared_explanations(slim.pruned, subject.splits.select, recipe, clock)
@@ -77,18 +78,18 @@ def aligned(recipe: Recipe, clock: Clock) -> Recipe:
     return recipe.but(round_to=step)
 
 
-def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Mapping[str, Batches]]:
-    """Model and data of `recipe`, with weights, and what this process has of the data by role."""
+def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Run]:
+    """Model and data of `recipe`, with weights, and the run that they are for."""
     with clock.stage("load"):
         subject = load_subject(recipe)
         check_certifiable(recipe, subject)
         check_comparable(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)
-        parts = _shared(subject)
-        top1 = top1_of(subject.loaded.model, parts["select"], clock)
+        run = Run(recipe, _shared(subject), clock)
+        top1 = top1_of(subject.loaded.model, run.parts["select"], clock)
     clock.accuracy(top1)
-    return subject, parts
+    return subject, run
 
 
 def assist(recipe: Recipe) -> None:
@@ -96,16 +97,15 @@ def assist(recipe: Recipe) -> None:
     recipe = aligned(recipe, Clock(silent))
     with seeded(recipe.seed):
         subject = load_subject(recipe)
-        parts = _shared(subject)
-        torch_accuracy(subject.loaded.model, parts["select"])
-        shrink(subject.loaded.model, subject.splits.example, parts, recipe)
+        run = Run(recipe, _shared(subject))
+        torch_accuracy(subject.loaded.model, run.parts["select"])
+        shrink(subject.loaded.model, subject.splits.example, run)
 
 
 def _shared(subject: Subject) -> dict[str, Batches]:
     """What this process has of the data; its model gets the weights that the first one has."""
     same_weights_(subject.loaded.model)
-    splits = subject.splits
-    return shares({"score": splits.score, "repair": splits.repair, "select": splits.select})
+    return shares(subject.splits.parts)
 
 
 def compress_module(
@@ -135,7 +135,7 @@ def compress_module(
     recipe = aligned(recipe, Clock(silent))
     with seeded(recipe.seed):
         parts = {"score": module.batches, "repair": module.batches}
-        slim = shrink(plain(module.model), module.example, parts, recipe)
+        slim = shrink(plain(module.model), module.example, Run(recipe, parts))
     for each in (slim.pruned.model, slim.pruned.dense):
         released_(each)
     return slim

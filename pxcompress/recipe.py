@@ -197,7 +197,7 @@ class Recipe(Given):
 
     def __post_init__(self) -> None:
         from pxcompress.budgets import BUDGETS
-        from pxcompress.planning.plan import Limits
+        from pxcompress.planning.limits import Limits
         from pxcompress.planning.selection import Selection
         from pxcompress.repair import REPAIRS
         from pxcompress.scorers import SCORERS

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from pxcompress.deploy.measure import environment, torch_accuracy
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.pipeline import aligned, opened
 from pxcompress.recipe import Recipe
+from pxcompress.run import Run
 from pxcompress.run_folder.place import MARK, check_place, whole_folder
 from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import seeded
-from pxcompress.types import Batches, Scored
+from pxcompress.types import Scored
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ def sweep(
     place = out or Path("exported") / f"{recipe.stem}-sweep"
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
-        subject, parts = opened(recipe, clock)
-        scored = score(subject.loaded.model, subject.splits.example, parts, recipe, clock)
-        points = tuple(_points(scored, sorted(set(ratios)), parts, recipe, clock))
+        subject, run = opened(recipe, clock)
+        scored = score(subject.loaded.model, subject.splits.example, run)
+        points = tuple(_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
-        result = Sweep(recipe, scored.unit, points, len(subject.splits.ids["select"]), unreachable, place)
+        result = Sweep(recipe, scored.price.unit, points, len(subject.splits.ids["select"]), unreachable, place)
         (folder / MARK).write_text(recipe.to_json())
         (folder / "sweep.json").write_text(to_json(result))
         (folder / "sweep.csv").write_text(to_csv(result))
@@ -77,21 +78,19 @@ def sweep(
     return result
 
 
-def _points(
-    scored: Scored, ratios: Sequence[float], parts: Mapping[str, Batches], recipe: Recipe, clock: Clock
-) -> Iterator[Point]:
+def _points(scored: Scored, ratios: Sequence[float], run: Run) -> Iterator[Point]:
     params, macs = count_params(scored.model), count_macs(scored.model, scored.example)
-    yield Point(0.0, 1.0, 1.0, 1.0, torch_accuracy(scored.model, parts["select"]))
+    yield Point(0.0, 1.0, 1.0, 1.0, torch_accuracy(scored.model, run.parts["select"]))
     for ratio in ratios:
         try:
-            plan = plan_at(scored, ratio, recipe)
+            plan = plan_at(scored, ratio, run.recipe)
         except BudgetError:
             return  # nor is any larger one reached
-        with clock.stage(f"ratio {ratio:g}"):
-            pruned = cut(scored, plan, parts, recipe, Clock(lambda message: None, measures=False)).pruned
+        with run.clock.stage(f"ratio {ratio:g}"):
+            pruned = cut(scored, plan, run.unheard()).pruned
         model = pruned.model
-        top1 = torch_accuracy(model, parts["select"])
-        clock.accuracy(top1)
+        top1 = torch_accuracy(model, run.parts["select"])
+        run.clock.accuracy(top1)
         cost = pruned.plan.cost_planned / plan.cost_dense  # dead paths may have gone as well
         yield Point(ratio, cost, count_params(model) / params, count_macs(model, scored.example) / macs, top1)
 

@@ -72,6 +72,11 @@ class Splits:
                     raise ValueError(f"sample {sample!r} is in both {seen[sample]!r} and {role!r}")
                 seen[sample] = role
 
+    @property
+    def parts(self) -> dict[str, Batches]:
+        """The parts that shape a model, by role; those that judge it are not among them."""
+        return {"score": self.score, "repair": self.repair, "select": self.select}
+
 
 @dataclass(frozen=True, eq=False)
 class Member:
@@ -172,20 +177,31 @@ class ClassRelevance:
 
 
 @dataclass(frozen=True, eq=False)
+class Price:
+    """What a model costs by one budget, in its unit, at any widths: a meter with a name."""
+
+    budget: str
+    unit: str
+    meter: Meter
+
+    def __call__(self, kept: Mapping[str, int]) -> float:
+        """The cost where `kept` units stay, by group name; groups that are not named are whole."""
+        return self.meter(kept)
+
+
+@dataclass(frozen=True, eq=False)
 class Scored:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
-    `example` is one input, shape (1, ...); `unit` is that of the prices; `ratio` is the share of the dense price to
-    remove, 0 where the scores say how much. Class relevance is None where it was not asked for. `branches` may go as a
-    whole (`graph.find_branches`).
+    `example` is one input, shape (1, ...); `ratio` is the share of the dense price to remove, 0 where the scores say
+    how much. Class relevance is None where it was not asked for. `branches` may go as a whole (`graph.find_branches`).
     """
 
     model: nn.Module
     example: Tensor
     structure: Structure
     scores: Scores
-    meter: Meter
-    unit: str
+    price: Price
     ratio: float
     class_relevance: ClassRelevance | None = None
     branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

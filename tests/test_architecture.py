@@ -19,7 +19,7 @@ LINE = (
     ("scorers", "cost", "repair", "clock"),
     ("budgets", "planning", "survey", "conservation"),
     ("recipe",),
-    ("subject", "report"),
+    ("subject", "report", "run"),
     ("run_folder",),
     ("stages", "explain"),
     ("pipeline",),

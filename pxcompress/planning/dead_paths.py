@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pxcompress.collect import members_by_module, rows_first, unit_weights
 from pxcompress.consumers import add_, constant_output, consumers, is_padded
 from pxcompress.graph import is_depthwise
-from pxcompress.planning.plan import Limits, narrowest
+from pxcompress.planning.limits import Limits, narrowest
 from pxcompress.planning.rounds import groups_left, prune_further
 from pxcompress.state import device_of, observed, seeded
 from pxcompress.types import Axis, Group, Meter, Pruned

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pxcompress.collect import members_by_module, removed_rows
 from pxcompress.graph import prune
-from pxcompress.planning.plan import GONE
+from pxcompress.planning.order import GONE
 from pxcompress.types import Axis, Group, Member, Plan, Pruned, Scores
 
 AXES: tuple[Axis, ...] = ("in", "out")

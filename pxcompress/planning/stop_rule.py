@@ -11,17 +11,15 @@ from collections.abc import Sequence
 import torch
 
 from pxcompress.errors import BudgetError
-from pxcompress.planning.plan import ROUNDING, Limits, least_width, narrowest
-from pxcompress.types import Group, Meter, Plan, Scores
+from pxcompress.planning.limits import ROUNDING, Limits, least_width, narrowest
+from pxcompress.types import Group, Plan, Price, Scores
 
 
-def plan_by_share(
-    groups: Sequence[Group], scores: Scores, meter: Meter, share: float, limits: Limits, budget: tuple[str, str]
-) -> Plan:
+def plan_by_share(groups: Sequence[Group], scores: Scores, price: Price, share: float, limits: Limits) -> Plan:
     """The plan that removes of every group the lowest units that hold at most `share` of the sizes of its scores.
 
-    Widths are aligned upwards, so that never more than the share is gone; floors hold. `budget` is (name, unit of
-    cost). Raises `BudgetError` where nothing goes.
+    Widths are aligned upwards, so that never more than the share is gone; floors hold. Raises
+    `BudgetError` where nothing goes.
     """
     removed: dict[str, tuple[int, ...]] = {}
     for group in groups:
@@ -36,5 +34,5 @@ def plan_by_share(
             f"no unit goes: the lowest of every layer hold more than {share:g} of its scores, or too few to leave a "
             f"multiple of {limits.round_to}; ask for a larger --relevance-share, or a smaller --round-to"
         )
-    cost = meter({group.name: group.units - len(removed[group.name]) for group in groups})
-    return Plan(removed, budget[0], budget[1], meter({}), cost, cost)
+    cost = price({group.name: group.units - len(removed[group.name]) for group in groups})
+    return Plan(removed, price.budget, price.unit, price({}), cost, cost)

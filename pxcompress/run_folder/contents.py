@@ -29,7 +29,7 @@ from pxcompress.models.checkpoint import load_state, short
 from pxcompress.models.loading import Architecture, classifier_names
 from pxcompress.models.rewrite import plain
 from pxcompress.models.task import sliced
-from pxcompress.planning.plan import plan_from_json, plan_to_json, planned_groups
+from pxcompress.planning.plan_file import plan_from_json, plan_to_json, planned_groups
 from pxcompress.proof import Artifact, ClassShare, DataSummary, GroupWidth, Parity, Report, Rival, StageTime
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report, sha256_of, to_json

@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from pxcompress.clock import Clock
 from pxcompress.collect import Remembered
 from pxcompress.deploy.measure import torch_accuracy
-from pxcompress.errors import InputError, ResultError, unknown
+from pxcompress.errors import InputError, unknown
 from pxcompress.explain.heatmaps import Method
 from pxcompress.explain.similarity import SAMPLES, explanation_similarity, first_of
 from pxcompress.graph import masked
-from pxcompress.planning.plan import lowest
+from pxcompress.planning.order import lowest
 from pxcompress.recipe import Recipe
-from pxcompress.scorers import SCORERS
-from pxcompress.stages import cut, plan_at, priced
+from pxcompress.run import Run
+from pxcompress.stages import cut, plan_at, priced, unit_scores
 from pxcompress.state import device_of, observed, seeded
 from pxcompress.types import Batches, Scored, Scores, Slim
 
@@ -34,10 +33,6 @@ PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
 
 ALIKE = 0.9
 """Mean cosine of heatmaps to the dense model's below which `explained` counts a model down."""
-
-
-def _silent(message: str) -> None:
-    """Trials are told of one by one elsewhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +55,7 @@ class Bench:
     @classmethod
     def of(cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe, labels: bool) -> Bench:
         """For choices around `recipe`; `parts` are the roles score, repair and select. Raises `BudgetError`."""
-        scored = priced(model, example, recipe, Clock(_silent))
+        scored = priced(model, example, Run(recipe, parts))
         logits = None if labels else list(_logits(model, parts["select"]))
         kept = {role: Remembered(part, model) for role, part in parts.items()}
         return cls(scored, kept, logits)
@@ -79,14 +74,9 @@ class Bench:
         """The dense model scored as `recipe` says; each scorer runs once. Raises `ResultError` for infinite scores."""
         if recipe.scorer not in self.scores:
             with seeded(recipe.seed):
-                found = SCORERS.build(recipe.scorer)(
-                    self.scored.model, self.scored.structure.groups, self.parts["score"]
-                )
-            self.scores[recipe.scorer] = found
-        found = self.scores[recipe.scorer]
-        if not all(bool(torch.isfinite(values).all()) for values in found.values()):
-            raise ResultError(f"scores of {recipe.scorer} are not finite; its rules do not suit this model")
-        return replace(self.scored, scores=found)
+                groups = self.scored.structure.groups
+                self.scores[recipe.scorer] = unit_scores(self.scored.model, groups, Run(recipe, self.parts))
+        return replace(self.scored, scores=self.scores[recipe.scorer])
 
 
 def _logits(model: nn.Module, batches: Batches) -> Iterator[Tensor]:
@@ -99,7 +89,7 @@ def slim_at(bench: Bench, recipe: Recipe, ratio: float) -> Slim:
     """What `run` would ship: pruned physically to `ratio`, then repaired."""
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):
-        return cut(scored, plan_at(scored, ratio, recipe), bench.parts, recipe, Clock(_silent, measures=False))
+        return cut(scored, plan_at(scored, ratio, recipe), Run(recipe, bench.parts).unheard())
 
 
 def shipped(bench: Bench, recipe: Recipe, ratio: float) -> float:

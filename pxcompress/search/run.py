@@ -231,9 +231,9 @@ def search_on(model: nn.Module, splits: Splits, recipe: Recipe, plan: SearchPlan
     """The search for `model` on its data, ready to be worked on. Raises as `search` does."""
     chosen = objective(plan.objective)
     ratios = ratios_for(plan.objective, recipe, plan.ratios, front=bool(plan.pareto))
-    parts = {"score": splits.score, "repair": splits.repair, "select": splits.select}
     many = plan.objective == "curve" or plan.pareto
-    bench = Bench.of(model, splits.example, parts, recipe.but(ratio=max(ratios)) if many else recipe, plan.labels)
+    furthest = recipe.but(ratio=max(ratios)) if many else recipe
+    bench = Bench.of(model, splits.example, splits.parts, furthest, plan.labels)
     tried = recipe if plan.full_trials or plan.objective == "pxp" else recipe.but(repair=trial_repairs(recipe.repair))
     attention = has_attention(model, splits.example)
     name = plan.space or chosen.space

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pxcompress.attribution import COMPOSITES, SOFTMAX_RULES, Composite, parse_composite
 from pxcompress.attribution.composites import PARTS, PXP_RULES, varied, with_parameters
-from pxcompress.planning.plan import NORMALISATIONS
+from pxcompress.planning.order import NORMALISATIONS
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS

@@ -16,9 +16,10 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.errors import BudgetError
 from pxcompress.graph import prune
-from pxcompress.planning.plan import Limits, make_plan
+from pxcompress.planning.limits import Limits
+from pxcompress.planning.plan import make_plan
 from pxcompress.recipe import Recipe
-from pxcompress.types import Meter
+from pxcompress.types import Meter, Price
 
 NAMES = list(BUDGETS)
 MEASURED = {"latency"}
@@ -119,18 +120,17 @@ def test_the_prediction_comes_true(name: str, small: Subject) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ratio", [0.2, 0.5])
 def test_a_plan_reaches_the_target(name: str, ratio: float, small: Subject) -> None:
-    meter = _meter(name, small)
+    price = Price(name, BUDGETS.build(name).unit, _meter(name, small))
     scores = {group.name: torch.arange(group.units, dtype=torch.float32) for group in small.groups}
-    budget = (name, BUDGETS.build(name).unit)
     try:
-        plan = make_plan(small.groups, scores, meter, ratio, Limits("uniform", 1, 0.0), budget)
+        plan = make_plan(small.groups, scores, price, ratio, Limits("uniform", 1, 0.0))
     except BudgetError:
         if small.name == "vit" or name in MEASURED:  # much is fixed, or dispatch dominates
             return
         raise
     assert plan.cost_planned <= plan.cost_target * (1 + 1e-9)
-    assert plan.cost_planned == meter(kept_counts(small.groups, plan))
-    assert plan.cost_dense == meter({})
+    assert plan.cost_planned == price(kept_counts(small.groups, plan))
+    assert plan.cost_dense == price({})
 
 
 @pytest.mark.parametrize("name", NAMES)

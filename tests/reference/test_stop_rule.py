@@ -10,12 +10,13 @@ from models import batches_of
 from models import subject as subject_named
 
 from pxcompress.errors import BudgetError, InputError
-from pxcompress.planning.plan import Limits
+from pxcompress.planning.limits import Limits
 from pxcompress.planning.stop_rule import plan_by_share
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.summary import command
+from pxcompress.run import Run
 from pxcompress.stages import shrink
-from pxcompress.types import Group, Plan
+from pxcompress.types import Group, Plan, Price
 
 SHARES = st.floats(0.001, 0.999)
 
@@ -27,9 +28,8 @@ def group_of(units: int) -> Group:
 def plan_of(scores: list[float], share: float, limits: Limits) -> Plan:
     """A plan for one group whose units cost 1 each."""
     group = group_of(len(scores))
-    return plan_by_share(
-        [group], {"g": torch.tensor(scores)}, lambda kept: float(kept.get("g", len(scores))), share, limits, ("x", "y")
-    )
+    price = Price("x", "y", lambda kept: float(kept.get("g", len(scores))))
+    return plan_by_share([group], {"g": torch.tensor(scores)}, price, share, limits)
 
 
 def slow(scores: list[float], share: float) -> set[int]:
@@ -80,7 +80,7 @@ def test_a_run_removes_at_most_the_share_of_every_layer() -> None:
     subject = subject_named("flatten_cnn")
     batches = batches_of(subject.inputs, 3)
     recipe = Recipe("mine", relevance_share=0.2, scorer="lrp", round_to=1, budget="macs", repair=("fold",))
-    slim = shrink(subject.model, subject.example, {"score": batches, "repair": batches}, recipe)
+    slim = shrink(subject.model, subject.example, Run(recipe, {"score": batches, "repair": batches}))
     shares = []
     for group in slim.pruned.groups:
         scores, gone = slim.scores[group.name], list(slim.pruned.plan.removed[group.name])

@@ -16,6 +16,7 @@ from torch import Tensor
 from pxcompress import InputError, Recipe, compress_module
 from pxcompress.elimination import Reader, eliminate
 from pxcompress.planning.swaps import _changes, damage, divergence, swapped, swapped_plan
+from pxcompress.run import Run
 from pxcompress.scorers.lrp_residual import LRPResidual
 from pxcompress.scorers.magnitude import Magnitude
 from pxcompress.stages import shrink
@@ -168,6 +169,6 @@ def test_a_refined_model_is_never_further_from_the_dense_one_on_samples_not_sear
     recipe = Recipe("mine", 0.6, scorer="magnitude", round_to=1, repair=("fold", "least-squares"))
     found = []
     for refine in ("none", "swaps"):
-        pruned = shrink(subject.model, subject.example, parts, recipe.but(refine=refine)).pruned
+        pruned = shrink(subject.model, subject.example, Run(recipe.but(refine=refine), parts)).pruned
         found.append(divergence(subject.model, pruned.model, parts["select"]))
     assert found[1] <= found[0] * (1 + 1e-6)

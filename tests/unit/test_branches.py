@@ -15,10 +15,12 @@ from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import InputError
 from pxcompress.graph import find_branches, masked, prune, removal_error, without
-from pxcompress.planning.plan import Limits, make_plan, plan_from_json, plan_to_json
+from pxcompress.planning.limits import Limits
+from pxcompress.planning.plan import make_plan
+from pxcompress.planning.plan_file import plan_from_json, plan_to_json
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
-from pxcompress.types import Pruned
+from pxcompress.types import Price, Pruned
 
 RESIDUAL = ("resnet_bottleneck", "resnet_basic", "efficientnet", "vit", "convnext")
 """A bottleneck has two inner groups, some of them strided; EfficientNet's branches hold a gate."""
@@ -105,12 +107,12 @@ def test_a_plan_drops_what_matters_nothing_and_keeps_to_floors() -> None:
     scores = {
         group.name: torch.full((group.units,), 1e-6 if group.name in (last, first) else 1.0) for group in subject.groups
     }
-    meter = BUDGETS.build("macs").meter(subject.model, subject.groups, subject.example)
-    ratio = 0.99 * (1 - meter({last: 0, first: 0}) / meter({}))
+    price = Price("macs", "MACs", BUDGETS.build("macs").meter(subject.model, subject.groups, subject.example))
+    ratio = 0.99 * (1 - price({last: 0, first: 0}) / price({}))
 
     def widths(**options: object) -> dict[str, int]:
         limits = Limits("knapsack", 1, 0.1, **options)  # type: ignore[arg-type]
-        return kept_counts(subject.groups, make_plan(subject.groups, scores, meter, ratio, limits, ("macs", "MACs")))
+        return kept_counts(subject.groups, make_plan(subject.groups, scores, price, ratio, limits))
 
     dropped = widths(branches=branches)
     assert dropped[last] == dropped[first] == 0

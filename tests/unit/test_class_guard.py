@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pxcompress import Recipe, compress_module
 from pxcompress.attribution.class_relevance import class_relevance, guarded, removed_shares
-from pxcompress.clock import Clock
 from pxcompress.errors import InputError
+from pxcompress.run import Run
 from pxcompress.stages import ever_smaller, plan_at, score
 from pxcompress.types import Batch, ClassRelevance
 
@@ -168,15 +168,16 @@ def test_class_scores_change_nothing_and_the_guard_does(rounds: int) -> None:
 def test_the_plan_is_that_of_guarded_scores_along_the_whole_path() -> None:
     recipe = Recipe("mine", 0.4, scorer="lrp", round_to=1, repair=())
     parts = {"score": BATCHES, "repair": BATCHES}
-    clock = Clock(lambda message: None)
-    plain = score(FLAT.model, FLAT.example, parts, recipe, clock)
+    run = Run(recipe, parts)
+    plain = score(FLAT.model, FLAT.example, run)
     assert plain.class_relevance is None
-    assert [stage.name for stage in clock.stages][-1] == "score (lrp)"
-    scored = score(FLAT.model, FLAT.example, parts, recipe.but(class_guard=True), clock)
-    assert [stage.name for stage in clock.stages][-1] == "class scores"
+    assert [stage.name for stage in run.clock.stages][-1] == "score (lrp)"
+    guarding = dataclasses.replace(run, recipe=recipe.but(class_guard=True))
+    scored = score(FLAT.model, FLAT.example, guarding)
+    assert [stage.name for stage in run.clock.stages][-1] == "class scores"
     assert scored.class_relevance is not None
     raised = dataclasses.replace(plain, scores=guarded(plain.scores, scored.class_relevance))
     assert all(torch.equal(values, raised.scores[name]) for name, values in scored.scores.items())
-    slims = list(ever_smaller(scored, (0.2, 0.4), parts, recipe.but(class_guard=True), clock))
+    slims = list(ever_smaller(scored, (0.2, 0.4), guarding))
     assert all(slim.class_relevance is scored.class_relevance for slim in slims)
     assert [slim.pruned.plan for slim in slims[1:]] == [plan_at(raised, ratio, recipe) for ratio in (0.2, 0.4)]

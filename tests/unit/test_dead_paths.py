@@ -11,7 +11,7 @@ from torch import nn
 from pxcompress.collect import others
 from pxcompress.graph import find_groups, prune
 from pxcompress.planning.dead_paths import without_dead_paths
-from pxcompress.planning.plan import Limits
+from pxcompress.planning.limits import Limits
 from pxcompress.state import seeded
 from pxcompress.types import Group, Pruned
 

@@ -16,8 +16,9 @@ from pxcompress.deploy.runtime import time_graph
 from pxcompress.errors import BudgetError
 from pxcompress.graph import find_groups
 from pxcompress.planning.fit import fitted
-from pxcompress.planning.plan import Limits, make_plan
-from pxcompress.types import Plan, Scored, Structure
+from pxcompress.planning.limits import Limits
+from pxcompress.planning.plan import make_plan
+from pxcompress.types import Plan, Price, Scored, Structure
 
 CONDITIONS = Conditions(provider="cpu", threads=1)
 
@@ -177,7 +178,8 @@ def scored() -> Scored:
     example = torch.randn(1, 8)
     structure: Structure = find_groups(model, example, ["2"])
     scores = {group.name: torch.arange(group.units).float() for group in structure.groups}
-    return Scored(model, example, structure, scores, lambda kept: float(kept.get("0", 100)), "ms", 0.5)
+    price = Price("toy", "ms", lambda kept: float(kept.get("0", 100)))
+    return Scored(model, example, structure, scores, price, 0.5)
 
 
 @pytest.mark.parametrize(("factor", "limit"), [(1.2, None), (0.6, None), (1.0, 30.0), (1.7, 60.0)])
@@ -186,7 +188,7 @@ def test_a_loop_ends_just_below_what_is_allowed(scored: Scored, factor: float, l
 
     def plan_of(ratio: float) -> Plan:
         groups = scored.structure.groups
-        plans.append(make_plan(groups, scored.scores, scored.meter, ratio, Limits("none", 1, 0.0), ("toy", "ms")))
+        plans.append(make_plan(groups, scored.scores, scored.price, ratio, Limits("none", 1, 0.0)))
         return plans[-1]
 
     plan, attempts = fitted(scored, plan_of, Scripted(plans, factor), limit)

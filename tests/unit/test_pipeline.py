@@ -12,6 +12,7 @@ from pxcompress import InputError, Recipe, compress_module
 from pxcompress.clock import Clock
 from pxcompress.errors import BudgetError
 from pxcompress.graph import removal_error
+from pxcompress.run import Run
 from pxcompress.stages import ever_smaller, score, shrink
 from pxcompress.state import seeded
 from pxcompress.types import Batch
@@ -69,7 +70,8 @@ def test_accuracy_is_measured_after_every_stage_that_changes_the_model(batches: 
     told: list[str] = []
     clock = Clock(told.append)
     parts = {"score": batches, "repair": batches, "select": batches}
-    shrink(FlattenCNN().eval(), batches[0][0][:1], parts, Recipe("mine", 0.4, scorer="magnitude", round_to=1), clock)
+    recipe = Recipe("mine", 0.4, scorer="magnitude", round_to=1)
+    shrink(FlattenCNN().eval(), batches[0][0][:1], Run(recipe, parts, clock))
     measured = [stage.name for stage in clock.stages if stage.top1_after is not None]
     assert measured == ["prune", "fold", "least-squares", "batchnorm"]
     assert any("top-1" in line for line in told)
@@ -80,31 +82,30 @@ def test_a_path_starts_dense_and_ends_at_the_asked_ratio(batches: list[Batch]) -
         model = FlattenCNN().eval()
     recipe = Recipe("mine", 0.5, scorer="magnitude", round_to=1)
     parts = {"score": batches, "repair": batches}
-    clock = Clock(lambda message: None)
-    scored = score(model, batches[0][0][:1], parts, recipe, clock)
-    slims = list(ever_smaller(scored, (0.5, 0.25, 0.25001, 0.1), parts, recipe, clock))
+    run = Run(recipe, parts)
+    scored = score(model, batches[0][0][:1], run)
+    slims = list(ever_smaller(scored, (0.5, 0.25, 0.25001, 0.1), run))
     plans = [slim.pruned.plan for slim in slims]
     assert plans[0].removed == {}
     assert _agreement(model, slims[0].pruned.model, batches) == 1
     assert [plan.cost_planned for plan in plans] == sorted({plan.cost_planned for plan in plans}, reverse=True)
     for larger, smaller in itertools.pairwise(plans[1:]):
         assert all(set(units) <= set(smaller.removed[name]) for name, units in larger.removed.items())
-    alone = shrink(model, batches[0][0][:1], parts, recipe)
+    alone = shrink(model, batches[0][0][:1], Run(recipe, parts))
     assert alone.pruned.plan == plans[-1]
     assert _agreement(alone.pruned.model, slims[-1].pruned.model, batches) == pytest.approx(1)
-    assert [stage.name for stage in clock.stages].count("plan") == 1
+    assert [stage.name for stage in run.clock.stages].count("plan") == 1
 
 
 def test_a_path_that_is_too_steep_is_refused_before_any_cut(batches: list[Batch]) -> None:
     recipe = Recipe("mine", 0.5, scorer="magnitude")
     parts = {"score": batches, "repair": batches}
-    clock = Clock(lambda message: None)
-    scored = score(FlattenCNN().eval(), batches[0][0][:1], parts, recipe, clock)
+    run = Run(recipe, parts)
+    scored = score(FlattenCNN().eval(), batches[0][0][:1], run)
     with pytest.raises(BudgetError, match="no plan removes 100%"):
-        ever_smaller(scored, (0.1, 0.999), parts, recipe, clock)
+        ever_smaller(scored, (0.1, 0.999), run)
 
 
 def test_an_unreachable_ratio_is_refused_before_anything_is_scored(batches: list[Batch]) -> None:
-    clock = Clock(lambda message: None)
     with pytest.raises(BudgetError, match="largest reachable"):
-        score(FlattenCNN().eval(), batches[0][0][:1], {}, Recipe("mine", 0.999), clock)
+        score(FlattenCNN().eval(), batches[0][0][:1], Run(Recipe("mine", 0.999), {}))

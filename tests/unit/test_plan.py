@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pxcompress.errors import BudgetError, InputError
-from pxcompress.planning.plan import NORMALISATIONS, Limits, make_plan, plan_from_json, plan_to_json
-from pxcompress.types import Group, Kind, Meter, Plan
+from pxcompress.planning.limits import Limits
+from pxcompress.planning.order import NORMALISATIONS
+from pxcompress.planning.plan import make_plan
+from pxcompress.planning.plan_file import plan_from_json, plan_to_json
+from pxcompress.types import Group, Kind, Meter, Plan, Price
 
-BUDGET = ("toy", "coins")
 FREE = Limits("none", 1, 0.0)
 PRICES = torch.full((17,), 3.0).double()
 fast = settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -28,8 +30,12 @@ def _group(name: str, units: int, kind: Kind = "channel") -> Group:
     return Group(name, kind, units, ())
 
 
-def _count(groups: Sequence[Group]) -> Meter:
-    return lambda kept: float(sum(kept.get(group.name, group.units) for group in groups))
+def _coins(meter: Meter) -> Price:
+    return Price("toy", "coins", meter)
+
+
+def _count(groups: Sequence[Group]) -> Price:
+    return _coins(lambda kept: float(sum(kept.get(group.name, group.units) for group in groups)))
 
 
 def _chain(groups: Sequence[Group], prices: Sequence[int]) -> Meter:
@@ -51,7 +57,7 @@ class Case:
     limits: Limits
 
     def plan(self, ratio: float) -> Plan:
-        return make_plan(self.groups, self.scores, self.meter, ratio, self.limits, BUDGET)
+        return make_plan(self.groups, self.scores, _coins(self.meter), ratio, self.limits)
 
 
 @st.composite
@@ -165,7 +171,7 @@ def test_the_plan_is_the_shortest_cut_that_meets_the_target(case: Case, ratio: f
     assert plan.cost_target == pytest.approx((1 - ratio) * plan.cost_dense)
     assert plan.cost_planned == case.meter({group.name: len(plan.kept(group)) for group in case.groups})
     assert plan.cost_planned <= plan.cost_target * (1 + 1e-9)
-    assert (plan.budget, plan.unit) == BUDGET
+    assert (plan.budget, plan.unit) == ("toy", "coins")
 
 
 @fast
@@ -239,9 +245,9 @@ def test_the_named_ratio_can_be_typed_in(units: int) -> None:
     groups = [_group("a", units)]
     scores = {"a": torch.arange(units, dtype=torch.float32)}
     with pytest.raises(BudgetError) as caught:
-        make_plan(groups, scores, _count(groups), 0.9999, FREE, BUDGET)
+        make_plan(groups, scores, _count(groups), 0.9999, FREE)
     named = float(re.search(r"largest reachable ratio is (\d+\.\d+)", str(caught.value))[1])
-    plan = make_plan(groups, scores, _count(groups), named, FREE, BUDGET)
+    plan = make_plan(groups, scores, _count(groups), named, FREE)
     assert len(plan.kept(groups[0])) == 1
 
 
@@ -251,7 +257,7 @@ def test_a_ratio_that_comes_out_even_removes_exactly_that(tenths: int, units: in
     """(1 - 0.9) * 10 is a hair below 1 in floating point; one of ten units must still be enough."""
     groups = [_group("a", units)]
     scores = {"a": torch.arange(units, dtype=torch.float32)}
-    plan = make_plan(groups, scores, _count(groups), tenths / 10, FREE, BUDGET)
+    plan = make_plan(groups, scores, _count(groups), tenths / 10, FREE)
     assert len(plan.removed["a"]) == tenths * units // 10
 
 
@@ -265,7 +271,7 @@ def test_min_keep_is_the_least_share_and_no_more(min_keep: float) -> None:
         if lowest == units:
             continue
         ratio = (units - lowest) / (units + 1000)
-        plan = make_plan(groups, scores, _count(groups), ratio - 1e-9, Limits("none", 1, min_keep), BUDGET)
+        plan = make_plan(groups, scores, _count(groups), ratio - 1e-9, Limits("none", 1, min_keep))
         assert len(plan.kept(groups[0])) == lowest, units
         assert plan.removed["b"] == (), units
 
@@ -274,7 +280,7 @@ def test_alignment_leaves_groups_alone_that_lose_nothing() -> None:
     """A group of 19 is not cut to 16 because another one has to shrink."""
     groups = [_group("a", 19), _group("b", 64)]
     scores = {"a": torch.full((19,), 5.0), "b": torch.arange(64) / 64}
-    plan = make_plan(groups, scores, _count(groups), 0.25, Limits("none", 8, 0.0), BUDGET)
+    plan = make_plan(groups, scores, _count(groups), 0.25, Limits("none", 8, 0.0))
     assert plan.removed["a"] == ()
     assert len(plan.kept(groups[1])) == 40
 
@@ -294,7 +300,7 @@ def test_alignment_leaves_groups_alone_that_lose_nothing() -> None:
 def test_alignment_by_hand(kind: Kind, units: int, round_to: int, ratio: float, kept: int) -> None:
     groups = [_group("a", units, kind)]
     scores = {"a": torch.arange(units, dtype=torch.float32)}
-    plan = make_plan(groups, scores, _count(groups), ratio, Limits("none", round_to, 0.0), BUDGET)
+    plan = make_plan(groups, scores, _count(groups), ratio, Limits("none", round_to, 0.0))
     assert len(plan.kept(groups[0])) == kept
     assert plan.removed["a"] == tuple(range(units - kept))
 
@@ -303,7 +309,7 @@ def test_ties_do_not_over_prune() -> None:
     """torch-pruning's threshold removes 59 % for 25 % asked where 60 % of the scores are equal."""
     groups = [_group("a", 100), _group("b", 100)]
     scores = {name: torch.cat([torch.full((60,), 0.5), torch.rand(40) + 1]) for name in "ab"}
-    plan = make_plan(groups, scores, _count(groups), 0.25, FREE, BUDGET)
+    plan = make_plan(groups, scores, _count(groups), 0.25, FREE)
     assert sum(len(units) for units in plan.removed.values()) == 50
     assert plan.removed == {"a": tuple(range(50)), "b": ()}
 
@@ -312,7 +318,7 @@ def test_a_group_below_every_other_keeps_a_unit_and_is_cut() -> None:
     """torch-pruning leaves a layer that lies wholly below the threshold whole, in silence."""
     groups = [_group("weak", 10), _group("strong", 10)]
     scores = {"weak": torch.full((10,), 0.1), "strong": torch.full((10,), 9.0)}
-    plan = make_plan(groups, scores, _count(groups), 0.5, FREE, BUDGET)
+    plan = make_plan(groups, scores, _count(groups), 0.5, FREE)
     assert len(plan.kept(groups[0])) == 1
     assert len(plan.removed["strong"]) == 1
 
@@ -321,7 +327,7 @@ def test_a_group_below_every_other_keeps_a_unit_and_is_cut() -> None:
 def test_ratios_outside_of_zero_and_one(ratio: float) -> None:
     groups = [_group("a", 4)]
     with pytest.raises(InputError, match="ratio"):
-        make_plan(groups, {"a": torch.ones(4)}, _count(groups), ratio, FREE, BUDGET)
+        make_plan(groups, {"a": torch.ones(4)}, _count(groups), ratio, FREE)
 
 
 @pytest.mark.parametrize(
@@ -331,18 +337,18 @@ def test_ratios_outside_of_zero_and_one(ratio: float) -> None:
 def test_scores_that_cannot_be_ranked(scores: Tensor) -> None:
     groups = [_group("odd", 4)]
     with pytest.raises((ValueError, InputError), match="odd"):
-        make_plan(groups, {"odd": scores}, _count(groups), 0.5, FREE, BUDGET)
+        make_plan(groups, {"odd": scores}, _count(groups), 0.5, FREE)
 
 
 def test_a_model_without_groups_is_a_budget_error() -> None:
     with pytest.raises(BudgetError):
-        make_plan([], {}, lambda kept: 100.0, 0.5, FREE, BUDGET)
+        make_plan([], {}, _coins(lambda kept: 100.0), 0.5, FREE)
 
 
 def test_a_budget_that_no_group_touches_is_a_budget_error() -> None:
     groups = [_group("a", 4)]
     with pytest.raises(BudgetError, match=r"0\.0"):
-        make_plan(groups, {"a": torch.ones(4)}, lambda kept: 100.0, 0.5, FREE, BUDGET)
+        make_plan(groups, {"a": torch.ones(4)}, _coins(lambda kept: 100.0), 0.5, FREE)
 
 
 # --- normalisations ---
@@ -393,7 +399,7 @@ def test_scores_of_zero_stay_finite(name: str) -> None:
 def test_uniform_takes_the_same_share_of_every_group() -> None:
     groups = [_group("a", 10), _group("b", 40), _group("c", 100)]
     scores = {group.name: 10.0**place * torch.rand(group.units) for place, group in enumerate(groups)}
-    plan = make_plan(groups, scores, _count(groups), 0.3, Limits("uniform", 1, 0.0), BUDGET)
+    plan = make_plan(groups, scores, _count(groups), 0.3, Limits("uniform", 1, 0.0))
     assert {name: len(units) for name, units in plan.removed.items()} == {"a": 3, "b": 12, "c": 30}
 
 

@@ -22,6 +22,7 @@ from models import subject
 from pxcompress.stages import shrink
 from pxcompress.ranks import is_first, joined, rank, shares
 from pxcompress.recipe import Recipe
+from pxcompress.run import Run
 from pxcompress.state import seeded
 
 known = subject("resnet_basic")
@@ -33,7 +34,7 @@ with joined():
     for scorer in sys.argv[2].split(";"):
         recipe = Recipe("x", 0.5, scorer=scorer, round_to=1, repair=tuple(sys.argv[3].split(";")))
         with seeded(0):
-            slim = shrink(known.model, known.example, parts, recipe).pruned
+            slim = shrink(known.model, known.example, Run(recipe, parts)).pruned
         with torch.no_grad():
             found[scorer] = [slim.plan.removed, slim.model(known.inputs).tolist()]
     if is_first():

@@ -35,6 +35,7 @@ from pxcompress.clock import Clock
 from pxcompress.deploy.export import artifact_of
 from pxcompress.errors import InputError, OutOfMemoryError
 from pxcompress.memory import in_smaller_batches
+from pxcompress.run import Run
 from pxcompress.run_folder.place import whole_folder
 from pxcompress.stages import shrink
 from pxcompress.state import seeded
@@ -293,7 +294,7 @@ def test_repairs_go_on_in_smaller_batches_and_a_failed_one_leaves_nothing(kind: 
         batches = dict.fromkeys(("score", "repair", "select"), parts[count])
         recipe = Recipe("mine", repair=repair, **options)
         with seeded(0):
-            slims.append(shrink(model, inputs[:1], batches, recipe, Clock(told.append, measures=False)))
+            slims.append(shrink(model, inputs[:1], Run(recipe, batches, Clock(told.append, measures=False))))
     assert sum("trying again with batches of 3" in line for line in told) == len(REPAIR)
     first, second = (slim.pruned.model.state_dict() for slim in slims)
     assert first.keys() == second.keys()

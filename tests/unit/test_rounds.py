@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pxcompress import InputError, Recipe, compress_module
 from pxcompress.graph import prune
-from pxcompress.planning.plan import GONE, Limits, make_plan
+from pxcompress.planning.limits import Limits
+from pxcompress.planning.order import GONE
+from pxcompress.planning.plan import make_plan
 from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.state import seeded
-from pxcompress.types import Plan, Pruned
+from pxcompress.types import Plan, Price, Pruned
 
 
 def _further(subject: Subject, first: Plan, whole: Plan) -> Pruned:
@@ -60,7 +62,6 @@ def test_scores_of_the_rest_stand_at_their_dense_places(small: Subject) -> None:
 @pytest.mark.parametrize("round_to", [1, 4])
 def test_plans_of_later_rounds_hold_those_of_earlier_ones(small: Subject, normalise: str, round_to: int) -> None:
     limits = Limits(normalise, round_to, 0.1)
-    budget = ("channels", "units")
 
     def meter(kept: object) -> float:
         return float(sum(kept.get(group.name, group.units) for group in small.groups))  # type: ignore[attr-defined]
@@ -69,7 +70,7 @@ def test_plans_of_later_rounds_hold_those_of_earlier_ones(small: Subject, normal
         scores: dict[str, Tensor] = {group.name: torch.rand(group.units) for group in small.groups}
         plans = []
         for ratio in ratios_of(0.6, 4):
-            plans.append(make_plan(small.groups, scores, meter, ratio, limits, budget))
+            plans.append(make_plan(small.groups, scores, Price("channels", "units", meter), ratio, limits))
             for group in small.groups:  # new scores for what is left
                 scores[group.name] = torch.rand(group.units)
                 scores[group.name][list(plans[-1].removed[group.name])] = GONE

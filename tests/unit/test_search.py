@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -195,12 +196,13 @@ def test_the_area_of_a_curve_by_hand() -> None:
     assert middle_first([0.1, 0.2, 0.3, 0.4]) == [0.2, 0.3, 0.1, 0.4]
 
 
-def test_infinite_scores_end_a_trial_and_are_computed_once(bench: Bench) -> None:
-    bench.scores["random"] = {
-        group.name: torch.full((group.units,), torch.inf) for group in bench.scored.structure.groups
-    }
-    with pytest.raises(ResultError, match="not finite"):
-        shipped(bench, RECIPE.but(scorer="random"), 0.5)
+def test_infinite_scores_end_a_trial(bench: Bench) -> None:
+    spoiled = copy.deepcopy(bench.scored.model)
+    for weight in spoiled.parameters():
+        weight.data.fill_(torch.inf)
+    there = dataclasses.replace(bench, scored=dataclasses.replace(bench.scored, model=spoiled), scores={})
+    with pytest.raises(ResultError, match="NaN or infinity"):
+        shipped(there, RECIPE.but(scorer="magnitude"), 0.5)
 
 
 class _Counted(list[Batch]):

@@ -6,7 +6,7 @@ from torch import nn
 
 from pxcompress.errors import InputError
 from pxcompress.graph import find_groups
-from pxcompress.planning.plan import Limits
+from pxcompress.planning.limits import Limits
 from pxcompress.planning.selection import Selection
 from pxcompress.types import Structure
 

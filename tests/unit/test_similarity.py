@@ -19,6 +19,7 @@ from pxcompress.explain.similarity import SAMPLES, compared_explanations, compos
 from pxcompress.graph import prune
 from pxcompress.nets import spiral_mlp
 from pxcompress.recipe import Recipe
+from pxcompress.run import Run
 from pxcompress.search.objectives import ALIKE, OBJECTIVES, Bench, explained, ratios_for, shipped
 from pxcompress.stages import shrink
 from pxcompress.state import seeded
@@ -120,7 +121,7 @@ def test_a_search_can_count_explanations_that_are_not_alike() -> None:
     subject, recipe = subject_named("flatten_cnn"), Recipe("mine", 0.6, scorer="lrp", round_to=1, repair=("fold",))
     parts = {role: batches_of(subject.inputs, 3) for role in ("score", "repair", "select")}
     bench = Bench.of(subject.model, subject.example, parts, recipe, labels=True)
-    pruned = shrink(subject.model, subject.example, parts, recipe).pruned
+    pruned = shrink(subject.model, subject.example, Run(recipe, parts)).pruned
     cosine = explanation_similarity(pruned, Method(), parts["select"]).cosine
     assert cosine < ALIKE
     expected = shipped(bench, recipe, 0.6) - (ALIKE - cosine)

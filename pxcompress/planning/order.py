@@ -1,0 +1,101 @@
+"""Which unit goes first: scores of different groups made comparable, and the order of units inside each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pxcompress.types import Group, Meter, Plan, Scores
+
+Normalisation = Callable[[Tensor, Tensor], Tensor]
+"""Scores and prices, both (units,) of groups that are ranked together -> comparable scores (units,)."""
+
+
+def _rank(scores: Tensor, prices: Tensor) -> Tensor:
+    """Share of the units that rank below, ties by index: equal ratios."""
+    order = torch.argsort(scores, stable=True)
+    ranks = torch.empty_like(scores)
+    ranks[order] = (torch.arange(len(scores), dtype=scores.dtype) + 0.5) / len(scores)
+    return ranks
+
+
+def _over(scale: Callable[[Tensor], Tensor]) -> Normalisation:
+    """Divide scores by a scale; a group whose scale is zero stays as it is."""
+
+    def normalise(scores: Tensor, prices: Tensor) -> Tensor:
+        size = scale(scores.abs())
+        return scores / size if size > 0 else scores
+
+    return normalise
+
+
+NORMALISATIONS: Mapping[str, Normalisation] = {
+    "none": lambda scores, prices: scores,
+    "mean": _over(torch.mean),
+    "max": _over(torch.max),
+    "sum": _over(torch.sum),
+    "norm": _over(torch.linalg.vector_norm),
+    "cost": lambda scores, prices: scores / prices.clamp_min(1e-12),
+    "uniform": _rank,
+    "isomorphic": _rank,
+    "knapsack": lambda scores, prices: scores,
+}
+"""How the scores of one group are made comparable with those of another.
+
+"cost" divides by what a unit costs, in the budget's unit: damage for each unit of cost. "isomorphic" ranks groups of
+the same form together (Fang et al., https://arxiv.org/abs/2407.04616), the others rank each by itself. "knapsack" does
+not rank: it solves for the widths that fit and lose the least (`knapsack`).
+"""
+
+KNAPSACK = "knapsack"
+
+GONE = -torch.inf
+"""Score of a unit that an earlier round of pruning has removed."""
+
+Orders = Mapping[str, tuple[Tensor, Tensor]]
+"""Normalised scores (units,) of every group, and its units in the order in which they would go."""
+
+
+def orders_of(groups: Sequence[Group], scores: Scores, meter: Meter, normalise: str) -> Orders:
+    """The order of every group, its scores made comparable by one of `NORMALISATIONS`."""
+    families: dict[object, list[Group]] = {}
+    for group in groups:
+        families.setdefault(_form(group) if normalise == "isomorphic" else group.name, []).append(group)
+    dense = meter({})
+    orders = {}
+    for family in families.values():
+        values = torch.cat([_checked(group, scores[group.name]) for group in family])
+        prices = [(dense - meter({group.name: group.units - 1}),) * group.units for group in family]
+        there = values != GONE
+        price = torch.tensor([each for part in prices for each in part], dtype=values.dtype)
+        values[there] = NORMALISATIONS[normalise](values[there], price[there])
+        for group, part in zip(family, values.split([group.units for group in family]), strict=True):
+            orders[group.name] = part, torch.argsort(part, stable=True)
+    return orders
+
+
+def _checked(group: Group, scores: Tensor) -> Tensor:
+    if scores.shape != (group.units,) or not bool(torch.isfinite(scores[scores != GONE]).all()):
+        raise ValueError(f"scores of {group.name} must be {group.units} finite values; got {tuple(scores.shape)}")
+    return scores.double().cpu()
+
+
+def _form(group: Group) -> object:
+    """What two groups share when they play the same part in their blocks: kind, and rows of a unit in every member."""
+    return group.kind, tuple((member.axis, member.index.shape[1]) for member in group.members)
+
+
+def lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
+    """The lowest `rate` of all units, ranked globally, without a floor for any group: PXP's order of pruning.
+
+    Meant for `graph.masked`; prices do not count, so that normalise=cost leaves scores as they are.
+    """
+    ways = NORMALISATIONS[normalise]
+    values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])
+    gone = torch.zeros(len(values), dtype=torch.bool)
+    gone[torch.argsort(values, stable=True)[: round(rate * len(values))]] = True
+    parts = gone.split([group.units for group in groups])
+    units = {group.name: tuple(part.nonzero().flatten().tolist()) for group, part in zip(groups, parts, strict=True)}
+    return Plan(units, "channels", "units", float(len(values)), float((~gone).sum()), (1 - rate) * len(values))

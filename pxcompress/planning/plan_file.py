@@ -1,0 +1,44 @@
+"""plan.json: a plan and the groups that it was made for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from pxcompress.errors import InputError
+from pxcompress.types import Group, Plan
+
+
+def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
+    """plan.json: the plan and the sizes of the groups it was made for."""
+    sizes = {group.name: {"kind": group.kind, "units": group.units} for group in groups}
+    return json.dumps({**asdict(plan), "groups": sizes}, indent=1)
+
+
+def planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
+    """Those of `groups` that a plan.json was made for."""
+    try:
+        names = json.loads(text)["groups"]
+        return [group for group in groups if group.name in names]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"not a plan ({type(error).__name__}: {error}); expected what plan.json holds") from error
+
+
+def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:
+    """Read plan.json back; `InputError` where its groups are not those of the model at hand."""
+    try:
+        content = json.loads(text)
+        made_for = content.pop("groups")
+        content["removed"] = {name: tuple(units) for name, units in content["removed"].items()}
+        plan = Plan(**content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"not a plan ({type(error).__name__}: {error}); expected what plan.json holds") from error
+    if made_for != {group.name: {"kind": group.kind, "units": group.units} for group in groups}:
+        raise InputError("the plan was made for other groups than this model has; rebuild it with the same versions")
+    sizes = {group.name: group.units for group in groups}
+    for name, units in plan.removed.items():
+        legal = isinstance(units, tuple) and all(type(unit) is int and 0 <= unit < sizes.get(name, 0) for unit in units)
+        if not legal or len(set(units)) != len(units):
+            raise InputError(f"the plan removes units of {name!r} that it cannot: {str(units)[:60]}")
+    return plan
