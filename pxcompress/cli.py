@@ -76,7 +76,7 @@ def main() -> None:
             print("pxcompress: interrupted; nothing was written", file=sys.stderr)
         raise
     except (MemoryError, RuntimeError) as error:
-        from pxcompress.memory import is_out_of_memory, out_of_memory
+        from pxcompress.passes.memory import is_out_of_memory, out_of_memory
 
         if not is_out_of_memory(error):
             raise

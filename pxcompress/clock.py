@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from pxcompress import interrupts
-from pxcompress.memory import is_out_of_memory, out_of_memory
+from pxcompress.passes.memory import is_out_of_memory, out_of_memory
 from pxcompress.proof import StageTime
 
 Note = Callable[[str], None]

@@ -67,3 +67,9 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} {given!r}; {hint}")
+
+
+def short(text: object, limit: int = 200) -> str:
+    """`text` on one line of at most `limit` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."

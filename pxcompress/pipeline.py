@@ -18,8 +18,8 @@ from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
 from pxcompress.models.rewrite import plain
+from pxcompress.passes.ranks import from_first, processes, same_weights_, shares
 from pxcompress.proof import Report
-from pxcompress.ranks import from_first, processes, same_weights_, shares
 from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.run import Run
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified

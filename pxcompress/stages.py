@@ -14,8 +14,9 @@ from pxcompress.clock import Clock
 from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.errors import ResultError
 from pxcompress.graph import REMOVAL_TOLERANCE, Branches, find_branches, find_groups, prune, removal_error
-from pxcompress.memory import in_smaller_batches
 from pxcompress.models.loading import classifier_names
+from pxcompress.passes.memory import in_smaller_batches
+from pxcompress.passes.ranks import from_first, same_weights_
 from pxcompress.planning.dead_paths import without_dead_paths
 from pxcompress.planning.fit import fitted
 from pxcompress.planning.limits import Limits
@@ -24,7 +25,6 @@ from pxcompress.planning.rounds import after_step, groups_left, prune_further, r
 from pxcompress.planning.selection import Selection
 from pxcompress.planning.stop_rule import plan_by_share
 from pxcompress.planning.swaps import divergence, swapped_plan
-from pxcompress.ranks import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.types import (

@@ -13,9 +13,10 @@ ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
     ("errors", "types", "state", "nets", "interrupts", "elimination"),
-    ("registry", "checks", "cache", "proof", "ranks"),
-    ("models", "deploy", "certify", "collect", "given"),
-    ("data", "graph", "attribution", "consumers", "memory"),
+    ("registry", "checks", "cache", "proof", "layout"),
+    ("passes", "certify", "given"),
+    ("models", "deploy"),
+    ("data", "graph", "attribution"),
     ("scorers", "cost", "repair", "clock"),
     ("budgets", "planning", "survey", "conservation"),
     ("recipe",),

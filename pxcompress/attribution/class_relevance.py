@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import attributed, parse_composite
 from pxcompress.attribution.relevance import started
-from pxcompress.collect import collect_by_label
+from pxcompress.passes.collect import collect_by_label
 from pxcompress.state import device_of
 from pxcompress.types import Batches, ClassRelevance, Group, Plan, Scores
 

@@ -25,7 +25,7 @@ from pxcompress.attribution.attention import ATTENTION, multi_head_attention
 from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
-from pxcompress.attribution.pruned import Pruning
+from pxcompress.attribution.plrp import Pruning
 from pxcompress.attribution.rules import Epsilon, Rule, Saved, apply_rule
 from pxcompress.errors import ModelError
 from pxcompress.state import device_of

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pxcompress.attribution import attributed, parse_composite
-from pxcompress.collect import Start, Statistic, collect
 from pxcompress.errors import InputError
+from pxcompress.passes.collect import Start, Statistic, collect
 from pxcompress.state import device_of
 from pxcompress.types import Batch, Batches, Group, Scores
 

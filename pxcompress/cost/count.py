@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pxcompress.collect import members_by_module
+from pxcompress.layout.rows import members_by_module
 from pxcompress.state import device_of, observed
 from pxcompress.types import Axis, Group, Member, Meter
 

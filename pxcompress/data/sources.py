@@ -17,8 +17,7 @@ from pxcompress.data import dna, glyphs, spiral
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Integers, Numbers, Samples, Source, cut, pools
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
-from pxcompress.errors import DataError, unknown
-from pxcompress.models.checkpoint import short
+from pxcompress.errors import DataError, short, unknown
 from pxcompress.types import Preprocessing
 
 # Folder names of the two halves, most usual first; compared in lower case.

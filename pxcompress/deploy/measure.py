@@ -20,8 +20,8 @@ from pxcompress.deploy.export import onnx_files
 from pxcompress.deploy.intervals import Seconds, drop, noise, speedup
 from pxcompress.deploy.runtime import Array, Session
 from pxcompress.errors import DataError, InputError, ModelError, ResultError
+from pxcompress.passes.ranks import summed
 from pxcompress.proof import Latency, Measurement, Placement, Ratios, Speedup
-from pxcompress.ranks import summed
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batches
 

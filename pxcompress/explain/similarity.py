@@ -7,11 +7,10 @@ from functools import partial
 import torch
 
 from pxcompress.clock import Clock
-from pxcompress.errors import PxError, ResultError
+from pxcompress.errors import PxError, ResultError, short
 from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES
-from pxcompress.memory import in_smaller_batches
-from pxcompress.models.checkpoint import short
+from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.proof import ExplanationSimilarity
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS

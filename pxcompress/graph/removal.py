@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pxcompress.collect import others
 from pxcompress.graph.emptied import empty_
 from pxcompress.graph.heads import set_heads_
+from pxcompress.layout.rows import others
 from pxcompress.models.adapter import everything
 from pxcompress.state import device_of, observed, sharing
 from pxcompress.types import Axis, Group, Plan, Pruned

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
-from pxcompress.errors import DataError, ModelError
-from pxcompress.models.checkpoint import load_state, short
+from pxcompress.errors import DataError, ModelError, short
+from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.state import device_of, seeded

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError
+from pxcompress.errors import ModelError, short
 
 SAVE_HINT = "save a state_dict or safetensors"
 
@@ -79,12 +79,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
         counts = f"it has {state[head].shape[0]} classes, expected {own[head].shape[0]} as in the data"
         parts = [*parts, counts] if missing or unexpected or set(reshaped) - set(classifiers) else [counts]
     raise ModelError(f"{label} does not fit: {'; '.join(parts)}; give weights of this model trained on this data")
-
-
-def short(text: object, limit: int = 200) -> str:
-    """`text` on one line of at most `limit` characters."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def _unpickled(path: Path) -> Any:

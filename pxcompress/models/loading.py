@@ -30,8 +30,8 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError
-from pxcompress.models.checkpoint import SAVE_HINT, fitted, load_state, read_checkpoint, short
+from pxcompress.errors import ModelError, short
+from pxcompress.models.checkpoint import SAVE_HINT, fitted, load_state, read_checkpoint
 from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.rewrite import plain
 from pxcompress.state import best_device, device_of, observed

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError
-from pxcompress.models.checkpoint import short
+from pxcompress.errors import ModelError, short
 from pxcompress.models.loading import classifier_names
 from pxcompress.state import device_of, observed
 

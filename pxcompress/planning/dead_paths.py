@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pxcompress.collect import members_by_module, rows_first, unit_weights
-from pxcompress.consumers import add_, constant_output, consumers, is_padded
 from pxcompress.graph import is_depthwise
+from pxcompress.layout.consumers import add_, constant_output, consumers, is_padded
+from pxcompress.layout.rows import members_by_module, rows_first, unit_weights
 from pxcompress.planning.limits import Limits, narrowest
 from pxcompress.planning.rounds import groups_left, prune_further
 from pxcompress.state import device_of, observed, seeded

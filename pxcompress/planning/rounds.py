@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pxcompress.collect import members_by_module, removed_rows
 from pxcompress.graph import prune
+from pxcompress.layout.rows import members_by_module, removed_rows
 from pxcompress.planning.order import GONE
 from pxcompress.types import Axis, Group, Member, Plan, Pruned, Scores
 

@@ -1,6 +1,6 @@
 """How small by relevance alone: of every group the units go that together hold at most a share of its scores.
 
-Scale-free, as pruned LRP drops relevances (see `attribution.pruned`): no budget says when to stop, and no group is
+Scale-free, as pruned LRP drops relevances (see `attribution.plrp`): no budget says when to stop, and no group is
 compared with another.
 """
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pxcompress.collect import RowSums, members_by_module, others, removed_rows, rows_first
-from pxcompress.ranks import summed
+from pxcompress.layout.rows import members_by_module, others, removed_rows, rows_first
+from pxcompress.passes.moments import RowSums
+from pxcompress.passes.ranks import summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed

@@ -31,12 +31,13 @@ from torch import Tensor, nn
 
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
-from pxcompress.collect import InParts, rows_first
-from pxcompress.consumers import consumers
 from pxcompress.errors import DataError, InputError, ResultError
+from pxcompress.layout.consumers import consumers
+from pxcompress.layout.rows import rows_first
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
-from pxcompress.ranks import from_first, mean_gradients_, processes, rank, summed
+from pxcompress.passes.parts import InParts
+from pxcompress.passes.ranks import from_first, mean_gradients_, processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed, seeded

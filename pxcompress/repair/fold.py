@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.collect import Moments, moments, others
-from pxcompress.consumers import Consumer, add_, consumers, is_padded
+from pxcompress.layout.consumers import Consumer, add_, consumers, is_padded
+from pxcompress.layout.rows import others
+from pxcompress.passes.moments import Moments, moments
 from pxcompress.registry import option, searched
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Pruned

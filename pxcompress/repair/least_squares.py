@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pxcompress.attribution.relevance import started
-from pxcompress.collect import InParts, members_by_module, others, removed_rows
-from pxcompress.consumers import add_, consumers
-from pxcompress.ranks import processes, rank, summed
+from pxcompress.layout.consumers import add_, consumers
+from pxcompress.layout.rows import members_by_module, others, removed_rows
+from pxcompress.passes.parts import InParts
+from pxcompress.passes.ranks import processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed

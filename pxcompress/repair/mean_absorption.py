@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pxcompress.collect import moments
-from pxcompress.consumers import add_, constant_output, consumers
+from pxcompress.layout.consumers import add_, constant_output, consumers
+from pxcompress.passes.moments import moments
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Pruned
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pxcompress.collect import RowSums, rows_first
-from pxcompress.consumers import Consumer, add_, consumers
+from pxcompress.layout.consumers import Consumer, add_, consumers
+from pxcompress.layout.rows import rows_first
+from pxcompress.passes.moments import RowSums
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches, Pruned

@@ -23,9 +23,9 @@ from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.deploy.intervals import BUSY, guesses
 from pxcompress.deploy.measure import Candidate, Comparison, Tried, compare, environment, ratios, try_files, verdict
-from pxcompress.errors import InputError, ParityError
+from pxcompress.errors import InputError, ParityError, short
 from pxcompress.graph import find_groups, prune
-from pxcompress.models.checkpoint import load_state, short
+from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, classifier_names
 from pxcompress.models.rewrite import plain
 from pxcompress.models.task import sliced

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.collect import collect, unit_weights
+from pxcompress.layout.rows import unit_weights
+from pxcompress.passes.collect import collect
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scores

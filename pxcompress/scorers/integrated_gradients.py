@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution.relevance import started
-from pxcompress.collect import collect
+from pxcompress.passes.collect import collect
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batch, Batches, Group, Scores

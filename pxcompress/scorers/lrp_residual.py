@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.attribution.relevance import STARTS, started
-from pxcompress.collect import input_layouts, moments, power
 from pxcompress.elimination import Reader, eliminate, regularised_inverse
+from pxcompress.layout.rows import input_layouts
+from pxcompress.passes.collect import power
+from pxcompress.passes.moments import moments
 from pxcompress.registry import option, searched
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Axis, Batches, Group, Member, Scores

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pxcompress.collect import unit_weights
+from pxcompress.layout.rows import unit_weights
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scores

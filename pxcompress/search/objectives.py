@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from pxcompress.collect import Remembered
 from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.errors import InputError, unknown
 from pxcompress.explain.heatmaps import Method
 from pxcompress.explain.similarity import SAMPLES, explanation_similarity, first_of
 from pxcompress.graph import masked
+from pxcompress.passes.moments import Remembered
 from pxcompress.planning.order import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run

@@ -10,7 +10,7 @@ from models import subject as subject_named
 from torch import Tensor
 
 from pxcompress.attribution.class_relevance import class_relevance
-from pxcompress.collect import members_by_module
+from pxcompress.layout.rows import members_by_module
 from pxcompress.scorers import SCORERS
 from pxcompress.state import observed
 from pxcompress.types import Batch, Group

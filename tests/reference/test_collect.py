@@ -12,18 +12,9 @@ from models import CLASSES, Subject, batches_of, plan_of, snapshot
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.collect import (
-    Start,
-    Statistic,
-    collect,
-    members_by_module,
-    moments,
-    others,
-    removed_rows,
-    rows_first,
-    unit_view,
-    unit_weights,
-)
+from pxcompress.layout.rows import members_by_module, others, removed_rows, rows_first, unit_view, unit_weights
+from pxcompress.passes.collect import Start, Statistic, collect
+from pxcompress.passes.moments import moments
 from pxcompress.types import Group, Member
 
 FAMILIES = (
@@ -170,7 +161,7 @@ def test_backward_passes_take_a_few_samples_at_a_time(small: Subject, monkeypatc
 
     batches = batches_of(small.inputs, 4)
     whole = collect(small.model, small.groups, batches, STATISTICS["relevance"], STARTS["label"])
-    monkeypatch.setattr("pxcompress.collect.AT_ONCE", 3 * small.inputs[0].numel())
+    monkeypatch.setattr("pxcompress.passes.parts.AT_ONCE", 3 * small.inputs[0].numel())
     parts = collect(small.model, small.groups, batches, STATISTICS["relevance"], start)
     assert seen == [size for inputs, _ in batches for size in map(len, inputs.split(3))]
     assert max(seen) == 3

@@ -10,9 +10,9 @@ from models import Subject, batches_of, plan_of, random_plan, snapshot
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.collect import members_by_module, others, removed_rows
 from pxcompress.errors import PxError
 from pxcompress.graph import prune
+from pxcompress.layout.rows import members_by_module, others, removed_rows
 from pxcompress.repair.batchnorm import BatchNormStatistics
 from pxcompress.types import Batch, Pruned
 

@@ -8,8 +8,8 @@ from models import FlattenCNN, Subject, plan_of
 from models import subject as subject_named
 from torch import nn
 
-from pxcompress.collect import others
 from pxcompress.graph import find_groups, prune
+from pxcompress.layout.rows import others
 from pxcompress.planning.dead_paths import without_dead_paths
 from pxcompress.planning.limits import Limits
 from pxcompress.state import seeded

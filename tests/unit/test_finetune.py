@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pxcompress.consumers import consumers
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.graph import prune
+from pxcompress.layout.consumers import consumers
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS, finetune
 from pxcompress.state import seeded

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pxcompress import ranks
+from pxcompress.passes import ranks
 
 SCRIPT = """
 import json, sys
@@ -20,7 +20,7 @@ import torch
 from models import subject
 
 from pxcompress.stages import shrink
-from pxcompress.ranks import is_first, joined, rank, shares
+from pxcompress.passes.ranks import is_first, joined, rank, shares
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.state import seeded
@@ -43,7 +43,7 @@ with joined():
         raise SystemExit(7)
     shares({"again": batches})
     if int(sys.argv[1]) >= 0:
-        from pxcompress.ranks import summed
+        from pxcompress.passes.ranks import summed
         summed(torch.ones(1))
 """
 

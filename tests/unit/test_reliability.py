@@ -34,7 +34,7 @@ from pxcompress import Recipe, compress_module
 from pxcompress.clock import Clock
 from pxcompress.deploy.export import artifact_of
 from pxcompress.errors import InputError, OutOfMemoryError
-from pxcompress.memory import in_smaller_batches
+from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.run import Run
 from pxcompress.run_folder.place import whole_folder
 from pxcompress.stages import shrink

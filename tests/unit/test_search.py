@@ -22,10 +22,11 @@ from models import CLASSES, FlattenCNN, Subject, subject
 from safetensors.torch import save_file
 
 from pxcompress.attribution import COMPOSITES, has_attention, parse_composite
-from pxcompress.collect import Remembered, input_layouts, moments
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import ResultError
 from pxcompress.graph import masked
+from pxcompress.layout.rows import input_layouts
+from pxcompress.passes.moments import Remembered, moments
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.search import run as run_module

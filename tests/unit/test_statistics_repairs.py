@@ -8,9 +8,9 @@ from models import Subject, batches_of, plan_of, random_plan
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.collect import rows_first
-from pxcompress.consumers import consumers
 from pxcompress.graph import find_groups, prune
+from pxcompress.layout.consumers import consumers
+from pxcompress.layout.rows import rows_first
 from pxcompress.repair.mean_absorption import MeanAbsorption
 from pxcompress.repair.variance_matching import VarianceMatching
 from pxcompress.state import seeded

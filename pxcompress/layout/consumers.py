@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.collect import input_layouts, members_by_module, others, removed_rows
+from pxcompress.layout.rows import input_layouts, members_by_module, others, removed_rows
 from pxcompress.types import Pruned
 
 

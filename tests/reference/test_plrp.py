@@ -12,7 +12,7 @@ from test_rules import matrix, reference
 from torch import Tensor, nn
 
 from pxcompress.attribution import Composite, Pruning, attributed, parse_composite
-from pxcompress.attribution.pruned import LARGEST_RATIO, surviving
+from pxcompress.attribution.plrp import LARGEST_RATIO, surviving
 from pxcompress.attribution.rules import AlphaBeta, Epsilon, Gamma, Rule, ZPlus
 from pxcompress.errors import InputError, ModelError
 from pxcompress.scorers import SCORERS
@@ -166,10 +166,10 @@ def hidden_mass(net: nn.Module, x: Tensor, pruning: Pruning) -> list[tuple[Tenso
 
         return spy
 
-    from pxcompress.attribution import pruned
+    from pxcompress.attribution import plrp
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruned.PrunedRule, "multiplier", spied(pruned.PrunedRule.multiplier))
+        patch.setattr(plrp.PrunedRule, "multiplier", spied(plrp.PrunedRule.multiplier))
         relevances(net, "epsilon", x, pruning)
     return masses
 

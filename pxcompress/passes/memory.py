@@ -7,9 +7,8 @@ from typing import TypeVar
 
 import torch
 
-from pxcompress.collect import InParts
-from pxcompress.errors import OutOfMemoryError
-from pxcompress.models.checkpoint import short
+from pxcompress.errors import OutOfMemoryError, short
+from pxcompress.passes.parts import InParts
 from pxcompress.types import Batches
 
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""Passes over the data: statistics at units and layers, in parts, in smaller batches, in several processes."""

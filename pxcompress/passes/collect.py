@@ -1,0 +1,187 @@
+"""Statistics of units by hooks and streaming sums: once, for every scorer.
+
+All statistics are means over samples, accumulated in float64 while batches stream by: memory does not grow with their
+number. In several processes every one streams its own batches, and the means are over those of all. Units are read
+where they are consumed, at the input of the layers behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from pxcompress.errors import InputError
+from pxcompress.layout.rows import rows_first, unit_view
+from pxcompress.passes.parts import InParts
+from pxcompress.passes.ranks import summed
+from pxcompress.state import device_of, observed
+from pxcompress.types import Axis, Batches, Group, Member
+
+Statistic = Callable[[Tensor, Tensor], Tensor]
+"""Activations a and multipliers m, both (n, units, positions) -> one value per sample and unit, (n, units)."""
+
+Start = Callable[[Tensor, Tensor], Tensor]
+"""Logits (n, classes) and labels (n,) -> the gradient that backward starts from, (n, classes)."""
+
+
+@dataclass
+class _Cut:
+    """Sums (sums, units) over samples at one tensor that carries a group, and how many samples are in each (sums,)."""
+
+    total: Tensor | float = 0.0
+    samples: Tensor | float = 0.0
+
+    def add(self, values: Tensor, weights: Tensor | None) -> None:
+        values = values.detach().double()
+        weights = values.new_ones(len(values), 1) if weights is None else weights.to(values)
+        self.total = self.total + weights.T @ values
+        self.samples = self.samples + weights.sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """(sums, units) on the CPU; 0 where no sample is."""
+        assert isinstance(self.total, Tensor)
+        assert isinstance(self.samples, Tensor)
+        return (summed(self.total) / summed(self.samples).clamp(min=1)[:, None]).cpu()
+
+
+@dataclass
+class _Reader:
+    """Forward pre-hooks at a group's consumers; one `_Cut` per distinct tensor of a forward pass.
+
+    `weights` (n, sums) says how much each sample of the current batch counts in each sum; None: in one, all alike.
+    """
+
+    model: nn.Module
+    group: Group
+    statistic: Statistic
+    origin: Tensor | None = None
+    cuts: list[_Cut] = field(default_factory=list)
+    seen: list[Tensor] = field(default_factory=list)
+    weights: Tensor | None = None
+
+    def attach(self) -> None:
+        for member in self.group.consumers:
+            module = self.model.get_submodule(member.module)
+            module.register_forward_pre_hook(self._hook(member))
+
+    def _hook(self, member: Member) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            value = args[0]
+            if any(value is other for other in self.seen):
+                return
+            self.seen.append(value)
+            if len(self.seen) > len(self.cuts):
+                self.cuts.append(_Cut())
+            cut = self.cuts[len(self.seen) - 1]
+            activation = unit_view(value.detach(), module, member.index)
+            if self.origin is not None:
+                origin = self.origin[len(self.seen) - 1]
+                activation = activation - origin.to(activation).unsqueeze(1)
+            if not value.requires_grad:
+                cut.add(self.statistic(activation, torch.empty(0)), self.weights)
+                return
+
+            def use(gradient: Tensor) -> None:
+                cut.add(self.statistic(activation, unit_view(gradient, module, member.index)), self.weights)
+
+            value.register_hook(use)
+
+        return read
+
+
+def collect(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batches: Batches,
+    statistic: Statistic,
+    start: Start | None = None,
+    origin: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Mean over samples of `statistic` for every unit: group name -> (cuts, units) float64.
+
+    A group has one cut per distinct tensor that its consumers read: one for an inner layer, several along a residual
+    stream. Multipliers are the whole gradient at the tensor, not one consumer's part of it. Without `start` there is
+    no backward pass and the statistic gets an empty multiplier. Activations are read as differences from `origin`,
+    which is shaped like a result. The model is left as it was.
+    """
+    readers = [_Reader(model, group, statistic, origin[group.name] if origin else None) for group in groups]
+    _stream(model, readers, batches, start)
+    return {reader.group.name: torch.stack([cut.mean[0] for cut in reader.cuts]) for reader in readers}
+
+
+def collect_by_label(
+    model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, start: Start, classes: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """`collect` with a mean for each label, same passes: group name -> (cuts, classes, units), samples (classes,).
+
+    A mean over no samples is 0. Takes one group or more. Raises `InputError` for labels that are none of the `classes`.
+    """
+    readers = [_Reader(model, group, statistic) for group in groups]
+    _stream(model, readers, batches, start, classes)
+    means = {reader.group.name: torch.stack([cut.mean for cut in reader.cuts]) for reader in readers}
+    return means, summed(torch.as_tensor(readers[0].cuts[0].samples))
+
+
+def _stream(
+    model: nn.Module, readers: Sequence[_Reader], batches: Batches, start: Start | None, classes: int | None = None
+) -> None:
+    """Let `readers` add up all batches; with `classes` by label."""
+    device = device_of(model)
+    with observed(model), torch.set_grad_enabled(start is not None):
+        for reader in readers:
+            reader.attach()
+        for inputs, labels in batches if start is None else InParts(batches):
+            weights = None if classes is None else _at_label(labels, classes)
+            for reader in readers:
+                reader.weights = weights
+            inputs = inputs.detach().to(device).requires_grad_(start is not None)
+            logits = model(inputs)
+            if start is not None:
+                torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
+            for reader in readers:
+                reader.seen.clear()
+
+
+def _at_label(labels: Tensor, classes: int) -> Tensor:
+    """1 at each sample's label, (n, classes)."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(f"labels go from {low} to {high}; expected 0 to {classes - 1}, the classes of the model")
+    return one_hot(labels, classes)
+
+
+def power(
+    model: nn.Module, names: Sequence[str], batches: Batches, start: Start, *, side: Axis = "out"
+) -> dict[str, Tensor]:
+    """E_x sum_p m_rp^2 at the outputs, or the inputs, of the modules `names`: module name -> (rows,) float64.
+
+    The multiplier m is the gradient at that tensor, the sum runs over positions and calls.
+    """
+    device = device_of(model)
+    sums: dict[str, Tensor] = {}
+    samples = 0
+
+    def watch(name: str, value: Tensor, module: nn.Module) -> None:
+        def add(gradient: Tensor) -> None:
+            sums[name] = sums.get(name, 0.0) + rows_first(gradient, module).double().square().sum((0, 2))
+
+        value.register_hook(add)
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda module, args, output: watch(name, output if side == "out" else args[0], module)
+
+    with observed(model), torch.enable_grad():
+        for name in names:
+            model.get_submodule(name).register_forward_hook(hook(name))
+        for inputs, labels in InParts(batches):
+            inputs = inputs.detach().to(device).requires_grad_(True)
+            logits = model(inputs)
+            torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
+            samples += len(inputs)
+    everywhere = summed(torch.tensor(samples, dtype=torch.float64, device=device))
+    return {name: summed(sums[name]) / everywhere for name in names}
