@@ -63,8 +63,13 @@ class _Opened:
 
     session: Session
     shape: tuple[int, ...]
-    cold: float
-    device_bytes: int
+    cold: float = 0.0
+    device_bytes: int = 0
+
+    @property
+    def default(self) -> tuple[int]:
+        """The batch size where none is asked for."""
+        return (self.session.input.shape[0] or 1,)
 
     def runner(self, batch_size: int) -> Callable[[], None]:
         """A call on random images, made once, so that all memory is taken that it needs."""
@@ -92,7 +97,7 @@ def usable(providers: Sequence[str], *, strict: bool = False) -> tuple[tuple[str
 
 def bench(
     paths: Sequence[Path | str],
-    batch_sizes: Sequence[int] = (1,),
+    batch_sizes: Sequence[int] = (),
     *,
     where: Where | None = None,
     input_size: tuple[int, int, int] | None = None,
@@ -100,9 +105,9 @@ def bench(
 ) -> tuple[BenchRow, ...]:
     """Time ONNX image classifiers on every provider of `where`, all taking turns at every batch size; random inputs.
 
-    `input_size` (channels, height, width) fills the dimensions that a file leaves open, only those. Raises
-    `InputError` where one stays open, for a fixed batch of another size, and for what `runtime.session` refuses, and
-    `ResultError` where that is strict.
+    Without batch sizes it is the one that the first file is fixed to, or 1. `input_size` (channels, height, width)
+    fills the dimensions that a file leaves open, only those. Raises `InputError` where one stays open, for a fixed
+    batch of another size, and for what `runtime.session` refuses, and `ResultError` where that is strict.
     """
     where = where or Where()
     for batch_size in batch_sizes:
@@ -114,7 +119,7 @@ def bench(
         for path in dict.fromkeys(map(str, paths)):
             opened.append(_opened(path, provider, where, input_size, batch_sizes))
     rows: list[BenchRow] = []
-    for batch_size in batch_sizes:
+    for batch_size in batch_sizes or opened[0].default:
         runners = {place: each.runner(batch_size) for place, each in _numbered(opened)}
         seconds = stopwatch.time_interleaved(runners, runs=runs, max_seconds=stopwatch.SECONDS * len(runners))
         for place, each in _numbered(opened):
@@ -135,10 +140,11 @@ def _opened(
     session = runtime.session(path, provider, threads=where.threads, strict=where.strict)
     for batch_size in batch_sizes:
         _check_fixed_batch(session, batch_size)
-    shape = image_shape(session, input_size)
-    session.predict(_images(batch_sizes[0], shape, session.input.dtype))
-    cold = time.perf_counter() - start
-    return _Opened(session, shape, cold, max(hardware.memory_in_use() - before, 0))
+    found = _Opened(session, image_shape(session, input_size))
+    session.predict(_images((batch_sizes or found.default)[0], found.shape, session.input.dtype))
+    found.cold = time.perf_counter() - start
+    found.device_bytes = max(hardware.memory_in_use() - before, 0)
+    return found
 
 
 def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | None) -> BenchRow:
