@@ -47,7 +47,8 @@ def export_onnx(
     metadata_props are `metadata` and nothing else; source paths and stack traces that the exporter leaves in the
     nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or not at all.
     The exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm elsewhere
-    stays a node. `model` is left as it was. Raises `ModelError` when it cannot be exported.
+    stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a ViT 36 of 455 nodes, for 1 to 2 % of p50.
+    `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with _on_cpu(model):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.deploy import hardware, runtime, stopwatch
-from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.export import OPSET, onnx_files
 from pxcompress.deploy.intervals import Seconds, drop, noise, speedup
 from pxcompress.deploy.runtime import Array, Session
 from pxcompress.errors import DataError, InputError, ModelError, ResultError
@@ -272,6 +272,7 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         **versions,
         "onnxruntime": runtime.VERSION,
+        "onnx_opset": OPSET,
         "device_name": gpu or hardware.cpu_name(),
         "cpu_name": hardware.cpu_name(),
         "cpu_count": os.cpu_count(),

@@ -34,7 +34,7 @@ _CLEANING = (
     passes.CheckerPass,
 )
 
-_EMBEDDED_BYTES = 1536 << 20
+EMBEDDED_BYTES = 1536 << 20
 """Weights above it go beside the file, as in `export`."""
 
 _CONVERTER_ERRORS = (*ORT_ERRORS, AttributeError, KeyError, TypeError, AssertionError, onnx.checker.ValidationError)
@@ -148,7 +148,7 @@ def _save(model: onnx_ir.Model, source: Path, path: Path, precision: str) -> Art
     model.metadata_props.clear()
     model.metadata_props.update({entry.key: entry.value for entry in told}, precision=precision)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    external = f"{path.name}.data" if weights > _EMBEDDED_BYTES else None
+    external = f"{path.name}.data" if weights > EMBEDDED_BYTES else None
     onnx_ir.save(model, path, external_data=external)
     return artifact_of(path)
 
