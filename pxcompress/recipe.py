@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Goal
@@ -82,7 +84,7 @@ class Bench:
     """How latency is measured: samples per call, execution provider, CPU threads (0: all physical cores)."""
 
     batch_size: int = option(1, "Samples per call when latency is measured.")
-    provider: str = option("auto", "ONNX Runtime execution provider: auto, cuda, tensorrt or cpu.")
+    provider: str = option("auto", "ONNX Runtime execution provider: auto, cuda, cuda-graph, tensorrt or cpu.")
     threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
 
     def __post_init__(self) -> None:
@@ -193,6 +195,7 @@ class Recipe(Given):
     targets: tuple[str, ...] = option(
         ("fp32",), "Precisions of the exported model, with commas: fp32 (always made), fp16, int8."
     )
+    fixed_batch: bool = option(False, "The exported files take --batch-size samples a call, no other number.")
     compare: bool = option(False, "Time off-the-shelf timm models of as many MACs beside the result.")
 
     def __post_init__(self) -> None:
@@ -275,6 +278,11 @@ class Recipe(Given):
         return float(share)
 
     @property
+    def onnx_batch(self) -> int | None:
+        """Samples a call that the exported files take; None for any number."""
+        return self.bench.batch_size if self.fixed_batch else None
+
+    @property
     def hash(self) -> str:
         """sha256 of the recipe's JSON, hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -342,18 +350,27 @@ def _on_bench(text: str, bench: Bench) -> Any:
     return replace(budget, **{name: getattr(bench, name) for name in shared if name not in said})  # type: ignore[type-var]
 
 
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    ".toml": tomllib.loads,
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+}
+"""Of recipe files; all others are JSON."""
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe file, .json or .toml, unchecked; `InputError` where it holds none."""
+    """The keys and values of a recipe file, .json, .toml or .yaml, unchecked; `InputError` where it holds none."""
+    read = _READERS.get(path.suffix.lower(), json.loads)
     try:
-        text = path.read_text()
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        content = read(path.read_text())
     except OSError as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"config {str(path)!r} is not a recipe ({error}); expected .json or .toml") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"config {str(path)!r} is not a recipe ({reason}); expected .json, .toml or .yaml") from error
     if not isinstance(content, dict):
         raise InputError(f"config {str(path)!r} holds a {type(content).__name__}; expected keys as in recipe.json")
-    return known_keys(Recipe, {key.replace("-", "_"): value for key, value in content.items()})
+    return known_keys(Recipe, {str(key).replace("-", "_"): value for key, value in content.items()})
 
 
 def _check_order(repairs: Sequence[str], required: Sequence[Sequence[str]]) -> None:

@@ -24,7 +24,7 @@ class Latency:
     round_to = 0  # as measures best
 
     batch_size: int = option(1, "samples per call", low=1)
-    provider: str = option("auto", "execution provider", choices=("auto", "cuda", "tensorrt", "cpu"))
+    provider: str = option("auto", "execution provider", choices=("auto", "cuda", "cuda-graph", "tensorrt", "cpu"))
     threads: int = option(0, "CPU threads; 0: all physical cores", low=0)
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:

@@ -17,9 +17,11 @@ from pxcompress.errors import InputError
 
 def bench(
     files: Annotated[list[Path], typer.Argument(help="ONNX classifiers, or run folders for all of theirs.")],
-    batch_size: Annotated[str, typer.Option(help="Samples per call; several with commas.")] = "1",
+    batch_size: Annotated[
+        str, typer.Option(help="Samples per call; several with commas.  [default: 1, or what the first file takes]")
+    ] = "",
     provider: Annotated[
-        str, typer.Option(help="Execution providers, with commas: auto, cuda, tensorrt, cpu.")
+        str, typer.Option(help="Execution providers, with commas: auto, cuda, cuda-graph, tensorrt, cpu.")
     ] = "auto",
     strict_provider: Annotated[
         bool, typer.Option("--strict-provider", help="Exit with 3 where any node runs on another provider.")
@@ -49,7 +51,7 @@ def bench(
     from pxcompress.run_folder.calibration import calibration
 
     try:
-        sizes = [int(part) for part in batch_size.split(",")]
+        sizes = [int(part) for part in batch_size.split(",")] if batch_size else []
     except ValueError:
         raise InputError(f"batch-size is {batch_size!r}; expected whole numbers with commas, like 1,8,32") from None
     size = None if input_size is None else (3, input_size, input_size)

@@ -33,7 +33,9 @@ Model = Annotated[
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth that holds tensors only.")]
 InputSize = Annotated[int | None, typer.Option(help="Side of the square input, pixels.  [default: the model's own]")]
-Provider = Annotated[str, typer.Option(help="ONNX Runtime execution provider: auto, cuda, tensorrt or cpu.")]
+Provider = Annotated[
+    str, typer.Option(help="ONNX Runtime execution provider: auto, cuda, cuda-graph, tensorrt or cpu.")
+]
 Threads = Annotated[int, typer.Option(help="CPU threads of ONNX Runtime; 0: all physical cores.")]
 Confidence = Annotated[float | None, typer.Option(help="Of the certificate.  [default: 0.95]")]
 Risk = Annotated[
@@ -77,7 +79,8 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
             if part not in without and field.name not in (*without, "bench", "guarantee")
         }
         config = Annotated[
-            Path | None, typer.Option(help="A recipe.json, or .toml with the same keys; options said here count more.")
+            Path | None,
+            typer.Option(help="A recipe.json; .toml or .yaml, same keys; options said here count more."),
         ]
         parameters = [*known.values(), _keyword("config", config, None), *own]
 

@@ -38,20 +38,24 @@ INPUT, OUTPUT = "input", "logits"
 _PARITY_BATCH = 16
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> Artifact:
-    """Write `model` in eval mode, float32, as ONNX with a dynamic batch; returns what was written.
+def export_onnx(
+    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], *, batch: int | None = None
+) -> Artifact:
+    """Write `model` in eval mode, float32, as ONNX for any batch, or for one of `batch`; returns what was written.
 
     `example` is one input or several, shape (n, ...). The file's input is "input", its output "logits". Its
     metadata_props are `metadata` and nothing else; source paths and stack traces that the exporter leaves in the
     nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or not at all.
     The exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm elsewhere
-    stays a node. `model` is left as it was. Raises `ModelError` when it cannot be exported.
+    stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a ViT 36 of 455 nodes, for 1 to 2 % of p50.
+    `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
-    inputs = torch.cat([example[:1], example[:1]]).detach().cpu()  # batch 1 would be taken for a constant
+    inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with _on_cpu(model):
         _check_output(model, inputs)
-        program = _exported(model, inputs)
-    _check_batch_is_dynamic(program.model)
+        program = _exported(model, inputs, dynamic=batch is None)
+    if batch is None:
+        _check_batch_is_dynamic(program.model)
     _strip(program.model)
     program.model.metadata_props.update(metadata)
     _write(program, path)
@@ -188,7 +192,7 @@ def _flat_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = attention
 
 
-def _exported(model: nn.Module, inputs: Tensor) -> Any:
+def _exported(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
         with _silent(), _flat_attention():
@@ -198,7 +202,7 @@ def _exported(model: nn.Module, inputs: Tensor) -> Any:
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
                 opset_version=OPSET,
                 verbose=False,
             )

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pxcompress.deploy import runtime, stopwatch
-from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy import hardware, runtime, stopwatch
+from pxcompress.deploy.export import OPSET, onnx_files
 from pxcompress.deploy.intervals import Seconds, drop, noise, speedup
 from pxcompress.deploy.runtime import Array, Session
 from pxcompress.errors import DataError, InputError, ModelError, ResultError
@@ -272,8 +272,9 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         **versions,
         "onnxruntime": runtime.VERSION,
-        "device_name": gpu or runtime.cpu_name(),
-        "cpu_name": runtime.cpu_name(),
+        "onnx_opset": OPSET,
+        "device_name": gpu or hardware.cpu_name(),
+        "cpu_name": hardware.cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),

@@ -19,7 +19,7 @@ from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from pxcompress.deploy.export import artifact_of, onnx_files
-from pxcompress.deploy.runtime import ORT_ERRORS
+from pxcompress.deploy.runtime import ORT_ERRORS, whole_batches
 from pxcompress.errors import ModelError
 from pxcompress.proof import Artifact
 from pxcompress.types import Batches
@@ -34,7 +34,7 @@ _CLEANING = (
     passes.CheckerPass,
 )
 
-_EMBEDDED_BYTES = 1536 << 20
+EMBEDDED_BYTES = 1536 << 20
 """Weights above it go beside the file, as in `export`."""
 
 _CONVERTER_ERRORS = (*ORT_ERRORS, AttributeError, KeyError, TypeError, AssertionError, onnx.checker.ValidationError)
@@ -110,17 +110,20 @@ def activation_ranges(source: Path, batches: Batches) -> dict[str, float]:
 
 
 class _Reader(CalibrationDataReader):
-    """Batches as the calibrator asks for them."""
+    """Batches as the calibrator asks for them, of the size that the file takes."""
 
     def __init__(self, source: Path, batches: Batches) -> None:
         graph = onnx.load(source, load_external_data=False).graph
         weights = {each.name for each in graph.initializer}  # old files list them among the inputs
-        self._input = next((port.name for port in graph.input if port.name not in weights), "")
-        self._batches = iter(batches)
+        port = next((port for port in graph.input if port.name not in weights), onnx.ValueInfoProto())
+        dims = port.type.tensor_type.shape.dim
+        self._input, fixed = port.name, dims[0].dim_value if dims else 0
+        arrays = (inputs.cpu().numpy() for inputs, _ in batches)
+        self._parts = (part for array in arrays for part in (whole_batches(array, fixed) if fixed else [array]))
 
     def get_next(self) -> dict[str, Any] | None:
-        inputs, _ = next(self._batches, (None, None))
-        return None if inputs is None else {self._input: inputs.cpu().numpy()}
+        part = next(self._parts, None)
+        return None if part is None else {self._input: part}
 
 
 def _join(graph: onnx_ir.Graph) -> None:
@@ -145,7 +148,7 @@ def _save(model: onnx_ir.Model, source: Path, path: Path, precision: str) -> Art
     model.metadata_props.clear()
     model.metadata_props.update({entry.key: entry.value for entry in told}, precision=precision)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    external = f"{path.name}.data" if weights > _EMBEDDED_BYTES else None
+    external = f"{path.name}.data" if weights > EMBEDDED_BYTES else None
     onnx_ir.save(model, path, external_data=external)
     return artifact_of(path)
 

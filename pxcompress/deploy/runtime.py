@@ -6,20 +6,13 @@ on a one-node model before any work starts, and every session knows which nodes 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
+import itertools
 import os
-import platform
-import re
-import sys
-import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +25,8 @@ from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
+from pxcompress.deploy.hardware import cpu_name, missing_gpu
+from pxcompress.deploy.quiet import captured, one_line
 from pxcompress.deploy.stopwatch import time_interleaved
 from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
@@ -41,19 +36,37 @@ CUDA_VERSION: str = getattr(build_and_package_info, "cuda_version", "")
 """What this ONNX Runtime was built for; "" for none."""
 Array = npt.NDArray[Any]
 
-_CPU = "CPUExecutionProvider"
-_NAMES = {"cpu": _CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_NAMES = {"cpu": _CPU, "cuda": _CUDA, "cuda-graph": _CUDA, "tensorrt": "TensorrtExecutionProvider"}
 PROVIDERS = ("auto", *_NAMES)
 
-_CUDA_OPTIONS = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"})  # DEFAULT is 4 to 50 times slower
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}  # DEFAULT is 4 to 50 times slower
 _STACKS: Mapping[str, list[Any]] = {
     "cpu": [_CPU],
-    "cuda": [_CUDA_OPTIONS, _CPU],
-    "tensorrt": ["TensorrtExecutionProvider", _CUDA_OPTIONS, _CPU],
+    "cuda": [(_CUDA, _CUDA_OPTIONS), _CPU],
+    "cuda-graph": [(_CUDA, {**_CUDA_OPTIONS, "enable_cuda_graph": "1"}), _CPU],
+    "tensorrt": ["TensorrtExecutionProvider", (_CUDA, _CUDA_OPTIONS), _CPU],
 }
+"""What a session is asked for, by our names. "cuda-graph" records the kernels of a call once and replays them."""
+
+_graphs = itertools.count(1)
+"""Numbers of recorded graphs: every bound call has its own, or it would replay another one on that one's buffers."""
+
+_NO_GRAPH = -1
+"""Number of a call that is neither recorded nor replayed, as ONNX Runtime has it."""
+
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    **{f"tensor({name})": np.dtype(name) for name in ("uint8", "int8", "int32", "int64")},
+}
+_WEIGHTS: Mapping[int, str] = {
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+    onnx.TensorProto.DOUBLE: "fp64",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "int8",
 }
 ORT_ERRORS = (
     ort_errors.Fail,
@@ -103,14 +116,12 @@ class Session:
 
     @property
     def precision(self) -> str:
-        """What the file says ("int8", "fp16"), else "fp16" where its input is, "tf32" or "fp32".
+        """What the file says ("int8", "fp16"), else what most of its weights are; "tf32" where float32 is not kept.
 
         cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
         """
-        if said := self.metadata.get("precision"):
+        if said := self.metadata.get("precision") or _of_weights(self.path):
             return said
-        if self.input.dtype == np.float16:
-            return "fp16"
         tf32 = self.device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
         return "tf32" if tf32 else "fp32"
 
@@ -120,34 +131,46 @@ class Session:
         return dict(self._model.get_modelmeta().custom_metadata_map)
 
     def predict(self, inputs: Array | Tensor) -> Array:
-        """First output for a batch of inputs (n, ...), from and to host memory; `InputError` where it cannot run."""
+        """First output for a batch of inputs (n, ...), from and to host memory; `InputError` where it cannot run.
+
+        A file with a fixed batch is called as often as it takes, at the end with repeated inputs.
+        """
         array = self._array(inputs)
+        fixed = self.input.shape[0]
+        if fixed in (None, len(array)):
+            return self._run(array)
+        return np.concatenate([self._run(part) for part in whole_batches(array, fixed)])[: len(array)]
+
+    def _run(self, array: Array) -> Array:
         try:
-            (logits,) = self._model.run([self.output.name], {self.input.name: array})
+            (logits,) = self._model.run([self.output.name], {self.input.name: array}, _run_options(_NO_GRAPH))
         except ORT_ERRORS as error:
-            reason = _one_line(str(error))
+            reason = one_line(str(error))
             raise InputError(f"{self.path.name} does not run on inputs of shape {array.shape}: {reason}") from error
         return np.asarray(logits)
 
     def runner(self, inputs: Array | Tensor) -> Callable[[], None]:
         """One inference call on buffers bound once, on the device; returns when the result is there.
 
-        On a GPU this is device time: copies from and to the host are not part of it.
+        On a GPU this is device time: copies from and to the host are not part of it. `InputError` for inputs that are
+        not the batch of a file where that is fixed.
         """
         array = self._array(inputs)
+        if self.input.shape[0] not in (None, len(array)):
+            raise InputError(f"{self.path} has a fixed batch of {self.input.shape[0]}; given {len(array)} samples")
         logits = self.predict(array)  # its shape is needed to bind the output
         source = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
         target = ort.OrtValue.ortvalue_from_shape_and_type(logits.shape, logits.dtype.type, self.device, 0)
         binding = self._model.io_binding()
         binding.bind_ortvalue_input(self.input.name, source)
         binding.bind_ortvalue_output(self.output.name, target)
-        return _Bound(self._model, binding, source, target)
+        return _Bound(self._model, binding, source, target, _run_options(next(_graphs)))
 
     def _array(self, inputs: Array | Tensor) -> Array:
         array = inputs.detach().cpu().numpy() if isinstance(inputs, Tensor) else inputs
         expected = self.input.shape
-        fits = len(expected) == array.ndim and all(a in (None, b) for a, b in zip(expected, array.shape, strict=True))
-        if not fits:
+        pairs = zip(expected[1:], array.shape[1:], strict=False)
+        if len(expected) != array.ndim or not all(a in (None, b) for a, b in pairs):
             raise InputError(f"{self.path.name} expects inputs of shape {self.input}; given {array.shape}")
         return np.ascontiguousarray(array, dtype=self.input.dtype)
 
@@ -160,17 +183,39 @@ class _Bound:
     binding: Any
     source: Any
     target: Any
+    options: Any
 
     def __call__(self) -> None:
-        self.model.run_with_iobinding(self.binding)
+        self.model.run_with_iobinding(self.binding, self.options)
         self.binding.synchronize_outputs()
+
+
+def _of_weights(path: Path) -> str:
+    """The type of most weights of a file, by our names; "" for float32, and for what we have no name for."""
+    counts: Counter[int] = Counter()
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        counts[tensor.data_type] += prod(tensor.dims)
+    return _WEIGHTS.get(max(counts, key=lambda kind: counts[kind]), "") if counts else ""
+
+
+def _run_options(graph: int) -> Any:
+    """Options of one call, with the number of the graph that it records or replays; without effect elsewhere."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+def whole_batches(array: Array, size: int) -> list[Array]:
+    """`array` in parts of `size` rows; the last one is filled up with its last row."""
+    filled = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)], mode="edge")
+    return np.split(filled, len(filled) // size)
 
 
 def session(path: Path | str, provider: str = "auto", *, threads: int = 0, strict: bool = False) -> Session:
     """Load an ONNX file.
 
-    `provider`: "cpu", "cuda", "tensorrt", or "auto" (CUDA where it works, else the CPU; the reason stands in
-    `placement.fallback_reason`). `threads`: CPU threads; 0 takes PyTorch's number (the physical cores on x86, or
+    `provider`: "cpu", "cuda", "cuda-graph", "tensorrt", or "auto" (CUDA where it works, else the CPU; the reason stands
+    in `placement.fallback_reason`). `threads`: CPU threads; 0 takes PyTorch's number (the physical cores on x86, or
     OMP_NUM_THREADS). Raises `InputError` for a file that is missing or no model and for an asked provider that cannot
     be used; with `strict` `ResultError` when any node runs elsewhere.
     """
@@ -191,6 +236,10 @@ def session(path: Path | str, provider: str = "auto", *, threads: int = 0, stric
     placement = _placement(model, provider, reason)
     if strict and placement.fallback_reason:
         raise ResultError(f"{path.name} does not run on {provider} alone: {placement.fallback_reason}")
+    return _session(path, model, placement, threads)
+
+
+def _session(path: Path, model: Any, placement: Placement, threads: int) -> Session:
     source, target = _ports(path, model)
     return Session(path, placement, tuple(model.get_providers()), source, target, threads, model)
 
@@ -231,8 +280,7 @@ def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int
     model, failure = _create(graph, used, threads or torch.get_num_threads())
     if failure:
         raise ResultError(f"an operator cannot be timed on {used}: {failure}")
-    (source, target), path = _ports(Path("operator"), model), Path("operator")
-    loaded = Session(path, _placement(model, provider, ""), (), source, target, threads, model)
+    loaded = _session(Path("operator"), model, _placement(model, provider, ""), threads)
     run = loaded.runner(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
     return float(np.quantile(time_interleaved({"it": run}, warmup=5, runs=30, max_seconds=0.2)["it"], 0.1))
 
@@ -242,14 +290,6 @@ def device_name(provider: str, threads: int) -> str:
     if _choose(provider)[0] != "cpu":
         return f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'GPU'} {provider}"
     return f"{cpu_name()}, {threads or torch.get_num_threads()} threads"
-
-
-def cpu_name() -> str:
-    """The processor's model name, as Linux gives it; elsewhere what Python knows."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _choose(provider: str) -> tuple[str, str]:
@@ -266,30 +306,17 @@ def unusable(provider: str) -> str:
     if _NAMES[provider] not in ort.get_available_providers():
         return f"onnxruntime {VERSION} was built without {_NAMES[provider]} (the onnxruntime-gpu package has it)"
     if provider != "cpu":
-        if reason := _missing_gpu():
+        if reason := missing_gpu():
             return reason
-        with _captured():
+        with captured():
             ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
     model, failure = _create(_one_convolution(), provider, threads=1)
     if failure:
         return failure
     try:
-        model.run(None, {"x": np.zeros((1, 1, 2, 2), np.float32)})
-    except ORT_ERRORS as error:
-        return _one_line(str(error))
-    return ""
-
-
-def _missing_gpu() -> str:
-    """Asks the driver itself: neither PyTorch nor ONNX Runtime need be built for its version."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(library)
-    except OSError:
-        return f"no NVIDIA driver ({library} is not there)"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver sees no GPU (nvidia-smi and CUDA_VISIBLE_DEVICES show which)"
+        _session(Path("probe"), model, _placement(model, provider, ""), 1).runner(np.zeros((1, 1, 2, 2), np.float32))()
+    except (InputError, *ORT_ERRORS) as error:
+        return one_line(str(error))
     return ""
 
 
@@ -316,43 +343,16 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     # Idle threads of one session otherwise spin on the cores that another one is timed on (1.7x on 2 cores).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model, failure = None, ""
-    with _captured() as noise:
+    with captured() as noise:
         try:
             model = ort.InferenceSession(source, options, providers=_STACKS[provider], enable_fallback=0)
         except ORT_ERRORS as error:
             failure = str(error)
     if model is None:
-        return None, _one_line(f"{failure}\n{noise()}")
+        return None, one_line(f"{failure}\n{noise()}")
     if model.get_providers()[0] != _NAMES[provider]:
-        return None, _one_line(noise()) or f"ONNX Runtime gave {model.get_providers()[0]} instead"
+        return None, one_line(noise()) or f"ONNX Runtime gave {model.get_providers()[0]} instead"
     return model, ""
-
-
-@contextmanager
-def _captured() -> Iterator[Callable[[], str]]:
-    """Keeps stdout and stderr quiet, also of C++ (by redirecting file descriptor 2); yields a reader of the latter."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    text = ""
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-                yield lambda: text
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            file.seek(0)
-            text = file.read().decode(errors="replace")
-
-
-def _one_line(message: str) -> str:
-    """What matters of an ONNX Runtime message: the library that could not be loaded, else the text after the codes."""
-    message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-    if cause := re.search(r"with error: (.+)", message):
-        return cause[1].strip()
-    message = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
-    return message.splitlines()[0][:300] if message else ""
 
 
 def _placement(model: Any, asked: str, reason: str) -> Placement:

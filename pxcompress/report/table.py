@@ -93,7 +93,7 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
             times(row.speedup) if row.speedup else "reference",
             milliseconds(row.cold_start_ms),
             size(row.onnx_bytes),
-            f"{row.precision}, {nodes(row.placement)}",
+            f"{row.precision}, {nodes(row.placement)}{_on_device(row)}",
         )
         for row in rows
     ]
@@ -101,16 +101,20 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
     return "\n".join([*aligned(lines), "", *_bench_conditions(rows), *(f"note: {reason}" for reason in reasons)])
 
 
+def _on_device(row: BenchRow) -> str:
+    return f", {size(row.device_bytes)} of GPU memory" if row.device_bytes else ""
+
+
 def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     """How it was measured, and how steady the machine was."""
-    runs, threads, cores = (
+    runs, threads, affinity = (
         ", ".join(sorted({str(value) for value in values}))
-        for values in zip(*((row.latency_ms.runs, row.threads, row.cores) for row in rows), strict=True)
+        for values in zip(*((row.latency_ms.runs, row.threads, row.affinity) for row in rows), strict=True)
     )
     noise = max(row.noise for row in rows)
     busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
     return (
-        f"{runs} runs of each file, in turns; CPU threads: {threads}, not pinned, of {cores} cores; random inputs",
+        f"{runs} runs of each file, in turns; CPU threads: {threads}, {affinity}; random inputs",
         f"noise: the middle half of the runs lies within {percent(noise)} of p50, or nearer{busy}",
         "speed: ratio of p50 with its 95 % bootstrap interval; cold: opening the file and the first call, libraries "
         "already loaded",

@@ -78,14 +78,14 @@ def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:
 def export_dense(path: Path, recipe: Recipe, subject: Subject) -> Artifact:
     """Write the dense model as ONNX."""
     facts = {**_facts(recipe, subject), "pruned": "no"}
-    return export_onnx(subject.loaded.model, subject.splits.example, path, facts)
+    return export_onnx(subject.loaded.model, subject.splits.example, path, facts, batch=recipe.onnx_batch)
 
 
 def export_slim(path: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Artifact:
     """Write a slim model as ONNX."""
     plan = sha256(_plan(slim).encode()).hexdigest()
     facts = {**_facts(recipe, subject), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
-    return export_onnx(slim.pruned.model, subject.splits.example, path, facts)
+    return export_onnx(slim.pruned.model, subject.splits.example, path, facts, batch=recipe.onnx_batch)
 
 
 def describe(folder: Path, recipe: Recipe, subject: Subject, slim: Slim, exported: tuple[Artifact, Artifact]) -> Files:

@@ -12,21 +12,93 @@ from command import Px, image_folder, one_line
 from conftest import Exported
 from onnx import TensorProto, helper
 
-from pxcompress.deploy import runtime
+from pxcompress.deploy import hardware, runtime
 from pxcompress.deploy.bench import Where, bench, usable
 from pxcompress.errors import InputError, ResultError
 
 without_gpu = pytest.mark.skipif(not runtime.unusable("cuda"), reason="says what happens without a GPU")
 
 
-def _classifier(path: Path, shape: list[int | str]) -> Path:
-    """Global pooling and Flatten for inputs of `shape`."""
-    kind = TensorProto.FLOAT
-    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
-    ports = [helper.make_tensor_value_info("x", kind, shape)], [helper.make_tensor_value_info("y", kind, None)]
-    graph = helper.make_graph(nodes, "g", *ports)
+def _classifier(path: Path, shape: list[int | str], kind: int = TensorProto.FLOAT, last: bool = False) -> Path:
+    """Global pooling of inputs of `shape`, channels first or `last`; logits in float32, and the class beside them."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["f"], ["t"], perm=[0, 3, 1, 2] if last else list(range(len(shape)))),
+        helper.make_node("GlobalAveragePool", ["t"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["y"]),
+        helper.make_node("ArgMax", ["y"], ["class"], axis=1),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, of, None)
+        for name, of in (("y", TensorProto.FLOAT), ("class", TensorProto.INT64))
+    ]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", kind, shape)], outputs)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "last", "used"),
+    [
+        (["n", "h", "w", 3], TensorProto.FLOAT, True, (1, 16, 24, 3)),
+        (["n", 8, 8, 3], TensorProto.UINT8, True, (1, 8, 8, 3)),
+        (["n", 1, "h", "w"], TensorProto.FLOAT16, False, (1, 1, 16, 24)),
+        (["n", 3, "h", 3], TensorProto.INT64, False, (1, 3, 16, 3)),
+        (["n", "c", "h", "w"], TensorProto.DOUBLE, False, (1, 3, 16, 24)),
+        ([5, 4, 20], TensorProto.FLOAT, False, (5, 4, 20)),
+    ],
+)
+def test_any_classifier_is_timed(
+    tmp_path: Path, shape: list[int | str], kind: int, last: bool, used: tuple[int, ...]
+) -> None:
+    path = _classifier(tmp_path / "model.onnx", shape, kind, last)
+    (row,) = bench([path], where=Where(("cpu",), 1), input_size=(3, 16, 24), runs=3)
+    assert row.input_shape == used
+    assert row.batch_size == used[0]
+    assert row.device_bytes == 0
+
+
+def test_weights_beside_a_file_count_and_are_needed(px: Px, wide_cnn: Exported, tmp_path: Path) -> None:
+    model = onnx.load(wide_cnn.path)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=64)
+    (row,) = json.loads(px("bench", tmp_path / "m.onnx", "--provider", "cpu", "--json").out)
+    assert row["onnx_bytes"] == sum(file.stat().st_size for file in tmp_path.iterdir())
+    whole = (tmp_path / "m.data").read_bytes()
+    (tmp_path / "m.data").write_bytes(whole[: len(whole) // 2])
+    assert "m.onnx" in one_line(px("bench", tmp_path / "m.onnx", "--provider", "cpu"))
+    (tmp_path / "m.data").unlink()
+    assert "m.onnx" in one_line(px("bench", tmp_path / "m.onnx", "--provider", "cpu"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_broken_file_is_one_line(px: Px, wide_cnn: Exported, tmp_path: Path, share: float) -> None:
+    content = wide_cnn.path.read_bytes()
+    (tmp_path / "m.onnx").write_bytes(content[: int(share * len(content))])
+    assert "m.onnx" in one_line(px("bench", tmp_path / "m.onnx", wide_cnn.path, "--provider", "cpu"))
+
+
+def test_the_affinity_of_this_process_is_said() -> None:
+    allowed, cores = os.sched_getaffinity(0), os.cpu_count() or 1
+    first = min(allowed)
+    os.sched_setaffinity(0, {first})
+    try:
+        said = hardware.affinity()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert said == (f"bound to cores {first}, 1 of {cores}" if cores > 1 else "not pinned, of 1 cores")
+    assert hardware.affinity().endswith(f"of {cores} cores" if len(allowed) == cores else f"of {cores}")
+
+
+@without_gpu
+def test_without_a_gpu_none_of_its_memory_is_taken() -> None:
+    assert hardware.memory_in_use() == 0
+
+
+@pytest.mark.skipif(runtime.unusable("cuda") != "", reason="needs an NVIDIA GPU")
+def test_peak_memory_on_the_gpu_holds_the_weights_and_grows_with_the_batch(wide_cnn: Exported) -> None:
+    rows = bench([wide_cnn.path], (1, 4096), where=Where(("cuda", "cuda-graph")), runs=5)
+    for small, large in zip(rows[:2], rows[2:], strict=True):
+        assert 4096 * 48 * 16 * 16 * 4 < large.device_bytes - small.device_bytes < 1 << 34
 
 
 def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> None:
@@ -42,7 +114,7 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
         assert row.onnx_bytes == Path(row.path).stat().st_size
         assert row.cold_start_ms > 0
         assert 0 <= row.noise < float("inf")
-        assert 0 < row.cores <= (os.cpu_count() or 1)
+        assert row.affinity == hardware.affinity()
     assert [row.speedup is None for row in rows] == [row.path == str(paths[0]) for row in rows]
     for reference, row in ((rows[0], rows[1]), (rows[3], rows[4])):
         assert row.speedup.ratio == pytest.approx(reference.latency_ms.p50 / row.latency_ms.p50)
@@ -54,7 +126,7 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
     ("shape", "options", "message"),
     [
         (["n", 3, "h", "w"], {}, "takes images of any size .*--input-size 224"),
-        ([4, 3, 8, 8], {}, "has a fixed batch of 4; given batch size 1"),
+        ([4, 3, 8, 8], {"batch_sizes": (1,)}, "has a fixed batch of 4; given batch size 1"),
         (["n", 3, "w"], {}, "expected images"),
         (["n", 3, 8, 8], {"batch_sizes": (1, 0)}, "batch size is 0; expected 1 or more"),
     ],
@@ -73,8 +145,14 @@ def test_bench_fills_only_what_is_open(tmp_path: Path) -> None:
 
 
 def test_bench_takes_a_fixed_batch_of_the_same_size(tmp_path: Path) -> None:
-    (row,) = bench([_classifier(tmp_path / "model.onnx", [4, 3, 8, 8])], (4,), where=Where(("cpu",)), runs=3)
-    assert row.input_shape == (4, 3, 8, 8)
+    path = _classifier(tmp_path / "model.onnx", [4, 3, 8, 8])
+    for asked in ((4,), ()):
+        (row,) = bench([path], asked, where=Where(("cpu",)), runs=3)
+        assert row.input_shape == (4, 3, 8, 8)
+    other = _classifier(tmp_path / "other.onnx", ["n", 3, 8, 8])
+    assert [row.batch_size for row in bench([path, other], where=Where(("cpu",)), runs=3)] == [4, 4]
+    with pytest.raises(InputError, match="has a fixed batch of 4; given 1 samples"):
+        bench([other, path], where=Where(("cpu",)), runs=3)
 
 
 def test_several_providers_are_timed_side_by_side(slim_cnn: Exported) -> None:

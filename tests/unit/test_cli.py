@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -111,8 +112,30 @@ def test_the_artefact_says_where_it_comes_from(finished: tuple[Path, Outcome]) -
     facts = {entry.key: entry.value for entry in onnx.load(folder / "model.onnx").metadata_props}
     recipe = pxcompress.Recipe.from_json((folder / "recipe.json").read_text())
     assert facts["recipe_sha256"] == recipe.hash
+    assert facts["plan_sha256"] == hashlib.sha256((folder / "plan.json").read_bytes()).hexdigest()
+    assert (facts["pxcompress"], facts["model"], facts["pruned"]) == (pxcompress.__version__, MODEL, "yes")
     assert json.loads(facts["classes"]) == [f"class{label}" for label in range(CLASSES)]
-    assert len(json.loads(facts["input_mean"])) == 3
+    assert json.loads(facts["input_size"]) == [3, SIZE, SIZE]
+    for key in ("input_mean", "input_std"):
+        assert len(json.loads(facts[key])) == 3
+    assert facts["interpolation"]
+    assert 0 < json.loads(facts["crop"]) <= 1
+    opset = onnx.load(folder / "model.onnx").opset_import[0].version
+    assert from_json((folder / "report.json").read_text()).environment["onnx_opset"] == opset
+
+
+def test_the_recipe_of_a_run_reproduces_it(px: Px, finished: tuple[Path, Outcome], tmp_path: Path) -> None:
+    """The same plan, scores, weights and network; metadata as well, since the recipe is the same."""
+    folder, _ = finished
+    again = tmp_path / "again"
+    outcome = px("run", "--config", folder / "recipe.json", "--out", again, "--quiet")
+    assert outcome.code == 0, outcome.err
+    for name in ("recipe.json", "plan.json", "dense.onnx", "model.onnx", "predict.py"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+    for name in ("scores.safetensors", "model.safetensors"):
+        found, expected = load_file(again / name), load_file(folder / name)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_the_same_seed_gives_the_same_plan_and_json_on_stdout_and_class_scores_come_along(

@@ -219,9 +219,24 @@ def test_a_report_of_before_has_no_targets() -> None:
     assert from_json(json.dumps(content)) == REPORT
 
 
+def _empty_model(path: Path, batch: str | int) -> None:
+    port = helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [batch, 3, 32, 32])
+    onnx.save(helper.make_model(helper.make_graph([], "g", [port], [])), path)
+
+
+def test_a_fixed_batch_is_part_of_the_shape_for_the_server(px: Px, folders: list[Path], tmp_path: Path) -> None:
+    _empty_model(folders[0] / "model.onnx", 4)
+    assert px("report", folders[0], "--triton", tmp_path / "repository").code == 0
+    assert (tmp_path / "repository" / "half" / "config.pbtxt").read_text() == (
+        'name: "half"\nbackend: "onnxruntime"\nmax_batch_size: 0\n'
+        'input [ { name: "input" data_type: TYPE_FP32 dims: [ 4, 3, 32, 32 ] } ]\n'
+        'output [ { name: "logits" data_type: TYPE_FP32 dims: [ 4, 2 ] label_filename: "labels.txt" } ]\n'
+    )
+
+
 def test_a_model_repository_has_what_the_server_reads(px: Px, folders: list[Path], tmp_path: Path) -> None:
     weights = tmp_path / "slim.onnx"
-    onnx.save(helper.make_model(helper.make_graph([], "g", [], [])), weights)
+    _empty_model(weights, "batch")
     shutil.copy(weights, folders[0] / "model.onnx")
     done = px("report", folders[0], "--triton", tmp_path / "repository")
     assert done.code == 0, done.err

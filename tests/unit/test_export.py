@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from conftest import METADATA, Exported, make_cnn
 from torch import Tensor, nn
 
-from pxcompress.deploy import runtime
-from pxcompress.deploy.export import OPSET, export_onnx, onnx_files, verify_parity
+from pxcompress.deploy import precision, runtime
+from pxcompress.deploy.export import OPSET, artifact_of, export_onnx, onnx_files, verify_parity
 from pxcompress.errors import DataError, ModelError
 
 
@@ -144,8 +144,49 @@ def test_attention_of_five_axes_exports(tmp_path: Path) -> None:
     assert parity.max_abs < 1e-5
 
 
-def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of more than 100 bytes go beside their file, as else those of more than 1.5 GiB."""
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 100)
+    monkeypatch.setattr(precision, "EMBEDDED_BYTES", 100)
+
+
+def test_other_precisions_of_a_large_model_are_large_as_well(tmp_path: Path, large: None) -> None:
+    model, batches = make_cnn(16), [(_inputs(4, size=8), torch.zeros(4))]
+    source = export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", METADATA).path
+    expected = runtime.session(source, "cpu").predict(batches[0][0])
+    for name in precision.PRECISIONS:
+        (tmp_path / name).mkdir()
+        artifact = precision.convert(source, tmp_path / name / "model.onnx", name, batches)
+        assert len(onnx_files(artifact.path)) == 2
+        assert sorted(artifact.path.parent.iterdir()) == sorted(onnx_files(artifact.path))
+        found = runtime.session(artifact.path, "cpu")
+        assert found.metadata == {**METADATA, "precision": name}
+        assert abs(found.predict(batches[0][0]) - expected).max() < 0.1 * abs(expected).max()
+
+
+def test_a_hash_covers_the_weights_beside_a_file(tmp_path: Path, large: None) -> None:
+    path = export_onnx(make_cnn(16), torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", {}).path
+    before = artifact_of(path).sha256
+    weights = onnx_files(path)[1]
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    assert artifact_of(path).sha256 != before
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_may_be_fixed(tmp_path: Path, batch: int) -> None:
+    model = make_cnn(8)
+    artifact = export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", {}, batch=batch)
+    assert artifact.input_shape == (batch, 3, 8, 8)
+    assert [dim.dim_value for dim in onnx.load(artifact.path).graph.output[0].type.tensor_type.shape.dim] == [batch, 5]
+    parity = verify_parity(model, artifact.path, [_inputs(7, size=8)])
+    assert (parity.passed, parity.samples) == (True, 7)
+    for name in precision.PRECISIONS:  # five images are no whole number of batches
+        made = precision.convert(artifact.path, tmp_path / f"{name}.onnx", name, [(_inputs(5, size=8), torch.zeros(5))])
+        assert made.input_shape == artifact.input_shape
+
+
+def test_large_weights_go_beside_the_file(tmp_path: Path, large: None) -> None:
     model = make_cnn(16)
     artifact = export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", {})
     files = onnx_files(tmp_path / "model.onnx")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +136,36 @@ def test_it_runs_without_torch_and_decides_as_the_tool(folder: Path, bare: dict[
         name, decided, probability = line.split("\t")
         assert (name, decided) == (str(path), CLASSES[int(logits.argmax())])
         assert float(probability) == pytest.approx(shares.max(), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_it_runs_in_a_virtual_environment_with_three_packages(folder: Path, tmp_path: Path) -> None:
+    """As someone who is sent the folder would do it, with the runtime for CPUs."""
+    venv.create(tmp_path / "bare", with_pip=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "onnxruntime", "numpy", "pillow"]
+    if subprocess.run(install, capture_output=True).returncode != 0:
+        pytest.skip("no package registry")
+    path = image(tmp_path / "it", (64, 48), "RGB")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def said(*args: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([python, *args], capture_output=True, text=True, env=environment, check=False)
+
+    assert said("-c", "import torch").returncode == 1
+    done = said(folder / "predict.py", path)
+    assert done.returncode == 0, done.stderr
+    (logits,) = runtime.session(folder / "model.onnx", "cpu").predict(tools_own(path, PREPARED))
+    assert done.stdout.split("\t")[1] == CLASSES[int(logits.argmax())]
+
+
+def test_a_file_with_a_fixed_batch_takes_one_image_too(
+    folder: Path, bare: dict[str, str], tmp_path: Path, slim_cnn: Exported
+) -> None:
+    export_onnx(slim_cnn.model, slim_cnn.example, folder / "fixed.onnx", facts(PREPARED), batch=3)
+    path = image(tmp_path / "it", (64, 48), "RGB")
+    fixed, free = (run(bare, folder / "predict.py", path, "--model", folder / n) for n in ("fixed.onnx", "model.onnx"))
+    assert fixed.stdout == free.stdout != ""
 
 
 def test_another_file_can_be_chosen(folder: Path, bare: dict[str, str], tmp_path: Path, wide_cnn: Exported) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -246,8 +248,86 @@ def test_a_file_and_options_make_one_recipe(tmp_path: Path) -> None:
     assert (read.ratio, read.repair, read.bench, read.seed) == (0.7, ("fold",), Bench(8, "auto", 2), 3)
 
 
+EVERY = Recipe(
+    "resnet50",
+    0.7,
+    data="glyphs",
+    checkpoint="mine.pth",
+    input_size=64,
+    classes=("cat", "dog"),
+    skip_corrupt=True,
+    seed=7,
+    budget="macs",
+    scorer="lrp:centre=true",
+    normalise="norm",
+    repair=("fold",),
+    refine="swaps",
+    round_to=4,
+    min_keep=0.2,
+    floors=("layer4.*=0.5",),
+    only=("layer*",),
+    keep=("layer1.*",),
+    scope="inner",
+    class_scores=True,
+    class_guard=True,
+    bench=Bench(8, "cpu", 3),
+    guarantee=Guarantee(0.05, 0.9, "disagreement", 5, "confident", 0.7),
+    targets=("fp32", "int8"),
+    fixed_batch=True,
+    compare=True,
+)
+NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds", "drop_branches"}
+
+
+def test_no_option_is_forgotten_below() -> None:
+    default = Recipe("m", 0.5)
+    for mine, other in ((EVERY, default), (EVERY.bench, default.bench), (EVERY.guarantee, Guarantee(0.1))):
+        same = {f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) == getattr(other, f.name)}
+        assert same == (NOT_WITH_THE_OTHERS if mine is EVERY else set())
+
+
+def _toml(content: dict[str, Any]) -> str:
+    """What there is in JSON is the same in TOML, but for null and for tables, which come last."""
+    plain = {key: value for key, value in content.items() if value is not None}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items() if not isinstance(value, dict)]
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            lines += [f"[{key}]", *(f"{name} = {json.dumps(part)}" for name, part in value.items())]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("recipe", [EVERY, Recipe("m", speedup=2.0, rounds=1), Recipe("m", relevance_share=0.1)])
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "expected .json or .toml"), ("[]", "holds a list"), ('{"modle": 1}', "did you mean")]
+    ("suffix", "text"), [("json", json.dumps), ("toml", _toml), ("yaml", yaml.safe_dump), ("YML", yaml.safe_dump)]
+)
+def test_every_option_may_come_from_a_file(
+    tmp_path: Path, recipe: Recipe, suffix: str, text: Callable[[dict[str, Any]], str]
+) -> None:
+    content = {key.replace("_", "-"): value for key, value in json.loads(recipe.to_json()).items()}
+    (tmp_path / f"recipe.{suffix}").write_text(text(content))
+    read = recipe_of({}, tmp_path / f"recipe.{suffix}")
+    assert (read, read.hash) == (recipe, recipe.hash)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "1: 2", "model: !!python/object/apply:os.getcwd []", "\t"])
+def test_yaml_that_is_no_recipe_is_one_line_and_runs_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        recipe_of({}, tmp_path / "recipe.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_another_version_is_one_line(tmp_path: Path) -> None:
+    content = {**json.loads(EVERY.to_json()), "sharpness": 1}
+    (tmp_path / "recipe.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="unknown recipe key 'sharpness'; known: bench") as caught:
+        recipe_of({}, tmp_path / "recipe.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "expected .json, .toml or .yaml"), ("[]", "holds a list"), ('{"modle": 1}', "did you mean")],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "recipe.json").write_text(text)

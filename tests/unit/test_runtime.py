@@ -14,7 +14,8 @@ import torch
 from conftest import Exported
 from onnx import TensorProto, helper
 
-from pxcompress.deploy import runtime, stopwatch
+from pxcompress.deploy import quiet, runtime, stopwatch
+from pxcompress.deploy.export import export_onnx
 from pxcompress.errors import InputError, ResultError
 
 GPU = not runtime.unusable("cuda")
@@ -93,7 +94,7 @@ def test_auto_falls_back_quietly_and_says_why(wide_cnn: Exported, capfd: pytest.
 
 
 @without_gpu
-@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("name", ["cuda", "cuda-graph", "tensorrt"])
 def test_an_asked_gpu_that_is_not_there(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=f"provider '{name}' cannot be used: .+; use auto or cpu") as caught:
         runtime.check_provider(name)
@@ -104,7 +105,7 @@ def test_an_asked_gpu_that_is_not_there(name: str, tmp_path: Path, capfd: pytest
 
 
 @without_gpu
-@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("name", ["cuda", "cuda-graph", "tensorrt"])
 def test_a_gpu_session_is_never_a_cpu_session_in_disguise(
     name: str, wide_cnn: Exported, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +115,19 @@ def test_a_gpu_session_is_never_a_cpu_session_in_disguise(
     assert "\n" not in failure
     assert "\x1b" not in failure
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")
+def test_a_recorded_graph_computes_the_same_at_every_batch_size(wide_cnn: Exported) -> None:
+    graph, cpu = runtime.session(wide_cnn.path, "cuda-graph"), runtime.session(wide_cnn.path, "cpu")
+    rng = np.random.default_rng(0)
+    batches = [rng.standard_normal((size, 3, 16, 16), dtype=np.float32) for size in (4, 1, 4)]
+    runs = [graph.runner(batch) for batch in batches]
+    for _ in range(3):  # as it is, while it is recorded, and replayed
+        for batch, run in zip(batches, runs, strict=True):
+            run()
+            np.testing.assert_allclose(run.target.numpy(), cpu.predict(batch), atol=1e-2)
+    np.testing.assert_allclose(graph.predict(batches[1]), cpu.predict(batches[1]), atol=1e-2)
 
 
 @pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")
@@ -129,7 +143,9 @@ def test_cuda_runs_and_agrees_with_the_cpu(wide_cnn: Exported) -> None:
 
 
 def test_unknown_provider() -> None:
-    with pytest.raises(InputError, match="unknown provider 'gpu'; expected one of: auto, cpu, cuda, tensorrt"):
+    with pytest.raises(
+        InputError, match="unknown provider 'gpu'; expected one of: auto, cpu, cuda, cuda-graph, tensorrt"
+    ):
         runtime.check_provider("gpu")
     runtime.check_provider("auto")
     runtime.check_provider("cpu")
@@ -151,16 +167,94 @@ def test_files_that_are_no_models(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr() == ("", "")
 
 
-def test_only_one_input_of_floats(tmp_path: Path) -> None:
+def test_only_one_input_of_numbers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has 2 inputs \(a, b\); expected one"):
         runtime.session(_save(tmp_path / "two.onnx", {"a": 2, "b": 2}), "cpu")
-    with pytest.raises(InputError, match=r"'a' is a tensor\(int64\); expected one of: tensor\(float\)"):
-        runtime.session(_save(tmp_path / "ints.onnx", {"a": 2}, TensorProto.INT64), "cpu")
+    with pytest.raises(InputError, match=r"'a' is a tensor\(uint64\); expected one of: tensor\(float\)"):
+        runtime.session(_save(tmp_path / "odd.onnx", {"a": 2}, TensorProto.UINT64), "cpu")
+
+
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64])
+def test_inputs_of_other_numbers_are_converted(tmp_path: Path, kind: int) -> None:
+    session = runtime.session(_save(tmp_path / "odd.onnx", {"a": 2}, kind), "cpu")
+    found = session.predict(np.ones((1, 2), np.float32))
+    np.testing.assert_array_equal(found, np.full((1, 2), 2, session.input.dtype), strict=True)
+
+
+@pytest.fixture(scope="module")
+def fixed(wide_cnn: Exported, tmp_path_factory: pytest.TempPathFactory) -> runtime.Session:
+    """The same network, for four images at a time."""
+    path = tmp_path_factory.mktemp("fixed") / "model.onnx"
+    export_onnx(wide_cnn.model, wide_cnn.example, path, {}, batch=4)
+    return runtime.session(path, "cpu")
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
+def test_a_fixed_batch_is_filled_up(fixed: runtime.Session, wide_cnn: Exported, count: int) -> None:
+    inputs = torch.randn(count, 3, 16, 16)
+    assert fixed.input.shape == (4, 3, 16, 16)
+    np.testing.assert_allclose(fixed.predict(inputs), wide_cnn.model(inputs).detach().numpy(), atol=1e-5)
+
+
+def test_a_fixed_batch_is_timed_as_it_is(fixed: runtime.Session) -> None:
+    fixed.runner(np.zeros((4, 3, 16, 16), np.float32))()
+    with pytest.raises(InputError, match="has a fixed batch of 4; given 2 samples"):
+        fixed.runner(np.zeros((2, 3, 16, 16), np.float32))
+
+
+@pytest.mark.parametrize("rows", range(1, 9))
+def test_whole_batches_hold_all_rows_in_order(rows: int) -> None:
+    array = np.arange(3 * rows).reshape(rows, 3)
+    parts = runtime.whole_batches(array, 4)
+    assert {part.shape for part in parts} == {(4, 3)}
+    joined = np.concatenate(parts)
+    np.testing.assert_array_equal(joined[:rows], array)
+    assert all((row == array[-1]).all() for row in joined[rows:])
+
+
+def test_what_cuda_is_asked_for() -> None:
+    """As the documentation of ONNX Runtime's CUDA execution provider has it; options are texts."""
+    search = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
+    cpu = "CPUExecutionProvider"
+    assert runtime._STACKS["cuda"] == [("CUDAExecutionProvider", search), cpu]
+    assert runtime._STACKS["cuda-graph"] == [("CUDAExecutionProvider", {**search, "enable_cuda_graph": "1"}), cpu]
+    assert runtime._STACKS["tensorrt"] == ["TensorrtExecutionProvider", ("CUDAExecutionProvider", search), cpu]
+    assert runtime._STACKS.keys() == set(runtime.PROVIDERS) - {"auto"}
+
+
+def test_every_bound_call_records_a_graph_of_its_own(wide_cnn: Exported) -> None:
+    session = runtime.session(wide_cnn.path, "cpu")
+    runs = [session.runner(np.zeros((size, 3, 16, 16), np.float32)) for size in (1, 1, 2)]
+    numbers = [int(run.options.get_run_config_entry("gpu_graph_id")) for run in runs]
+    assert len(set(numbers)) == 3
+    assert min(numbers) > 0  # 0 is ONNX Runtime's own, -1 neither records nor replays
+    assert runtime._run_options(runtime._NO_GRAPH).get_run_config_entry("gpu_graph_id") == "-1"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "name"),
+    [
+        ((), "fp32"),
+        ((TensorProto.FLOAT,), "fp32"),
+        ((TensorProto.FLOAT16, TensorProto.FLOAT), "fp16"),
+        ((TensorProto.FLOAT, TensorProto.INT64), "fp32"),
+        ((TensorProto.INT8, TensorProto.FLOAT), "int8"),
+        ((TensorProto.BFLOAT16,), "bf16"),
+    ],
+)
+def test_the_precision_of_a_foreign_file_is_that_of_most_weights(
+    tmp_path: Path, kinds: tuple[int, ...], name: str
+) -> None:
+    path = _save(tmp_path / "model.onnx", {"a": 2})
+    model = onnx.load(path)
+    for place, kind in enumerate(kinds):  # the first is the largest
+        model.graph.initializer.append(helper.make_tensor(f"w{place}", kind, [9 - place], [1] * (9 - place)))
+    onnx.save(model, path)
+    assert runtime.session(path, "cpu").precision == name
 
 
 def test_half_precision_inputs_are_converted(tmp_path: Path) -> None:
     session = runtime.session(_save(tmp_path / "half.onnx", {"a": 2}, TensorProto.FLOAT16), "cpu")
-    assert session.precision == "fp16"
     np.testing.assert_array_equal(session.predict(np.ones((1, 2), np.float32)), np.full((1, 2), 2, np.float16))
 
 
@@ -241,7 +335,7 @@ def test_time_runs_sees_that_less_work_is_faster(wide_cnn: Exported, slim_cnn: E
 
 
 def test_captured_is_silent_and_gives_back_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    with runtime._captured() as noise:
+    with quiet.captured() as noise:
         os.write(2, b"from C++")
         sys.stdout.write("from Python")
     assert noise() == "from C++"
@@ -258,4 +352,4 @@ def test_captured_is_silent_and_gives_back_stderr(capfd: pytest.CaptureFixture[s
     ],
 )
 def test_one_line(message: str, line: str) -> None:
-    assert runtime._one_line(message) == line
+    assert quiet.one_line(message) == line

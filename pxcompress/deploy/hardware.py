@@ -1,0 +1,84 @@
+"""The processor, and the GPU by its driver: neither PyTorch nor ONNX Runtime need be built for its version."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+
+from pxcompress.errors import ResultError
+
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+def cpu_name() -> str:
+    """The processor's model name, as Linux gives it; elsewhere what Python knows."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def affinity() -> str:
+    """On which cores this process may run; ONNX Runtime pins none of its threads to one where their number is set."""
+    cores = os.cpu_count() or 1
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
+    if len(allowed) == cores:
+        return f"not pinned, of {cores} cores"
+    return f"bound to cores {', '.join(map(str, allowed))}, {len(allowed)} of {cores}"
+
+
+def library() -> ctypes.CDLL:
+    """The driver; `OSError` where there is none."""
+    return ctypes.CDLL(LIBRARY)
+
+
+def missing_gpu() -> str:
+    """Why there is no GPU to use; "" where there is one."""
+    try:
+        driver = library()
+    except OSError:
+        return f"no NVIDIA driver ({LIBRARY} is not there)"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver sees no GPU (nvidia-smi and CUDA_VISIBLE_DEVICES show which)"
+    return ""
+
+
+def newest_cuda() -> str:
+    """The newest CUDA version that the driver runs, such as "13.1"; `OSError` where there is none."""
+    version = ctypes.c_int(0)
+    library().cuDriverGetVersion(ctypes.byref(version))
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def memory_in_use() -> int:
+    """Bytes of the first GPU's memory that are taken, by whomever; 0 where there is no GPU. `ResultError`.
+
+    ONNX Runtime does not give memory back before its session ends, so that growth while one runs is its peak.
+    """
+    if missing_gpu():
+        return 0
+    driver, free, total = library(), ctypes.c_size_t(0), ctypes.c_size_t(0)
+    failure = driver.cuCtxPushCurrent_v2(_context())
+    if not failure:
+        failure = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    if failure:
+        raise ResultError(f"the NVIDIA driver does not tell how much memory is free (error {failure})")
+    return total.value - free.value
+
+
+@cache
+def _context() -> ctypes.c_void_p:
+    """The context that CUDA libraries share. It is kept, since what it takes itself is nobody's peak."""
+    driver, device, context = library(), ctypes.c_int(0), ctypes.c_void_p()
+    failure = driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDevicePrimaryCtxRetain(
+        ctypes.byref(context), device
+    )
+    if failure:
+        raise ResultError(f"the NVIDIA driver gives no context for the GPU (error {failure})")
+    return context
