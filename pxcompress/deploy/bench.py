@@ -21,8 +21,9 @@ from pxcompress.proof import Latency, Placement, Speedup
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One ONNX file on one provider at one batch size. Throughput is samples/s; `threads` are CPU threads, not pinned.
+    """One ONNX file on one provider at one batch size. Throughput is samples/s; `threads` are CPU threads.
 
+    The process may use `cores` of the `all_cores` of the machine; threads are not bound to single ones.
     `speedup` is against the first row of the same batch, None for that one. `cold_start_ms` is what opening the file
     and its first call took; `noise` is half the range of the middle half of the runs, as a share of p50.
     """
@@ -40,6 +41,7 @@ class BenchRow:
     cold_start_ms: float
     noise: float
     speedup: Speedup | None = None
+    all_cores: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
         cold_start_ms=1e3 * each.cold,
         noise=noise(seconds),
         speedup=change,
+        all_cores=os.cpu_count() or 1,
     )
 
 
