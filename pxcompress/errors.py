@@ -18,6 +18,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FEW = 12
+"""Names that a message lists beside those that are near."""
+
 
 class PxError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
@@ -62,11 +65,13 @@ class OutOfMemoryError(ResultError):
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not among `known`: the nearest ones first, else all of them."""
+    """An `InputError` for a name that is not among `known`: the nearest ones first, then all, if they are not many."""
     known = sorted(known)
     near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    return InputError(f"unknown {kind} {given!r}; {hint}")
+    hints = [f"did you mean {' or '.join(near)}?"] if near else []
+    if not near or len(known) <= FEW:
+        hints.append(f"known: {', '.join(known)}")
+    return InputError(f"unknown {kind} {given!r}; {' '.join(hints)}")
 
 
 def short(text: object, limit: int = 200) -> str:

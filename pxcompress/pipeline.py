@@ -16,9 +16,12 @@ from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
+from pxcompress.graph import find_groups
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
+from pxcompress.models.loading import classifier_names
 from pxcompress.models.rewrite import plain
 from pxcompress.passes.ranks import from_first, processes, same_weights_, shares
+from pxcompress.planning.selection import Selection
 from pxcompress.proof import Report
 from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.run import Run
@@ -84,12 +87,21 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Run]:
         subject = load_subject(recipe)
         check_certifiable(recipe, subject)
         check_comparable(recipe, subject)
+        _check_names(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)
         run = Run(recipe, _shared(subject), clock)
         top1 = top1_of(subject.loaded.model, run.parts["select"], clock)
     clock.accuracy(top1)
     return subject, run
+
+
+def _check_names(recipe: Recipe, subject: Subject) -> None:
+    """Refuse names of groups that fit none, before anything is trained or scored for them."""
+    if recipe.only or recipe.keep or recipe.floors:
+        model, example = subject.loaded.model, subject.splits.example
+        found = find_groups(model, example, classifier_names(model, example), prove=False)
+        Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
 
 
 def assist(recipe: Recipe) -> None:

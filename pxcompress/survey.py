@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 import torch
 
@@ -87,14 +89,42 @@ def to_table(result: Survey) -> str:
         + ("" if result.latency_ms is None else f"; {result.latency_ms:.4g} ms a call, as its operators add up to"),
         "",
     ]
-    names = [row.name for row in result.groups] + [layer.name for layer in result.fixed]
-    width = max(map(len, names), default=4)
+    width = max((len(row.name) for row in result.groups), default=4)
     time = "" if result.latency_ms is None else f" {'latency':>8}"
     lines.append(f"{'group':<{width}}  {'kind':<8} {'units':>6} {'layers':>7} {'params':>8} {'MACs':>8}{time}")
     for row in result.groups:
         size = f"{row.kind:<8} {row.units:>6} {row.layers:>7}"
         time = "" if row.latency_share is None else f" {row.latency_share:>8.1%}"
         lines.append(f"{row.name:<{width}}  {size} {row.params_share:>8.1%} {row.macs_share:>8.1%}{time}")
-    lines += ["", "stays whole:"]
-    lines += [f"{layer.name:<{width}}  {layer.units:>6} outputs: {layer.reason}" for layer in result.fixed]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_OVERLAP, "", *_whole(result.fixed)])
+
+
+_OVERLAP = (
+    "",
+    "Shares are of the whole model, of all that would go with every unit of a group: the",
+    "layers that make its units and those that read them. A layer between two groups is",
+    "in both shares, so they add up to more than 100 %.",
+)
+
+
+def _whole(fixed: Sequence[Fixed]) -> Iterator[str]:
+    """The layers that keep all their outputs, by reason; units in brackets."""
+    yield f"stays whole: {len(fixed)} of the layers; every other convolution and linear layer is in a group"
+    for reason, layers in by_reason(fixed).items():
+        yield f"  {reason}:"
+        yield from wrap(
+            ", ".join(f"{layer.name} ({layer.units})" for layer in layers),
+            80,
+            initial_indent="    ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+def by_reason(fixed: Sequence[Fixed]) -> dict[str, list[Fixed]]:
+    """Layers that stay by the reason why, in order."""
+    reasons: dict[str, list[Fixed]] = {}
+    for layer in fixed:
+        reasons.setdefault(layer.reason, []).append(layer)
+    return reasons

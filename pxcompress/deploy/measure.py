@@ -236,8 +236,9 @@ def verdict(comparison: Comparison) -> str:
     parts = [macs, speed, size] if comparison.speedup.low > 1 else [speed, macs, size]
     lost = drop(dense, pruned)
     change = f"95 % interval of the change {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points"
-    accuracies = f"top-1 {dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
-    return f"{', '.join(parts)}, {accuracies}"
+    accuracies = f"{dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
+    shown = "top-1" if lost.low > 0 or lost.high < 0 else "no difference in top-1 shown:"
+    return f"{', '.join(parts)}, {shown} {accuracies}"
 
 
 def _speed(comparison: Comparison) -> str:

@@ -84,7 +84,17 @@ def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collec
         producers = _producers(graph, raw)
         seen |= producers
         if not any(names.get(producer) in known for producer in producers):
-            yield _producer_group(graph, names, raw, keep)
+            found = _producer_group(graph, names, raw, keep)
+            yield found
+            if isinstance(found, Fixed):
+                yield from _beside(found, producers, names)
+
+
+def _beside(found: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
+    """The other layers that write what `found` writes: they stay with it."""
+    for module, name in names.items():
+        if isinstance(module, PRODUCERS) and module in producers and name != found.name:
+            yield Fixed(name, len(module.weight), f"its outputs meet those of {found.name}, which stay")
 
 
 @contextmanager

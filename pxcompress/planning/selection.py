@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 from torch import nn
 
@@ -51,7 +52,8 @@ class Selection:
         reasons = {group.name: self._reason(group, model) for group in structure.groups}
         free = tuple(group for group in structure.groups if not reasons[group.name])
         if structure.groups and not free:
-            raise InputError("only, keep and scope leave no group that may lose units; ask for less")
+            told = ", ".join(f"{len([*held])} {reason}" for reason, held in groupby(sorted(reasons.values())))
+            raise InputError(f"nothing may be removed: all {len(names)} groups stay ({told}); leave some to prune")
         held = [Fixed(group.name, group.units, reasons[group.name]) for group in structure.groups if group not in free]
         return Structure(free, (*structure.fixed, *held))
 

@@ -43,7 +43,7 @@ def test_the_drawn_tree_is_complete() -> None:
 def test_unknown_names_suggest_the_nearest() -> None:
     error = unknown("scorer", "magnitud", ["random", "magnitude", "taylor"])
     assert isinstance(error, InputError)
-    assert str(error) == "unknown scorer 'magnitud'; did you mean magnitude?"
+    assert str(error) == "unknown scorer 'magnitud'; did you mean magnitude? known: magnitude, random, taylor"
 
 
 def test_unknown_names_list_all_when_none_is_near() -> None:
@@ -51,6 +51,12 @@ def test_unknown_names_list_all_when_none_is_near() -> None:
 
 
 def test_unknown_takes_any_iterable_and_any_text() -> None:
-    assert str(unknown("option", "gama", iter(["gamma"]))) == "unknown option 'gama'; did you mean gamma?"
+    assert str(unknown("option", "gama", iter(["gamma"]))) == "unknown option 'gama'; did you mean gamma? known: gamma"
     assert "\n" not in str(unknown("scorer", "two\nlines", ["random"]))
     assert str(unknown("scorer", "", ["b", "a"])) == "unknown scorer ''; known: a, b"
+
+
+def test_only_few_known_names_are_listed_beside_the_near_ones() -> None:
+    many = [f"name{n}" for n in range(20)]
+    assert "known" not in str(unknown("model", "name99", many))
+    assert str(unknown("target", "int4", ["fp32", "fp16", "int8"])).endswith("known: fp16, fp32, int8")
