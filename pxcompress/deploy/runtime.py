@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pxcompress.deploy.hardware import cpu_name, missing_gpu
 from pxcompress.deploy.quiet import captured, one_line
-from pxcompress.deploy.stopwatch import time_interleaved
+from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
 from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
 
@@ -258,7 +258,7 @@ def time_runs(
     example: Array,
     *,
     batch_size: int,
-    warmup: int = 50,
+    warmup: int = WARMUP,
     runs: int = 200,
     max_seconds: float = 10.0,
 ) -> dict[str, Array]:

@@ -313,6 +313,28 @@ def test_runners_take_turns() -> None:
     assert [len(values) for values in seconds.values()] == [25, 25]
 
 
+@pytest.mark.parametrize(
+    ("slower", "calls"),
+    [
+        (lambda call: 1.0, 50),  # steady from the first call on
+        (lambda call: 1.0 + 2.0 * (call < 45), 70),  # a clock that rises in the fifth block
+        (lambda call: 3.0 - 0.03 * call, 80),  # ever faster, until it may go on no longer
+    ],
+)
+def test_a_warm_up_ends_when_calls_no_longer_get_faster(
+    monkeypatch: pytest.MonkeyPatch, slower: Callable[[int], float], calls: int
+) -> None:
+    done: list[float] = []
+
+    def call(_: Callable[[], None]) -> float:
+        done.append(slower(len(done)))
+        return done[-1]
+
+    monkeypatch.setattr(stopwatch, "_seconds", call)
+    assert stopwatch._warm_up(lambda: None, 80, 1e9) == min(done)
+    assert len(done) == calls
+
+
 def test_slow_runners_stop_in_time_with_equally_many_runs() -> None:
     order: list[str] = []
     runners = {"a": _recorder(order, "a", 0.02), "b": _recorder(order, "b", 0.005)}
