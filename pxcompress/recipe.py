@@ -88,15 +88,14 @@ class Bench:
     threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
 
     def __post_init__(self) -> None:
-        from pxcompress.deploy.runtime import PROVIDERS
+        from pxcompress.deploy.runtime import PROVIDERS, check_threads
 
         check_types(self)
         if self.provider not in PROVIDERS:
             raise unknown("provider", self.provider, PROVIDERS)
         if self.batch_size < 1:
             raise InputError(f"batch-size is {self.batch_size}; expected 1 or more")
-        if self.threads < 0:
-            raise InputError(f"threads is {self.threads}; expected 0 (all cores) or more")
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)

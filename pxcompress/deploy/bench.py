@@ -190,7 +190,7 @@ def image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tu
         return tuple(int(size or 0) for size in port.shape[1:])
     if len(port.shape) != 4:
         raise InputError(f"{session.path} takes inputs {port}; expected images (batch, channels, height, width)")
-    if input_size is None:
+    if input_size is None or min(input_size) < 1:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
     last = port.shape[1] is None and port.shape[3] in _CHANNELS
     wanted = (*input_size[1:], input_size[0]) if last else input_size

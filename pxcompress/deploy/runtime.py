@@ -39,6 +39,7 @@ Array = npt.NDArray[Any]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _NAMES = {"cpu": _CPU, "cuda": _CUDA, "cuda-graph": _CUDA, "tensorrt": "TensorrtExecutionProvider"}
 PROVIDERS = ("auto", *_NAMES)
+MOST_THREADS = 1024
 
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}  # DEFAULT is 4 to 50 times slower
 _STACKS: Mapping[str, list[Any]] = {
@@ -221,8 +222,7 @@ def session(path: Path | str, provider: str = "auto", *, threads: int = 0, stric
     """
     path = Path(path)
     check_provider(provider)
-    if threads < 0:
-        raise InputError(f"threads is {threads}; expected a positive number, or 0 for as many as PyTorch uses")
+    check_threads(threads)
     if not path.is_file():
         raise InputError(f"no ONNX file at {path}; check the path")
     threads = threads or torch.get_num_threads()
@@ -251,6 +251,12 @@ def check_provider(name: str) -> None:
     reason = "" if name == "auto" else unusable(name)
     if reason:
         raise InputError(f"provider {name!r} cannot be used: {reason}; use auto or cpu")
+
+
+def check_threads(threads: int) -> None:
+    """Raise `InputError` for a number of CPU threads that no machine has."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads}; expected 0 (all cores), or 1 to {MOST_THREADS}")
 
 
 def time_runs(
