@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -146,26 +146,34 @@ class Session:
         try:
             (logits,) = self._model.run([self.output.name], {self.input.name: array}, _run_options(_NO_GRAPH))
         except ORT_ERRORS as error:
-            reason = one_line(str(error))
-            raise InputError(f"{self.path.name} does not run on inputs of shape {array.shape}: {reason}") from error
+            raise self._unable(array, error) from error
         return np.asarray(logits)
 
-    def runner(self, inputs: Array | Tensor) -> Callable[[], None]:
+    def _unable(self, array: Array, error: Exception) -> InputError:
+        said = f"{self.path.name} does not run on inputs of shape {array.shape}"
+        return InputError(f"{said} on {self.placement.asked}: {one_line(str(error))}")
+
+    def runner(self, inputs: Array | Tensor) -> _Bound:
         """One inference call on buffers bound once, on the device; returns when the result is there.
 
-        On a GPU this is device time: copies from and to the host are not part of it. `InputError` for inputs that are
-        not the batch of a file where that is fixed.
+        It was called once. On a GPU this is device time: copies from and to the host are not part of it. `InputError`
+        where it cannot run, also for inputs that are not the batch of a file where that is fixed.
         """
         array = self._array(inputs)
         if self.input.shape[0] not in (None, len(array)):
             raise InputError(f"{self.path} has a fixed batch of {self.input.shape[0]}; given {len(array)} samples")
         logits = self.predict(array)  # its shape is needed to bind the output
-        source = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
-        target = ort.OrtValue.ortvalue_from_shape_and_type(logits.shape, logits.dtype.type, self.device, 0)
         binding = self._model.io_binding()
-        binding.bind_ortvalue_input(self.input.name, source)
-        binding.bind_ortvalue_output(self.output.name, target)
-        return _Bound(self._model, binding, source, target, _run_options(next(_graphs)))
+        try:
+            source = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+            target = ort.OrtValue.ortvalue_from_shape_and_type(logits.shape, logits.dtype.type, self.device, 0)
+            binding.bind_ortvalue_input(self.input.name, source)
+            binding.bind_ortvalue_output(self.output.name, target)
+            run = _Bound(self._model, binding, source, target, _run_options(next(_graphs)))
+            run()  # takes all memory that it needs, and records the graph where there is one
+        except ORT_ERRORS as error:
+            raise self._unable(array, error) from error
+        return run
 
     def _array(self, inputs: Array | Tensor) -> Array:
         array = inputs.detach().cpu().numpy() if isinstance(inputs, Tensor) else inputs
@@ -320,7 +328,7 @@ def unusable(provider: str) -> str:
     if failure:
         return failure
     try:
-        _session(Path("probe"), model, _placement(model, provider, ""), 1).runner(np.zeros((1, 1, 2, 2), np.float32))()
+        _session(Path("probe"), model, _placement(model, provider, ""), 1).runner(np.zeros((1, 1, 2, 2), np.float32))
     except (InputError, *ORT_ERRORS) as error:
         return one_line(str(error))
     return ""

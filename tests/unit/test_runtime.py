@@ -56,7 +56,7 @@ def test_an_input_that_the_graph_cannot_take(tmp_path: Path, capfd: pytest.Captu
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     session = runtime.session(path, "cpu")
     assert session.predict(np.ones((1, 2), np.float32)) == 2
-    with pytest.raises(InputError, match=r"does not run on inputs of shape \(1, 3\): ") as caught:
+    with pytest.raises(InputError, match=r"does not run on inputs of shape \(1, 3\) on cpu: ") as caught:
         session.predict(np.ones((1, 3), np.float32))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
