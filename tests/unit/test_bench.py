@@ -85,8 +85,8 @@ def test_the_table_says_what_a_gpu_ran(slim_cnn: Exported) -> None:
     assert "GPU" not in bench_table([row])
     lost = "1 of 9 nodes run elsewhere: 1 TopK on CPUExecutionProvider"
     placement = Placement("cuda-graph", "CUDAExecutionProvider", 8, 9, lost, {"CPUExecutionProvider": 1})
-    text = bench_table([replace(row, placement=placement, device_bytes=3_000_000, precision="tf32")])
-    assert "tf32, 8 of 9 on CUDA graph, 1 on CPU, 3.00 MB of GPU memory" in text
+    text = bench_table([replace(row, placement=placement, device_bytes=3_210_000, precision="tf32")])
+    assert "tf32, 8 of 9 on CUDA graph, 1 on CPU, 3.21 MB of GPU memory" in text
     assert "GPU: time on the device, without copies" in text
     assert text.endswith(f"note: {lost}")
 
