@@ -230,7 +230,6 @@ def session(path: Path | str, provider: str = "auto", *, threads: int = 0, stric
     """
     path = Path(path)
     check_provider(provider)
-    check_threads(threads)
     if not path.is_file():
         raise InputError(f"no ONNX file at {path}; check the path")
     threads = threads or torch.get_num_threads()
@@ -307,7 +306,8 @@ def device_name(provider: str, threads: int) -> str:
 
 
 def _choose(provider: str) -> tuple[str, str]:
-    """What to run on, and why it is not what "auto" would rather have taken."""
+    """What to run on, and why it is not what "auto" would rather have taken. Raises as `check_provider` does."""
+    check_provider(provider)
     if provider != "auto":
         return provider, ""
     reason = unusable("cuda")
@@ -349,7 +349,8 @@ def _one_convolution() -> bytes:
 
 
 def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str]:
-    """A session on `provider`, or why there is none (one line)."""
+    """A session on `provider`, or why there is none (one line). Raises as `check_threads` does."""
+    check_threads(threads)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is in the exception, too
     options.intra_op_num_threads = threads

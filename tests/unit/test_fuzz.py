@@ -128,6 +128,14 @@ def test_any_command(tmp_path: Path, line: tuple[str, list[str]], place: int) ->
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "said", [["--provider", ""], ["--threads", "-1"], ["--threads", "999999999999"], ["--batch-size", "-1"]]
+)
+def test_what_it_has_found(said: list[str]) -> None:
+    code, error = _code("inspect", "--model", "models:FlattenCNN", "--latency", *said)
+    assert (code, len(error.strip().splitlines())) == (2, 1), error
+
+
 @given(content=st.dictionaries(st.sampled_from(FIELDS) | words, json_values, max_size=5))
 @fuzz
 def test_any_recipe_file(tmp_path: Path, content: dict[str, object]) -> None:
