@@ -295,7 +295,7 @@ class Recipe(Given):
         """Read a recipe; unknown keys are refused, the known ones listed."""
         try:
             return cls.from_dict(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
 
     @classmethod
@@ -364,7 +364,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         content = read(path.read_text())
     except OSError as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"config {str(path)!r} is not a recipe ({reason}); expected .json, .toml or .yaml") from error
     if not isinstance(content, dict):

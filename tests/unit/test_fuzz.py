@@ -133,21 +133,26 @@ def test_any_command(tmp_path: Path, line: tuple[str, list[str]], place: int) ->
 )
 def test_what_it_has_found(said: list[str]) -> None:
     code, error = _code("inspect", "--model", "models:FlattenCNN", "--latency", *said)
-    assert (code, len(error.strip().splitlines())) == (2, 1), error
+    assert code == 2, error
+    assert error.splitlines()[-1].startswith("pxcompress: ")
 
 
-@given(content=st.dictionaries(st.sampled_from(FIELDS) | words, json_values, max_size=5))
+@given(
+    content=st.dictionaries(st.sampled_from(FIELDS) | words, json_values, max_size=5),
+    suffix=st.sampled_from(["json", "yaml"]),
+)
 @fuzz
-def test_any_recipe_file(tmp_path: Path, content: dict[str, object]) -> None:
-    path = tmp_path / "recipe.json"
+def test_any_recipe_file(tmp_path: Path, content: dict[str, object], suffix: str) -> None:
+    """What is JSON is YAML as well."""
+    path = tmp_path / f"recipe.{suffix}"
     path.write_text(json.dumps(content))
     code, error = _code("run", "--config", str(path), "--data", NOWHERE, "--quiet")
     assert code == 2, (content, error)
     assert len(error.strip().splitlines()) == 1, error
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "\ud800", "a = 1\n[[["])
-@pytest.mark.parametrize("suffix", ["json", "toml"])
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "\ud800", "a = 1\n[[[", "a: 2001-99-99", "[" * 100_000])
+@pytest.mark.parametrize("suffix", ["json", "toml", "yaml"])
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, suffix: str) -> None:
     path = tmp_path / f"recipe.{suffix}"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
