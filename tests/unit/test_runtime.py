@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from conftest import Exported
@@ -73,6 +76,21 @@ def test_cpu_session_says_what_it_is(wide_cnn: Exported) -> None:
     assert session.input == runtime.Port("input", (None, 3, 16, 16), np.dtype(np.float32))
     assert session.output.name == "logits"
     assert session.output.shape == (None, 5)
+
+
+@pytest.mark.parametrize("name", ["wide_cnn", "small_vit"])
+def test_placement_is_what_the_profiler_sees(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """With the optimisations that come before nodes are given to providers, without those that fuse them after."""
+    exported: Exported = request.getfixturevalue(name)
+    options = ort.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    model = ort.InferenceSession(exported.path, options, providers=["CPUExecutionProvider"])
+    model.run(None, {"input": exported.example.numpy()})
+    events = json.loads(Path(model.end_profiling()).read_text())
+    ran = [each["args"]["provider"] for each in events if each.get("name", "").endswith("_kernel_time")]
+    placement = runtime.session(exported.path, "cpu").placement
+    assert Counter(ran) == {placement.got: placement.nodes_on_provider}
 
 
 def test_default_threads_are_those_of_pytorch(wide_cnn: Exported) -> None:
