@@ -44,8 +44,8 @@ class BenchRow:
     placement: Placement
     cold_start_ms: float
     noise: float
-    device_bytes: int = 0
     speedup: Speedup | None = None
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
         placement=each.session.placement,
         cold_start_ms=1e3 * each.cold,
         noise=noise(seconds),
-        device_bytes=each.device_bytes if each.session.device == "cuda" else 0,
         speedup=change,
+        device_bytes=each.device_bytes if each.session.device == "cuda" else 0,
     )
 
 
