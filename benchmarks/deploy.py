@@ -8,7 +8,8 @@ after pruning, beside their rows without.
 Latency is of ResNet-50 and ViT-S at 224 pixels with random weights, half of the MACs removed, on this CPU: speed does
 not depend on what the weights are. Random weights have no accuracy; that comes from two small models that learned
 `glyphs`, pruned and quantised in the same way. "loop" rows time a file with a bare loop of ONNX Runtime, in turns with
-the tool.
+the tool. Where there is a GPU, CUDA is timed as well, with recorded graphs and without; float32 is TF32 there, and
+another run with NVIDIA_TF32_OVERRIDE=0 adds rows without it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ import timm
 import torch
 
 from pxcompress import Recipe, compress, compress_module
-from pxcompress.deploy.bench import Where, bench
+from pxcompress.deploy.bench import Where, bench, usable
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import try_files
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.runtime import session
 from pxcompress.deploy.stopwatch import time_interleaved
+from pxcompress.errors import InputError
 from pxcompress.recipe import Bench
 from pxcompress.run_folder.contents import DENSE, SLIM
 from pxcompress.run_folder.targets import rate_targets
@@ -48,6 +50,7 @@ MODELS = {"ResNet-50": "resnet50", "ViT-S": "vit_small_patch16_224"}
 GLYPHS = ("ResNet", "ViT")
 DISTILLED = ("fold", "least-squares", "batchnorm")
 """Before the distillation."""
+PROVIDERS = ("cpu", "cuda", "cuda-graph")
 RATIO, SIZE, THREADS = 0.5, 224, 1
 BATCHES = (1, 8, 32)
 TOLERANCE = 0.05
@@ -79,10 +82,21 @@ def files(name: str, size: int, folder: Path) -> dict[str, Path]:
 
 
 def latencies(found: dict[str, Path], model: str, batch_sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """One row for every file and batch size; the dense file is the reference."""
-    labels = {str(path): label for label, path in found.items()}
-    for row in bench(list(found.values()), batch_sizes, where=Where(("cpu",), THREADS, strict=True)):
-        yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
+    """One row for every file, batch size and provider that works here; the dense file there is the reference."""
+    for provider in usable(PROVIDERS)[0]:
+        labels = {str(path): label for label, path in found.items() if runs(path, provider)}
+        for row in bench(list(labels), batch_sizes, where=Where((provider,), THREADS, strict=provider == "cpu")):
+            yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
+
+
+def runs(path: Path, provider: str) -> bool:
+    """Whether a provider takes a file: not every one can be recorded as a graph."""
+    try:
+        session(path, provider, threads=THREADS)
+    except InputError as error:
+        print(f"left out: {error}", flush=True)
+        return False
+    return True
 
 
 def bare_loop(path: Path) -> Callable[[], None]:
@@ -146,7 +160,7 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["part"] == "loop"
     ]
     for row in rows:
-        if row["part"] == "latency" and row["file"] == "pruned int8":
+        if row["part"] == "latency" and row["file"] == "pruned int8" and row["placement"]["asked"] == "cpu":
             text = (
                 f"{row['model']}, batch {row['batch_size']}: pruned and int8 faster than dense, low end of the interval"
             )
@@ -173,7 +187,9 @@ def merged(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """`rows`, and those of the result file for what was not run now."""
 
     def key(row: dict[str, Any]) -> tuple[object, ...]:
-        return row["part"], row["model"], row.get("distilled", False)
+        where = row.get("placement", {}).get("asked", "cpu")
+        kind = row.get("precision", "") if where != "cpu" else ""  # with TF32 and without it are two runs
+        return row["part"], row["model"], row.get("distilled", False), where, kind
 
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     run = {key(row) for row in rows}

@@ -88,15 +88,14 @@ class Bench:
     threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
 
     def __post_init__(self) -> None:
-        from pxcompress.deploy.runtime import PROVIDERS
+        from pxcompress.deploy.runtime import PROVIDERS, check_threads
 
         check_types(self)
         if self.provider not in PROVIDERS:
             raise unknown("provider", self.provider, PROVIDERS)
         if self.batch_size < 1:
             raise InputError(f"batch-size is {self.batch_size}; expected 1 or more")
-        if self.threads < 0:
-            raise InputError(f"threads is {self.threads}; expected 0 (all cores) or more")
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -296,7 +295,7 @@ class Recipe(Given):
         """Read a recipe; unknown keys are refused, the known ones listed."""
         try:
             return cls.from_dict(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
 
     @classmethod
@@ -365,7 +364,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         content = read(path.read_text())
     except OSError as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"config {str(path)!r} is not a recipe ({reason}); expected .json, .toml or .yaml") from error
     if not isinstance(content, dict):

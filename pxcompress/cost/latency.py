@@ -25,6 +25,7 @@ from pxcompress.cache import cache_dir, whole_file
 from pxcompress.cost.count import Widths
 from pxcompress.cost.operators import Operator, operators
 from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.measure import check_batch_size
 from pxcompress.deploy.runtime import VERSION, device_name, session, time_graph, time_runs
 from pxcompress.graph import prune
 from pxcompress.types import Group, Meter, Plan
@@ -70,6 +71,9 @@ class Conditions:
     batch_size: int = 1
     provider: str = "auto"
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
 
 
 class Table:

@@ -44,8 +44,8 @@ class BenchRow:
     placement: Placement
     cold_start_ms: float
     noise: float
-    device_bytes: int = 0
     speedup: Speedup | None = None
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,9 @@ class _Opened:
         return (self.session.input.shape[0] or 1,)
 
     def runner(self, batch_size: int) -> Callable[[], None]:
-        """A call on random images, made once, so that all memory is taken that it needs."""
+        """A call on random images; the memory that it takes is counted."""
         before = hardware.memory_in_use()
         run = self.session.runner(_images(batch_size, self.shape, self.session.input.dtype))
-        run()
         self.device_bytes += max(hardware.memory_in_use() - before, 0)
         return run
 
@@ -161,8 +160,8 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
         placement=each.session.placement,
         cold_start_ms=1e3 * each.cold,
         noise=noise(seconds),
-        device_bytes=each.device_bytes if each.session.device == "cuda" else 0,
         speedup=change,
+        device_bytes=each.device_bytes if each.session.device == "cuda" else 0,
     )
 
 
@@ -190,7 +189,7 @@ def image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tu
         return tuple(int(size or 0) for size in port.shape[1:])
     if len(port.shape) != 4:
         raise InputError(f"{session.path} takes inputs {port}; expected images (batch, channels, height, width)")
-    if input_size is None:
+    if input_size is None or min(input_size) < 1:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
     last = port.shape[1] is None and port.shape[3] in _CHANNELS
     wanted = (*input_size[1:], input_size[0]) if last else input_size

@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 
 from pxcompress.cache import cache_dir
-from pxcompress.deploy import runtime
-from pxcompress.deploy.measure import environment
+from pxcompress.deploy import hardware, runtime
 from pxcompress.errors import InputError
 
 _GIGABYTE = 10**9
@@ -29,7 +28,11 @@ _NEEDED_BYTES = 5 * _GIGABYTE
 
 _HUB = "https://huggingface.co"
 _SECONDS = 5
-_CUDA_PACKAGES = {"CUDA runtime": r"nvidia-cuda-runtime(-cu\d+)?", "cuDNN": r"nvidia-cudnn-cu\d+"}
+_CUDA_LIBRARIES = {
+    "CUDA runtime": (r"nvidia-cuda-runtime(-cu\d+)?", "libcudart.so.{cuda}"),
+    "cuDNN": (r"nvidia-cudnn-cu\d+", "libcudnn.so.9"),
+}
+"""Name -> the package that it comes in, and the file that ONNX Runtime loads, wherever it comes from."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,9 @@ def _versions() -> Iterator[Finding]:
 
 
 def _processor() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = os.environ.get("OMP_NUM_THREADS")
     said = f", OMP_NUM_THREADS={limit}" if limit else ""
-    yield Finding("processor", None, f"{environment()['cpu_name']}, {cores} cores to use")
+    yield Finding("processor", None, f"{hardware.cpu_name()}, {hardware.affinity()}")
     yield Finding("threads", None, f"{torch.get_num_threads()} (PyTorch and ONNX Runtime){said}")
 
 
@@ -104,10 +106,8 @@ def _cuda() -> Iterator[Finding]:
     """What ONNX Runtime and PyTorch were built for, and what is there."""
     yield Finding("CUDA of ONNX Runtime", None, runtime.CUDA_VERSION or "built without")
     yield Finding("CUDA of PyTorch", None, torch.version.cuda or "built without")
-    for what, pattern in _CUDA_PACKAGES.items():
-        found = [f"{d.name} {d.version}" for d in importlib.metadata.distributions() if re.fullmatch(pattern, d.name)]
-        missing = "" if found else "it comes with PyTorch for CUDA, or: pip install onnxruntime-gpu[cuda,cudnn]"
-        yield Finding(what, bool(found), ", ".join(found) or "no package", missing)
+    for what, (pattern, file) in _CUDA_LIBRARIES.items():
+        yield _library(what, pattern, file.format(cuda=runtime.CUDA_VERSION.partition(".")[0]))
     yield Finding("NVIDIA driver", *_driver())
     if torch.cuda.is_available():
         for place in range(torch.cuda.device_count()):
@@ -115,15 +115,25 @@ def _cuda() -> Iterator[Finding]:
             yield Finding(f"GPU {place}", True, f"{card.name}, {card.total_memory / _GIGABYTE:.0f} GB")
 
 
+def _library(what: str, pattern: str, file: str) -> Finding:
+    """Whether a package or the system has it; containers have it without a package."""
+    packages = [f"{d.name} {d.version}" for d in importlib.metadata.distributions() if re.fullmatch(pattern, d.name)]
+    if packages:
+        return Finding(what, True, ", ".join(packages))
+    try:
+        ctypes.CDLL(file)
+    except OSError as error:
+        advice = "it comes with PyTorch for CUDA, or: pip install onnxruntime-gpu[cuda,cudnn]"
+        return Finding(what, False, f"no package, and {error}", advice)
+    return Finding(what, True, f"{file} of this system")
+
+
 def _driver() -> tuple[bool, str]:
     """Whether it loads, and the newest CUDA version that it runs."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return True, f"runs CUDA up to {hardware.newest_cuda()}"
     except OSError as error:
         return False, str(error)
-    version = ctypes.c_int(0)
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    return True, f"runs CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _places() -> Iterator[Finding]:

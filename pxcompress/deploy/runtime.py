@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pxcompress.deploy.hardware import cpu_name, missing_gpu
 from pxcompress.deploy.quiet import captured, one_line
-from pxcompress.deploy.stopwatch import time_interleaved
+from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
 from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
 
@@ -39,6 +39,7 @@ Array = npt.NDArray[Any]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _NAMES = {"cpu": _CPU, "cuda": _CUDA, "cuda-graph": _CUDA, "tensorrt": "TensorrtExecutionProvider"}
 PROVIDERS = ("auto", *_NAMES)
+MOST_THREADS = 1024
 
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}  # DEFAULT is 4 to 50 times slower
 _STACKS: Mapping[str, list[Any]] = {
@@ -145,26 +146,34 @@ class Session:
         try:
             (logits,) = self._model.run([self.output.name], {self.input.name: array}, _run_options(_NO_GRAPH))
         except ORT_ERRORS as error:
-            reason = one_line(str(error))
-            raise InputError(f"{self.path.name} does not run on inputs of shape {array.shape}: {reason}") from error
+            raise self._unable(array, error) from error
         return np.asarray(logits)
 
-    def runner(self, inputs: Array | Tensor) -> Callable[[], None]:
+    def _unable(self, array: Array, error: Exception) -> InputError:
+        said = f"{self.path.name} does not run on inputs of shape {array.shape}"
+        return InputError(f"{said} on {self.placement.asked}: {one_line(str(error))}")
+
+    def runner(self, inputs: Array | Tensor) -> _Bound:
         """One inference call on buffers bound once, on the device; returns when the result is there.
 
-        On a GPU this is device time: copies from and to the host are not part of it. `InputError` for inputs that are
-        not the batch of a file where that is fixed.
+        It was called once. On a GPU this is device time: copies from and to the host are not part of it. `InputError`
+        where it cannot run, also for inputs that are not the batch of a file where that is fixed.
         """
         array = self._array(inputs)
         if self.input.shape[0] not in (None, len(array)):
             raise InputError(f"{self.path} has a fixed batch of {self.input.shape[0]}; given {len(array)} samples")
         logits = self.predict(array)  # its shape is needed to bind the output
-        source = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
-        target = ort.OrtValue.ortvalue_from_shape_and_type(logits.shape, logits.dtype.type, self.device, 0)
         binding = self._model.io_binding()
-        binding.bind_ortvalue_input(self.input.name, source)
-        binding.bind_ortvalue_output(self.output.name, target)
-        return _Bound(self._model, binding, source, target, _run_options(next(_graphs)))
+        try:
+            source = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+            target = ort.OrtValue.ortvalue_from_shape_and_type(logits.shape, logits.dtype.type, self.device, 0)
+            binding.bind_ortvalue_input(self.input.name, source)
+            binding.bind_ortvalue_output(self.output.name, target)
+            run = _Bound(self._model, binding, source, target, _run_options(next(_graphs)))
+            run()  # takes all memory that it needs, and records the graph where there is one
+        except ORT_ERRORS as error:
+            raise self._unable(array, error) from error
+        return run
 
     def _array(self, inputs: Array | Tensor) -> Array:
         array = inputs.detach().cpu().numpy() if isinstance(inputs, Tensor) else inputs
@@ -221,8 +230,6 @@ def session(path: Path | str, provider: str = "auto", *, threads: int = 0, stric
     """
     path = Path(path)
     check_provider(provider)
-    if threads < 0:
-        raise InputError(f"threads is {threads}; expected a positive number, or 0 for as many as PyTorch uses")
     if not path.is_file():
         raise InputError(f"no ONNX file at {path}; check the path")
     threads = threads or torch.get_num_threads()
@@ -253,12 +260,18 @@ def check_provider(name: str) -> None:
         raise InputError(f"provider {name!r} cannot be used: {reason}; use auto or cpu")
 
 
+def check_threads(threads: int) -> None:
+    """Raise `InputError` for a number of CPU threads that no machine has."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads}; expected 0 (all cores), or 1 to {MOST_THREADS}")
+
+
 def time_runs(
     sessions: Mapping[str, Session],
     example: Array,
     *,
     batch_size: int,
-    warmup: int = 50,
+    warmup: int = WARMUP,
     runs: int = 200,
     max_seconds: float = 10.0,
 ) -> dict[str, Array]:
@@ -293,7 +306,8 @@ def device_name(provider: str, threads: int) -> str:
 
 
 def _choose(provider: str) -> tuple[str, str]:
-    """What to run on, and why it is not what "auto" would rather have taken."""
+    """What to run on, and why it is not what "auto" would rather have taken. Raises as `check_provider` does."""
+    check_provider(provider)
     if provider != "auto":
         return provider, ""
     reason = unusable("cuda")
@@ -314,7 +328,7 @@ def unusable(provider: str) -> str:
     if failure:
         return failure
     try:
-        _session(Path("probe"), model, _placement(model, provider, ""), 1).runner(np.zeros((1, 1, 2, 2), np.float32))()
+        _session(Path("probe"), model, _placement(model, provider, ""), 1).runner(np.zeros((1, 1, 2, 2), np.float32))
     except (InputError, *ORT_ERRORS) as error:
         return one_line(str(error))
     return ""
@@ -335,7 +349,8 @@ def _one_convolution() -> bytes:
 
 
 def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str]:
-    """A session on `provider`, or why there is none (one line)."""
+    """A session on `provider`, or why there is none (one line). Raises as `check_threads` does."""
+    check_threads(threads)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is in the exception, too
     options.intra_op_num_threads = threads

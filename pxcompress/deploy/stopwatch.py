@@ -18,11 +18,20 @@ SECONDS = 5.0
 LEAST = 6
 """Turns of every runner: with fewer, the extremes of all of them would not make a 95 % interval."""
 
+SETTLED = 0.02
+"""Share by which calls may still get faster when a warm-up ends."""
+
+USUAL = 50
+"""Calls of a warm-up on a machine that is steady."""
+
+WARMUP = 1000
+"""Most calls of a warm-up; clocks of a GPU take a while to rise."""
+
 Array = npt.NDArray[Any]
 
 
 def time_interleaved(
-    runners: Mapping[str, Callable[[], None]], *, warmup: int = 50, runs: int = 200, max_seconds: float = 10.0
+    runners: Mapping[str, Callable[[], None]], *, warmup: int = WARMUP, runs: int = 200, max_seconds: float = 10.0
 ) -> dict[str, Array]:
     """Seconds per call, the runners taking turns so that drift of the machine meets all of them alike.
 
@@ -45,11 +54,18 @@ def time_interleaved(
 
 
 def _warm_up(run: Callable[[], None], runs: int, max_seconds: float) -> float:
-    """Seconds of the fastest of at least two and at most `runs` calls."""
-    start, fastest, count = time.perf_counter(), float("inf"), 0
-    while count < 2 or (count < runs and time.perf_counter() - start < max_seconds):
-        fastest, count = min(fastest, _seconds(run)), count + 1
-    return fastest
+    """Seconds of the fastest call of a warm-up that ends when calls no longer get faster.
+
+    That is when, after `USUAL` calls, the median of `BLOCK` of them is not `SETTLED` below that of the block before;
+    `runs` or `max_seconds` end it as well, after at least two calls.
+    """
+    start, seconds = time.perf_counter(), [_seconds(run), _seconds(run)]
+    while len(seconds) < runs and time.perf_counter() - start < max_seconds:
+        seconds.append(_seconds(run))
+        whole = len(seconds) % BLOCK == 0 and len(seconds) >= USUAL
+        if whole and np.median(seconds[-BLOCK:]) > (1 - SETTLED) * np.median(seconds[-2 * BLOCK : -BLOCK]):
+            break
+    return min(seconds)
 
 
 def _seconds(run: Callable[[], None]) -> float:

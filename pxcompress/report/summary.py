@@ -112,7 +112,8 @@ def nodes(placement: Placement) -> str:
     short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
     others = [f"{count} on {short[name]}" for name, count in placement.elsewhere.items()]
     here = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
-    return ", ".join([f"{here} on {short[placement.got]}", *others])
+    how = " graph" if placement.asked == "cuda-graph" else ""
+    return ", ".join([f"{here} on {short[placement.got]}{how}", *others])
 
 
 def percent(share: float) -> str:

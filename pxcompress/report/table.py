@@ -113,11 +113,14 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     )
     noise = max(row.noise for row in rows)
     busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
+    on_gpu = any(row.placement.got != "CPUExecutionProvider" for row in rows)
+    words = "GPU: time on the device, without copies; memory: by how much its use grew for the file, at most"
     return (
         f"{runs} runs of each file, in turns; CPU threads: {threads}, {affinity}; random inputs",
         f"noise: the middle half of the runs lies within {percent(noise)} of p50, or nearer{busy}",
         "speed: ratio of p50 with its 95 % bootstrap interval; cold: opening the file and the first call, libraries "
         "already loaded",
+        *((words,) if on_gpu else ()),
     )
 
 

@@ -232,15 +232,14 @@ def load(folder: Path | str) -> nn.Module:
     """The slim PyTorch model of a run folder, in eval mode on the CPU, from architecture, plan.json and safetensors.
 
     Raises `InputError` where the folder is none of ours, was written for another version of the architecture, or where
-    plan or weights are not those that the run wrote. Nothing in the folder is executed.
+    a file is not the one that the run wrote. Nothing in the folder is executed.
     """
     return load_pruned(Path(folder)).model
 
 
 def load_pruned(folder: Path) -> Pruned:
     """The same with its groups and plan; `dense` is the architecture, whose weights are not those of the run."""
-    recorded = read_report(folder).sha256
-    check_files(folder, {name: recorded[name] for name in (PLAN, WEIGHTS) if name in recorded})
+    check_files(folder, read_report(folder).sha256)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             facts: Mapping[str, str] = file.metadata() or {}

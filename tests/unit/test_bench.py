@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -15,6 +16,8 @@ from onnx import TensorProto, helper
 from pxcompress.deploy import hardware, runtime
 from pxcompress.deploy.bench import Where, bench, usable
 from pxcompress.errors import InputError, ResultError
+from pxcompress.proof import Placement
+from pxcompress.report.table import bench_table
 
 without_gpu = pytest.mark.skipif(not runtime.unusable("cuda"), reason="says what happens without a GPU")
 
@@ -75,6 +78,17 @@ def test_a_broken_file_is_one_line(px: Px, wide_cnn: Exported, tmp_path: Path, s
     content = wide_cnn.path.read_bytes()
     (tmp_path / "m.onnx").write_bytes(content[: int(share * len(content))])
     assert "m.onnx" in one_line(px("bench", tmp_path / "m.onnx", wide_cnn.path, "--provider", "cpu"))
+
+
+def test_the_table_says_what_a_gpu_ran(slim_cnn: Exported) -> None:
+    (row,) = bench([slim_cnn.path], where=Where(("cpu",), 1), runs=6)
+    assert "GPU" not in bench_table([row])
+    lost = "1 of 9 nodes run elsewhere: 1 TopK on CPUExecutionProvider"
+    placement = Placement("cuda-graph", "CUDAExecutionProvider", 8, 9, lost, {"CPUExecutionProvider": 1})
+    text = bench_table([replace(row, placement=placement, device_bytes=3_210_000, precision="tf32")])
+    assert "tf32, 8 of 9 on CUDA graph, 1 on CPU, 3.21 MB of GPU memory" in text
+    assert "GPU: time on the device, without copies" in text
+    assert text.endswith(f"note: {lost}")
 
 
 def test_the_affinity_of_this_process_is_said() -> None:

@@ -124,6 +124,23 @@ def test_the_artefact_says_where_it_comes_from(finished: tuple[Path, Outcome]) -
     assert from_json((folder / "report.json").read_text()).environment["onnx_opset"] == opset
 
 
+@pytest.mark.slow
+def test_a_run_for_a_fixed_batch(px: Px, finished: tuple[Path, Outcome], tmp_path: Path) -> None:
+    """All files take four images and no other number; what is measured of them is what is measured of any batch."""
+    folder, _ = finished
+    place, options = tmp_path / "fixed", ["--fixed-batch", "--batch-size", 4, "--targets", "fp16,int8"]
+    outcome = px("run", "--config", folder / "recipe.json", *options, "--out", place, "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    report, free = json.loads(outcome.out), json.loads((folder / "report.json").read_text())
+    for name in ("dense", "model", "model.fp16", "model.int8"):
+        assert session(place / f"{name}.onnx", "cpu").input.shape == (4, 3, SIZE, SIZE)
+    for model in ("dense", "pruned"):
+        assert report[model]["batch_size"] == 4
+        assert report[model]["top1"] == free[model]["top1"]
+    rows = json.loads(px("bench", place, "--provider", "cpu", "--json").out)
+    assert [(row["batch_size"], row["precision"]) for row in rows] == [(4, p) for p in ("fp32", "fp32", "fp16", "int8")]
+
+
 def test_the_recipe_of_a_run_reproduces_it(px: Px, finished: tuple[Path, Outcome], tmp_path: Path) -> None:
     """The same plan, scores, weights and network; metadata as well, since the recipe is the same."""
     folder, _ = finished

@@ -68,6 +68,16 @@ def test_advice_fits_the_reason(reason: str, advice: str) -> None:
     assert bool(doctor._advice(reason)) == bool(reason)
 
 
+def test_a_library_is_found_as_a_package_or_on_the_system() -> None:
+    assert doctor._library("it", "onnx", "libnothing.so.1").found.startswith("onnx ")
+    system = doctor._library("it", "no-such-package", "libc.so.6")
+    assert (system.works, system.found) == (True, "libc.so.6 of this system")
+    missing = doctor._library("it", "no-such-package", "libnothing.so.1")
+    assert missing.works is False
+    assert "libnothing.so.1" in missing.found
+    assert "pip install" in missing.advice
+
+
 def test_a_cache_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "file"))

@@ -28,7 +28,7 @@ from pxcompress.explain.folder import write
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Recipe
 from pxcompress.report import to_html
-from pxcompress.report.build import check_files, read_report
+from pxcompress.report.build import check_files, read_report, sha256_of
 from pxcompress.report.explanation import MARKED, explanation_table
 from pxcompress.report.heatmap_figures import line
 from pxcompress.run_folder.contents import load_pruned
@@ -209,6 +209,10 @@ def test_dense_weights_that_are_gone_or_others(px: Px, folder: Path, weights: Pa
     recipe = json.loads((folder / "recipe.json").read_text())
     recipe["checkpoint"] = str(tmp_path / "gone.safetensors")
     (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert "recipe.json' is not the file that the run wrote" in one_line(px("explain", folder, "--quiet"))
+    report = json.loads((folder / "report.json").read_text())
+    report["sha256"]["recipe.json"] = sha256_of(folder / "recipe.json")  # as if it had been so from the start
+    (folder / "report.json").write_text(json.dumps(report))
     assert "gone.safetensors" in one_line(px("explain", folder, "--quiet"))
     with seeded(2):
         save_file(FlattenCNN().state_dict(), tmp_path / "gone.safetensors")

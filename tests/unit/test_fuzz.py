@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from typer.main import get_command
 
 from pxcompress import cli
 from pxcompress.recipe import Bench, Guarantee, Recipe
@@ -70,18 +74,85 @@ def test_any_options(command: str, options: dict[str, str]) -> None:
     assert "Traceback" not in error
 
 
-@given(content=st.dictionaries(st.sampled_from(FIELDS) | words, json_values, max_size=5))
+COMMANDS = dict(get_command(cli.app).commands)  # type: ignore[attr-defined]
+ARGUMENTS = {"bench", "certify", "explain", "report", "verify"}
+"""Commands that take files or folders."""
+
+SMALL = {
+    "inspect": ["--model", "models:FlattenCNN"],
+    **{name: ["--model", "resnet10t", "--data", NOWHERE] for name in ("run", "sweep", "search")},
+    **{name: ["--data", NOWHERE] for name in ("certify", "explain", "verify")},
+}
+"""What keeps a command short; it is said last, so that it counts."""
+
+sizes = st.sampled_from(["-1", "0", "1", "3", "1e3", "999999999999"])  # none that a machine only just has memory for
+
+
+def _places(folder: Path) -> list[str]:
+    """An ONNX classifier, and what is none; a run folder, nearly."""
+    shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", shape[:1], shape[1:])
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), folder / "it.onnx")
+    (folder / "text.onnx").write_text("no model")
+    (folder / "run").mkdir(exist_ok=True)
+    (folder / "run" / "recipe.json").write_text(Recipe("resnet10t", 0.5, data=NOWHERE).to_json())
+    shutil.copy(folder / "it.onnx", folder / "run" / "model.onnx")
+    shutil.copy(folder / "it.onnx", folder / "run" / "dense.onnx")
+    return ["it.onnx", "text.onnx", "run", ".", "nothing"]
+
+
+@st.composite
+def _command_lines(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """A command and some of its options, with values or, where it takes none, without; and one more word at times."""
+    name = draw(st.sampled_from(sorted(COMMANDS)))
+    said = []
+    options = [each for each in COMMANDS[name].params if each.param_type_name == "option"]
+    some = st.lists(st.sampled_from(options), max_size=4, unique_by=lambda each: each.name) if options else st.just([])
+    for each in draw(some):
+        value = words | sizes | st.sampled_from(["it.onnx", "run", "lrp", "cpu", "cpu,cuda-graph", "fp16", "0.5", "2x"])
+        said += [draw(st.sampled_from(each.opts))] + ([] if each.is_flag else [draw(value)])
+    return name, [*said, *draw(st.lists(words, max_size=1))]
+
+
+@given(line=_command_lines(), place=st.integers(0, 4))
 @fuzz
-def test_any_recipe_file(tmp_path: Path, content: dict[str, object]) -> None:
-    path = tmp_path / "recipe.json"
+def test_any_command(tmp_path: Path, line: tuple[str, list[str]], place: int) -> None:
+    """All commands, also those that get as far as to work on something small."""
+    name, said = line
+    with contextlib.chdir(tmp_path), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        argument = [_places(tmp_path)[place]] if name in ARGUMENTS else []
+        code, error = _code(name, *argument, *said, *SMALL.get(name, []))
+    assert code in (0, 2, 3), (name, said, error)
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "said", [["--provider", ""], ["--threads", "-1"], ["--threads", "999999999999"], ["--batch-size", "-1"]]
+)
+def test_what_it_has_found(said: list[str]) -> None:
+    code, error = _code("inspect", "--model", "models:FlattenCNN", "--latency", *said)
+    assert code == 2, error
+    assert error.splitlines()[-1].startswith("pxcompress: ")
+
+
+@given(
+    content=st.dictionaries(st.sampled_from(FIELDS) | words, json_values, max_size=5),
+    suffix=st.sampled_from(["json", "yaml"]),
+)
+@fuzz
+def test_any_recipe_file(tmp_path: Path, content: dict[str, object], suffix: str) -> None:
+    """What is JSON is YAML as well."""
+    path = tmp_path / f"recipe.{suffix}"
     path.write_text(json.dumps(content))
     code, error = _code("run", "--config", str(path), "--data", NOWHERE, "--quiet")
     assert code == 2, (content, error)
     assert len(error.strip().splitlines()) == 1, error
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "\ud800", "a = 1\n[[["])
-@pytest.mark.parametrize("suffix", ["json", "toml"])
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "\ud800", "a = 1\n[[[", "a: 2001-99-99", "[" * 100_000])
+@pytest.mark.parametrize("suffix", ["json", "toml", "yaml"])
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, suffix: str) -> None:
     path = tmp_path / f"recipe.{suffix}"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -507,6 +507,23 @@ def test_altered_plans_and_weights_are_refused(px: Px, folder: Path, name: str) 
     assert len(outcome.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _json("recipe.json", lambda recipe: recipe.update(seed=1)),
+        _json("recipe.json", lambda recipe: recipe.update(data="../../elsewhere")),
+        _bytes("model.onnx", lambda content: content + b"\x00"),
+        _bytes("dense.onnx", lambda content: content[:-1]),
+        _bytes("scores.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+    ],
+    ids=["seed", "data", "model", "dense", "scores"],
+)
+def test_altered_recipes_and_other_files_are_refused(px: Px, folder: Path, edit: Edit) -> None:
+    edit(folder)
+    for command in ("explain", "report"):
+        assert "is not the file that the run wrote" in one_line(px(command, folder))
+
+
 @pytest.mark.parametrize("name", sorted(ALTERED.keys() - SILENT))
 def test_they_are_refused_with_the_right_hash_too(folder: Path, name: str) -> None:
     ALTERED[name](folder)

@@ -505,7 +505,9 @@ def bench_row(path: str, p50: float, change: Speedup | None, **placed: Any) -> B
     latency = Latency(p50, p50, p50, p50, 200)
     placement = Placement("cuda", "CUDAExecutionProvider", **{"nodes_on_provider": 6, "nodes_total": 6, **placed})
     shape = (1, 3, 8, 8)
-    return BenchRow(path, shape, 1, latency, 1000 / p50, 10**6, "fp32", 2, 4, placement, 25.0, 0.031, change)
+    return BenchRow(
+        path, shape, 1, latency, 1000 / p50, 10**6, "fp32", 2, "not pinned, of 4 cores", placement, 25.0, 0.031, change
+    )
 
 
 def test_bench_table_compares_with_the_first_line() -> None:

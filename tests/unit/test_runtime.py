@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from conftest import Exported
@@ -56,7 +59,7 @@ def test_an_input_that_the_graph_cannot_take(tmp_path: Path, capfd: pytest.Captu
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     session = runtime.session(path, "cpu")
     assert session.predict(np.ones((1, 2), np.float32)) == 2
-    with pytest.raises(InputError, match=r"does not run on inputs of shape \(1, 3\): ") as caught:
+    with pytest.raises(InputError, match=r"does not run on inputs of shape \(1, 3\) on cpu: ") as caught:
         session.predict(np.ones((1, 3), np.float32))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -73,6 +76,21 @@ def test_cpu_session_says_what_it_is(wide_cnn: Exported) -> None:
     assert session.input == runtime.Port("input", (None, 3, 16, 16), np.dtype(np.float32))
     assert session.output.name == "logits"
     assert session.output.shape == (None, 5)
+
+
+@pytest.mark.parametrize("name", ["wide_cnn", "small_vit"])
+def test_placement_is_what_the_profiler_sees(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """With the optimisations that come before nodes are given to providers, without those that fuse them after."""
+    exported: Exported = request.getfixturevalue(name)
+    options = ort.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    model = ort.InferenceSession(exported.path, options, providers=["CPUExecutionProvider"])
+    model.run(None, {"input": exported.example.numpy()})
+    events = json.loads(Path(model.end_profiling()).read_text())
+    ran = [each["args"]["provider"] for each in events if each.get("name", "").endswith("_kernel_time")]
+    placement = runtime.session(exported.path, "cpu").placement
+    assert Counter(ran) == {placement.got: placement.nodes_on_provider}
 
 
 def test_default_threads_are_those_of_pytorch(wide_cnn: Exported) -> None:
@@ -311,6 +329,28 @@ def test_runners_take_turns() -> None:
         expected += "a" * (timed + 1) + "b" * (timed + 1)
     assert "".join(order) == expected
     assert [len(values) for values in seconds.values()] == [25, 25]
+
+
+@pytest.mark.parametrize(
+    ("slower", "calls"),
+    [
+        (lambda call: 1.0, 50),  # steady from the first call on
+        (lambda call: 1.0 + 2.0 * (call < 45), 70),  # a clock that rises in the fifth block
+        (lambda call: 3.0 - 0.03 * call, 80),  # ever faster, until it may go on no longer
+    ],
+)
+def test_a_warm_up_ends_when_calls_no_longer_get_faster(
+    monkeypatch: pytest.MonkeyPatch, slower: Callable[[int], float], calls: int
+) -> None:
+    done: list[float] = []
+
+    def call(_: Callable[[], None]) -> float:
+        done.append(slower(len(done)))
+        return done[-1]
+
+    monkeypatch.setattr(stopwatch, "_seconds", call)
+    assert stopwatch._warm_up(lambda: None, 80, 1e9) == min(done)
+    assert len(done) == calls
 
 
 def test_slow_runners_stop_in_time_with_equally_many_runs() -> None:
