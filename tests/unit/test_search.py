@@ -40,7 +40,8 @@ from pxcompress.search.objectives import (
 )
 from pxcompress.search.results import front, leaders
 from pxcompress.search.space import Space, space_of
-from pxcompress.search.study import JOB, SAMPLERS, open_storage, open_study, quiet, sampler_of, suggest, work
+from pxcompress.search.storage import open_storage
+from pxcompress.search.study import JOB, SAMPLERS, open_study, quiet, sampler_of, suggest, work
 from pxcompress.state import seeded
 from pxcompress.types import Batch, Plan
 
