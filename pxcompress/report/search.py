@@ -115,8 +115,8 @@ def _cautions(content: Mapping[str, Any]) -> list[str]:
         found.append(f"note: the best is a baseline: no rules that were tried are better than {best['scorer']}")
     if default is not None and content["labels"]:
         gain = best["value"] - default["value"]
-        interval = wilson(default["value"], content["samples"]["select"])
-        if gain < interval.high - default["value"]:
+        share = max(0.0, default["value"])  # of `explained` it may be negative
+        if gain < wilson(share, content["samples"]["select"]).high - share:
             found.append(f"note: {100 * gain:.2f} points over the default lie within the noise of select")
     return found
 
@@ -159,10 +159,10 @@ def _front_part(content: Mapping[str, Any], composite: str) -> list[Element]:
         axes.set(xlabel=f"{budget} left, share", ylabel=_unit(content))
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
 
-    head = (f"{budget} left", "quality", "file", "choice")
-    found = [(cost, value, name, _choice(row)) for cost, value, name, row in _front(content)]
-    lines = table("What no other choice beats in both", head, found, "choices")
-    files = [str(Path(composite).with_name(name)) for _, _, name, _ in found]
+    found = list(_front(content))
+    shown = [(cost, value, node("span", name, node("small", _choice(row)))) for cost, value, name, row in found]
+    lines = table("What no other choice beats in both", (f"{budget} left", "quality", "choice"), shown, "choices")
+    files = [Path(composite).with_name(name) for _, _, name, _ in found]
     said = [_command(content, {**row, "scorer": f"@{path}"}) for row, path in zip(rows, files, strict=True)]
     commands = node("pre", "\n\n".join(said))
     return [_picture("Quality and cost of every trial, and the front", 2.8, draw), lines, commands]
@@ -186,7 +186,8 @@ def _comparison(content: Mapping[str, Any]) -> Element:
         _bars(axes, names, values)
         axes.set_xlabel(_unit(content))
         if content["labels"]:
-            axes.set_xlim(max(0.0, min(values) - 0.05), min(1.0, max([*values, content["dense"]]) + 0.02))
+            low = min(values) - 0.05
+            axes.set_xlim(low if min(values) < 0 else max(0.0, low), min(1.0, max([*values, content["dense"]]) + 0.02))
             axes.axvline(content["dense"], color=_INK, linewidth=1, linestyle="--")
 
     title = "Best, default and baselines; a dashed line is the dense model"
@@ -216,7 +217,8 @@ def _history(content: Mapping[str, Any]) -> Element:
     def draw(axes: Any) -> None:
         axes.step(places, best, where="post", color=_BEST, label="best so far")
         axes.scatter(places, values, s=9, color=_OTHER, label="measured")
-        axes.scatter(ended, [min(values)] * len(ended), s=9, marker="|", color=_INK, label="ended early")
+        if ended:
+            axes.scatter(ended, [min(values)] * len(ended), s=9, marker="|", color=_INK, label="ended early")
         axes.set(xlabel="trial", ylabel=_unit(content))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)

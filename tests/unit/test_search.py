@@ -31,6 +31,7 @@ from pxcompress.commands.options import recipe_of
 from pxcompress.errors import InputError, ResultError
 from pxcompress.graph import masked
 from pxcompress.recipe import Recipe
+from pxcompress.report.search import search_page, search_table
 from pxcompress.scorers import SCORERS
 from pxcompress.search import run as run_module
 from pxcompress.search import storage as storage_module
@@ -505,6 +506,17 @@ def test_a_longer_search_goes_on_and_a_warm_start_comes_first(px: Px, args: list
     assert content["ratios"] == list(PXP_RATES)
     row = content["trials"][0]
     assert row["parameters"] == {**second["trials"][0]["parameters"], **chosen["parameters"]}
+
+
+def test_values_below_zero_are_shown(px: Px, args: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "explained"
+    outcome = _search(px, args, out, "--objective", "explained", "--trials", 1, "--repair", "none", "--ratio", "0.8")
+    content = json.loads((out / "search.json").read_text())
+    content["best"], content["default"] = {**content["best"], "value": -0.1}, {**content["best"], "value": -0.2}
+    assert "-10.00%" in search_table(content, "c.json")
+    assert "within the noise" in search_table(content, "c.json")
+    assert "-0.2" in search_page(content, "c.json").replace("\N{MINUS SIGN}", "-").replace("&#8722;", "-")
+    assert "explained: " in outcome.out
 
 
 def test_bad_trials_end_early_but_not_the_named_composites(px: Px, args: list[object], tmp_path: Path) -> None:
