@@ -46,11 +46,13 @@ def _json(content: Mapping[str, Any]) -> str:
 def read_start(path: Path) -> dict[str, Value]:
     """The parameters that a composite.json holds; `InputError` where it holds none."""
     try:
-        parameters = json.loads(path.read_text())["parameters"]
-        return {str(key): value for key, value in parameters.items()}
+        parameters = {str(key): value for key, value in json.loads(path.read_text())["parameters"].items()}
     except OSError as error:
         raise InputError(f"--from {str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"--from {str(path)!r} holds no choice of a search; expected a composite.json that one wrote"
         ) from error
+    if not parameters:
+        raise InputError(f"--from {str(path)!r} holds a scorer without rules; nothing to begin with, leave it out")
+    return parameters

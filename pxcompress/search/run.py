@@ -238,8 +238,18 @@ def search_on(model: nn.Module, splits: Splits, recipe: Recipe, plan: SearchPlan
     attention = has_attention(model, splits.example)
     name = plan.space or chosen.space
     space = space_of(tried, name, attention=attention, ratios=ratios if plan.pareto else ())
+    _tell_unfit(space, plan, note)
     price = price_in(plan.pareto, bench, recipe) if plan.pareto else None
     return Search(plan, recipe, chosen, ratios, space, bench, note, price)
+
+
+def _tell_unfit(space: Space, plan: SearchPlan, note: Note) -> None:
+    """Say what of an earlier search's choice is left out here; `InputError` where that is all of it."""
+    unfit = space.unfit(plan.start)
+    if unfit and len(unfit) == len(plan.start):
+        raise InputError(f"--from holds no parameter of this search ({', '.join(unfit[:5])}); leave it out")
+    if unfit:
+        note(f"--from: left out, because they cannot be chosen here: {', '.join(unfit)}")
 
 
 def _check(recipe: Recipe, out: Path) -> None:

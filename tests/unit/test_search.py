@@ -33,6 +33,7 @@ from pxcompress.graph import masked
 from pxcompress.recipe import Recipe
 from pxcompress.report.search import search_page, search_table
 from pxcompress.scorers import SCORERS
+from pxcompress.search import SearchPlan, read_start
 from pxcompress.search import run as run_module
 from pxcompress.search import storage as storage_module
 from pxcompress.search.objectives import (
@@ -123,6 +124,23 @@ def test_another_searchs_choice_is_kept_as_far_as_it_fits() -> None:
         **space.defaults,
         "low": "gamma",
     }
+
+
+def test_what_another_searchs_choice_does_not_fit_is_told() -> None:
+    space, told = space_of(RECIPE, "pxp", attention=False), []
+    run_module._tell_unfit(space, SearchPlan(start={"low": "gamma", "mid": "flat", "softmax": "attn"}), told.append)
+    assert told == ["--from: left out, because they cannot be chosen here: mid, softmax"]
+    run_module._tell_unfit(space, SearchPlan(start=space.defaults), told.append)
+    run_module._tell_unfit(space, SearchPlan(), told.append)
+    assert len(told) == 1
+    with pytest.raises(InputError, match=r"no parameter of this search \(softmax\)"):
+        run_module._tell_unfit(space, SearchPlan(start={"softmax": "attn"}), told.append)
+
+
+def test_a_choice_without_rules_is_nothing_to_begin_with(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"scorer": "taylor", "parameters": {}}')
+    with pytest.raises(InputError, match="without rules"):
+        read_start(tmp_path / "c.json")
 
 
 @pytest.fixture(scope="module")
