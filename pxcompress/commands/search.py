@@ -44,13 +44,17 @@ def search(
     sampler: Annotated[str, typer.Option(help="tpe, gp, random or grid.")] = "tpe",
     trials: Annotated[int, typer.Option(help="Trials in all, over all workers.")] = 50,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which this worker begins no more trials.  [default: no limit]")
+        float | None,
+        typer.Option(
+            help="Seconds after which this worker begins no more trials; the best are still repaired in full and "
+            "compared.  [default: no limit]"
+        ),
     ] = None,
     storage: Annotated[
         str,
         typer.Option(
             help="Where workers share trials: the same command started several times with one database URL "
-            "(postgresql://..., mysql://..., sqlite:///...), or journal:PATH.  [default: a file in --out]"
+            "(postgresql://..., mysql+pymysql://..., sqlite:///...), or journal:PATH.  [default: a file in --out]"
         ),
     ] = "",
     ratios: Annotated[
@@ -89,7 +93,8 @@ def search(
 ) -> None:
     """Search rules, score, ranking and repair for the model that ships; killed and started again, it goes on.
 
-    The folder gets composite.json (for `run --score @...`), search.json and search.html. Nothing is measured on the
+    The folder gets composite.json (for `run --score @...`; with --pareto front-1.json ... as well), search.json and
+    search.html. Nothing is measured on the
     test or certify split. Started several times with one --storage, the workers share the trials.
     """
     from pxcompress.report.search import search_table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -12,6 +13,9 @@ from pxcompress.report.markup import document, node, pairs, section, table
 from pxcompress.report.summary import command, percent, wilson
 
 Row = Mapping[str, Any]
+
+_WIDE = 80
+"""Columns of a terminal."""
 
 _TOP = 20
 """Trials that the page lists."""
@@ -27,29 +31,36 @@ def quality_text(value: float, *, labels: bool) -> str:
 
 def search_table(content: Mapping[str, Any], composite: str) -> str:
     """What `pxcompress search` prints; `composite` is the path of composite.json. No newline at the end."""
-    lines = [
-        (name, quality_text(row["value"], labels=content["labels"]), _choice(row)) for name, row in _compared(content)
-    ]
-    shown = [*_columns(lines), *(["", _front_title(content), *_columns(_front(content))] if content["pareto"] else [])]
+    shown = _columns(
+        [
+            (name, quality_text(row["value"], labels=content["labels"]), f"{row['scorer']}, {row['normalise']}")
+            for name, row in _compared(content)
+        ]
+    )
+    if content["pareto"]:
+        rows = [(cost, value, f"ratio {row['ratio']:g}, {name}") for cost, value, name, row in _front(content)]
+        shown += ["", f"front: {content['pareto']['budget']} left, quality, and the file to --score", *_columns(rows)]
     return "\n".join(
         [*shown, "", _counts(content), *_cautions(content), "", f"next: {next_command(content, composite)}"]
     )
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of three texts each, the first two padded."""
+    """Lines of three texts each, the first two padded, the last cut where the line would be too long."""
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
-    return [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in lines]
+    found = [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in lines]
+    return [line if len(line) <= _WIDE else f"{line[: _WIDE - 3]}..." for line in found]
 
 
-def _front_title(content: Mapping[str, Any]) -> str:
-    return f"front: {content['pareto']['budget']} left, quality, choice"
+def front_file(place: int) -> str:
+    """The name of the file with the front's choice at `place`, from 1; it lies beside composite.json."""
+    return f"front-{place}.json"
 
 
-def _front(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The front, the cheapest first: cost, quality and choice."""
-    rows = content["pareto"]["front"]
-    return [(f"{row['cost']:.1%}", quality_text(row["value"], labels=content["labels"]), _choice(row)) for row in rows]
+def _front(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Row]]:
+    """The front, the cheapest first: cost, quality, its file and the choice."""
+    for place, row in enumerate(content["pareto"]["front"], 1):
+        yield f"{row['cost']:.1%}", quality_text(row["value"], labels=content["labels"]), front_file(place), row
 
 
 def next_command(content: Mapping[str, Any], composite: str) -> str:
@@ -104,8 +115,8 @@ def _cautions(content: Mapping[str, Any]) -> list[str]:
         found.append(f"note: the best is a baseline: no rules that were tried are better than {best['scorer']}")
     if default is not None and content["labels"]:
         gain = best["value"] - default["value"]
-        interval = wilson(default["value"], content["samples"]["select"])
-        if gain < interval.high - default["value"]:
+        share = max(0.0, default["value"])  # of `explained` it may be negative
+        if gain < wilson(share, content["samples"]["select"]).high - share:
             found.append(f"note: {100 * gain:.2f} points over the default lie within the noise of select")
     return found
 
@@ -125,7 +136,7 @@ def search_page(content: Mapping[str, Any], composite: str) -> str:
     cautions.set("class", "notes")
     sections = (
         section("Best, default and baselines", _comparison(content), *_curves(content)),
-        *([section("Front", *_front_part(content))] if content["pareto"] else []),
+        *([section("Front", *_front_part(content, composite))] if content["pareto"] else []),
         section("How the search went", _history(content)),
         section("What matters", _importances(content)),
         section("Next", node("pre", next_command(content, composite))),
@@ -135,7 +146,7 @@ def search_page(content: Mapping[str, Any], composite: str) -> str:
     return document(title, [header, cautions, *sections])
 
 
-def _front_part(content: Mapping[str, Any]) -> list[Element]:
+def _front_part(content: Mapping[str, Any], composite: str) -> list[Element]:
     """All measured trials by cost and quality, and what no other one beats in both, with the commands for it."""
     rows, budget = content["pareto"]["front"], content["pareto"]["budget"]
     done = [row for row in content["trials"] if row["state"] == "complete"]
@@ -148,10 +159,12 @@ def _front_part(content: Mapping[str, Any]) -> list[Element]:
         axes.set(xlabel=f"{budget} left, share", ylabel=_unit(content))
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
 
-    lines = table(
-        "What no other choice beats in both", (f"{budget} left", "quality", "choice"), _front(content), "choices"
-    )
-    commands = node("pre", "\n\n".join(_command(content, row) for row in rows))
+    found = list(_front(content))
+    shown = [(cost, value, node("span", name, node("small", _choice(row)))) for cost, value, name, row in found]
+    lines = table("What no other choice beats in both", (f"{budget} left", "quality", "choice"), shown, "choices")
+    files = [Path(composite).with_name(name) for _, _, name, _ in found]
+    said = [_command(content, {**row, "scorer": f"@{path}"}) for row, path in zip(rows, files, strict=True)]
+    commands = node("pre", "\n\n".join(said))
     return [_picture("Quality and cost of every trial, and the front", 2.8, draw), lines, commands]
 
 
@@ -173,7 +186,8 @@ def _comparison(content: Mapping[str, Any]) -> Element:
         _bars(axes, names, values)
         axes.set_xlabel(_unit(content))
         if content["labels"]:
-            axes.set_xlim(max(0.0, min(values) - 0.05), min(1.0, max([*values, content["dense"]]) + 0.02))
+            low = min(values) - 0.05
+            axes.set_xlim(low if min(values) < 0 else max(0.0, low), min(1.0, max([*values, content["dense"]]) + 0.02))
             axes.axvline(content["dense"], color=_INK, linewidth=1, linestyle="--")
 
     title = "Best, default and baselines; a dashed line is the dense model"
@@ -203,7 +217,8 @@ def _history(content: Mapping[str, Any]) -> Element:
     def draw(axes: Any) -> None:
         axes.step(places, best, where="post", color=_BEST, label="best so far")
         axes.scatter(places, values, s=9, color=_OTHER, label="measured")
-        axes.scatter(ended, [min(values)] * len(ended), s=9, marker="|", color=_INK, label="ended early")
+        if ended:
+            axes.scatter(ended, [min(values)] * len(ended), s=9, marker="|", color=_INK, label="ended early")
         axes.set(xlabel="trial", ylabel=_unit(content))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=7, frameon=False, labelcolor=_INK)

@@ -17,17 +17,17 @@ from optuna.storages import BaseStorage
 from optuna.trial import Trial
 from torch import nn
 
+from pxcompress import __version__
 from pxcompress.attribution import has_attention
 from pxcompress.budgets import BUDGETS
-from pxcompress.cache import whole_file
 from pxcompress.clock import Clock, Note
 from pxcompress.errors import InputError, ResultError, unknown
 from pxcompress.pipeline import aligned
 from pxcompress.recipe import Recipe
-from pxcompress.report.search import quality_text, search_page
+from pxcompress.report.search import quality_text
+from pxcompress.search.files import RESULT, STORAGE, write
 from pxcompress.search.objectives import OBJECTIVES, Bench, Objective, middle_first, objective, ratios_for, slim_at
 from pxcompress.search.results import (
-    CHOICE,
     POINTS,
     RECIPE,
     SAME,
@@ -41,12 +41,11 @@ from pxcompress.search.results import (
     rows_of,
 )
 from pxcompress.search.space import SPACES, Space, Value, plain_scorers, space_of, trial_repairs, with_repairs
-from pxcompress.search.study import JOB, Direction, open_storage, open_study, quiet, sampler_of, sqlite, suggest, work
+from pxcompress.search.storage import lasting, open_storage, sqlite
+from pxcompress.search.study import JOB, Direction, open_study, quiet, sampler_of, suggest, work
 from pxcompress.state import seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Slim, Splits
-
-COMPOSITE, RESULT, PAGE, STORAGE = "composite.json", "search.json", "search.html", "search.sqlite3"
 
 SCHEMA_VERSION = 1
 
@@ -211,10 +210,11 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> Mapping[s
     ratios_for(plan.objective, recipe, plan.ratios, front=bool(plan.pareto))
     sampler_of(plan.sampler, 0, lambda job: {})  # an unknown one is found before any work
     deadline = time.monotonic() + plan.timeout
-    with seeded(recipe.seed), quiet():
-        if not plan.storage:
-            out.mkdir(parents=True, exist_ok=True)
-        storage = open_storage(plan.storage or sqlite(out / STORAGE))
+    if not plan.storage:
+        out.mkdir(parents=True, exist_ok=True)
+    place = plan.storage or sqlite(out / STORAGE)
+    with seeded(recipe.seed), quiet(), lasting(place):
+        storage = open_storage(place)
         subject = with_baseline(load_subject(recipe), recipe.seed, note)
         this = search_on(subject.loaded.model, subject.splits, recipe, plan, note)
         baselines = work_on_baselines(this, storage, deadline)
@@ -223,7 +223,7 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> Mapping[s
             raise InputError(f"no trial ended in {plan.timeout:g} s; give more --timeout, and the search goes on")
         finals = work_on_finals(this, storage, study, baselines)
         content = _content(this, subject, study, baselines, finals)
-    _write(out, content)
+    write(out, content)
     return content
 
 
@@ -238,8 +238,18 @@ def search_on(model: nn.Module, splits: Splits, recipe: Recipe, plan: SearchPlan
     attention = has_attention(model, splits.example)
     name = plan.space or chosen.space
     space = space_of(tried, name, attention=attention, ratios=ratios if plan.pareto else ())
+    _tell_unfit(space, plan, note)
     price = price_in(plan.pareto, bench, recipe) if plan.pareto else None
     return Search(plan, recipe, chosen, ratios, space, bench, note, price)
+
+
+def _tell_unfit(space: Space, plan: SearchPlan, note: Note) -> None:
+    """Say what of an earlier search's choice is left out here; `InputError` where that is all of it."""
+    unfit = space.unfit(plan.start)
+    if unfit and len(unfit) == len(plan.start):
+        raise InputError(f"--from holds no parameter of this search ({', '.join(unfit[:5])}); leave it out")
+    if unfit:
+        note(f"--from: left out, because they cannot be chosen here: {', '.join(unfit)}")
 
 
 def _check(recipe: Recipe, out: Path) -> None:
@@ -330,6 +340,7 @@ def _content(
     default = with_repairs(this.space.recipe_at(this.space.defaults), this.recipe.repair)
     return {
         "schema_version": SCHEMA_VERSION,
+        "version": __version__,
         "recipe": json.loads(this.recipe.to_json()),
         "objective": this.plan.objective,
         "objective_help": OBJECTIVES[this.plan.objective].help,
@@ -357,32 +368,3 @@ def _with_parameters(rows: Sequence[Row], this: Search, study: optuna.Study) -> 
     for row in reversed(rows_of(study)):
         found[with_repairs(recipe_of(row, this.recipe), this.recipe.repair)] = row["parameters"]
     return [{**row, "parameters": found.get(recipe_of(row, this.recipe), {})} for row in rows]
-
-
-def _write(out: Path, content: Mapping[str, Any]) -> None:
-    """All three files, each whole; several workers write the same."""
-    best: Mapping[str, Any] = content["best"]
-    made_by = {key: content[key] for key in ("objective", "ratios", "labels", "sampler", "samples", "study", "recipe")}
-    composite = {key: best[key] for key in (*CHOICE, "parameters", "value")}
-    out.mkdir(parents=True, exist_ok=True)
-    files = {
-        COMPOSITE: json.dumps({**composite, "made_by": made_by}, indent=1, allow_nan=False),
-        RESULT: json.dumps(content, indent=1, allow_nan=False),
-        PAGE: search_page(content, str(out / COMPOSITE)),
-    }
-    for name, text in files.items():
-        with whole_file(out / name) as beside:
-            beside.write_text(text)
-
-
-def read_start(path: Path) -> dict[str, Value]:
-    """The parameters that a composite.json holds; `InputError` where it holds none."""
-    try:
-        parameters = json.loads(path.read_text())["parameters"]
-        return {str(key): value for key, value in parameters.items()}
-    except OSError as error:
-        raise InputError(f"--from {str(path)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"--from {str(path)!r} holds no choice of a search; expected a composite.json that one wrote"
-        ) from error

@@ -131,6 +131,11 @@ class Space:
         known = {each.name: values[each.name] for each in self.parameters if each.fits(values.get(each.name))}
         return {**self.defaults, **known}
 
+    def unfit(self, values: Values) -> list[str]:
+        """Names of those among `values` that cannot be chosen here."""
+        known = {each.name: each for each in self.parameters}
+        return [name for name, value in values.items() if name not in known or not known[name].fits(value)]
+
     @property
     def grid_size(self) -> int:
         """How many choices there are with all numbers at their defaults."""

@@ -13,33 +13,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
-from optuna.storages._heartbeat import get_heartbeat_thread
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, fail_stale_trials
+from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pxcompress.clock import Note
-from pxcompress.errors import InputError, PxError, unknown
+from pxcompress.errors import PxError, unknown
 from pxcompress.search.space import Parameter, Value, Values
-
-HEARTBEAT = 5
-"""Seconds between signs of life of a worker."""
-
-GRACE = 20
-"""Seconds without one after which a worker counts as dead."""
-
-PATIENCE = 60
-"""Seconds for which a worker waits for an SQLite file that others write to."""
-
-ATTEMPTS = 5
-"""To find the tables of a database."""
+from pxcompress.search.storage import GRACE, HEARTBEAT
 
 REDUCTION = 3
 """Of so many trials that were measured equally often, one goes on (successive halving)."""
@@ -70,55 +56,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(level)
-
-
-def open_storage(text: str) -> BaseStorage:
-    """A database by its URL, or a journal by "journal:PATH". Raises `InputError` where it cannot be opened.
-
-    A journal knows no heartbeat: what a worker had begun when it died stays open there, and is not done again.
-    """
-    try:
-        if text.startswith("journal:"):
-            return JournalStorage(JournalFileBackend(text.removeprefix("journal:")))
-        if text.startswith("sqlite:"):
-            return _sqlite_storage(text)
-        return _database(text)
-    except Exception as error:  # a driver may raise anything
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"storage {text.partition('://')[0]!r} cannot be used ({said[0][:120]}); expected a database URL such as "
-            "sqlite:///search.db or postgresql+psycopg://user@host/name, or journal:PATH"
-        ) from error
-
-
-def _database(url: str, options: dict[str, Any] | None = None, attempts: int = ATTEMPTS) -> RDBStorage:
-    """A database; where another worker makes its tables in the same moment, those that it has made."""
-    try:
-        return RDBStorage(url, engine_kwargs=options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-    except sqlalchemy.exc.DatabaseError as error:
-        twice = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
-        if attempts == 1 or not twice:
-            raise
-        time.sleep(1)
-        return _database(url, options, attempts - 1)
-
-
-def _sqlite_storage(url: str) -> RDBStorage:
-    """An SQLite file whose commits wait for other workers, but not for the disk: a killed process loses nothing."""
-    storage = _database(url, {"connect_args": {"timeout": PATIENCE}})
-
-    def prepare(connection: Any, record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    sqlalchemy.event.listen(storage.engine, "connect", prepare)
-    storage.engine.dispose()  # connections from before know nothing of it
-    return storage
-
-
-def sqlite(path: Path) -> str:
-    """The URL of an SQLite file."""
-    return f"sqlite:///{path}"
 
 
 def taken(trials: Sequence[FrozenTrial]) -> set[int]:
@@ -227,7 +164,7 @@ def work(study: optuna.Study, jobs: int, evaluate: Evaluate, deadline: float, no
     """Do jobs 0 to `jobs` - 1 as far as other workers do not, then wait for what they have begun.
 
     `PxError` in `evaluate` ends the trial, not the search. After the monotonic time `deadline` nothing is begun or
-    waited for; in a journal nothing is waited for, since the dead cannot be told there.
+    waited for.
     """
     waited = False
     while time.monotonic() < deadline:
@@ -238,7 +175,7 @@ def work(study: optuna.Study, jobs: int, evaluate: Evaluate, deadline: float, no
         if len(left) > len(_silent(trials)):
             if not _do_one(study, jobs, evaluate):
                 note("this worker was slow and taken for dead; another one does its trial again")
-        elif (left or others) and not isinstance(study._storage, JournalStorage):
+        elif left or others:
             if not waited:
                 note("waiting for what other workers have begun ...")
             waited = True
@@ -252,12 +189,14 @@ def _do_one(study: optuna.Study, jobs: int, evaluate: Evaluate) -> bool:
 
     Not `Study.optimize`, which takes a trial that was ended elsewhere for an error of its own.
     """
-    sampler = study.sampler
+    sampler, storage = study.sampler, study._storage
     assert isinstance(sampler, JobSampler)
     trial = study.ask()
     state, values = TrialState.FAIL, None
     try:
-        with get_heartbeat_thread(trial._trial_id, study._storage):
+        if isinstance(storage, BaseHeartbeat):  # before it has a job, which would never be free again otherwise
+            storage.record_heartbeat(trial._trial_id)
+        with get_heartbeat_thread(trial._trial_id, storage):
             values = _evaluated(trial, sampler.job, jobs, evaluate)
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
     except optuna.TrialPruned:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import html
+import importlib.util
 import itertools
 import json
 import re
@@ -14,22 +16,28 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 from command import Outcome, Px, image_folder, one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from models import CLASSES, FlattenCNN, Subject, subject
+from optuna.storages import fail_stale_trials
+from optuna.storages._heartbeat import BaseHeartbeat, HeartbeatThread
 from safetensors.torch import save_file
 
 from pxcompress.attribution import COMPOSITES, has_attention, parse_composite
 from pxcompress.commands.options import recipe_of
-from pxcompress.errors import ResultError
+from pxcompress.errors import InputError, ResultError
 from pxcompress.graph import masked
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import Remembered, moments
 from pxcompress.recipe import Recipe
+from pxcompress.report.search import search_page, search_table
 from pxcompress.scorers import SCORERS
+from pxcompress.search import SearchPlan, read_start
 from pxcompress.search import run as run_module
+from pxcompress.search import storage as storage_module
 from pxcompress.search.objectives import (
     PXP_RATES,
     Bench,
@@ -42,7 +50,9 @@ from pxcompress.search.objectives import (
 )
 from pxcompress.search.results import front, leaders
 from pxcompress.search.space import Space, space_of
-from pxcompress.search.study import JOB, SAMPLERS, open_storage, open_study, quiet, sampler_of, suggest, work
+from pxcompress.search.storage import GRACE, Journal, lasting, open_storage
+from pxcompress.search.study import JOB, SAMPLERS, open_study, quiet, sampler_of, suggest, work
+from pxcompress.stages import shrink
 from pxcompress.state import seeded
 from pxcompress.types import Batch, Plan
 
@@ -118,15 +128,32 @@ def test_another_searchs_choice_is_kept_as_far_as_it_fits() -> None:
     }
 
 
+def test_what_another_searchs_choice_does_not_fit_is_told() -> None:
+    space, told = space_of(RECIPE, "pxp", attention=False), []
+    run_module._tell_unfit(space, SearchPlan(start={"low": "gamma", "mid": "flat", "softmax": "attn"}), told.append)
+    assert told == ["--from: left out, because they cannot be chosen here: mid, softmax"]
+    run_module._tell_unfit(space, SearchPlan(start=space.defaults), told.append)
+    run_module._tell_unfit(space, SearchPlan(), told.append)
+    assert len(told) == 1
+    with pytest.raises(InputError, match=r"no parameter of this search \(softmax\)"):
+        run_module._tell_unfit(space, SearchPlan(start={"softmax": "attn"}), told.append)
+
+
+def test_a_choice_without_rules_is_nothing_to_begin_with(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"scorer": "taylor", "parameters": {}}')
+    with pytest.raises(InputError, match="without rules"):
+        read_start(tmp_path / "c.json")
+
+
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     return _bench(subject("flatten_cnn"), labels=True)
 
 
-def _bench(net: Subject, *, labels: bool) -> Bench:
+def _bench(net: Subject, *, labels: bool = True, recipe: Recipe = RECIPE) -> Bench:
     with seeded(5):
         parts = {role: _batches(net) for role in ("score", "repair", "select")}
-    return Bench.of(net.model, net.inputs[:1], parts, RECIPE, labels)
+    return Bench.of(net.model, net.inputs[:1], parts, recipe, labels)
 
 
 def _batches(net: Subject) -> list[Batch]:
@@ -155,6 +182,33 @@ def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Bench) -> None:
         assert only_masked(bench, recipe, rate) == pytest.approx(_accuracy(twin, bench.parts["select"]))
     assert ratios_for("pxp", RECIPE, "") == PXP_RATES == tuple(k / 20 for k in range(20))
     assert objective("pxp").combine({0.0: 1.0, 0.5: 0.5, 0.9: 0.0}) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"scorer": name} for name in SCORERS if name != "random"),  # draws wherever the generator stands
+        {"refine": "swaps", "repair": ("fold",)},
+        {"drop_branches": True, "normalise": "knapsack", "min_keep": 0.2},
+        {"repair": ("fold", "finetune:steps=3"), "seed": 7},
+        {"repair": (), "normalise": "mean", "budget": "params", "ratio": 0.3},
+        {"class_scores": True, "scope": "inner", "floors": ("*=0.2",)},
+    ],
+    ids=str,
+)
+def test_what_is_measured_is_what_run_makes(changes: dict[str, Any]) -> None:
+    net, recipe = subject("flatten_cnn"), RECIPE.but(**changes)
+    bench = _bench(net, recipe=recipe)
+    assert recipe.ratio is not None
+    measured = slim_at(bench, recipe, recipe.ratio).pruned
+    with seeded(recipe.seed):
+        torch.rand(3)  # where the generator stands does not count
+        parts = {role: list(part) for role, part in bench.parts.items()}
+        made = shrink(net.model, net.inputs[:1], parts, recipe).pruned
+    assert measured.plan.removed == made.plan.removed
+    found, expected = measured.model.state_dict(), made.model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def _accuracy(model: torch.nn.Module, batches: Any) -> float:
@@ -329,6 +383,45 @@ def test_a_slow_worker_that_was_taken_for_dead_goes_on(tmp_path: Path) -> None:
     assert [each.values for each in study.trials if each.state == optuna.trial.TrialState.COMPLETE] == [[1.0]] * 3
 
 
+def test_a_worker_that_falls_silent_in_a_journal_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(storage_module.time, "monotonic", lambda: clock[0])
+    with quiet():
+        study, other = _study(f"journal:{tmp_path}/log"), _study(f"journal:{tmp_path}/log")
+        trials = [study.ask() for _ in range(3)]
+    ids = [trial._trial_id for trial in trials]
+    one, two = (each._storage for each in (study, other))
+    assert isinstance(one, Journal)
+    assert isinstance(two, Journal)
+    for trial_id in ids[:2]:
+        one.record_heartbeat(trial_id)
+    assert two._get_stale_trial_ids(other._study_id) == []
+    clock[0] += GRACE + 1
+    one.record_heartbeat(ids[0])
+    assert two._get_stale_trial_ids(other._study_id) == [ids[1]], "the third one never showed a sign of life"
+    with quiet():
+        fail_stale_trials(other)
+    one.record_heartbeat(ids[1])  # too late, and no error
+    assert [each.state.name for each in other.trials] == ["RUNNING", "FAIL", "RUNNING"]
+
+
+def test_who_dies_as_soon_as_he_has_a_job_is_found_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HeartbeatThread, "start", lambda self: None)
+    monkeypatch.setattr(HeartbeatThread, "join", lambda self: None)
+    monkeypatch.setattr(storage_module, "GRACE", -1)
+    study = _study(f"journal:{tmp_path}/log")
+    stale = []
+
+    def evaluate(trial: optuna.Trial, job: int) -> list[float]:
+        assert isinstance(study._storage, BaseHeartbeat)
+        stale.append(study._storage._get_stale_trial_ids(study._study_id) == [trial._trial_id])
+        return [0.0]
+
+    with quiet():
+        work(study, 1, evaluate, float("inf"), lambda text: None)
+    assert stale == [True]
+
+
 @pytest.mark.parametrize("error", [AssertionError, ValueError])
 def test_an_error_of_our_own_ends_the_search(tmp_path: Path, error: type[Exception]) -> None:
     def evaluate(trial: optuna.Trial, job: int) -> list[float]:
@@ -397,6 +490,26 @@ def test_a_search_ends_with_a_table_and_a_composite_that_run_takes(px: Px, args:
     assert again == content, "nothing is measured again"
 
 
+@pytest.mark.slow
+def test_run_ships_what_a_search_measured(px: Px, args: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    more = ("--pareto", "params", "--ratios", "0.3,0.4", "--trials", 10, "--sampler", "random")
+    outcome = _search(px, args, out, *more)
+    content = json.loads((out / "search.json").read_text())
+    commands = [outcome.out.strip().splitlines()[-1].removeprefix("next: ")]
+    commands += re.findall(
+        r"pxcompress run [^<\n]*front-1\.json[^<\n]*", html.unescape((out / "search.html").read_text())
+    )
+    assert len(commands) == 2
+    for place, (command, row) in enumerate(
+        zip(commands, (content["best"], content["pareto"]["front"][0]), strict=True)
+    ):
+        ran = px(*shlex.split(command)[1:], "--out", tmp_path / str(place), "--json", "--quiet")
+        assert ran.code == 0, ran.err
+        stages = json.loads(ran.out)["stages"]
+        assert [stage["top1_after"] for stage in stages if stage["top1_after"] is not None][-1] == row["value"]
+
+
 def test_a_longer_search_goes_on_and_a_warm_start_comes_first(px: Px, args: list[object], tmp_path: Path) -> None:
     out, other = tmp_path / "a", tmp_path / "b"
     more = ("--space", "pxp", "--sampler", "grid")
@@ -414,6 +527,17 @@ def test_a_longer_search_goes_on_and_a_warm_start_comes_first(px: Px, args: list
     assert content["ratios"] == list(PXP_RATES)
     row = content["trials"][0]
     assert row["parameters"] == {**second["trials"][0]["parameters"], **chosen["parameters"]}
+
+
+def test_values_below_zero_are_shown(px: Px, args: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "explained"
+    outcome = _search(px, args, out, "--objective", "explained", "--trials", 1, "--repair", "none", "--ratio", "0.8")
+    content = json.loads((out / "search.json").read_text())
+    content["best"], content["default"] = {**content["best"], "value": -0.1}, {**content["best"], "value": -0.2}
+    assert "-10.00%" in search_table(content, "c.json")
+    assert "within the noise" in search_table(content, "c.json")
+    assert "-0.2" in search_page(content, "c.json").replace("\N{MINUS SIGN}", "-").replace("&#8722;", "-")
+    assert "explained: " in outcome.out
 
 
 def test_bad_trials_end_early_but_not_the_named_composites(px: Px, args: list[object], tmp_path: Path) -> None:
@@ -453,6 +577,14 @@ def test_a_front_of_quality_and_cost(px: Px, args: list[object], tmp_path: Path)
     for row in content["finals"]:
         assert any(other["cost"] <= row["cost"] and other["value"] >= row["value"] for other in front)
     assert "front: params left" in outcome.out
+    assert {path.name for path in (tmp_path / "front").glob("front-*")} == {
+        f"front-{k + 1}.json" for k in range(len(front))
+    }
+    chosen = json.loads((tmp_path / "front" / "front-1.json").read_text())
+    assert {key: chosen[key] for key in ("scorer", "ratio", "value", "cost")} == {
+        key: front[0][key] for key in ("scorer", "ratio", "value", "cost")
+    }
+    assert chosen["made_by"]["recipe"] == content["recipe"]
     page = (tmp_path / "front" / "search.html").read_text()
     assert page.count("<svg") == 4
     assert page.count("--ratio 0.35") == sum(row["ratio"] == 0.35 for row in front)
@@ -540,13 +672,39 @@ def test_wrong_input_is_one_line_before_any_work(
 def test_places_and_storages_that_cannot_be_used(px: Px, args: list[object], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert "something else" in one_line(px("search", *args, "--out", tmp_path))
-    for storage in ("postgresql+psycopg://u:secret@127.0.0.1:1/none", "nonsense", "sqlite:////no/such/folder/x.db"):
+    places = ["postgresql+psycopg://u:secret@127.0.0.1:1/none", "nonsense", "sqlite:////no/such/folder/x.db"]
+    places += ["sqlite://", "sqlite:///:memory:", "journal:/no/such/folder/x.log", "oracle+nodriver://u:secret@h/x"]
+    for storage in places:
         line = one_line(px("search", *args, "--quiet", "--out", tmp_path / "o", "--storage", storage))
         assert "cannot be used" in line
         assert "secret" not in line
     config = tmp_path / "recipe.toml"
     config.write_text("rounds = 3\n")
     assert "--rounds" in one_line(px("search", *args, "--config", config, "--out", tmp_path / "o"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("MySQLdb") is not None, reason="the driver is installed")
+def test_a_missing_driver_is_named() -> None:
+    with (
+        quiet(),
+        pytest.raises(InputError, match=r"'mysql' cannot be used .*'MySQLdb', its driver; install it") as caught,
+    ):
+        open_storage("mysql://u:secret@h/x")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_storage_that_is_gone_in_the_middle_is_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/x.db"
+    study = _study(url)
+    assert isinstance(study._storage, optuna.storages._CachedStorage)
+    with sqlalchemy.create_engine(url).begin() as connection:
+        connection.execute(sqlalchemy.text("DROP TABLE trials"))
+    with (
+        quiet(),
+        pytest.raises(InputError, match=r"'sqlite' does not answer any more .*no such table: trials"),
+        lasting(url),
+    ):
+        study.ask()
 
 
 def test_a_search_that_had_no_time_says_so(px: Px, args: list[object], tmp_path: Path) -> None:

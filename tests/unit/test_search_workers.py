@@ -21,7 +21,8 @@ from command import image_folder
 from models import CLASSES, FlattenCNN
 from safetensors.torch import save_file
 
-from pxcompress.search.study import JOB
+from pxcompress.search.storage import open_storage
+from pxcompress.search.study import JOB, quiet
 from pxcompress.state import seeded
 
 pytestmark = pytest.mark.slow
@@ -32,8 +33,9 @@ WORKER = f"""
 DEADLY = {DEADLY}
 import os, signal, sys
 from pxcompress import cli
-from pxcompress.search import run, study
-study.HEARTBEAT, study.GRACE = 1, 15
+from pxcompress.search import run, storage, study
+study.HEARTBEAT = storage.HEARTBEAT = 1
+study.GRACE = storage.GRACE = 15
 measure = run.Search.measure
 def once(self, trial, recipe, **more):
     if trial.user_attrs[study.JOB] == DEADLY and trial.study.study_name.count("-") == 1:
@@ -104,9 +106,10 @@ def _start(subject: list[str], out: Path, storage: str) -> subprocess.Popen[str]
 
 def _check(storage: str, contents: list[dict[str, Any]]) -> None:
     """Each job once, the dead worker's twice, and all workers with the same result."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    for summary in optuna.get_all_study_summaries(storage):
-        trials = optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    with quiet():
+        kept = open_storage(storage)
+    for summary in optuna.get_all_study_summaries(kept):
+        trials = optuna.load_study(study_name=summary.study_name, storage=kept).trials
         done = [each.user_attrs[JOB] for each in trials if each.state.is_finished() and each.values]
         is_search = summary.study_name.count("-") == 1
         others = 6 if summary.study_name.endswith("-baselines") else len(contents[0]["finals"])
@@ -119,19 +122,21 @@ def _check(storage: str, contents: list[dict[str, Any]]) -> None:
     assert all(content[key] == contents[0][key] for content in contents for key in ("trials", "finals", "best"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgres"])
 def test_three_workers_one_of_which_dies(
     subject: list[str], tmp_path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    storage = request.getfixturevalue("postgres") if kind == "postgres" else f"sqlite:///{tmp_path}/shared.db"
+    places = {"sqlite": f"sqlite:///{tmp_path}/shared.db", "journal": f"journal:{tmp_path}/shared.log"}
+    storage = places.get(kind) or request.getfixturevalue("postgres")
     workers = [_start(subject, tmp_path / str(place), storage) for place in range(3)]
     ends = [worker.communicate(timeout=400) for worker in workers]
     assert sorted(worker.returncode for worker in workers) == [-signal.SIGKILL, 0, 0], ends
     _check(storage, [json.loads(out) for out, _ in ends if out])
 
 
-def test_a_killed_search_goes_on(subject: list[str], tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path}/alone.db"
+@pytest.mark.parametrize("kind", ["sqlite:///{}/alone.db", "journal:{}/alone.log"])
+def test_a_killed_search_goes_on(subject: list[str], tmp_path: Path, kind: str) -> None:
+    storage = kind.format(tmp_path)
     first = _start(subject, tmp_path / "out", storage)
     first.communicate(timeout=400)
     assert first.returncode == -signal.SIGKILL
