@@ -101,9 +101,9 @@ def to_table(result: Survey) -> str:
 
 _OVERLAP = (
     "",
-    "Shares are of the whole model, of all that would go with every unit of a group: the",
-    "layers that make its units and those that read them. A layer between two groups is",
-    "in both shares, so they add up to more than 100 %.",
+    "Shares are of the whole model: all that would go with every unit of a group, of",
+    "the layers that make its units and of those that read them. A layer between two",
+    "groups is in both, so the shares add up to more than 100 %.",
 )
 
 

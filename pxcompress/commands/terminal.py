@@ -1,9 +1,20 @@
-"""Where progress goes."""
+"""Where results and progress go."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+
+
+def show(result: str) -> None:
+    """Print a result: on a terminal, lines that are too long go on in the next one between words."""
+    if not sys.stdout.isatty():
+        print(result)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False).print(Text(result))
 
 
 def notes(quiet: bool) -> Callable[[str], None]:

@@ -237,7 +237,7 @@ def verdict(comparison: Comparison) -> str:
     lost = drop(dense, pruned)
     change = f"95 % interval of the change {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points"
     accuracies = f"{dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
-    shown = "top-1" if lost.low > 0 or lost.high < 0 else "no difference in top-1 shown:"
+    shown = "top-1" if lost.low > 0 or lost.high < 0 else "no top-1 difference shown:"
     return f"{', '.join(parts)}, {shown} {accuracies}"
 
 

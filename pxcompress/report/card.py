@@ -84,7 +84,7 @@ def _limits(report: Report) -> Sequence[str]:
     return (
         *report.notes,
         f"accuracy is of {data.test} test samples of {data.name!r}; other cameras, places and times are not measured",
-        "what each class lost may differ from the mean; see report.html",
+        "what each class lost may differ from the mean" + ("; see report.html" if report.class_shares else ""),
     )
 
 

@@ -33,6 +33,7 @@ from pxcompress.report.summary import (
     wilson,
 )
 from pxcompress.report.targets import rivals_section, targets_section
+from pxcompress.survey import by_reason
 from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"
@@ -107,7 +108,7 @@ def _tiles(report: Report) -> Element:
         *(_tile(by_label[label]) for label in ("file size", "MACs")),
         (
             "top-1",
-            accuracy_words(report).replace("top-1 ", ""),
+            accuracy_words(report, ""),
             accuracies,
             "bad" if drop_interval(report).low > 0 else "",
         ),
@@ -197,7 +198,7 @@ def _accuracy_row(report: Report) -> Sequence[Element | str]:
     cells = [node("span", text, node("small", _span(of))) for text, of in zip(texts, intervals, strict=True)]
     drop = drop_interval(report)
     spread = node("small", f"{_signed(-drop.high)} to {_signed(-drop.low)}")
-    return "top-1", figure, *cells, node("span", accuracy_words(report).replace("top-1 ", ""), spread)
+    return "top-1", figure, *cells, node("span", accuracy_words(report, ""), spread)
 
 
 def _bar(share: float, style: str, interval: Interval) -> Bar:
@@ -271,10 +272,10 @@ def _breakable(name: str) -> Sequence[Element | str]:
 
 def _fixed(fixed: Sequence[Fixed]) -> Element:
     """Layers that keep their width, by reason."""
-    reasons: dict[str, list[str]] = {}
-    for layer in fixed:
-        reasons.setdefault(layer.reason, []).append(f"{layer.name} ({layer.units})")
-    body = [(reason, str(len(names)), ", ".join(names)) for reason, names in reasons.items()]
+    body = [
+        (reason, str(len(layers)), ", ".join(f"{layer.name} ({layer.units})" for layer in layers))
+        for reason, layers in by_reason(fixed).items()
+    ]
     content = table(
         "Layers whose outputs were not narrowed (units in brackets)", ("why", "layers", "which"), body, "reasons"
     )

@@ -66,7 +66,14 @@ def table(caption: str, head: Sequence[str], body: Iterable[Sequence[Content]], 
             class_=class_,
         ),
         class_="scroll",
+        **(_SCROLLS if class_ in _WIDE else {}),
     )
+
+
+_WIDE = ("numbers", "choices")
+"""Tables whose cells do not wrap: where the page is narrow they scroll, which takes a key's focus."""
+
+_SCROLLS = {"tabindex": "0", "role": "group", "aria_label": "table, scrolls sideways where it does not fit"}
 
 
 def _row(cells: Sequence[Content]) -> Element:

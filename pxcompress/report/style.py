@@ -68,7 +68,9 @@ svg.of1 { height: 12px; } svg.of2 { height: 24px; } svg.thin { height: 9px; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 0 32px; }
 .two > * { min-width: 0; }
 .long { max-height: 12rem; overflow: auto; overflow-wrap: anywhere; color: var(--soft); font-size: .85rem; }
-.plot { width: 100%; background: #fff; border-radius: 8px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 12px;
+  margin: 8px 0; }
+.plot { width: 100%; max-width: 480px; background: #fff; border-radius: 8px; }
 pre { background: var(--track); border-radius: 8px; padding: 12px 14px; margin: 8px 0;
   overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }

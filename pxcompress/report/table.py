@@ -1,4 +1,4 @@
-"""The result for a terminal: plain ASCII, aligned, the verdict last."""
+"""The result for a terminal: plain ASCII, tables of at most 80 columns, verdict and next step last."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pxcompress.deploy.intervals import BUSY
 from pxcompress.proof import Measurement, Report
 from pxcompress.report.alike import alike_line
 from pxcompress.report.classes import class_line
+from pxcompress.report.next_step import next_step
 from pxcompress.report.summary import (
     badge,
     came_to,
@@ -26,7 +27,7 @@ from pxcompress.report.summary import (
     times,
     wilson,
 )
-from pxcompress.report.targets import HEAD, RIVALS_HEAD, rival_rows, target_rows
+from pxcompress.report.targets import AGREE, HEAD, RIVALS_HEAD, placed, rival_rows, target_rows
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -35,16 +36,28 @@ _Line = tuple[str, ...]
 
 
 def to_table(report: Report) -> str:
-    """What `pxcompress run` prints: figures of both models, conditions, notes, verdict. No newline at the end."""
+    """What `pxcompress run` prints: figures of both models, conditions, notes, verdict, next step. No newline."""
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
     lines += _accuracy(report)
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
-    notes = [f"note: {note}" for note in report.notes]
-    targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
-    targets += ["", *aligned([RIVALS_HEAD, *rival_rows(report)])] if report.rivals else []
+    spent = (report.certificate or {}).get("spent")  # its table says so
+    notes = [f"note: {note}" for note in report.notes if note != spent]
+    targets: list[str] = []
+    if report.targets:
+        targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
+    if report.rivals:
+        targets += ["", *aligned([_narrow(row) for row in (RIVALS_HEAD, *rival_rows(report))])]
     told = [line for line in (came_to(report), class_line(report), alike_line(report)) if line]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
-    return "\n".join([*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict])
+    ending = [f"next: {step}"] if (step := next_step(report)) else []
+    return "\n".join(
+        [*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict, *ending]
+    )
+
+
+def _narrow(rival: Sequence[str]) -> _Line:
+    """A row of rivals without parameters and size, which 80 columns do not hold."""
+    return (*rival[:2], *rival[4:])
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:
@@ -103,14 +116,16 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
 
 def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     """How it was measured, and how steady the machine was."""
-    runs, threads, cores = (
+    runs, threads = (
         ", ".join(sorted({str(value) for value in values}))
-        for values in zip(*((row.latency_ms.runs, row.threads, row.cores) for row in rows), strict=True)
+        for values in zip(*((row.latency_ms.runs, row.threads) for row in rows), strict=True)
     )
+    cores, all_cores = rows[0].cores, rows[0].all_cores
+    where = f"bound to {cores} of {all_cores} cores" if cores < all_cores else f"free on all {cores} cores"
     noise = max(row.noise for row in rows)
     busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
     return (
-        f"{runs} runs of each file, in turns; CPU threads: {threads}, not pinned, of {cores} cores; random inputs",
+        f"{runs} runs of each file, in turns; CPU threads: {threads}, {where}; random inputs",
         f"noise: the middle half of the runs lies within {percent(noise)} of p50, or nearer{busy}",
         "speed: ratio of p50 with its 95 % bootstrap interval; cold: opening the file and the first call, libraries "
         "already loaded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from models import CLASSES, FlattenCNN
 from safetensors.torch import load_file, save_file
 
 import pxcompress
+from pxcompress.commands.terminal import show
 from pxcompress.deploy.runtime import session
 from pxcompress.report.build import from_json
 from pxcompress.state import seeded
@@ -68,7 +70,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint:
 def test_a_run_ends_with_a_verdict_and_a_whole_folder(finished: tuple[Path, Outcome]) -> None:
     folder, outcome = finished
     assert outcome.code == 0, outcome.err
-    assert outcome.out.strip().splitlines()[-1].endswith(f"{folder / 'model.onnx'}")
+    verdict, following = outcome.out.strip().splitlines()[-2:]
+    assert verdict.endswith(f"{folder / 'model.onnx'}")
+    assert following.startswith("next: ")
     assert {path.name for path in folder.iterdir()} == ARTEFACTS
     assert {path.name for path in folder.parent.iterdir()} == {folder.name}
     assert "fold" in outcome.err
@@ -260,6 +264,31 @@ def test_inspect_needs_no_data(px: Px) -> None:
     table = px("inspect", "--model", "resnet18", "--input-size", 32).out
     assert all(group["name"] in table for group in found["groups"])
     assert outcome.err == ""
+
+
+def test_inspect_names_every_layer_and_says_what_shares_are_of(px: Px) -> None:
+    """Each layer is in a group or stays with a reason, those that only add to a stream included."""
+    told = px("inspect", "--model", "vit_tiny_patch16_224", "--input-size", 32)
+    assert "add up to more than 100 %" in told.out
+    assert "stays whole: 26 of the layers; every other convolution and linear layer is in a group" in told.out
+    assert all(len(line) <= 80 for line in told.out.splitlines()[1:])
+    for name in ("patch_embed.proj", "blocks.11.mlp.fc2", "blocks.0.attn.proj", "head (1000)"):
+        assert name in told.out.partition("stays whole")[2]
+
+
+def test_results_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    line = "a [b]line[/b] :smile: that is " + "longer than the terminal " * 3 + "/a/path/model.onnx"
+    for stream, broken in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        show(line)
+        shown = stream.getvalue()
+        assert (max(map(len, shown.splitlines())) <= 40) == broken
+        assert shown.split() == line.split()
 
 
 def test_inspect_tells_what_takes_long(px: Px) -> None:

@@ -31,11 +31,15 @@ from pxcompress.proof import (
     Parity,
     Placement,
     Report,
+    Rival,
     StageTime,
+    Target,
 )
 from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report import from_json, to_html, to_json, to_table
 from pxcompress.report.card import to_card
+from pxcompress.report.compare import to_comparison_table
+from pxcompress.report.next_step import next_step
 from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
 from pxcompress.report.table import bench_table
 from pxcompress.types import Fixed
@@ -317,7 +321,7 @@ def test_the_table_shows_the_path_and_what_it_promises() -> None:
     assert outcomes == {"model": "outcome", "model 0": "passed", "model 1": "chosen", "model 2": "not certified"}
     assert any(line.startswith("Certified: With 95 % confidence") for line in lines)
     assert "note: used once before" in lines
-    assert lines[-1] == REPORT.verdict
+    assert lines[-2] == REPORT.verdict
 
 
 # Classes
@@ -347,7 +351,7 @@ def test_the_class_that_lost_most_comes_first_and_unknown_ones_are_named() -> No
     )
     assert line[1:] in text
     assert line in to_table(report).splitlines()
-    assert to_table(report).splitlines()[-1] == REPORT.verdict
+    assert to_table(report).splitlines()[-2] == REPORT.verdict
 
 
 def test_the_page_shows_the_worst_of_many_classes_and_counts_the_others() -> None:
@@ -411,7 +415,7 @@ def test_change_names_the_direction(dense: float, pruned: float) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "p50", "start"),
     [
-        (3.9, 4.1, 3.0, "4x faster, 4x smaller, 5.0 points top-1 lost (95 % interval of the loss "),
+        (3.9, 4.1, 3.0, "4x faster, 4x smaller, 5.0 points top-1 lost (95 % interval of the change -9.6 to -0.4)"),
         (0.9, 1.5, 10.0, "not shown to be faster (1.20x, 95 % interval 0.90 to 1.50), "),
         (0.7, 0.9, 15.0, "slower (0.80x, 95 % interval 0.70 to 0.90), "),
     ],
@@ -422,14 +426,100 @@ def test_headline_never_claims_more_than_the_verdict(low: float, high: float, p5
     assert ("x faster" in headline(report)) == (low > 1) == ("x faster" in report.verdict)
 
 
-def test_headline_tells_gained_and_unchanged_accuracy() -> None:
+def with_top1(top1: float, **changes: Any) -> Report:
+    """REPORT with another accuracy of the slim model."""
+    pruned = dataclasses.replace(REPORT.pruned, top1=top1)
+    return make_report(pruned=pruned, ratios=ratios(REPORT.dense, pruned), **changes)
+
+
+def test_every_view_claims_a_change_of_accuracy_only_where_its_interval_leaves_0_out() -> None:
+    nothing = "no top-1 difference shown"
     for top1, words in (
-        (0.91, "1.0 points top-1 gained (95 % interval of the gain -3.1 to +5.1)"),
-        (0.9001, "top-1 unchanged (95 % interval of the loss -4.2 to +4.2)"),
+        (0.96, "6.0 points top-1 gained (95 % interval of the change +2.5 to +9.7)"),
+        (0.91, f"{nothing} (+1.0 points, 95 % interval of the change -3.1 to +5.1)"),
+        (0.9001, f"{nothing} (0.0 points, 95 % interval of the change -4.2 to +4.2)"),
+        (0.88, f"{nothing} (-2.0 points, 95 % interval of the change -6.4 to +2.4)"),
+        (0.85, "5.0 points top-1 lost (95 % interval of the change -9.6 to -0.4)"),
     ):
-        pruned = dataclasses.replace(REPORT.pruned, top1=top1)
-        report = make_report(pruned=pruned, ratios=ratios(REPORT.dense, pruned))
+        report = with_top1(top1)
         assert headline(report).endswith(words)
+        assert words.partition(" (")[0] in to_card(report)
+        page = Page(to_html(report)).text
+        assert words.partition(" (")[0] in page
+        assert ("no difference shown" in page) == (nothing in page) == words.startswith(nothing)
+
+
+# What to do next
+
+
+def test_the_next_step_is_what_the_outcome_calls_for() -> None:
+    own = make_report(weights="pretrained", folder="exported/my run")
+    finetuned = {**REPORT.recipe, "repair": ["fold", "finetune:steps=9"]}
+    slow = {"low": 0.9, "high": 1.5, "p50": 10.0}
+    busy = ("THE MACHINE IS BUSY: x",)
+    guessing = dataclasses.replace(REPORT.dense, top1=0.51)
+    fine = with_top1(0.899, weights="pretrained", folder="exported/my run")
+    steps = {
+        "to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; or": REPORT,
+        "to lose less: a smaller --ratio, more images": make_report(recipe=finetuned),
+        "a smaller --ratio, more images, or a larger --max-drop": certified(0, 90),
+        "give weights that know these classes (--checkpoint)": make_report(dense=guessing),
+        "time it on a quiet machine: pxcompress bench exported/run": with_top1(0.9, notes=busy),
+        "to be faster: --speedup 2x, which plans by milliseconds": with_top1(0.9, **slow),
+        "to be faster: a larger --batch-size (here 1) or --ratio": with_top1(
+            0.9, **slow, recipe={**REPORT.recipe, "budget": "latency:provider=cpu"}
+        ),
+        "the same on your own images: pxcompress run --model resnet18 --data path/to/images --ratio 0.5": with_top1(
+            0.9
+        ),
+        "ship 'exported/my run/model.onnx'; predict.py beside it": fine,
+    }
+    for words, report in steps.items():
+        assert next_step(report).startswith(words)
+        assert to_table(report).splitlines()[-1].startswith(f"next: {words}")
+    assert "larger --ratio may cost" in next_step(with_top1(0.94, weights="pretrained"))
+    assert "larger --ratio may cost" not in next_step(fine)
+    missed = dataclasses.replace(own, missed="1.8x faster, 2x was asked for")
+    assert to_table(missed).splitlines()[-1] == missed.verdict
+
+
+@pytest.mark.parametrize(
+    ("top1", "speed", "guarantee", "file"),
+    [
+        (0.895, Speedup(8, 7, 9), None, "model.int8.onnx"),
+        (0.88, Speedup(8, 7, 9), None, "model.onnx"),
+        (0.895, Speedup(4.05, 4.0, 4.2), None, "model.onnx"),
+        (0.895, Speedup(8, 7, 9), certified(0, 3).certificate, "model.onnx"),
+    ],
+)
+def test_the_file_to_ship_is_faster_and_as_good(top1: float, speed: Speedup, guarantee: Any, file: str) -> None:
+    latency = REPORT.pruned.latency_ms
+    rows = [
+        Target(name, "fp32", 9, right, 400, 1.0, 0.0, latency, 9.0, change, REPORT.provider)
+        for name, right, change in (
+            ("dense.onnx", 0.9, Speedup(1, 1, 1)),
+            ("model.onnx", 0.9, Speedup(4, 3.9, 4.1)),
+            ("model.int8.onnx", top1, speed),
+        )
+    ]
+    report = with_top1(0.9, weights="pretrained", targets=tuple(rows), certificate=guarantee)
+    assert f"exported/run/{file};" in next_step(report)
+
+
+def test_tables_fit_into_80_columns() -> None:
+    """Those of the widest figures that a run may have; prose may be longer, a terminal breaks it."""
+    latency = Latency(100.0, 0.0804, 0.123, 0.2, 200)
+    names = ("dense.onnx", "model.onnx", "model.fp16.onnx", "model.int8.onnx")
+    change = Speedup(1.02, 0.97, 12.06)
+    placed = Placement("cuda", "CUDAExecutionProvider", 100, 142, "x", {"CPUExecutionProvider": 42})
+    targets = [Target(name, "fp32", 12_300_000, 1.0, 400, 1.0, 0.1, latency, 9.0, change, placed) for name in names]
+    rivals = [Rival("vit_small_patch32_224", 9**9, 9**9, 9**9, latency, Speedup(10.2, 9.97, 12.06))]
+    report = make_report(targets=tuple(targets), rivals=tuple(rivals))
+    lines = to_table(report).splitlines()
+    places = [lines.index("", start) for start in (0, 12, 19)]
+    assert all(len(line) <= 80 for line in lines[: places[-1]] if not line.startswith("nodes: "))
+    compared = to_comparison_table({"a" * 40: report, "b": REPORT}).splitlines()
+    assert all(len(line) <= 80 for line in compared[: compared.index("")] if line.startswith("  "))
 
 
 # The command
@@ -487,11 +577,13 @@ def test_table_golden() -> None:
         "weights trained here",
         "note: embedded data: a demonstration",
         REPORT.verdict,
+        "next: to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; "
+        "or a smaller --ratio",
     ]
 
 
-def test_table_ends_with_the_path_of_the_artefact_and_is_ascii() -> None:
-    assert to_table(REPORT).endswith(": exported/run/model.onnx")
+def test_table_names_the_path_of_the_artefact_and_is_ascii() -> None:
+    assert to_table(REPORT).splitlines()[-2].endswith(": exported/run/model.onnx")
     assert to_table(REPORT).isascii()
 
 
@@ -505,7 +597,7 @@ def bench_row(path: str, p50: float, change: Speedup | None, **placed: Any) -> B
     latency = Latency(p50, p50, p50, p50, 200)
     placement = Placement("cuda", "CUDAExecutionProvider", **{"nodes_on_provider": 6, "nodes_total": 6, **placed})
     shape = (1, 3, 8, 8)
-    return BenchRow(path, shape, 1, latency, 1000 / p50, 10**6, "fp32", 2, 4, placement, 25.0, 0.031, change)
+    return BenchRow(path, shape, 1, latency, 1000 / p50, 10**6, "fp32", 2, 4, placement, 25.0, 0.031, change, 4)
 
 
 def test_bench_table_compares_with_the_first_line() -> None:
@@ -520,9 +612,14 @@ def test_bench_table_compares_with_the_first_line() -> None:
     assert "no difference shown, 1.02x (0.97 to 1.06)" in lines[3]
     assert lines[1].endswith("fp32, 6 nodes on CUDA")
     assert lines[5:7] == [
-        "200 runs of each file, in turns; CPU threads: 2, not pinned, of 4 cores; random inputs",
+        "200 runs of each file, in turns; CPU threads: 2, free on all 4 cores; random inputs",
         "noise: the middle half of the runs lies within 3.1% of p50, or nearer",
     ]
+
+
+def test_bench_table_says_to_how_many_cores_the_process_is_bound() -> None:
+    row = dataclasses.replace(bench_row("dense.onnx", 10.0, None), cores=1)
+    assert "CPU threads: 2, bound to 1 of 4 cores; random inputs" in bench_table([row])
 
 
 def test_bench_table_says_that_the_machine_is_busy() -> None:
