@@ -39,6 +39,7 @@ class Row:
     of: Measurement
     dense: Measurement
     speedup: Speedup | None = None
+    both_right: int | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -53,7 +54,7 @@ class Row:
     @property
     def interval(self) -> str:
         """That of the change, in points."""
-        return "" if self.is_dense else spread(drop(self.dense, self.of))
+        return "" if self.is_dense else spread(drop(self.dense, self.of, self.both_right))
 
     @property
     def faster(self) -> str:
@@ -75,7 +76,7 @@ def comparison_rows(reports: Named) -> list[Row]:
         if _identity(report) not in seen:
             rows.append(Row(name, "dense", dense, dense))
             seen.add(_identity(report))
-        rows.append(Row(name, report.pruned.precision, report.pruned, dense, report.speedup))
+        rows.append(Row(name, report.pruned.precision, report.pruned, dense, report.speedup, report.both_right))
         for of in report.targets[2:]:
             measured = replace(
                 report.pruned,

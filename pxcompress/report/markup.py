@@ -121,6 +121,23 @@ def bars(title: str, items: Sequence[Bar], style: str = "bars") -> Element:
     )
 
 
+def strip(title: str, marks: Sequence[float], style: str) -> Element:
+    """A distribution as inline SVG: 5, 25, 50, 75 and 95 % of it, as shares of the width; `title` says the same."""
+    low, first, middle, third, high = map(_percent, marks)
+    return node(
+        "svg",
+        node("title", title),
+        node("rect", class_="track", x="0", width="100", y="1", height="8"),
+        node("rect", class_=f"{style} pale", x=low, width=f"{float(high) - float(low):.2f}", y="1", height="8"),
+        node("rect", class_=style, x=first, width=f"{float(third) - float(first):.2f}", y="1", height="8"),
+        node("path", class_="interval", d=f"M{middle} 0v10"),
+        class_="bars of1",
+        viewBox="0 0 100 10",
+        preserveAspectRatio="none",
+        role="img",
+    )
+
+
 def _shapes(bar: Bar, top: float) -> Iterable[Element]:
     size = {"y": f"{top + 1}", "height": "8"}
     yield node("rect", class_="track", x="0", width="100", **size)

@@ -57,6 +57,7 @@ svg { display: block; width: 100%; }
 svg.wide { min-width: 560px; }
 svg.of1 { height: 12px; } svg.of2 { height: 24px; } svg.thin { height: 9px; }
 .track { fill: var(--track); } .dense { fill: var(--dense); } .pruned { fill: var(--pruned); }
+.pale { opacity: .4; }
 .interval { stroke: var(--text); stroke-width: 1.5; fill: none; vector-effect: non-scaling-stroke; }
 .legend { display: flex; gap: 18px; flex-wrap: wrap; font-size: .85rem; color: var(--soft); margin: 2px 0 8px; }
 .legend svg { display: inline-block; width: 12px; height: 12px; margin-right: 6px; vertical-align: -1px; }
@@ -77,7 +78,7 @@ pre { background: var(--track); border-radius: 8px; padding: 12px 14px; margin: 
 article { border-top: 1px solid var(--line); margin-top: 14px; }
 article table { max-width: 560px; font-size: .85rem; }
 article tbody th, article td { padding-top: 2px; padding-bottom: 2px; }
-.scroll + p { margin-top: 12px; }
+.scroll + p { margin-top: 12px; } .scroll + .scroll { margin-top: 18px; }
 .maps { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin: 4px 0 10px; }
 .maps figure { margin: 0; min-width: 0; }
 .maps img { display: block; width: 100%; image-rendering: pixelated; border: 1px solid var(--line);

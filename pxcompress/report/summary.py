@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Row:
 
 def drop_interval(report: Report) -> Interval:
     """95 % interval of dense top-1 minus pruned top-1."""
-    return drop(report.dense, report.pruned)
+    return drop(report.dense, report.pruned, report.both_right)
 
 
 def rows(report: Report) -> tuple[Row, ...]:
@@ -124,6 +125,11 @@ def points(share: float) -> str:
     """A difference of shares in percentage points, signed: "-0.6"."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def pretty(text: str) -> str:
+    """Factors with a real multiplication sign."""
+    return re.sub(r"(?<=\d)x\b", "\N{MULTIPLICATION SIGN}", text)
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:

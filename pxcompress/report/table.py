@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pxcompress.deploy.intervals import BUSY
 from pxcompress.proof import Measurement, Report
 from pxcompress.report.alike import alike_line
-from pxcompress.report.classes import class_line
+from pxcompress.report.classes import changes_line, class_line
 from pxcompress.report.next_step import next_step
 from pxcompress.report.summary import (
     badge,
@@ -47,7 +47,7 @@ def to_table(report: Report) -> str:
         targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
     if report.rivals:
         targets += ["", *aligned([_narrow(row) for row in (RIVALS_HEAD, *rival_rows(report))])]
-    told = [line for line in (came_to(report), class_line(report), alike_line(report)) if line]
+    told = [line for line in (came_to(report), changes_line(report), class_line(report), alike_line(report)) if line]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     ending = [f"next: {step}"] if (step := next_step(report)) else []
     return "\n".join(

@@ -270,7 +270,7 @@ def test_inspect_names_every_layer_and_says_what_shares_are_of(px: Px) -> None:
     """Each layer is in a group or stays with a reason, those that only add to a stream included."""
     told = px("inspect", "--model", "vit_tiny_patch16_224", "--input-size", 32)
     assert "add up to more than 100 %" in told.out
-    assert "stays whole: 26 of the layers; every other convolution and linear layer is in a group" in told.out
+    assert "stays whole: 26 layers (outputs in brackets); all others are in groups" in told.out
     assert all(len(line) <= 80 for line in told.out.splitlines()[1:])
     for name in ("patch_embed.proj", "blocks.11.mlp.fc2", "blocks.0.attn.proj", "head (1000)"):
         assert name in told.out.partition("stays whole")[2]

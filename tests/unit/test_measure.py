@@ -196,6 +196,14 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     assert (dense.provider, dense.precision, dense.batch_size) == ("CPUExecutionProvider", "fp32", 4)
     assert result.placement.nodes_on_provider == result.placement.nodes_total > 0
     assert result.threads == 1
+    assert [sum(counts) for counts in zip(*result.by_class, strict=True)] == [10, 8, 10 * pruned.top1]
+    by_model = (torch.cat([e.model(x).argmax(1) == y for x, y in batches]) for e in (wide_cnn, slim_cnn))
+    assert result.both_right == int((next(by_model) & next(by_model)).sum())
+    assert dense.latency_ms.quantiles[10] == pytest.approx(dense.latency_ms.p50, abs=1e-5)
+    assert list(dense.latency_ms.quantiles) == sorted(dense.latency_ms.quantiles)
+    assert sum(of.dense for of in result.operators) == pytest.approx(1)
+    assert sum(of.pruned for of in result.operators) == pytest.approx(1)
+    assert {"Conv", "Gemm"} <= {of.name for of in result.operators}
     assert result.speedup.low > 1
     shares = measure.ratios(dense, pruned)
     assert shares.speedup_p50 == pytest.approx(result.speedup.ratio)
