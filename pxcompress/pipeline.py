@@ -89,7 +89,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Mapping[str, Batches]
         _check_names(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)
-        parts = _shared(subject)
+        parts = clock.watched(_shared(subject))
         top1 = top1_of(subject.loaded.model, parts["select"], clock)
     clock.accuracy(top1)
     return subject, parts

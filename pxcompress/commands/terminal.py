@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from pxcompress.clock import LIVE
+
 
 def show(result: str) -> None:
     """Print a result: on a terminal, lines that are too long go on in the next one between words."""
@@ -22,17 +24,28 @@ def notes(quiet: bool) -> Callable[[str], None]:
     if quiet:
         return lambda message: None
     if not sys.stderr.isatty():
-        return lambda message: print(message, file=sys.stderr, flush=True)
+        return _log
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True, highlight=False)
-    status = console.status("")
+    status, stage = console.status(""), ""
 
     def note(message: str) -> None:
-        if message.endswith(" ..."):
-            status.update(message)
+        nonlocal stage
+        if message.startswith(LIVE):
+            status.update(escape(f"{stage} {message.removeprefix(LIVE)}"))
+        elif message.endswith(" ..."):
+            stage = message
+            status.update(escape(message))
             status.start()
         else:
             console.print(message, style="dim", markup=False)
 
     return note
+
+
+def _log(message: str) -> None:
+    """A line of a log; what only a terminal shows is left out."""
+    if not message.startswith(LIVE):
+        print(message, file=sys.stderr, flush=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 
 import onnxruntime as ort
 
@@ -18,7 +18,8 @@ RUNS = 20
 def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
     """Share of the time of all operators by their type, largest first, over some calls with `inputs` (n, ...).
 
-    Profiling slows every operator down, so only shares are told. Empty where the profile names no operator.
+    Profiling slows every operator down, so only shares are told, of each operator's median. Empty where the profile
+    names no operator.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -27,12 +28,15 @@ def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         model = ort.InferenceSession(session.path, options, providers=list(session.providers))
-        for _ in range(2 * RUNS):  # the first half warms up
+        for _ in range(RUNS):
             model.run([session.output.name], {session.input.name: inputs})
         events = json.loads(Path(model.end_profiling()).read_text())
-    calls = [each for each in events if each.get("cat") == "Node" and each["name"].endswith("_kernel_time")]
-    spent = Counter[str]()
-    for call in calls[len(calls) // 2 :]:
-        spent[call["args"]["op_name"]] += call["dur"]
-    total = spent.total()
-    return {name: time / total for name, time in spent.most_common()} if total else {}
+    calls: dict[tuple[str, str], list[float]] = {}
+    for each in events:
+        if each.get("cat") == "Node" and each["name"].endswith("_kernel_time"):
+            calls.setdefault((each["args"]["op_name"], each["name"]), []).append(each["dur"])
+    spent: dict[str, float] = {}
+    for (operator, _), microseconds in calls.items():
+        spent[operator] = spent.get(operator, 0.0) + median(microseconds)
+    total = sum(spent.values())
+    return {name: spent[name] / total for name in sorted(spent, key=spent.__getitem__, reverse=True)} if total else {}

@@ -109,7 +109,8 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
   :root { --page: #fff; --card: #fff; --text: #000; --soft: #444; --line: #ccc; --track: #eee;
     --dense: #808b9a; --pruned: #0b7a75; --good: #0b6b3a; --bad: #b3261e; --wash: #fff; --warn: #fff; }
   :root, body { font-size: 11px; } main { max-width: none; padding: 0; } section { padding: 10px 12px; }
-  h2 { break-after: avoid; } tr, .tiles, .verdict, .notes { break-inside: avoid; } .long { max-height: none; }
+  h2, h3, caption { break-after: avoid; } .scroll { background: none; overflow: visible; }
+  tr, .tiles, .verdict, .notes { break-inside: avoid; } .long { max-height: none; }
   .widths { columns: 2; font-size: 10px; } .widths li { padding: 0; } th, td { padding-top: 2px; padding-bottom: 2px; }
   .tiles dd.value { font-size: 1.1rem; }
 }

@@ -21,7 +21,8 @@ from models import CLASSES, FlattenCNN
 from safetensors.torch import load_file, save_file
 
 import pxcompress
-from pxcompress.commands.terminal import show
+from pxcompress.clock import LIVE, Clock
+from pxcompress.commands.terminal import notes, show
 from pxcompress.deploy.runtime import session
 from pxcompress.report.build import from_json
 from pxcompress.state import seeded
@@ -289,6 +290,23 @@ def test_results_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest
         shown = stream.getvalue()
         assert (max(map(len, shown.splitlines())) <= 40) == broken
         assert shown.split() == line.split()
+
+
+def test_long_passes_tell_on_a_terminal_what_is_left_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter(range(0, 1000, 2))
+    monkeypatch.setattr("pxcompress.clock.time.perf_counter", lambda: next(seconds))
+    told: list[str] = []
+    batches = [(torch.zeros(1), torch.zeros(1))] * 4
+    watched = Clock(told.append).watched({"score": batches, "endless": iter(())})
+    for _ in range(2):
+        assert list(watched["score"]) == batches
+    assert told == 2 * [f"{LIVE}{done} of 4 batches, {2 * (4 - done)} s left in this pass" for done in (1, 2, 3)]
+    note = notes(quiet=False)
+    for message in ("score ...", *told, "score: 8.0 s"):
+        note(message)
+    assert capsys.readouterr().err.splitlines() == ["score ...", "score: 8.0 s"]
 
 
 def test_inspect_tells_what_takes_long(px: Px) -> None:

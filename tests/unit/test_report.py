@@ -789,7 +789,8 @@ def test_page_has_all_that_is_needed_to_check_it(parsed: Page) -> None:
             f"{group.name}: {group.kept} of {group.units} {group.kind}s kept", ""
         )
     for text in (
-        "4\N{MULTIPLICATION SIGN} faster, 4\N{MULTIPLICATION SIGN} smaller, 5.0 points top\N{NON-BREAKING HYPHEN}1 lost",
+        "4\N{MULTIPLICATION SIGN} faster, 4\N{MULTIPLICATION SIGN} smaller, "
+        "5.0 points top\N{NON-BREAKING HYPHEN}1 lost",
         "4.00\N{MULTIPLICATION SIGN} (3.90 to 4.10) the speed",
         "top-1 \N{MINUS SIGN}5.0 (\N{MINUS SIGN}9.6 to \N{MINUS SIGN}0.4) points",
         "it is the classifier",
