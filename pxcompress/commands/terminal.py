@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ def notes(quiet: bool) -> Callable[[str], None]:
 
     console = Console(stderr=True, highlight=False)
     status, stage = console.status(""), ""
+    atexit.register(status.stop)  # it hides the cursor
 
     def note(message: str) -> None:
         nonlocal stage
@@ -40,6 +42,8 @@ def notes(quiet: bool) -> Callable[[str], None]:
             status.update(escape(message))
             status.start()
         else:
+            if message.startswith(f"{stage.removesuffix(' ...')}: "):
+                status.stop()
             console.print(message, style="dim", markup=False)
 
     return note

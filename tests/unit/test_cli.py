@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pickle
+import pty
 import re
 import signal
 import subprocess
@@ -290,6 +292,26 @@ def test_results_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest
         shown = stream.getvalue()
         assert (max(map(len, shown.splitlines())) <= 40) == broken
         assert shown.split() == line.split()
+
+
+def test_progress_leaves_a_terminal_as_it_was() -> None:
+    """Nothing of the live line stands beside the result, the cursor is there again, NO_COLOR is obeyed."""
+    script = "from pxcompress.commands.terminal import notes, show\nnote = notes(False)\n"
+    script += "note('prune ...'); note('prune: 0.1 s'); note('fold ...'); note('epoch 1'); note('fold: 1 s')\n"
+    script += "note('fold: top-1 90%'); show('table'); note('half ...')"
+    environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}
+    process, terminal = pty.fork()
+    if not process:
+        os.execve(sys.executable, [sys.executable, "-c", script], environment)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(terminal, 65536):
+            shown += part
+    os.waitpid(process, 0)
+    text = shown.decode()
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 3
+    assert "\x1b[3" not in text
+    assert "\ntable\r\n" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r(?!\n)", "", text)
 
 
 def test_long_passes_tell_on_a_terminal_what_is_left_of_them(
