@@ -27,7 +27,7 @@ def changes_line(report: Report) -> str:
     lost, gained = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
     worst = changes[0]
     most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if lost else ""
-    return f"of {len(changes)} classes {lost} lost answers and {gained} gained some{most}"
+    return f"{lost} of {len(changes)} classes lost answers, {gained} gained some{most}"
 
 
 def changes_section(report: Report) -> Sequence[Element]:

@@ -21,7 +21,7 @@ def target_rows(report: Report) -> list[tuple[str, ...]]:
             percent(of.agreement),
             size(of.onnx_bytes),
             milliseconds(of.latency_ms.p50),
-            _faster(of.speedup) if of is not report.targets[0] else "reference",
+            faster(of.speedup) if of is not report.targets[0] else "reference",
             nodes(of.provider),
         )
         for of in report.targets
@@ -31,7 +31,7 @@ def target_rows(report: Report) -> list[tuple[str, ...]]:
 AGREE = "agree: share of the test samples on which a file decides as model.onnx"
 
 
-def _faster(change: Speedup) -> str:
+def faster(change: Speedup) -> str:
     """ "2.00x (1.90 to 2.10)", or "not shown (0.97 to 1.02)"."""
     shown = "not shown" if change.low <= 1 <= change.high else f"{change.ratio:.2f}x"
     return f"{shown} ({change.interval})"

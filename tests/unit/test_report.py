@@ -380,7 +380,7 @@ def with_changes(*counts: tuple[int, int, int]) -> Report:
 def test_every_view_says_what_each_class_lost_the_worst_first() -> None:
     report = with_changes((50, 50, 48), (40, 40, 30), (0, 0, 0), (50, 40, 45), (9, 9, 9))
     assert from_json(to_json(report)) == report
-    line = "of 4 classes 2 lost answers and 1 gained some; most: 'kind 1', 40 -> 30 of 40 samples right"
+    line = "2 of 4 classes lost answers, 1 gained some; most: 'kind 1', 40 -> 30 of 40 samples right"
     assert line in to_table(report).splitlines()
     assert f"- {line}" in to_card(report).replace("\\", "").replace("&gt;", ">")
     page = Page(to_html(report))
@@ -390,7 +390,7 @@ def test_every_view_says_what_each_class_lost_the_worst_first() -> None:
     assert "-25.0-40.2 to -11.1" in page.text
     many = Page(to_html(with_changes(*[(10, 9, 9)] * 30))).text
     assert "10 more in report.json." in many
-    assert "Of 30 classes 0 lost answers and 0 gained some." in many
+    assert "0 of 30 classes lost answers, 0 gained some." in many
     for view in (to_table(REPORT), Page(to_html(REPORT)).text):
         assert "lost answers" not in view
 
