@@ -90,7 +90,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Run]:
         _check_names(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)
-        run = Run(recipe, _shared(subject), clock)
+        run = Run(recipe, clock.watched(_shared(subject)), clock)
         top1 = top1_of(subject.loaded.model, run.parts["select"], clock)
     clock.accuracy(top1)
     return subject, run

@@ -33,13 +33,14 @@ class Parity:
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of one inference call, milliseconds."""
+    """Wall time of one inference call, milliseconds; `quantiles` are those of 0 %, 5 % ... 100 % of the calls."""
 
     mean: float
     p50: float
     p90: float
     p99: float
     runs: int
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,34 @@ class ClassShare:
 
 
 @dataclass(frozen=True)
+class ClassChange:
+    """On how many test samples of one class both exported models are right."""
+
+    name: str
+    samples: int
+    dense: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Multiply-accumulates of one module for one sample, without those of its children."""
+
+    name: str
+    dense: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """Share of the time of all operators that those of one type take in either model, as ONNX Runtime profiles it."""
+
+    name: str
+    dense: float
+    pruned: float
+
+
+@dataclass(frozen=True)
 class ExplanationSimilarity:
     """How alike the heatmaps of both models are, for the dense model's class: means over samples of the select split.
 
@@ -201,7 +230,9 @@ class Report:
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
     made, `explanations` None where the models' heatmaps could not be compared. `speedup` has the interval of that in
     `ratios`; None in reports of older versions. `rivals` are there where a comparison was asked for. `missed` says how
-    far a goal in milliseconds is from what was measured in the end. `sha256` has every file of the folder but the
+    far a goal in milliseconds is from what was measured in the end. `both_right` counts
+    test samples that both models are right on; None, as `class_changes`, `layers` and `operators` are empty, in reports
+    of older versions. `sha256` has every file of the folder but the
     report's own and predict.py, by name.
     """
 
@@ -231,4 +262,8 @@ class Report:
     rivals: tuple[Rival, ...] = ()
     explanations: ExplanationSimilarity | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
+    both_right: int | None = None
+    class_changes: tuple[ClassChange, ...] = ()
+    layers: tuple[LayerCost, ...] = ()
+    operators: tuple[OperatorTime, ...] = ()
     schema_version: int = field(default=1)

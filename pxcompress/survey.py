@@ -101,15 +101,15 @@ def to_table(result: Survey) -> str:
 
 _OVERLAP = (
     "",
-    "Shares are of the whole model, of all that would go with every unit of a group: the",
-    "layers that make its units and those that read them. A layer between two groups is",
-    "in both shares, so they add up to more than 100 %.",
+    "Shares are of the whole model: all that would go with every unit of a group, of",
+    "the layers that make its units and of those that read them. A layer between two",
+    "groups is in both, so the shares add up to more than 100 %.",
 )
 
 
 def _whole(fixed: Sequence[Fixed]) -> Iterator[str]:
     """The layers that keep all their outputs, by reason; units in brackets."""
-    yield f"stays whole: {len(fixed)} of the layers; every other convolution and linear layer is in a group"
+    yield f"stays whole: {len(fixed)} layers (outputs in brackets); all others are in groups"
     for reason, layers in by_reason(fixed).items():
         yield f"  {reason}:"
         yield from wrap(

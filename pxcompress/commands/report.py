@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pxcompress.commands.terminal import notes, show
 from pxcompress.errors import InputError
 
 
@@ -36,19 +37,21 @@ def report(
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, read in zip(folders, reports.values(), strict=True):
         check_files(folder, read.sha256)
-    first = next(iter(reports.values()))
+    first, note = next(iter(reports.values())), notes(quiet=False)
     with as_written(*folders):
-        if card:
-            print(to_card(first), end="")
-        else:
-            print(to_table(first) if len(reports) == 1 else to_comparison_table(reports))
         if out is not None:
             out.write_text(to_comparison(reports))
+            note(f"page: {out}")
         if figures is not None:
-            write_figures(reports, figures)
+            note(f"figures: {len(write_figures(reports, figures))} files in {figures}")
         if triton is not None:
             for folder, of in zip(folders, reports.values(), strict=True):
                 write_repository(folder, of, triton)
+            note(f"model repository: {triton}")
+        if card:
+            print(to_card(first), end="")
+        else:
+            show(to_table(first) if len(reports) == 1 else to_comparison_table(reports))
 
 
 def _names(folders: list[Path]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pxcompress.commands.options import AsJson, Force, Quiet, takes_recipe
-from pxcompress.commands.terminal import notes
+from pxcompress.commands.terminal import notes, show
 from pxcompress.errors import ResultError
 from pxcompress.recipe import Recipe
 
@@ -35,7 +35,10 @@ def run(
         if not is_first():
             return assist(recipe)
         report = compress(recipe, out, force=force, note=notes(quiet))
-    print(to_json(report) if as_json else to_table(report))
+    if as_json:
+        print(to_json(report))
+    else:
+        show(to_table(report))
     if report.missed:
         raise ResultError(f"the goal is missed: {report.missed}; ask for more, or measure on a quiet machine")
     if report.certificate is not None and not report.certificate["chosen"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -36,17 +36,43 @@ def wilson(share: float, samples: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def drop(dense: Measurement, pruned: Measurement) -> Interval:
-    """95 % interval of dense top-1 minus pruned top-1, from both Wilson intervals (Newcombe 1998, method 10).
+def drop(dense: Measurement, pruned: Measurement, both: int | None = None) -> Interval:
+    """95 % interval of dense top-1 minus pruned top-1; `both` counts the samples that both models are right on.
 
-    It treats the two as independent. They see the same samples, so the true interval is rather narrower.
+    Without it the two are taken as independent. They see the same samples, so the true interval is rather narrower.
     """
-    of_dense, of_pruned = wilson(dense.top1, dense.samples), wilson(pruned.top1, pruned.samples)
-    lost = dense.top1 - pruned.top1
-    return Interval(
-        lost - hypot(dense.top1 - of_dense.low, of_pruned.high - pruned.top1),
-        lost + hypot(of_dense.high - dense.top1, pruned.top1 - of_pruned.low),
-    )
+    correlation = 0.0
+    if both is not None and dense.samples == pruned.samples:
+        right = round(dense.top1 * dense.samples), round(pruned.top1 * pruned.samples)
+        correlation = _phi(*right, both, dense.samples)
+    return difference((dense.top1, dense.samples), (pruned.top1, pruned.samples), correlation)
+
+
+def difference(first: tuple[float, int], second: tuple[float, int], correlation: float = 0.0) -> Interval:
+    """95 % interval of a share of so many samples minus another one, from the Wilson intervals of both.
+
+    For independent samples (Newcombe 1998, "Interval estimation for the difference between independent proportions",
+    method 10), and with the `correlation` of paired ones ("Improved confidence intervals for the difference between
+    binomial proportions based on paired data", method 10).
+    """
+    of_first, of_second = wilson(*first), wilson(*second)
+    (one, _), (two, _) = first, second
+
+    def reach(up: float, down: float) -> float:
+        return sqrt(max(up**2 - 2 * correlation * up * down + down**2, 0.0))
+
+    low, high = reach(one - of_first.low, of_second.high - two), reach(of_first.high - one, two - of_second.low)
+    return Interval(one - two - low, one - two + high)
+
+
+def _phi(first: int, second: int, both: int, samples: int) -> float:
+    """Correlation of being right, of two counts of right answers to the same samples; a positive one is cut short."""
+    wrong = samples - first - second + both
+    product = float(both * wrong - (first - both) * (second - both))
+    if product > 0:
+        product = max(product - samples / 2, 0.0)
+    spread = first * (samples - first) * second * (samples - second)
+    return product / sqrt(spread) if spread else 0.0
 
 
 def guesses(model: Measurement, classes: int) -> bool:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from pxcompress.deploy import hardware, runtime, stopwatch
 from pxcompress.deploy.export import OPSET, onnx_files
 from pxcompress.deploy.intervals import Seconds, drop, noise, speedup
+from pxcompress.deploy.operators import operator_shares
 from pxcompress.deploy.runtime import Array, Session
 from pxcompress.errors import DataError, InputError, ModelError, ResultError
 from pxcompress.passes.ranks import summed
-from pxcompress.proof import Latency, Measurement, Placement, Ratios, Speedup
+from pxcompress.proof import Latency, Measurement, OperatorTime, Placement, Ratios, Speedup
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batches
 
@@ -41,7 +42,8 @@ class Candidate:
 class Answers:
     """How a file decides on samples. `agreeing` and `max_abs`, the largest difference of a logit, are to a reference.
 
-    `broken` counts samples with logits that are not finite.
+    `broken` counts samples with logits that are not finite; `both` those that the
+    reference is right on as well; `seen` and `hits` count samples and right ones by class.
     """
 
     samples: int = 0
@@ -49,6 +51,9 @@ class Answers:
     agreeing: int = 0
     broken: int = 0
     max_abs: float = 0.0
+    both: int = 0
+    seen: tuple[int, ...] = ()
+    hits: tuple[int, ...] = ()
 
     @property
     def top1(self) -> float:
@@ -68,7 +73,11 @@ class Tried:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads, `noise` the larger one."""
+    """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads, `noise` the larger one.
+
+    `both_right` counts samples that both are right on; `by_class` has samples, those that dense is right on and those
+    that pruned is; `operators` are shares of time.
+    """
 
     dense: Measurement
     pruned: Measurement
@@ -76,6 +85,9 @@ class Comparison:
     speedup: Speedup
     threads: int
     noise: float = 0.0
+    both_right: int | None = None
+    by_class: tuple[tuple[int, int, int], ...] = ()
+    operators: tuple[OperatorTime, ...] = ()
 
 
 def answers(sessions: Mapping[str, Session], reference: str, batches: Batches) -> dict[str, Answers]:
@@ -101,7 +113,16 @@ def _with(so_far: Answers, logits: Array, reference: Array, labels: Array) -> An
         agreeing=so_far.agreeing + int((decided == reference.argmax(1)).sum()),
         broken=so_far.broken + int((~np.isfinite(logits).all(1)).sum()),
         max_abs=max(so_far.max_abs, difference),
+        both=so_far.both + int(((decided == labels) & (reference.argmax(1) == labels)).sum()),
+        seen=_added(so_far.seen, labels, logits.shape[1]),
+        hits=_added(so_far.hits, labels[decided == labels], logits.shape[1]),
     )
+
+
+def _added(so_far: tuple[int, ...], labels: npt.NDArray[np.int64], classes: int) -> tuple[int, ...]:
+    """Counts by class, (classes,), and those of `labels` (n,)."""
+    counts = np.bincount(labels, minlength=classes)
+    return tuple((counts + np.array(so_far or [0] * classes)).tolist())
 
 
 def torch_accuracy(model: nn.Module, batches: Batches) -> float:
@@ -143,8 +164,9 @@ def _share(right: float, total: float) -> float:
 
 def latency(seconds: Seconds) -> Latency:
     """Mean and percentiles of seconds per call, in milliseconds."""
-    p50, p90, p99 = np.percentile(seconds, [50, 90, 99]) * 1e3
-    return Latency(mean=float(seconds.mean() * 1e3), p50=float(p50), p90=float(p90), p99=float(p99), runs=len(seconds))
+    p50, p90, p99 = (float(value) for value in np.percentile(seconds, [50, 90, 99]) * 1e3)
+    spread = tuple(np.round(np.percentile(seconds, range(0, 101, 5)) * 1e3, 6).tolist())
+    return Latency(float(seconds.mean() * 1e3), p50, p90, p99, len(seconds), spread)
 
 
 def try_files(
@@ -188,7 +210,18 @@ def compare(dense: Candidate, pruned: Candidate, tried: Sequence[Tried]) -> Comp
         speedup=speedup(first.seconds, second.seconds),
         threads=second.session.threads,
         noise=max(noise(first.seconds), noise(second.seconds)),
+        both_right=first.answers.both,
+        by_class=tuple(zip(first.answers.seen, first.answers.hits, second.answers.hits, strict=True)),
+        operators=_operators(first, second),
     )
+
+
+def _operators(first: Tried, second: Tried) -> tuple[OperatorTime, ...]:
+    """Shares of time by type of operator, largest of the first model first."""
+    shape = tuple(size or first.batch_size for size in first.session.input.shape)
+    inputs = np.zeros(shape, first.session.input.dtype)
+    dense, pruned = (operator_shares(each.session, inputs) for each in (first, second))
+    return tuple(OperatorTime(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in {**dense, **pruned})
 
 
 def _measurement(candidate: Candidate, tried: Tried) -> Measurement:
@@ -234,10 +267,10 @@ def verdict(comparison: Comparison) -> str:
     size = _factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
     speed = _speed(comparison)
     parts = [macs, speed, size] if comparison.speedup.low > 1 else [speed, macs, size]
-    lost = drop(dense, pruned)
+    lost = drop(dense, pruned, comparison.both_right)
     change = f"95 % interval of the change {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points"
     accuracies = f"{dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
-    shown = "top-1" if lost.low > 0 or lost.high < 0 else "no difference in top-1 shown:"
+    shown = "top-1" if lost.low > 0 or lost.high < 0 else "no top-1 difference shown:"
     return f"{', '.join(parts)}, {shown} {accuracies}"
 
 

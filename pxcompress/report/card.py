@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pxcompress.proof import Measurement, Report
 from pxcompress.report.alike import alike_line
+from pxcompress.report.classes import changes_line
 from pxcompress.report.summary import badge, command, conditions, drop_interval, headline, percent, points, rows, wilson
 from pxcompress.report.targets import HEAD, target_rows
 
@@ -84,7 +85,7 @@ def _limits(report: Report) -> Sequence[str]:
     return (
         *report.notes,
         f"accuracy is of {data.test} test samples of {data.name!r}; other cameras, places and times are not measured",
-        "what each class lost may differ from the mean; see report.html",
+        changes_line(report) or "what each class lost may differ from the mean",
     )
 
 

@@ -1,13 +1,14 @@
-"""How reports show what each class lost with the removed units."""
+"""How reports show what each class lost: answers of the shipped file, and relevance of the removed units."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from pxcompress.proof import Report
+from pxcompress.deploy.intervals import difference
+from pxcompress.proof import ClassChange, Report
 from pxcompress.report.markup import Bar, bars, node, section, table
-from pxcompress.report.summary import percent
+from pxcompress.report.summary import percent, points, spread
 
 _MOST = 20
 """Classes that the page shows; report.json has all."""
@@ -16,6 +17,55 @@ _CAPTION = (
     "Share of a class's relevance (LRP-epsilon from its logit, mean over its samples of the score split) that the "
     "removed units carried, mean over all groups; before repair, which folds what the other units predict into them."
 )
+
+
+def changes_line(report: Report) -> str:
+    """How many classes lost and gained answers, and the one that lost most; empty in reports of older versions."""
+    changes = _most_lost_first(report)
+    if not changes:
+        return ""
+    lost, gained = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
+    worst = changes[0]
+    most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if lost else ""
+    return f"{lost} of {len(changes)} classes lost answers, {gained} gained some{most}"
+
+
+def changes_section(report: Report) -> Sequence[Element]:
+    """Accuracy of every class in both models, the largest loss first; nothing in reports of older versions."""
+    changes = _most_lost_first(report)
+    if not changes:
+        return ()
+    line = changes_line(report)
+    more = [node("p", f"{len(changes) - _MOST} more in report.json.")] if len(changes) > _MOST else []
+    return (
+        section(
+            "Every class before and after",
+            node("p", f"{line[0].upper()}{line[1:]}."),
+            table(
+                "Share of a class's test samples that the exported files are right on, and the change in points with "
+                "its 95 % interval. The interval is of one class: the worst of many looks worse than it is",
+                ("class", "", "dense", "pruned", "points"),
+                [_changed(of) for of in changes[:_MOST]],
+                "compare",
+            ),
+            *more,
+        ),
+    )
+
+
+def _most_lost_first(report: Report) -> list[ClassChange]:
+    """Classes with test samples, by the share of them that was lost."""
+    return sorted((of for of in report.class_changes if of.samples), key=lambda of: (of.pruned - of.dense) / of.samples)
+
+
+def _changed(of: ClassChange) -> Sequence[Element | str]:
+    before, after = of.dense / of.samples, of.pruned / of.samples
+    figure = bars(
+        f"{of.name}: dense {percent(before)}, pruned {percent(after)}", [Bar(before, "dense"), Bar(after, "pruned")]
+    )
+    interval = node("small", spread(difference((before, of.samples), (after, of.samples))))
+    name = node("span", of.name, node("small", f"{of.samples} samples"))
+    return name, figure, percent(before), percent(after), node("span", points(after - before), interval)
 
 
 def class_line(report: Report) -> str:
@@ -46,7 +96,7 @@ def class_section(report: Report) -> Sequence[Element]:
     more = [f"{len(worst) - _MOST} more in report.json."] if len(worst) > _MOST else []
     return (
         section(
-            "What each class lost",
+            "What the removed units carried for each class",
             node("p", f"{line[0].upper()}{line[1:]}."),
             table(_CAPTION, ("class", "", "removed", "samples"), body, "compare"),
             *(node("p", text) for text in more),

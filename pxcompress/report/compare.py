@@ -3,83 +3,119 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
-from pxcompress.proof import Report
-from pxcompress.report.figures import Named, picture, tradeoff
+from pxcompress.deploy.intervals import drop
+from pxcompress.proof import Measurement, Report, Speedup
+from pxcompress.report.figures import Named, picture, tradeoffs
 from pxcompress.report.markup import document, node, section, table
 from pxcompress.report.summary import (
+    asked,
+    badge,
     command,
     conditions,
     count,
-    drop_interval,
     hardware,
-    is_faster,
     milliseconds,
     percent,
     points,
     size,
-    speed_words,
+    spread,
     wilson,
 )
 from pxcompress.report.table import aligned
 
-HEAD = (
-    "run",
-    "top-1",
-    "95 % interval",
-    "points lost",
-    "of it, 95 %",
-    "MACs",
-    "parameters",
-    "file size",
-    "latency p50",
-    "faster",
-)
-
-_UNDER = (2, 4)
-"""Columns that the page puts under the one before."""
+HEAD = ("run", "top-1", "points", "MACs", "parameters", "file size", "latency p50", "faster")
 
 
-def comparison_rows(reports: Named) -> list[tuple[str, ...]]:
-    """One line for every run under `HEAD`; before the runs of a dense model that model's own."""
-    rows: list[tuple[str, ...]] = []
+@dataclass(frozen=True)
+class Row:
+    """One file of a run. `speedup` is against the run's own dense model; None for that one, and in older reports."""
+
+    run: str
+    precision: str
+    of: Measurement
+    dense: Measurement
+    speedup: Speedup | None = None
+    both_right: int | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is the model that the others are held against."""
+        return self.of is self.dense
+
+    @property
+    def change(self) -> str:
+        """Of top-1 against the dense model, in points, signed as a change."""
+        return "" if self.is_dense else points(self.of.top1 - self.dense.top1)
+
+    @property
+    def interval(self) -> str:
+        """That of the change, in points."""
+        return "" if self.is_dense else spread(drop(self.dense, self.of, self.both_right))
+
+    @property
+    def faster(self) -> str:
+        """ "2.00x", with words where it is none."""
+        if self.is_dense:
+            return "reference"
+        if self.speedup is None:
+            return f"{self.dense.latency_ms.p50 / self.of.latency_ms.p50:.2f}x"
+        words = "" if self.speedup.low > 1 else ", slower" if self.speedup.high < 1 else ", not shown"
+        return f"{self.speedup.ratio:.2f}x{words}"
+
+
+def comparison_rows(reports: Named) -> list[Row]:
+    """Every run's files, float32 first; a dense model stands once, before the first of its runs."""
+    rows: list[Row] = []
     seen: set[tuple[object, ...]] = set()
     for name, report in reports.items():
-        dense = (report.recipe.get("model"), report.sha256.get("dense.onnx"), report.dense.top1)
-        if dense not in seen:
-            rows.append(_row(f"{report.recipe.get('model')}, dense", report, dense=True))
-            seen.add(dense)
-        rows.append(_row(name, report))
+        dense = report.dense
+        if _identity(report) not in seen:
+            rows.append(Row(name, "dense", dense, dense))
+            seen.add(_identity(report))
+        rows.append(Row(name, report.pruned.precision, report.pruned, dense, report.speedup, report.both_right))
+        for of in report.targets[2:]:
+            measured = replace(
+                report.pruned,
+                top1=of.top1,
+                samples=of.samples,
+                onnx_bytes=of.onnx_bytes,
+                latency_ms=of.latency_ms,
+                throughput=of.throughput,
+                precision=of.precision,
+            )
+            rows.append(Row(name, of.precision, measured, dense, of.speedup))
     return rows
 
 
-def _row(name: str, report: Report, *, dense: bool = False) -> tuple[str, ...]:
-    of = report.dense if dense else report.pruned
-    interval, lost = wilson(of.top1, of.samples), drop_interval(report)
-    speed = f"{report.ratios.speedup_p50:.2f}x"
-    return (
-        name,
-        percent(of.top1),
-        f"{percent(interval.low)} to {percent(interval.high)}",
-        "" if dense else points(report.ratios.top1_drop),
-        "" if dense else f"{points(lost.low)} to {points(lost.high)}",
-        count(of.macs),
-        count(of.params),
-        size(of.onnx_bytes),
-        milliseconds(of.latency_ms.p50),
-        "reference" if dense else speed if is_faster(report) else f"{speed}, {speed_words(report)}",
-    )
+def _identity(report: Report) -> tuple[object, ...]:
+    """What makes two dense models the same; their files differ in what they say about the run."""
+    made = [report.recipe.get(key) for key in ("model", "checkpoint", "seed")]
+    return (*made, report.weights, report.data, report.input_shape, report.dense.params, report.dense.top1)
 
 
-def _stacked(row: Sequence[str]) -> list[Element | str]:
-    """A row whose intervals stand under what they are of."""
-    return [
-        node("span", cell, node("small", row[place + 1])) if place + 1 in _UNDER else cell
-        for place, cell in enumerate(row)
-        if place not in _UNDER
-    ]
+def described(reports: Named) -> tuple[str, dict[str, str]]:
+    """How the runs were asked for: what they have in common, in one line, and by name what they have not."""
+    parts = {name: list(_asked(report)) for name, report in reports.items()}
+    first, *others = parts.values()
+    common = [part for part in first if all(part in other for other in others)]
+    own = {name: ", ".join(part for part in of if part not in common or not others) for name, of in parts.items()}
+    return ", ".join(common) if others else "", own
+
+
+def _asked(report: Report) -> Iterator[str]:
+    """Model, how small, scores, repairs, and what is certified."""
+    recipe, repairs = report.recipe, report.recipe.get("repair")
+    yield str(recipe.get("model"))
+    if goal := asked(recipe, str(report.plan.get("unit"))):
+        yield goal
+    yield f"score {recipe.get('scorer')}"
+    yield f"repair {' + '.join(map(str, repairs)) if isinstance(repairs, list | tuple) and repairs else 'none'}"
+    if report.certificate is not None:
+        yield badge(report.certificate).title.lower()
 
 
 def differences(reports: Named) -> tuple[str, ...]:
@@ -97,34 +133,80 @@ def _setting(report: Report) -> str:
     return f"{hardware(report)}, {report.provider.got}, {threads} CPU threads, batch {batch}"
 
 
+def all_notes(reports: Named) -> tuple[str, ...]:
+    """What cannot be compared, then what the runs told: once what all did, else with the name of the run."""
+    shared = [note for note in next(iter(reports.values())).notes if all(note in of.notes for of in reports.values())]
+    own = [f"{name}: {note}" for name, of in reports.items() for note in of.notes if note not in shared]
+    return (*differences(reports), *own, *shared)
+
+
 def to_comparison_table(reports: Named) -> str:
-    """The same for the terminal. No newline at the end."""
-    notes = [f"note: {note}" for note in differences(reports)]
-    return "\n".join([*aligned([HEAD, *comparison_rows(reports)]), *notes])
+    """The same for the terminal: under each run its files, 80 columns wide. No newline at the end."""
+    rows = comparison_rows(reports)
+    head, *lines = aligned([("", "top-1", "points (95 %)", "size", "p50", "faster"), *map(_narrow, rows)])
+    common, asked_for = described(reports)
+    told = [f"all: {common}"] if common else []
+    told.append(head)
+    for name, report in reports.items():
+        costs = f"{count(report.pruned.macs)} MACs, {count(report.pruned.params)} parameters"
+        own = [line for row, line in zip(rows, lines, strict=True) if row.run == name]
+        told += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *own]
+    return "\n".join([*told, "", _READING, *(f"note: {note}" for note in all_notes(reports))])
+
+
+_READING = "points, faster: against the dense model, timed in turns with it in the same run"
+
+
+def _narrow(row: Row) -> tuple[str, ...]:
+    of = row.of
+    change = row.change and f"{row.change} ({row.interval})"
+    name = f"  {row.precision}"
+    return name, percent(of.top1), change, size(of.onnx_bytes), milliseconds(of.latency_ms.p50), row.faster
+
+
+def _wide(row: Row, report: Report, asked_for: str) -> list[Element | str]:
+    """A row of the page: intervals stand under what they are of, and under a run how it was asked for."""
+    of, interval = row.of, wilson(row.of.top1, row.of.samples)
+    name = _stacked(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
+    return [
+        f"{report.recipe.get('model')}, dense" if row.is_dense else name,
+        _stacked(percent(of.top1), f"{percent(interval.low)} to {percent(interval.high)}"),
+        _stacked(row.change, row.interval),
+        count(of.macs),
+        count(of.params),
+        size(of.onnx_bytes),
+        milliseconds(of.latency_ms.p50),
+        row.faster,
+    ]
+
+
+def _stacked(text: str, under: str) -> Element | str:
+    return node("span", text, node("small", under)) if under else text
 
 
 def to_comparison(reports: Named) -> str:
-    """The page: table, figure, conditions and how to make every run again. One self-contained file in ASCII."""
-    image = b64encode(picture(tradeoff(reports), "svg")).decode("ascii")
+    """The page: table, figures, conditions and how to make every run again. One self-contained file in ASCII."""
     words = "Accuracy against latency and against file size, dense (grey) and pruned; the table has every value."
+    common, asked_for = described(reports)
     title = f"{len(reports)} runs side by side" if len(reports) > 1 else next(iter(reports))
     sections = (
         node("header", node("p", "pxcompress"), node("h1", title)),
-        *_notes(differences(reports)),
+        *_notes(all_notes(reports)),
         section(
             "Figures",
             table(
-                "Every figure is of the exported file, through ONNX Runtime. Points lost: against the run's own dense "
-                "model, 95 % interval. Faster: ratio of p50 to the dense model timed in turns with it.",
-                [name for place, name in enumerate(HEAD) if place not in _UNDER],
-                [_stacked(row) for row in comparison_rows(reports)],
+                "Every figure is of the exported file, through ONNX Runtime. Points: change of top-1 against the dense "
+                "model, with its 95 % interval. Faster: ratio of p50 to the dense model timed in turns with it.",
+                HEAD,
+                [_wide(row, reports[row.run], asked_for[row.run]) for row in comparison_rows(reports)],
                 "numbers",
             ),
+            *([node("p", f"All runs: {common}.")] if common else []),
         ),
         section(
             "Accuracy against cost",
-            node("img", src=f"data:image/svg+xml;base64,{image}", alt=words, class_="plot"),
-            node("p", f"{words} Lines are 95 % intervals; both costs are on a logarithmic scale."),
+            node("div", *_drawn(reports), class_="plots"),
+            node("p", f"{words} Lines are 95 % intervals; costs start at 0, or are on a logarithmic scale."),
         ),
         section("Conditions", node("ul", *(node("li", f"{name}: {conditions(of)}") for name, of in reports.items()))),
         section(
@@ -133,6 +215,12 @@ def to_comparison(reports: Named) -> str:
         ),
     )
     return document(title, sections, images=True)
+
+
+def _drawn(reports: Named) -> Iterator[Element]:
+    for what, figure in tradeoffs(reports).items():
+        image = b64encode(picture(figure, "svg")).decode("ascii")
+        yield node("img", src=f"data:image/svg+xml;base64,{image}", alt=f"Accuracy against {what}", class_="plot")
 
 
 def _notes(notes: Sequence[str]) -> Sequence[Element]:

@@ -24,6 +24,9 @@ _STYLE: Any = {
     "axes.spines.right": False,
 }
 _LAYER_INCHES = 0.16
+_DECADE = 10
+"""Costs that span more than this factor are drawn on a logarithmic scale, others from 0 on."""
+
 _MARKS = {"fp32": "o", "fp16": "s", "int8": "D"}
 
 Named = Mapping[str, Report]
@@ -31,22 +34,27 @@ Named = Mapping[str, Report]
 
 
 @mpl.rc_context(_STYLE)
-def tradeoff(reports: Named) -> Figure:
-    """Top-1 with its 95 % interval against p50 latency and against file size: dense, pruned, and other precisions."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    latency, size = figure.subplots(1, 2, sharey=True)
+def tradeoffs(reports: Named) -> Mapping[str, Figure]:
+    """Top-1 with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
+    return {what: _tradeoff(reports, label, value) for what, label, value in _COSTS}
+
+
+def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) -> Figure:
+    figure = Figure(figsize=(4.4, 4), layout="constrained")  # read at 360 pixels, too
+    axes = figure.subplots()
     for place, (name, report) in enumerate(reports.items()):
-        colour = f"C{place % 10}"
-        for axes, value in ((latency, _milliseconds), (size, _megabytes)):
-            _points(axes, report, value, (_plain(name), colour))
-    for axes, label in ((latency, "latency p50, ms"), (size, "file size, MB")):
-        axes.set(xlabel=label, xscale="log")
+        _points(axes, report, value, (_plain(name), f"C{place % 10}"))
+    axes.set(xlabel=label, ylabel="top-1, %")
+    low, high = axes.dataLim.intervalx
+    if high > _DECADE * low:
+        axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.25)
-    latency.set_ylabel("top-1, %")
-    figure.legend(*latency.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    else:
+        axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.25)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=9)
     return figure
 
 
@@ -70,12 +78,11 @@ def _points(axes: Axes, report: Report, value: Callable[[float, int], float], na
         )
 
 
-def _milliseconds(p50: float, size: int) -> float:
-    return p50
-
-
-def _megabytes(p50: float, size: int) -> float:
-    return size / 1e6
+_COSTS: tuple[tuple[str, str, Callable[[float, int], float]], ...] = (
+    ("latency", "latency p50, ms", lambda p50, size: p50),
+    ("size", "file size, MB", lambda p50, size: size / 1e6),
+)
+"""What accuracy is drawn against, from p50 in milliseconds and bytes."""
 
 
 @mpl.rc_context(_STYLE)
@@ -116,7 +123,7 @@ def picture(figure: Figure, form: Literal["svg", "png"]) -> bytes:
 
 def write_figures(reports: Named, folder: Path) -> list[Path]:
     """Every figure as SVG and as PNG in `folder`, which is made; returns the files."""
-    drawn = {"tradeoff": tradeoff(reports)}
+    drawn = {f"tradeoff-{what}": figure for what, figure in tradeoffs(reports).items()}
     for name, report in reports.items():
         label = safe_name(name)
         drawn |= {f"{label}-widths": widths(report), f"{label}-stages": stages(report)}

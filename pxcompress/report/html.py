@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from pxcompress.proof import GroupWidth, Report
 from pxcompress.report.alike import alike_section
 from pxcompress.report.certificate import badge_box, certificate_section
-from pxcompress.report.classes import class_section
+from pxcompress.report.classes import changes_section, class_section
+from pxcompress.report.costs import costs_section, latency_strips
 from pxcompress.report.markup import Bar, bars, document, node, pairs, section, table
 from pxcompress.report.summary import (
     Interval,
@@ -25,6 +25,7 @@ from pxcompress.report.summary import (
     milliseconds,
     percent,
     points,
+    pretty,
     rows,
     seconds,
     size,
@@ -33,11 +34,17 @@ from pxcompress.report.summary import (
     wilson,
 )
 from pxcompress.report.targets import rivals_section, targets_section
+from pxcompress.survey import by_reason
 from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"
-_TIMES = "\N{MULTIPLICATION SIGN}"
+_HYPHEN = "\N{NON-BREAKING HYPHEN}"
 _ARROW = " \N{RIGHTWARDS ARROW} "
+
+_PAIRING = {
+    True: "knows that both models saw the same samples",
+    False: "takes both models as independent, which makes it rather too wide",
+}
 
 _ROLES = {
     "score": "says which units matter",
@@ -59,6 +66,8 @@ def to_html(report: Report, explanation: Sequence[Element] = ()) -> str:
         *targets_section(report),
         *rivals_section(report),
         *certificate_section(report),
+        *changes_section(report),
+        *costs_section(report),
         _stage_accuracy(report),
         *class_section(report),
         *alike_section(report, alone=not explanation),
@@ -86,7 +95,7 @@ def _top(report: Report) -> Sequence[Element]:
         ),
         node(
             "h1",
-            _pretty(result[0].upper() + result[1:]),
+            pretty(result[0].upper() + result[1:]).replace("top-1", f"top{_HYPHEN}1"),
             node("small", _intervals(report)),
         ),
     )
@@ -103,11 +112,11 @@ def _tiles(report: Report) -> Element:
     latency = by_label["latency p50"]
     accuracies = f"{percent(report.dense.top1)}{_ARROW}{percent(report.pruned.top1)}, {report.pruned.samples} samples"
     tiles = (
-        (latency.label, _pretty(speed_words(report)), _before_after(latency), "good" if is_faster(report) else "bad"),
+        (latency.label, pretty(speed_words(report)), _before_after(latency), "good" if is_faster(report) else "bad"),
         *(_tile(by_label[label]) for label in ("file size", "MACs")),
         (
             "top-1",
-            accuracy_words(report).replace("top-1 ", ""),
+            accuracy_words(report, ""),
             accuracies,
             "bad" if drop_interval(report).low > 0 else "",
         ),
@@ -117,7 +126,7 @@ def _tiles(report: Report) -> Element:
 
 def _tile(row: Row) -> tuple[str, str, str, str]:
     colour = "good" if row.ratio < 1 else "bad"
-    return row.label, _pretty(row.change), _before_after(row), "" if row.change == "same" else colour
+    return row.label, pretty(row.change), _before_after(row), "" if row.change == "same" else colour
 
 
 def _before_after(row: Row) -> str:
@@ -128,7 +137,7 @@ def _intervals(report: Report) -> str:
     """What stands behind the headline: speed-up and change of top-1, with their 95 % intervals."""
     drop, speedup = drop_interval(report), report.speedup
     change = f"top-1 {_signed(-report.ratios.top1_drop)} ({_signed(-drop.high)} to {_signed(-drop.low)}) points"
-    faster = f"{_pretty(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed, " if speedup else ""
+    faster = f"{pretty(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed, " if speedup else ""
     return f"{faster}{change}; 95\N{NO-BREAK SPACE}% intervals"
 
 
@@ -139,11 +148,6 @@ def _tile_node(label: str, value: str, detail: str, colour: str) -> Element:
         node("dd", value, class_=f"value {colour}".strip()),
         node("dd", detail, class_="detail"),
     )
-
-
-def _pretty(text: str) -> str:
-    """Factors with a real multiplication sign."""
-    return re.sub(r"(?<=\d)x\b", _TIMES, text)
 
 
 def _signed(share: float) -> str:
@@ -159,12 +163,13 @@ def _comparison(report: Report) -> Element:
         _legend(("dense", "dense"), ("pruned", "pruned")),
         table(
             "Accuracy is through ONNX Runtime on the exported files; lines on its bars are 95 % Wilson intervals. "
-            "That of the change takes both models as independent (Newcombe), which makes it rather too wide.",
+            f"That of the change (Newcombe) {_PAIRING[report.both_right is not None]}.",
             ("figure", "", "dense", "pruned", "change"),
             [_accuracy_row(report), *(_figure_row(row) for row in rows(report))],
             "compare",
         ),
         node("h3", "Latency of one call"),
+        *latency_strips(report),
         table(
             "Wall time, both models timed in turns",
             ("model", "mean", "p50", "p90", "p99", "runs"),
@@ -197,7 +202,7 @@ def _accuracy_row(report: Report) -> Sequence[Element | str]:
     cells = [node("span", text, node("small", _span(of))) for text, of in zip(texts, intervals, strict=True)]
     drop = drop_interval(report)
     spread = node("small", f"{_signed(-drop.high)} to {_signed(-drop.low)}")
-    return "top-1", figure, *cells, node("span", accuracy_words(report).replace("top-1 ", ""), spread)
+    return "top-1", figure, *cells, node("span", accuracy_words(report, ""), spread)
 
 
 def _bar(share: float, style: str, interval: Interval) -> Bar:
@@ -214,7 +219,7 @@ def _figure_row(row: Row) -> Sequence[Element | str]:
         f"{row.label}: dense {row.dense_text}, pruned {row.pruned_text}",
         [Bar(row.dense / largest, "dense"), Bar(row.pruned / largest, "pruned")],
     )
-    return row.label, figure, row.dense_text, row.pruned_text, _pretty(row.change)
+    return row.label, figure, row.dense_text, row.pruned_text, pretty(row.change)
 
 
 def _stage_accuracy(report: Report) -> Element:
@@ -271,10 +276,10 @@ def _breakable(name: str) -> Sequence[Element | str]:
 
 def _fixed(fixed: Sequence[Fixed]) -> Element:
     """Layers that keep their width, by reason."""
-    reasons: dict[str, list[str]] = {}
-    for layer in fixed:
-        reasons.setdefault(layer.reason, []).append(f"{layer.name} ({layer.units})")
-    body = [(reason, str(len(names)), ", ".join(names)) for reason, names in reasons.items()]
+    body = [
+        (reason, str(len(layers)), ", ".join(f"{layer.name} ({layer.units})" for layer in layers))
+        for reason, layers in by_reason(fixed).items()
+    ]
     content = table(
         "Layers whose outputs were not narrowed (units in brackets)", ("why", "layers", "which"), body, "reasons"
     )

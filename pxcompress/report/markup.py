@@ -66,7 +66,14 @@ def table(caption: str, head: Sequence[str], body: Iterable[Sequence[Content]], 
             class_=class_,
         ),
         class_="scroll",
+        **(_SCROLLS if class_ in _WIDE else {}),
     )
+
+
+_WIDE = ("numbers", "choices")
+"""Tables whose cells do not wrap: where the page is narrow they scroll, which takes a key's focus."""
+
+_SCROLLS = {"tabindex": "0", "role": "group", "aria_label": "table, scrolls sideways where it does not fit"}
 
 
 def _row(cells: Sequence[Content]) -> Element:
@@ -109,6 +116,23 @@ def bars(title: str, items: Sequence[Bar], style: str = "bars") -> Element:
         *shapes,
         class_=f"{style} of{len(items)}",
         viewBox=f"0 0 100 {height}",
+        preserveAspectRatio="none",
+        role="img",
+    )
+
+
+def strip(title: str, marks: Sequence[float], style: str) -> Element:
+    """A distribution as inline SVG: 5, 25, 50, 75 and 95 % of it, as shares of the width; `title` says the same."""
+    low, first, middle, third, high = map(_percent, marks)
+    return node(
+        "svg",
+        node("title", title),
+        node("rect", class_="track", x="0", width="100", y="1", height="8"),
+        node("rect", class_=f"{style} pale", x=low, width=f"{float(high) - float(low):.2f}", y="1", height="8"),
+        node("rect", class_=style, x=first, width=f"{float(third) - float(first):.2f}", y="1", height="8"),
+        node("path", class_="interval", d=f"M{middle} 0v10"),
+        class_="bars of1",
+        viewBox="0 0 100 10",
         preserveAspectRatio="none",
         role="img",
     )

@@ -186,8 +186,7 @@ def _comparison(content: Mapping[str, Any]) -> Element:
         _bars(axes, names, values)
         axes.set_xlabel(_unit(content))
         if content["labels"]:
-            low = min(values) - 0.05
-            axes.set_xlim(low if min(values) < 0 else max(0.0, low), min(1.0, max([*values, content["dense"]]) + 0.02))
+            axes.set_xlim(min(0.0, 1.08 * min(values)), 1.08 * max([*values, content["dense"]]))
             axes.axvline(content["dense"], color=_INK, linewidth=1, linestyle="--")
 
     title = "Best, default and baselines; a dashed line is the dense model"
@@ -236,7 +235,8 @@ def _importances(content: Mapping[str, Any]) -> Element:
 
 def _bars(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
     """Horizontal bars, the first on top and in the colour of the best."""
-    axes.barh(range(len(names)), values, color=[_BEST, *[_OTHER] * (len(names) - 1)])
+    drawn = axes.barh(range(len(names)), values, color=[_BEST, *[_OTHER] * (len(names) - 1)])
+    axes.bar_label(drawn, fmt="%.3g", padding=3, color=_INK)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
 

@@ -57,6 +57,7 @@ svg { display: block; width: 100%; }
 svg.wide { min-width: 560px; }
 svg.of1 { height: 12px; } svg.of2 { height: 24px; } svg.thin { height: 9px; }
 .track { fill: var(--track); } .dense { fill: var(--dense); } .pruned { fill: var(--pruned); }
+.pale { opacity: .4; }
 .interval { stroke: var(--text); stroke-width: 1.5; fill: none; vector-effect: non-scaling-stroke; }
 .legend { display: flex; gap: 18px; flex-wrap: wrap; font-size: .85rem; color: var(--soft); margin: 2px 0 8px; }
 .legend svg { display: inline-block; width: 12px; height: 12px; margin-right: 6px; vertical-align: -1px; }
@@ -68,14 +69,16 @@ svg.of1 { height: 12px; } svg.of2 { height: 24px; } svg.thin { height: 9px; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 0 32px; }
 .two > * { min-width: 0; }
 .long { max-height: 12rem; overflow: auto; overflow-wrap: anywhere; color: var(--soft); font-size: .85rem; }
-.plot { width: 100%; background: #fff; border-radius: 8px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 12px;
+  margin: 8px 0; }
+.plot { width: 100%; max-width: 480px; background: #fff; border-radius: 8px; }
 pre { background: var(--track); border-radius: 8px; padding: 12px 14px; margin: 8px 0;
   overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 article { border-top: 1px solid var(--line); margin-top: 14px; }
 article table { max-width: 560px; font-size: .85rem; }
 article tbody th, article td { padding-top: 2px; padding-bottom: 2px; }
-.scroll + p { margin-top: 12px; }
+.scroll + p { margin-top: 12px; } .scroll + .scroll { margin-top: 18px; }
 .maps { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin: 4px 0 10px; }
 .maps figure { margin: 0; min-width: 0; }
 .maps img { display: block; width: 100%; image-rendering: pixelated; border: 1px solid var(--line);
@@ -106,7 +109,8 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 20px; }
   :root { --page: #fff; --card: #fff; --text: #000; --soft: #444; --line: #ccc; --track: #eee;
     --dense: #808b9a; --pruned: #0b7a75; --good: #0b6b3a; --bad: #b3261e; --wash: #fff; --warn: #fff; }
   :root, body { font-size: 11px; } main { max-width: none; padding: 0; } section { padding: 10px 12px; }
-  h2 { break-after: avoid; } tr, .tiles, .verdict, .notes { break-inside: avoid; } .long { max-height: none; }
+  h2, h3, caption { break-after: avoid; } .scroll { background: none; overflow: visible; }
+  tr, .tiles, .verdict, .notes { break-inside: avoid; } .long { max-height: none; }
   .widths { columns: 2; font-size: 10px; } .widths li { padding: 0; } th, td { padding-top: 2px; padding-bottom: 2px; }
   .tiles dd.value { font-size: 1.1rem; }
 }

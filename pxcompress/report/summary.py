@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Row:
 
 def drop_interval(report: Report) -> Interval:
     """95 % interval of dense top-1 minus pruned top-1."""
-    return drop(report.dense, report.pruned)
+    return drop(report.dense, report.pruned, report.both_right)
 
 
 def rows(report: Report) -> tuple[Row, ...]:
@@ -125,6 +126,11 @@ def points(share: float) -> str:
     """A difference of shares in percentage points, signed: "-0.6"."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def pretty(text: str) -> str:
+    """Factors with a real multiplication sign."""
+    return re.sub(r"(?<=\d)x\b", "\N{MULTIPLICATION SIGN}", text)
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
@@ -235,23 +241,27 @@ def is_faster(report: Report) -> bool:
 
 
 def accuracy_change(report: Report) -> str:
-    """ "0.6 points top-1 lost (95 % interval of the loss -0.1 to +1.3)"."""
-    words = accuracy_words(report)
+    """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the points where none is shown."""
+    words, lost = accuracy_words(report), drop_interval(report)
     if guesses(report.dense, len(report.data.classes)):
         return f"{words} (the dense model guesses: top-1 {percent(report.dense.top1)})"
-    lost, what = drop_interval(report), "loss"
-    if words.endswith("gained"):
-        lost, what = Interval(-lost.high, -lost.low), "gain"
-    return f"{words} (95 % interval of the {what} {points(lost.low)} to {points(lost.high)})"
+    found = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
+    return f"{words} ({found}95 % interval of the change {spread(lost)})"
 
 
-def accuracy_words(report: Report) -> str:
-    """ "0.6 points top-1 lost"; a model that guesses has none to lose."""
+def accuracy_words(report: Report, what: str = " top-1") -> str:
+    """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
     if guesses(report.dense, len(report.data.classes)):
-        return "no top-1 to lose"
-    text = points(-report.ratios.top1_drop)
-    words = {"-": "lost", "+": "gained"}
-    return f"{text[1:]} points top-1 {words[text[0]]}" if text[0] in words else "top-1 unchanged"
+        return "no accuracy to lose"
+    lost = drop_interval(report)
+    if lost.low <= 0 <= lost.high:
+        return f"no{what} difference shown"
+    return f"{abs(100 * report.ratios.top1_drop):.1f} points{what} {'lost' if lost.low > 0 else 'gained'}"
+
+
+def spread(lost: Interval) -> str:
+    """The interval of a loss as that of the change, in points: "-4.1 to -1.3"."""
+    return f"{points(-lost.high)} to {points(-lost.low)}"
 
 
 def hardware(report: Report) -> str:

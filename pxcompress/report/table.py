@@ -1,4 +1,4 @@
-"""The result for a terminal: plain ASCII, aligned, the verdict last."""
+"""The result for a terminal: plain ASCII, tables of at most 80 columns, verdict and next step last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pxcompress.deploy.intervals import BUSY
 from pxcompress.proof import Measurement, Report
 from pxcompress.report.alike import alike_line
-from pxcompress.report.classes import class_line
+from pxcompress.report.classes import changes_line, class_line
+from pxcompress.report.next_step import next_step
 from pxcompress.report.summary import (
     badge,
     came_to,
@@ -26,7 +27,7 @@ from pxcompress.report.summary import (
     times,
     wilson,
 )
-from pxcompress.report.targets import HEAD, RIVALS_HEAD, rival_rows, target_rows
+from pxcompress.report.targets import AGREE, HEAD, RIVALS_HEAD, placed, rival_rows, target_rows
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -35,16 +36,28 @@ _Line = tuple[str, ...]
 
 
 def to_table(report: Report) -> str:
-    """What `pxcompress run` prints: figures of both models, conditions, notes, verdict. No newline at the end."""
+    """What `pxcompress run` prints: figures of both models, conditions, notes, verdict, next step. No newline."""
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
     lines += _accuracy(report)
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
-    notes = [f"note: {note}" for note in report.notes]
-    targets = ["", *aligned([HEAD, *target_rows(report)])] if report.targets else []
-    targets += ["", *aligned([RIVALS_HEAD, *rival_rows(report)])] if report.rivals else []
-    told = [line for line in (came_to(report), class_line(report), alike_line(report)) if line]
+    spent = (report.certificate or {}).get("spent")  # its table says so
+    notes = [f"note: {note}" for note in report.notes if note != spent]
+    targets: list[str] = []
+    if report.targets:
+        targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
+    if report.rivals:
+        targets += ["", *aligned([_narrow(row) for row in (RIVALS_HEAD, *rival_rows(report))])]
+    told = [line for line in (came_to(report), changes_line(report), class_line(report), alike_line(report)) if line]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
-    return "\n".join([*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict])
+    ending = [f"next: {step}"] if (step := next_step(report)) else []
+    return "\n".join(
+        [*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict, *ending]
+    )
+
+
+def _narrow(rival: Sequence[str]) -> _Line:
+    """A row of rivals without parameters and size, which 80 columns do not hold."""
+    return (*rival[:2], *rival[4:])
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:

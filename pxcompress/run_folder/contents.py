@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pxcompress import __version__
 from pxcompress.attribution.class_relevance import removed_shares
 from pxcompress.clock import Clock
-from pxcompress.cost.count import count_macs, count_params
+from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.deploy.intervals import BUSY, guesses
 from pxcompress.deploy.measure import Candidate, Comparison, Tried, compare, environment, ratios, try_files, verdict
@@ -30,7 +30,18 @@ from pxcompress.models.loading import Architecture, classifier_names
 from pxcompress.models.rewrite import plain
 from pxcompress.models.task import sliced
 from pxcompress.planning.plan_file import plan_from_json, plan_to_json, planned_groups
-from pxcompress.proof import Artifact, ClassShare, DataSummary, GroupWidth, Parity, Report, Rival, StageTime
+from pxcompress.proof import (
+    Artifact,
+    ClassChange,
+    ClassShare,
+    DataSummary,
+    GroupWidth,
+    LayerCost,
+    Parity,
+    Report,
+    Rival,
+    StageTime,
+)
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report, sha256_of, to_json
 from pxcompress.report.html import to_html
@@ -66,6 +77,7 @@ class Measured:
     comparison: Comparison
     targets: Targets
     rivals: tuple[Rival, ...] = ()
+    layers: tuple[LayerCost, ...] = ()
 
 
 def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:
@@ -114,10 +126,11 @@ def _plan(slim: Slim) -> str:
 def measure(files: Files, recipe: Recipe, subject: Subject, slim: Slim, clock: Clock) -> Measured:
     """Make the other precisions, take similar models where these are asked for, and measure all side by side, once."""
     made = _converted(files, recipe, subject, clock)
-    example = subject.splits.example
+    models = slim.pruned.dense, slim.pruned.model
+    macs = [macs_by_module(model, subject.splits.example) for model in models]
     dense, pruned = (
-        Candidate(file.path, count_params(model), count_macs(model, example))
-        for file, model in ((files.dense, slim.pruned.dense), (files.pruned, slim.pruned.model))
+        Candidate(file.path, count_params(model), sum(of.values()))
+        for file, model, of in zip((files.dense, files.pruned), models, macs, strict=True)
     )
     paths = (dense.path, pruned.path, *made.files)
     with tempfile.TemporaryDirectory() as place:
@@ -126,7 +139,8 @@ def measure(files: Files, recipe: Recipe, subject: Subject, slim: Slim, clock: C
             beside = [other.path for other in others]
             tried = try_files(paths, subject.splits.test, timed=beside, **asdict(recipe.bench))
         rivals = shelf.rated(others, tried[1], tried[len(paths) :])
-    return Measured(compare(dense, pruned, tried), _targets(files, made, tried[: len(paths)]), rivals)
+    layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
+    return Measured(compare(dense, pruned, tried), _targets(files, made, tried[: len(paths)]), rivals, layers)
 
 
 def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
@@ -189,6 +203,13 @@ def assemble(
         targets=targets.rows,
         speedup=comparison.speedup,
         rivals=measured.rivals,
+        both_right=comparison.both_right,
+        class_changes=tuple(
+            ClassChange(name, *counts)
+            for name, counts in zip(subject.source.classes, comparison.by_class, strict=False)
+        ),
+        layers=measured.layers,
+        operators=comparison.operators,
         sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import pickle
+import pty
 import re
 import signal
 import subprocess
@@ -21,6 +24,8 @@ from models import CLASSES, FlattenCNN
 from safetensors.torch import load_file, save_file
 
 import pxcompress
+from pxcompress.clock import LIVE, Clock
+from pxcompress.commands.terminal import notes, show
 from pxcompress.deploy.runtime import session
 from pxcompress.report.build import from_json
 from pxcompress.state import seeded
@@ -69,7 +74,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint:
 def test_a_run_ends_with_a_verdict_and_a_whole_folder(finished: tuple[Path, Outcome]) -> None:
     folder, outcome = finished
     assert outcome.code == 0, outcome.err
-    assert outcome.out.strip().splitlines()[-1].endswith(f"{folder / 'model.onnx'}")
+    verdict, following = outcome.out.strip().splitlines()[-2:]
+    assert verdict.endswith(f"{folder / 'model.onnx'}")
+    assert following.startswith("next: ")
     assert {path.name for path in folder.iterdir()} == ARTEFACTS
     assert {path.name for path in folder.parent.iterdir()} == {folder.name}
     assert "fold" in outcome.err
@@ -300,6 +307,68 @@ def test_inspect_needs_no_data(px: Px) -> None:
     table = px("inspect", "--model", "resnet18", "--input-size", 32).out
     assert all(group["name"] in table for group in found["groups"])
     assert outcome.err == ""
+
+
+def test_inspect_names_every_layer_and_says_what_shares_are_of(px: Px) -> None:
+    """Each layer is in a group or stays with a reason, those that only add to a stream included."""
+    told = px("inspect", "--model", "vit_tiny_patch16_224", "--input-size", 32)
+    assert "add up to more than 100 %" in told.out
+    assert "stays whole: 26 layers (outputs in brackets); all others are in groups" in told.out
+    assert all(len(line) <= 80 for line in told.out.splitlines()[1:])
+    for name in ("patch_embed.proj", "blocks.11.mlp.fc2", "blocks.0.attn.proj", "head (1000)"):
+        assert name in told.out.partition("stays whole")[2]
+
+
+def test_results_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    line = "a [b]line[/b] :smile: that is " + "longer than the terminal " * 3 + "/a/path/model.onnx"
+    for stream, broken in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        show(line)
+        shown = stream.getvalue()
+        assert (max(map(len, shown.splitlines())) <= 40) == broken
+        assert shown.split() == line.split()
+
+
+def test_progress_leaves_a_terminal_as_it_was() -> None:
+    """Nothing of the live line stands beside the result, the cursor is there again, NO_COLOR is obeyed."""
+    script = "from pxcompress.commands.terminal import notes, show\nnote = notes(False)\n"
+    script += "note('prune ...'); note('prune: 0.1 s'); note('fold ...'); note('epoch 1'); note('fold: 1 s')\n"
+    script += "note('fold: top-1 90%'); show('table'); note('half ...')"
+    environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}
+    process, terminal = pty.fork()
+    if not process:
+        os.execve(sys.executable, [sys.executable, "-c", script], environment)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(terminal, 65536):
+            shown += part
+    os.waitpid(process, 0)
+    text = shown.decode()
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 3
+    assert "\x1b[3" not in text
+    assert "\ntable\r\n" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r(?!\n)", "", text)
+
+
+def test_long_passes_tell_on_a_terminal_what_is_left_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter(range(0, 1000, 2))
+    monkeypatch.setattr("pxcompress.clock.time.perf_counter", lambda: next(seconds))
+    told: list[str] = []
+    batches = [(torch.zeros(1), torch.zeros(1))] * 4
+    watched = Clock(told.append).watched({"score": batches, "endless": iter(())})
+    for _ in range(2):
+        assert list(watched["score"]) == batches
+    assert told == 2 * [f"{LIVE}{done} of 4 batches, {2 * (4 - done)} s left in this pass" for done in (1, 2, 3)]
+    note = notes(quiet=False)
+    for message in ("score ...", *told, "score: 8.0 s"):
+        note(message)
+    assert capsys.readouterr().err.splitlines() == ["score ...", "score: 8.0 s"]
 
 
 def test_inspect_tells_what_takes_long(px: Px) -> None:

@@ -27,6 +27,7 @@ from pxcompress.report.build import read_report
 from pxcompress.report.card import to_card
 from pxcompress.report.compare import comparison_rows, differences, to_comparison, to_comparison_table
 from pxcompress.report.figures import write_figures
+from pxcompress.report.table import to_table
 
 
 def smaller(top1: float, p50: float, cost: int, **changes: Any) -> Report:
@@ -64,20 +65,55 @@ def with_targets() -> Report:
 
 
 def test_a_dense_model_that_runs_share_has_one_row() -> None:
-    names = [row[0] for row in comparison_rows(RUNS)]
-    assert names == ["resnet18, dense", "half", "tenth"]
+    """Its file differs from run to run, as it says which run wrote it."""
+    hashed = {name: dataclasses.replace(of, sha256={"dense.onnx": name}) for name, of in RUNS.items()}
+    names = [(row.run, row.precision) for row in comparison_rows(hashed)]
+    assert names == [("half", "dense"), ("half", "fp32"), ("tenth", "fp32")]
     other = make_report(dense=measurement(0.91, 12.0, 40))
     assert len(comparison_rows({**RUNS, "other": other})) == 5
 
 
 def test_rows_say_what_the_reports_do() -> None:
+    """Changes are signed as `run` signs them."""
     dense, half, tenth = comparison_rows(RUNS)
-    assert dense[1:] == ("90.0%", "86.7% to 92.6%", "", "", "80 M", "40 k", "200 kB", "12 ms", "reference")
-    assert half[1:5] == ("85.0%", "81.2% to 88.2%", "-5.0".replace("-", "+"), "+0.4 to +9.6")
-    assert half[-1] == "4.00x"
-    assert tenth[3] == "+20.0"
-    slow = dataclasses.replace(make_report(0.7, 0.9, 15.0))
-    assert comparison_rows({"slow": slow})[1][-1] == "0.80x, slower"
+    assert (dense.change, dense.interval, dense.faster) == ("", "", "reference")
+    assert (half.change, half.interval, half.faster) == ("-5.0", "-9.6 to -0.4", "4.00x")
+    assert "-5.0 points" in to_table(REPORT)
+    assert tenth.change == "-20.0"
+    slow, same = make_report(0.7, 0.9, 15.0), make_report(0.9, 1.5, 10.0)
+    found = [row.faster for row in comparison_rows({"slow": slow, "same": same})]
+    assert found == ["reference", "0.80x, slower", "1.20x, not shown"]
+
+
+def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
+    report = with_targets()
+    busy = dataclasses.replace(report, notes=(*report.notes, "THE MACHINE IS BUSY: x"))
+    by_macs = {**report.recipe, "budget": "macs", "ratio": 0.3, "scorer": "taylor"}
+    other = make_report(recipe=by_macs, plan={**REPORT.plan, "unit": "MACs"})
+    lines = to_comparison_table({"one": busy, "two": other}).splitlines()
+    assert lines == [
+        "all: resnet18, repair fold + least-squares + batchnorm",
+        "         top-1         points (95 %)    size    p50  faster",
+        "one: 50.0% of the units to remove, score magnitude; 20 M MACs, 10 k parameters",
+        "  dense  90.0%                        200 kB  12 ms  reference",
+        "  fp32   85.0%   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
+        "  int8   84.0%  -6.0 (-10.7 to -1.3)   15 kB   1 ms  4.00x",
+        "two: 30.0% of the MACs to remove, score taylor; 20 M MACs, 10 k parameters",
+        "  fp32   85.0%   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
+        "",
+        "points, faster: against the dense model, timed in turns with it in the same run",
+        "note: one: THE MACHINE IS BUSY: x",
+        "note: embedded data: a demonstration",
+    ]
+    page = Page(to_comparison({"one": busy, "two": other})).text
+    for words in (
+        "All runs: resnet18, repair fold + least-squares + batchnorm",
+        "30.0% of the MACs to remove, score taylor",
+        "one: THE MACHINE IS",
+    ):
+        assert words in page
+    single = to_comparison_table({"one": report}).splitlines()
+    assert single[1].startswith("one: resnet18, 50.0% of the units to remove, score magnitude, repair fold + ")
 
 
 def test_what_cannot_be_compared_is_said() -> None:
@@ -99,13 +135,14 @@ def test_the_page_stands_alone_and_shows_every_run() -> None:
     assert text.isascii()
     assert not [part for part in ("http://", "https://", "url(", "@import") if part in text]
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
-    (image,) = [attributes for tag, attributes in page.elements if tag == "img"]
-    assert image["alt"]
-    svg = base64.b64decode((image["src"] or "").removeprefix("data:image/svg+xml;base64,"))
-    drawn = " ".join(ElementTree.fromstring(svg).itertext())
-    for words in ("latency p50, ms", "file size, MB", "top-1, %", "half", "tenth", "precise, int8"):
-        assert words in drawn
-    for words in ("half", "tenth", "+20.0", "pxcompress run --model resnet18 --ratio 0.5", "Some CPU"):
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    for image, cost in zip(images, ("latency p50, ms", "file size, MB"), strict=True):
+        assert image["alt"]
+        svg = base64.b64decode((image["src"] or "").removeprefix("data:image/svg+xml;base64,"))
+        drawn = " ".join(ElementTree.fromstring(svg).itertext())
+        for words in (cost, "top-1, %", "half", "tenth", "precise, int8"):
+            assert words in drawn
+    for words in ("half", "tenth", "-20.0", "pxcompress run --model resnet18 --ratio 0.5", "Some CPU"):
         assert words in page.text
 
 
@@ -151,6 +188,7 @@ def test_the_card_says_what_a_user_of_the_model_needs() -> None:
     assert "## Guarantee" not in card
     assert "**Certified:** With 95 % confidence" in to_card(certified(0, 3, 90))
     assert "## Precisions" not in to_card(REPORT)
+    assert "report.html" not in to_card(REPORT)
 
 
 def test_what_the_user_named_is_no_markup_in_the_card() -> None:
@@ -162,7 +200,7 @@ def test_what_the_user_named_is_no_markup_in_the_card() -> None:
 
 def test_figures_are_files_that_open(tmp_path: Path) -> None:
     written = write_figures({"half": REPORT, "to/p": with_targets()}, tmp_path / "figures")
-    names = ["tradeoff", "half-widths", "half-stages", "to_p-widths", "to_p-stages"]
+    names = ["tradeoff-latency", "tradeoff-size", "half-widths", "half-stages", "to_p-widths", "to_p-stages"]
     assert [path.name for path in written] == [f"{name}.{form}" for name in names for form in ("svg", "png")]
     for path in written:
         if path.suffix == ".png":
@@ -185,12 +223,13 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 def test_the_command_shows_one_run_several_a_card_and_figures(px: Px, folders: list[Path], tmp_path: Path) -> None:
-    assert px("report", folders[0]).out.rstrip().endswith(REPORT.verdict)
+    assert px("report", folders[0]).out.rstrip("\n") == to_table(REPORT)
     done = px("report", *folders, "--out", tmp_path / "page.html", "--figures", tmp_path / "figures")
     assert done.code == 0
     assert done.out.rstrip("\n") == to_comparison_table(RUNS)
     assert (tmp_path / "page.html").read_text() == to_comparison(RUNS)
-    assert len(list((tmp_path / "figures").iterdir())) == 10
+    assert len(list((tmp_path / "figures").iterdir())) == 12
+    assert done.err.splitlines() == [f"page: {tmp_path / 'page.html'}", f"figures: 12 files in {tmp_path / 'figures'}"]
     assert px("report", folders[0], "--card").out == to_card(REPORT)
     again = ("report", folders[0], "--out", tmp_path / "page.html")
     assert "exists; choose another --out or give --force" in one_line(px(*again))

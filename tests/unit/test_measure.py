@@ -196,6 +196,14 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     assert (dense.provider, dense.precision, dense.batch_size) == ("CPUExecutionProvider", "fp32", 4)
     assert result.placement.nodes_on_provider == result.placement.nodes_total > 0
     assert result.threads == 1
+    assert [sum(counts) for counts in zip(*result.by_class, strict=True)] == [10, 8, 10 * pruned.top1]
+    by_model = (torch.cat([e.model(x).argmax(1) == y for x, y in batches]) for e in (wide_cnn, slim_cnn))
+    assert result.both_right == int((next(by_model) & next(by_model)).sum())
+    assert dense.latency_ms.quantiles[10] == pytest.approx(dense.latency_ms.p50, abs=1e-5)
+    assert list(dense.latency_ms.quantiles) == sorted(dense.latency_ms.quantiles)
+    assert sum(of.dense for of in result.operators) == pytest.approx(1)
+    assert sum(of.pruned for of in result.operators) == pytest.approx(1)
+    assert {"Conv", "Gemm"} <= {of.name for of in result.operators}
     assert result.speedup.low > 1
     shares = measure.ratios(dense, pruned)
     assert shares.speedup_p50 == pytest.approx(result.speedup.ratio)
@@ -242,19 +250,19 @@ def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Compari
         (
             _comparison(Speedup(2.1, 2.05, 2.2)),
             "2.87x fewer MACs, 2.1x faster (p50, batch 1, CPU 2 threads, 95 % interval 2.05 to 2.20), "
-            "3.4x smaller file, top-1 98.9% -> 98.7% (500 samples, "
+            "3.4x smaller file, no top-1 difference shown: 98.9% -> 98.7% (500 samples, "
             "95 % interval of the change -1.6 to +1.5 points)",
         ),
         (
             _comparison(Speedup(0.93, 0.91, 0.95)),
             "NOT FASTER at batch 1: 0.93x (p50, batch 1, CPU 2 threads, 95 % interval 0.91 to 0.95), "
-            "2.87x fewer MACs, 3.4x smaller file, top-1 98.9% -> 98.7% (500 samples, "
+            "2.87x fewer MACs, 3.4x smaller file, no top-1 difference shown: 98.9% -> 98.7% (500 samples, "
             "95 % interval of the change -1.6 to +1.5 points)",
         ),
         (
             _comparison(Speedup(1.01, 0.98, 1.04), macs=50, size=100),
             "no difference in speed shown at batch 1: 1.01x (p50, batch 1, CPU 2 threads, 95 % interval 0.98 to 1.04), "
-            "2x more MACs, same file size, top-1 98.9% -> 98.7% (500 samples, "
+            "2x more MACs, same file size, no top-1 difference shown: 98.9% -> 98.7% (500 samples, "
             "95 % interval of the change -1.6 to +1.5 points)",
         ),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -19,23 +20,31 @@ from pxcompress import cli, pipeline
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Candidate, Goal, certify
 from pxcompress.deploy.bench import BenchRow
+from pxcompress.deploy.intervals import Interval, drop
 from pxcompress.deploy.measure import Comparison, Speedup, ratios, verdict
 from pxcompress.errors import InputError
 from pxcompress.proof import (
+    ClassChange,
     ClassShare,
     DataSummary,
     ExplanationSimilarity,
     GroupWidth,
     Latency,
+    LayerCost,
     Measurement,
+    OperatorTime,
     Parity,
     Placement,
     Report,
+    Rival,
     StageTime,
+    Target,
 )
 from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report import from_json, to_html, to_json, to_table
 from pxcompress.report.card import to_card
+from pxcompress.report.compare import to_comparison_table
+from pxcompress.report.next_step import next_step
 from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
 from pxcompress.report.table import bench_table
 from pxcompress.types import Fixed
@@ -143,7 +152,7 @@ def test_json_has_the_documented_keys() -> None:
     content = json.loads(to_json(REPORT))
     assert next(iter(content)) == "schema_version"
     assert content["schema_version"] == 1
-    assert content["dense"]["latency_ms"].keys() == {"mean", "p50", "p90", "p99", "runs"}
+    assert content["dense"]["latency_ms"].keys() == {"mean", "p50", "p90", "p99", "runs", "quantiles"}
     top = {"top1", "params", "macs", "onnx_bytes", "latency_ms", "throughput", "batch_size", "provider"}
     assert top <= content["dense"].keys() == content["pruned"].keys()
     assert content["ratios"].keys() == {"params", "macs", "onnx_bytes", "speedup_p50", "top1_drop"}
@@ -317,7 +326,7 @@ def test_the_table_shows_the_path_and_what_it_promises() -> None:
     assert outcomes == {"model": "outcome", "model 0": "passed", "model 1": "chosen", "model 2": "not certified"}
     assert any(line.startswith("Certified: With 95 % confidence") for line in lines)
     assert "note: used once before" in lines
-    assert lines[-1] == REPORT.verdict
+    assert lines[-2] == REPORT.verdict
 
 
 # Classes
@@ -347,7 +356,7 @@ def test_the_class_that_lost_most_comes_first_and_unknown_ones_are_named() -> No
     )
     assert line[1:] in text
     assert line in to_table(report).splitlines()
-    assert to_table(report).splitlines()[-1] == REPORT.verdict
+    assert to_table(report).splitlines()[-2] == REPORT.verdict
 
 
 def test_the_page_shows_the_worst_of_many_classes_and_counts_the_others() -> None:
@@ -358,9 +367,65 @@ def test_the_page_shows_the_worst_of_many_classes_and_counts_the_others() -> Non
 
 
 def test_without_class_scores_nothing_is_said_of_classes(parsed: Page) -> None:
-    assert "What each class lost" not in parsed.text
+    assert "What the removed units carried for each class" not in parsed.text
     assert "class relevance" not in to_table(REPORT)
-    assert "What each class lost" not in to_html(with_classes(None))
+    assert "What the removed units carried for each class" not in to_html(with_classes(None))
+
+
+def with_changes(*counts: tuple[int, int, int]) -> Report:
+    """REPORT with samples, and right ones of both models, of so many classes."""
+    return make_report(class_changes=tuple(ClassChange(f"kind {n}", *of) for n, of in enumerate(counts)))
+
+
+def test_every_view_says_what_each_class_lost_the_worst_first() -> None:
+    report = with_changes((50, 50, 48), (40, 40, 30), (0, 0, 0), (50, 40, 45), (9, 9, 9))
+    assert from_json(to_json(report)) == report
+    line = "2 of 4 classes lost answers, 1 gained some; most: 'kind 1', 40 -> 30 of 40 samples right"
+    assert line in to_table(report).splitlines()
+    assert f"- {line}" in to_card(report).replace("\\", "").replace("&gt;", ">")
+    page = Page(to_html(report))
+    assert line[1:] in page.text
+    heads = [text for tag, text in page.texts if tag == "span" and text.startswith("kind")]
+    assert heads == ["kind 1", "kind 0", "kind 4", "kind 3"]
+    assert "-25.0-40.2 to -11.1" in page.text
+    many = Page(to_html(with_changes(*[(10, 9, 9)] * 30))).text
+    assert "10 more in report.json." in many
+    assert "0 of 30 classes lost answers, 0 gained some." in many
+    for view in (to_table(REPORT), Page(to_html(REPORT)).text):
+        assert "lost answers" not in view
+
+
+# Where work and time went
+
+
+def test_the_page_shows_where_macs_and_milliseconds_went() -> None:
+    layers = [LayerCost(f"layer{n // 10}.{n}.conv", 1000, 250) for n in range(40)] + [LayerCost("", 5, 5)]
+    times = (OperatorTime("Conv", 0.9, 0.5), OperatorTime("Gemm", 0.095, 0.5), OperatorTime("Flat", 0.005, 0.0))
+    report = make_report(layers=tuple(layers), operators=times)
+    assert from_json(to_json(report)) == report
+    page, many = Page(to_html(report)).text, "\N{MULTIPLICATION SIGN}"
+    assert f"layer3layer3: pruned against dense10 k2.50 k4{many} fewer" in page
+    assert "elsewhere" in page
+    assert f"ConvConv: pruned against dense10.8 ms1.50 ms7.2{many} less" in page
+    assert f"GemmGemm: pruned against dense1.14 ms1.50 ms1.32{many} more" in page
+    assert "Flat" not in page
+    assert "milliseconds went" not in Page(to_html(REPORT)).text
+
+
+def test_the_page_draws_how_calls_are_distributed_on_one_scale() -> None:
+    def spread(of: Measurement) -> Measurement:
+        values = tuple(of.latency_ms.p50 * (0.9 + 0.01 * n) for n in range(21))
+        return dataclasses.replace(of, latency_ms=dataclasses.replace(of.latency_ms, quantiles=values))
+
+    report = make_report(dense=spread(REPORT.dense), pruned=spread(REPORT.pruned))
+    assert from_json(to_json(report)) == report
+    page = Page(to_html(report))
+    assert "From 0 to 13.1 ms: pale are 5 to 95 % of the calls" in page.text
+    assert "pruned: 5 % within 2.73 ms, 25 % within 2.85 ms" in page.text
+    pale = [attributes for tag, attributes in page.elements if "pale" in (attributes.get("class") or "")]
+    ends = [float(each["x"] or 0) + float(each["width"] or 0) for each in pale]
+    assert ends == pytest.approx([100, 25], abs=0.02)
+    assert "pale are" not in Page(to_html(REPORT)).text
 
 
 # Figures
@@ -378,6 +443,49 @@ def test_interval_of_the_drop_is_that_of_newcombe_1998_table_2() -> None:
     pruned = dataclasses.replace(REPORT.pruned, top1=48 / 80, samples=80)
     interval = drop_interval(make_report(dense=dense, pruned=pruned))
     assert (interval.low, interval.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def paired(right: int, first: int, second: int, wrong: int) -> Interval:
+    """Of so many samples: both right, the first only, the second only, both wrong."""
+    samples = right + first + second + wrong
+    dense = dataclasses.replace(REPORT.dense, top1=(right + first) / samples, samples=samples)
+    pruned = dataclasses.replace(REPORT.pruned, top1=(right + second) / samples, samples=samples)
+    return drop_interval(make_report(dense=dense, pruned=pruned, both_right=right))
+
+
+@pytest.mark.parametrize("cells", [(36, 12, 2, 0), (20, 12, 2, 16), (300, 20, 4, 60), (0, 5, 5, 0), (50, 0, 0, 0)])
+def test_interval_of_a_paired_drop_is_newcombes_method_10(cells: tuple[int, int, int, int]) -> None:
+    """Against the formulas as they stand in the paper, with Wilson's own beside them."""
+    a, b, c, d = cells
+    n = a + b + c + d
+
+    def limits(x: int) -> tuple[float, float]:
+        z = 1.959963984540054
+        middle, half = 2 * x + z * z, z * math.sqrt(z * z + 4 * x * (1 - x / n))
+        return (middle - half) / (2 * (n + z * z)), (middle + half) / (2 * (n + z * z))
+
+    (l2, u2), (l3, u3) = limits(a + b), limits(a + c)
+    p2, p3 = (a + b) / n, (a + c) / n
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    bracket = a * d - b * c
+    bracket = max(bracket - n / 2, 0) if bracket > 0 else bracket
+    phi = bracket / math.sqrt(margins) if margins else 0
+    low = math.sqrt((p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u3 - p3) + (u3 - p3) ** 2)
+    high = math.sqrt((u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p3 - l3) + (p3 - l3) ** 2)
+    interval = paired(*cells)
+    assert (interval.low, interval.high) == pytest.approx((p2 - p3 - low, p2 - p3 + high), abs=1e-9)
+
+
+def test_a_paired_interval_holds_the_truth_as_often_as_it_says_and_is_narrower() -> None:
+    """Of 2000 tests of 300 samples, of which the slim model gets 2 % wrong that were right and 1 % the other way."""
+    drawn = np.random.default_rng(0).multinomial(300, (0.9, 0.02, 0.01, 0.07), size=2000).tolist()
+    found = {tuple(cells): paired(*cells) for cells in drawn}
+    held = [found[tuple(cells)].low <= 0.01 <= found[tuple(cells)].high for cells in drawn]
+    assert 0.94 <= np.mean(held) <= 0.99
+    alone = dataclasses.replace(REPORT.dense, top1=0.92, samples=300), dataclasses.replace(REPORT.dense, top1=0.91)
+    apart = drop(alone[0], dataclasses.replace(alone[1], samples=300))
+    together = paired(270, 6, 3, 21)
+    assert together.high - together.low < 0.6 * (apart.high - apart.low)
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -411,7 +519,7 @@ def test_change_names_the_direction(dense: float, pruned: float) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "p50", "start"),
     [
-        (3.9, 4.1, 3.0, "4x faster, 4x smaller, 5.0 points top-1 lost (95 % interval of the loss "),
+        (3.9, 4.1, 3.0, "4x faster, 4x smaller, 5.0 points top-1 lost (95 % interval of the change -9.6 to -0.4)"),
         (0.9, 1.5, 10.0, "not shown to be faster (1.20x, 95 % interval 0.90 to 1.50), "),
         (0.7, 0.9, 15.0, "slower (0.80x, 95 % interval 0.70 to 0.90), "),
     ],
@@ -422,14 +530,100 @@ def test_headline_never_claims_more_than_the_verdict(low: float, high: float, p5
     assert ("x faster" in headline(report)) == (low > 1) == ("x faster" in report.verdict)
 
 
-def test_headline_tells_gained_and_unchanged_accuracy() -> None:
+def with_top1(top1: float, **changes: Any) -> Report:
+    """REPORT with another accuracy of the slim model."""
+    pruned = dataclasses.replace(REPORT.pruned, top1=top1)
+    return make_report(pruned=pruned, ratios=ratios(REPORT.dense, pruned), **changes)
+
+
+def test_every_view_claims_a_change_of_accuracy_only_where_its_interval_leaves_0_out() -> None:
+    nothing = "no top-1 difference shown"
     for top1, words in (
-        (0.91, "1.0 points top-1 gained (95 % interval of the gain -3.1 to +5.1)"),
-        (0.9001, "top-1 unchanged (95 % interval of the loss -4.2 to +4.2)"),
+        (0.96, "6.0 points top-1 gained (95 % interval of the change +2.5 to +9.7)"),
+        (0.91, f"{nothing} (+1.0 points, 95 % interval of the change -3.1 to +5.1)"),
+        (0.9001, f"{nothing} (0.0 points, 95 % interval of the change -4.2 to +4.2)"),
+        (0.88, f"{nothing} (-2.0 points, 95 % interval of the change -6.4 to +2.4)"),
+        (0.85, "5.0 points top-1 lost (95 % interval of the change -9.6 to -0.4)"),
     ):
-        pruned = dataclasses.replace(REPORT.pruned, top1=top1)
-        report = make_report(pruned=pruned, ratios=ratios(REPORT.dense, pruned))
+        report = with_top1(top1)
         assert headline(report).endswith(words)
+        assert words.partition(" (")[0] in to_card(report)
+        page = Page(to_html(report)).text
+        assert words.partition(" (")[0] in page
+        assert ("no difference shown" in page) == (nothing in page) == words.startswith(nothing)
+
+
+# What to do next
+
+
+def test_the_next_step_is_what_the_outcome_calls_for() -> None:
+    own = make_report(weights="pretrained", folder="exported/my run")
+    finetuned = {**REPORT.recipe, "repair": ["fold", "finetune:steps=9"]}
+    slow = {"low": 0.9, "high": 1.5, "p50": 10.0}
+    busy = ("THE MACHINE IS BUSY: x",)
+    guessing = dataclasses.replace(REPORT.dense, top1=0.51)
+    fine = with_top1(0.899, weights="pretrained", folder="exported/my run")
+    steps = {
+        "to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; or": REPORT,
+        "to lose less: a smaller --ratio, more images": make_report(recipe=finetuned),
+        "a smaller --ratio, more images, or a larger --max-drop": certified(0, 90),
+        "give weights that know these classes (--checkpoint)": make_report(dense=guessing),
+        "time it on a quiet machine: pxcompress bench exported/run": with_top1(0.9, notes=busy),
+        "to be faster: --speedup 2x, which plans by milliseconds": with_top1(0.9, **slow),
+        "to be faster: a larger --batch-size (here 1) or --ratio": with_top1(
+            0.9, **slow, recipe={**REPORT.recipe, "budget": "latency:provider=cpu"}
+        ),
+        "the same on your own images: pxcompress run --model resnet18 --data path/to/images --ratio 0.5": with_top1(
+            0.9
+        ),
+        "ship 'exported/my run/model.onnx'; predict.py beside it": fine,
+    }
+    for words, report in steps.items():
+        assert next_step(report).startswith(words)
+        assert to_table(report).splitlines()[-1].startswith(f"next: {words}")
+    assert "larger --ratio may cost" in next_step(with_top1(0.94, weights="pretrained"))
+    assert "larger --ratio may cost" not in next_step(fine)
+    missed = dataclasses.replace(own, missed="1.8x faster, 2x was asked for")
+    assert to_table(missed).splitlines()[-1] == missed.verdict
+
+
+@pytest.mark.parametrize(
+    ("top1", "speed", "guarantee", "file"),
+    [
+        (0.895, Speedup(8, 7, 9), None, "model.int8.onnx"),
+        (0.88, Speedup(8, 7, 9), None, "model.onnx"),
+        (0.895, Speedup(4.05, 4.0, 4.2), None, "model.onnx"),
+        (0.895, Speedup(8, 7, 9), certified(0, 3).certificate, "model.onnx"),
+    ],
+)
+def test_the_file_to_ship_is_faster_and_as_good(top1: float, speed: Speedup, guarantee: Any, file: str) -> None:
+    latency = REPORT.pruned.latency_ms
+    rows = [
+        Target(name, "fp32", 9, right, 400, 1.0, 0.0, latency, 9.0, change, REPORT.provider)
+        for name, right, change in (
+            ("dense.onnx", 0.9, Speedup(1, 1, 1)),
+            ("model.onnx", 0.9, Speedup(4, 3.9, 4.1)),
+            ("model.int8.onnx", top1, speed),
+        )
+    ]
+    report = with_top1(0.9, weights="pretrained", targets=tuple(rows), certificate=guarantee)
+    assert f"exported/run/{file};" in next_step(report)
+
+
+def test_tables_fit_into_80_columns() -> None:
+    """Those of the widest figures that a run may have; prose may be longer, a terminal breaks it."""
+    latency = Latency(100.0, 0.0804, 0.123, 0.2, 200)
+    names = ("dense.onnx", "model.onnx", "model.fp16.onnx", "model.int8.onnx")
+    change = Speedup(1.02, 0.97, 12.06)
+    placed = Placement("cuda", "CUDAExecutionProvider", 100, 142, "x", {"CPUExecutionProvider": 42})
+    targets = [Target(name, "fp32", 12_300_000, 1.0, 400, 1.0, 0.1, latency, 9.0, change, placed) for name in names]
+    rivals = [Rival("vit_small_patch32_224", 9**9, 9**9, 9**9, latency, Speedup(10.2, 9.97, 12.06))]
+    report = make_report(targets=tuple(targets), rivals=tuple(rivals))
+    lines = to_table(report).splitlines()
+    places = [lines.index("", start) for start in (0, 12, 19)]
+    assert all(len(line) <= 80 for line in lines[: places[-1]] if not line.startswith("nodes: "))
+    compared = to_comparison_table({"a" * 40: report, "b": REPORT}).splitlines()
+    assert all(len(line) <= 80 for line in compared[: compared.index("")] if line.startswith("  "))
 
 
 # The command
@@ -487,11 +681,13 @@ def test_table_golden() -> None:
         "weights trained here",
         "note: embedded data: a demonstration",
         REPORT.verdict,
+        "next: to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; "
+        "or a smaller --ratio",
     ]
 
 
-def test_table_ends_with_the_path_of_the_artefact_and_is_ascii() -> None:
-    assert to_table(REPORT).endswith(": exported/run/model.onnx")
+def test_table_names_the_path_of_the_artefact_and_is_ascii() -> None:
+    assert to_table(REPORT).splitlines()[-2].endswith(": exported/run/model.onnx")
     assert to_table(REPORT).isascii()
 
 
@@ -522,9 +718,14 @@ def test_bench_table_compares_with_the_first_line() -> None:
     assert "no difference shown, 1.02x (0.97 to 1.06)" in lines[3]
     assert lines[1].endswith("fp32, 6 nodes on CUDA")
     assert lines[5:7] == [
-        "200 runs of each file, in turns; CPU threads: 2, not pinned, of 4 cores; random inputs",
+        "200 runs of each file, in turns; CPU threads: 2, free on all 4 cores; random inputs",
         "noise: the middle half of the runs lies within 3.1% of p50, or nearer",
     ]
+
+
+def test_bench_table_says_to_how_many_cores_the_process_is_bound() -> None:
+    row = dataclasses.replace(bench_row("dense.onnx", 10.0, None), cores=1)
+    assert "CPU threads: 2, bound to 1 of 4 cores; random inputs" in bench_table([row])
 
 
 def test_bench_table_says_that_the_machine_is_busy() -> None:
@@ -590,7 +791,8 @@ def test_page_has_all_that_is_needed_to_check_it(parsed: Page) -> None:
             f"{group.name}: {group.kept} of {group.units} {group.kind}s kept", ""
         )
     for text in (
-        "4\N{MULTIPLICATION SIGN} faster, 4\N{MULTIPLICATION SIGN} smaller, 5.0 points top-1 lost",
+        "4\N{MULTIPLICATION SIGN} faster, 4\N{MULTIPLICATION SIGN} smaller, "
+        "5.0 points top\N{NON-BREAKING HYPHEN}1 lost",
         "4.00\N{MULTIPLICATION SIGN} (3.90 to 4.10) the speed",
         "top-1 \N{MINUS SIGN}5.0 (\N{MINUS SIGN}9.6 to \N{MINUS SIGN}0.4) points",
         "it is the classifier",

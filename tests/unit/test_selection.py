@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from command import Px
 from torch import nn
 
 from pxcompress.errors import InputError
@@ -69,6 +72,22 @@ def test_a_glob_that_fits_nothing_is_refused(found: tuple[Structure, nn.Module],
     glob = "layer9*=0.5" if option == "floors" else "layer9*"
     with pytest.raises(InputError, match=r"'layer9\*' fits no group; .* stem.0, block.0"):
         Selection(**{option: (glob,)}).of(*found)  # type: ignore[arg-type]
+
+
+def test_a_selection_that_leaves_nothing_says_what_holds_it(found: tuple[Structure, nn.Module]) -> None:
+    with pytest.raises(InputError, match=r"nothing may be removed: all 2 groups stay \(2 among --keep\)"):
+        Selection(keep=("*",)).of(*found)
+    with pytest.raises(InputError, match=r"\(1 among --keep, 1 not among --only\)"):
+        Selection(only=("block*",), keep=("block*",)).of(*found)
+
+
+@pytest.mark.parametrize("given", [("--only", "layr*"), ("--keep", "*"), ("--floors", "layr*=0.5")])
+def test_a_wrong_name_is_refused_before_anything_is_trained(px: Px, tmp_path: Path, given: tuple[str, str]) -> None:
+    asked = ("run", "--model", "resnet10t", "--input-size", 32, "--ratio", 0.5, "--out", tmp_path / "run")
+    outcome = px(*asked, *given)
+    assert outcome.code == 2
+    assert "weights" not in outcome.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_floors_are_by_name(found: tuple[Structure, nn.Module]) -> None:

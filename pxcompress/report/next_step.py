@@ -1,0 +1,84 @@
+"""What to do after a run, in one line: what its outcome calls for first."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+
+from pxcompress.deploy.intervals import guesses
+from pxcompress.proof import Report
+from pxcompress.report.summary import command, drop_interval, is_faster
+
+LARGE = 0.01
+"""Share of top-1 from which on a loss calls for more repair."""
+
+
+def next_step(report: Report) -> str:
+    """What the first rule that holds says; empty where a goal was missed, which the error message is about."""
+    return "" if report.missed else next(say(report) for holds, say in _RULES if holds(report))
+
+
+def _uncertified(report: Report) -> bool:
+    return report.certificate is not None and not report.certificate["chosen"]
+
+
+def _guesses(report: Report) -> bool:
+    return guesses(report.dense, len(report.data.classes))
+
+
+def _lossy(report: Report) -> bool:
+    """Whether a loss is shown that is more than small."""
+    return drop_interval(report).low > 0 and report.ratios.top1_drop > LARGE
+
+
+def _busy(report: Report) -> bool:
+    return any(note.startswith("THE MACHINE IS BUSY") for note in report.notes)
+
+
+def _repair(report: Report) -> str:
+    repairs = report.recipe.get("repair")
+    given = [str(each) for each in repairs] if isinstance(repairs, list | tuple) else []
+    if any(each.startswith("finetune") for each in given):
+        return "to lose less: a smaller --ratio, more images, or more steps for finetune"
+    words = " ".join(f"--repair {shlex.quote(each)}" for each in (*given, "finetune"))
+    return f"to win accuracy back: {words}; or a smaller --ratio"
+
+
+def _faster(report: Report) -> str:
+    more = f"a larger --batch-size (here {report.pruned.batch_size}) or --ratio"
+    if str(report.recipe.get("budget")).startswith("latency"):
+        return f"to be faster: {more}"
+    return f"to be faster: --speedup 2x, which plans by milliseconds measured here; or {more}"
+
+
+def _own(report: Report) -> str:
+    return f"the same on your own images: {command({**report.recipe, 'data': 'path/to/images'})}"
+
+
+def _ship(report: Report) -> str:
+    return " ".join(_shipped(report))
+
+
+def _shipped(report: Report) -> Iterator[str]:
+    """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
+    best = "model.onnx"
+    if report.certificate is None:
+        least = report.speedup.high if report.speedup else 0.0
+        for of in report.targets[2:]:
+            if of.speedup.low > least and of.top1 >= report.pruned.top1 - LARGE:
+                best, least = of.file, of.speedup.high
+    yield f"ship {shlex.quote(f'{report.folder}/{best}')}; predict.py beside it runs it without pxcompress."
+    if drop_interval(report).high <= 2 * LARGE and report.certificate is None:
+        yield "A larger --ratio may cost nothing either"
+
+
+_RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
+    (_uncertified, lambda report: "a smaller --ratio, more images, or a larger --max-drop"),
+    (_guesses, lambda report: "give weights that know these classes (--checkpoint): this one has nothing to lose"),
+    (_lossy, _repair),
+    (_busy, lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}"),
+    (lambda report: not is_faster(report), _faster),
+    (lambda report: report.weights == "trained-here", _own),
+    (lambda report: True, _ship),
+)
+"""What may be the case after a run, the most pressing first, and what helps."""
