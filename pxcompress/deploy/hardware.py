@@ -9,8 +9,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from pxcompress.errors import ResultError
-
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
@@ -56,29 +54,22 @@ def newest_cuda() -> str:
 
 
 def memory_in_use() -> int:
-    """Bytes of the first GPU's memory that are taken, by whomever; 0 where there is no GPU. `ResultError`.
+    """Bytes of the first GPU's memory that are taken, by whomever; 0 where there is no GPU, or it does not tell.
 
     ONNX Runtime does not give memory back before its session ends, so that growth while one runs is its peak.
     """
-    if missing_gpu():
+    context = None if missing_gpu() else _context()
+    if context is None or library().cuCtxPushCurrent_v2(context) != 0:
         return 0
-    driver, free, total = library(), ctypes.c_size_t(0), ctypes.c_size_t(0)
-    failure = driver.cuCtxPushCurrent_v2(_context())
-    if not failure:
-        failure = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
-        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-    if failure:
-        raise ResultError(f"the NVIDIA driver does not tell how much memory is free (error {failure})")
-    return total.value - free.value
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    failure = library().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    return 0 if failure else total.value - free.value
 
 
 @cache
-def _context() -> ctypes.c_void_p:
-    """The context that CUDA libraries share. It is kept, since what it takes itself is nobody's peak."""
+def _context() -> ctypes.c_void_p | None:
+    """The context that CUDA libraries share, if any. It is kept, since what it takes itself is nobody's peak."""
     driver, device, context = library(), ctypes.c_int(0), ctypes.c_void_p()
-    failure = driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDevicePrimaryCtxRetain(
-        ctypes.byref(context), device
-    )
-    if failure:
-        raise ResultError(f"the NVIDIA driver gives no context for the GPU (error {failure})")
-    return context
+    found = driver.cuDeviceGet(ctypes.byref(device), 0) == 0
+    return context if found and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0 else None
