@@ -5,43 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pxcompress import interrupts
+from pxcompress.notes import Note
 from pxcompress.passes.memory import is_out_of_memory, out_of_memory
 from pxcompress.proof import StageTime
-from pxcompress.types import Batch, Batches
-
-Note = Callable[[str], None]
-
-LIVE = "\r"
-"""What a message begins with that is worth nothing once the next one is there: only a terminal shows it."""
-
-
-def silent(message: str) -> None:
-    """Progress that nobody reads."""
-
-
-@dataclass(frozen=True, eq=False)
-class Watched:
-    """Batches that tell how far a pass over them is, at most once a second, in messages that begin with `LIVE`."""
-
-    batches: Sequence[Batch]
-    say: Note
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        begin = told = time.perf_counter()
-        for done, batch in enumerate(self.batches, 1):
-            yield batch
-            now, left = time.perf_counter(), len(self) - done
-            if left > 0 and now - told >= 1:
-                told = now
-                self.say(f"{LIVE}{done} of {len(self)} batches, {(now - begin) / done * left:.0f} s left in this pass")
 
 
 class Clock:
@@ -71,13 +42,6 @@ class Clock:
         seconds = time.perf_counter() - begin
         self._stages.append(StageTime(name, seconds, _peak_rss_bytes()))
         self._note(f"{name}: {seconds:.1f} s")
-
-    def watched(self, parts: Mapping[str, Batches]) -> dict[str, Batches]:
-        """The same batches by role, those whose number is known as `Watched`."""
-        return {
-            role: Watched(batches, self._note) if isinstance(batches, Sized) else batches  # type: ignore[arg-type]
-            for role, batches in parts.items()
-        }
 
     def say(self, message: str) -> None:
         """Tell what is no stage."""

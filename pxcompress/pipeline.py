@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.clock import Clock, Note, silent
+from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, best_step
 from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.deploy.runtime import check_provider
@@ -20,6 +20,8 @@ from pxcompress.graph import find_groups
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.rewrite import plain
+from pxcompress.notes import Note, silent
+from pxcompress.passes.parts import watched
 from pxcompress.passes.ranks import from_first, processes, same_weights_, shares
 from pxcompress.planning.selection import Selection
 from pxcompress.proof import Report
@@ -90,7 +92,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Run]:
         _check_names(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)
-        run = Run(recipe, clock.watched(_shared(subject)), clock)
+        run = Run(recipe, watched(_shared(subject), clock.say), clock)
         top1 = top1_of(subject.loaded.model, run.parts["select"], clock)
     clock.accuracy(top1)
     return subject, run

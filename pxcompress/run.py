@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.clock import Clock, silent
+from pxcompress.clock import Clock
+from pxcompress.notes import silent
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS

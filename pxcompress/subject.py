@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pxcompress.clock import Note
 from pxcompress.data import Source, load_splits, open_source, restricted, training_batches
 from pxcompress.errors import InputError
 from pxcompress.given import Given
 from pxcompress.models.baseline import baseline_key, train_baseline
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import sliced
+from pxcompress.notes import Note
 from pxcompress.state import seeded
 from pxcompress.types import Splits
 

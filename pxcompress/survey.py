@@ -8,11 +8,12 @@ from textwrap import wrap
 
 import torch
 
-from pxcompress.clock import Clock, Note, silent
+from pxcompress.clock import Clock
 from pxcompress.cost.count import macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.graph import find_groups
 from pxcompress.models.loading import Loaded, classifier_names
+from pxcompress.notes import Note, silent
 from pxcompress.types import Fixed, Kind
 
 

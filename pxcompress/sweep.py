@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pxcompress.clock import Clock, Note
+from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.measure import environment, torch_accuracy
 from pxcompress.errors import BudgetError, InputError
+from pxcompress.notes import Note
 from pxcompress.pipeline import aligned, opened
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run

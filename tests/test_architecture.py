@@ -12,7 +12,7 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "types", "state", "nets", "interrupts", "elimination"),
+    ("errors", "types", "state", "nets", "interrupts", "elimination", "notes"),
     ("registry", "checks", "cache", "proof", "layout"),
     ("passes", "certify", "given"),
     ("models", "deploy"),

@@ -6,7 +6,7 @@ import atexit
 import sys
 from collections.abc import Callable
 
-from pxcompress.clock import LIVE
+from pxcompress.notes import LIVE
 
 
 def show(result: str) -> None:

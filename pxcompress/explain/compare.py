@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pxcompress.clock import Note, silent
 from pxcompress.errors import InputError
 from pxcompress.explain.cases import MOST, all_of, case_of, chosen, relevance_of_units
 from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, chosen_share
@@ -28,6 +27,7 @@ from pxcompress.explain.metrics import (
 )
 from pxcompress.explain.similarity import composite_of
 from pxcompress.explain.views import KINDS, Views, views_of
+from pxcompress.notes import Note, silent
 from pxcompress.report.explanation import Alike, Carried, Explanation, Flipping, Placed
 from pxcompress.run_folder.contents import load_pruned, read_run
 from pxcompress.state import device_of

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pxcompress.clock import Note
 from pxcompress.data import Source, is_embedded, load_splits, open_source, read_files, restricted
 from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import first_of
+from pxcompress.notes import Note
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.contents import DENSE, preprocessing_of, read_run
 from pxcompress.state import device_of

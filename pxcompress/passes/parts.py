@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pxcompress.notes import LIVE, Note
 from pxcompress.types import Batch, Batches
 
 AT_ONCE = 1_500_000
@@ -22,3 +24,28 @@ class InParts:
         for inputs, labels in self.batches:
             size = self.size or max(1, AT_ONCE // max(1, inputs[0].numel()))
             yield from zip(inputs.split(size), labels.split(size), strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """Batches that tell how far a pass over them is, at most once a second, in messages that begin with `LIVE`."""
+
+    batches: Sequence[Batch]
+    say: Note
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        begin = told = time.perf_counter()
+        for done, batch in enumerate(self.batches, 1):
+            yield batch
+            now, left = time.perf_counter(), len(self) - done
+            if left > 0 and now - told >= 1:
+                told = now
+                self.say(f"{LIVE}{done} of {len(self)} batches, {(now - begin) / done * left:.0f} s left in this pass")
+
+
+def watched(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:
+    """The same batches by role, those whose number is known as `Watched`."""
+    return {role: Watched(part, say) if isinstance(part, Sequence) else part for role, part in parts.items()}

@@ -33,12 +33,13 @@ from pxcompress.certify.path import (
     spent,
 )
 from pxcompress.certify.used import check_disjoint, record_use, split_hash
-from pxcompress.clock import Clock, Note
+from pxcompress.clock import Clock
 from pxcompress.data import Source, load_splits, open_source, restricted
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
 from pxcompress.deploy.measure import file_bytes
 from pxcompress.errors import InputError, ResultError
+from pxcompress.notes import Note
 from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import sha256_of

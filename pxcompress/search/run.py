@@ -20,8 +20,9 @@ from torch import nn
 from pxcompress import __version__
 from pxcompress.attribution import has_attention
 from pxcompress.budgets import BUDGETS
-from pxcompress.clock import Clock, Note
+from pxcompress.clock import Clock
 from pxcompress.errors import InputError, ResultError, unknown
+from pxcompress.notes import Note
 from pxcompress.pipeline import aligned
 from pxcompress.recipe import Recipe
 from pxcompress.report.search import quality_text

@@ -22,8 +22,8 @@ from optuna.storages import BaseStorage, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pxcompress.clock import Note
 from pxcompress.errors import PxError, unknown
+from pxcompress.notes import Note
 from pxcompress.search.space import Parameter, Value, Values
 from pxcompress.search.storage import GRACE, HEARTBEAT
 

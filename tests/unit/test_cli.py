@@ -24,9 +24,10 @@ from models import CLASSES, FlattenCNN
 from safetensors.torch import load_file, save_file
 
 import pxcompress
-from pxcompress.clock import LIVE, Clock
+from pxcompress.clock import Clock
 from pxcompress.commands.terminal import notes, show
 from pxcompress.deploy.runtime import session
+from pxcompress.notes import LIVE
 from pxcompress.report.build import from_json
 from pxcompress.state import seeded
 

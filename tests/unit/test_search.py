@@ -34,6 +34,7 @@ from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import Remembered, moments
 from pxcompress.recipe import Recipe
 from pxcompress.report.search import search_page, search_table
+from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.search import SearchPlan, read_start
 from pxcompress.search import run as run_module
@@ -204,7 +205,7 @@ def test_what_is_measured_is_what_run_makes(changes: dict[str, Any]) -> None:
     with seeded(recipe.seed):
         torch.rand(3)  # where the generator stands does not count
         parts = {role: list(part) for role, part in bench.parts.items()}
-        made = shrink(net.model, net.inputs[:1], parts, recipe).pruned
+        made = shrink(net.model, net.inputs[:1], Run(recipe, parts)).pruned
     assert measured.plan.removed == made.plan.removed
     found, expected = measured.model.state_dict(), made.model.state_dict()
     assert found.keys() == expected.keys()

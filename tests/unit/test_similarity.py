@@ -11,13 +11,14 @@ from models import CLASSES, SMALL, batches_of, snapshot
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.clock import Clock, silent
+from pxcompress.clock import Clock
 from pxcompress.errors import ResultError
 from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES
 from pxcompress.explain.similarity import SAMPLES, compared_explanations, composite_of, explanation_similarity
 from pxcompress.graph import prune
 from pxcompress.nets import spiral_mlp
+from pxcompress.notes import silent
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.search.objectives import ALIKE, OBJECTIVES, Bench, explained, ratios_for, shipped
