@@ -6,8 +6,6 @@ import atexit
 import sys
 from collections.abc import Callable
 
-from pxcompress.clock import LIVE
-
 
 def show(result: str) -> None:
     """Print a result: on a terminal, lines that are too long go on in the next one between words."""
@@ -28,6 +26,8 @@ def notes(quiet: bool) -> Callable[[str], None]:
         return _log
     from rich.console import Console
     from rich.markup import escape
+
+    from pxcompress.clock import LIVE  # loads torch, which help does without
 
     console = Console(stderr=True, highlight=False)
     status, stage = console.status(""), ""
@@ -51,5 +51,7 @@ def notes(quiet: bool) -> Callable[[str], None]:
 
 def _log(message: str) -> None:
     """A line of a log; what only a terminal shows is left out."""
+    from pxcompress.clock import LIVE
+
     if not message.startswith(LIVE):
         print(message, file=sys.stderr, flush=True)
