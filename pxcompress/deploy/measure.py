@@ -121,7 +121,7 @@ def _with(so_far: Answers, logits: Array, reference: Array, labels: Array) -> An
 
 def _added(so_far: tuple[int, ...], labels: npt.NDArray[np.int64], classes: int) -> tuple[int, ...]:
     """Counts by class, (classes,), and those of `labels` (n,)."""
-    counts = np.bincount(labels, minlength=classes)
+    counts = np.bincount(labels, minlength=classes)[:classes]
     return tuple((counts + np.array(so_far or [0] * classes)).tolist())
 
 

@@ -24,10 +24,10 @@ from models import CLASSES, FlattenCNN
 from safetensors.torch import load_file, save_file
 
 import pxcompress
-from pxcompress.clock import Clock
 from pxcompress.commands.terminal import notes, show
 from pxcompress.deploy.runtime import session
 from pxcompress.notes import LIVE
+from pxcompress.passes.parts import watched
 from pxcompress.report.build import from_json
 from pxcompress.state import seeded
 
@@ -359,12 +359,12 @@ def test_long_passes_tell_on_a_terminal_what_is_left_of_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds = iter(range(0, 1000, 2))
-    monkeypatch.setattr("pxcompress.clock.time.perf_counter", lambda: next(seconds))
+    monkeypatch.setattr("pxcompress.passes.parts.time.perf_counter", lambda: next(seconds))
     told: list[str] = []
     batches = [(torch.zeros(1), torch.zeros(1))] * 4
-    watched = Clock(told.append).watched({"score": batches, "endless": iter(())})
+    seen = watched({"score": batches, "endless": iter(())}, told.append)
     for _ in range(2):
-        assert list(watched["score"]) == batches
+        assert list(seen["score"]) == batches
     assert told == 2 * [f"{LIVE}{done} of 4 batches, {2 * (4 - done)} s left in this pass" for done in (1, 2, 3)]
     note = notes(quiet=False)
     for message in ("score ...", *told, "score: 8.0 s"):
