@@ -29,8 +29,6 @@ def notes(quiet: bool) -> Callable[[str], None]:
     from rich.console import Console
     from rich.markup import escape
 
-    from pxcompress.clock import LIVE  # loads torch, which help does without
-
     console = Console(stderr=True, highlight=False)
     status, stage = console.status(""), ""
     atexit.register(status.stop)  # it hides the cursor
@@ -53,6 +51,5 @@ def notes(quiet: bool) -> Callable[[str], None]:
 
 def _log(message: str) -> None:
     """A line of a log; what only a terminal shows is left out."""
-
     if not message.startswith(LIVE):
         print(message, file=sys.stderr, flush=True)
