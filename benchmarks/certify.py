@@ -31,7 +31,8 @@ from pxcompress.deploy.runtime import session
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.run_folder.certificate import Reserved, judge_files
-from pxcompress.run_folder.contents import DENSE, SLIM, preprocessing_of
+from pxcompress.run_folder.names import DENSE, SLIM
+from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.types import Preprocessing
 
 Array = NDArray[Any]

@@ -37,7 +37,7 @@ from pxcompress.deploy.runtime import session
 from pxcompress.deploy.stopwatch import time_interleaved
 from pxcompress.errors import InputError
 from pxcompress.recipe import Bench
-from pxcompress.run_folder.contents import DENSE, SLIM
+from pxcompress.run_folder.names import DENSE, SLIM
 from pxcompress.run_folder.targets import rate_targets
 from pxcompress.state import seeded
 from pxcompress.subject import load_subject

@@ -32,8 +32,8 @@ from torch import nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.budgets.latency import Latency
 from pxcompress.clock import Clock
+from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.measure import torch_accuracy
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import aligned

@@ -27,7 +27,7 @@ from one_shot_rivals import rival_rows
 
 from pxcompress.budgets import BUDGETS
 from pxcompress.data import load_splits
-from pxcompress.deploy.measure import torch_accuracy
+from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import BudgetError
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names

@@ -12,8 +12,8 @@ import rivals
 
 from pxcompress.cost.count import count_macs
 from pxcompress.data import load_splits
+from pxcompress.deploy.answers import answers, torch_accuracy
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.measure import answers, torch_accuracy
 from pxcompress.deploy.runtime import session
 from pxcompress.state import seeded
 from pxcompress.subject import Subject

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pxcompress.pipeline import compress, compress_module
     from pxcompress.proof import Report
     from pxcompress.recipe import Recipe
-    from pxcompress.run_folder.contents import load
+    from pxcompress.run_folder.saved import load
 
 _HOMES = {
     "InputError": "errors",
@@ -28,7 +28,7 @@ _HOMES = {
     "ResultError": "errors",
     "compress": "pipeline",
     "compress_module": "pipeline",
-    "load": "run_folder.contents",
+    "load": "run_folder.saved",
 }
 
 __all__ = [

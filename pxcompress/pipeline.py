@@ -12,7 +12,7 @@ from torch import nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, best_step
-from pxcompress.deploy.measure import torch_accuracy
+from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
@@ -28,9 +28,10 @@ from pxcompress.proof import Report
 from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.run import Run
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
-from pxcompress.run_folder.contents import assemble, export, measure, write_report
 from pxcompress.run_folder.place import check_place, whole_folder
+from pxcompress.run_folder.results import assemble, measure, write_report
 from pxcompress.run_folder.shelf import check_comparable
+from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
 from pxcompress.state import seeded

@@ -157,12 +157,13 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """On how many test samples of one class both exported models are right."""
+    """On how many test samples of one class each exported model is right, and on how many `both` are."""
 
     name: str
     samples: int
     dense: int
     pruned: int
+    both: int
 
 
 @dataclass(frozen=True)
@@ -230,9 +231,8 @@ class Report:
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
     made, `explanations` None where the models' heatmaps could not be compared. `speedup` has the interval of that in
     `ratios`; None in reports of older versions. `rivals` are there where a comparison was asked for. `missed` says how
-    far a goal in milliseconds is from what was measured in the end. `both_right` counts
-    test samples that both models are right on; None, as `class_changes`, `layers` and `operators` are empty, in reports
-    of older versions. `sha256` has every file of the folder but the
+    far a goal in milliseconds is from what was measured in the end. `class_changes`,
+    `layers` and `operators` are empty in reports of older versions. `sha256` has every file of the folder but the
     report's own and predict.py, by name.
     """
 
@@ -262,7 +262,6 @@ class Report:
     rivals: tuple[Rival, ...] = ()
     explanations: ExplanationSimilarity | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
-    both_right: int | None = None
     class_changes: tuple[ClassChange, ...] = ()
     layers: tuple[LayerCost, ...] = ()
     operators: tuple[OperatorTime, ...] = ()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pxcompress.attribution.class_relevance import class_relevance, guarded
 from pxcompress.clock import Clock
-from pxcompress.deploy.measure import torch_accuracy
+from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import ResultError
 from pxcompress.graph import REMOVAL_TOLERANCE, Branches, find_branches, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names

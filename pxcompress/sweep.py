@@ -12,13 +12,15 @@ from pathlib import Path
 
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs, count_params
-from pxcompress.deploy.measure import environment, torch_accuracy
+from pxcompress.deploy.answers import torch_accuracy
+from pxcompress.deploy.environment import environment
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.notes import Note
 from pxcompress.pipeline import aligned, opened
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.run_folder.place import MARK, check_place, whole_folder
+from pxcompress.run_folder.names import RECIPE
+from pxcompress.run_folder.place import check_place, whole_folder
 from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Scored
@@ -72,7 +74,7 @@ def sweep(
         points = tuple(_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
         result = Sweep(recipe, scored.price.unit, points, len(subject.splits.ids["select"]), unreachable, place)
-        (folder / MARK).write_text(recipe.to_json())
+        (folder / RECIPE).write_text(recipe.to_json())
         (folder / "sweep.json").write_text(to_json(result))
         (folder / "sweep.csv").write_text(to_csv(result))
         draw(result, folder / "sweep.svg")

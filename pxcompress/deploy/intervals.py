@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest, norm, t
 
 from pxcompress.deploy.stopwatch import BLOCK, LEAST
-from pxcompress.proof import Measurement, Speedup
+from pxcompress.proof import ClassChange, Measurement, Speedup
 
 Seconds = npt.NDArray[np.float64]
 
@@ -36,19 +37,24 @@ def wilson(share: float, samples: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def drop(dense: Measurement, pruned: Measurement, both: int | None = None) -> Interval:
-    """95 % interval of dense top-1 minus pruned top-1; `both` counts the samples that both models are right on.
+def drop(dense: Measurement, pruned: Measurement, classes: Sequence[ClassChange]) -> Interval:
+    """95 % interval of dense top-1 minus pruned top-1, on the same samples; `classes` say on which both are right.
 
-    Without it the two are taken as independent. They see the same samples, so the true interval is rather narrower.
+    Without them, as in reports of older versions, the two are taken as independent, which makes it rather too wide.
     """
-    correlation = 0.0
-    if both is not None and dense.samples == pruned.samples:
-        right = round(dense.top1 * dense.samples), round(pruned.top1 * pruned.samples)
-        correlation = _phi(*right, both, dense.samples)
-    return difference((dense.top1, dense.samples), (pruned.top1, pruned.samples), correlation)
+    if not classes:
+        return _difference((dense.top1, dense.samples), (pruned.top1, pruned.samples))
+    right = round(dense.top1 * dense.samples), round(pruned.top1 * pruned.samples)
+    return paired(*right, sum(each.both for each in classes), dense.samples)
 
 
-def difference(first: tuple[float, int], second: tuple[float, int], correlation: float = 0.0) -> Interval:
+def paired(first: int, second: int, both: int, samples: int) -> Interval:
+    """95 % interval of a share minus another one, of so many right answers to the same samples."""
+    shares = (first / samples, samples), (second / samples, samples)
+    return _difference(*shares, _phi(first, second, both, samples))
+
+
+def _difference(first: tuple[float, int], second: tuple[float, int], correlation: float = 0.0) -> Interval:
     """95 % interval of a share of so many samples minus another one, from the Wilson intervals of both.
 
     For independent samples (Newcombe 1998, "Interval estimation for the difference between independent proportions",

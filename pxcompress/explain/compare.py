@@ -29,7 +29,7 @@ from pxcompress.explain.similarity import composite_of
 from pxcompress.explain.views import KINDS, Views, views_of
 from pxcompress.notes import Note, silent
 from pxcompress.report.explanation import Alike, Carried, Explanation, Flipping, Placed
-from pxcompress.run_folder.contents import load_pruned, read_run
+from pxcompress.run_folder.saved import load_pruned, read_run
 from pxcompress.state import device_of
 from pxcompress.types import Pruned
 

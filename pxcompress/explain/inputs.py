@@ -16,7 +16,8 @@ from pxcompress.errors import InputError
 from pxcompress.explain.similarity import first_of
 from pxcompress.notes import Note
 from pxcompress.recipe import Recipe
-from pxcompress.run_folder.contents import DENSE, preprocessing_of, read_run
+from pxcompress.run_folder.names import DENSE
+from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.state import device_of
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Preprocessing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from pxcompress.deploy.intervals import difference
+from pxcompress.deploy.intervals import paired
 from pxcompress.proof import ClassChange, Report
 from pxcompress.report.markup import Bar, bars, node, section, table
 from pxcompress.report.summary import percent, points, spread
@@ -54,8 +54,8 @@ def changes_section(report: Report) -> Sequence[Element]:
 
 
 def _most_lost_first(report: Report) -> list[ClassChange]:
-    """Classes with test samples, by the share of them that was lost."""
-    return sorted((of for of in report.class_changes if of.samples), key=lambda of: (of.pruned - of.dense) / of.samples)
+    """Classes by the share of their test samples that was lost."""
+    return sorted(report.class_changes, key=lambda of: (of.pruned - of.dense) / of.samples)
 
 
 def _changed(of: ClassChange) -> Sequence[Element | str]:
@@ -63,7 +63,7 @@ def _changed(of: ClassChange) -> Sequence[Element | str]:
     figure = bars(
         f"{of.name}: dense {percent(before)}, pruned {percent(after)}", [Bar(before, "dense"), Bar(after, "pruned")]
     )
-    interval = node("small", spread(difference((before, of.samples), (after, of.samples))))
+    interval = node("small", spread(paired(of.dense, of.pruned, of.both, of.samples)))
     name = node("span", of.name, node("small", f"{of.samples} samples"))
     return name, figure, percent(before), percent(after), node("span", points(after - before), interval)
 

@@ -163,7 +163,7 @@ def _comparison(report: Report) -> Element:
         _legend(("dense", "dense"), ("pruned", "pruned")),
         table(
             "Accuracy is through ONNX Runtime on the exported files; lines on its bars are 95 % Wilson intervals. "
-            f"That of the change (Newcombe) {_PAIRING[report.both_right is not None]}.",
+            f"That of the change (Newcombe) {_PAIRING[bool(report.class_changes)]}.",
             ("figure", "", "dense", "pruned", "change"),
             [_accuracy_row(report), *(_figure_row(row) for row in rows(report))],
             "compare",

@@ -50,7 +50,7 @@ class Row:
 
 def drop_interval(report: Report) -> Interval:
     """95 % interval of dense top-1 minus pruned top-1."""
-    return drop(report.dense, report.pruned, report.both_right)
+    return drop(report.dense, report.pruned, report.class_changes)
 
 
 def rows(report: Report) -> tuple[Row, ...]:

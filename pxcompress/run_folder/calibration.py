@@ -12,7 +12,7 @@ from pxcompress.data.samples import cut
 from pxcompress.deploy.bench import image_shape
 from pxcompress.deploy.runtime import Session
 from pxcompress.errors import InputError
-from pxcompress.run_folder.contents import preprocessing_of
+from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.state import seeded
 from pxcompress.types import Batches, Preprocessing
 

@@ -43,18 +43,9 @@ from pxcompress.notes import Note
 from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import sha256_of
-from pxcompress.run_folder.contents import (
-    DENSE,
-    PLAN,
-    SLIM,
-    WEIGHTS,
-    Files,
-    describe,
-    export_dense,
-    export_slim,
-    preprocessing_of,
-    read_run,
-)
+from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
+from pxcompress.run_folder.saved import preprocessing_of, read_run
+from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
 from pxcompress.subject import Subject
 from pxcompress.types import Batches, Slim, Splits
 
@@ -110,7 +101,7 @@ def smallest_certified(
     """Test `slims`, the dense model first, and write the smallest that passes as a run's files into `folder`.
 
     Where no smaller one passes the folder holds the dense model as its model, too. certificate.json holds the whole
-    path. Raises as `contents.export` does.
+    path. Raises as `written.export` does.
     """
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pxcompress.errors import InputError
-
-MARK = "recipe.json"
-"""The file by which a folder is known as one of ours, so that only such a folder is ever replaced."""
+from pxcompress.run_folder.names import RECIPE
 
 
 def check_place(path: Path, force: bool) -> None:
@@ -23,7 +21,7 @@ def check_place(path: Path, force: bool) -> None:
             raise InputError(
                 f"output folder {str(path)!r} exists; add --force to replace it, or choose another with --out"
             )
-        if not path.is_dir() or (any(path.iterdir()) and not (path / MARK).is_file()):
+        if not path.is_dir() or (any(path.iterdir()) and not (path / RECIPE).is_file()):
             raise InputError(f"{str(path)!r} is not a run folder, so --force does not replace it; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,10 @@ import torch
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.data import load_splits
+from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.intervals import speedup
-from pxcompress.deploy.measure import Tried, file_bytes, latency, torch_accuracy
+from pxcompress.deploy.measure import Tried, file_bytes, latency
 from pxcompress.errors import InputError, ModelError
 from pxcompress.models.loading import Architecture, Loaded, load_model
 from pxcompress.proof import Rival

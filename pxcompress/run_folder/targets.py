@@ -67,10 +67,10 @@ def rate_targets(tried: Sequence[Tried]) -> Targets:
             continue
         whole.append(each)
         notes += _warnings(each, source)
-    return Targets(tuple(_row(each, dense) for each in whole), tuple(notes))
+    return Targets(tuple(_row(each, dense, source) for each in whole), tuple(notes))
 
 
-def _row(tried: Tried, dense: Tried) -> Target:
+def _row(tried: Tried, dense: Tried, source: Tried) -> Target:
     session, answers = tried.session, tried.answers
     return Target(
         file=session.path.name,
@@ -78,7 +78,7 @@ def _row(tried: Tried, dense: Tried) -> Target:
         onnx_bytes=file_bytes(session.path),
         top1=answers.top1,
         samples=answers.samples,
-        agreement=answers.agreeing / answers.samples,
+        agreement=answers.agreement(source.answers),
         max_abs=answers.max_abs,
         latency_ms=latency(tried.seconds),
         throughput=throughput(tried),

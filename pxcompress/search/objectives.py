@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from pxcompress.deploy.measure import torch_accuracy
+from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import InputError, unknown
 from pxcompress.explain.heatmaps import Method
 from pxcompress.explain.similarity import SAMPLES, explanation_similarity, first_of

@@ -19,7 +19,7 @@ from onnx import helper
 from PIL import Image
 from test_report import NASTY, REPORT, Page, certified, make_report, measurement
 
-from pxcompress.deploy.measure import ratios
+from pxcompress.deploy.comparison import ratios
 from pxcompress.errors import InputError
 from pxcompress.proof import DataSummary, Report, Speedup, Target
 from pxcompress.report import from_json, to_json

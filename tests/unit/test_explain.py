@@ -31,7 +31,7 @@ from pxcompress.report import to_html
 from pxcompress.report.build import check_files, read_report, sha256_of
 from pxcompress.report.explanation import MARKED, explanation_table
 from pxcompress.report.heatmap_figures import line
-from pxcompress.run_folder.contents import load_pruned
+from pxcompress.run_folder.saved import load_pruned
 from pxcompress.state import seeded
 
 SIZE = 16

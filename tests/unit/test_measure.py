@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from pxcompress.cost import count as cost
 from pxcompress.deploy import measure, runtime, stopwatch
+from pxcompress.deploy.answers import answers, torch_accuracy
+from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
+from pxcompress.deploy.environment import environment as environment_of
 from pxcompress.deploy.intervals import guesses, speedup
-from pxcompress.deploy.measure import Candidate, Comparison, Speedup
 from pxcompress.errors import DataError, InputError, ResultError
-from pxcompress.proof import Measurement, Placement
+from pxcompress.proof import ClassChange, Measurement, Placement, Speedup
 from pxcompress.types import Batch
 
 
@@ -90,18 +92,18 @@ def _batches(exported: Exported, wrong: int) -> list[Batch]:
 @pytest.mark.parametrize("wrong", [0, 3, 10])
 def test_accuracy_of_file_and_model(wide_cnn: Exported, wrong: int) -> None:
     batches = _batches(wide_cnn, wrong)
-    found = measure.answers({"it": runtime.session(wide_cnn.path, "cpu")}, "it", batches)["it"]
-    assert (found.top1, found.samples, found.agreeing, found.max_abs) == ((10 - wrong) / 10, 10, 10, 0.0)
+    found = answers({"it": runtime.session(wide_cnn.path, "cpu")}, "it", batches)["it"]
+    assert (found.top1, found.samples, found.agreement(found), found.max_abs) == ((10 - wrong) / 10, 10, 1, 0.0)
     model = copy.deepcopy(wide_cnn.model).train()
-    assert measure.torch_accuracy(model, batches) == (10 - wrong) / 10
+    assert torch_accuracy(model, batches) == (10 - wrong) / 10
     assert all(module.training for module in model.modules())
 
 
 def test_accuracy_needs_samples(wide_cnn: Exported) -> None:
     with pytest.raises(DataError, match="at least one"):
-        measure.torch_accuracy(wide_cnn.model, [])
+        torch_accuracy(wide_cnn.model, [])
     with pytest.raises(DataError, match="at least one"):
-        measure.answers({"it": runtime.session(wide_cnn.path, "cpu")}, "it", [])
+        answers({"it": runtime.session(wide_cnn.path, "cpu")}, "it", [])
 
 
 def test_latency_is_in_milliseconds() -> None:
@@ -183,10 +185,10 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
         Candidate(e.path, cost.count_params(e.model), cost.count_macs(e.model, e.example)) for e in (wide_cnn, slim_cnn)
     ]
     tried = measure.try_files([e.path for e in candidates], batches, batch_size=4, provider="cpu", threads=1)
-    result = measure.compare(*candidates, tried)
+    result = compare(*candidates, tried, ["a", "b", "c", "d", "e", "none"])
     dense, pruned = result.dense, result.pruned
     assert dense.top1 == 0.8
-    assert pruned.top1 == measure.torch_accuracy(slim_cnn.model, batches)
+    assert pruned.top1 == torch_accuracy(slim_cnn.model, batches)
     assert (dense.samples, pruned.samples) == (10, 10)
     assert dense.onnx_bytes == wide_cnn.path.stat().st_size
     assert (dense.params, dense.macs) == (candidates[0].params, candidates[0].macs)
@@ -196,20 +198,22 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     assert (dense.provider, dense.precision, dense.batch_size) == ("CPUExecutionProvider", "fp32", 4)
     assert result.placement.nodes_on_provider == result.placement.nodes_total > 0
     assert result.threads == 1
-    assert [sum(counts) for counts in zip(*result.by_class, strict=True)] == [10, 8, 10 * pruned.top1]
+    counts = [(each.samples, each.dense, each.pruned, each.both) for each in result.classes]
+    sums = [sum(each) for each in zip(*counts, strict=True)]
+    assert "none" not in [each.name for each in result.classes]
     by_model = (torch.cat([e.model(x).argmax(1) == y for x, y in batches]) for e in (wide_cnn, slim_cnn))
-    assert result.both_right == int((next(by_model) & next(by_model)).sum())
+    assert sums == [10, 8, 10 * pruned.top1, int((next(by_model) & next(by_model)).sum())]
     assert dense.latency_ms.quantiles[10] == pytest.approx(dense.latency_ms.p50, abs=1e-5)
     assert list(dense.latency_ms.quantiles) == sorted(dense.latency_ms.quantiles)
     assert sum(of.dense for of in result.operators) == pytest.approx(1)
     assert sum(of.pruned for of in result.operators) == pytest.approx(1)
     assert {"Conv", "Gemm"} <= {of.name for of in result.operators}
     assert result.speedup.low > 1
-    shares = measure.ratios(dense, pruned)
+    shares = ratios(dense, pruned)
     assert shares.speedup_p50 == pytest.approx(result.speedup.ratio)
     assert shares.macs == pruned.macs / dense.macs < 0.1
     assert shares.top1_drop == dense.top1 - pruned.top1
-    assert "x faster (p50, batch 4, CPU 1 thread, 95 % interval" in measure.verdict(result)
+    assert "x faster (p50, batch 4, CPU 1 thread, 95 % interval" in verdict(result)
 
 
 def test_what_cannot_be_measured_is_refused(
@@ -230,7 +234,7 @@ def test_what_cannot_be_measured_is_refused(
 
 def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Comparison:
     dense = Measurement(
-        top1=0.989,
+        top1=0.99,
         samples=500,
         params=1000,
         macs=macs,
@@ -240,8 +244,11 @@ def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Compari
         batch_size=1,
         provider="CPUExecutionProvider",
     )
-    pruned = replace(dense, top1=0.987, macs=100, onnx_bytes=100)
-    return Comparison(dense, pruned, Placement("auto", "CPUExecutionProvider", 5, 5), change, threads=2)
+    changes = (ClassChange("a", 500, 495, 494, 492),)
+    pruned = replace(dense, top1=0.988, macs=100, onnx_bytes=100)
+    return Comparison(
+        dense, pruned, Placement("auto", "CPUExecutionProvider", 5, 5), change, threads=2, classes=changes
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,29 +257,29 @@ def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Compari
         (
             _comparison(Speedup(2.1, 2.05, 2.2)),
             "2.87x fewer MACs, 2.1x faster (p50, batch 1, CPU 2 threads, 95 % interval 2.05 to 2.20), "
-            "3.4x smaller file, no top-1 difference shown: 98.9% -> 98.7% (500 samples, "
-            "95 % interval of the change -1.6 to +1.5 points)",
+            "3.4x smaller file, no top-1 difference shown: 99.0% -> 98.8% (500 samples, "
+            "95 % interval of the change -1.4 to +1.0 points)",
         ),
         (
             _comparison(Speedup(0.93, 0.91, 0.95)),
             "NOT FASTER at batch 1: 0.93x (p50, batch 1, CPU 2 threads, 95 % interval 0.91 to 0.95), "
-            "2.87x fewer MACs, 3.4x smaller file, no top-1 difference shown: 98.9% -> 98.7% (500 samples, "
-            "95 % interval of the change -1.6 to +1.5 points)",
+            "2.87x fewer MACs, 3.4x smaller file, no top-1 difference shown: 99.0% -> 98.8% (500 samples, "
+            "95 % interval of the change -1.4 to +1.0 points)",
         ),
         (
             _comparison(Speedup(1.01, 0.98, 1.04), macs=50, size=100),
             "no difference in speed shown at batch 1: 1.01x (p50, batch 1, CPU 2 threads, 95 % interval 0.98 to 1.04), "
-            "2x more MACs, same file size, no top-1 difference shown: 98.9% -> 98.7% (500 samples, "
-            "95 % interval of the change -1.6 to +1.5 points)",
+            "2x more MACs, same file size, no top-1 difference shown: 99.0% -> 98.8% (500 samples, "
+            "95 % interval of the change -1.4 to +1.0 points)",
         ),
     ],
 )
 def test_verdict(comparison: Comparison, text: str) -> None:
-    assert measure.verdict(comparison) == text
+    assert verdict(comparison) == text
 
 
 def test_environment_is_json_and_names_the_hardware() -> None:
-    environment = measure.environment()
+    environment = environment_of()
     assert json.loads(json.dumps(environment)) == environment
     for key in ("python", "torch", "onnxruntime", "onnx", "timm", "torch_pruning", "zennit", "device_name", "platform"):
         assert environment[key]

@@ -1,0 +1,128 @@
+"""Dense and pruned beside each other, and the verdict in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pxcompress.deploy.answers import class_changes
+from pxcompress.deploy.intervals import drop, noise, speedup
+from pxcompress.deploy.measure import Tried, file_bytes, latency, throughput
+from pxcompress.deploy.profile import operator_shares
+from pxcompress.proof import ClassChange, Measurement, OperatorTime, Placement, Ratios, Speedup
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An exported model and what was counted on its PyTorch form."""
+
+    path: Path
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads, `noise` the larger one.
+
+    `classes` says what became of every class that the samples have; `operators` are shares of time.
+    """
+
+    dense: Measurement
+    pruned: Measurement
+    placement: Placement
+    speedup: Speedup
+    threads: int
+    noise: float = 0.0
+    classes: tuple[ClassChange, ...] = ()
+    operators: tuple[OperatorTime, ...] = ()
+
+
+def compare(dense: Candidate, pruned: Candidate, tried: Sequence[Tried], classes: Sequence[str]) -> Comparison:
+    """Dense and pruned as the first two of the files that were `tried`; `classes` are the names of all."""
+    first, second = tried[:2]
+    return Comparison(
+        dense=_measurement(dense, first),
+        pruned=_measurement(pruned, second),
+        placement=second.session.placement,
+        speedup=speedup(first.seconds, second.seconds),
+        threads=second.session.threads,
+        noise=max(noise(first.seconds), noise(second.seconds)),
+        classes=class_changes(first.answers, second.answers, classes),
+        operators=_operators(first, second),
+    )
+
+
+def _operators(first: Tried, second: Tried) -> tuple[OperatorTime, ...]:
+    """Shares of time by type of operator, largest of the first model first."""
+    shape = tuple(size or first.batch_size for size in first.session.input.shape)
+    inputs = np.zeros(shape, first.session.input.dtype)
+    dense, pruned = (operator_shares(each.session, inputs) for each in (first, second))
+    return tuple(OperatorTime(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in {**dense, **pruned})
+
+
+def _measurement(candidate: Candidate, tried: Tried) -> Measurement:
+    return Measurement(
+        top1=tried.answers.top1,
+        samples=tried.answers.samples,
+        params=candidate.params,
+        macs=candidate.macs,
+        onnx_bytes=file_bytes(candidate.path),
+        latency_ms=latency(tried.seconds),
+        throughput=throughput(tried),
+        batch_size=tried.batch_size,
+        provider=tried.session.placement.got,
+        precision=tried.session.precision,
+    )
+
+
+def ratios(dense: Measurement, pruned: Measurement) -> Ratios:
+    """Pruned / dense; dense / pruned for the speed-up; dense - pruned for the accuracy."""
+    return Ratios(
+        params=pruned.params / dense.params,
+        macs=pruned.macs / dense.macs,
+        onnx_bytes=pruned.onnx_bytes / dense.onnx_bytes,
+        speedup_p50=dense.latency_ms.p50 / pruned.latency_ms.p50,
+        top1_drop=dense.top1 - pruned.top1,
+    )
+
+
+def verdict(comparison: Comparison) -> str:
+    """What was gained and lost, in one line; says so when nothing was gained."""
+    dense, pruned = comparison.dense, comparison.pruned
+    macs = _factor(dense.macs, pruned.macs, "fewer MACs", "more MACs", "same MACs")
+    size = _factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
+    speed = _speed(comparison)
+    parts = [macs, speed, size] if comparison.speedup.low > 1 else [speed, macs, size]
+    lost = drop(dense, pruned, comparison.classes)
+    change = f"95 % interval of the change {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points"
+    accuracies = f"{dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
+    shown = "top-1" if lost.low > 0 or lost.high < 0 else "no top-1 difference shown:"
+    return f"{', '.join(parts)}, {shown} {accuracies}"
+
+
+def _speed(comparison: Comparison) -> str:
+    """The speed-up in words, with its conditions; "faster" only where the whole interval is."""
+    change, batch = comparison.speedup, comparison.pruned.batch_size
+    where = f"p50, batch {batch}, {_hardware(comparison)}, 95 % interval {change.interval}"
+    if change.low > 1:
+        return f"{change.ratio:.3g}x faster ({where})"
+    if change.high < 1:
+        return f"NOT FASTER at batch {batch}: {change.ratio:.2f}x ({where})"
+    return f"no difference in speed shown at batch {batch}: {change.ratio:.2f}x ({where})"
+
+
+def _hardware(comparison: Comparison) -> str:
+    name = comparison.placement.got.removesuffix("ExecutionProvider")
+    plural = "" if comparison.threads == 1 else "s"
+    return f"{name} {comparison.threads} thread{plural}" if name == "CPU" else f"{name} {comparison.pruned.precision}"
+
+
+def _factor(dense: int, pruned: int, less: str, more: str, same: str) -> str:
+    """ "2.9x fewer MACs"."""
+    if dense == pruned:
+        return same
+    return f"{dense / max(pruned, 1):.3g}x {less}" if dense > pruned else f"{pruned / max(dense, 1):.3g}x {more}"

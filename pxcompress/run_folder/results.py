@@ -1,0 +1,214 @@
+"""What was measured of a run folder's files, and the report that says it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pxcompress import __version__
+from pxcompress.attribution.class_relevance import removed_shares
+from pxcompress.clock import Clock
+from pxcompress.cost.count import count_params, macs_by_module
+from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
+from pxcompress.deploy.environment import environment
+from pxcompress.deploy.intervals import BUSY, guesses
+from pxcompress.deploy.measure import Tried, try_files
+from pxcompress.proof import (
+    ClassShare,
+    DataSummary,
+    GroupWidth,
+    LayerCost,
+    Report,
+    Rival,
+    StageTime,
+)
+from pxcompress.recipe import Recipe
+from pxcompress.report.build import sha256_of, to_json
+from pxcompress.report.html import to_html
+from pxcompress.run_folder import shelf
+from pxcompress.run_folder.names import SLIM
+from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
+from pxcompress.run_folder.written import Files
+from pxcompress.subject import Subject
+from pxcompress.types import Slim
+
+NEAR = 0.05
+"""Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
+
+
+PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
+"""Needs onnxruntime, numpy and pillow only; it is copied as it is."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of all files, in one go."""
+
+    comparison: Comparison
+    targets: Targets
+    rivals: tuple[Rival, ...] = ()
+    layers: tuple[LayerCost, ...] = ()
+
+
+def measure(files: Files, recipe: Recipe, subject: Subject, slim: Slim, clock: Clock) -> Measured:
+    """Make the other precisions, take similar models where these are asked for, and measure all side by side, once."""
+    made = _converted(files, recipe, subject, clock)
+    models = slim.pruned.dense, slim.pruned.model
+    macs = [macs_by_module(model, subject.splits.example) for model in models]
+    dense, pruned = (
+        Candidate(file.path, count_params(model), sum(of.values()))
+        for file, model, of in zip((files.dense, files.pruned), models, macs, strict=True)
+    )
+    paths = (dense.path, pruned.path, *made.files)
+    with tempfile.TemporaryDirectory() as place:
+        others = shelf.take(recipe, subject, pruned.macs, Path(place), clock) if recipe.compare else ()
+        with clock.stage("measure"):
+            beside = [other.path for other in others]
+            tried = try_files(paths, subject.splits.test, timed=beside, **asdict(recipe.bench))
+        rivals = shelf.rated(others, tried[1], tried[len(paths) :])
+    layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
+    comparison = compare(dense, pruned, tried, subject.source.classes)
+    return Measured(comparison, _targets(files, made, tried[: len(paths)]), rivals, layers)
+
+
+def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
+    """The files in all precisions, where others than float32 were asked for, and what to know about them."""
+    if not (made.files or made.failures):
+        return Targets()
+    rated = rate_targets(tried)
+    notes = [*made.failures, *rated.notes]
+    if files.certificate is not None and made.files:
+        notes.append(f"the certificate is about {SLIM}, not about its other precisions")
+    return replace(rated, notes=tuple(notes))
+
+
+def _converted(files: Files, recipe: Recipe, subject: Subject, clock: Clock) -> Made:
+    """model.onnx in the other precisions of `recipe`, calibrated on the repair split."""
+    asked = [name for name in recipe.targets if name != "fp32"]
+    if not asked:
+        return Made()
+    with clock.stage(f"export {', '.join(asked)}"):
+        return make_targets(files.pruned.path, asked, subject.splits.repair)
+
+
+def assemble(
+    place: Path,
+    recipe: Recipe,
+    subject: Subject,
+    slim: Slim,
+    results: tuple[Files, Measured],
+    stages: tuple[StageTime, ...],
+) -> Report:
+    """The report of a run whose folder will stand at `place`."""
+    files, measured = results
+    comparison, targets = measured.comparison, measured.targets
+    plan = slim.pruned.plan
+    counts = {role: len(ids) for role, ids in subject.splits.ids.items()}
+    return Report(
+        recipe=json.loads(recipe.to_json()),
+        environment={**environment(), "pxcompress": __version__, "threads": comparison.threads},
+        data=DataSummary(subject.source.name, subject.source.classes, skipped=subject.splits.skipped, **counts),
+        weights=subject.loaded.weights,
+        input_shape=tuple(subject.splits.example.shape[1:]),
+        dense=comparison.dense,
+        pruned=comparison.pruned,
+        ratios=ratios(comparison.dense, comparison.pruned),
+        parity=files.parity,
+        provider=comparison.placement,
+        stages=stages,
+        groups=tuple(
+            GroupWidth(group.name, group.kind, group.units, len(plan.kept(group))) for group in slim.pruned.groups
+        ),
+        fixed=slim.structure.fixed,
+        plan={key: value for key, value in asdict(plan).items() if key != "removed"},
+        folder=str(place),
+        verdict=f"{verdict(comparison)}: {place / SLIM}",
+        notes=(*_notes(subject, files, comparison), *_loop(slim), *targets.notes),
+        certificate=files.certificate,
+        class_shares=_class_shares(slim, subject.source.classes),
+        attempts=slim.attempts,
+        missed=_missed(recipe, comparison),
+        targets=targets.rows,
+        speedup=comparison.speedup,
+        rivals=measured.rivals,
+        class_changes=comparison.classes,
+        layers=measured.layers,
+        operators=comparison.operators,
+        sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
+    )
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write report.json, report.html, and predict.py, with which the model runs without pxcompress."""
+    shutil.copyfile(PREDICT, folder / PREDICT.name)
+    (folder / "report.json").write_text(to_json(report))
+    (folder / "report.html").write_text(to_html(report))
+
+
+def _class_shares(slim: Slim, classes: Sequence[str]) -> tuple[ClassShare, ...]:
+    """What the removed units carried of each class's relevance; nothing where no class scores were asked for."""
+    if slim.class_relevance is None:
+        return ()
+    samples, shares = slim.class_relevance.samples, removed_shares(slim.class_relevance, slim.pruned.plan).tolist()
+    return tuple(
+        ClassShare(name, count, share if count else None)
+        for name, count, share in zip(classes, samples, shares, strict=True)
+    )
+
+
+def _missed(recipe: Recipe, comparison: Comparison) -> str:
+    """How a goal of speed was missed in the last measurement; empty where it was met, or is none of speed."""
+    faster, took = comparison.speedup.ratio, comparison.pruned.latency_ms.p50
+    if recipe.speedup is not None and faster < recipe.speedup * (1 - NEAR):
+        return f"{faster:.3g}x faster, {recipe.speedup:g}x was asked for"
+    if recipe.latency_ms is not None and took > recipe.latency_ms * (1 + NEAR):
+        return f"{took:.4g} ms, at most {recipe.latency_ms:g} ms was asked for"
+    return ""
+
+
+def _loop(slim: Slim) -> Iterator[str]:
+    """What a closed loop tried, for a reader."""
+    if slim.attempts:
+        unit = slim.pruned.plan.unit
+        tried = ", ".join(
+            f"{attempt.measured:.4g} (planned {attempt.planned:.4g}{', corrected' if turn else ''})"
+            for turn, attempt in enumerate(slim.attempts)
+        )
+        allowed = f"{slim.attempts[-1].allowed:.4g} {unit} are allowed"
+        yield f"plans were held against their exported files: {allowed}, measured {tried}"
+
+
+def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str, ...]:
+    """What a reader must know beside the figures."""
+    notes = []
+    if subject.source.embedded:
+        side = subject.splits.example.shape[-1]
+        size = f" at {side} x {side} pixels" if subject.loaded.preprocessing.is_image else ""
+        notes.append(f"embedded data {subject.source.name!r}{size}: a demonstration, not your task")
+    if subject.whole:
+        task, whole = len(subject.source.classes), len(subject.whole.source.classes)
+        notes.append(f"a task of {task} of the {whole} classes: the dense model, too, knows no others")
+    if subject.loaded.weights == "trained-here":
+        notes.append("the dense model was trained here, on that data, for a few epochs")
+    if subject.loaded.weights == "factory":
+        notes.append("no --checkpoint was given: the weights are those that the factory made")
+    dense, classes = comparison.dense, len(subject.source.classes)
+    if guesses(dense, classes):
+        why = "as untrained ones do; give --checkpoint" if subject.loaded.weights == "factory" else "check its weights"
+        notes.append(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}")
+    if comparison.noise > BUSY:
+        notes.append(
+            f"THE MACHINE IS BUSY: only half of the runs lie within {comparison.noise:.0%} of p50, so p90, p99 and the "
+            "throughput mean little; time them again on a quiet one: pxcompress bench FOLDER"
+        )
+    if comparison.placement.fallback_reason:
+        notes.append(comparison.placement.fallback_reason)
+    if files.certificate and files.certificate["spent"]:
+        notes.append(files.certificate["spent"])
+    if subject.splits.skipped:
+        notes.append(f"{len(subject.splits.skipped)} images could not be read and were left out")
+    return tuple(notes)

@@ -1,0 +1,94 @@
+"""A run folder read back: its recipe, its preprocessing, and the slim model, built again without executing anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pxcompress.errors import InputError, short
+from pxcompress.graph import find_groups, prune
+from pxcompress.models.checkpoint import load_state
+from pxcompress.models.loading import Architecture, classifier_names
+from pxcompress.models.rewrite import plain
+from pxcompress.models.task import sliced
+from pxcompress.planning.plan_file import plan_from_json, planned_groups
+from pxcompress.recipe import Recipe
+from pxcompress.report.build import check_files, read_report
+from pxcompress.run_folder.names import PLAN, RECIPE, WEIGHTS
+from pxcompress.types import Preprocessing, Pruned
+
+
+def preprocessing_of(facts: Mapping[str, str]) -> Preprocessing:
+    """How images are fed to a model, from its ONNX file's metadata. Raises `InputError` where that does not say."""
+    try:
+        return Preprocessing(
+            input_size=tuple(json.loads(facts["input_size"])),
+            mean=tuple(json.loads(facts["input_mean"])),
+            std=tuple(json.loads(facts["input_std"])),
+            interpolation=facts["interpolation"],
+            crop=json.loads(facts["crop"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"an ONNX file without preprocessing in its metadata ({type(error).__name__}: {error}); "
+            "give files that pxcompress wrote"
+        ) from error
+
+
+def read_run(folder: Path, data: str = "") -> Recipe:
+    """The recipe of a run folder, with other `data` where they are given; `InputError` where it is none."""
+    try:
+        recipe = Recipe.from_json((folder / RECIPE).read_text())
+    except OSError as error:
+        raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: {RECIPE}); give one") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{RECIPE} of {str(folder)!r} is no text ({error.reason}); run again") from error
+    return recipe.but(data=data) if data else recipe
+
+
+def load(folder: Path | str) -> nn.Module:
+    """The slim PyTorch model of a run folder, in eval mode on the CPU, from architecture, plan.json and safetensors.
+
+    Raises `InputError` where the folder is none of ours, was written for another version of the architecture, or where
+    a file is not the one that the run wrote. Nothing in the folder is executed.
+    """
+    return load_pruned(Path(folder)).model
+
+
+def load_pruned(folder: Path) -> Pruned:
+    """The same with its groups and plan; `dense` is the architecture, whose weights are not those of the run."""
+    check_files(folder, read_report(folder).sha256)
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            facts: Mapping[str, str] = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        plan = (folder / PLAN).read_text()
+    except (OSError, SafetensorError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
+    try:
+        return _rebuilt(facts, plan, state)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
+        reason = f"{type(error).__name__}: {short(error)}"
+        raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
+
+
+def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor]) -> Pruned:
+    """The architecture of `facts`, what `plan` says removed, with the weights `state`."""
+    dense = plain(Architecture.from_json(facts["architecture"]).build().eval())
+    example = torch.zeros(1, *json.loads(facts["input_shape"]))
+    if "outputs" in facts:
+        dense = sliced(dense, example, json.loads(facts["outputs"]))
+    found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
+    groups = planned_groups(plan, found)
+    pruned = prune(dense, groups, plan_from_json(plan, groups), example)
+    model = pruned.model
+    for name in state.keys() - model.state_dict().keys():
+        module, _, parameter = name.rpartition(".")
+        model.get_submodule(module).register_parameter(parameter, nn.Parameter(state[name]))
+    load_state(model, state, (), WEIGHTS)
+    return pruned

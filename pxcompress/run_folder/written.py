@@ -1,0 +1,115 @@
+"""What a run writes: recipe, plan, scores, weights, and both models as ONNX, held against PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from pxcompress import __version__
+from pxcompress.deploy.export import export_onnx, verify_parity
+from pxcompress.errors import ParityError
+from pxcompress.planning.plan_file import plan_to_json
+from pxcompress.proof import (
+    Artifact,
+    Parity,
+)
+from pxcompress.recipe import Recipe
+from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.subject import Subject
+from pxcompress.types import ClassRelevance, Slim
+
+
+@dataclass(frozen=True)
+class Files:
+    """The exported models of a run folder, the parity of the pruned one with PyTorch, and what is certified of it."""
+
+    dense: Artifact
+    pruned: Artifact
+    parity: Parity
+    certificate: Mapping[str, Any] | None = None
+
+
+def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:
+    """Write recipe, plan, scores, slim weights and both ONNX files; `ParityError` where ONNX Runtime disagrees."""
+    dense = export_dense(folder / DENSE, recipe, subject)
+    small = export_slim(folder / SLIM, recipe, subject, slim)
+    return describe(folder, recipe, subject, slim, (dense, small))
+
+
+def export_dense(path: Path, recipe: Recipe, subject: Subject) -> Artifact:
+    """Write the dense model as ONNX."""
+    facts = {**_facts(recipe, subject), "pruned": "no"}
+    return export_onnx(subject.loaded.model, subject.splits.example, path, facts, batch=recipe.onnx_batch)
+
+
+def export_slim(path: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Artifact:
+    """Write a slim model as ONNX."""
+    plan = sha256(_plan(slim).encode()).hexdigest()
+    facts = {**_facts(recipe, subject), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
+    return export_onnx(slim.pruned.model, subject.splits.example, path, facts, batch=recipe.onnx_batch)
+
+
+def describe(folder: Path, recipe: Recipe, subject: Subject, slim: Slim, exported: tuple[Artifact, Artifact]) -> Files:
+    """Write recipe, plan, scores and slim weights beside the `exported` dense and slim ONNX files, and check parity."""
+    dense, small = exported
+    (folder / RECIPE).write_text(recipe.to_json())
+    (folder / PLAN).write_text(_plan(slim))
+    scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
+    (folder / "scores.safetensors").write_bytes(save(scores))
+    if slim.class_relevance is not None:
+        _save_class_relevance(slim.class_relevance, subject, folder / "class_scores.safetensors")
+    _save_weights(slim.pruned.model, subject, folder / WEIGHTS)
+    parity = verify_parity(slim.pruned.model, small.path, subject.splits.test)
+    if not parity.passed:
+        raise ParityError(
+            f"{SLIM} disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
+            f"({parity.top1_agreement:.1%} of the decisions agree); please report the architecture"
+        )
+    return Files(dense, small, parity)
+
+
+def _plan(slim: Slim) -> str:
+    return plan_to_json(slim.pruned.plan, slim.pruned.groups)
+
+
+def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
+    """The slim model's state, with what `load` needs to build the module around it."""
+    facts = {
+        "format": "pt",
+        "architecture": subject.loaded.architecture.to_json(),
+        "input_shape": json.dumps(list(subject.splits.example.shape[1:])),
+        "pxcompress": __version__,
+    }
+    if subject.whole:
+        facts["outputs"] = json.dumps(subject.whole.outputs)
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    path.write_bytes(save(state, facts))  # not `save_file`: its errors are no OSError, its files for the owner only
+
+
+def _save_class_relevance(relevance: ClassRelevance, subject: Subject, path: Path) -> None:
+    """Group name -> (classes, units), with names and samples of the classes as JSON in the metadata."""
+    facts = {"classes": json.dumps(subject.source.classes), "samples": json.dumps(relevance.samples)}
+    path.write_bytes(save({name: values.contiguous() for name, values in relevance.units.items()}, facts))
+
+
+def _facts(recipe: Recipe, subject: Subject) -> dict[str, str]:
+    """metadata_props of the ONNX files: provenance, and what is needed to feed them and read their answer."""
+    preprocessing = subject.loaded.preprocessing
+    return {
+        "pxcompress": __version__,
+        "recipe_sha256": recipe.hash,
+        "model": recipe.model,
+        "classes": json.dumps(subject.source.classes),
+        "input_mean": json.dumps(preprocessing.mean),
+        "input_std": json.dumps(preprocessing.std),
+        "input_size": json.dumps(preprocessing.input_size),
+        "interpolation": preprocessing.interpolation,
+        "crop": json.dumps(preprocessing.crop),
+    }
