@@ -25,7 +25,7 @@ from pxcompress.models.task import sliced
 from pxcompress.planning.order import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.search import SearchPlan
-from pxcompress.search.objectives import PXP_RATES, Bench, objective, only_masked, ratios_for, shipped, slim_at
+from pxcompress.search.objectives import PXP_RATES, Workbench, objective, only_masked, ratios_for, shipped, slim_at
 from pxcompress.search.run import Search, work_on_trials
 from pxcompress.search.space import space_of, trial_repairs, with_repairs
 from pxcompress.search.study import quiet
@@ -66,7 +66,7 @@ class Place:
     seed: int
     recipe: Recipe
     splits: Splits
-    bench: Bench
+    bench: Workbench
     mask: Callable[[str], Any]
 
     @property
@@ -89,7 +89,7 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
     splits = load_splits(source, subject.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
-    bench = Bench.of(model, splits.example, splits.parts, recipe, labels=True)
+    bench = Workbench.of(model, splits.example, splits.parts, recipe, labels=True)
     return Place(label, task, seed, recipe, splits, bench, source.mask)
 
 

@@ -73,7 +73,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("pxcompress: interrupted; nothing was written", file=sys.stderr)
+            print("pxcompress: interrupted; no result was written", file=sys.stderr)
         raise
     except (MemoryError, RuntimeError) as error:
         from pxcompress.passes.memory import is_out_of_memory, out_of_memory

@@ -27,6 +27,7 @@ from pxcompress.planning.stop_rule import plan_by_share
 from pxcompress.planning.swaps import divergence, swapped_plan
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
+from pxcompress.state import seeded
 from pxcompress.types import (
     Attempt,
     Batches,
@@ -117,8 +118,12 @@ def _guarded(scores: Scores, relevance: ClassRelevance | None, recipe: Recipe) -
 
 
 def unit_scores(model: nn.Module, groups: Sequence[Group], run: Run) -> Scores:
-    """What the run's scorer says of every group; `ResultError` where it is no number."""
-    scores = in_smaller_batches(partial(run.scorer, model, groups), run.parts["score"], run.clock.say)
+    """What the run's scorer says of every group; `ResultError` where it is no number.
+
+    What a scorer draws depends on the recipe's seed alone.
+    """
+    with seeded(run.recipe.seed):
+        scores = in_smaller_batches(partial(run.scorer, model, groups), run.parts["score"], run.clock.say)
     for name, values in scores.items():
         if not values.isfinite().all():
             raise ResultError(

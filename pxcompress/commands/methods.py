@@ -23,3 +23,4 @@ def methods() -> None:
         print(f"{title}s")
         for name, text in table.items():
             print(f"  {name:<22} {text}")
+    print("your own: --score @composite.json, as `pxcompress search` writes it; those listed are not from a search")

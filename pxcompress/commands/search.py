@@ -94,8 +94,8 @@ def search(
     """Search rules, score, ranking and repair for the model that ships; killed and started again, it goes on.
 
     The folder gets composite.json (for `run --score @...`; with --pareto front-1.json ... as well), search.json and
-    search.html. Nothing is measured on the
-    test or certify split. Started several times with one --storage, the workers share the trials.
+    search.html. Nothing is measured on the test or certify split. Started several times with one --storage, the workers
+    share the trials.
     """
     from pxcompress.report.search import search_table
     from pxcompress.search import COMPOSITE, SearchPlan, read_start
@@ -115,5 +115,10 @@ def search(
         full_trials=full_trials,
     )
     place = out or Path("exported") / f"{recipe.label}-search"
-    content = run_search(recipe, plan, place, notes(quiet))
+    note = notes(quiet)
+    try:
+        content = run_search(recipe, plan, place, note)
+    except (KeyboardInterrupt, SystemExit):
+        note("all finished trials are kept: the same command goes on from there")
+        raise
     print(json.dumps(content, indent=1) if as_json else search_table(content, str(place / COMPOSITE)))

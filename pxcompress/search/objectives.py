@@ -36,7 +36,7 @@ ALIKE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class Workbench:
     """The dense model with everything that does not depend on the choice, computed once.
 
     `logits` are the dense model's on the select split, batch by batch, None where labels say what is right.
@@ -53,7 +53,9 @@ class Bench:
         return self.quality(self.scored.model)
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe, labels: bool) -> Bench:
+    def of(
+        cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe, labels: bool
+    ) -> Workbench:
         """For choices around `recipe`; `parts` are the roles score, repair and select. Raises `BudgetError`."""
         scored = priced(model, example, Run(recipe, parts))
         logits = None if labels else list(_logits(model, parts["select"]))
@@ -73,9 +75,8 @@ class Bench:
     def with_scores(self, recipe: Recipe) -> Scored:
         """The dense model scored as `recipe` says; each scorer runs once. Raises `ResultError` for infinite scores."""
         if recipe.scorer not in self.scores:
-            with seeded(recipe.seed):
-                groups = self.scored.structure.groups
-                self.scores[recipe.scorer] = unit_scores(self.scored.model, groups, Run(recipe, self.parts))
+            groups = self.scored.structure.groups
+            self.scores[recipe.scorer] = unit_scores(self.scored.model, groups, Run(recipe, self.parts))
         return replace(self.scored, scores=self.scores[recipe.scorer])
 
 
@@ -85,19 +86,19 @@ def _logits(model: nn.Module, batches: Batches) -> Iterator[Tensor]:
             yield model(inputs.to(device_of(model))).double().cpu()
 
 
-def slim_at(bench: Bench, recipe: Recipe, ratio: float) -> Slim:
+def slim_at(bench: Workbench, recipe: Recipe, ratio: float) -> Slim:
     """What `run` would ship: pruned physically to `ratio`, then repaired."""
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):
         return cut(scored, plan_at(scored, ratio, recipe), Run(recipe, bench.parts).unheard())
 
 
-def shipped(bench: Bench, recipe: Recipe, ratio: float) -> float:
+def shipped(bench: Workbench, recipe: Recipe, ratio: float) -> float:
     """Quality of the model that `run` would ship."""
     return bench.quality(slim_at(bench, recipe, ratio).pruned.model)
 
 
-def explained(bench: Bench, recipe: Recipe, ratio: float) -> float:
+def explained(bench: Workbench, recipe: Recipe, ratio: float) -> float:
     """Quality of that model, less what its explanations lack of being `ALIKE` to the dense model's.
 
     Relevance follows the same rules whatever the recipe scores by, so that its numbers compare.
@@ -107,7 +108,7 @@ def explained(bench: Bench, recipe: Recipe, ratio: float) -> float:
     return bench.quality(slim.pruned.model) - max(0.0, ALIKE - found.cosine)
 
 
-def only_masked(bench: Bench, recipe: Recipe, rate: float) -> float:
+def only_masked(bench: Workbench, recipe: Recipe, rate: float) -> float:
     """Quality with the lowest `rate` of all units masked, no repair: PXP's measure."""
     if not rate:
         return bench.dense
@@ -132,7 +133,7 @@ class Objective:
     """`point` is what is measured at one ratio, `combine` makes one number of all; `space` is its own space."""
 
     help: str
-    point: Callable[[Bench, Recipe, float], float]
+    point: Callable[[Workbench, Recipe, float], float]
     combine: Callable[[Mapping[float, float]], float]
     space: str = "full"
 

@@ -27,7 +27,7 @@ from pxcompress.pipeline import aligned
 from pxcompress.recipe import Recipe
 from pxcompress.report.search import quality_text
 from pxcompress.search.files import RESULT, STORAGE, write
-from pxcompress.search.objectives import OBJECTIVES, Bench, Objective, middle_first, objective, ratios_for, slim_at
+from pxcompress.search.objectives import OBJECTIVES, Objective, Workbench, middle_first, objective, ratios_for, slim_at
 from pxcompress.search.results import (
     POINTS,
     RECIPE,
@@ -104,7 +104,7 @@ class Search:
     objective: Objective
     ratios: tuple[float, ...]
     space: Space
-    bench: Bench
+    bench: Workbench
     note: Note
     price: Callable[[Slim], float] | None = None
 
@@ -185,7 +185,7 @@ def _number(value: float, recipe: Recipe) -> float:
     return value
 
 
-def price_in(budget: str, bench: Bench, recipe: Recipe) -> Callable[[Slim], float]:
+def price_in(budget: str, bench: Workbench, recipe: Recipe) -> Callable[[Slim], float]:
     """What a slim model costs in a budget's unit, as a share of the dense one; conditions are those of `recipe`."""
     said = recipe.but(budget=budget).budget
     groups = bench.scored.structure.groups
@@ -234,7 +234,7 @@ def search_on(model: nn.Module, splits: Splits, recipe: Recipe, plan: SearchPlan
     ratios = ratios_for(plan.objective, recipe, plan.ratios, front=bool(plan.pareto))
     many = plan.objective == "curve" or plan.pareto
     furthest = recipe.but(ratio=max(ratios)) if many else recipe
-    bench = Bench.of(model, splits.example, splits.parts, furthest, plan.labels)
+    bench = Workbench.of(model, splits.example, splits.parts, furthest, plan.labels)
     tried = recipe if plan.full_trials or plan.objective == "pxp" else recipe.but(repair=trial_repairs(recipe.repair))
     attention = has_attention(model, splits.example)
     name = plan.space or chosen.space

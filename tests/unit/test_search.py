@@ -41,7 +41,7 @@ from pxcompress.search import run as run_module
 from pxcompress.search import storage as storage_module
 from pxcompress.search.objectives import (
     PXP_RATES,
-    Bench,
+    Workbench,
     middle_first,
     objective,
     only_masked,
@@ -147,14 +147,14 @@ def test_a_choice_without_rules_is_nothing_to_begin_with(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
+def bench() -> Workbench:
     return _bench(subject("flatten_cnn"), labels=True)
 
 
-def _bench(net: Subject, *, labels: bool = True, recipe: Recipe = RECIPE) -> Bench:
+def _bench(net: Subject, *, labels: bool = True, recipe: Recipe = RECIPE) -> Workbench:
     with seeded(5):
         parts = {role: _batches(net) for role in ("score", "repair", "select")}
-    return Bench.of(net.model, net.inputs[:1], parts, recipe, labels)
+    return Workbench.of(net.model, net.inputs[:1], parts, recipe, labels)
 
 
 def _batches(net: Subject) -> list[Batch]:
@@ -163,7 +163,7 @@ def _batches(net: Subject) -> list[Batch]:
         return [(x, net.model(x + 0.3 * torch.randn_like(x)).argmax(1)) for x in inputs]
 
 
-def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Bench) -> None:
+def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Workbench) -> None:
     recipe = _space("pxp").recipe_at(_space("pxp").defaults)
     scores = SCORERS.build("lrp")(bench.scored.model, bench.scored.structure.groups, bench.parts["score"])
     order = sorted(
@@ -188,7 +188,7 @@ def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"scorer": name} for name in SCORERS if name != "random"),  # draws wherever the generator stands
+        *({"scorer": name} for name in SCORERS),
         {"refine": "swaps", "repair": ("fold",)},
         {"drop_branches": True, "normalise": "knapsack", "min_keep": 0.2},
         {"repair": ("fold", "finetune:steps=3"), "seed": 7},
@@ -252,7 +252,7 @@ def test_the_area_of_a_curve_by_hand() -> None:
     assert middle_first([0.1, 0.2, 0.3, 0.4]) == [0.2, 0.3, 0.1, 0.4]
 
 
-def test_infinite_scores_end_a_trial(bench: Bench) -> None:
+def test_infinite_scores_end_a_trial(bench: Workbench) -> None:
     spoiled = copy.deepcopy(bench.scored.model)
     for weight in spoiled.parameters():
         weight.data.fill_(torch.inf)
@@ -591,7 +591,7 @@ def test_a_front_of_quality_and_cost(px: Px, args: list[object], tmp_path: Path)
     assert page.count("--ratio 0.35") == sum(row["ratio"] == 0.35 for row in front)
 
 
-def test_the_price_is_that_of_the_model_that_ships(bench: Bench) -> None:
+def test_the_price_is_that_of_the_model_that_ships(bench: Workbench) -> None:
     slim = slim_at(bench, RECIPE, 0.5)
     dense, left = (
         sum(each.numel() for each in model.parameters()) for model in (bench.scored.model, slim.pruned.model)

@@ -21,7 +21,7 @@ from pxcompress.nets import spiral_mlp
 from pxcompress.notes import silent
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.search.objectives import ALIKE, OBJECTIVES, Bench, explained, ratios_for, shipped
+from pxcompress.search.objectives import ALIKE, OBJECTIVES, Workbench, explained, ratios_for, shipped
 from pxcompress.stages import shrink
 from pxcompress.state import seeded
 from pxcompress.types import Plan, Pruned
@@ -121,7 +121,7 @@ def test_rules_are_those_of_the_scorer() -> None:
 def test_a_search_can_count_explanations_that_are_not_alike() -> None:
     subject, recipe = subject_named("flatten_cnn"), Recipe("mine", 0.6, scorer="lrp", round_to=1, repair=("fold",))
     parts = {role: batches_of(subject.inputs, 3) for role in ("score", "repair", "select")}
-    bench = Bench.of(subject.model, subject.example, parts, recipe, labels=True)
+    bench = Workbench.of(subject.model, subject.example, parts, recipe, labels=True)
     pruned = shrink(subject.model, subject.example, Run(recipe, parts)).pruned
     cosine = explanation_similarity(pruned, Method(), parts["select"]).cosine
     assert cosine < ALIKE
