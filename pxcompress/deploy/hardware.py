@@ -26,7 +26,7 @@ def affinity() -> str:
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
     if len(allowed) == cores:
         return f"not pinned, of {cores} cores"
-    return f"bound to cores {', '.join(map(str, allowed))}, {len(allowed)} of {cores}"
+    return f"bound to {len(allowed)} of {cores} cores ({', '.join(map(str, allowed))})"
 
 
 def library() -> ctypes.CDLL:

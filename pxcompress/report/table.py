@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pxcompress.deploy.intervals import BUSY
@@ -94,24 +95,24 @@ def _interval(measurement: Measurement) -> str:
 
 def bench_table(rows: Sequence[BenchRow]) -> str:
     """What `pxcompress bench` prints; `speed` is against the first line at the same batch. No newline at the end."""
-    lines: list[_Line] = [("file", "batch", "p50", "p90", "p99", "throughput", "speed", "cold", "size", "provider")]
-    lines += [
-        (
-            row.path,
-            str(row.batch_size),
-            milliseconds(row.latency_ms.p50),
-            milliseconds(row.latency_ms.p90),
-            milliseconds(row.latency_ms.p99),
-            per_second(row.throughput),
-            times(row.speedup) if row.speedup else "reference",
-            milliseconds(row.cold_start_ms),
-            size(row.onnx_bytes),
-            f"{row.precision}, {nodes(row.placement)}{_on_device(row)}",
+    folders = {str(Path(row.path).parent) for row in rows}
+    names = [(Path(row.path).name if len(folders) == 1 else row.path, str(row.batch_size)) for row in rows]
+    calls: list[_Line] = [("file", "batch", "mean", "p50", "p90", "p99", "throughput")]
+    files: list[_Line] = [("file", "batch", "size", "cold", "speed")]
+    where: list[str] = []
+    for name, row in zip(names, rows, strict=True):
+        of = row.latency_ms
+        calls.append(
+            (*name, *(milliseconds(value) for value in (of.mean, of.p50, of.p90, of.p99)), per_second(row.throughput))
         )
-        for row in rows
-    ]
+        change = times(row.speedup) if row.speedup else "reference"
+        files.append((*name, size(row.onnx_bytes), milliseconds(row.cold_start_ms), change))
+        where.append(f"{name[0]}: {row.precision}, {nodes(row.placement)}{_on_device(row)}")
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
-    return "\n".join([*aligned(lines), "", *_bench_conditions(rows), *(f"note: {reason}" for reason in reasons)])
+    notes = (f"note: {reason}" for reason in reasons)
+    return "\n".join(
+        [*aligned(calls), "", *aligned(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]
+    )
 
 
 def _on_device(row: BenchRow) -> str:
