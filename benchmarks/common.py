@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
-import importlib.util
 import json
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pxcompress.deploy.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,13 +29,6 @@ def claim(text: str, value: float, target: float, better: str) -> dict[str, Any]
     """One target with its measured value; `better` is "lower", "higher" or "equal". A value of NaN never holds."""
     value, target = float(value), float(target)
     return {"claim": text, "value": value, "target": target, "better": better, "holds": HOLDS[better](value, target)}
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, by pxcompress where it has `measure.environment`."""
-    if importlib.util.find_spec("pxcompress.deploy.measure") is not None:
-        return dict(importlib.import_module("pxcompress.deploy.measure").environment())
-    return {"python": platform.python_version(), "machine": platform.machine(), "cpu_count": os.cpu_count()}
 
 
 def write(
