@@ -64,11 +64,11 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
                 files = export(folder, recipe, subject, slim)
         else:
             slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), run)
-            slim, files = smallest_certified(folder, recipe, subject, slims, clock)
-        measured = measure(files, recipe, subject, slim, clock)
+            slim, files = smallest_certified(folder, subject, slims, run)
+        measured = measure(files, subject, slim, run)
         alike, unexplained = compared_explanations(slim.pruned, subject.splits.select, recipe, clock)
-        report = assemble(place, recipe, subject, slim, (files, measured), clock.stages)
-        report = replace(report, explanations=alike, notes=(*report.notes, *clock.remarks, *unexplained))
+        report = assemble(place, subject, slim, measured, run)
+        report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
         write_report(folder, report)
     return report
 

@@ -33,7 +33,6 @@ from pxcompress.certify.path import (
     spent,
 )
 from pxcompress.certify.used import check_disjoint, record_use, split_hash
-from pxcompress.clock import Clock
 from pxcompress.data import Source, load_splits, open_source, restricted
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
@@ -43,6 +42,7 @@ from pxcompress.notes import Note
 from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import sha256_of
+from pxcompress.run import Run
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
@@ -95,14 +95,13 @@ def check_certifiable(recipe: Recipe, subject: Subject) -> None:
     recipe.guarantee.counted.check(recipe.guarantee.goal, counts)
 
 
-def smallest_certified(
-    folder: Path, recipe: Recipe, subject: Subject, slims: Iterable[Slim], clock: Clock
-) -> tuple[Slim, Files]:
+def smallest_certified(folder: Path, subject: Subject, slims: Iterable[Slim], run: Run) -> tuple[Slim, Files]:
     """Test `slims`, the dense model first, and write the smallest that passes as a run's files into `folder`.
 
     Where no smaller one passes the folder holds the dense model as its model, too. certificate.json holds the whole
     path. Raises as `written.export` does.
     """
+    recipe, clock = run.recipe, run.clock
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
     samples = Reserved.of(recipe.data, subject.source, subject.splits)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pxcompress import __version__
 from pxcompress.attribution.class_relevance import removed_shares
-from pxcompress.clock import Clock
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
@@ -24,11 +23,11 @@ from pxcompress.proof import (
     LayerCost,
     Report,
     Rival,
-    StageTime,
 )
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
+from pxcompress.run import Run
 from pxcompress.run_folder import shelf
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
@@ -48,15 +47,16 @@ PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 class Measured:
     """What was measured of all files, in one go."""
 
+    files: Files
     comparison: Comparison
     targets: Targets
     rivals: tuple[Rival, ...] = ()
     layers: tuple[LayerCost, ...] = ()
 
 
-def measure(files: Files, recipe: Recipe, subject: Subject, slim: Slim, clock: Clock) -> Measured:
+def measure(files: Files, subject: Subject, slim: Slim, run: Run) -> Measured:
     """Make the other precisions, take similar models where these are asked for, and measure all side by side, once."""
-    made = _converted(files, recipe, subject, clock)
+    made, recipe = _converted(files, subject, run), run.recipe
     models = slim.pruned.dense, slim.pruned.model
     macs = [macs_by_module(model, subject.splits.example) for model in models]
     dense, pruned = (
@@ -65,14 +65,14 @@ def measure(files: Files, recipe: Recipe, subject: Subject, slim: Slim, clock: C
     )
     paths = (dense.path, pruned.path, *made.files)
     with tempfile.TemporaryDirectory() as place:
-        others = shelf.take(recipe, subject, pruned.macs, Path(place), clock) if recipe.compare else ()
-        with clock.stage("measure"):
+        others = shelf.take(subject, pruned.macs, Path(place), run) if recipe.compare else ()
+        with run.clock.stage("measure"):
             beside = [other.path for other in others]
             tried = try_files(paths, subject.splits.test, timed=beside, **asdict(recipe.bench))
         rivals = shelf.rated(others, tried[1], tried[len(paths) :])
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, tried, subject.source.classes)
-    return Measured(comparison, _targets(files, made, tried[: len(paths)]), rivals, layers)
+    return Measured(files, comparison, _targets(files, made, tried[: len(paths)]), rivals, layers)
 
 
 def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
@@ -86,27 +86,19 @@ def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
     return replace(rated, notes=tuple(notes))
 
 
-def _converted(files: Files, recipe: Recipe, subject: Subject, clock: Clock) -> Made:
-    """model.onnx in the other precisions of `recipe`, calibrated on the repair split."""
-    asked = [name for name in recipe.targets if name != "fp32"]
+def _converted(files: Files, subject: Subject, run: Run) -> Made:
+    """model.onnx in the other precisions that the recipe names, calibrated on the repair split."""
+    asked = [name for name in run.recipe.targets if name != "fp32"]
     if not asked:
         return Made()
-    with clock.stage(f"export {', '.join(asked)}"):
+    with run.clock.stage(f"export {', '.join(asked)}"):
         return make_targets(files.pruned.path, asked, subject.splits.repair)
 
 
-def assemble(
-    place: Path,
-    recipe: Recipe,
-    subject: Subject,
-    slim: Slim,
-    results: tuple[Files, Measured],
-    stages: tuple[StageTime, ...],
-) -> Report:
+def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run: Run) -> Report:
     """The report of a run whose folder will stand at `place`."""
-    files, measured = results
-    comparison, targets = measured.comparison, measured.targets
-    plan = slim.pruned.plan
+    files, comparison, targets = measured.files, measured.comparison, measured.targets
+    recipe, plan = run.recipe, slim.pruned.plan
     counts = {role: len(ids) for role, ids in subject.splits.ids.items()}
     return Report(
         recipe=json.loads(recipe.to_json()),
@@ -119,7 +111,7 @@ def assemble(
         ratios=ratios(comparison.dense, comparison.pruned),
         parity=files.parity,
         provider=comparison.placement,
-        stages=stages,
+        stages=run.clock.stages,
         groups=tuple(
             GroupWidth(group.name, group.kind, group.units, len(plan.kept(group))) for group in slim.pruned.groups
         ),
@@ -127,7 +119,7 @@ def assemble(
         plan={key: value for key, value in asdict(plan).items() if key != "removed"},
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
-        notes=(*_notes(subject, files, comparison), *_loop(slim), *targets.notes),
+        notes=(*_notes(subject, files, comparison), *_loop(slim), *targets.notes, *run.clock.remarks),
         certificate=files.certificate,
         class_shares=_class_shares(slim, subject.source.classes),
         attempts=slim.attempts,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.data import load_splits
 from pxcompress.deploy.answers import torch_accuracy
@@ -20,6 +19,7 @@ from pxcompress.errors import InputError, ModelError
 from pxcompress.models.loading import Architecture, Loaded, load_model
 from pxcompress.proof import Rival
 from pxcompress.recipe import Recipe
+from pxcompress.run import Run
 from pxcompress.subject import Subject
 
 FAMILIES = (
@@ -82,7 +82,7 @@ def check_comparable(recipe: Recipe, subject: Subject) -> None:
         raise InputError(f"--compare knows models of square colour images, the inputs have shape {shape}; leave it out")
 
 
-def take(recipe: Recipe, subject: Subject, macs: int, folder: Path, clock: Clock) -> tuple[Other, ...]:
+def take(subject: Subject, macs: int, folder: Path, run: Run) -> tuple[Other, ...]:
     """Off-the-shelf models of about `macs`, exported into `folder`, for the classes and images of `subject`.
 
     They have their own weights, and an accuracy, where these can be fetched and know the classes of the data; else
@@ -91,12 +91,12 @@ def take(recipe: Recipe, subject: Subject, macs: int, folder: Path, clock: Clock
     example, classes = subject.splits.example, len(subject.source.classes)
     found = []
     names = similar(macs, tuple(example.shape[1:]), classes)
-    clock.say(f"off the shelf with as many MACs: {', '.join(names) or 'none'}")
+    run.clock.say(f"off the shelf with as many MACs: {', '.join(names) or 'none'}")
     for name in names:
-        with clock.stage(f"export {name}"):
+        with run.clock.stage(f"export {name}"):
             loaded = _loaded(name, subject, example.shape[-1])
             path = export_onnx(loaded.model, example, folder / f"{name}.onnx", {}).path
-            top1 = _top1(loaded, subject, recipe.seed) if loaded.weights == "pretrained" else None
+            top1 = _top1(loaded, subject, run.recipe.seed) if loaded.weights == "pretrained" else None
             found.append(Other(name, path, count_params(loaded.model), count_macs(loaded.model, example), top1))
     return tuple(found)
 
