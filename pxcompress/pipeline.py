@@ -22,10 +22,11 @@ from pxcompress.models.loading import classifier_names
 from pxcompress.models.rewrite import plain
 from pxcompress.notes import Note, silent
 from pxcompress.passes.parts import watched
-from pxcompress.passes.ranks import from_first, processes, same_weights_, shares
 from pxcompress.planning.selection import Selection
+from pxcompress.processes import from_first, processes, same_weights_, shares
 from pxcompress.proof import Report
 from pxcompress.recipe import MEASURED, Recipe
+from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
 from pxcompress.run_folder.place import check_place, whole_folder
@@ -165,5 +166,5 @@ def _check_suited(module: Adapted, recipe: Recipe) -> None:
             f"scorer {recipe.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
             "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
         )
-    if isinstance(module.model, Adapter) and any(repair.startswith("finetune") for repair in recipe.repair):
-        raise InputError("repair 'finetune' takes a module with one input and logits (n, classes); leave it out")
+    if isinstance(module.model, Adapter) and any(REPAIRS.build(text).phase == "train" for text in recipe.repair):
+        raise InputError("repairs that train, as finetune does, take a module with one input and logits (n, classes)")

@@ -8,6 +8,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ class Recipe(Given):
         from pxcompress.budgets import BUDGETS
         from pxcompress.planning.limits import Limits
         from pxcompress.planning.selection import Selection
-        from pxcompress.repair import REPAIRS
+        from pxcompress.repair import PHASES, REPAIRS
         from pxcompress.scorers import SCORERS
 
         super().__post_init__()
@@ -229,7 +230,7 @@ class Recipe(Given):
         chosen = auto_repair(self.classes) if self.repair == ("auto",) else self.repair
         repairs = [REPAIRS.build(text) for text in chosen]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
-        _check_order(self.repair, [getattr(repair, "requires", ()) for repair in repairs])
+        _check_order(self.repair, [PHASES.index(repair.phase) for repair in repairs])
 
     @property
     def label(self) -> str:
@@ -372,16 +373,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return known_keys(Recipe, {str(key).replace("-", "_"): value for key, value in content.items()})
 
 
-def _check_order(repairs: Sequence[str], required: Sequence[Sequence[str]]) -> None:
-    """Raise `InputError` where a repair stands twice, or before one that it requires to have been done."""
+def _check_order(repairs: Sequence[str], phases: Sequence[int]) -> None:
+    """Raise `InputError` where a repair stands twice, or before one of an earlier phase, as a place in `PHASES`."""
     names = [text.partition(":")[0] for text in repairs]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"repair {name!r} is given {names.count(name)} times; give it once")
-    for place, name in enumerate(names):
-        for later in names[place + 1 :]:
-            if later in required[place]:
-                raise InputError(f"repair {name!r} stands before {later!r}, whose result it needs; swap them")
+    for one, other in combinations(range(len(names)), 2):
+        if phases[one] > phases[other]:
+            raise InputError(f"repair {names[one]!r} stands before {names[other]!r}, whose result it needs; swap them")
 
 
 def _ordered(targets: Sequence[str]) -> tuple[str, ...]:

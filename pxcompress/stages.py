@@ -16,7 +16,6 @@ from pxcompress.errors import ResultError
 from pxcompress.graph import REMOVAL_TOLERANCE, Branches, find_branches, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
-from pxcompress.passes.ranks import from_first, same_weights_
 from pxcompress.planning.dead_paths import without_dead_paths
 from pxcompress.planning.fit import fitted
 from pxcompress.planning.limits import Limits
@@ -25,6 +24,7 @@ from pxcompress.planning.rounds import after_step, groups_left, prune_further, r
 from pxcompress.planning.selection import Selection
 from pxcompress.planning.stop_rule import plan_by_share
 from pxcompress.planning.swaps import divergence, swapped_plan
+from pxcompress.processes import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.state import seeded
@@ -189,8 +189,8 @@ def _changed_by(model: nn.Module, groups: Sequence[Group], plan: Plan, run: Run)
     """By how much `plan` changes the predictions after the repairs in closed form; training would take too long."""
     held_out = run.held_out or run.parts["repair"]
     pruned = prune(model, groups, plan, next(iter(run.parts["score"]))[0][:1])
-    for text, repair in run.repairs.items():
-        if not text.startswith("finetune"):
+    for repair in run.repairs.values():
+        if repair.phase != "train":
             pruned = repair(pruned, run.parts["repair"], held_out)
     return divergence(model, pruned.model, held_out)
 

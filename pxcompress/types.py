@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -267,13 +267,19 @@ class FileBudget(Protocol):
         ...
 
 
+Phase = Literal["absorb", "refit", "statistics", "train"]
+"""What a repair does: put what is gone into what stays, fit weights, set the moments of what norms see, or train."""
+
+
 class Repair(Protocol):
     """Makes the pruned model compute again what the dense one did.
 
-    `requires` names the repairs that come before this one wherever a recipe has both; without it any order will do.
+    `phase` says where it stands among others: a recipe's repairs go by the order of `Phase`, in one phase in any order.
     Where memory is short batches get smaller, down to `smallest` samples, or one.
     `costly` is true where it takes many times what pruning and measuring do: searches leave it out of their trials.
     """
+
+    phase: ClassVar[Phase]
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """May change `pruned.model` in place; never `pruned.dense`. `held_out` is for choosing, not for fitting."""

@@ -13,12 +13,12 @@ ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
     ("errors", "types", "state", "nets", "interrupts", "elimination", "notes"),
-    ("registry", "checks", "cache", "proof", "layout"),
+    ("registry", "checks", "cache", "proof", "layout", "processes"),
     ("passes", "certify", "given"),
     ("models", "deploy"),
     ("data", "graph", "attribution"),
     ("scorers", "cost", "repair", "clock"),
-    ("budgets", "planning", "survey", "conservation"),
+    ("budgets", "planning", "inspection"),
     ("recipe",),
     ("subject", "report", "run"),
     ("run_folder",),

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 
 from pxcompress.attribution import attributed, parse_composite
 from pxcompress.errors import InputError
-from pxcompress.passes.collect import Start, Statistic, collect
+from pxcompress.passes.collect import Start, Statistic, collect, unit_means
 from pxcompress.state import device_of
 from pxcompress.types import Batch, Batches, Group, Scores
 
@@ -101,17 +101,19 @@ def started(start: str, target: str) -> Start:
 
 
 def relevant(
-    model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, composite: str = "epsilon"
+    model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, composite: str | None = "epsilon"
 ) -> Scores:
     """Mean over samples, and over the tensors of a residual stream, of a statistic of what units carry.
 
-    It gets activations and LRP's multipliers by the rules of `composite`, from the logit of the predicted class. One
-    forward and one backward pass, on a copy with BatchNorm folded.
+    It gets activations and LRP's multipliers by the rules of `composite`, from the logit of the predicted class; None
+    means plain gradients. One forward and one backward pass, with LRP on a copy with BatchNorm folded.
     """
+    start = started("logit", "prediction")
+    if composite is None:
+        return unit_means(model, groups, batches, statistic, start)
     inputs, _ = next(iter(batches))
     with attributed(model, parse_composite(composite), inputs[:1]) as twin:
-        found = collect(twin.model, groups, batches, statistic, started("logit", "prediction"))
-    return {name: values.mean(0).float() for name, values in found.items()}
+        return unit_means(twin.model, groups, batches, statistic, start)
 
 
 def unit_relevance(

@@ -37,11 +37,11 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
-    from pxcompress.conservation import conservation, random_images
-    from pxcompress.conservation import to_table as flow_table
     from pxcompress.cost.latency import Conditions
+    from pxcompress.inspection.conservation import conservation, random_images
+    from pxcompress.inspection.conservation import to_table as flow_table
+    from pxcompress.inspection.survey import survey, to_table
     from pxcompress.models.loading import load_model
-    from pxcompress.survey import survey, to_table
 
     if (composite or data) and not relevance:
         raise InputError(f"{'--composite' if composite else '--data'} has no effect without --relevance; add it")

@@ -26,8 +26,8 @@ def run(
     With --max-drop the result is the smallest model, at most --ratio smaller, for which that much is certified; where
     there is none the folder holds the dense model, and the exit code is 3.
     """
-    from pxcompress.passes.ranks import is_first, joined
     from pxcompress.pipeline import assist, compress
+    from pxcompress.processes import is_first, joined
     from pxcompress.report.build import to_json
     from pxcompress.report.table import to_table
 

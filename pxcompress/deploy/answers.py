@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pxcompress.deploy.runtime import Array, Session
 from pxcompress.errors import DataError, ModelError
-from pxcompress.passes.ranks import summed
+from pxcompress.processes import summed
 from pxcompress.proof import ClassChange
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batches

@@ -15,7 +15,7 @@ from pxcompress.types import Pruned
 class Consumer:
     """A convolution or linear layer that lost inputs, before and after.
 
-    `layout` (features, k) gives the dense layer's input rows of every feature (`collect.input_layouts`), `removed` the
+    `layout` (features, k) gives the dense layer's input rows of every feature (`rows.input_layouts`), `removed` the
     features that are gone, `outputs` the dense layer's output rows that are still there; both ascending.
     """
 
@@ -66,6 +66,11 @@ def constant_output(layer: Consumer, values: Tensor) -> Tensor:
         for part, value in zip(parts, lost.chunk(len(parts)), strict=True)
     ]
     return torch.cat(shifts)[layer.outputs].to(weight.dtype)
+
+
+def add_bias_(module: nn.Module, shift: Tensor) -> None:
+    """Add `shift` (outputs,) to a layer's bias in place; a layer without one gets it."""
+    add_(module, torch.zeros_like(module.weight), shift)  # type: ignore[arg-type]
 
 
 def add_(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:

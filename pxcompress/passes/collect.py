@@ -17,9 +17,9 @@ from torch.nn.functional import one_hot
 from pxcompress.errors import InputError
 from pxcompress.layout.rows import rows_first, unit_view
 from pxcompress.passes.parts import InParts
-from pxcompress.passes.ranks import summed
+from pxcompress.processes import summed
 from pxcompress.state import device_of, observed
-from pxcompress.types import Axis, Batches, Group, Member
+from pxcompress.types import Axis, Batches, Group, Member, Scores
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Activations a and multipliers m, both (n, units, positions) -> one value per sample and unit, (n, units)."""
@@ -112,6 +112,13 @@ def collect(
     readers = [_Reader(model, group, statistic, origin[group.name] if origin else None) for group in groups]
     _stream(model, readers, batches, start)
     return {reader.group.name: torch.stack([cut.mean[0] for cut in reader.cuts]) for reader in readers}
+
+
+def unit_means(
+    model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, start: Start | None = None
+) -> Scores:
+    """`collect`, its mean over the tensors of a residual stream: group name -> (units,) float32."""
+    return {name: cuts.mean(0).float() for name, cuts in collect(model, groups, batches, statistic, start).items()}
 
 
 def collect_by_label(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pxcompress.layout.rows import unit_view
 from pxcompress.passes.parts import InParts
-from pxcompress.passes.ranks import summed
+from pxcompress.processes import summed
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches
 

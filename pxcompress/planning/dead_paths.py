@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.graph import is_depthwise
-from pxcompress.layout.consumers import add_, constant_output, consumers, is_padded
+from pxcompress.layout.consumers import add_bias_, constant_output, consumers, is_padded
 from pxcompress.layout.rows import members_by_module, rows_first, unit_weights
 from pxcompress.planning.limits import Limits, narrowest
 from pxcompress.planning.rounds import groups_left, prune_further
@@ -91,4 +91,4 @@ def _absorb(further: Pruned, constants: Mapping[str, Tensor]) -> None:
     for layer in consumers(further):
         shift = constant_output(layer, constants[layer.name].nan_to_num())
         if shift.any():
-            add_(layer.slim, torch.zeros_like(layer.slim.weight), shift)  # type: ignore[arg-type]
+            add_bias_(layer.slim, shift)

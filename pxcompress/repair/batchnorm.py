@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pxcompress.layout.rows import members_by_module, others, removed_rows, rows_first
 from pxcompress.passes.moments import RowSums
-from pxcompress.passes.ranks import summed
+from pxcompress.processes import summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed
-from pxcompress.types import Batches, Pruned
+from pxcompress.types import Batches, Phase, Pruned
 
 
 @REPAIRS.register("batchnorm")
@@ -31,7 +31,7 @@ class BatchNormStatistics:
     """
 
     match: str = option("unit", "moments at the output: 0 and 1, or the dense model's", choices=("unit", "dense"))
-    requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption", "least-squares")
+    phase: ClassVar[Phase] = "statistics"
     smallest: ClassVar[int] = 8
     """Samples of a batch, where memory is short: statistics of fewer are too far from those of all."""
 

@@ -37,11 +37,11 @@ from pxcompress.layout.rows import rows_first
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.passes.parts import InParts
-from pxcompress.passes.ranks import from_first, mean_gradients_, processes, rank, summed
+from pxcompress.processes import from_first, mean_gradients_, processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed, seeded
-from pxcompress.types import Batch, Batches, Pruned
+from pxcompress.types import Batch, Batches, Phase, Pruned
 
 WARM_UP = 0.1  # share of the steps
 CHECKS = 12  # at most, on held-out samples, evenly over the steps
@@ -55,7 +55,7 @@ POOL = 1024
 class FineTune:
     """AdamW towards the dense model's predictions, without labels; what does best on held-out samples is kept."""
 
-    requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption", "least-squares", "batchnorm", "variance-matching")
+    phase: ClassVar[Phase] = "train"
     costly: ClassVar[bool] = True
 
     temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)

@@ -7,6 +7,7 @@ model's moments; its weights take the prediction over: W_S += W_P B, bias += W_P
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from pxcompress.layout.rows import others
 from pxcompress.passes.moments import Moments, moments
 from pxcompress.registry import option, searched
 from pxcompress.repair import REPAIRS
-from pxcompress.types import Batches, Pruned
+from pxcompress.types import Batches, Phase, Pruned
 
 FACTORS = (1.0, 0.01, 0.1, 10.0, 100.0)
 """What the ridge is multiplied by where it is chosen; the first wins a tie."""
@@ -26,6 +27,8 @@ FACTORS = (1.0, 0.01, 0.1, 10.0, 100.0)
 @dataclass(frozen=True)
 class Fold:
     """Ridge prediction of removed inputs from kept ones, folded into every consumer's weights."""
+
+    phase: ClassVar[Phase] = "absorb"
 
     ridge: float = searched(
         option(1e-3, "ridge, as a share of the mean variance of the kept inputs", low=0.0, high=1.0, log=True)

@@ -25,11 +25,11 @@ from pxcompress.attribution.relevance import started
 from pxcompress.layout.consumers import add_, consumers
 from pxcompress.layout.rows import members_by_module, others, removed_rows
 from pxcompress.passes.parts import InParts
-from pxcompress.passes.ranks import processes, rank, summed
+from pxcompress.processes import processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed
-from pxcompress.types import Batches, Pruned
+from pxcompress.types import Batches, Phase, Pruned
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class LeastSquares:
         "rows weighted by the squared gradient of the decision's margin at the dense output, or all alike",
         choices=("relevance", "none"),
     )
-    requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption")
+    phase: ClassVar[Phase] = "refit"
     costly: ClassVar[bool] = True
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:

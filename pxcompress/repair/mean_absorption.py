@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from pxcompress.layout.consumers import add_, constant_output, consumers
+from pxcompress.layout.consumers import add_bias_, constant_output, consumers
 from pxcompress.passes.moments import moments
 from pxcompress.repair import REPAIRS
-from pxcompress.types import Batches, Pruned
+from pxcompress.types import Batches, Phase, Pruned
 
 
 @REPAIRS.register("mean-absorption")
 @dataclass(frozen=True)
 class MeanAbsorption:
     """bias += W_P E[x_P] in every consumer. A centred fold does this too: give one of the two."""
+
+    phase: ClassVar[Phase] = "absorb"
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """One pass of the dense model over `batches`. At zero-padded borders the mean is put in as well."""
@@ -24,5 +27,5 @@ class MeanAbsorption:
         for layer in layers:
             rows = torch.zeros(layer.layout.numel(), dtype=torch.float64)
             rows[layer.layout] = found[layer.name].mean.cpu()[:, None]
-            add_(layer.slim, torch.zeros_like(layer.slim.weight), constant_output(layer, rows))  # type: ignore[arg-type]
+            add_bias_(layer.slim, constant_output(layer, rows))
         return pruned

@@ -18,7 +18,7 @@ from pxcompress.layout.rows import rows_first
 from pxcompress.passes.moments import RowSums
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, observed
-from pxcompress.types import Batch, Batches, Pruned
+from pxcompress.types import Batch, Batches, Phase, Pruned
 
 LARGEST = 10.0
 """A row is scaled by this factor, or its inverse, at most: a variance of nearly zero says nothing."""
@@ -29,7 +29,7 @@ LARGEST = 10.0
 class VarianceMatching:
     """Scale and shift every output of a consumer so that its mean and variance are those it had in the dense model."""
 
-    requires: ClassVar[tuple[str, ...]] = ("fold", "mean-absorption", "least-squares")
+    phase: ClassVar[Phase] = "statistics"
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """One pass of the dense and one of the slim model over `batches`; a layer sees those before it matched.

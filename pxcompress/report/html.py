@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
+from pxcompress.inspection.survey import by_reason
 from pxcompress.proof import GroupWidth, Report
 from pxcompress.report.alike import alike_section
 from pxcompress.report.certificate import badge_box, certificate_section
@@ -34,7 +35,6 @@ from pxcompress.report.summary import (
     wilson,
 )
 from pxcompress.report.targets import rivals_section, targets_section
-from pxcompress.survey import by_reason
 from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.layout.rows import unit_weights
-from pxcompress.passes.collect import collect
+from pxcompress.passes.collect import collect, unit_means
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scores
@@ -27,8 +27,7 @@ class Activation:
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Forward passes only; no labels."""
         if self.statistic == "mean":
-            found = collect(model, groups, batches, lambda a, m: a.abs().mean(2))
-            return {name: values.mean(0).float() for name, values in found.items()}
+            return unit_means(model, groups, batches, lambda a, m: a.abs().mean(2))
         first = collect(model, groups, batches, lambda a, m: a.mean(2))
         spread = collect(model, groups, batches, lambda a, m: a.square().mean(2), origin=first)
         return {group.name: (spread[group.name].mean(0) * _readers(model, group)).float() for group in groups}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution.relevance import started
-from pxcompress.passes.collect import collect
+from pxcompress.passes.collect import unit_means
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batch, Batches, Group, Scores
@@ -56,5 +56,4 @@ class IntegratedGradients:
             gradient = multiplier.unflatten(0, (-1, points))[:, 1:-1].mean(1)
             return ((path[:, -1] - path[:, 0]) * gradient).sum(2).abs()
 
-        found = collect(model, groups, _Paths(batches, self.steps), conductance, started("logit", self.target))
-        return {name: values.mean(0).float() for name, values in found.items()}
+        return unit_means(model, groups, _Paths(batches, self.steps), conductance, started("logit", self.target))

@@ -14,9 +14,10 @@ from models import subject as subject_named
 from torch import nn
 
 from pxcompress.cost.count import count_macs
+from pxcompress.errors import InputError
 from pxcompress.graph import prune
 from pxcompress.recipe import Recipe
-from pxcompress.repair import REPAIRS
+from pxcompress.repair import PHASES, REPAIRS
 from pxcompress.state import seeded
 from pxcompress.types import Batch, Plan, Pruned
 
@@ -150,7 +151,11 @@ def test_options_survive_text_and_json(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_repair_requires_what_there_is(name: str) -> None:
-    required = getattr(REPAIRS.get(name), "requires", ())
-    assert set(required) < set(NAMES)
-    assert name not in required
+def test_a_repair_says_where_it_stands(name: str) -> None:
+    phase = REPAIRS.get(name).phase
+    for other in set(NAMES) - {name}:
+        earlier, later = sorted((name, other), key=lambda each: PHASES.index(REPAIRS.get(each).phase))
+        Recipe("resnet50", 0.5, repair=(earlier, later))
+        if REPAIRS.get(other).phase != phase:
+            with pytest.raises(InputError, match="stands before"):
+                Recipe("resnet50", 0.5, repair=(later, earlier))

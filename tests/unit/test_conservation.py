@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import COMPOSITES, RULES
 from pxcompress.cli import main
-from pxcompress.conservation import SAMPLES, Conservation, conservation, random_images, to_table
 from pxcompress.errors import InputError
+from pxcompress.inspection.conservation import SAMPLES, Conservation, conservation, random_images, to_table
 from pxcompress.state import seeded
 
 

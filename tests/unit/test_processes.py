@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pxcompress.passes import ranks
+from pxcompress import processes
 
 SCRIPT = """
 import json, sys
@@ -20,7 +20,7 @@ import torch
 from models import subject
 
 from pxcompress.stages import shrink
-from pxcompress.passes.ranks import is_first, joined, rank, shares
+from pxcompress.processes import is_first, joined, rank, shares
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.state import seeded
@@ -43,7 +43,7 @@ with joined():
         raise SystemExit(7)
     shares({"again": batches})
     if int(sys.argv[1]) >= 0:
-        from pxcompress.passes.ranks import summed
+        from pxcompress.processes import summed
         summed(torch.ones(1))
 """
 
@@ -103,12 +103,12 @@ def test_a_process_that_is_left_alone_ends_with_one_line(lost: int) -> None:
 
 def test_alone_nothing_has_an_effect() -> None:
     parts = {"score": [(torch.zeros(1), torch.zeros(1))]}
-    with ranks.joined():
-        assert (ranks.rank(), ranks.processes(), ranks.is_first()) == (0, 1, True)
-        assert ranks.shares(parts) == parts
+    with processes.joined():
+        assert (processes.rank(), processes.processes(), processes.is_first()) == (0, 1, True)
+        assert processes.shares(parts) == parts
         value = torch.ones(3)
-        assert ranks.summed(value) is value
-        assert ranks.from_first("plan") == "plan"
+        assert processes.summed(value) is value
+        assert processes.from_first("plan") == "plan"
 
 
 @pytest.mark.slow
