@@ -167,4 +167,4 @@ def _check_suited(module: Adapted, recipe: Recipe) -> None:
             "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
         )
     if isinstance(module.model, Adapter) and any(REPAIRS.build(text).phase == "train" for text in recipe.repair):
-        raise InputError("repairs that train, as finetune does, take a module with one input and logits (n, classes)")
+        raise InputError("repairs that train take a module with one input and logits (n, classes); leave out finetune")

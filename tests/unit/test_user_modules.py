@@ -157,7 +157,7 @@ REFUSED: Mapping[str, tuple[nn.Module, Any, Any, dict[str, Any], str]] = {
     "labels that are masks": (Segmentation(), IMAGES, [(IMAGES, IMAGES[:, 0].long())], {"scorer": "taylor"}, "labels"),
     "no labels": (FlattenCNN(), IMAGES, [IMAGES], {"class_scores": True}, "need labels"),
     "logits of a wrong shape": (Segmentation(), IMAGES, [IMAGES], {"logits": lambda out: out}, r"\(n, classes\)"),
-    "distillation": (Segmentation(), IMAGES, [IMAGES], {"repair": ("finetune",)}, "leave it out"),
+    "distillation": (Segmentation(), IMAGES, [IMAGES], {"repair": ("finetune",)}, "leave out finetune"),
     "a huge number": (
         Text(),
         {"ids": torch.full((1, 9), 2**30), "mask": torch.ones(1, 9, dtype=torch.bool)},
