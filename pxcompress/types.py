@@ -221,7 +221,7 @@ class Attempt:
 
 @dataclass(frozen=True, eq=False)
 class Slim:
-    """A repaired slim model and what led to it; `attempts` are there for a budget that is measured on files."""
+    """A repaired slim model and what led to it: `scores` of the dense model, `attempts` where files are measured."""
 
     structure: Structure
     scores: Scores
