@@ -95,7 +95,7 @@ def take(recipe: Recipe, subject: Subject, macs: int, folder: Path, clock: Clock
     for name in names:
         with clock.stage(f"export {name}"):
             loaded = _loaded(name, subject, example.shape[-1])
-            path = export_onnx(loaded.model, example, folder / f"{name}.onnx", {}).path
+            path = export_onnx(loaded.model, example, folder / f"{name}.onnx", {}, batch=recipe.onnx_batch).path
             top1 = _top1(loaded, subject, recipe.seed) if loaded.weights == "pretrained" else None
             found.append(Other(name, path, count_params(loaded.model), count_macs(loaded.model, example), top1))
     return tuple(found)
