@@ -15,7 +15,7 @@ from pxcompress.types import Pruned
 class Consumer:
     """A convolution or linear layer that lost inputs, before and after.
 
-    `layout` (features, k) gives the dense layer's input rows of every feature (`collect.input_layouts`), `removed` the
+    `layout` (features, k) gives the dense layer's input rows of every feature (`rows.input_layouts`), `removed` the
     features that are gone, `outputs` the dense layer's output rows that are still there; both ascending.
     """
 
