@@ -59,13 +59,13 @@ def read_report(folder: Path) -> Report:
 
 
 @contextmanager
-def as_written(*folders: Path) -> Iterator[None]:
+def as_written(*folders: Path, file: str = "report.json") -> Iterator[None]:
     """Raise `InputError` where a view fails on a report's recipe, plan or certificate, which nobody checks before."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"report.json of {' or '.join(map(repr, map(str, folders)))} is not as a run wrote it "
+            f"{file} of {' or '.join(map(repr, map(str, folders)))} is not as a run wrote it "
             f"({type(error).__name__}: {error}); run again"
         ) from error
 
