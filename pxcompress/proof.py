@@ -231,8 +231,8 @@ class Report:
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
     made, `explanations` None where the models' heatmaps could not be compared. `speedup` has the interval of that in
     `ratios`; None in reports of older versions. `rivals` are there where a comparison was asked for. `missed` says how
-    far a goal in milliseconds is from what was measured in the end. `class_changes`,
-    `layers` and `operators` are empty in reports of older versions. `sha256` has every file of the folder but the
+    far a goal in milliseconds is from what was measured in the end. `class_changes`, `layers` and `operators` are empty
+    in reports of older versions, `operators` on a GPU as well. `sha256` has every file of the folder but the
     report's own and predict.py, by name.
     """
 

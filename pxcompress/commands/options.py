@@ -194,7 +194,7 @@ def _bytes(text: str) -> int:
     parts = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text.strip())
     try:
         return round(float(parts[1]) * SIZES[parts[2].upper()])  # type: ignore[index]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise InputError(f"max-bytes is {text!r}; expected a size above 0, such as 20MB") from None
 
 
@@ -213,7 +213,7 @@ def _scorer(text: str) -> str:
         return str(json.loads(Path(text[1:]).read_text())["scorer"])
     except OSError as error:
         raise InputError(f"--score {text!r} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"--score {text!r} holds no scorer; expected a composite.json that a search wrote") from error
 
 

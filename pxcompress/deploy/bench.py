@@ -27,9 +27,9 @@ class BenchRow:
     """One ONNX file on one provider at one batch size. Throughput is samples/s; `threads` are CPU threads.
 
     `affinity` says on which cores they may run. `speedup` is against the first row of the same batch, None for that
-    one. `cold_start_ms` is what opening the file and its first call took; `noise` is half the range of the middle half
-    of the runs, as a share of p50. `device_bytes` is by how much the memory in use on the GPU grew for this file, up to
-    this batch size: its peak, weights and what the libraries take for it; 0 on the CPU.
+    one. `cold_start_ms` is what opening the file and its first call took; `noise` is how far the middle half of the
+    runs goes from p50, as a share of it. `device_bytes` is by how much the memory in use on the GPU grew for this file,
+    up to this batch size: its peak, weights and what the libraries take for it; 0 on the CPU.
     """
 
     path: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
 import os
 import platform
 import sys
@@ -44,6 +46,12 @@ def missing_gpu() -> str:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return "the NVIDIA driver sees no GPU (nvidia-smi and CUDA_VISIBLE_DEVICES show which)"
     return ""
+
+
+def load_tensorrt() -> None:
+    """Load TensorRT from its Python package, where there is one: it lies where the system does not look for it."""
+    with contextlib.suppress(ImportError, OSError):
+        importlib.import_module("tensorrt")
 
 
 def newest_cuda() -> str:

@@ -111,6 +111,6 @@ def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
 
 
 def noise(seconds: Seconds) -> float:
-    """Half the range of the middle half of the runs, as a share of their median."""
+    """How far the middle half of the runs goes from their median, as a share of it."""
     low, middle, high = np.percentile(seconds, [25, 50, 75])
-    return float((high - low) / 2 / middle)
+    return float(max(high - middle, middle - low) / middle)

@@ -47,7 +47,7 @@ def main() -> None:
     for path in options.images:
         try:
             batch = prepare(path, facts).repeat(copies, axis=0)
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise SystemExit(f"predict.py: {path} cannot be read as an image: {error}") from error
         logits = session.run(None, {port.name: batch})[0][0].astype(np.float64)
         shares = np.exp(logits - logits.max())

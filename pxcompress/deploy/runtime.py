@@ -25,7 +25,7 @@ from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from pxcompress.deploy.hardware import cpu_name, missing_gpu
+from pxcompress.deploy.hardware import cpu_name, load_tensorrt, missing_gpu
 from pxcompress.deploy.quiet import captured, one_line
 from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
 from pxcompress.errors import InputError, ResultError
@@ -324,6 +324,8 @@ def unusable(provider: str) -> str:
             return reason
         with captured():
             ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
+            if provider == "tensorrt":
+                load_tensorrt()
     model, failure = _create(_one_convolution(), provider, threads=1)
     if failure:
         return failure

@@ -43,6 +43,7 @@ _FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH or package.module:facto
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH = re.compile(r"(?!local-dir:|hf-hub:)(.+)\.py:(.+)")
 _FACTORY_OPTIONS = ("num_classes", "img_size")
+_FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -236,8 +237,11 @@ def _sized(source: _Source, classes: int | None, input_size: int | None) -> tupl
 def _create(source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
     """An empty timm model; `ModelError` for arguments that its architecture does not take."""
     config = None if source.config is None else dict(source.config)
+    given = {**source.kwargs, **kwargs}
+    if fetching := [key for key in _FETCHING if key in given]:  # they are read from files, as those of factories are
+        raise ModelError(f"model {source.name!r} refused: argument {fetching[0]!r} would read weights; leave it out")
     try:
-        return timm.create_model(source.name, pretrained_cfg=config, **{**source.kwargs, **kwargs})
+        return timm.create_model(source.name, pretrained_cfg=config, **given)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(f"model {source.name!r} cannot be built: {short(error)}") from error
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pxcompress.errors import InputError, unknown
+from pxcompress.errors import InputError, short, unknown
 from pxcompress.proof import Report
 
 SCHEMA_VERSION = 1
@@ -36,7 +37,7 @@ def from_json(text: str) -> Report:
     """The report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"this is not a report.json ({error}); give one that pxcompress wrote") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -58,13 +59,13 @@ def read_report(folder: Path) -> Report:
 
 
 @contextmanager
-def as_written(*folders: Path) -> Iterator[None]:
+def as_written(*folders: Path, file: str = "report.json") -> Iterator[None]:
     """Raise `InputError` where a view fails on a report's recipe, plan or certificate, which nobody checks before."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"report.json of {' or '.join(map(repr, map(str, folders)))} is not as a run wrote it "
+            f"{file} of {' or '.join(map(repr, map(str, folders)))} is not as a run wrote it "
             f"({type(error).__name__}: {error}); run again"
         ) from error
 
@@ -126,9 +127,9 @@ def _record(cls: type, value: Any, where: str) -> Any:
 def _expect_range(key: str, value: float, where: str) -> None:
     """Raise `InputError` for a number that no run writes under this key."""
     low, high = -math.inf if key in _SIGNED else 0, 1 if key in _SHARES else math.inf
-    if not (low <= value <= high and math.isfinite(value)):
+    if not (low <= value <= high and abs(value) <= sys.float_info.max):
         expected = "a share from 0 to 1" if key in _SHARES else "a number" if key in _SIGNED else "0 or more"
-        raise InputError(f"{where} is {value:g}; expected {expected}, as pxcompress writes it")
+        raise InputError(f"{where} is {short(value, 20)}; expected {expected}, as pxcompress writes it")
 
 
 def _expect(value: Any, kinds: tuple[type, ...], where: str) -> None:

@@ -171,7 +171,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     try:
         content = json.loads((folder / FILE).read_text())
         certificate, part = Certificate.from_json(content), Part.from_json(content)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); run with --max-drop makes one") from error
     except InputError as error:
         raise ResultError(str(error)) from error

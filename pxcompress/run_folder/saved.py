@@ -72,7 +72,7 @@ def load_pruned(folder: Path) -> Pruned:
         raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
     try:
         return _rebuilt(facts, plan, state)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
         reason = f"{type(error).__name__}: {short(error)}"
         raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
 

@@ -95,7 +95,8 @@ def take(subject: Subject, macs: int, folder: Path, run: Run) -> tuple[Other, ..
     for name in names:
         with run.clock.stage(f"export {name}"):
             loaded = _loaded(name, subject, example.shape[-1])
-            path = export_onnx(loaded.model, example, folder / f"{name}.onnx", {}).path
+            batch = run.recipe.onnx_batch
+            path = export_onnx(loaded.model, example, folder / f"{name}.onnx", {}, batch=batch).path
             top1 = _top1(loaded, subject, run.recipe.seed) if loaded.weights == "pretrained" else None
             found.append(Other(name, path, count_params(loaded.model), count_macs(loaded.model, example), top1))
     return tuple(found)

@@ -49,7 +49,7 @@ def read_start(path: Path) -> dict[str, Value]:
         parameters = {str(key): value for key, value in json.loads(path.read_text())["parameters"].items()}
     except OSError as error:
         raise InputError(f"--from {str(path)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"--from {str(path)!r} holds no choice of a search; expected a composite.json that one wrote"
         ) from error

@@ -335,9 +335,12 @@ def _content(
     this: Search, subject: Subject, study: optuna.Study, baselines: optuna.Study, finals: optuna.Study
 ) -> dict[str, Any]:
     """What search.json holds."""
-    compared = [row for row in rows_of(finals) if row["state"] == "complete"]
-    rows = _with_parameters(compared, this, study)
+    measured = rows_of(finals)
+    rows = _with_parameters([row for row in measured if row["state"] == "complete"], this, study)
     here = [row for row in rows if row["ratio"] == this.recipe.ratio]
+    if not here:
+        reason = next((row["error"] for row in measured if row["error"]), "none was measured to the end")
+        raise ResultError(f"no choice is left with all repairs: {reason}")
     default = with_repairs(this.space.recipe_at(this.space.defaults), this.recipe.repair)
     return {
         "schema_version": SCHEMA_VERSION,

@@ -569,6 +569,14 @@ def test_verify_of_a_run_that_certified_nothing_exits_3(px: Px, refused: tuple[P
     assert outcome.err.strip().endswith("the certificate does not hold: no smaller model is certified")
 
 
+@pytest.mark.parametrize("key", ["spent", "size_unit", "sentence"])
+def test_verify_of_half_a_certificate_is_one_line(px: Px, copy: Path, key: str) -> None:
+    told = _content(copy)
+    del told[key]
+    (copy / "certificate.json").write_text(json.dumps(told))
+    assert f"certificate.json of '{copy}' is not as a run wrote it" in one_line(px("verify", copy, "--quiet"))
+
+
 def test_verify_without_a_certificate_is_one_line(px: Px, copy: Path, tmp_path: Path) -> None:
     (copy / "certificate.json").unlink()
     assert "--max-drop makes one" in one_line(px("verify", copy, "--quiet"))

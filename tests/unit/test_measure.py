@@ -18,7 +18,8 @@ from pxcompress.deploy import measure, runtime, stopwatch
 from pxcompress.deploy.answers import answers, torch_accuracy
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment as environment_of
-from pxcompress.deploy.intervals import guesses, speedup
+from pxcompress.deploy.intervals import guesses, noise, speedup
+from pxcompress.deploy.profile import operator_shares
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.proof import ClassChange, Measurement, Placement, Speedup
 from pxcompress.types import Batch
@@ -214,6 +215,19 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     assert shares.macs == pruned.macs / dense.macs < 0.1
     assert shares.top1_drop == dense.top1 - pruned.top1
     assert "x faster (p50, batch 4, CPU 1 thread, 95 % interval" in verdict(result)
+
+
+def test_a_profile_of_launches_is_none_of_operators(wide_cnn: Exported) -> None:
+    session = runtime.session(wide_cnn.path, "cpu")
+    inputs = np.zeros((2, 3, 16, 16), np.float32)
+    assert sum(operator_shares(session, inputs).values()) == pytest.approx(1)
+    on_gpu = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider"))
+    assert operator_shares(on_gpu, inputs) == {}
+
+
+@pytest.mark.parametrize(("milliseconds", "share"), [((9, 10, 10, 10, 10), 0.0), ((7, 9, 10, 16, 99), 0.6)])
+def test_noise_reaches_to_the_farther_quartile(milliseconds: tuple[float, ...], share: float) -> None:
+    assert noise(np.array(milliseconds) / 1e3) == pytest.approx(share)
 
 
 def test_what_cannot_be_measured_is_refused(

@@ -175,6 +175,9 @@ def test_architecture_from_other_text(text: str) -> None:
 def test_architecture_with_arguments_it_does_not_take() -> None:
     with pytest.raises(ModelError, match=r"cannot be built.*depth_of_field"):
         Architecture(SMALL, {"depth_of_field": 3}).build()
+    for key in ("pretrained", "checkpoint_path", "cache_dir"):
+        with pytest.raises(ModelError, match=f"refused: argument '{key}' would read weights"):
+            Architecture(SMALL, {key: True}).build()
 
 
 def test_architecture_calls_no_function_with_arguments_from_a_file(

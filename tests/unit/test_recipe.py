@@ -364,6 +364,7 @@ def test_goals_are_shares_of_the_dense_cost(said: dict[str, Any], budget: str, s
         ({"speedup": "fast"}, "expected a factor above 1"),
         ({"speedup": "1x"}, "expected a factor above 1"),
         ({"max_bytes": "20 parsec"}, "such as 20MB"),
+        ({"max_bytes": "9" * 400}, "such as 20MB"),
         ({"ratio": 0.5, "repair": ["none", "fold"]}, "--repair none is given with other repairs"),
         ({"latency_ms": 3.0, "budget": "macs"}, "--latency-ms counts by latency, --budget says macs"),
     ],

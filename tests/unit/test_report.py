@@ -202,6 +202,8 @@ def broken(path: str, value: object = ...) -> str:
     ("text", "message"),
     [
         ("{", "not a report.json"),
+        ("[" * 100_000, "not a report.json"),
+        ("1" * 5000, "not a report.json"),
         ("[]", "schema_version is None"),
         (broken("schema_version", 2), "schema_version is 2; expected 1"),
         (broken("dense.latency_ms.p90"), r"report\.dense\.latency_ms lacks 'p90'"),
@@ -213,6 +215,7 @@ def broken(path: str, value: object = ...) -> str:
         (broken("certificate", []), r"report\.certificate is list; expected dict"),
         (broken("pruned.top1", 2), r"report\.pruned\.top1 is 2; expected a share from 0 to 1"),
         (broken("pruned.samples", -1), r"report\.pruned\.samples is -1; expected 0 or more"),
+        (broken("pruned.samples", 10**400), r"report\.pruned\.samples is 10000000000000000\.\.\.; expected 0 or more"),
         (broken("stages.0.top1_after", "x"), r"report\.stages\[0\]\.top1_after is str; expected int or float"),
         (broken("dense.latency_ms.p50", float("inf")), r"p50 is inf; expected 0 or more"),
         (broken("groups.0.kind", "wheel"), r"unknown report\.groups\[0\]\.kind 'wheel'; known: channel, head, neuron"),

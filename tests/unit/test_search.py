@@ -33,6 +33,7 @@ from pxcompress.graph import masked
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import Remembered, moments
 from pxcompress.recipe import Recipe
+from pxcompress.repair.least_squares import LeastSquares
 from pxcompress.report.search import search_page, search_table
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
@@ -144,6 +145,10 @@ def test_a_choice_without_rules_is_nothing_to_begin_with(tmp_path: Path) -> None
     (tmp_path / "c.json").write_text('{"scorer": "taylor", "parameters": {}}')
     with pytest.raises(InputError, match="without rules"):
         read_start(tmp_path / "c.json")
+    for text in ("", "[]", '{"parameters": 1}', "[" * 100_000):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(InputError, match="no choice of a search"):
+            read_start(tmp_path / "c.json")
 
 
 @pytest.fixture(scope="module")
@@ -710,3 +715,14 @@ def test_a_storage_that_is_gone_in_the_middle_is_one_line(tmp_path: Path) -> Non
 
 def test_a_search_that_had_no_time_says_so(px: Px, args: list[object], tmp_path: Path) -> None:
     assert "--timeout" in one_line(px("search", *args, "--quiet", "--out", tmp_path / "o", "--timeout", 1e-6))
+
+
+def test_a_search_whose_finalists_all_fail_says_why(
+    px: Px, args: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ResultError("it did not fit")
+
+    monkeypatch.setattr(LeastSquares, "__call__", fail)
+    outcome = px("search", *args, "--quiet", "--out", tmp_path / "o", "--trials", 1)
+    assert one_line(outcome, 3).endswith("no choice is left with all repairs: it did not fit")
