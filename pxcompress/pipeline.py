@@ -48,7 +48,6 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     model that passes, or the dense one where none does: `report.certificate` says which.
     """
     clock = Clock(note)
-    recipe = aligned(recipe, clock)
     place = out or Path("exported") / recipe.label
     if recipe.guarantee and processes() > 1:
         raise InputError(f"a guarantee is asked for in {processes()} processes; run it in one")
@@ -56,6 +55,7 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         raise InputError(f"budget {recipe.budget!r} is measured on files; run it in one process and one round")
     check_provider(recipe.bench.provider)
     check_place(place, force)
+    recipe = aligned(recipe, clock)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
         subject, run = opened(recipe, clock)
         scored = score(subject.loaded.model, subject.splits.example, run)

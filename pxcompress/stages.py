@@ -64,7 +64,8 @@ def plan_and_cut(scored: Scored, run: Run, *, on_file: bool = False) -> Slim:
     attempts: tuple[Attempt, ...] = ()
     with clock.stage("plan"):
         if on_file and isinstance(run.budget, FileBudget) and recipe.relevance_share is None:
-            plan, attempts = fitted(scored, lambda ratio: plan_at(scored, ratio, recipe), run.budget, recipe.limit)
+            plans = partial(plan_at, scored, recipe=recipe)
+            plan, attempts = fitted(scored, plans, run.budget, recipe.limit, recipe.onnx_batch)
         else:
             plan = from_first(plan_at(scored, first, recipe))
     if recipe.drop_branches:

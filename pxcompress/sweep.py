@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs, count_params
-from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.deploy.environment import environment
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.notes import Note
@@ -21,7 +20,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.run_folder.names import RECIPE
 from pxcompress.run_folder.place import check_place, whole_folder
-from pxcompress.stages import cut, plan_at, score
+from pxcompress.stages import cut, plan_at, score, top1_of
 from pxcompress.state import seeded
 from pxcompress.types import Scored
 
@@ -83,7 +82,7 @@ def sweep(
 
 def _points(scored: Scored, ratios: Sequence[float], run: Run) -> Iterator[Point]:
     params, macs = count_params(scored.model), count_macs(scored.model, scored.example)
-    yield Point(0.0, 1.0, 1.0, 1.0, torch_accuracy(scored.model, run.parts["select"]))
+    yield Point(0.0, 1.0, 1.0, 1.0, top1_of(scored.model, run.parts["select"], run.clock))
     for ratio in ratios:
         try:
             plan = plan_at(scored, ratio, run.recipe)
@@ -92,7 +91,7 @@ def _points(scored: Scored, ratios: Sequence[float], run: Run) -> Iterator[Point
         with run.clock.stage(f"ratio {ratio:g}"):
             pruned = cut(scored, plan, run.unheard()).pruned
         model = pruned.model
-        top1 = torch_accuracy(model, run.parts["select"])
+        top1 = top1_of(model, run.parts["select"], run.clock)
         run.clock.accuracy(top1)
         cost = pruned.plan.cost_planned / plan.cost_dense  # dead paths may have gone as well
         yield Point(ratio, cost, count_params(model) / params, count_macs(model, scored.example) / macs, top1)

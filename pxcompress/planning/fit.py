@@ -18,21 +18,26 @@ CLOSE = 0.93
 
 
 def fitted(
-    scored: Scored, plan_of: Callable[[float], Plan], budget: FileBudget, limit: float | None = None
+    scored: Scored,
+    plan_of: Callable[[float], Plan],
+    budget: FileBudget,
+    limit: float | None = None,
+    batch: int | None = None,
 ) -> tuple[Plan, tuple[Attempt, ...]]:
     """The plan whose exported file is nearest below what is allowed, and all that were tried.
 
     `plan_of` gives the plan that removes a share of the dense cost; it is asked for `scored.ratio` first. Allowed is
     `limit`, in the budget's unit, or without it the same share of the dense file's own cost. What later attempts are
     foreseen to cost is corrected by the factor by which the file before was off. Nothing is repaired: what a file
-    costs does not depend on the values of its weights. Raises `BudgetError` where no attempt fits.
+    costs does not depend on the values of its weights. Files take `batch` samples a call, or any
+    number. Raises `BudgetError` where no attempt fits.
     """
     ratio, factor = scored.ratio, 1.0
     attempts: list[Attempt] = []
     plans: list[Plan] = []
     with tempfile.TemporaryDirectory() as folder:
         dense = Path(folder) / "dense.onnx"
-        export_onnx(scored.model, scored.example, dense, {})
+        export_onnx(scored.model, scored.example, dense, {}, batch=batch)
         while len(attempts) < ATTEMPTS and ratio < 1:
             try:
                 plan = plan_of(ratio)
@@ -42,7 +47,7 @@ def fitted(
                 break
             if plan.removed in [earlier.removed for earlier in plans]:
                 break
-            slim = _exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx")
+            slim = _exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx", batch)
             of_dense, cost = budget.measured([dense, slim], scored.example)
             allowed = (1 - scored.ratio) * of_dense if limit is None else limit
             plans.append(plan)
@@ -63,9 +68,9 @@ def taken(attempts: Sequence[Attempt], tolerance: float) -> int | None:
     return max(fitting, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 
 
-def _exported(scored: Scored, plan: Plan, path: Path) -> Path:
+def _exported(scored: Scored, plan: Plan, path: Path, batch: int | None) -> Path:
     slim = prune(scored.model, scored.structure.groups, plan, scored.example)
-    export_onnx(slim.model, scored.example, path, {})
+    export_onnx(slim.model, scored.example, path, {}, batch=batch)
     return path
 
 

@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from pxcompress.proof import Measurement, Report
 from pxcompress.report.alike import alike_line
 from pxcompress.report.classes import changes_line
-from pxcompress.report.summary import badge, command, conditions, drop_interval, headline, percent, points, rows, wilson
+from pxcompress.report.summary import (
+    badge,
+    command,
+    conditions,
+    drop_interval,
+    headline,
+    percent,
+    points,
+    rows,
+    takes_images,
+    wilson,
+)
 from pxcompress.report.targets import HEAD, target_rows
 
 _CLASSES = 20
@@ -17,7 +28,7 @@ _CLASSES = 20
 
 def to_card(report: Report) -> str:
     """The card as Markdown; what the user named (classes, folder, notes) cannot become markup."""
-    model = _text(str(report.recipe.get("model")))
+    model, images = _text(str(report.recipe.get("model"))), takes_images(report)
     parts = (
         f"# {model}, compressed",
         f"{_text(headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
@@ -30,10 +41,10 @@ def to_card(report: Report) -> str:
         *_certified(report),
         *_explained(report),
         "## Use",
-        "    pip install onnxruntime numpy pillow\n    python predict.py image.jpg",
+        *(("    pip install onnxruntime numpy pillow\n    python predict.py image.jpg",) if images else ()),
         f"Input: `input`, float32, (batch, {', '.join(map(str, report.input_shape))}); output: `logits`, "
-        f"(batch, {len(report.data.classes)}). Preprocessing and class names stand in the file's `metadata_props`; "
-        "`predict.py` reads them. In PyTorch: `pxcompress.load(folder)`.",
+        f"(batch, {len(report.data.classes)}). Preprocessing and class names stand in the file's "
+        f"`metadata_props`{'; `predict.py` reads them' if images else ''}. In PyTorch: `pxcompress.load(folder)`.",
         f"Classes: {_classes(report.data.classes)}.",
         "## Limits",
         "\n".join(f"- {_text(note)}" for note in _limits(report)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pxcompress.deploy.intervals import guesses
 from pxcompress.proof import Report
-from pxcompress.report.summary import command, drop_interval, is_faster
+from pxcompress.report.summary import command, drop_interval, is_faster, takes_images
 
 LARGE = 0.01
 """Share of top-1 from which on a loss calls for more repair."""
@@ -67,7 +67,8 @@ def _shipped(report: Report) -> Iterator[str]:
         for of in report.targets[2:]:
             if of.speedup.low > least and of.top1 >= report.pruned.top1 - LARGE:
                 best, least = of.file, of.speedup.high
-    yield f"ship {shlex.quote(f'{report.folder}/{best}')}; predict.py beside it runs it without pxcompress."
+    runs = "; predict.py beside it runs it without pxcompress" if takes_images(report) else ""
+    yield f"ship {shlex.quote(f'{report.folder}/{best}')}{runs}."
     if drop_interval(report).high <= 2 * LARGE and report.certificate is None:
         yield "A larger --ratio may cost nothing either"
 

@@ -48,6 +48,11 @@ class Row:
         return self.pruned / self.dense if self.dense else float("nan")
 
 
+def takes_images(report: Report) -> bool:
+    """Whether the model's input is an image, which predict.py can read."""
+    return len(report.input_shape) == 3
+
+
 def drop_interval(report: Report) -> Interval:
     """95 % interval of dense top-1 minus pruned top-1."""
     return drop(report.dense, report.pruned, report.class_changes)

@@ -27,6 +27,7 @@ from pxcompress.proof import (
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
+from pxcompress.report.summary import takes_images
 from pxcompress.run import Run
 from pxcompress.run_folder import shelf
 from pxcompress.run_folder.names import SLIM
@@ -135,8 +136,9 @@ def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write report.json, report.html, and predict.py, with which the model runs without pxcompress."""
-    shutil.copyfile(PREDICT, folder / PREDICT.name)
+    """Write report.json, report.html, and for images predict.py, with which the model runs without pxcompress."""
+    if takes_images(report):
+        shutil.copyfile(PREDICT, folder / PREDICT.name)
     (folder / "report.json").write_text(to_json(report))
     (folder / "report.html").write_text(to_html(report))
 
