@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,7 +94,7 @@ class Target:
     """One ONNX file of a run folder, measured beside the others on the file itself.
 
     `agreement` is the share of test samples with the top-1 of model.onnx, `max_abs` the largest difference of a logit
-    to it; `speedup` is against dense.onnx.
+    to it; `speedup` is against dense.onnx. On `both_right` samples that is right as well; None in older reports.
     """
 
     file: str
@@ -108,6 +108,7 @@ class Target:
     throughput: float
     speedup: Speedup
     provider: Placement
+    both_right: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,11 @@ class ClassChange:
     dense: int
     pruned: int
     both: int
+
+
+def both_right(classes: Sequence[ClassChange]) -> int | None:
+    """Samples that both models are right on; None where no class is known, as in reports of older versions."""
+    return sum(each.both for each in classes) if classes else None
 
 
 @dataclass(frozen=True)

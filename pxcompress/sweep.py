@@ -127,7 +127,8 @@ def to_table(result: Sweep) -> str:
     for point in result.points:
         shares = f"{point.cost:>16.1%} {point.params:>11.1%} {point.macs:>7.1%}"
         lines.append(f"{point.ratio:>6.2f} {shares} {point.top1:>7.1%}")
-    lines += ["", f"top-1 on {result.samples} images of the select split; nothing was exported: {result.folder}"]
+    lines += ["", f"top-1 on {result.samples} images of the select split; no model was exported"]
+    lines.append(f"as picture, JSON and CSV: {result.folder}")
     if result.unreachable:
         lines.append(f"no plan reaches ratio {', '.join(f'{ratio:g}' for ratio in result.unreachable)}")
     return "\n".join(lines)

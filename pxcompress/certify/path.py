@@ -342,9 +342,7 @@ def check_samples(n: int, goal: Goal, where: str = "to certify on") -> None:
     if goal.alpha <= 0 or n >= (needed := _needed(goal)):
         return
     asked = f"{goal.risk} <= {_percent(goal.alpha)} at {_percent(1 - goal.delta)} confidence"
-    raise DataError(
-        f"{n} samples {where}; {asked} needs at least {needed}: give more data or a larger alpha (max-drop)"
-    )
+    raise DataError(f"{n} samples {where}; {asked} needs at least {needed}: give more data or a larger --max-drop")
 
 
 def _needed(goal: Goal) -> int:
@@ -375,6 +373,6 @@ def spent(uses: int, delta: float) -> Spent:
     times = "once" if uses == 1 else f"{uses} times"
     message = (
         f"these samples certified {times} before, so their guarantee is spent: for {_percent(1 - delta)} over all "
-        f"{uses + 1} uses judge each at delta {each:.4g}, or certify on fresh samples"
+        f"{uses + 1} uses give each --confidence {1 - each:.6g}, or certify on fresh samples"
     )
     return Spent(each, message)

@@ -195,7 +195,7 @@ def _bytes(text: str) -> int:
     try:
         return round(float(parts[1]) * SIZES[parts[2].upper()])  # type: ignore[index]
     except (TypeError, KeyError, ValueError, OverflowError):
-        raise InputError(f"max-bytes is {text!r}; expected a size above 0, such as 20MB") from None
+        raise InputError(f"max-bytes is {text!r}; expected a size, such as 20MB") from None
 
 
 def _repairs(texts: list[str]) -> tuple[str, ...]:

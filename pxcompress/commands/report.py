@@ -30,7 +30,9 @@ def report(
     from pxcompress.report.table import to_table
 
     if card and len(folders) > 1:
-        raise InputError(f"--card is of one run; {len(folders)} folders are given")
+        raise InputError(
+            f"--card is of one run, and printed (redirect it into a file); {len(folders)} folders are given"
+        )
     if out is not None and out.exists() and not force:
         raise InputError(f"{str(out)!r} exists; choose another --out or give --force")
     names = _names(folders)

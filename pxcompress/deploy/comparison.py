@@ -12,7 +12,7 @@ from pxcompress.deploy.answers import class_changes
 from pxcompress.deploy.intervals import drop, noise, speedup
 from pxcompress.deploy.measure import Tried, file_bytes, latency, throughput
 from pxcompress.deploy.profile import operator_shares
-from pxcompress.proof import ClassChange, Measurement, OperatorTime, Placement, Ratios, Speedup
+from pxcompress.proof import ClassChange, Measurement, OperatorTime, Placement, Ratios, Speedup, both_right
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def verdict(comparison: Comparison) -> str:
     size = _factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
     speed = _speed(comparison)
     parts = [macs, speed, size] if comparison.speedup.low > 1 else [speed, macs, size]
-    lost = drop(dense, pruned, comparison.classes)
+    lost = drop(dense, pruned, both_right(comparison.classes))
     change = f"95 % interval of the change {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points"
     accuracies = f"{dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
     shown = "top-1" if lost.low > 0 or lost.high < 0 else "no top-1 difference shown:"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -11,13 +10,13 @@ import numpy.typing as npt
 from scipy.stats import binomtest, norm, t
 
 from pxcompress.deploy.stopwatch import BLOCK, LEAST
-from pxcompress.proof import ClassChange, Measurement, Speedup
+from pxcompress.proof import Measurement, Speedup
 
 Seconds = npt.NDArray[np.float64]
 
 _RESAMPLES = 2000
 
-BUSY = 0.1
+BUSY = 0.15
 """Noise above which a comparison of latencies is worth little."""
 
 
@@ -37,15 +36,15 @@ def wilson(share: float, samples: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def drop(dense: Measurement, pruned: Measurement, classes: Sequence[ClassChange]) -> Interval:
-    """95 % interval of dense top-1 minus pruned top-1, on the same samples; `classes` say on which both are right.
+def drop(dense: Measurement, pruned: Measurement, both: int | None) -> Interval:
+    """95 % interval of dense top-1 minus pruned top-1, on the same samples; both are right on `both` of them.
 
-    Without them, as in reports of older versions, the two are taken as independent, which makes it rather too wide.
+    Without that, as in reports of older versions, the two are taken as independent, which makes it rather too wide.
     """
-    if not classes:
+    if both is None:
         return _difference((dense.top1, dense.samples), (pruned.top1, pruned.samples))
     right = round(dense.top1 * dense.samples), round(pruned.top1 * pruned.samples)
-    return paired(*right, sum(each.both for each in classes), dense.samples)
+    return paired(*right, both, dense.samples)
 
 
 def paired(first: int, second: int, both: int, samples: int) -> Interval:

@@ -77,8 +77,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
     head = next((key for key in classifiers if key in reshaped), None)
     if head is not None:
         counts = f"it has {state[head].shape[0]} classes, expected {own[head].shape[0]} as in the data"
-        parts = [*parts, counts] if missing or unexpected or set(reshaped) - set(classifiers) else [counts]
-    raise ModelError(f"{label} does not fit: {'; '.join(parts)}; give weights of this model trained on this data")
+        alone = not (missing or unexpected or set(reshaped) - set(classifiers))
+        parts = [counts] if alone else [*parts, *([counts] if len(state[head]) != len(own[head]) else [])]
+    other = ": another architecture" if missing and unexpected else ""
+    raise ModelError(
+        f"{label} does not fit{other}: {'; '.join(parts)}; give weights of this model trained on this data"
+    )
 
 
 def _unpickled(path: Path) -> Any:

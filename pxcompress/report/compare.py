@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
 from pxcompress.deploy.intervals import drop
-from pxcompress.proof import ClassChange, Measurement, Report, Speedup
+from pxcompress.proof import Measurement, Report, Speedup, both_right
 from pxcompress.report.figures import Named, picture, tradeoffs
 from pxcompress.report.markup import document, node, section, table
 from pxcompress.report.summary import (
@@ -39,7 +39,7 @@ class Row:
     of: Measurement
     dense: Measurement
     speedup: Speedup | None = None
-    classes: Sequence[ClassChange] = ()
+    both_right: int | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -54,7 +54,7 @@ class Row:
     @property
     def interval(self) -> str:
         """That of the change, in points."""
-        return "" if self.is_dense else spread(drop(self.dense, self.of, self.classes))
+        return "" if self.is_dense else spread(drop(self.dense, self.of, self.both_right))
 
     @property
     def faster(self) -> str:
@@ -76,7 +76,9 @@ def comparison_rows(reports: Named) -> list[Row]:
         if _identity(report) not in seen:
             rows.append(Row(name, "dense", dense, dense))
             seen.add(_identity(report))
-        rows.append(Row(name, report.pruned.precision, report.pruned, dense, report.speedup, report.class_changes))
+        rows.append(
+            Row(name, report.pruned.precision, report.pruned, dense, report.speedup, both_right(report.class_changes))
+        )
         for of in report.targets[2:]:
             measured = replace(
                 report.pruned,
@@ -87,7 +89,7 @@ def comparison_rows(reports: Named) -> list[Row]:
                 throughput=of.throughput,
                 precision=of.precision,
             )
-            rows.append(Row(name, of.precision, measured, dense, of.speedup))
+            rows.append(Row(name, of.precision, measured, dense, of.speedup, of.both_right))
     return rows
 
 

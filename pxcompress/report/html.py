@@ -281,7 +281,10 @@ def _fixed(fixed: Sequence[Fixed]) -> Element:
         for reason, layers in by_reason(fixed).items()
     ]
     content = table(
-        "Layers whose outputs were not narrowed (units in brackets)", ("why", "layers", "which"), body, "reasons"
+        "Layers whose outputs cannot lose units, or were not to (units in brackets)",
+        ("why", "layers", "which"),
+        body,
+        "reasons",
     )
     return section(
         "What stays whole, and why", content if fixed else node("p", "Every layer that was found could be narrowed.")

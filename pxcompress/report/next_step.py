@@ -38,6 +38,8 @@ def _busy(report: Report) -> bool:
 def _repair(report: Report) -> str:
     repairs = report.recipe.get("repair")
     given = [str(each) for each in repairs] if isinstance(repairs, list | tuple) else []
+    if not given:
+        return "to win accuracy back: leave out --repair none; or a smaller --ratio"
     if any(each.startswith("finetune") for each in given):
         return "to lose less: a smaller --ratio, more images, or more steps for finetune"
     words = " ".join(f"--repair {shlex.quote(each)}" for each in (*given, "finetune"))
@@ -75,7 +77,12 @@ def _shipped(report: Report) -> Iterator[str]:
 
 _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (_uncertified, lambda report: "a smaller --ratio, more images, or a larger --max-drop"),
-    (_guesses, lambda report: "give weights that know these classes (--checkpoint): this one has nothing to lose"),
+    (
+        _guesses,
+        lambda report: (
+            "give weights that know these classes (--checkpoint), or the image size that they know (--input-size)"
+        ),
+    ),
     (_lossy, _repair),
     (_busy, lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}"),
     (lambda report: not is_faster(report), _faster),

@@ -12,7 +12,7 @@ from typing import Any
 from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import drop, guesses
 from pxcompress.deploy.intervals import wilson as wilson
-from pxcompress.proof import Measurement, Placement, Report, Speedup
+from pxcompress.proof import Measurement, Placement, Report, Speedup, both_right
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
     GOALS,
@@ -55,7 +55,7 @@ def takes_images(report: Report) -> bool:
 
 def drop_interval(report: Report) -> Interval:
     """95 % interval of dense top-1 minus pruned top-1."""
-    return drop(report.dense, report.pruned, report.class_changes)
+    return drop(report.dense, report.pruned, both_right(report.class_changes))
 
 
 def rows(report: Report) -> tuple[Row, ...]:

@@ -131,7 +131,7 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     words = "GPU: time on the device, without copies; memory: by how much its use grew for the file, at most"
     return (
         f"{runs} runs of each file, in turns; CPU threads: {threads}, {affinity}; random inputs",
-        f"noise: the middle half of the runs lies within {percent(noise)} of p50, or nearer{busy}",
+        f"noise: half of the calls are within {percent(noise)} of p50{busy}",
         "speed: ratio of p50 with its 95 % bootstrap interval; cold: opening the file and the first call, libraries "
         "already loaded",
         *((words,) if on_gpu else ()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from pxcompress.proof import (
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
-from pxcompress.report.summary import takes_images
+from pxcompress.report.summary import milliseconds, size, takes_images
 from pxcompress.run import Run
 from pxcompress.run_folder import shelf
 from pxcompress.run_folder.names import SLIM
@@ -39,6 +40,9 @@ from pxcompress.types import Slim
 NEAR = 0.05
 """Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
 
+
+DRIFT = 0.2
+"""Share by which the dense model may be faster or slower in the end than when a plan was made for its speed."""
 
 PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 """Needs onnxruntime, numpy and pillow only; it is copied as it is."""
@@ -120,7 +124,12 @@ def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run:
         plan={key: value for key, value in asdict(plan).items() if key != "removed"},
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
-        notes=(*_notes(subject, files, comparison), *_loop(slim), *targets.notes, *run.clock.remarks),
+        notes=(
+            *_notes(place, subject, files, comparison),
+            *_loop(recipe, slim, comparison),
+            *targets.notes,
+            *run.clock.remarks,
+        ),
         certificate=files.certificate,
         class_shares=_class_shares(slim, subject.source.classes),
         attempts=slim.attempts,
@@ -164,19 +173,25 @@ def _missed(recipe: Recipe, comparison: Comparison) -> str:
     return ""
 
 
-def _loop(slim: Slim) -> Iterator[str]:
-    """What a closed loop tried, for a reader."""
-    if slim.attempts:
-        unit = slim.pruned.plan.unit
-        tried = ", ".join(
-            f"{attempt.measured:.4g} (planned {attempt.planned:.4g}{', corrected' if turn else ''})"
-            for turn, attempt in enumerate(slim.attempts)
-        )
-        allowed = f"{slim.attempts[-1].allowed:.4g} {unit} are allowed"
-        yield f"plans were held against their exported files: {allowed}, measured {tried}"
+def _loop(recipe: Recipe, slim: Slim, comparison: Comparison) -> Iterator[str]:
+    """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
+    if not slim.attempts:
+        return
+    shown = size if slim.pruned.plan.unit == "bytes" else milliseconds
+    tried = ", ".join(
+        f"{shown(attempt.measured)} (planned {shown(attempt.planned)}{', corrected' if turn else ''})"
+        for turn, attempt in enumerate(slim.attempts)
+    )
+    allowed = slim.attempts[-1].allowed
+    yield f"plans were held against their exported files: {shown(allowed)} allowed; measured {tried}"
+    if recipe.speedup is not None:
+        then, now = allowed * recipe.speedup, comparison.dense.latency_ms.p50
+        if abs(now / then - 1) > DRIFT:
+            planned = f"{milliseconds(then)} when {recipe.speedup:g}x was planned"
+            yield f"THE MACHINE CHANGED: the dense model took {planned}, and {milliseconds(now)} in the end; run again"
 
 
-def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str, ...]:
+def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) -> tuple[str, ...]:
     """What a reader must know beside the figures."""
     notes = []
     if subject.source.embedded:
@@ -192,17 +207,22 @@ def _notes(subject: Subject, files: Files, comparison: Comparison) -> tuple[str,
         notes.append("no --checkpoint was given: the weights are those that the factory made")
     dense, classes = comparison.dense, len(subject.source.classes)
     if guesses(dense, classes):
-        why = "as untrained ones do; give --checkpoint" if subject.loaded.weights == "factory" else "check its weights"
+        why = (
+            "as untrained ones do; give --checkpoint"
+            if subject.loaded.weights == "factory"
+            else "check its weights, and --input-size: images are resized to that of the model"
+        )
         notes.append(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}")
     if comparison.noise > BUSY:
         notes.append(
-            f"THE MACHINE IS BUSY: only half of the runs lie within {comparison.noise:.0%} of p50, so p90, p99 and the "
-            "throughput mean little; time them again on a quiet one: pxcompress bench FOLDER"
+            f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
+            f"the throughput mean little; time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
         )
     if comparison.placement.fallback_reason:
         notes.append(comparison.placement.fallback_reason)
     if files.certificate and files.certificate["spent"]:
         notes.append(files.certificate["spent"])
     if subject.splits.skipped:
-        notes.append(f"{len(subject.splits.skipped)} images could not be read and were left out")
+        some = ", ".join(subject.splits.skipped[:3]) + (", ..." if len(subject.splits.skipped) > 3 else "")
+        notes.append(f"{len(subject.splits.skipped)} images could not be read and were left out: {some}")
     return tuple(notes)

@@ -84,6 +84,7 @@ def _row(tried: Tried, dense: Tried, source: Tried) -> Target:
         throughput=throughput(tried),
         speedup=speedup(dense.seconds, tried.seconds),
         provider=session.placement,
+        both_right=int((answers.right & dense.answers.right).sum()),
     )
 
 

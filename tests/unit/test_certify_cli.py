@@ -296,7 +296,7 @@ def test_a_split_that_is_used_again_is_told(
     (made,) = json.loads((cache / FILE).read_text()).values()
     assert len(made) == len(*before.values()) + 1
     assert f"certified {len(made) - 1} times before, so their guarantee is spent" in again.out
-    assert f"judge each at delta {0.05 / len(made):.4g}" in again.out
+    assert f"give each --confidence {1 - 0.05 / len(made):.6g}" in again.out
     px("certify", certified[0], "--max-drop", 0.31)
     (same,) = json.loads((cache / FILE).read_text()).values()
     assert same == made  # the same certificate once more is no new use
