@@ -228,6 +228,7 @@ class Recipe(Given):
         object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(_on_bench(self.budget, self.bench)))
         chosen = auto_repair(self.classes) if self.repair == ("auto",) else self.repair
+        _check_one_each(chosen)
         repairs = [REPAIRS.build(text) for text in chosen]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
         _check_order(self.repair, [PHASES.index(repair.phase) for repair in repairs])
@@ -371,6 +372,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"config {str(path)!r} holds a {type(content).__name__}; expected keys as in recipe.json")
     return known_keys(Recipe, {str(key).replace("-", "_"): value for key, value in content.items()})
+
+
+def _check_one_each(repairs: Sequence[str]) -> None:
+    """Raise `InputError` where one text names several repairs: commas are for the options of one."""
+    for text in repairs:
+        names = text.partition(":")[0].split(",")
+        if len(names) > 1:
+            said = " ".join(f"--repair {name.strip()}" for name in names)
+            raise InputError(f"repair {text!r} names {len(names)} at once; repeat the option: {said}")
 
 
 def _check_order(repairs: Sequence[str], phases: Sequence[int]) -> None:

@@ -42,7 +42,7 @@ def explanation_sections(found: Explanation) -> Sequence[Element]:
 def _similarity(found: Explanation) -> Element:
     method = how(found)
     return section(
-        "How alike the explanations are",
+        "How alike on the inputs explained here",
         node("p", f"{method[0].upper()}{method[1:]}."),
         table(
             "Means over inputs, 1 is the same: cosine of the maps, correlation of their ranks, share of the 10 % most "

@@ -68,6 +68,7 @@ def test_json_round_trip_of_odd_values(ratio: float, round_to: int, min_keep: fl
     ("repair", "message"),
     [
         (("batchnorm", "fold"), "'batchnorm' stands before 'fold', whose result it needs; swap them"),
+        (("fold,batchnorm",), "repeat the option: --repair fold --repair batchnorm"),
         (("fold", "fold:ridge=0.1"), "'fold' is given 2 times; give it once"),
     ],
 )
