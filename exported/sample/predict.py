@@ -42,13 +42,14 @@ def main() -> None:
     options = parser.parse_args()
     session = ort.InferenceSession(options.model, providers=["CPUExecutionProvider"])  # on a GPU: "CUDA..." first
     facts = session.get_modelmeta().custom_metadata_map
-    classes = json.loads(facts["classes"])
+    classes, port = json.loads(facts["classes"]), session.get_inputs()[0]
+    copies = port.shape[0] if isinstance(port.shape[0], int) else 1  # of the image, where the file has a fixed batch
     for path in options.images:
         try:
-            batch = prepare(path, facts)
-        except OSError as error:
+            batch = prepare(path, facts).repeat(copies, axis=0)
+        except (OSError, Image.DecompressionBombError) as error:
             raise SystemExit(f"predict.py: {path} cannot be read as an image: {error}") from error
-        logits = session.run(None, {session.get_inputs()[0].name: batch})[0][0].astype(np.float64)
+        logits = session.run(None, {port.name: batch})[0][0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         best = int(logits.argmax())
         print(f"{path}\t{classes[best]}\t{shares[best] / shares.sum():.4f}")
