@@ -13,7 +13,7 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, best_step
 from pxcompress.deploy.answers import torch_accuracy
-from pxcompress.deploy.intervals import wilson
+from pxcompress.deploy.intervals import guesses
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
@@ -99,7 +99,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Run]:
         top1 = top1_of(subject.loaded.model, run.parts["select"], clock)
     clock.accuracy(top1)
     classes, samples = len(subject.source.classes), len(subject.splits.ids["select"])
-    if wilson(top1, samples).low <= 1 / classes:
+    if guesses(top1, samples, classes):
         side = " x ".join(str(size) for size in subject.splits.example.shape[2:])
         clock.say(
             f"THE DENSE MODEL IS NEAR CHANCE: top-1 {top1:.1%} of {classes} classes; check its weights, and "

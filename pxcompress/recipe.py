@@ -5,14 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Goal
@@ -349,29 +345,6 @@ def _on_bench(text: str, bench: Bench) -> Any:
     said = {part.partition("=")[0] for part in text.partition(":")[2].split(",")}
     shared = [field.name for field in fields(budget) if hasattr(bench, field.name)]  # type: ignore[arg-type]
     return replace(budget, **{name: getattr(bench, name) for name in shared if name not in said})  # type: ignore[type-var]
-
-
-_READERS: Mapping[str, Callable[[str], Any]] = {
-    ".toml": tomllib.loads,
-    ".yaml": yaml.safe_load,
-    ".yml": yaml.safe_load,
-}
-"""Of recipe files; all others are JSON."""
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe file, .json, .toml or .yaml, unchecked; `InputError` where it holds none."""
-    read = _READERS.get(path.suffix.lower(), json.loads)
-    try:
-        content = read(path.read_text())
-    except OSError as error:
-        raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"config {str(path)!r} is not a recipe ({reason}); expected .json, .toml or .yaml") from error
-    if not isinstance(content, dict):
-        raise InputError(f"config {str(path)!r} holds a {type(content).__name__}; expected keys as in recipe.json")
-    return known_keys(Recipe, {str(key).replace("-", "_"): value for key, value in content.items()})
 
 
 def _check_one_each(repairs: Sequence[str]) -> None:

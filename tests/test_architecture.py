@@ -20,7 +20,7 @@ LINE = (
     ("scorers", "cost", "repair", "clock"),
     ("budgets", "planning", "inspection"),
     ("recipe",),
-    ("subject", "report", "run"),
+    ("subject", "report", "run", "recipe_file"),
     ("run_folder",),
     ("stages", "explain"),
     ("pipeline",),

@@ -25,8 +25,8 @@ from pxcompress.recipe import (
     auto_normalise,
     auto_repair,
     auto_round_to,
-    read_recipe,
 )
+from pxcompress.recipe_file import read_recipe
 
 Model = Annotated[
     str, typer.Option(help="timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module.")

@@ -80,9 +80,9 @@ def _phi(first: int, second: int, both: int, samples: int) -> float:
     return product / sqrt(spread) if spread else 0.0
 
 
-def guesses(model: Measurement, classes: int) -> bool:
+def guesses(top1: float, samples: int, classes: int) -> bool:
     """Whether a model cannot be told from one that draws one of `classes` at random."""
-    return wilson(model.top1, model.samples).low <= 1 / classes
+    return wilson(top1, samples).low <= 1 / classes
 
 
 def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:

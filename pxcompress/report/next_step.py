@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 
-from pxcompress.deploy.intervals import guesses
 from pxcompress.proof import Report
-from pxcompress.report.summary import command, drop_interval, is_faster, takes_images
+from pxcompress.report.summary import command, dense_guesses, drop_interval, is_faster, takes_images
 
 LARGE = 0.01
 """Share of top-1 from which on a loss calls for more repair."""
@@ -20,10 +19,6 @@ def next_step(report: Report) -> str:
 
 def _uncertified(report: Report) -> bool:
     return report.certificate is not None and not report.certificate["chosen"]
-
-
-def _guesses(report: Report) -> bool:
-    return guesses(report.dense, len(report.data.classes))
 
 
 def _lossy(report: Report) -> bool:
@@ -78,7 +73,7 @@ def _shipped(report: Report) -> Iterator[str]:
 _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (_uncertified, lambda report: "a smaller --ratio, more images, or a larger --max-drop"),
     (
-        _guesses,
+        dense_guesses,
         lambda report: (
             "give weights that know these classes (--checkpoint), or the image size that they know (--input-size)"
         ),

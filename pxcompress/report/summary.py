@@ -48,6 +48,11 @@ class Row:
         return self.pruned / self.dense if self.dense else float("nan")
 
 
+def dense_guesses(report: Report) -> bool:
+    """Whether the dense model has nothing to lose."""
+    return guesses(report.dense.top1, report.dense.samples, len(report.data.classes))
+
+
 def takes_images(report: Report) -> bool:
     """Whether the model's input is an image, which predict.py can read."""
     return len(report.input_shape) == 3
@@ -248,7 +253,7 @@ def is_faster(report: Report) -> bool:
 def accuracy_change(report: Report) -> str:
     """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the points where none is shown."""
     words, lost = accuracy_words(report), drop_interval(report)
-    if guesses(report.dense, len(report.data.classes)):
+    if dense_guesses(report):
         return f"{words} (the dense model guesses: top-1 {percent(report.dense.top1)})"
     found = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
     return f"{words} ({found}95 % interval of the change {spread(lost)})"
@@ -256,7 +261,7 @@ def accuracy_change(report: Report) -> str:
 
 def accuracy_words(report: Report, what: str = " top-1") -> str:
     """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
-    if guesses(report.dense, len(report.data.classes)):
+    if dense_guesses(report):
         return "no accuracy to lose"
     lost = drop_interval(report)
     if lost.low <= 0 <= lost.high:

@@ -206,7 +206,7 @@ def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) 
     if subject.loaded.weights == "factory":
         notes.append("no --checkpoint was given: the weights are those that the factory made")
     dense, classes = comparison.dense, len(subject.source.classes)
-    if guesses(dense, classes):
+    if guesses(dense.top1, dense.samples, classes):
         why = (
             "as untrained ones do; give --checkpoint"
             if subject.loaded.weights == "factory"

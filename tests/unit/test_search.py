@@ -644,6 +644,7 @@ def test_test_and_certify_are_never_read(
 
     monkeypatch.setattr(run_module, "load_subject", guarded)
     _search(px, args, tmp_path / "a", "--trials", 1)
+    assert (tmp_path / "a" / "composite.json").is_file()
 
 
 @pytest.mark.parametrize(

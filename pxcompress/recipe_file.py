@@ -1,0 +1,37 @@
+"""A recipe as people keep it: .json, .toml or .yaml."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pxcompress.checks import known_keys
+from pxcompress.errors import InputError
+from pxcompress.recipe import Recipe
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    ".toml": tomllib.loads,
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+}
+"""Of recipe files; all others are JSON."""
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe file, .json, .toml or .yaml, unchecked; `InputError` where it holds none."""
+    read = _READERS.get(path.suffix.lower(), json.loads)
+    try:
+        content = read(path.read_text())
+    except OSError as error:
+        raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"config {str(path)!r} is not a recipe ({reason}); expected .json, .toml or .yaml") from error
+    if not isinstance(content, dict):
+        raise InputError(f"config {str(path)!r} holds a {type(content).__name__}; expected keys as in recipe.json")
+    return known_keys(Recipe, {str(key).replace("-", "_"): value for key, value in content.items()})
