@@ -44,8 +44,6 @@ GOALS = {
 }
 """One of them is given. A goal with a budget sets it."""
 
-REFINEMENTS = ("none", "swaps")
-
 TASK_REPAIR = ("fold", "batchnorm:match=dense")
 """For some of the classes: statistics of few classes are not those that the weights expect."""
 
@@ -171,9 +169,6 @@ class Recipe(Given):
         "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, knapsack, auto."
     )
     repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
-    refine: str = option(
-        "none", "Search around the plan: swaps (units in and out; kept where other samples agree) or none."
-    )
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
     round_to: int | None = option(
         None, "Widths are multiples of this; 1: no alignment; 0: as measures best here.  [default: 8; 0 for latency]"
@@ -205,8 +200,6 @@ class Recipe(Given):
         _check_goal(self)
         if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
             raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
-        if self.refine not in REFINEMENTS:
-            raise unknown("refine", self.refine, REFINEMENTS)
         object.__setattr__(self, "targets", _ordered(self.targets))
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))

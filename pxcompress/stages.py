@@ -20,10 +20,9 @@ from pxcompress.planning.dead_paths import without_dead_paths
 from pxcompress.planning.fit import fitted
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.plan import check_reachable, make_plan
-from pxcompress.planning.rounds import after_step, groups_left, prune_further, ratios_of, spread, step_of
+from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.planning.selection import Selection
 from pxcompress.planning.stop_rule import plan_by_share
-from pxcompress.planning.swaps import divergence, swapped_plan
 from pxcompress.processes import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
@@ -142,8 +141,7 @@ def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
 
 
 def cut(scored: Scored, plan: Plan, run: Run) -> Slim:
-    """Carry out `plan`, refined, and repair the result; the dense model is left as it was. Raises as `shrink` does."""
-    plan = _refined(scored.model, scored.structure.groups, plan, run)
+    """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `shrink` does."""
     with run.clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
         _check_removal(pruned, scored.example)
@@ -158,42 +156,10 @@ def cut_further(scored: Scored, slim: Slim, ratio: float, run: Run) -> Slim:
         scores = _guarded(spread(unit_scores(before.model, left, run), before), scored.class_relevance, recipe)
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
-    step = _refined(before.model, left, step_of(before, plan), run)
     with clock.stage("prune"):
-        pruned = prune_further(before, left, after_step(before, step), scored.example)
+        pruned = prune_further(before, left, plan, scored.example)
         _check_removal(pruned, scored.example)
     return replace(slim, pruned=_repaired(scored, pruned, run))
-
-
-def _refined(model: nn.Module, groups: Sequence[Group], plan: Plan, run: Run) -> Plan:
-    """`plan`, which removes units of `groups`, after the search around it that the recipe asks for.
-
-    What the search found on the score samples has to hold on others, or `plan` stays.
-    """
-    refine = run.recipe.refine
-    if refine == "none":
-        return plan
-    with run.clock.stage(f"refine ({refine})"):
-        found = from_first(swapped_plan(model, groups, plan, run.parts["score"], run.scorer))
-        if found.removed == plan.removed:
-            return plan
-        before, after = (_changed_by(model, groups, each, run) for each in (plan, found))
-        kept = from_first(after < before)
-        run.clock.remark(
-            f"--refine {refine}: {'kept' if kept else 'not kept'}; on samples not searched on the KL divergence "
-            f"from the dense model goes from {before:.3g} to {after:.3g}"
-        )
-        return found if kept else plan
-
-
-def _changed_by(model: nn.Module, groups: Sequence[Group], plan: Plan, run: Run) -> float:
-    """By how much `plan` changes the predictions after the repairs in closed form; training would take too long."""
-    held_out = run.held_out or run.parts["repair"]
-    pruned = prune(model, groups, plan, next(iter(run.parts["score"]))[0][:1])
-    for repair in run.repairs.values():
-        if repair.phase != "train":
-            pruned = repair(pruned, run.parts["repair"], held_out)
-    return divergence(model, pruned.model, held_out)
 
 
 def _repaired(scored: Scored, pruned: Pruned, run: Run) -> Pruned:

@@ -262,7 +262,6 @@ EVERY = Recipe(
     scorer="lrp:centre=true",
     normalise="norm",
     repair=("fold",),
-    refine="swaps",
     round_to=4,
     min_keep=0.2,
     floors=("layer4.*=0.5",),
