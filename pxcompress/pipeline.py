@@ -167,7 +167,7 @@ def compress_module(
 
 def _check_suited(module: Adapted, recipe: Recipe) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
-    needs_labels = recipe.class_scores or recipe.class_guard
+    needs_labels = recipe.class_scores
     needs_labels |= getattr(SCORERS.build(recipe.scorer), "target", "") == "label"
     if needs_labels and not module.labelled:
         raise InputError(

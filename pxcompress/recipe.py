@@ -180,7 +180,6 @@ class Recipe(Given):
     keep: tuple[str, ...] = option((), "Leave groups of these names whole: globs with commas.")
     scope: str = option("all", "all, or inner: leave residual streams whole.")
     class_scores: bool = option(False, "Keep units' relevance for every class; needs labels of the score split.")
-    class_guard: bool = option(False, "Raise scores of what single classes rest on; implies --class-scores.")
     bench: Bench = field(default_factory=Bench)
     guarantee: Guarantee | None = None
     targets: tuple[str, ...] = option(

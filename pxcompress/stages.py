@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from pxcompress.attribution.class_relevance import class_relevance, guarded
+from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.clock import Clock
 from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import ResultError
@@ -30,7 +30,6 @@ from pxcompress.state import seeded
 from pxcompress.types import (
     Attempt,
     Batches,
-    ClassRelevance,
     FileBudget,
     Group,
     Plan,
@@ -103,18 +102,12 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
     scored = priced(model, example, run)
     groups = scored.structure.groups
     with clock.stage(f"score ({recipe.scorer})"):
-        scores = unit_scores(model, groups, run)
-        scored = replace(scored, scores=scores)
-    if not (recipe.class_scores or recipe.class_guard):
+        scored = replace(scored, scores=unit_scores(model, groups, run))
+    if not recipe.class_scores:
         return scored
     with clock.stage("class scores"):
         relevance = in_smaller_batches(partial(class_relevance, model, groups), run.parts["score"], clock.say)
-    return replace(scored, scores=_guarded(scores, relevance, recipe), class_relevance=relevance)
-
-
-def _guarded(scores: Scores, relevance: ClassRelevance | None, recipe: Recipe) -> Scores:
-    """`scores`, raised for what single classes rest on where the recipe asks for that."""
-    return guarded(scores, relevance) if recipe.class_guard and relevance else scores
+    return replace(scored, class_relevance=relevance)
 
 
 def unit_scores(model: nn.Module, groups: Sequence[Group], run: Run) -> Scores:
@@ -153,7 +146,7 @@ def cut_further(scored: Scored, slim: Slim, ratio: float, run: Run) -> Slim:
     recipe, clock, before = run.recipe, run.clock, slim.pruned
     with clock.stage(f"score again ({recipe.scorer})"):
         left = groups_left(before)
-        scores = _guarded(spread(unit_scores(before.model, left, run), before), scored.class_relevance, recipe)
+        scores = spread(unit_scores(before.model, left, run), before)
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     with clock.stage("prune"):

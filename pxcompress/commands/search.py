@@ -16,7 +16,6 @@ from pxcompress.recipe import Recipe
 WITHOUT = (
     "rounds",
     "class_scores",
-    "class_guard",
     "targets",
     "compare",
     "speedup",

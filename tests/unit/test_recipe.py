@@ -269,7 +269,6 @@ EVERY = Recipe(
     keep=("layer1.*",),
     scope="inner",
     class_scores=True,
-    class_guard=True,
     bench=Bench(8, "cpu", 3),
     guarantee=Guarantee(0.05, 0.9, "disagreement", 5, "confident", 0.7),
     targets=("fp32", "int8"),

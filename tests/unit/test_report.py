@@ -640,7 +640,7 @@ RECIPES = [
     Recipe("m", 0.25, checkpoint="w x.pth", input_size=64, scorer="random", budget="macs", round_to=1, min_keep=0.2),
     Recipe("m", 0.25, scorer="random", normalise="max", repair=("batchnorm",), bench=Bench(8, "cpu", 2)),
     Recipe("m", 0.25, scorer="random", guarantee=Guarantee(0.03)),
-    Recipe("m", 0.25, scorer="random", class_guard=True),
+    Recipe("m", 0.25, scorer="random", class_scores=True),
     Recipe("m", 0.25, scorer="random", guarantee=Guarantee(0.01, 0.9, "disagreement", 3), bench=Bench(2)),
 ]
 
