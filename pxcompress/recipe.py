@@ -175,7 +175,6 @@ class Recipe(Given):
     )
     min_keep: float = option(0.1, "Least share of every group that stays.")
     floors: tuple[str, ...] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
-    drop_branches: bool = option(False, "Residual branches may go as a whole, whatever min-keep says.")
     only: tuple[str, ...] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
     keep: tuple[str, ...] = option((), "Leave groups of these names whole: globs with commas.")
     scope: str = option("all", "all, or inner: leave residual streams whole.")
@@ -202,11 +201,6 @@ class Recipe(Given):
         object.__setattr__(self, "targets", _ordered(self.targets))
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))
-        if self.drop_branches and (self.normalise != "knapsack" or self.rounds > 1):
-            raise InputError(
-                f"drop-branches is given with normalise {self.normalise}, rounds {self.rounds}; "
-                "expected knapsack, which weighs widths, and 1 round"
-            )
         if self.round_to is not None and self.round_to < 0:
             raise InputError(f"round-to is {self.round_to}; expected 0 (as measures best), 1 (no alignment) or more")
         if self.round_to is None:

@@ -13,7 +13,7 @@ from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.clock import Clock
 from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import ResultError
-from pxcompress.graph import REMOVAL_TOLERANCE, Branches, find_branches, find_groups, prune, removal_error
+from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.planning.dead_paths import without_dead_paths
@@ -66,11 +66,6 @@ def plan_and_cut(scored: Scored, run: Run, *, on_file: bool = False) -> Slim:
             plan, attempts = fitted(scored, plans, run.budget, recipe.limit, recipe.onnx_batch)
         else:
             plan = from_first(plan_at(scored, first, recipe))
-    if recipe.drop_branches:
-        gone = [
-            group.name for group in scored.structure.groups if group.name in scored.branches and not plan.kept(group)
-        ]
-        clock.remark(f"--drop-branches: of {len(scored.branches)} branches these go: {', '.join(gone) or 'none'}")
     slim = cut(scored, plan, run)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, run)
@@ -83,17 +78,13 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
     with clock.stage("find groups"):
         found = find_groups(model, example, classifier_names(model, example))
         structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
-    branches: Branches = {}
-    if recipe.drop_branches:
-        with clock.stage("find branches"):
-            branches = find_branches(model, structure.groups, example)
     with clock.stage(f"price ({recipe.budget})"):
         price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
         ratio = 0.0
         if recipe.relevance_share is None:
             ratio = recipe.share(price({}))
-            check_reachable(structure.groups, price, ratio, _limits(recipe, branches))
-    return Scored(model, example, structure, {}, price, ratio, branches=branches)
+            check_reachable(structure.groups, price, ratio, _limits(recipe))
+    return Scored(model, example, structure, {}, price, ratio)
 
 
 def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
@@ -127,7 +118,7 @@ def unit_scores(model: nn.Module, groups: Sequence[Group], run: Run) -> Scores:
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
     """What to remove at `ratio`, or by the recipe's share of relevance. Raises `BudgetError`."""
-    groups, limits = scored.structure.groups, _limits(recipe, scored.branches)
+    groups, limits = scored.structure.groups, _limits(recipe)
     if recipe.relevance_share is not None:
         return plan_by_share(groups, scored.scores, scored.price, recipe.relevance_share, limits)
     return make_plan(groups, scored.scores, scored.price, ratio, limits)
@@ -209,9 +200,9 @@ def _slim(scored: Scored, pruned: Pruned) -> Slim:
     return Slim(scored.structure, scored.scores, pruned, scored.class_relevance)
 
 
-def _limits(recipe: Recipe, branches: Branches | None = None) -> Limits:
+def _limits(recipe: Recipe) -> Limits:
     floors = Selection(floors=recipe.floors).least
-    return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors, branches or {})
+    return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors)
 
 
 def _accuracy(pruned: Pruned, run: Run) -> None:

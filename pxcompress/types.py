@@ -6,7 +6,7 @@ Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> M
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -194,7 +194,7 @@ class Scored:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
     `example` is one input, shape (1, ...); `ratio` is the share of the dense price to remove, 0 where the scores say
-    how much. Class relevance is None where it was not asked for. `branches` may go as a whole (`graph.find_branches`).
+    how much. Class relevance is None where it was not asked for.
     """
 
     model: nn.Module
@@ -204,7 +204,6 @@ class Scored:
     price: Price
     ratio: float
     class_relevance: ClassRelevance | None = None
-    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ EVERY = Recipe(
     fixed_batch=True,
     compare=True,
 )
-NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds", "drop_branches"}
+NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds"}
 
 
 def test_no_option_is_forgotten_below() -> None:

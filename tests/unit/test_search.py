@@ -194,7 +194,7 @@ def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Workbench) -> None:
     "changes",
     [
         *({"scorer": name} for name in SCORERS),
-        {"drop_branches": True, "normalise": "knapsack", "min_keep": 0.2},
+        {"normalise": "knapsack", "min_keep": 0.2},
         {"repair": ("fold", "finetune:steps=3"), "seed": 7},
         {"repair": (), "normalise": "mean", "budget": "params", "ratio": 0.3},
         {"class_scores": True, "scope": "inner", "floors": ("*=0.2",)},
