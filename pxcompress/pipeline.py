@@ -32,7 +32,6 @@ from pxcompress.run import Run
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
 from pxcompress.run_folder.place import check_place, whole_folder
 from pxcompress.run_folder.results import assemble, measure, write_report
-from pxcompress.run_folder.shelf import check_comparable
 from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
@@ -91,7 +90,6 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Run]:
     with clock.stage("load"):
         subject = load_subject(recipe)
         check_certifiable(recipe, subject)
-        check_comparable(recipe, subject)
         _check_names(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)

@@ -112,22 +112,6 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """An off-the-shelf model of similar cost, timed beside the pruned one, which `speedup` is against.
-
-    `top1` is None where its weights are random.
-    """
-
-    name: str
-    params: int
-    macs: int
-    onnx_bytes: int
-    latency_ms: Latency
-    speedup: Speedup
-    top1: float | None = None
-
-
-@dataclass(frozen=True)
 class StageTime:
     """One stage of a run; `top1_after`, a share of the select split, stands where the stage changed the model."""
 
@@ -236,7 +220,7 @@ class Report:
     `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
     made, `explanations` None where the models' heatmaps could not be compared. `speedup` has the interval of that in
-    `ratios`; None in reports of older versions. `rivals` are there where a comparison was asked for. `missed` says how
+    `ratios`; None in reports of older versions. `missed` says how
     far a goal in milliseconds is from what was measured in the end. `class_changes`, `layers` and `operators` are empty
     in reports of older versions, `operators` on a GPU as well. `sha256` has every file of the folder but the
     report's own and predict.py, by name.
@@ -265,7 +249,6 @@ class Report:
     missed: str = ""
     targets: tuple[Target, ...] = ()
     speedup: Speedup | None = None
-    rivals: tuple[Rival, ...] = ()
     explanations: ExplanationSimilarity | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     class_changes: tuple[ClassChange, ...] = ()

@@ -185,7 +185,6 @@ class Recipe(Given):
         ("fp32",), "Precisions of the exported model, with commas: fp32 (always made), fp16, int8."
     )
     fixed_batch: bool = option(False, "The exported files take --batch-size samples a call, no other number.")
-    compare: bool = option(False, "Time off-the-shelf timm models of as many MACs beside the result.")
 
     def __post_init__(self) -> None:
         from pxcompress.budgets import BUDGETS

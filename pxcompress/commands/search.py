@@ -17,7 +17,6 @@ WITHOUT = (
     "rounds",
     "class_scores",
     "targets",
-    "compare",
     "speedup",
     "latency_ms",
     "max_bytes",

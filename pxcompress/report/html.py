@@ -34,7 +34,7 @@ from pxcompress.report.summary import (
     speed_words,
     wilson,
 )
-from pxcompress.report.targets import rivals_section, targets_section
+from pxcompress.report.targets import targets_section
 from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"
@@ -64,7 +64,6 @@ def to_html(report: Report, explanation: Sequence[Element] = ()) -> str:
     sections = (
         _comparison(report),
         *targets_section(report),
-        *rivals_section(report),
         *certificate_section(report),
         *changes_section(report),
         *costs_section(report),

@@ -273,7 +273,6 @@ EVERY = Recipe(
     guarantee=Guarantee(0.05, 0.9, "disagreement", 5, "confident", 0.7),
     targets=("fp32", "int8"),
     fixed_batch=True,
-    compare=True,
 )
 NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds"}
 
