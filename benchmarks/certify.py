@@ -27,8 +27,8 @@ from scipy.stats import norm
 from pxcompress.certify.learn_then_test import fixed_sequence
 from pxcompress.certify.path import RISKS, Candidate, Goal, by_class, certify, losses
 from pxcompress.data.batches import ImageBatches, read_images
-from pxcompress.data.glyphs import glyph_arrays
 from pxcompress.data.samples import Samples
+from pxcompress.demo.glyphs import glyph_arrays
 from pxcompress.deploy.runtime import session
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from pxcompress import Recipe
 from pxcompress.data import load_splits, open_source, training_batches
-from pxcompress.data.spiral import spiral_arrays
+from pxcompress.demo.baseline import train_baseline
+from pxcompress.demo.nets import MLP
+from pxcompress.demo.spiral import spiral_arrays
 from pxcompress.errors import BudgetError
-from pxcompress.models.baseline import train_baseline
-from pxcompress.nets import MLP
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.stages import cut, cut_further, plan_at, score
