@@ -44,8 +44,10 @@ GOALS = {
 }
 """One of them is given. A goal with a budget sets it."""
 
-TASK_REPAIR = ("fold", "batchnorm:match=dense")
-"""For some of the classes: statistics of few classes are not those that the weights expect."""
+AUTO = "auto"
+
+AUTO_SCORERS = ("lrp-residual", "lrp-residual:metric=weights")
+"""Scorers among which held-out samples choose where nothing is said: errors weighed by relevance, or all alike."""
 
 TARGETS = ("fp32", "fp16", "int8")
 """Precisions that a model can be exported in."""
@@ -67,11 +69,6 @@ def _budget(text: str) -> type:
 
     name = text.partition(":")[0]
     return BUDGETS.get(name) if name in BUDGETS else object
-
-
-def auto_repair(classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The repairs where nothing is said, for the classes that are kept."""
-    return TASK_REPAIR if classes else DEFAULT_REPAIR
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,11 @@ class Recipe(Given):
     budget: str = option(
         "auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: channels]"
     )
-    scorer: str = option("lrp-residual", "Scorer, as NAME:option=value,...; see `pxcompress methods`.")
+    scorer: str = option(
+        AUTO,
+        "Scorer, as NAME:option=value,...; see `pxcompress methods`. auto: that of two whose model comes nearer to the "
+        "dense one on held-out samples.",
+    )
     normalise: str = option(
         "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, knapsack, auto."
     )
@@ -206,13 +207,19 @@ class Recipe(Given):
             object.__setattr__(self, "round_to", auto_round_to(self.budget))
         Limits(self.normalise, self.round_to or 1, self.min_keep)
         Selection(self.only, self.keep, self.scope, self.floors)
-        object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
+        if self.scorer != AUTO:
+            object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(_on_bench(self.budget, self.bench)))
-        chosen = auto_repair(self.classes) if self.repair == ("auto",) else self.repair
+        chosen = DEFAULT_REPAIR if self.repair == (AUTO,) else self.repair
         _check_one_each(chosen)
         repairs = [REPAIRS.build(text) for text in chosen]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
         _check_order(self.repair, [PHASES.index(repair.phase) for repair in repairs])
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The scorer, or those among which held-out samples choose; the first one where there are none."""
+        return AUTO_SCORERS if self.scorer == AUTO else (self.scorer,)
 
     @property
     def label(self) -> str:

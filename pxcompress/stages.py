@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
 
+from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.clock import Clock
 from pxcompress.deploy.answers import torch_accuracy
@@ -23,11 +25,14 @@ from pxcompress.planning.plan import check_reachable, make_plan
 from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.planning.selection import Selection
 from pxcompress.planning.stop_rule import plan_by_share
-from pxcompress.processes import from_first, same_weights_
+from pxcompress.processes import from_first, processes, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
+from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.types import (
+    Agreement,
+    Agreements,
     Attempt,
     Batches,
     FileBudget,
@@ -90,10 +95,14 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
 def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
+    run = run.remembering("score", model)
     scored = priced(model, example, run)
     groups = scored.structure.groups
-    with clock.stage(f"score ({recipe.scorer})"):
-        scored = replace(scored, scores=unit_scores(model, groups, run))
+    candidates = []
+    for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
+        with clock.stage(f"score ({text})"):
+            candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
+    scored = _best_scored(candidates, run)
     if not recipe.class_scores:
         return scored
     with clock.stage("class scores"):
@@ -101,18 +110,42 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
     return replace(scored, class_relevance=relevance)
 
 
-def unit_scores(model: nn.Module, groups: Sequence[Group], run: Run) -> Scores:
-    """What the run's scorer says of every group; `ResultError` where it is no number.
+def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
+    """Of the same model scored in several ways the one whose pruned model comes nearest to it on held-out samples.
+
+    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    absorbing = [repair for repair in run.repairs.values() if repair.phase == "absorb"]
+    with run.clock.stage("choose the score"):
+        dense = DenseOutputs(candidates[0].model, run.held_out)
+        divergences = []
+        for scored in candidates:
+            plan = from_first(plan_at(scored, ratios_of(scored.ratio, run.recipe.rounds)[0], run.recipe))
+            pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
+            for repair in absorbing:
+                pruned = _after(repair, pruned, run)
+            divergences.append(dense.compare(pruned.model).divergence)
+        best = min(range(len(candidates)), key=lambda place: divergences[place])
+    tried = ", ".join(f"{value:.3g} by {each.scorer}" for value, each in zip(divergences, candidates, strict=True))
+    run.clock.remark(
+        f"the score is {candidates[best].scorer}: on held-out samples the divergence from the dense model is {tried}"
+    )
+    return candidates[best]
+
+
+def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run) -> Scores:
+    """What a scorer, given as its text, says of every group; `ResultError` where it is no number.
 
     What a scorer draws depends on the recipe's seed alone.
     """
     with seeded(run.recipe.seed):
-        scores = in_smaller_batches(partial(run.scorer, model, groups), run.parts["score"], run.clock.say)
+        work = partial(SCORERS.build(scorer), model, groups)
+        scores = in_smaller_batches(work, run.parts["score"], run.clock.say)
     for name, values in scores.items():
         if not values.isfinite().all():
-            raise ResultError(
-                f"scorer {run.recipe.scorer!r} gives NaN or infinity for units of {name!r}; use another one"
-            )
+            raise ResultError(f"scorer {scorer!r} gives NaN or infinity for units of {name!r}; use another one")
     return scores
 
 
@@ -129,33 +162,103 @@ def cut(scored: Scored, plan: Plan, run: Run) -> Slim:
     with run.clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
         _check_removal(pruned, scored.example)
-    return _slim(scored, _repaired(scored, pruned, run))
+    pruned, agreements = _repaired(scored, pruned, run)
+    return replace(_slim(scored, pruned), agreements=agreements)
 
 
 def cut_further(scored: Scored, slim: Slim, ratio: float, run: Run) -> Slim:
     """One more round: score what is left in `slim`, remove up to `ratio` of the dense cost, repair. Changes `slim`."""
     recipe, clock, before = run.recipe, run.clock, slim.pruned
-    with clock.stage(f"score again ({recipe.scorer})"):
+    with clock.stage(f"score again ({scored.scorer})"):
         left = groups_left(before)
-        scores = spread(unit_scores(before.model, left, run), before)
+        scores = spread(unit_scores(before.model, left, scored.scorer, run), before)
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     with clock.stage("prune"):
         pruned = prune_further(before, left, plan, scored.example)
         _check_removal(pruned, scored.example)
-    return replace(slim, pruned=_repaired(scored, pruned, run))
+    pruned, agreements = _repaired(scored, pruned, run)
+    return replace(slim, pruned=pruned, agreements=agreements)
 
 
-def _repaired(scored: Scored, pruned: Pruned, run: Run) -> Pruned:
-    """All repairs in order, then the dead paths that are left go too; beside the dense model."""
+@dataclass(frozen=True, eq=False)
+class _Repaired:
+    """A pruned model with some repairs, its agreement where samples are held out, and the repairs not kept."""
+
+    pruned: Pruned
+    agreement: Agreement | None
+    refused: tuple[str, ...] = ()
+
+
+def _repaired(scored: Scored, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
+    """All repairs that help, in order, then the dead paths that are left go too; beside the dense model.
+
+    What helps is what brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
+    repairs that follow it. Repairs that train choose by such samples themselves. Without any all are kept.
+    """
+    dense = DenseOutputs(pruned.whole.dense, run.held_out) if run.held_out else None
     _accuracy(pruned, run)
+    paths = [_Repaired(pruned, dense.compare(pruned.model) if dense else None)]
     for text, repair in run.repairs.items():
         with run.clock.stage(text):
-            pruned = _after(repair, pruned, run)
-        _accuracy(pruned, run)
-    same_weights_(pruned.model)
+            paths = [after for path in paths for after in _with_repair(path, text, repair, dense, run)]
+            if repair.phase != "refit":
+                paths = [_nearest(paths)]
+        _accuracy(_nearest(paths).pruned, run)
+    best = _nearest(paths)
+    for text in best.refused:
+        run.clock.remark(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
+    _check_finite(best.pruned)
+    same_weights_(best.pruned.model)
     with run.clock.stage("clean up"):
-        return without_dead_paths(pruned.whole, scored.example, scored.price, _limits(run.recipe))
+        pruned = without_dead_paths(best.pruned.whole, scored.example, scored.price, _limits(run.recipe))
+        if best.agreement is None:
+            return pruned, None
+        return pruned, Agreements(best.agreement, _on_calibration(pruned, run, best.agreement.samples))
+
+
+def _with_repair(
+    path: _Repaired, text: str, repair: Repair, dense: DenseOutputs | None, run: Run
+) -> Sequence[_Repaired]:
+    """What is worth going on with once a repair was tried: with it, without it, or both."""
+    pruned = _after(repair, path.pruned, run)
+    if dense is None or path.agreement is None:
+        return [_Repaired(pruned, None)]
+    kept = _Repaired(pruned, dense.compare(pruned.model), path.refused)
+    if repair.phase == "train":
+        return [kept]
+    return [kept, replace(path, refused=(*path.refused, text))]
+
+
+def _nearest(paths: Sequence[_Repaired]) -> _Repaired:
+    """The path nearest to the dense model on held-out samples, the first one of equals; NaN is farthest."""
+
+    def divergence(path: _Repaired) -> float:
+        value = 0.0 if path.agreement is None else path.agreement.divergence
+        return math.inf if math.isnan(value) else value
+
+    return min(paths, key=divergence)
+
+
+def _on_calibration(pruned: Pruned, run: Run, samples: int) -> Agreement:
+    """Agreement on about as many of the samples that repairs were fitted to."""
+    batches = []
+    for inputs, labels in run.parts["repair"]:
+        batches.append((inputs, labels))
+        samples -= len(inputs) * processes()
+        if samples <= 0:
+            break
+    return DenseOutputs(pruned.dense, batches).compare(pruned.model)
+
+
+def _check_finite(pruned: Pruned) -> None:
+    """Refuse weights that are not finite, whatever made them so."""
+    for name, value in pruned.model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ResultError(
+                f"the repaired model has NaN or infinity in {name!r}; check the data for inputs all alike, or leave a "
+                "repair out"
+            )
 
 
 def _after(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
@@ -169,8 +272,7 @@ def _after(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
         first = pruned.first and replace(pruned.first, model=model)
         return repair(replace(pruned, model=model, first=first), fit, check)
 
-    least = getattr(repair, "smallest", 1)
-    return in_smaller_batches(attempt, run.parts["repair"], run.clock.say, run.held_out, least=least)
+    return in_smaller_batches(attempt, run.parts["repair"], run.clock.say, run.held_out)
 
 
 def ever_smaller(scored: Scored, ratios: Sequence[float], run: Run) -> Iterator[Slim]:

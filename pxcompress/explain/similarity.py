@@ -26,7 +26,7 @@ _FAILURES = (PxError, ArithmeticError, AttributeError, LookupError, RuntimeError
 
 def composite_of(recipe: Recipe) -> str:
     """The rules of the recipe's scorer, where it has any."""
-    return getattr(SCORERS.build(recipe.scorer), "composite", Method.composite)
+    return getattr(SCORERS.build(recipe.scorers[0]), "composite", Method.composite)
 
 
 def compared_explanations(

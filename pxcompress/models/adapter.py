@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -121,8 +121,12 @@ class Adapted:
 
     model: nn.Module
     example: Tensor
-    batches: Batches
+    batches: _Packed
     labelled: bool
+
+    def packed(self, batches: Iterable[Any]) -> Batches:
+        """Other batches of the same kind as every stage takes them."""
+        return replace(self.batches, batches=batches)
 
 
 def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:

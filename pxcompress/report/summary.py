@@ -15,12 +15,12 @@ from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.proof import Measurement, Placement, Report, Speedup, both_right
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
+    DEFAULT_REPAIR,
     GOALS,
     Bench,
     Guarantee,
     Recipe,
     auto_normalise,
-    auto_repair,
     auto_round_to,
 )
 
@@ -350,7 +350,7 @@ def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     if budget.partition(":")[0] == (GOALS[goal].budget or DEFAULT_BUDGET):
         defaults["budget"] = budget
     defaults |= {"round_to": auto_round_to(budget)}
-    defaults |= {"normalise": auto_normalise(budget), "repair": auto_repair(recipe.get("classes"))}
+    defaults |= {"normalise": auto_normalise(budget), "repair": DEFAULT_REPAIR}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
