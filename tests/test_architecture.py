@@ -17,7 +17,7 @@ LINE = (
     ("passes", "certify", "given"),
     ("models", "deploy"),
     ("data", "graph", "attribution"),
-    ("demo",),
+    ("demo", "agreement"),
     ("scorers", "cost", "repair", "clock"),
     ("budgets", "planning", "inspection"),
     ("recipe",),

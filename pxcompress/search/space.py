@@ -9,7 +9,7 @@ from typing import Any, cast
 from pxcompress.attribution import COMPOSITES, SOFTMAX_RULES, Composite, parse_composite
 from pxcompress.attribution.composites import PARTS, PXP_RULES, varied, with_parameters
 from pxcompress.planning.order import NORMALISATIONS
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import AUTO_SCORERS, Recipe
 from pxcompress.scorers import SCORERS
 
 Value = str | float
@@ -90,7 +90,7 @@ class Space:
 
     def starts(self) -> list[dict[str, Value]]:
         """What every search begins with: the recipe's own choice, and the named composites of `PXP_RULES`."""
-        ruled = self._scorer if _has_rules(self._scorer) else str(Recipe.scorer)
+        ruled = self._scorer if _has_rules(self._scorer) else AUTO_SCORERS[0]
         starts = [self.defaults]
         for text in COMPOSITES.values():
             values = {**self.defaults, **({"scorer": ruled} if "scorer" in self.defaults else {}), **_words(text)}
@@ -100,7 +100,7 @@ class Space:
 
 def space_of(recipe: Recipe, *, attention: bool) -> Space:
     """Rules (that of softmax for models with `attention`), score, their options, and normalisation, around `recipe`."""
-    ruled = [name for name in SCORERS if _has_rules(name)]
+    recipe, ruled = recipe.but(scorer=recipe.scorers[0]), [name for name in SCORERS if _has_rules(name)]
     numbers = [each for part in DEPTHS for word in PXP_RULES for each in _options(varied(word), f"{part}.")]
     own = {each.name: each for scorer in ruled for each in _options(SCORERS.options(scorer))}
     ranking = Parameter("normalise", "mean", tuple(NORMALISATIONS))

@@ -49,7 +49,7 @@ def _space(**fields: Any) -> Space:
 
 def test_every_searched_option_is_a_parameter_and_nothing_else() -> None:
     names = {parameter.name for parameter in _space().parameters}
-    scorers = {"start", "aggregate", "centre", "metric", "follow", "ridge"}
+    scorers = {"start", "aggregate", "centre", "metric", "follow"}
     parts = ("low", "mid", "high", "classifier")
     rules = {*parts, *(f"{part}.{name}" for part in parts for name in ("epsilon", "gamma")), "softmax"}
     assert names == {*scorers, *rules, "scorer", "normalise"}
