@@ -13,7 +13,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +194,14 @@ def end_to_end(kind: str, model: str, data: str, alpha: float, fresh: int) -> di
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         report = compress(Recipe(model, RATIO, data=data, guarantee=Guarantee(alpha, steps=7)), folder, note=print)
-        told: Any = report.certificate
+        record = report.certificate
+        assert record is not None
         files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]
         samples = fresh_samples(data, preprocessing_of(session(folder / DENSE, "cpu").metadata), fresh)
-        again = judge_files(files, samples, Goal(told["risk"], alpha)).rows[1]
-    row = {"risk": told["risk"], "part": f"end to end, {kind} on {data}", "model": model, "alpha": alpha}
-    row |= {"delta": told["delta"], "n": told["n"], "chosen": told["chosen_name"], "path": told["rows"]}
+        again = judge_files(files, samples, Goal(record.risk, alpha)).rows[1]
+    row = {"risk": record.risk, "part": f"end to end, {kind} on {data}", "model": model, "alpha": alpha}
+    path = [asdict(each) for each in record.rows]
+    row |= {"delta": record.delta, "n": record.n, "chosen": record.chosen_name, "path": path}
     row |= {"fresh_n": again.n, "fresh_risk": again.errors / again.n}
     row |= {"top1_dense": report.dense.top1, "top1_certified": report.pruned.top1}
     return row | {"macs_ratio": report.ratios.macs, "params_ratio": report.ratios.params}

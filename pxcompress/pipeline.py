@@ -26,9 +26,9 @@ from pxcompress.passes.moments import Remembered
 from pxcompress.passes.parts import HeldOut, watched
 from pxcompress.planning.selection import Selection
 from pxcompress.processes import from_first, processes, same_weights_, shares
-from pxcompress.proof import Report
 from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.repair import REPAIRS
+from pxcompress.report.record import Report
 from pxcompress.run import Run
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
 from pxcompress.run_folder.place import check_place, whole_folder

@@ -12,7 +12,7 @@ from typing import Any
 
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Goal
-from pxcompress.checks import check_types, known_keys, safe_name
+from pxcompress.checks import check_types, known_keys, read_record, safe_name
 from pxcompress.errors import InputError, unknown
 from pxcompress.given import Given
 from pxcompress.registry import option
@@ -282,23 +282,17 @@ class Recipe(Given):
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Read a recipe; unknown keys are refused, the known ones listed."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
+        """Read a recipe; unknown keys are refused."""
+        return read_record(cls, text, "the recipe")
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
-        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does."""
+        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does; known keys are listed."""
+        for part, values in ((cls, content), (Bench, content.get("bench")), (Guarantee, content.get("guarantee"))):
+            known_keys(part, values if isinstance(values, Mapping) else {})
         try:
-            values: dict[str, Any] = known_keys(cls, content)
-            for key, part in (("bench", Bench), ("guarantee", Guarantee)):
-                if values.get(key) is not None:
-                    values[key] = part(**known_keys(part, values[key]))
-            values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
-            return cls(**values)
-        except (ValueError, TypeError, AttributeError) as error:
+            return cls.from_json(json.dumps(content))
+        except (TypeError, RecursionError) as error:
             raise InputError(f"not a recipe ({error}); expected what recipe.json holds") from error
 
     def but(self, **changes: Any) -> Recipe:

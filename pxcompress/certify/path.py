@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -199,16 +199,12 @@ class Tested:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The answer. `chosen` is the row of the smallest certified model; None: not certified, so the dense model stays.
-
-    `hashes` (of model, split, plan) are the caller's to add, by `dataclasses.replace`.
-    """
+    """The answer. `chosen` is the row of the smallest certified model; where it is None the dense model stays."""
 
     goal: Goal
     rows: tuple[Tested, ...]
     certified: tuple[bool, ...]
     chosen: int | None
-    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def chosen_name(self) -> str | None:
@@ -218,28 +214,7 @@ class Certificate:
     def at(self, delta: float) -> Certificate:
         """The same p-values judged at another delta."""
         goal = dataclasses.replace(self.goal, delta=delta)
-        return dataclasses.replace(_judge(goal, self.rows), hashes=self.hashes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists; beside the fields: `n`, `chosen_name` and the `sentence`, for readers."""
-        given = dataclasses.asdict(self)
-        row = self.rows[self.chosen or 0]
-        told = {"bound": self.goal.bound, "n": row.n, "chosen_name": self.chosen_name, "sentence": sentence(self)}
-        return {"schema_version": 1, **given.pop("goal"), **given, **told}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
-        """What `to_json` gave, with the decision taken again from the p-values. Raises `InputError`."""
-        try:
-            goal = Goal(**{part.name: data[part.name] for part in dataclasses.fields(Goal)})
-            rows = [{**row, "classes": tuple(InClass(**each) for each in row["classes"])} for row in data["rows"]]
-            judged = _judge(goal, tuple(Tested(**row) for row in rows))
-            saved = (data["chosen"], tuple(data["certified"]), dict(data["hashes"]))
-        except (KeyError, TypeError) as error:
-            raise InputError(f"not a certificate: {error}; give the certificate.json of a run folder") from error
-        if saved[:2] != (judged.chosen, judged.certified):
-            raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
-        return dataclasses.replace(judged, hashes=saved[2])
+        return judge(goal, self.rows)
 
 
 def certify(candidates: Iterable[Candidate], goal: Goal, classes: Mapping[str, ArrayLike] | None = None) -> Certificate:
@@ -255,7 +230,7 @@ def certify(candidates: Iterable[Candidate], goal: Goal, classes: Mapping[str, A
     if not candidates:
         raise InputError("no candidates; give at least one model with its losses, the dense one first")
     _check_order(candidates)
-    return _judge(goal, tuple(_test(candidate, goal, classes or {}) for candidate in candidates))
+    return judge(goal, tuple(_test(candidate, goal, classes or {}) for candidate in candidates))
 
 
 def _check_order(candidates: Sequence[Candidate]) -> None:
@@ -288,7 +263,8 @@ def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> T
     return Tested(candidate.name, float(candidate.size), len(values), errors, p_value, classes)
 
 
-def _judge(goal: Goal, rows: tuple[Tested, ...]) -> Certificate:
+def judge(goal: Goal, rows: tuple[Tested, ...]) -> Certificate:
+    """Which models of a path pass, by the p-values in its `rows`."""
     passed = fixed_sequence([row.p_value for row in rows], goal.delta)
     certified = tuple(place < passed for place in range(len(rows)))
     return Certificate(goal, rows, certified, passed - 1 if passed else None)

@@ -60,5 +60,5 @@ def search(
         print(json.dumps(dataclasses.asdict(result), indent=1))
         return
     print("\n".join([*aligned([HEAD, *result.rows(5)]), "", *result.notes]))
-    ships = json.loads(recipe.but(scorer=Recipe.scorer, normalise=result.best.normalise).to_json())
-    print(f"next: {command(ships)} --score {shlex.quote(f'@{place / COMPOSITE}')}")
+    ships = command(recipe.but(scorer=Recipe.scorer, normalise=result.best.normalise))
+    print(f"next: {ships} --score {shlex.quote(f'@{place / COMPOSITE}')}")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from pxcompress.deploy.intervals import paired
-from pxcompress.proof import ClassChange, Report
+from pxcompress.proof import ClassChange
 from pxcompress.report.markup import Bar, bars, node, section, table
+from pxcompress.report.record import Report
 from pxcompress.report.summary import percent, points, spread
 
 _MOST = 20

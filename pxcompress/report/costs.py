@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from pxcompress.proof import Latency, Report
+from pxcompress.proof import Latency
 from pxcompress.report.markup import Bar, bars, section, strip, table
+from pxcompress.report.record import Report
 from pxcompress.report.summary import change, count, milliseconds, percent, pretty
 
 _ROWS = 24

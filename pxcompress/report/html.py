@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from xml.etree.ElementTree import Element
 
 from pxcompress.inspection.survey import by_reason
-from pxcompress.proof import GroupWidth, Report
+from pxcompress.proof import GroupWidth
 from pxcompress.report.alike import alike_section
 from pxcompress.report.certificate import badge_box, certificate_section
 from pxcompress.report.classes import changes_section, class_section
 from pxcompress.report.costs import costs_section, latency_strips
 from pxcompress.report.markup import Bar, bars, document, node, pairs, section, table
+from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     Interval,
     Row,
     accuracy_words,
-    asked,
-    came_to,
     command,
     conditions,
+    describe_goal,
+    describe_share,
     drop_interval,
     headline,
     is_faster,
@@ -55,7 +57,7 @@ def to_html(report: Report, explanation: Sequence[Element] = ()) -> str:
 
     `explanation` are sections that `pxcompress explain` adds.
     """
-    title = f"{report.recipe.get('model', 'model')}: {headline(report)}"
+    title = f"{report.recipe.model}: {headline(report)}"
     sections = (
         _comparison(report),
         *targets_section(report),
@@ -85,7 +87,7 @@ def _top(report: Report) -> Sequence[Element]:
         "header",
         node(
             "p",
-            f"{recipe.get('model')} on {report.data.name}: {came_to(report) or asked(recipe, str(plan.get('unit')))}",
+            f"{recipe.model} on {report.data.name}: {describe_share(report) or describe_goal(recipe, plan.unit)}",
         ),
         node(
             "h1",
@@ -96,7 +98,9 @@ def _top(report: Report) -> Sequence[Element]:
     words = node("p", node("strong", "Verdict: "), report.verdict.replace(" -> ", _ARROW))
     verdict = node("div", words, class_="verdict" if is_faster(report) else "verdict caution")
     notes = (
-        [node("div", node("ul", *(node("li", note) for note in report.notes)), class_="notes")] if report.notes else []
+        [node("div", node("ul", *(node("li", note.text) for note in report.notes)), class_="notes")]
+        if report.notes
+        else []
     )
     return header, *badge_box(report), verdict, _tiles(report), *notes
 
@@ -363,15 +367,13 @@ def _names(names: Sequence[str], label: str) -> Element:
 
 
 def _settings(report: Report) -> Element:
-    plan: Mapping[str, object] = {key: value for key, value in report.plan.items() if key != "removed"}
+    plan = {**asdict(report.plan), "schema version": report.schema_version}
     return section(
         "Settings",
         node(
             "div",
-            node(
-                "div", pairs("Recipe", report.recipe), pairs("Plan", {**plan, "schema version": report.schema_version})
-            ),
-            pairs("Environment", report.environment),
+            node("div", pairs("Recipe", asdict(report.recipe)), pairs("Plan", plan)),
+            pairs("Environment", asdict(report.environment)),
             class_="two",
         ),
     )

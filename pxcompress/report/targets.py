@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from pxcompress.proof import Report, Speedup
+from pxcompress.proof import Speedup
 from pxcompress.report.markup import node, section, table
+from pxcompress.report.record import Report
 from pxcompress.report.summary import milliseconds, nodes, percent, size
 
 HEAD = ("file", "top-1", "agree", "size", "p50", "faster than dense", "nodes")

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pxcompress.certify.learn_then_test import BOUNDS, binomial, fixed_sequence
+from pxcompress.certify.parts import Part
 from pxcompress.certify.path import (
     RISKS,
     Candidate,
-    Certificate,
     Goal,
     by_class,
     certify,
@@ -26,7 +26,9 @@ from pxcompress.certify.path import (
     sentence,
     spent,
 )
+from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import check_disjoint, split_hash
+from pxcompress.checks import read_record
 from pxcompress.errors import DataError, InputError
 
 
@@ -279,20 +281,27 @@ def test_class_masks_of_another_length_are_refused():
 def test_json_round_trip(risk, counts):
     masks = by_class(np.arange(1000) % 2, ["even", "odd"]) if risk == "disagreement" else None
     certificate = certify(path_of(counts), Goal(risk, 0.04, scope="confident predictions"), masks)
-    certificate = dataclasses.replace(certificate, hashes={"split": split_hash(["b", "a"])})
-    text = json.dumps(certificate.to_json())
-    assert Certificate.from_json(json.loads(text)) == certificate
+    record = record_of(certificate)
+    text = json.dumps(dataclasses.asdict(record))
+    again = read_record(CertificateRecord, text, "certificate.json")
+    assert again == record
+    assert (again.certificate, again.counted) == (certificate, Part("confident", 0.5, 0.9))
     data = json.loads(text)
     assert (data["risk"], data["alpha"], data["delta"], data["n"]) == (risk, 0.04, 0.05, 1000)
     assert data["sentence"] == sentence(certificate)
 
 
+def record_of(certificate):
+    part = Part("confident", 0.5, 0.9)
+    return CertificateRecord.of(certificate, part, reserved=2000, hashes={"split": "ab"}, unit="units", data="digits")
+
+
 def test_a_forged_certificate_is_refused():
-    data = json.loads(json.dumps(certify(path_of([0, 900]), Goal()).to_json()))
+    record = record_of(certify(path_of([0, 900]), Goal()))
     with pytest.raises(InputError, match="does not follow"):
-        Certificate.from_json(data | {"chosen": 1, "certified": [True, True]})
-    with pytest.raises(InputError, match="not a certificate"):
-        Certificate.from_json({"alpha": 0.03})
+        _ = dataclasses.replace(record, chosen=1, certified=(True, True)).certificate
+    with pytest.raises(InputError, match="it is missing"):
+        read_record(CertificateRecord, json.dumps({"alpha": 0.03}), "certificate.json")
 
 
 def test_sentence_says_what_is_promised_and_what_is_not():
