@@ -18,6 +18,7 @@ from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
 from pxcompress.graph import find_groups
+from pxcompress.guard import named_failures
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.rewrite import plain
@@ -41,6 +42,7 @@ from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batches, FileBudget, Slim
 
 
+@named_failures("compress")
 def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent) -> Report:
     """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns what was measured.
 
@@ -131,6 +133,7 @@ def _shared(subject: Subject) -> dict[str, Batches]:
     return shares(subject.splits.parts)
 
 
+@named_failures("compress_module")
 def compress_module(  # noqa: PLR0913  (the door for users in Python)
     model: nn.Module,
     example: Inputs,

@@ -20,9 +20,6 @@ from pxcompress.types import Batch, Batches, Pruned
 SAMPLES = 32
 """Samples of the select split whose heatmaps a run compares."""
 
-_FAILURES = (PxError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a backward pass through a user's own module may end with."""
-
 
 def composite_of(recipe: Recipe) -> str:
     """The rules of the recipe's scorer, where it has any."""
@@ -40,8 +37,8 @@ def compared_explanations(
         with clock.stage("compare explanations"):
             compare = partial(explanation_similarity, pruned, Method(composite=composite_of(recipe)))
             return in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say), ()
-    except _FAILURES as error:
-        return None, (f"explanations of the two models could not be compared: {short(error) or type(error).__name__}",)
+    except PxError as error:
+        return None, (f"explanations of the two models could not be compared: {short(error)}",)
 
 
 def first_of(batches: Batches, count: int) -> Batch:
