@@ -96,6 +96,11 @@ def sharing(model: nn.Module) -> nn.Module:
     )
 
 
+def can_have_gradient(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers that are no whole ones."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU for a model without either."""
     tensor: Tensor | None = next(iter(model.parameters()), next(iter(model.buffers()), None))

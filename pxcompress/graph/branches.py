@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, prune, removal_error
 from pxcompress.graph.tracing import is_depthwise
+from pxcompress.graph.trial import tried_inputs
 from pxcompress.models.adapter import everything
-from pxcompress.state import device_of, observed
+from pxcompress.state import observed
 from pxcompress.types import Group, Plan
 
 Branches = Mapping[str, tuple[str, ...]]
@@ -73,13 +74,13 @@ def _is_droppable(model: nn.Module, groups: Sequence[Group], branches: Branches,
     """Whether the model without all of `branches` is what it is with them zeroed, and still tells inputs apart."""
     kept = without(branches, dict.fromkeys(branches, 0))
     removed = {group.name: tuple(range(group.units)) for group in groups if group.name in kept}
-    inputs = torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0))
     try:
+        inputs = tried_inputs(model, example)
         pruned = prune(model, groups, Plan(removed, "trial", "units", 0, 0, 0), example)
         if not removal_error(pruned, inputs) <= REMOVAL_TOLERANCE:
             return False
         with torch.no_grad(), observed(pruned.model):
-            outputs = everything(pruned.model, inputs.to(device_of(pruned.model)))
+            outputs = everything(pruned.model, inputs)
     except Exception:  # noqa: BLE001  (a layer without channels may fail in any way; its branch stays then)
         return False
     scale = max(float(value.abs().max()) for value in outputs)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
 from pxcompress.models.adapter import everything
-from pxcompress.state import device_of, sharing, time_limit
+from pxcompress.state import can_have_gradient, device_of, sharing, time_limit
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -37,8 +37,8 @@ it where it takes a reshape for a flatten: there are more rows then than any lay
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Whether every input channel of a convolution has its own output channel and reaches no other."""
-    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
+    """Whether every input channel of a convolution has output channels of its own, as many as all others have."""
+    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels > 1
 
 
 def traced_groups(
@@ -49,7 +49,10 @@ def traced_groups(
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
     with _guarded("model cannot be traced"):
-        twin = sharing(model).eval().requires_grad_(True)
+        twin = sharing(model)
+        twin.eval()  # a module's own train() may return nothing
+        for parameter in twin.parameters():
+            parameter.requires_grad_(can_have_gradient(parameter))
         single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
         graph = _Graph().build_dependency(
             twin, example.to(device_of(twin)), forward_fn=_traced, verbose=False, ignored_layers=single
