@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pxcompress.graph.dependencies import is_depthwise
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, prune, removal_error
-from pxcompress.graph.tracing import is_depthwise
 from pxcompress.graph.trial import tried_inputs
 from pxcompress.models.adapter import everything
 from pxcompress.state import observed

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pxcompress.graph.tracing import CONVOLUTIONS
+from pxcompress.graph.dependencies import CONVOLUTIONS
 from pxcompress.types import Group, Plan
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pxcompress.errors import ModelError, reason_of
 from pxcompress.models.adapter import everything
 from pxcompress.models.outputs import kinds, leaves
-from pxcompress.errors import ModelError, reason_of
 from pxcompress.state import device_of, observed, seeded, sharing
 from pxcompress.types import Fixed
 
@@ -39,7 +39,7 @@ class Idle:
         """The layers that have outputs, as layers that stay."""
         for name, layer in self.layers.items():
             if isinstance(weight := getattr(layer, "weight", None), Tensor):
-                rows = weight.shape[1] * layer.groups if isinstance(layer, TRANSPOSED) else len(weight)  # type: ignore[operator]
+                rows = weight.shape[1] * layer.groups if isinstance(layer, TRANSPOSED) else len(weight)
                 yield Fixed(name, int(rows), f"{NOT_REACHED}; it stays, and what it could read")
 
     def fault(self, slim: nn.Module, inputs: Tensor) -> str:

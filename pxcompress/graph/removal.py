@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
 from pxcompress.graph.emptied import empty_
 from pxcompress.graph.heads import set_heads_
-from pxcompress.graph.tracing import CONVOLUTIONS, is_depthwise
 from pxcompress.layout.rows import others
 from pxcompress.models.adapter import everything
 from pxcompress.models.outputs import difference

@@ -128,10 +128,10 @@ def everything(model: nn.Module, inputs: Tensor) -> list[Tensor]:
 def perturbed(model: nn.Module, example: Tensor) -> Tensor:
     """Another input like `example` (n, ...), of its type and range; `model` knows what is packed in it."""
     draw, rows = torch.Generator().manual_seed(0), example.detach().cpu()
-    inputs = model.signature_.inputs if isinstance(model, Adapter) else ()
-    if not inputs:
+    signature: Signature = type(model).signature_ if isinstance(model, Adapter) else Signature()
+    if not signature.inputs:
         return _nearer_zero(rows, draw).to(example.device)
-    parts = zip(inputs, model.signature_.parts(rows), strict=True)
+    parts = zip(signature.inputs, signature.parts(rows), strict=True)
     return torch.cat([each.perturbed(part, draw) for each, part in parts], 1).to(example.device)
 
 
