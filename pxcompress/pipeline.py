@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pxcompress.budgets import BUDGETS
@@ -18,9 +19,10 @@ from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
 from pxcompress.graph import find_groups
-from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
+from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
 from pxcompress.models.loading import classifier_names
-from pxcompress.models.rewrite import plain
+from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.suited import check_suited
 from pxcompress.notes import Note, silent
 from pxcompress.passes.parts import watched
 from pxcompress.planning.selection import Selection
@@ -36,7 +38,7 @@ from pxcompress.run_folder.shelf import check_comparable
 from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
-from pxcompress.state import seeded
+from pxcompress.state import device_of, seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batches, FileBudget, Slim
 
@@ -154,18 +156,22 @@ def compress_module(
     Raises `InputError` for what cannot be handled, before any work, else as `shrink` does.
     """
     recipe = Recipe(model=type(model).__name__, ratio=ratio, **options)
-    module = adapted(model, example, batches, logits)
-    _check_suited(module, recipe)
-    recipe = aligned(recipe, Clock(silent))
-    with seeded(recipe.seed):
-        parts = {"score": module.batches, "repair": module.batches}
-        slim = shrink(plain(module.model), module.example, Run(recipe, parts))
+    with torch.inference_mode(False):
+        model = unwrapped(model)
+        check_suited(model)
+        module = adapted(model, example, batches, logits)
+        _check_answers(module, recipe)
+        recipe = aligned(recipe, Clock(silent))
+        with seeded(recipe.seed):
+            parts = {"score": module.batches, "repair": module.batches}
+            ready = plain(module.model, lambda view: everything(view, module.example.to(device_of(view))))
+            slim = shrink(ready, module.example, Run(recipe, parts))
     for each in (slim.pruned.model, slim.pruned.dense):
         released_(each)
     return slim
 
 
-def _check_suited(module: Adapted, recipe: Recipe) -> None:
+def _check_answers(module: Adapted, recipe: Recipe) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
     needs_labels = recipe.class_scores or recipe.class_guard
     needs_labels |= getattr(SCORERS.build(recipe.scorer), "target", "") == "label"

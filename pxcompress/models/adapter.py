@@ -69,7 +69,7 @@ class Signature:
         """One tensor (n, ...). Raises `InputError` for inputs that are not like the example."""
         values = _named(inputs)
         if not self.inputs and isinstance(inputs, Tensor):
-            return inputs
+            return values[0]
         expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
         given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
         if given != expected:
@@ -280,7 +280,13 @@ def _named(inputs: Any) -> dict[str | int, Tensor]:
             raise InputError(
                 f"input {name!r} is {found}; expected a tensor (n, ...), or a tuple or dict of such with one n"
             )
-    return values
+    return {name: _ordinary(value) for name, value in values.items()}
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    """A tensor of no subclass, which a result would inherit, and made outside inference mode."""
+    value = value.as_subclass(Tensor)
+    return value.clone() if value.is_inference() else value
 
 
 def _samples(values: Mapping[str | int, Tensor]) -> int:
