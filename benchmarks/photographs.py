@@ -70,7 +70,7 @@ class Source:
 
 
 def photograph_folder(views: int = 3, seed: int = 0) -> Path:
-    """A folder with calibration/*.jpg and judge/*.jpg, made once: `views` a source, 60 % of them to calibrate."""
+    """A folder with calibration/*.jpg and judge/*.jpg, made once: `views` of every source, 60 % to calibrate."""
     folder = cache_dir() / "photographs" / f"views-{views}-seed-{seed}"
     if not folder.exists():
         calibration, judge = split([*stamps(), *pictures(), *wallpapers()], 0.6, seed)
@@ -81,7 +81,7 @@ def photograph_folder(views: int = 3, seed: int = 0) -> Path:
 
 
 def class_folder(views: int = 24, seed: int = 0) -> Path:
-    """A folder with train/CLASS/*.jpg and val/CLASS/*.jpg of the sixteen `CLASSES`, made once; 60 % of them train."""
+    """A folder with train/CLASS/*.jpg and val/CLASS/*.jpg of the `CLASSES`, made once; 60 % of sources train."""
     folder = cache_dir() / "photographs" / f"classes-{views}-seed-{seed}"
     if not folder.exists():
         objects, scenes = stamps(drawn=True), split(wallpapers(), 0.6, seed)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
-from torch.utils._pytree import tree_leaves
 
 from pxcompress.models.adapter import Adapter
+from pxcompress.models.outputs import floats
 from pxcompress.passes.parts import InParts
 from pxcompress.processes import summed
 from pxcompress.state import device_of, observed
@@ -58,9 +58,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """Logits alone where they are what counts, else every floating-point tensor (n, ...) that comes out."""
     if not isinstance(model, Adapter) or model.signature_.logits is not None:
         return [model(inputs)]
-    leaves = tree_leaves(model.outputs_(inputs))
-    floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim()]
-    return [leaf for leaf in floats if len(leaf) == len(inputs)]
+    return [value for value in floats(model.outputs_(inputs)) if value.dim() and len(value) == len(inputs)]
 
 
 def _compared(model: nn.Module, dense: list[Tensor], pruned: list[Tensor]) -> Tensor:

@@ -25,9 +25,8 @@ def read_record(cls: type[T], text: str, what: str) -> T:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         given = "" if first["type"] == "missing" or not where else f", not {short(repr(first['input']), 40)}"
-        raise InputError(
-            f"{what} is not as pxcompress writes it ({where or 'the text'}: {_plain(first['msg'])}{given}); give another"
-        ) from error
+        problem = f"{where or 'the text'}: {_plain(first['msg'])}{given}"
+        raise InputError(f"{what} is not as pxcompress writes it ({problem}); give another, or make it anew") from error
 
 
 def check_types(record: Any) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pxcompress.budgets import BUDGETS
@@ -18,9 +19,11 @@ from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
 from pxcompress.graph import find_groups
-from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, released_
+from pxcompress.guard import named_failures
+from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
 from pxcompress.models.loading import classifier_names
-from pxcompress.models.rewrite import plain
+from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.suited import check_suited
 from pxcompress.notes import Note, silent
 from pxcompress.passes.moments import Remembered
 from pxcompress.passes.parts import HeldOut, watched
@@ -36,11 +39,12 @@ from pxcompress.run_folder.results import assemble, measure, write_report
 from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
-from pxcompress.state import seeded
+from pxcompress.state import device_of, seeded
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batches, FileBudget, Slim
 
 
+@named_failures("compress")
 def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent) -> Report:
     """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns what was measured.
 
@@ -131,6 +135,7 @@ def _shared(subject: Subject) -> dict[str, Batches]:
     return shares(subject.splits.parts)
 
 
+@named_failures("compress_module")
 def compress_module(  # noqa: PLR0913  (the door for users in Python)
     model: nn.Module,
     example: Inputs,
@@ -158,12 +163,15 @@ def compress_module(  # noqa: PLR0913  (the door for users in Python)
     Raises `InputError` for what cannot be handled, before any work, else as `shrink` does.
     """
     recipe = Recipe(model=type(model).__name__, ratio=ratio, **options)
-    module = adapted(model, example, batches, logits)
-    _check_suited(module, recipe)
-    recipe = aligned(recipe, Clock(silent))
-    with seeded(recipe.seed):
-        net = plain(module.model)
-        slim = shrink(net, module.example, Run(recipe, _module_parts(module, net, held_out), Clock(note)))
+    with torch.inference_mode(False):
+        model = unwrapped(model)
+        check_suited(model)
+        module = adapted(model, example, batches, logits)
+        _check_answers(module, recipe)
+        recipe = aligned(recipe, Clock(silent))
+        with seeded(recipe.seed):
+            ready = plain(module.model, lambda view: everything(view, module.example.to(device_of(view))))
+            slim = shrink(ready, module.example, Run(recipe, _module_parts(module, ready, held_out), Clock(note)))
     for each in (slim.pruned.model, slim.pruned.dense):
         released_(each)
     return slim
@@ -182,7 +190,7 @@ def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | Non
     return parts if next(iter(held), None) is None else {**parts, "held-out": held}
 
 
-def _check_suited(module: Adapted, recipe: Recipe) -> None:
+def _check_answers(module: Adapted, recipe: Recipe) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
     needs_labels = recipe.class_scores
     needs_labels |= any(getattr(SCORERS.build(text), "target", "") == "label" for text in recipe.scorers)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.clock import Clock
+from pxcompress.cost.count import uncounted
 from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import ResultError
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
@@ -89,6 +90,9 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
         if recipe.relevance_share is None:
             ratio = recipe.share(price({}))
             check_reachable(structure.groups, price, ratio, _limits(recipe))
+        for operator, modules in uncounted(model, example).items():
+            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+            clock.remark(f"{operator}, in {modules[0]}{more}, counts as 0 MACs: nothing is known of what it multiplies")
     return Scored(model, example, structure, {}, price, ratio)
 
 

@@ -13,7 +13,7 @@ ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
     ("errors", "types", "state", "interrupts", "elimination", "notes"),
-    ("registry", "checks", "cache", "proof", "layout", "processes"),
+    ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
     ("passes", "certify", "given"),
     ("models", "deploy"),
     ("data", "graph", "attribution"),

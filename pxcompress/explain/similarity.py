@@ -20,9 +20,6 @@ from pxcompress.types import Batch, Batches, Pruned
 SAMPLES = 32
 """Samples of the select split whose heatmaps a run compares."""
 
-_FAILURES = (PxError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a backward pass through a user's own module may end with."""
-
 
 def composite_of(recipe: Recipe) -> str:
     """The rules of the recipe's scorer, where it has any."""
@@ -40,9 +37,8 @@ def compared_explanations(
         with clock.stage("compare explanations"):
             compare = partial(explanation_similarity, pruned, Method(composite=composite_of(recipe)))
             return in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say), ()
-    except _FAILURES as error:
-        reason = short(error) or type(error).__name__
-        text = f"explanations of the two models could not be compared: {reason}"
+    except PxError as error:
+        text = f"explanations of the two models could not be compared: {short(error)}"
         return None, (Warning("explanations", text),)
 
 

@@ -80,7 +80,7 @@ def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> di
     with observed(model), seeded(0), torch.no_grad():
         for name in members_by_module(groups, "in"):
             model.get_submodule(name).register_forward_pre_hook(hook(name))
-        model(torch.randn(4, *example.shape[1:]).to(device_of(model)))
+        model(torch.randn(4, *example.shape[1:]).to(example).to(device_of(model)))
     return found
 
 

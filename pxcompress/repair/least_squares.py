@@ -48,7 +48,7 @@ WIDEST = 8192
 MEMORY_BYTES = 1 << 30
 """What the rows of the dense model may take at a time, and the matrices of layers that are refitted together."""
 
-TOGETHER = 4
+TOGETHER = 3
 """Layers of a wave at most. Each makes up for the errors before it as if the others did not: many of them overshoot."""
 
 PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
@@ -58,9 +58,13 @@ PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 @REPAIRS.register("least-squares")
 @dataclass(frozen=True)
 class LeastSquares:
-    """Least-squares refit of every convolution and linear layer, from the first that lost inputs on."""
+    """Least-squares refit of every convolution and linear layer that lost inputs.
 
-    waves: int = option(32, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
+    Layers that lost none could make up for earlier ones as well, but what they learn of few samples does harm: on an
+    ImageNet EfficientNet with 256 photos the divergence after BatchNorm is 0.29 with them and 0.26 without.
+    """
+
+    waves: int = option(16, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
     rows: int = option(
         4096, f"samples and positions to fit to, or {ROWS_PER_INPUT} for every input", low=1, high=10**9, log=True
     )
@@ -282,18 +286,17 @@ def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
 
 
 def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
-    """The layers to refit, in the order they run in, from the first that lost inputs on."""
+    """The layers that lost inputs, in the order they run in."""
     calls: Counter[str] = Counter()
     with observed(pruned.dense), torch.no_grad():
         for name, module in pruned.dense.named_modules():
             if isinstance(module, nn.Linear | _ConvNd):
                 module.register_forward_pre_hook(lambda module, args, name=name: calls.update([name]))
         pruned.dense(example.to(device_of(pruned.dense)))
-    lost, order = {layer.name for layer in consumers(pruned)}, list(calls)
-    start = next((place for place, name in enumerate(order) if name in lost), len(order))
+    lost = {layer.name for layer in consumers(pruned)}
     producers = members_by_module(pruned.groups, "out")
     found = []
-    for name in order[start:]:
+    for name in (name for name in calls if name in lost):
         slim = pruned.model.get_submodule(name)
         weight, left = (model.get_submodule(name).weight for model in (pruned.dense, pruned.model))
         assert isinstance(weight, Tensor)

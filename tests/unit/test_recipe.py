@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import InputError
-from pxcompress.recipe import DEFAULT_REPAIR, TASK_REPAIR, Bench, Guarantee, Recipe
+from pxcompress.recipe import AUTO_SCORERS, DEFAULT_REPAIR, Bench, Guarantee, Recipe
+from pxcompress.scorers import SCORERS
 
 FULL: dict[str, Any] = {
     "model": "hf-hub:owner/name",
@@ -38,7 +39,8 @@ FULL: dict[str, Any] = {
 def test_defaults() -> None:
     recipe = Recipe("resnet50", 0.5)
     assert recipe.repair == DEFAULT_REPAIR
-    assert Recipe("resnet50", 0.5, classes=("cat", "dog")).repair == TASK_REPAIR
+    assert recipe.scorers == AUTO_SCORERS
+    assert Recipe("resnet50", 0.5, scorer="magnitude").scorers == (SCORERS.text(SCORERS.build("magnitude")),)
     assert (recipe.normalise, Recipe("resnet50", 0.5, budget="macs").normalise) == ("mean", "knapsack")
     assert recipe.bench == Bench()
     assert recipe.label == "resnet50-channels-0.50"

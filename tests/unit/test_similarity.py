@@ -91,7 +91,7 @@ class Cut(nn.Linear):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(Cut(3, CLASSES)), "does not require grad"),
+        (nn.Sequential(Cut(3, CLASSES)), "does not follow its input by gradients"),
         (nn.Flatten(), "runs no convolution or linear layer"),
     ],
 )
