@@ -23,7 +23,7 @@ _PLAIN: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, fl
 """What JSON may hold where a field has this type."""
 
 _SHARES = ("top1", "top1_after", "agreement", "top1_agreement", "removed")
-_SIGNED = ("top1_drop", "cosine", "rank_correlation")
+_SIGNED = ("top1_drop", "cosine", "rank_correlation", "unrelated")
 """Fields with a number from 0 to 1, and with one that may be below 0, as no other may."""
 
 
