@@ -83,3 +83,9 @@ def short(text: object, limit: int = 200) -> str:
     """`text` on one line of at most `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """The class of an exception and the first line of what it says."""
+    first = next(iter(str(error).strip().splitlines()), "no message")
+    return f"{type(error).__name__}: {short(first)}"

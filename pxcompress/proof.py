@@ -40,7 +40,7 @@ class Latency:
     p90: float
     p99: float
     runs: int
-    quantiles: tuple[float, ...] = ()
+    quantiles: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Target:
     """One ONNX file of a run folder, measured beside the others on the file itself.
 
     `agreement` is the share of test samples with the top-1 of model.onnx, `max_abs` the largest difference of a logit
-    to it; `speedup` is against dense.onnx. On `both_right` samples that is right as well; None in older reports.
+    to it; `speedup` is against dense.onnx. On `both_right` samples dense.onnx is right as well.
     """
 
     file: str
@@ -108,23 +108,7 @@ class Target:
     throughput: float
     speedup: Speedup
     provider: Placement
-    both_right: int | None = None
-
-
-@dataclass(frozen=True)
-class Rival:
-    """An off-the-shelf model of similar cost, timed beside the pruned one, which `speedup` is against.
-
-    `top1` is None where its weights are random.
-    """
-
-    name: str
-    params: int
-    macs: int
-    onnx_bytes: int
-    latency_ms: Latency
-    speedup: Speedup
-    top1: float | None = None
+    both_right: int
 
 
 @dataclass(frozen=True)
@@ -167,9 +151,9 @@ class ClassChange:
     both: int
 
 
-def both_right(classes: Sequence[ClassChange]) -> int | None:
-    """Samples that both models are right on; None where no class is known, as in reports of older versions."""
-    return sum(each.both for each in classes) if classes else None
+def both_right(classes: Sequence[ClassChange]) -> int:
+    """Samples that both models are right on."""
+    return sum(each.both for each in classes)
 
 
 @dataclass(frozen=True)
@@ -248,10 +232,8 @@ class Report:
     `certificate` is what certificate.json holds; None where no guarantee was asked for. `class_shares` is empty where
     no class scores were, `attempts` where the budget is counted and not measured, `targets` where float32 alone was
     made, `explanations` None where the models' heatmaps could not be compared. `speedup` has the interval of that in
-    `ratios`; None in reports of older versions. `rivals` are there where a comparison was asked for. `missed` says how
-    far a goal in milliseconds is from what was measured in the end. `class_changes`, `layers` and `operators` are empty
-    in reports of older versions, `operators` on a GPU as well. `sha256` has every file of the folder but the
-    report's own and predict.py, by name.
+    `ratios`. `missed` says how far a goal in milliseconds is from what was measured in the end. `operators` is empty on
+    a GPU. `sha256` has every file of the folder but the report's own and predict.py, by name.
     """
 
     recipe: Mapping[str, object]
@@ -270,17 +252,16 @@ class Report:
     plan: Mapping[str, object]
     folder: str
     verdict: str
+    speedup: Speedup
+    class_changes: tuple[ClassChange, ...]
+    layers: tuple[LayerCost, ...]
+    sha256: Mapping[str, str]
+    operators: tuple[OperatorTime, ...] = ()
     notes: tuple[str, ...] = ()
     certificate: Mapping[str, object] | None = None
     class_shares: tuple[ClassShare, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     missed: str = ""
     targets: tuple[Target, ...] = ()
-    speedup: Speedup | None = None
-    rivals: tuple[Rival, ...] = ()
     explanations: ExplanationSimilarity | None = None
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    class_changes: tuple[ClassChange, ...] = ()
-    layers: tuple[LayerCost, ...] = ()
-    operators: tuple[OperatorTime, ...] = ()
     schema_version: int = field(default=1)

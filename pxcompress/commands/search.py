@@ -16,9 +16,7 @@ from pxcompress.recipe import Recipe
 WITHOUT = (
     "rounds",
     "class_scores",
-    "class_guard",
     "targets",
-    "compare",
     "speedup",
     "latency_ms",
     "max_bytes",

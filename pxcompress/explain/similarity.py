@@ -23,7 +23,7 @@ SAMPLES = 32
 
 def composite_of(recipe: Recipe) -> str:
     """The rules of the recipe's scorer, where it has any."""
-    return getattr(SCORERS.build(recipe.scorer), "composite", Method.composite)
+    return getattr(SCORERS.build(recipe.scorers[0]), "composite", Method.composite)
 
 
 def compared_explanations(

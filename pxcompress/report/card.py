@@ -96,7 +96,7 @@ def _limits(report: Report) -> Sequence[str]:
     return (
         *report.notes,
         f"accuracy is of {data.test} test samples of {data.name!r}; other cameras, places and times are not measured",
-        changes_line(report) or "what each class lost may differ from the mean",
+        changes_line(report),
     )
 
 

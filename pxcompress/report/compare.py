@@ -32,14 +32,14 @@ HEAD = ("run", "top-1", "points", "MACs", "parameters", "file size", "latency p5
 
 @dataclass(frozen=True)
 class Row:
-    """One file of a run. `speedup` is against the run's own dense model; None for that one, and in older reports."""
+    """One file of a run. `speedup` is against the run's own dense model; None for that one."""
 
     run: str
     precision: str
     of: Measurement
     dense: Measurement
     speedup: Speedup | None = None
-    both_right: int | None = None
+    both_right: int = 0
 
     @property
     def is_dense(self) -> bool:
@@ -59,10 +59,8 @@ class Row:
     @property
     def faster(self) -> str:
         """ "2.00x", with words where it is none."""
-        if self.is_dense:
-            return "reference"
         if self.speedup is None:
-            return f"{self.dense.latency_ms.p50 / self.of.latency_ms.p50:.2f}x"
+            return "reference"
         words = "" if self.speedup.low > 1 else ", slower" if self.speedup.high < 1 else ", not shown"
         return f"{self.speedup.ratio:.2f}x{words}"
 

@@ -34,17 +34,12 @@ from pxcompress.report.summary import (
     speed_words,
     wilson,
 )
-from pxcompress.report.targets import rivals_section, targets_section
+from pxcompress.report.targets import targets_section
 from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
 _ARROW = " \N{RIGHTWARDS ARROW} "
-
-_PAIRING = {
-    True: "knows that both models saw the same samples",
-    False: "takes both models as independent, which makes it rather too wide",
-}
 
 _ROLES = {
     "score": "says which units matter",
@@ -64,10 +59,9 @@ def to_html(report: Report, explanation: Sequence[Element] = ()) -> str:
     sections = (
         _comparison(report),
         *targets_section(report),
-        *rivals_section(report),
         *certificate_section(report),
-        *changes_section(report),
-        *costs_section(report),
+        changes_section(report),
+        costs_section(report),
         _stage_accuracy(report),
         *class_section(report),
         *alike_section(report, alone=not explanation),
@@ -137,8 +131,8 @@ def _intervals(report: Report) -> str:
     """What stands behind the headline: speed-up and change of top-1, with their 95 % intervals."""
     drop, speedup = drop_interval(report), report.speedup
     change = f"top-1 {_signed(-report.ratios.top1_drop)} ({_signed(-drop.high)} to {_signed(-drop.low)}) points"
-    faster = f"{pretty(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed, " if speedup else ""
-    return f"{faster}{change}; 95\N{NO-BREAK SPACE}% intervals"
+    faster = f"{pretty(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed"
+    return f"{faster}, {change}; 95\N{NO-BREAK SPACE}% intervals"
 
 
 def _tile_node(label: str, value: str, detail: str, colour: str) -> Element:
@@ -163,13 +157,13 @@ def _comparison(report: Report) -> Element:
         _legend(("dense", "dense"), ("pruned", "pruned")),
         table(
             "Accuracy is through ONNX Runtime on the exported files; lines on its bars are 95 % Wilson intervals. "
-            f"That of the change (Newcombe) {_PAIRING[bool(report.class_changes)]}.",
+            "That of the change (Newcombe) knows that both models saw the same samples.",
             ("figure", "", "dense", "pruned", "change"),
             [_accuracy_row(report), *(_figure_row(row) for row in rows(report))],
             "compare",
         ),
         node("h3", "Latency of one call"),
-        *latency_strips(report),
+        latency_strips(report),
         table(
             "Wall time, both models timed in turns",
             ("model", "mean", "p50", "p90", "p99", "runs"),
@@ -317,7 +311,7 @@ def _proof(report: Report) -> Element:
             ),
             class_="two",
         ),
-        *((pairs("sha256 of the files", report.sha256),) if report.sha256 else ()),
+        pairs("sha256 of the files", report.sha256),
     )
 
 

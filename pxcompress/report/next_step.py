@@ -60,7 +60,7 @@ def _shipped(report: Report) -> Iterator[str]:
     """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
     best = "model.onnx"
     if report.certificate is None:
-        least = report.speedup.high if report.speedup else 0.0
+        least = report.speedup.high
         for of in report.targets[2:]:
             if of.speedup.low > least and of.top1 >= report.pruned.top1 - LARGE:
                 best, least = of.file, of.speedup.high

@@ -15,12 +15,12 @@ from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.proof import Measurement, Placement, Report, Speedup, both_right
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
+    DEFAULT_REPAIR,
     GOALS,
     Bench,
     Guarantee,
     Recipe,
     auto_normalise,
-    auto_repair,
     auto_round_to,
 )
 
@@ -234,20 +234,19 @@ def speed(report: Report) -> str:
     """ "2.8x faster", or "not shown to be faster (1.84x, 95 % interval 0.91 to 2.60)"."""
     if is_faster(report):
         return speed_words(report)
-    interval = f", 95 % interval {report.speedup.interval}" if report.speedup else ""
-    return f"{speed_words(report)} ({report.ratios.speedup_p50:.2f}x{interval})"
+    return f"{speed_words(report)} ({report.speedup.ratio:.2f}x, 95 % interval {report.speedup.interval})"
 
 
 def speed_words(report: Report) -> str:
     """ "2.8x faster" or "slower" where the whole interval says so."""
     if is_faster(report):
         return f"{report.ratios.speedup_p50:.3g}x faster"
-    return "slower" if report.speedup and report.speedup.high < 1 else "not shown to be faster"
+    return "slower" if report.speedup.high < 1 else "not shown to be faster"
 
 
 def is_faster(report: Report) -> bool:
-    """Whether the pruned model is faster by the whole interval; older reports say so in their verdict only."""
-    return report.speedup.low > 1 if report.speedup else "x faster (" in report.verdict
+    """Whether the pruned model is faster by the whole interval."""
+    return report.speedup.low > 1
 
 
 def accuracy_change(report: Report) -> str:
@@ -351,7 +350,7 @@ def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     if budget.partition(":")[0] == (GOALS[goal].budget or DEFAULT_BUDGET):
         defaults["budget"] = budget
     defaults |= {"round_to": auto_round_to(budget)}
-    defaults |= {"normalise": auto_normalise(budget), "repair": auto_repair(recipe.get("classes"))}
+    defaults |= {"normalise": auto_normalise(budget), "repair": DEFAULT_REPAIR}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 

@@ -28,7 +28,7 @@ from pxcompress.report.summary import (
     times,
     wilson,
 )
-from pxcompress.report.targets import AGREE, HEAD, RIVALS_HEAD, placed, rival_rows, target_rows
+from pxcompress.report.targets import AGREE, HEAD, placed, target_rows
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -46,19 +46,12 @@ def to_table(report: Report) -> str:
     targets: list[str] = []
     if report.targets:
         targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
-    if report.rivals:
-        targets += ["", *aligned([_narrow(row) for row in (RIVALS_HEAD, *rival_rows(report))])]
     told = [line for line in (came_to(report), changes_line(report), class_line(report), alike_line(report)) if line]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     ending = [f"next: {step}"] if (step := next_step(report)) else []
     return "\n".join(
         [*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict, *ending]
     )
-
-
-def _narrow(rival: Sequence[str]) -> _Line:
-    """A row of rivals without parameters and size, which 80 columns do not hold."""
-    return (*rival[:2], *rival[4:])
 
 
 def certificate_table(content: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,14 +22,12 @@ from pxcompress.proof import (
     GroupWidth,
     LayerCost,
     Report,
-    Rival,
 )
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
 from pxcompress.report.summary import milliseconds, size, takes_images
 from pxcompress.run import Run
-from pxcompress.run_folder import shelf
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
@@ -55,13 +52,12 @@ class Measured:
     files: Files
     comparison: Comparison
     targets: Targets
-    rivals: tuple[Rival, ...] = ()
     layers: tuple[LayerCost, ...] = ()
 
 
 def measure(files: Files, subject: Subject, slim: Slim, run: Run) -> Measured:
-    """Make the other precisions, take similar models where these are asked for, and measure all side by side, once."""
-    made, recipe = _converted(files, subject, run), run.recipe
+    """Make the other precisions, and measure all files side by side, once."""
+    made = _converted(files, subject, run)
     models = slim.pruned.dense, slim.pruned.model
     macs = [macs_by_module(model, subject.splits.example) for model in models]
     dense, pruned = (
@@ -69,15 +65,11 @@ def measure(files: Files, subject: Subject, slim: Slim, run: Run) -> Measured:
         for file, model, of in zip((files.dense, files.pruned), models, macs, strict=True)
     )
     paths = (dense.path, pruned.path, *made.files)
-    with tempfile.TemporaryDirectory() as place:
-        others = shelf.take(subject, pruned.macs, Path(place), run) if recipe.compare else ()
-        with run.clock.stage("measure"):
-            beside = [other.path for other in others]
-            tried = try_files(paths, subject.splits.test, timed=beside, **asdict(recipe.bench))
-        rivals = shelf.rated(others, tried[1], tried[len(paths) :])
+    with run.clock.stage("measure"):
+        tried = try_files(paths, subject.splits.test, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, tried, subject.source.classes)
-    return Measured(files, comparison, _targets(files, made, tried[: len(paths)]), rivals, layers)
+    return Measured(files, comparison, _targets(files, made, tried), layers)
 
 
 def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
@@ -136,7 +128,6 @@ def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run:
         missed=_missed(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,
-        rivals=measured.rivals,
         class_changes=comparison.classes,
         layers=measured.layers,
         operators=comparison.operators,

@@ -76,7 +76,8 @@ class Workbench:
         """The dense model scored as `recipe` says; each scorer runs once. Raises `ResultError` for infinite scores."""
         if recipe.scorer not in self.scores:
             groups = self.scored.structure.groups
-            self.scores[recipe.scorer] = unit_scores(self.scored.model, groups, Run(recipe, self.parts))
+            run = Run(recipe, self.parts)
+            self.scores[recipe.scorer] = unit_scores(self.scored.model, groups, recipe.scorers[0], run)
         return replace(self.scored, scores=self.scores[recipe.scorer])
 
 

@@ -255,10 +255,8 @@ def _tell_unfit(space: Space, plan: SearchPlan, note: Note) -> None:
 
 def _check(recipe: Recipe, out: Path) -> None:
     """Raise `InputError` for what a search does not do, and for a folder that holds something else."""
-    if recipe.rounds > 1 or recipe.guarantee or recipe.class_guard:
-        raise InputError(
-            "a search knows no --rounds, --max-drop or --class-guard; leave them out, and give them to run"
-        )
+    if recipe.rounds > 1 or recipe.guarantee:
+        raise InputError("a search knows no --rounds or --max-drop; leave them out, and give them to run")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not any((out / n).exists() for n in _OURS))):
         raise InputError(f"{str(out)!r} holds something else than a search; choose another --out")
 

@@ -194,8 +194,7 @@ def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Workbench) -> None:
     "changes",
     [
         *({"scorer": name} for name in SCORERS),
-        {"refine": "swaps", "repair": ("fold",)},
-        {"drop_branches": True, "normalise": "knapsack", "min_keep": 0.2},
+        {"normalise": "knapsack", "min_keep": 0.2},
         {"repair": ("fold", "finetune:steps=3"), "seed": 7},
         {"repair": (), "normalise": "mean", "budget": "params", "ratio": 0.3},
         {"class_scores": True, "scope": "inner", "floors": ("*=0.2",)},
@@ -284,11 +283,11 @@ def test_moments_are_computed_once_for_the_model_they_are_of() -> None:
     for asked in (some, layouts, some, layouts):
         found = moments(net.model, asked, kept)
         assert list(found) == list(asked)
-        assert all(torch.equal(found[name].second, expected[name].second) for name in asked)
+        assert all(torch.equal(found[name].whole.second, expected[name].whole.second) for name in asked)
     assert batches.passes == 1 + 2  # the first, and one for each set of names that was not known
     with seeded(1):
         other = moments(FlattenCNN().eval(), layouts, kept)
-    assert not torch.allclose(other["fc1"].second, expected["fc1"].second)
+    assert not torch.allclose(other["fc1"].whole.second, expected["fc1"].whole.second)
 
 
 @pytest.mark.parametrize(("family", "has"), [("vit", True), ("flatten_cnn", False), ("mobilenetv3", False)])

@@ -13,12 +13,12 @@ from models import subject as subject_named
 from torch import Tensor, nn
 
 from pxcompress.clock import Clock
+from pxcompress.demo.nets import spiral_mlp
 from pxcompress.errors import ResultError
 from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES, cosine
 from pxcompress.explain.similarity import SAMPLES, compared_explanations, composite_of, explanation_similarity
 from pxcompress.graph import prune
-from pxcompress.nets import spiral_mlp
 from pxcompress.notes import silent
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
