@@ -7,7 +7,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pxcompress.data import Source, load_splits, open_source, restricted, training_batches
+from pxcompress.data import (
+    Source,
+    check_classes,
+    in_order_of,
+    load_splits,
+    open_source,
+    restricted,
+    training_batches,
+)
 from pxcompress.errors import InputError
 from pxcompress.given import Given
 from pxcompress.models.baseline import baseline_key, train_baseline
@@ -42,6 +50,11 @@ class Subject:
     splits: Splits
     whole: Whole | None = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the weights and the data."""
+        return (*self.loaded.notes, *self.source.notes, *self.splits.notes)
+
 
 def load_subject(given: Given) -> Subject:
     """Load model and data of what is `given`, both with its classes only.
@@ -49,7 +62,7 @@ def load_subject(given: Given) -> Subject:
     Pretrained weights are asked for only when the data is the user's own.
     """
     source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed)
-    task = restricted(source, given.classes or source.classes, given.seed)
+    check_classes(source, given.classes)
     if given.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
     with seeded(given.seed):
@@ -60,6 +73,8 @@ def load_subject(given: Given) -> Subject:
             pretrained=not source.embedded,
             input_size=given.input_size or source.native_size,
         )
+    source = in_order_of(source, loaded)
+    task = restricted(source, given.classes or source.classes, given.seed)
     splits = load_splits(task, loaded.preprocessing, seed=given.seed)
     if task is source:
         return Subject(loaded, source, splits)
@@ -71,7 +86,10 @@ def with_baseline(subject: Subject, seed: int, note: Note) -> Subject:
     """`subject` with weights: a model that has none is trained on the embedded data, or read from the cache.
 
     It learns all classes, also where a task needs only some of them, so that its weights do not depend on the task.
+    What there is to know of weights and data is told.
     """
+    for message in subject.notes:
+        note(message)
     if subject.loaded.weights != "untrained":
         return subject
     if subject.whole is None:

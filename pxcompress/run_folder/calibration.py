@@ -36,7 +36,7 @@ def calibration(session: Session, data: str, input_size: tuple[int, int, int] | 
             ]
     source = open_source(data)
     (samples,) = cut(source.train, (IMAGES,), np.random.default_rng(0), even=True)
-    store, _ = read_images(samples, _preprocessing(session, shape), source.skip_corrupt)
+    store = read_images(samples, _preprocessing(session, shape), source.skip_corrupt).store
     whole = [(inputs, labels) for inputs, labels in ImageBatches(store, size) if len(inputs) == size]
     if not whole:
         raise InputError(f"data {data!r} has fewer images than the fixed batch of {session.path}, {size}; give more")

@@ -125,6 +125,7 @@ def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run:
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
         notes=(
+            *subject.notes,
             *_notes(place, subject, files, comparison),
             *_loop(recipe, slim, comparison),
             *targets.notes,
