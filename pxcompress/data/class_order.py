@@ -28,25 +28,20 @@ def in_order_of(source: Source, loaded: Loaded) -> Source:
     """`source` with its classes numbered as the outputs of the model are; its notes say what was found out."""
     if source.embedded or loaded.weights == "untrained":
         return source
-    if loaded.class_names:
-        return _named(source, loaded.class_names)
-    return _tried(source, loaded) if source.other_order else source
-
-
-def _named(source: Source, names: Sequence[str]) -> Source:
-    """Numbered as `names`, which differ from the data's at most in case."""
-    if tuple(names) == source.classes:
-        return source
     own = {name.casefold(): name for name in source.classes}
-    order = tuple(own.get(name.casefold(), "") for name in names)
-    if len(own) < len(source.classes) or set(order) != set(source.classes):
-        strange = next((name for name in names if name.casefold() not in own), names[0])
-        return _noted(
-            source,
-            f"the weights name other classes than the data, such as {strange!r}: classes are taken by their place, "
-            f"{source.classes[0]!r} for {names[0]!r} and so on; check that this is right",
-        )
-    return _noted(restricted(source, order), f"classes are numbered as the weights name them: {_listed(order)}")
+    order = tuple(own.get(name.casefold(), "") for name in loaded.class_names)
+    if set(order) == set(source.classes):
+        told = f"classes are numbered as the weights name them: {_listed(order)}"
+        return source if order == source.classes else _noted(restricted(source, order), told)
+    numbered = _tried(source, loaded) if source.other_order else source
+    if not loaded.class_names:
+        return numbered
+    strange = next((name for name in loaded.class_names if name.casefold() not in own), loaded.class_names[0])
+    return _noted(
+        numbered,
+        f"the weights name other classes than the data, such as {strange!r}: classes are taken by their place, "
+        f"{numbered.classes[0]!r} for {loaded.class_names[0]!r} and so on; check that this is right",
+    )
 
 
 def _tried(source: Source, loaded: Loaded) -> Source:
@@ -57,17 +52,17 @@ def _tried(source: Source, loaded: Loaded) -> Source:
     only_here, only_there = int((here & ~there).sum()), int((there & ~here).sum())
     apart = only_here + only_there
     sure = apart > 0 and binomtest(only_there, apart).pvalue < SURE
-    counts = f"{here.sum()} and {there.sum()} of {len(labels)} select images are right"
-    orders = f"by code point ({_listed(source.classes)}) or as timm does ({_listed(source.other_order)})"
+    by_code = f"sorted by code point ({_listed(source.classes)}) {here.sum()} of {len(labels)} select images are right"
+    as_timm = f"sorted as timm does ({_listed(source.other_order)}) {there.sum()}"
     if sure and only_there > only_here:
-        other = restricted(source, source.other_order)
-        return _noted(other, f"classes are sorted as timm does, which fits the weights: {orders}, {counts}")
+        renumbered = restricted(source, source.other_order)
+        return _noted(renumbered, f"classes are numbered in timm's order, which fits the weights: {by_code}, {as_timm}")
     if sure:
-        return _noted(source, f"classes are sorted by code point, which fits the weights: {orders}, {counts}")
+        return _noted(source, f"classes are numbered by code point, which fits the weights: {by_code}, {as_timm}")
     return _noted(
         source,
-        f"THE ORDER OF THE CLASSES IS NOT KNOWN: sorted {orders}, {counts}; taken by code point. Name the classes, in "
-        "the order of the outputs, as 'class_names' in the checkpoint or 'label_names' in config.json",
+        f"THE ORDER OF THE CLASSES IS NOT KNOWN, code point is taken: {by_code}, {as_timm}; name the classes, in the "
+        "order of the outputs, as 'class_names' in the checkpoint or 'label_names' in config.json",
     )
 
 

@@ -55,9 +55,8 @@ def open_folder(spec: str, others: Sequence[str]) -> UserData:
         _, held_out_samples = scan.half(halves[1], classes)
         scan.notes += [f"{path.name}/ is not used; {halves[1].name}/ is the held-out half" for path in held_out[1:]]
     if scan.repeated:
-        scan.notes.append(
-            f"{scan.repeated} links below {spec!r} lead to images that are counted already; each counts once"
-        )
+        links = "1 link" if scan.repeated == 1 else f"{scan.repeated} links"
+        scan.notes.append(f"{links} below {spec!r} to images that are there anyway: every image counts once")
     natural = tuple(sorted(classes, key=natural_key))
     other_order = () if natural == classes else natural
     return UserData(classes, train_samples, held_out_samples, tuple(scan.notes), other_order)

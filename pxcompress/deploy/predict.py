@@ -21,7 +21,8 @@ def rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         low, high = values.min(), values.max()
         if image.mode == "I" or not (low >= 0 and high <= 1):
-            raise ValueError(f"its values go from {low:g} to {high:g}; expected 8 or 16 bits, or floats from 0 to 1")
+            kind = "32-bit integers" if image.mode == "I" else "floats"
+            raise ValueError(f"it holds {kind} from {low:g} to {high:g}; expected 8 or 16 bits, or floats from 0 to 1")
         image = Image.fromarray((values * 255).round().astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB Pillow warns about palettes with transparency
@@ -59,11 +60,11 @@ def main() -> None:
     for path in options.images:
         try:
             batch = prepare(path, facts).repeat(copies, axis=0)
-        except (OSError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise SystemExit(f"predict.py: {path} cannot be read as an image: {error}") from error
-        logits = session.run(None, {port.name: batch})[0][0].astype(np.float64)
-        shares = np.exp(logits - logits.max())
-        best = int(logits.argmax())
+        outputs = session.run(None, {port.name: batch})[0][0].astype(np.float64)
+        shares = outputs if facts.get("output") == "probabilities" else np.exp(outputs - outputs.max())
+        best = int(outputs.argmax())
         print(f"{path}\t{classes[best]}\t{shares[best] / shares.sum():.4f}")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pxcompress.errors import InputError, ModelError
+from pxcompress.models.input_values import checked
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches
 
@@ -160,6 +161,9 @@ class _Packed:
     labelled: bool
 
     def __iter__(self) -> Iterator[Batch]:
+        return checked(self._packed())
+
+    def _packed(self) -> Iterator[Batch]:
         for batch in self.batches:
             inputs, labels = _parted(batch)
             packed = self.signature.packed(inputs)

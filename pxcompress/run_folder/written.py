@@ -9,10 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
 from pxcompress import __version__
+from pxcompress.certify.path import are_probabilities
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import ParityError
 from pxcompress.planning.plan_file import plan_to_json
@@ -22,6 +24,7 @@ from pxcompress.proof import (
 )
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.state import device_of, observed
 from pxcompress.subject import Subject
 from pxcompress.types import ClassRelevance, Slim
 
@@ -112,4 +115,13 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, str]:
         "input_size": json.dumps(preprocessing.input_size),
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
+        "output": "probabilities" if _gives_probabilities(subject) else "logits",
     }
+
+
+def _gives_probabilities(subject: Subject) -> bool:
+    """Whether the dense model ends in a softmax, by what it returns for some samples."""
+    model = subject.loaded.model
+    inputs, _ = next(iter(subject.splits.select))
+    with observed(model), torch.no_grad():
+        return are_probabilities(model(inputs.to(device_of(model))).cpu().numpy())
