@@ -109,6 +109,8 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
         files.append((*name, size(row.onnx_bytes), milliseconds(row.cold_start_ms), change))
         where.append(f"{name[0]}: {row.precision}, {nodes(row.placement)}{_on_device(row)}")
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
+    broken = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
+    reasons |= {f"{name} RETURNS NaN OR INFINITY for random inputs: time a file that works": None for name in broken}
     notes = (f"note: {reason}" for reason in reasons)
     return "\n".join(
         [*aligned(calls), "", *aligned(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]

@@ -9,8 +9,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from pxcompress.data import open_source
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import cut
-from pxcompress.deploy.bench import image_shape
-from pxcompress.deploy.runtime import Session
+from pxcompress.deploy.feeds import image_shape
+from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError
 from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.state import seeded

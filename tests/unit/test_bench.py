@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from pxcompress.deploy import hardware, runtime
 from pxcompress.deploy.bench import Where, bench, usable
+from pxcompress.deploy.feeds import Sizes
 from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
 from pxcompress.report.table import bench_table
@@ -55,7 +56,7 @@ def test_any_classifier_is_timed(
     tmp_path: Path, shape: list[int | str], kind: int, last: bool, used: tuple[int, ...]
 ) -> None:
     path = _classifier(tmp_path / "model.onnx", shape, kind, last)
-    (row,) = bench([path], where=Where(("cpu",), 1), input_size=(3, 16, 24), runs=3)
+    (row,) = bench([path], where=Where(("cpu",), 1), sizes=Sizes((3, 16, 24)), runs=3)
     assert row.input_shape == used
     assert row.batch_size == used[0]
     assert row.device_bytes == 0
@@ -118,7 +119,7 @@ def test_peak_memory_on_the_gpu_holds_the_weights_and_grows_with_the_batch(wide_
 def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> None:
     other = _classifier(tmp_path / "open.onnx", ["n", 3, "h", "w"])
     paths = [wide_cnn.path, str(slim_cnn.path), other]
-    rows = bench(paths, (1, 4), where=Where(("cpu",), 1), input_size=(3, 16, 16), runs=20)
+    rows = bench(paths, (1, 4), where=Where(("cpu",), 1), sizes=Sizes((3, 16, 16)), runs=20)
     assert [(row.path, row.batch_size) for row in rows] == [(str(path), size) for size in (1, 4) for path in paths]
     for row in rows:
         assert row.input_shape == (row.batch_size, 3, 16, 16)
@@ -141,7 +142,7 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
     [
         (["n", 3, "h", "w"], {}, "takes images of any size .*--input-size 224"),
         ([4, 3, 8, 8], {"batch_sizes": (1,)}, "has a fixed batch of 4; given batch size 1"),
-        (["n", 3, "w"], {}, "expected images"),
+        (["n", 3, "w"], {}, "takes 'x' of any size .*--shapes x:3x128"),
         (["n", 3, 8, 8], {"batch_sizes": (1, 0)}, "batch size is 0; expected 1 or more"),
     ],
 )
@@ -154,7 +155,7 @@ def test_bench_refuses(shape: list[int | str], options: dict[str, object], messa
 
 def test_bench_fills_only_what_is_open(tmp_path: Path) -> None:
     path = _classifier(tmp_path / "model.onnx", ["n", 1, "h", 8])
-    (row,) = bench([path], where=Where(("cpu",)), input_size=(3, 16, 16), runs=3)
+    (row,) = bench([path], where=Where(("cpu",)), sizes=Sizes((3, 16, 16)), runs=3)
     assert row.input_shape == (1, 1, 16, 8)
 
 
@@ -165,7 +166,7 @@ def test_bench_takes_a_fixed_batch_of_the_same_size(tmp_path: Path) -> None:
         assert row.input_shape == (4, 3, 8, 8)
     other = _classifier(tmp_path / "other.onnx", ["n", 3, 8, 8])
     assert [row.batch_size for row in bench([path, other], where=Where(("cpu",)), runs=3)] == [4, 4]
-    with pytest.raises(InputError, match="has a fixed batch of 4; given 1 samples"):
+    with pytest.raises(InputError, match="has a fixed batch of 4; given batch size 1"):
         bench([other, path], where=Where(("cpu",)), runs=3)
 
 
