@@ -68,14 +68,14 @@ def sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
             raise InputError(f"shapes gives {port.name!r} samples of {given}; {session.path} takes {port}")
         return wanted
     if len(port.shape) != 4:
-        axes = "x".join("128" if size is None else str(size) for size in port.shape[1:])
-        option = f"--shapes {port.name}:{axes}"
-        raise InputError(f"{session.path} takes {port.name!r} of any size {port}; say which: {option}")
+        asked = [each for each in session.inputs if None in each.shape[1:] and len(each.shape) != 4]
+        option = ",".join(f"{each.name}:{'x'.join(str(size or 128) for size in each.shape[1:])}" for each in asked)
+        raise InputError(f"{session.path} takes {port.name!r} of any size {port}; say which: --shapes {option}")
     if sizes.image is None or min(sizes.image) < 1:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
     last = port.shape[1] is None and port.shape[3] in _CHANNELS
-    asked = (*sizes.image[1:], sizes.image[0]) if last else sizes.image
-    return tuple(int(fixed or size) for fixed, size in zip(port.shape[1:], asked, strict=True))
+    wanted = (*sizes.image[1:], sizes.image[0]) if last else sizes.image
+    return tuple(int(fixed or size) for fixed, size in zip(port.shape[1:], wanted, strict=True))
 
 
 def random_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:

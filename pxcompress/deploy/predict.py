@@ -63,6 +63,8 @@ def main() -> None:
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise SystemExit(f"predict.py: {path} cannot be read as an image: {error}") from error
         outputs = session.run(None, {port.name: batch})[0][0].astype(np.float64)
+        if not np.isfinite(outputs).all():
+            raise SystemExit(f"predict.py: the model returns NaN or infinity for {path}; do not use it")
         shares = outputs if facts.get("output") == "probabilities" else np.exp(outputs - outputs.max())
         best = int(outputs.argmax())
         print(f"{path}\t{classes[best]}\t{shares[best] / shares.sum():.4f}")

@@ -251,7 +251,8 @@ def _told(checkpoint: Checkpoint, best: Fit, others: Sequence[Fit]) -> str:
     lacking = [other for other in others if other.averaged and other.missing and len(other.missing) < len(other.own)]
     parts = [f"{', '.join(map(repr, rivals))} fits as well and is not used"] if rivals else []
     if beside := [key for key in best.beside if not any(key.startswith(f"{label}.") for label in rivals)]:
-        parts.append(f"{len(beside)} tensors beside it are left out, such as {beside[0]!r}")
+        tensors = "1 tensor beside it is" if len(beside) == 1 else f"{len(beside)} tensors beside it are"
+        parts.append(f"{tensors} left out, such as {beside[0]!r}")
     if lacking and not best.averaged:
         parts.append(f"the averaged {lacking[0].label!r} lacks {len(lacking[0].missing)} of the model's tensors")
     kind = ", averaged" if best.averaged else ""

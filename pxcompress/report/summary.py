@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pxcompress.deploy.intervals import Interval as Interval
-from pxcompress.deploy.intervals import drop, guesses
+from pxcompress.deploy.intervals import disagree, drop, guesses
 from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.proof import Measurement, Placement, Report, Speedup, both_right
 from pxcompress.recipe import (
@@ -246,8 +246,10 @@ def speed_words(report: Report) -> str:
 
 
 def is_faster(report: Report) -> bool:
-    """Whether the pruned model is faster by the whole interval; older reports say so in their verdict only."""
-    return report.speedup.low > 1 if report.speedup else "x faster (" in report.verdict
+    """Whether the pruned model is faster by the whole interval, and on average; older reports have a verdict only."""
+    if report.speedup is None:
+        return "x faster (" in report.verdict
+    return report.speedup.low > 1 and not disagree(report.speedup, report.dense.latency_ms, report.pruned.latency_ms)
 
 
 def accuracy_change(report: Report) -> str:

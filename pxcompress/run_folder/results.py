@@ -214,11 +214,7 @@ def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) 
             else "check its weights, and --input-size: images are resized to that of the model"
         )
         notes.append(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}")
-    if comparison.noise > BUSY:
-        notes.append(
-            f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
-            f"the throughput mean little; time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
-        )
+    notes += _unsteady(place, comparison)
     if comparison.placement.fallback_reason:
         notes.append(comparison.placement.fallback_reason)
     if files.certificate and files.certificate["spent"]:
@@ -227,3 +223,18 @@ def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) 
         some = ", ".join(subject.splits.skipped[:3]) + (", ..." if len(subject.splits.skipped) > 3 else "")
         notes.append(f"{len(subject.splits.skipped)} images could not be read and were left out: {some}")
     return tuple(notes)
+
+
+def _unsteady(place: Path, comparison: Comparison) -> Iterator[str]:
+    """What to make of the times where the machine did other things as well."""
+    again = f"time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
+    if comparison.disagrees:
+        yield (
+            f"THE MACHINE IS BUSY: the pruned model is {comparison.speedup.ratio:.2f}x as fast by p50, but "
+            f"{comparison.mean_speedup:.2f}x on average, since a few calls took very long; {again}"
+        )
+    elif comparison.noise > BUSY:
+        yield (
+            f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
+            f"the throughput mean little; {again}"
+        )

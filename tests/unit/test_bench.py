@@ -137,6 +137,66 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
     assert len(bench([wide_cnn.path, wide_cnn.path], where=Where(("cpu",)), runs=1)) == 1
 
 
+def _several(path: Path) -> Path:
+    """Whole numbers, a mask, an image and a scalar in; the log of an image out, which is NaN for half of its values."""
+    kinds = {
+        "ids": (TensorProto.INT64, ["n", "length"]),
+        "mask": (TensorProto.BOOL, ["n", "length"]),
+        "image": (TensorProto.FLOAT, ["n", 3, "h", "w"]),
+        "scale": (TensorProto.FLOAT, []),
+    }
+    inputs = [helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()]
+    table = helper.make_tensor("table", TensorProto.FLOAT, [2, 3], [0.0] * 6)  # ids are 0 and 1
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["looked_up"]),
+        helper.make_node("ReduceSum", ["looked_up"], ["total"]),
+        helper.make_node("Cast", ["mask"], ["m"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMin", ["m"], ["least"]),
+        helper.make_node("Div", ["total", "least"], ["whole"]),  # NaN where anything is masked
+        helper.make_node("Mul", ["image", "scale"], ["scaled"]),
+        helper.make_node("Abs", ["scaled"], ["size"]),
+        helper.make_node("Add", ["size", "whole"], ["y"]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [table])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_several_inputs_get_random_numbers_of_the_right_kind(px: Px, tmp_path: Path) -> None:
+    path = _several(tmp_path / "several.onnx")
+    options = ("--batch-size", 2, "--provider", "cpu", "--threads", 1, "--input-size", 8)
+    outcome = px("bench", path, *options, "--shapes", "ids:5,mask:6", "--json")
+    (row,) = json.loads(outcome.out)
+    assert row["inputs"] == {"ids": [2, 5], "mask": [2, 6], "image": [2, 3, 8, 8], "scale": []}
+    assert row["finite"]
+    refused = {
+        (): "takes 'ids' of any size (any, any); say which: --shapes ids:128,mask:128",
+        ("--shapes", "ids:5"): "takes 'mask' of any size",
+        ("--shapes", "ids:5,mask:6,foo:7"): "shapes names 'foo', an input that no file has; expected: ids, image,",
+        ("--shapes", "ids:5x5,mask:6"): "shapes gives 'ids' samples of 5x5; ",
+        ("--shapes", "ids"): "shapes has 'ids'; expected each input once, as NAME:SIZES",
+        ("--shapes", "ids:5,ids:6"): "shapes has 'ids:6'",
+        ("--shapes", "ids:0"): "shapes has 'ids:0'",
+    }
+    for extra, message in refused.items():
+        assert message in one_line(px("bench", path, *options, *extra))
+
+
+def test_a_file_that_returns_nan_is_named(px: Px, tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([helper.make_node("Log", ["x"], ["y"])], "g", inputs, outputs)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "bad.onnx"
+    )
+    fine = _classifier(tmp_path / "fine.onnx", ["n", 3, 8, 8])
+    outcome = px("bench", fine, tmp_path / "bad.onnx", "--provider", "cpu", "--threads", 1)
+    assert outcome.code == 0
+    assert "note: bad.onnx RETURNS NaN OR INFINITY" in outcome.out
+    assert "fine.onnx RETURNS" not in outcome.out
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
