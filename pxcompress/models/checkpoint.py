@@ -67,6 +67,11 @@ class Fit:
         """Keys of the model that are not there."""
         return [key for key in self.own if key not in self.state and not key.endswith(_COUNTER)]
 
+    @cached_property
+    def same_shapes(self) -> bool:
+        """Whether what it shares with the model has the model's shapes."""
+        return all(value.shape == self.state[key].shape for key, value in self.own.items() if key in self.state)
+
     @property
     def averaged(self) -> bool:
         """Whether its name says that it is a moving average."""
@@ -80,15 +85,14 @@ class Fit:
     @cached_property
     def rank(self) -> tuple[float, ...]:
         """Larger is better; the first entry is 1 where the model is covered and nothing is left over."""
-        shared = [key for key in self.own if key in self.state]
-        shapes = all(self.own[key].shape == self.state[key].shape for key in shared)
+        shared = sum(key in self.state for key in self.own)
         names = [*self.place.split("."), *self.prefix.rstrip(".").split(".")]
         unusual = sum(name not in _USUAL for name in names)
         return (
-            not self.missing and len(shared) == len(self.state),
+            not self.missing and shared == len(self.state),
             not self.missing,
-            0 if not self.missing else len(shared),
-            shapes,
+            shared if self.missing else 0,
+            self.same_shapes,
             self.averaged,
             -unusual,
         )
@@ -247,10 +251,15 @@ def _fits(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> Iterator[Fit]:
 
 def _told(checkpoint: Checkpoint, best: Fit, others: Sequence[Fit]) -> str:
     """Which weights were taken and what was left out, in one line; "" where there was nothing to choose."""
-    rivals = dict.fromkeys(other.label for other in others if not other.missing)
+    whole = [other for other in others if not other.missing and other.label != best.label]
+    rivals = dict.fromkeys(other.label for other in whole if other.same_shapes == best.same_shapes)
+    misshapen = dict.fromkeys(other.label for other in whole if other.label not in rivals)
     lacking = [other for other in others if other.averaged and other.missing and len(other.missing) < len(other.own)]
     parts = [f"{', '.join(map(repr, rivals))} fits as well and is not used"] if rivals else []
-    if beside := [key for key in best.beside if not any(key.startswith(f"{label}.") for label in rivals)]:
+    parts += [f"{label!r} has other shapes and is not used" for label in misshapen]
+    if beside := [
+        key for key in best.beside if not any(key.startswith(f"{label}.") for label in (*rivals, *misshapen))
+    ]:
         tensors = "1 tensor beside it is" if len(beside) == 1 else f"{len(beside)} tensors beside it are"
         parts.append(f"{tensors} left out, such as {beside[0]!r}")
     if lacking and not best.averaged:

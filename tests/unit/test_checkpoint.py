@@ -67,6 +67,11 @@ CHOICES: dict[str, tuple[Callable[[State, State], object], str]] = {
         "the averaged 'ema' lacks 2 of the model's tensors",
     ),
     "student": (lambda want, raw: {"model": want, "teacher": raw}, "'teacher' fits as well and is not used"),
+    "two usual names": (lambda want, raw: {"model": raw, "state_dict": want}, "'model' fits as well and is not used"),
+    "an average of other classes": (
+        lambda want, raw: {"model": want, "ema": {**raw, "3.weight": torch.ones(5, 4), "3.bias": torch.ones(5)}},
+        "'ema' has other shapes and is not used",
+    ),
     "optimizer": (lambda want, raw: {"model": want, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, ""),
     "profiled": (lambda want, raw: {**want, "0.total_ops": torch.zeros(1), "total_params": torch.zeros(1)}, "left out"),
 }
