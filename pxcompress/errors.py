@@ -1,4 +1,4 @@
-"""Everything pxcompress raises on purpose. The command line catches `PxError` and nothing else.
+"""Everything pxcompress raises on purpose; what others raise becomes a `StageError` (see `guard`).
 
 PxError
 ├── InputError          what the user gave is wrong              exit code 2
@@ -8,7 +8,8 @@ PxError
     ├── BudgetError     no plan reaches the asked ratio
     ├── ParityError     the exported file disagrees with PyTorch
     ├── ProcessError    another process of the same run is gone
-    └── OutOfMemoryError  a stage does not fit into memory
+    ├── OutOfMemoryError  a stage does not fit into memory
+    └── StageError      something that is not ours failed within a stage
 
 Messages are one line: what was given, what was expected, what to do.
 """
@@ -64,6 +65,10 @@ class OutOfMemoryError(ResultError):
     """A stage does not fit into the memory of this machine."""
 
 
+class StageError(ResultError):
+    """A stage ended with an exception that nobody foresaw; the message has its first line, `__cause__` is it."""
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `known`: the nearest ones first, then all, if they are not many."""
     known = sorted(known)
@@ -78,3 +83,9 @@ def short(text: object, limit: int = 200) -> str:
     """`text` on one line of at most `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """The class of an exception and the first line of what it says."""
+    first = next(iter(str(error).strip().splitlines()), "no message")
+    return f"{type(error).__name__}: {short(first)}"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 
 @contextmanager
@@ -32,15 +33,16 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def observed(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` in eval mode, without parameter gradients and in-place activations; hooks may be added inside.
+    """`model` in eval mode, without parameter gradients, in-place activations and gradient checkpointing.
 
+    Hooks may be added inside.
     On exit training modes (per module), `requires_grad`, `inplace` flags and hooks are as before.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
     inplace = [getattr(module, "inplace", None) for module in modules]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    hooks = [_hooks(module) for module in modules]
+    hooks = [hooks_of(module) for module in modules]
     try:
         model.eval()
         for parameter, _ in grads:
@@ -48,20 +50,49 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
         for module, flag in zip(modules, inplace, strict=True):
             if isinstance(flag, bool):
                 module.inplace = False  # type: ignore[assignment]
-        yield model
+        with _without_checkpointing():
+            yield model
     finally:
         for module, mode, flag, before in zip(modules, training, inplace, hooks, strict=True):
             module.training = mode
             if isinstance(flag, bool):
                 module.inplace = flag  # type: ignore[assignment]
-            for name, now in _hooks(module).items():
+            for name, now in hooks_of(module).items():
                 for key in now.keys() - before[name].keys():
                     del getattr(module, name)[key]
         for parameter, flag in grads:
             parameter.requires_grad_(flag)
 
 
-def _hooks(module: nn.Module) -> dict[str, dict[int, Any]]:
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """`torch.utils.checkpoint` calls at once what it is given inside the block.
+
+    It would hide layers from the graph, and run them again in the backward pass, when hooks are gone. Modules import
+    the function by its name, so what it uses inside is exchanged, and for the whole process.
+    """
+
+    class Direct:
+        @staticmethod
+        def apply(function: Any, preserve: bool, *args: Any) -> Any:
+            return function(*args)
+
+    def nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+        yield
+
+    names = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+    direct = {"CheckpointFunction": Direct} | {name: nothing for name in names if hasattr(checkpoint, name)}
+    before = {name: getattr(checkpoint, name) for name in direct}
+    try:
+        for name, value in direct.items():
+            setattr(checkpoint, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(checkpoint, name, value)
+
+
+def hooks_of(module: nn.Module) -> dict[str, dict[int, Any]]:
     """Copies of the module's hook tables, by attribute name."""
     return {
         name: dict(value)
@@ -94,6 +125,11 @@ def sharing(model: nn.Module) -> nn.Module:
     return copy.deepcopy(
         model, {id(value): nn.Parameter(value.detach(), value.requires_grad) for value in model.parameters()}
     )
+
+
+def can_have_gradient(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers that are no whole ones."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def device_of(model: nn.Module) -> torch.device:

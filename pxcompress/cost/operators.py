@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from pxcompress.graph.tracing import CONVOLUTIONS, PRODUCERS
+from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS
 from pxcompress.state import device_of, observed
 from pxcompress.types import Group
 

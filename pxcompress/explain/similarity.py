@@ -11,7 +11,7 @@ from pxcompress.errors import PxError, ResultError, short
 from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES
 from pxcompress.passes.memory import in_smaller_batches
-from pxcompress.proof import ExplanationSimilarity
+from pxcompress.proof import ExplanationSimilarity, Warning
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.state import device_of
@@ -20,18 +20,15 @@ from pxcompress.types import Batch, Batches, Pruned
 SAMPLES = 32
 """Samples of the select split whose heatmaps a run compares."""
 
-_FAILURES = (PxError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a backward pass through a user's own module may end with."""
-
 
 def composite_of(recipe: Recipe) -> str:
     """The rules of the recipe's scorer, where it has any."""
-    return getattr(SCORERS.build(recipe.scorer), "composite", Method.composite)
+    return getattr(SCORERS.build(recipe.scorers[0]), "composite", Method.composite)
 
 
 def compared_explanations(
     pruned: Pruned, batches: Batches, recipe: Recipe, clock: Clock
-) -> tuple[ExplanationSimilarity | None, tuple[str, ...]]:
+) -> tuple[ExplanationSimilarity | None, tuple[Warning, ...]]:
     """How alike the heatmaps of both models are on the first `SAMPLES` of `batches`; where that fails, why.
 
     Never raises for what a model does: explanations are no reason to lose a run.
@@ -40,8 +37,9 @@ def compared_explanations(
         with clock.stage("compare explanations"):
             compare = partial(explanation_similarity, pruned, Method(composite=composite_of(recipe)))
             return in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say), ()
-    except _FAILURES as error:
-        return None, (f"explanations of the two models could not be compared: {short(error) or type(error).__name__}",)
+    except PxError as error:
+        text = f"explanations of the two models could not be compared: {short(error)}"
+        return None, (Warning("explanations", text),)
 
 
 def first_of(batches: Batches, count: int) -> Batch:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pxcompress.graph.dependencies import PRODUCERS
 from pxcompress.graph.narrow import narrowed_
-from pxcompress.graph.tracing import PRODUCERS
 from pxcompress.types import Group, Member
 
 PROJECTIONS = ("qkv", "qk", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj")

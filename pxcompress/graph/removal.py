@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pxcompress.graph.emptied import empty_
+from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
 from pxcompress.graph.heads import set_heads_
 from pxcompress.layout.rows import others
 from pxcompress.models.adapter import everything
+from pxcompress.models.outputs import difference
 from pxcompress.state import device_of, observed, sharing
 from pxcompress.types import Axis, Group, Plan, Pruned
 
@@ -31,24 +31,24 @@ ROUNDING = 0.05
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
 
-    Equals the dense model with the same units zeroed (`masked`), to rounding. A layer that loses all of its inputs
-    becomes its bias.
+    Equals the dense model with the same units zeroed (`masked`), to rounding.
     """
     slim = sharing(model)
     whole = list(slim.parameters())
+    readers = {member.module for group in groups for member in group.consumers}
     rows: dict[tuple[str, Axis, int | None], list[Tensor]] = {}
     for group in groups:
         removed = plan.removed.get(group.name, ())
         for member in group.members if removed else ():
             rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed))
-        if removed and group.kind == "head" and plan.kept(group):
+        if removed and group.kind == "head":
             set_heads_(slim, group, len(plan.kept(group)))
     for (name, axis, dim), parts in rows.items():
         if dim is None:
-            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist())
+            alone = name not in readers and is_depthwise(model.get_submodule(name))
+            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), alone=alone)
         else:
             _select_(slim, name, dim, torch.cat(parts))
-    empty_(slim, groups, plan)
     uncut = {id(parameter) for parameter in whole}
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
         if id(parameter) in uncut:
@@ -70,32 +70,27 @@ def masked(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
 def removal_error(pruned: Pruned, inputs: Tensor) -> float:
     """Largest difference between the pruned model's outputs and the masked dense ones, as a share of each one's scale.
 
+    Of whole numbers it is the share of those that differ; infinite where a shape or type changes.
     Meant before any repair; `inputs` has shape (n, ...). About 1e-6 in float32 where removal is exact; some models
     amplify its rounding a thousandfold, so a small difference above the tolerance is computed again in float64. The
     dense model is masked in place while it runs, and has its own weights again afterwards.
     """
     inputs = inputs.to(device_of(pruned.model))
-    error = _difference(pruned, inputs, everything)
+    error = _from_masked(pruned, inputs, everything)
     if REMOVAL_TOLERANCE < error < ROUNDING:
         with suppress(RuntimeError, TypeError):  # where it does not run like that, float32 counts
-            error = _difference(pruned, inputs, _exactly)
+            error = _from_masked(pruned, inputs, _exactly)
     return error
 
 
-def _difference(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
+def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
     with torch.no_grad(), observed(pruned.model), observed(pruned.dense):
         slim = run(pruned.model, inputs)
         with ExitStack() as masks:
             for module, rows in _unread(pruned.dense, pruned.groups, pruned.plan):
                 masks.enter_context(_zeroed(module, rows))
             reference = run(pruned.dense, inputs)
-    if [value.shape for value in slim] != [value.shape for value in reference]:
-        return math.inf
-    errors = [
-        (value - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
-        for value, expected in zip(slim, reference, strict=True)
-    ]
-    return float(torch.stack(errors).max())
+    return difference(slim, reference)
 
 
 def _exactly(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -123,11 +118,19 @@ def _in_float64(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
-def _remove_(module: nn.Module, axis: Axis, rows: list[int]) -> None:
-    pruner = tp.pruner.function.PrunerBox[tp.ops.module2type(module)]
+def _remove_(module: Any, axis: Axis, rows: list[int], *, alone: bool) -> None:
+    """Remove rows of a layer; with `alone` every input channel of a convolution goes with its own outputs.
+
+    A grouped convolution may look like that as well once its groups are down to one channel.
+    """
+    kind = tp.ops.OPTYPE.CONV if isinstance(module, CONVOLUTIONS) else tp.ops.module2type(module)
+    pruner = tp.pruner.function.PrunerBox[kind]
     remove = pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels
+    multiplier = module.out_channels // module.in_channels if alone else 0
     with torch.enable_grad():  # new parameters are made by selecting from the old ones
         remove(module, rows)
+    if alone:
+        module.in_channels = module.groups = module.out_channels // multiplier
 
 
 def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:

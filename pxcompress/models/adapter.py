@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from pxcompress.errors import InputError, ModelError
 from pxcompress.models.input_values import checked
+from pxcompress.models.outputs import floats, leaves
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches
 
@@ -46,10 +46,17 @@ class Input:
 
     def restored(self, rows: Tensor) -> Tensor:
         """The input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
-        value = rows.reshape(len(rows), *self.shape)
+        value = rows.reshape(rows.shape[0], *self.shape)  # len() would be a constant in an exported file
         if not self.dtype.is_floating_point:
             value = value.detach().clamp(self.low, self.high).round()
         return value.to(self.dtype)
+
+    def perturbed(self, rows: Tensor, draw: torch.Generator) -> Tensor:
+        """Packed rows like `rows`, with numbers of the same type and range."""
+        if self.dtype.is_floating_point:
+            return _nearer_zero(rows, draw)
+        others = self.low + torch.rand(rows.shape, generator=draw) * (self.high - self.low)
+        return torch.where(torch.rand(rows.shape, generator=draw) < 0.5, others.to(rows), rows)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Signature:
         """One tensor (n, ...). Raises `InputError` for inputs that are not like the example."""
         values = _named(inputs)
         if not self.inputs and isinstance(inputs, Tensor):
-            return inputs
+            return values[0]
         expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
         given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
         if given != expected:
@@ -72,12 +79,15 @@ class Signature:
         dtype = torch.float64 if torch.float64 in floats else torch.float32
         return torch.cat([values[each.name].reshape(_samples(values), -1).to(dtype) for each in self.inputs], 1)
 
+    def parts(self, packed: Tensor) -> Sequence[Tensor]:
+        """What is packed of every input, (n, size) each."""
+        return packed.split([prod(each.shape) for each in self.inputs], 1)
+
     def call(self, forward: Callable[..., Any], packed: Tensor) -> Any:
         """What `forward` returns for the inputs in `packed`."""
         if not self.inputs:
             return forward(packed)
-        parts = packed.split([prod(each.shape) for each in self.inputs], 1)
-        values = {each.name: each.restored(part) for each, part in zip(self.inputs, parts, strict=True)}
+        values = {each.name: each.restored(part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
         places = [value for name, value in values.items() if isinstance(name, int)]
         return forward(*places, **{name: value for name, value in values.items() if isinstance(name, str)})
 
@@ -104,16 +114,33 @@ class Adapter(nn.Module):
         """Logits (n, k), k > 1."""
         outputs = self.outputs_(packed)
         if self.signature_.logits is None:
-            logits = _counted(outputs, len(packed))
+            logits = _counted(outputs, packed.shape[0])
         else:  # the other outputs count nothing, but a gradient of zero reaches every unit
-            rest = sum(value.sum() for value in _floats(outputs))
-            logits = _columns(self.signature_.logits(outputs), len(packed)) + 0 * rest
+            rest = sum(value.sum() for value in floats(outputs))
+            logits = _columns(self.signature_.logits(outputs), packed.shape[0]) + 0 * rest
         return torch.cat([logits, -logits], 1) if logits.shape[1] == 1 else logits
 
 
 def everything(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """All floating-point tensors that come out of `model`, adapted or not."""
-    return _floats(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs))
+    """All tensors that come out of `model`, adapted or not. Raises `ModelError` where they cannot be looked into."""
+    return leaves(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs))
+
+
+def perturbed(model: nn.Module, example: Tensor) -> Tensor:
+    """Another input like `example` (n, ...), of its type and range; `model` knows what is packed in it."""
+    draw, rows = torch.Generator().manual_seed(0), example.detach().cpu()
+    signature: Signature = type(model).signature_ if isinstance(model, Adapter) else Signature()
+    if not signature.inputs:
+        return _nearer_zero(rows, draw).to(example.device)
+    parts = zip(signature.inputs, signature.parts(rows), strict=True)
+    return torch.cat([each.perturbed(part, draw) for each, part in parts], 1).to(example.device)
+
+
+def _nearer_zero(value: Tensor, draw: torch.Generator) -> Tensor:
+    """Every number by up to a half nearer to zero, so that it keeps its sign; drawn where there are only zeros."""
+    if not value.any():
+        return torch.randn(value.shape, generator=draw).to(value)
+    return value * (1 - torch.rand(value.shape, generator=draw).to(value) / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +149,12 @@ class Adapted:
 
     model: nn.Module
     example: Tensor
-    batches: Batches
+    batches: _Packed
     labelled: bool
+
+    def packed(self, batches: Iterable[Any]) -> Batches:
+        """Other batches of the same kind as every stage takes them."""
+        return replace(self.batches, batches=batches)
 
 
 def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
@@ -205,17 +236,13 @@ def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
         raise ModelError(f"{type(model).__name__} does not run on the example: {reason}") from error
 
 
-def _floats(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
 def _counted(outputs: Any, samples: int) -> Tensor:
     """What counts where nothing is said, (n, k)."""
-    found = [value for value in _floats(outputs) if value.dim() and len(value) == samples]
+    found = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
     if not found:
         raise ModelError(
             f"the module returns a {type(outputs).__name__} without a floating-point tensor (n, ...) in it; "
-            "expected a tensor, or a tuple, list or dict of tensors"
+            "expected a tensor, or tensors in a tuple, list, dict or dataclass"
         )
     if len(found) == 1 and found[0].dim() == 2:
         return found[0]
@@ -225,7 +252,7 @@ def _counted(outputs: Any, samples: int) -> Tensor:
 
 def _columns(logits: Any, samples: int) -> Tensor:
     """What the user's function returned, as (n, k)."""
-    if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or len(logits) != samples:
+    if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or logits.shape[0] != samples:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ModelError(f"logits returns {found} for {samples} samples; expected a tensor (n, classes) or (n,)")
     return logits if logits.dim() == 2 else logits[:, None]
@@ -261,7 +288,13 @@ def _named(inputs: Any) -> dict[str | int, Tensor]:
             raise InputError(
                 f"input {name!r} is {found}; expected a tensor (n, ...), or a tuple or dict of such with one n"
             )
-    return values
+    return {name: _ordinary(value) for name, value in values.items()}
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    """A tensor of no subclass, which a result would inherit, and made outside inference mode."""
+    value = value.as_subclass(Tensor)
+    return value.clone() if value.is_inference() else value
 
 
 def _samples(values: Mapping[str | int, Tensor]) -> int:

@@ -153,6 +153,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
     `ModelError` says what differs: the class counts when it is only those, else how many keys and the first of them.
     """
     own = model.state_dict()
+    _check_numbers(own, state, label)
     missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
     unexpected = sorted(key for key in state if key not in own)
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -186,6 +187,14 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _check_numbers(own: Mapping[str, Tensor], state: Mapping[str, Tensor], label: str) -> None:
+    """Refuse tensors without values, and whole numbers (int8) where the model has others."""
+    for key in [key for key in own if key in state]:
+        if state[key].is_meta or (own[key].is_floating_point() and not state[key].is_floating_point()):
+            held = "no values (it is on the meta device)" if state[key].is_meta else f"type {state[key].dtype}"
+            raise ModelError(f"{label}: {key} has {held}; expected floating-point weights: save the float model's")
 
 
 def _unpickled(path: Path) -> Any:

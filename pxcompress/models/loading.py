@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from pxcompress.errors import ModelError, short
 from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.inputs import config_of, preprocessing_of
-from pxcompress.models.rewrite import plain
+from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.suited import check_suited
 from pxcompress.state import best_device, device_of, observed
 from pxcompress.types import Preprocessing
 
@@ -149,8 +150,11 @@ def load_model(
         example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
         load_state(model, fit.state, classifier_names(model, example), label)
         notes = (choice,) if choice else ()
-    model = plain(model).to(best_device() if device is None else torch.device(device)).eval()
+    check_suited(model)
     preprocessing = preprocessing_of(model, input_size)
+    zeros = torch.zeros(1, *preprocessing.input_size)
+    model = plain(unwrapped(model), lambda twin: twin(zeros)).to(device or best_device())
+    model.eval()
     found = _output_width(model, preprocessing, name)
     if classes is not None and found != classes:
         raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")

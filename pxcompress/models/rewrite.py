@@ -1,49 +1,165 @@
 """The same model in plain layers, so that what a layer computes with is what it holds: same numbers, removable units.
 
 nn.MultiheadAttention becomes explicit q, k, v and output layers; a layer that derives its weights at every call (weight
-standardisation, weight or spectral norm) becomes one that holds the derived weights.
+standardisation, weight or spectral norm, masks) becomes one that holds the weights it has in eval mode. Compiled and
+parallel modules become the module inside.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
-from pxcompress.state import observed
+from pxcompress.models.outputs import difference, leaves
+from pxcompress.state import hooks_of, observed
 
 TOLERANCE = 1e-5
 """Largest difference between a layer and its plain version, as a share of the outputs' scale."""
 
+AMPLIFIED = 1e-3
+"""The same for all outputs of a model, which may amplify rounding."""
 
-def plain(model: nn.Module) -> nn.Module:
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+REMOVERS: dict[type, Callable[[Any, str], object]] = {
+    WeightNorm: remove_weight_norm,
+    SpectralNorm: remove_spectral_norm,
+    prune.BasePruningMethod: prune.remove,
+}
+"""Hooks that set a weight before every call -> what makes the weight a parameter again."""
+
+Run = Callable[[nn.Module], Any]
+"""What comes out of a model for some example."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside compiled and parallel ones; a copy where inference mode made it, or compiled in place."""
+    while (inner := _inside(model)) is not None:
+        model = inner
+    tensors = [*model.parameters(), *model.buffers()]
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return _copied(model) if compiled or any(tensor.is_inference() for tensor in tensors) else model
+
+
+def plain(model: nn.Module, run: Run | None = None) -> nn.Module:
     """A copy of `model` in which such layers are plain ones; `model` itself where there are none.
 
-    A layer whose plain version does not compute the same stays as it is.
+    A layer whose plain version does not compute the same stays as it is, as does one that shares parameters with
+    others. With `run` all that comes out of the model has to be the same, or the rewrites that change it are left out.
     """
-    names = [name for name, module in model.named_modules() if _may_be_rewritten(module)]
+    owners = _owners(model)
+    names = [name for name, part in model.named_modules() if _may_be_rewritten(part) and not _is_tied(part, owners)]
+    expected = None if run is None or not names else _outputs(model, run)
+    if expected is None or any(bool(value.isnan().any()) for value in expected):
+        return _rewritten(model, names)
+
+    def is_same(twin: nn.Module) -> bool:
+        found = _outputs(twin, run) if run else None
+        return found is not None and difference(found, expected) <= AMPLIFIED
+
+    return _rewritten(model, _sound([], names, lambda some: is_same(_rewritten(model, some))))
+
+
+def _sound(sure: list[str], suspects: Sequence[str], is_sound: Callable[[list[str]], bool]) -> list[str]:
+    """`sure` and those of the suspects that are sound beside them, found by halving."""
+    if not suspects or is_sound([*sure, *suspects]):
+        return [*sure, *suspects]
+    if len(suspects) == 1:
+        return sure
+    middle = len(suspects) // 2
+    sure = _sound(sure, suspects[:middle], is_sound)
+    return _sound(sure, suspects[middle:], is_sound)
+
+
+def _rewritten(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """A copy of `model` with plain versions of the modules `names`, wherever they are used; itself without any."""
     if not names:
         return model
-    twin = copy.deepcopy(model)
-    for name in names:
-        module = twin.get_submodule(name)
-        if isinstance(module, nn.MultiheadAttention):
-            made: nn.Module | None = _explicit(module)
-        elif parametrize.is_parametrized(module):
-            made = _settled(module)
-        else:
-            made = _with_its_weights(module)
-        if made is not None:
-            made.train(module.training)
-            parent, _, attribute = name.rpartition(".")
-            setattr(twin.get_submodule(parent), attribute, made)
+    twin = _copied(model)
+    for module in reversed([twin.get_submodule(name) for name in names]):  # what is inside comes first
+        made = _plain_version(module)
+        if made is None:
+            continue
+        made.train(module.training)
+        twin = made if module is twin else twin
+        for parent in twin.modules():
+            parent._modules.update({name: made for name, child in parent._modules.items() if child is module})
     return twin
+
+
+def _plain_version(module: nn.Module) -> nn.Module | None:
+    """What computes the same in plain layers; None where nothing does."""
+    if (inner := _inside(module)) is not None:
+        return inner
+    if parametrize.is_parametrized(module):
+        module = _settled(module)
+    for hook, remove in _weight_hooks(module):
+        remove(module, hook.name if isinstance(hook, WeightNorm | SpectralNorm) else hook._tensor_name)
+    if _is_attention(module):
+        return _with_hooks_of(module, _explicit(module))  # type: ignore[arg-type]
+    if _has_own_forward(module):
+        made = _with_its_weights(module)
+        return made and _with_hooks_of(module, made)
+    return module
+
+
+def _outputs(model: nn.Module, run: Run) -> list[Tensor] | None:
+    """What comes out of `model`; None where it does not run."""
+    try:
+        with torch.no_grad(), observed(model):
+            return leaves(run(model))
+    except Exception:  # noqa: BLE001  (a user's forward may raise anything; whoever runs it next says so)
+        return None
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also where a hook has left a weight that it computed."""
+    values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """The module that a compiled or parallel one calls."""
+    inner = module.module if isinstance(module, WRAPPERS) else getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def _weight_hooks(module: nn.Module) -> list[tuple[Any, Callable[[Any, str], object]]]:
+    """The hooks of a module that set a weight, and what takes each off."""
+    hooks = module._forward_pre_hooks.values()
+    return [(hook, remove) for hook in hooks for kind, remove in REMOVERS.items() if isinstance(hook, kind)]
+
+
+def _with_hooks_of(module: nn.Module, made: nn.Module) -> nn.Module:
+    for name, hooks in hooks_of(module).items():
+        getattr(made, name).update(hooks)
+    return made
+
+
+def _owners(model: nn.Module) -> Mapping[int, set[int]]:
+    """Which modules hold a parameter themselves, both by their ids."""
+    owners: dict[int, set[int]] = defaultdict(set)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)].add(id(module))
+    return owners
+
+
+def _is_tied(module: nn.Module, owners: Mapping[int, set[int]]) -> bool:
+    """Whether `module` shares a parameter with a module outside it: a copy of it would be one more."""
+    own = {id(part) for part in module.modules()}
+    return any(owners[id(parameter)] - own for parameter in module.parameters())
 
 
 class ExplicitAttention(nn.Module):
@@ -52,8 +168,12 @@ class ExplicitAttention(nn.Module):
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         self.num_heads, self.dropout = attention.num_heads, attention.dropout
-        self.head_dim = attention.head_dim
+        self.head_dim, self.embed_dim = attention.head_dim, attention.embed_dim
+        self.kdim, self.vdim = attention.kdim, attention.vdim
         self.batch_first = attention.batch_first
+        # nn.TransformerEncoderLayer reads these: one fused kernel would pass by the layers here
+        self._qkv_same_embed_dim, self.in_proj_weight, self.in_proj_bias = False, None, None
+        self.bias_k, self.bias_v, self.add_zero_attn = None, None, False
         weights: Any = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
         if attention.in_proj_weight is not None:
             weights = attention.in_proj_weight.chunk(3)
@@ -72,8 +192,12 @@ class ExplicitAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Same arguments and results as nn.MultiheadAttention's, for batched inputs."""
-        if not self.batch_first:
+        """Same arguments and results as nn.MultiheadAttention's."""
+        single = query.dim() == 2
+        if single:
+            query, key, value = (part[None] for part in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
             query, key, value = (part.transpose(0, 1) for part in (query, key, value))
         q, k, v = (
             layer(part).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -90,6 +214,8 @@ class ExplicitAttention(nn.Module):
         else:
             output = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         output = self.out_proj(output.transpose(1, 2).flatten(2))
+        if single:
+            return output[0], None if weights is None else weights[0]
         return (output if self.batch_first else output.transpose(0, 1)), weights
 
 
@@ -121,10 +247,18 @@ class _Weights(TorchFunctionMode):
 
 
 def _may_be_rewritten(module: nn.Module) -> bool:
-    if isinstance(module, nn.MultiheadAttention):
-        return module.bias_k is None and not module.add_zero_attn
-    own_forward = isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward
-    return own_forward or parametrize.is_parametrized(module)
+    derived = parametrize.is_parametrized(module) or _weight_hooks(module) or _inside(module) is not None
+    return bool(derived) or _is_attention(module) or _has_own_forward(module)
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Whether a module is nn.MultiheadAttention, no subclass that does something else."""
+    own = isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+    return own and module.bias_k is None and not module.add_zero_attn
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward
 
 
 def _explicit(attention: nn.MultiheadAttention) -> nn.Module:
@@ -132,12 +266,17 @@ def _explicit(attention: nn.MultiheadAttention) -> nn.Module:
 
 
 def _settled(module: nn.Module) -> nn.Module:
-    """A copy of a parametrized layer in which the tensors are what its parametrizations make of them."""
+    """A copy of a parametrized layer in which the tensors are what its parametrizations make of them in eval mode."""
     made = copy.deepcopy(module)
     made.__class__ = parametrize.type_before_parametrizations(module)  # the class is shared with `module`: not touched
     del made.parametrizations
-    for name in module.parametrizations:  # type: ignore[union-attr]
-        made.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
+    with torch.no_grad(), observed(module):  # spectral norm takes a step in training mode, whenever it is read
+        for name, parts in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            value = getattr(module, name).detach().clone()
+            if any(True for _ in parts.parameters(recurse=False)):
+                made.register_parameter(name, nn.Parameter(value))
+            else:
+                made.register_buffer(name, value)
     return made
 
 
@@ -182,7 +321,7 @@ def _like(module: nn.Conv2d, weight: Tensor, *, padded: bool) -> nn.Conv2d:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight.detach())
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:

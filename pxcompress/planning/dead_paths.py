@@ -34,8 +34,6 @@ def without_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Li
         constants = _constants(pruned.model, groups, example)
         removed = dict(pruned.plan.removed)
         for group, dense in zip(groups, pruned.groups, strict=True):
-            if not group.units:
-                continue
             dead = _dead(pruned.model, group, constants)
             surplus = group.units - narrowest(dense, group.units - len(dead), limits)
             kept = pruned.plan.kept(dense)
@@ -82,7 +80,7 @@ def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> di
     with observed(model), seeded(0), torch.no_grad():
         for name in members_by_module(groups, "in"):
             model.get_submodule(name).register_forward_pre_hook(hook(name))
-        model(torch.randn(4, *example.shape[1:]).to(device_of(model)))
+        model(torch.randn(4, *example.shape[1:]).to(example).to(device_of(model)))
     return found
 
 

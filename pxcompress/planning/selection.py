@@ -11,7 +11,7 @@ from torch import nn
 
 from pxcompress.errors import InputError, unknown
 from pxcompress.graph import is_depthwise
-from pxcompress.graph.tracing import PRODUCERS
+from pxcompress.graph.dependencies import PRODUCERS
 from pxcompress.types import Fixed, Group, Structure
 
 SCOPES = ("all", "inner")

@@ -14,7 +14,7 @@ from pxcompress.errors import InputError, short
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, classifier_names
-from pxcompress.models.rewrite import plain
+from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.task import sliced
 from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
@@ -79,8 +79,9 @@ def load_pruned(folder: Path) -> Pruned:
 
 def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor]) -> Pruned:
     """The architecture of `facts`, what `plan` says removed, with the weights `state`."""
-    dense = plain(Architecture.from_json(facts["architecture"]).build().eval())
     example = torch.zeros(1, *json.loads(facts["input_shape"]))
+    dense = plain(unwrapped(Architecture.from_json(facts["architecture"]).build()), lambda twin: twin(example))
+    dense.eval()
     if "outputs" in facts:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
     found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -15,6 +13,7 @@ from torch import nn
 
 from pxcompress import __version__
 from pxcompress.certify.path import are_probabilities
+from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import ParityError
 from pxcompress.planning.plan_file import plan_to_json
@@ -36,7 +35,7 @@ class Files:
     dense: Artifact
     pruned: Artifact
     parity: Parity
-    certificate: Mapping[str, Any] | None = None
+    certificate: CertificateRecord | None = None
 
 
 def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:

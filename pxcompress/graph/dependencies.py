@@ -1,0 +1,208 @@
+"""torch-pruning's dependency graph, mended: index mappings by the sizes in the autograd graph, groups that end.
+
+The rest of the package reads it through `tracing`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PRODUCERS = (*CONVOLUTIONS, nn.Linear)
+
+MOST_VISITS = 64
+"""How often units may come along the same edge of the graph: with partial residuals torch-pruning never stops. Nor does
+it where it takes a reshape for a flatten: there are more rows then than any layer has."""
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether every input channel of a convolution has output channels of its own, as many as all others have."""
+    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels > 1
+
+
+class Graph(tp.DependencyGraph):
+    """Lets indices map through reshapes and splits as the sizes say, which torch-pruning does not find by their names.
+
+    Without them it takes every reshape for a flatten, and a split of the last axis, the channels of tokens, for none.
+    """
+
+    def _build_dependency(self, module2node: Any) -> None:
+        super()._build_dependency(module2node)
+        mended = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
+        for node in module2node.values():
+            if node.type == tp.ops.OPTYPE.CONCAT:
+                node.module.concat_sizes = _concat_sizes(node)
+            if node.type in mended and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
+                node.grad_fn = mended[node.type](node.grad_fn)
+                node.enable_index_mapping = True  # off where a position embedding comes before
+
+    def build_dependency(self, *args: Any, **kwargs: Any) -> Graph:
+        with _unknown_parts():
+            super().build_dependency(*args, **kwargs)
+        for node in self.module2node.values():
+            if node.type == tp.ops.OPTYPE.SPLIT and node.module.offsets and hasattr(node.grad_fn, "split"):
+                _map_parts(node)
+            if is_depthwise(node.module) and node.module.out_channels > node.module.in_channels:
+                self._link_ends(node)
+        return self
+
+    def get_pruner_of_module(self, module: Any) -> Any:
+        """A convolution with one output in each group is not depthwise by that alone."""
+        return _convolution_pruner(module) or super().get_pruner_of_module(module)
+
+    def _link_ends(self, node: Any) -> None:
+        """Tie every input channel of a depthwise convolution to its outputs, of which there are several each."""
+        pruner, width = self.get_pruner_of_module(node.module), node.module.out_channels // node.module.in_channels
+        ends = pruner.prune_in_channels, pruner.prune_out_channels
+        for trigger, handler in (ends, ends[::-1]):
+            inner = tp.dependency.Dependency(trigger, handler, source=node, target=node)
+            inner.index_mapping[0] = partial(_widened if trigger is ends[0] else _narrowed, width)
+            node.dependencies.append(inner)
+
+
+@contextmanager
+def _unknown_parts() -> Iterator[None]:
+    """A concatenation of tokens that no layer made (a class token) is no error: it maps nothing."""
+    mapping = tp.dependency.index_mapping
+    update = mapping.update_concat_index_mapping
+
+    def update_known(graph: Any, node: Any) -> None:
+        with suppress(TypeError):  # it adds up the sizes of the parts, None for one that it does not know
+            update(graph, node)
+
+    mapping.update_concat_index_mapping = update_known
+    try:
+        yield
+    finally:
+        mapping.update_concat_index_mapping = update
+
+
+def _widened(width: int, rows: Any) -> Any:
+    """Outputs of a depthwise convolution with `width` of them for every input."""
+    return [row._replace(idx=row.idx * width + place) for row in rows for place in range(width)]
+
+
+def _narrowed(width: int, rows: Any) -> Any:
+    """The inputs of those outputs, each once."""
+    return list(dict.fromkeys(row._replace(idx=row.idx // width) for row in rows))
+
+
+class _Linked(tp.dependency.Group):
+    """A group that remembers which root rows meet in one row of a layer (a gate, a sum): they only go together.
+
+    A layer that is to lose outputs it does not have is no part of the group: a gate of one channel, which is broadcast.
+    """
+
+    def __init__(self, widest: int) -> None:
+        super().__init__()
+        self.widest = widest
+        self.links: set[tuple[int, int]] = set()
+        self.visits: Counter[int] = Counter()
+        self.broadcast: set[Any] = set()
+
+    def add_dep(self, dep: Any, idxs: Any) -> None:
+        self.visits[id(dep)] += 1
+        if self.visits[id(dep)] > MOST_VISITS or len(idxs) > self.widest:
+            raise RecursionError("torch-pruning does not come to an end")
+        super().add_dep(dep, idxs)
+
+    def add_and_merge(self, dep: Any, idxs: Any) -> None:
+        if _lacks(dep, idxs):
+            self.broadcast.add(dep.target.module)
+            return
+        for item in self.items:
+            if item.dep.target == dep.target and item.dep.handler == dep.handler:
+                roots = {index.idx: index.root_idx for index in item.idxs}
+                met = {(roots[index.idx], index.root_idx) for index in idxs if index.idx in roots}
+                self.links |= {pair for pair in met if pair[0] != pair[1] and None not in pair}
+        super().add_and_merge(dep, idxs)
+
+
+def _convolution_pruner(module: Any) -> Any:
+    """torch-pruning's pruner of convolutions, for those that are not depthwise."""
+    plain = isinstance(module, CONVOLUTIONS) and not is_depthwise(module)
+    return tp.pruner.function.PrunerBox[tp.ops.OPTYPE.CONV] if plain else None
+
+
+def _lacks(dep: Any, rows: Any) -> bool:
+    """Whether a layer is to lose outputs that it does not have."""
+    module = dep.target.module
+    if not isinstance(module, (*PRODUCERS, _BatchNorm)):
+        return False
+    pruner = _convolution_pruner(module) or tp.pruner.function.PrunerBox[tp.ops.module2type(module)]
+    reads = isinstance(module, PRODUCERS) and dep.handler == pruner.prune_in_channels and not is_depthwise(module)
+    return not reads and max(row.idx for row in rows) >= pruner.get_out_channels(module)
+
+
+@contextmanager
+def settled(model: nn.Module) -> Iterator[None]:
+    """torch-pruning's groups as `_Linked`, without working out for each again how indices map: nothing changes here."""
+    layers = [layer for layer in model.modules() if isinstance(layer, PRODUCERS)]
+    widths = [max(len(layer.weight), layer.weight.shape[1] * getattr(layer, "groups", 1)) for layer in layers]
+    mapping, graph = tp.dependency.index_mapping, tp.dependency.graph
+    update, group = mapping.update_index_mapping, graph.Group
+    mapping.update_index_mapping, graph.Group = (lambda graph: None), partial(_Linked, max(widths, default=0))
+    try:
+        yield
+    finally:
+        mapping.update_index_mapping, graph.Group = update, group
+
+
+def _reshape_sizes(grad_fn: Any) -> SimpleNamespace:
+    """Axes in front of a reshape, as four: a flatten is told from other reshapes by their product."""
+    sizes = (*grad_fn._saved_self_sym_sizes, 1, 1, 1)
+    return SimpleNamespace(_saved_self_sizes=(*sizes[:3], prod(sizes[3:])))
+
+
+def _concat_sizes(node: Any) -> list[int] | None:
+    """Channels of the parts of a concatenation of feature maps; None where not every part has a node of its own.
+
+    torch-pruning guesses them from the layers above, and takes the one channel of a gate for that of what it gates.
+    """
+    edges, dims = node.grad_fn.next_functions, len(node.grad_fn._input_metadata[0].shape)
+    if len(edges) != len(node.inputs) or dims == 3 or node.grad_fn._saved_dim != 1:
+        return None
+    if any(function is None for function, _ in edges):
+        return None
+    return [function._input_metadata[place].shape[1] for function, place in edges]
+
+
+def _split_sizes(grad_fn: Any) -> SimpleNamespace:
+    """A split's axis, 1 for the last of several, and the sizes of its parts."""
+    sizes, axis = grad_fn._saved_self_sym_sizes, grad_fn._saved_dim
+    axis = len(sizes) - 1 if axis >= len(sizes) else axis  # -1 reads as 2^64 - 1
+    if hasattr(grad_fn, "_saved_split_sizes"):
+        parts = grad_fn._saved_split_sizes
+    else:
+        part = grad_fn._saved_split_size
+        parts = [min(part, sizes[axis] - start) for start in range(0, sizes[axis], part)]
+    return SimpleNamespace(
+        _saved_self_sym_sizes=sizes,
+        _saved_dim=1 if axis == len(sizes) - 1 else axis,
+        _saved_split_sizes=parts,
+        split=grad_fn,
+    )
+
+
+def _map_parts(node: Any) -> None:
+    """Map every reader of a split to the part it reads; torch-pruning counts readers, where a part may have several."""
+    sizes = torch.tensor([0, *node.grad_fn._saved_split_sizes]).cumsum(0).tolist()
+    for reader in set(node.outputs):
+        edges = getattr(reader.grad_fn, "next_functions", ())
+        parts = [sizes[part : part + 2] for function, part in edges if function is node.grad_fn.split]
+        for source, target, reverse in ((node, reader, False), (reader, node, True)):
+            between = [dependency for dependency in source.dependencies if dependency.target is target]
+            for dependency, part in zip(between, parts, strict=False):
+                mapping = tp.dependency.index_mapping._SplitIndexMapping(offset=part, reverse=reverse)
+                dependency.index_mapping[0] = mapping

@@ -1,0 +1,180 @@
+"""Layers with weights that the example does not reach: auxiliary heads, early exits, branches for other sizes, experts.
+
+Nothing that runs shows what they read, so whatever they could read or write stays whole: tensors as wide as they are,
+among those that the code which calls them can see. Where they run in training mode, a trial in that mode decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.errors import ModelError, reason_of
+from pxcompress.models.adapter import everything
+from pxcompress.models.outputs import kinds, leaves
+from pxcompress.state import device_of, observed, seeded, sharing
+from pxcompress.types import Fixed
+
+NOT_REACHED = "the example does not reach it"
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+Shapes = Mapping[tuple[str, int], torch.Size]
+"""Module name and place among the tensors that it takes and returns -> shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Idle:
+    """Layers that do not run, and what they could read: `shapes` by layer, and the outputs in training mode."""
+
+    layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    shapes: Mapping[str, Shapes] = field(default_factory=dict)
+    trained: Sequence[tuple[torch.Size, torch.dtype]] | None = None
+
+    @property
+    def fixed(self) -> Iterator[Fixed]:
+        """The layers that have outputs, as layers that stay."""
+        for name, layer in self.layers.items():
+            if isinstance(weight := getattr(layer, "weight", None), Tensor):
+                rows = weight.shape[1] * layer.groups if isinstance(layer, TRANSPOSED) else len(weight)
+                yield Fixed(name, int(rows), f"{NOT_REACHED}; it stays, and what it could read")
+
+    def fault(self, slim: nn.Module, inputs: Tensor) -> str:
+        """What a slim model changes that an idle layer could read; empty where there is nothing."""
+        if not self.layers:
+            return ""
+        found = _shapes(slim, inputs) if self.shapes else {}
+        for name, shapes in self.shapes.items():
+            if any(found.get(place) != shape for place, shape in shapes.items()):
+                return f"{name} could read or write its units, and {NOT_REACHED}; give an example that does"
+        if self.trained is not None:
+            try:
+                changed = kinds(_in_training(slim, inputs)) != self.trained
+            except Exception as error:  # noqa: BLE001  (a model that does not fit together may fail in any way)
+                return f"without its units training mode fails, which runs {self._first}: {reason_of(error)}"
+            if changed:
+                return f"without its units the outputs in training mode change, which runs {self._first}"
+        return ""
+
+    @property
+    def _first(self) -> str:
+        return next(iter(self.layers))
+
+
+def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
+    """The layers with weights that `model` does not run on `inputs` in eval mode, and what they could read."""
+    reached, called = _reached(model, lambda twin: everything(twin, inputs))
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if name not in reached and any(True for _ in module.parameters(recurse=False))
+    }
+    if not layers:
+        return Idle()
+    training, trained = _trained(sharing(model), inputs)
+    known = _shapes(model, inputs)
+    shapes = {}
+    for name in [name for name in layers if name not in training]:
+        seen = {place: shape for place, shape in known.items() if _is_visible(place[0], name, called)}
+        widths = _widths(layers[name])
+        shapes[name] = {place: shape for place, shape in seen.items() if widths & {*shape[1:], shape[1:].numel()}}
+    return Idle(layers, shapes, trained if training & set(layers) else None)
+
+
+def _reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str], set[str]]:
+    """Modules that run or have a parameter that the outputs depend on, and those that run alone."""
+    twin = sharing(model)
+    twin.eval()
+    called: set[str] = set()
+    for name, module in twin.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+    with torch.enable_grad():
+        used = _parameters_of(run(twin))
+    owners = {
+        name
+        for name, module in twin.named_modules()
+        if any(id(parameter) in used for parameter in module.parameters(recurse=False))
+    }
+    return called | owners, called
+
+
+def _parameters_of(outputs: Sequence[Tensor]) -> set[int]:
+    """Ids of the leaves that the outputs depend on by gradients."""
+    stack = [value.grad_fn for value in outputs if value.grad_fn is not None]
+    seen, used = set(stack), set()
+    while stack:
+        node = stack.pop()
+        if hasattr(node, "variable"):
+            used.add(id(node.variable))
+        following = {function for function, _ in node.next_functions if function is not None} - seen
+        seen |= following
+        stack += following
+    return used
+
+
+def _trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[tuple[torch.Size, torch.dtype]] | None]:
+    """Layers that run in training mode, and the kinds of what comes out then; none where that mode fails."""
+    outputs: list[Tensor] = []
+
+    def run(twin: nn.Module) -> list[Tensor]:
+        outputs.extend(_in_training(twin, inputs))
+        return outputs
+
+    try:
+        return _reached(model, run)[0], kinds(outputs)
+    except Exception:  # noqa: BLE001  (training may want targets as well)
+        return set(), None
+
+
+def _in_training(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """What comes out of `model` in training mode, which it is left in; its buffers may change."""
+    model.train()
+    with seeded(0):
+        return everything(model, inputs.to(device_of(model)))
+
+
+def _shapes(model: nn.Module, inputs: Tensor) -> Shapes:
+    """Shapes of everything that the modules take and return; of the last call where there are several."""
+    shapes: dict[tuple[str, int], torch.Size] = {}
+
+    def note(name: str, args: Any, kwargs: Any, output: Any) -> None:
+        try:
+            tensors = leaves((args, kwargs, output))
+        except ModelError:  # what one module hands to another may be of any class
+            return
+        shapes.update({(name, place): value.shape for place, value in enumerate(tensors)})
+
+    with torch.no_grad(), observed(model):
+        for name, module in model.named_modules():
+            module.register_forward_hook(
+                lambda _, args, kwargs, output, name=name: note(name, args, kwargs, output), with_kwargs=True
+            )
+        everything(model, inputs)
+    return shapes
+
+
+def _is_visible(name: str, layer: str, called: set[str]) -> bool:
+    """Whether the code that would call `layer` can see what the module `name` takes and returns."""
+    return _caller(name, called) in {"", *_ancestors(layer)}
+
+
+def _caller(name: str, called: set[str]) -> str:
+    """The module whose forward calls `name`: the nearest that runs; lists of modules do not."""
+    return next((above for above in _ancestors(name) if above in called), "")
+
+
+def _ancestors(name: str) -> list[str]:
+    """Names of the modules around `name`, from the inside to the outside."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
+
+
+def _widths(layer: nn.Module) -> set[int]:
+    """Sizes that a layer may take or return along its channels."""
+    for pair in (("in_channels", "out_channels"), ("in_features", "out_features")):
+        if all(isinstance(getattr(layer, key, None), int) for key in pair):
+            return {getattr(layer, key) for key in pair}
+    return {size for parameter in layer.parameters(recurse=False) for size in parameter.shape if size > 1}

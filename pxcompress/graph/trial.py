@@ -1,0 +1,127 @@
+"""The trial that every group has to pass: what comes out of the cut model, and what else could read its units.
+
+It runs with the example and a perturbed copy of it, which has the example's type and range: a model of spectrograms may
+take the logarithm of its input. Before that the dense model runs twice, since one that draws at random can prove
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.errors import ModelError, reason_of
+from pxcompress.graph.idle import Idle, idle_layers
+from pxcompress.graph.removal import REMOVAL_TOLERANCE, prune, removal_error
+from pxcompress.models.adapter import everything, perturbed
+from pxcompress.models.outputs import difference
+from pxcompress.state import device_of, observed
+from pxcompress.types import Group, Plan
+
+NOT_EXACT = "removing its units is not the same as zeroing them"
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What a cut model is tried with: two inputs (2, ...), and the layers that they do not reach."""
+
+    model: nn.Module
+    inputs: Tensor
+    idle: Idle
+
+    def fault(self, groups: Sequence[Group]) -> str:
+        """Why half of the units of all `groups` cannot be removed together; empty where they can.
+
+        The units are drawn at random: every other one may happen to be right.
+        """
+        draw = torch.Generator().manual_seed(0)
+        half = {group.name: torch.randperm(group.units, generator=draw)[: group.units // 2] for group in groups}
+        removed = {name: tuple(units.tolist()) for name, units in half.items()}
+        try:
+            pruned = prune(self.model, groups, Plan(removed, "trial", "units", 0, 0, 0), self.inputs[:1])
+            error = removal_error(pruned, self.inputs)
+            if not error <= REMOVAL_TOLERANCE:
+                return f"{NOT_EXACT}: {_described(error)}"
+            return self.idle.fault(pruned.model, self.inputs)
+        except Exception as error:  # noqa: BLE001  (torch-pruning and the cut model may fail in any way)
+            return f"its units cannot be removed: {reason_of(error)}"
+
+    def faults(self, groups: Sequence[Group]) -> dict[str, str]:
+        """Why groups must stay, by name; all others can go together. Found by halving the set of suspects."""
+        faults: dict[str, str] = {}
+        self._accepted([], groups, faults)
+        return faults
+
+    def _accepted(self, sure: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
+        """`sure` and those of the suspects that pass beside them; the others go to `faults`."""
+        together = [*sure, *suspects]
+        if not suspects or not (fault := self.fault(together)):
+            return together
+        if len(suspects) == 1:
+            faults[suspects[0].name] = fault
+            return sure
+        middle = len(suspects) // 2
+        sure = self._accepted(sure, suspects[:middle], faults)
+        return self._accepted(sure, suspects[middle:], faults)
+
+
+def prepared(model: nn.Module, example: Tensor) -> Trial:
+    """The trial of a model's groups. Raises `ModelError` where the dense model runs in no way that can be compared."""
+    inputs = tried_inputs(model, example)
+    try:
+        return Trial(model, inputs, idle_layers(model, inputs))
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied, or does not run as a copy: {reason_of(error)}"
+        ) from error
+
+
+def tried_inputs(model: nn.Module, example: Tensor) -> Tensor:
+    """The example (1, ...) and a perturbed copy of it, as (2, ...), on the model's device.
+
+    The model is defined at both, and gives the same each time. Raises `ModelError` where there are no such inputs.
+    """
+    example = example.to(device_of(model))
+    once = _outputs(model, example, "does not run on the example")
+    defined = [each for each in (example, perturbed(model, example)) if _is_defined(model, each)]
+    if not defined:
+        shapes = ", ".join(str(tuple(value.shape)) for value in once)
+        raise ModelError(
+            f"{type(model).__name__} returns NaN for the example (outputs of shape {shapes}); expected an input that "
+            "the model is made for, and finite weights"
+        )
+    inputs = torch.cat([defined[0], defined[-1]])
+    first, second = (_outputs(model, inputs, "runs on one sample, but not on two at once") for _ in range(2))
+    if not (change := difference(second, first)) <= REMOVAL_TOLERANCE:
+        raise ModelError(
+            f"{type(model).__name__} gives another output for the same input each time ({_described(change)}): it "
+            "draws at random or keeps a state; expected a forward that repeats itself in eval mode, such as "
+            "F.dropout(x, p, self.training)"
+        )
+    return inputs
+
+
+def _outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
+    try:
+        with torch.no_grad(), observed(model):
+            return everything(model, inputs)
+    except ModelError:
+        raise
+    except Exception as error:  # a user's forward may raise anything
+        raise ModelError(f"{type(model).__name__} {failure}: {reason_of(error)}") from error
+
+
+def _is_defined(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether the model runs on `inputs` without a NaN."""
+    try:
+        return not any(bool(value.isnan().any()) for value in _outputs(model, inputs, ""))
+    except ModelError:
+        return False
+
+
+def _described(error: float) -> str:
+    """How far two outputs are apart, in words."""
+    return "a shape or type changes" if error == torch.inf else f"outputs differ by {error:.1e} of their scale"

@@ -1,0 +1,99 @@
+"""What comes out of a module: every tensor of it, however it is wrapped, and how far two such outputs are apart."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pxcompress.errors import ModelError
+
+NUMBERS = (bool, int, float, complex, np.ndarray, np.generic)
+WORDS = (type(None), str, bytes, torch.dtype, torch.device, torch.layout)
+
+
+def leaves(outputs: Any) -> list[Tensor]:
+    """All tensors in `outputs`, in order; numbers are tensors too.
+
+    Raises `ModelError` for an object of an unknown class: what it holds could change without a word.
+    """
+    return [tensor for leaf in tree_leaves(outputs) for tensor in _tensors(leaf)]
+
+
+def floats(outputs: Any) -> list[Tensor]:
+    """The tensors in `outputs` that have gradients, complex ones as pairs of real numbers."""
+    return [
+        torch.view_as_real(value) if value.is_complex() else value
+        for value in leaves(outputs)
+        if value.is_floating_point() or value.is_complex()
+    ]
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference of `found` from `expected`, as a share of each tensor's scale.
+
+    Of whole numbers and truth values it is the share of those that differ. Infinite where shapes or types differ, NaN
+    where there is a NaN.
+    """
+    if kinds(found) != kinds(expected):
+        return math.inf
+    parts = [_difference(*pair) for pair in zip(found, expected, strict=True) if pair[0].numel()]
+    return float(torch.stack(parts).max()) if parts else 0.0
+
+
+def kinds(values: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
+    """Shape and type of every tensor."""
+    return [(value.shape, value.dtype) for value in values]
+
+
+def _difference(found: Tensor, expected: Tensor) -> Tensor:
+    same = found == expected  # infinities too
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return (~same).double().mean().cpu()
+    size = expected.abs()
+    scale = torch.where(size.isfinite(), size, 0).max().clamp_min(1e-12)
+    return (torch.where(same, 0, (found - expected).abs()).max() / scale).double().cpu()
+
+
+def _tensors(leaf: Any) -> Iterator[Tensor]:
+    """The tensors in what a pytree takes for a leaf."""
+    if isinstance(leaf, Tensor):
+        yield from _strided(leaf)
+    elif isinstance(leaf, NUMBERS) and getattr(leaf, "dtype", np.dtype(bool)).kind in "biufc":
+        yield torch.as_tensor(leaf)
+    elif not isinstance(leaf, WORDS):
+        for part in _parts(leaf):
+            yield from leaves(part)
+
+
+def _strided(value: Tensor) -> Iterator[Tensor]:
+    if value.is_nested:
+        yield from value.unbind()
+    elif value.is_quantized:
+        yield value.dequantize()
+    else:
+        yield value if value.layout == torch.strided else value.to_dense()
+
+
+def _parts(leaf: Any) -> Sequence[Any]:
+    """What a collection or record holds."""
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, list | tuple | deque):
+        return list(leaf)
+    if is_dataclass(leaf) and not isinstance(leaf, type):
+        return [getattr(leaf, field.name, None) for field in fields(leaf)]
+    if isinstance(leaf, SimpleNamespace):
+        return list(vars(leaf).values())
+    raise ModelError(
+        f"the module returns a {type(leaf).__name__}, which cannot be looked into; "
+        "expected tensors, alone or in tuples, lists, dicts or dataclasses"
+    )
