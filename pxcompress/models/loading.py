@@ -31,7 +31,7 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, short
-from pxcompress.models.checkpoint import SAVE_HINT, fitted, load_state, read_checkpoint
+from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.suited import check_suited
@@ -84,6 +84,7 @@ class Loaded:
     """A model in eval mode, how to build it again, and where its weights come from.
 
     `weights` "untrained" means random: the caller trains a baseline. `class_names` is empty where nothing names them.
+    `notes` say which weights of a checkpoint were taken, where it holds several.
     """
 
     model: nn.Module
@@ -92,6 +93,7 @@ class Loaded:
     weights: Weights
     classes: int
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,19 @@ def load_model(
             f"model {name!r} names a file; expected a module: --model {module}:{path[2]}, from the folder where "
             f"`import {module}` works"
         )
-    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    weights_file = None if checkpoint is None else read_checkpoint(checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
-    own = state is None and (pretrained or (source is not None and source.holds_weights))
+    own = weights_file is None and (pretrained or (source is not None and source.holds_weights))
     model, architecture = _build(name, source, classes, side, own)
-    if state is not None:
-        if classes is None and (width := _head_width(model, state)) is not None:
+    notes: tuple[str, ...] = ()
+    if weights_file is not None:
+        fit, choice = best_fit(weights_file, model)
+        if classes is None and (width := _head_width(model, fit)) is not None:
             model, architecture = _build(name, source, width, side, own)
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
         example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
-        load_state(model, fitted(state, model), classifier_names(model, example), label)
+        load_state(model, fit.state, classifier_names(model, example), label)
+        notes = (choice,) if choice else ()
     check_suited(model)
     preprocessing = preprocessing_of(model, input_size)
     zeros = torch.zeros(1, *preprocessing.input_size)
@@ -153,14 +158,14 @@ def load_model(
     found = _output_width(model, preprocessing, name)
     if classes is not None and found != classes:
         raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")
-    labels = config_of(model).get("label_names") or ()
+    labels = (weights_file and weights_file.class_names) or config_of(model).get("label_names") or ()
     class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
     weights: Weights = "untrained"
-    if state is not None:
+    if weights_file is not None:
         weights = "checkpoint"
     elif own:
         weights = "factory" if source is None else "pretrained"
-    return Loaded(model, architecture, preprocessing, weights, found, class_names)
+    return Loaded(model, architecture, preprocessing, weights, found, class_names, notes)
 
 
 def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[str, ...]:
@@ -183,10 +188,10 @@ def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[s
     return tuple(names[found[-1]] for found in layers if found)
 
 
-def _head_width(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Classes of the classifier in `state`; None where it has none of the model's."""
-    own = fitted(state, model)
-    widths = (own[f"{head}.weight"].shape[0] for head in classifier_names(model) if f"{head}.weight" in own)
+def _head_width(model: nn.Module, fit: Fit) -> int | None:
+    """Classes of the classifier in a checkpoint; None where it has none of the model's."""
+    keys = (f"{head}.weight" for head in classifier_names(model))
+    widths = (fit.state[key].shape[0] for key in keys if key in fit.state)
     return next(widths, None)
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
 from pxcompress import __version__
+from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import ParityError
@@ -21,6 +23,7 @@ from pxcompress.proof import (
 )
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.state import device_of, observed
 from pxcompress.subject import Subject
 from pxcompress.types import ClassRelevance, Slim
 
@@ -111,4 +114,13 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, str]:
         "input_size": json.dumps(preprocessing.input_size),
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
+        "output": "probabilities" if _gives_probabilities(subject) else "logits",
     }
+
+
+def _gives_probabilities(subject: Subject) -> bool:
+    """Whether the dense model ends in a softmax, by what it returns for some samples."""
+    model = subject.loaded.model
+    inputs, _ = next(iter(subject.splits.select))
+    with observed(model), torch.no_grad():
+        return are_probabilities(model(inputs.to(device_of(model))).cpu().numpy())
