@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pxcompress.attribution.class_relevance import class_relevance, guarded
 from pxcompress.clock import Clock
 from pxcompress.deploy.answers import torch_accuracy
-from pxcompress.errors import ResultError
+from pxcompress.errors import BudgetError, ResultError
 from pxcompress.graph import REMOVAL_TOLERANCE, Branches, find_branches, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
@@ -41,7 +41,11 @@ from pxcompress.types import (
     Scored,
     Scores,
     Slim,
+    Structure,
 )
+
+REASONS = 3
+"""Reasons that a message names where a model has nothing to remove."""
 
 
 def shrink(model: nn.Module, example: Tensor, run: Run) -> Slim:
@@ -85,6 +89,7 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
     with clock.stage("find groups"):
         found = find_groups(model, example, classifier_names(model, example))
         structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
+        _check_removable(structure)
     branches: Branches = {}
     if recipe.drop_branches:
         with clock.stage("find branches"):
@@ -96,6 +101,17 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
             ratio = recipe.share(price({}))
             check_reachable(structure.groups, price, ratio, _limits(recipe, branches))
     return Scored(model, example, structure, {}, price, ratio, branches=branches)
+
+
+def _check_removable(structure: Structure) -> None:
+    """Raise `BudgetError`, with reasons, where nothing can be removed."""
+    if structure.groups:
+        return
+    reasons = {layer.reason: layer.name for layer in reversed(structure.fixed)}
+    listed = "; ".join(f"{name}: {reason}" for reason, name in list(reversed(reasons.items()))[:REASONS])
+    raise BudgetError(
+        f"the model has no removable units: {listed or 'no convolution or linear layer runs'}; see inspect"
+    )
 
 
 def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
