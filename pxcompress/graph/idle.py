@@ -17,7 +17,7 @@ from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.mentions import could_run
 from pxcompress.models.adapter import everything
 from pxcompress.models.outputs import kinds, leaves
-from pxcompress.state import device_of, observed, seeded, sharing
+from pxcompress.state import device_of, observed, seeded, sharing, without_checkpointing
 from pxcompress.types import Fixed
 
 NOT_REACHED = "the example does not reach it"
@@ -91,7 +91,7 @@ def _reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str
     called: set[str] = set()
     for name, module in twin.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-    with torch.enable_grad():
+    with torch.enable_grad(), without_checkpointing():
         used = _parameters_of(run(twin))
     owners = {
         name
