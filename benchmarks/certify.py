@@ -9,24 +9,26 @@ repository's root; it trains the dense models when they are not in the cache.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
+from certify_methods import BOUNDS, TESTING, max_errors
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import norm
 
-from pxcompress.certify.learn_then_test import BOUNDS, fixed_sequence
-from pxcompress.certify.path import RISKS, Candidate, Goal, by_class, certify, losses, max_errors
+from pxcompress.certify.learn_then_test import fixed_sequence
+from pxcompress.certify.path import RISKS, Candidate, Goal, by_class, certify, losses
 from pxcompress.data.batches import ImageBatches, read_images
-from pxcompress.data.glyphs import glyph_arrays
 from pxcompress.data.samples import Samples
+from pxcompress.demo.glyphs import glyph_arrays
 from pxcompress.deploy.runtime import session
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
@@ -126,9 +128,9 @@ def choices(this: Case, table: Array, labels: Array) -> dict[tuple[str, float], 
         found |= {("binomial, Bonferroni over classes", delta): fixed_sequence(stricter, delta) for delta in DELTAS}
     else:
         means = table.mean(axis=0)
-        for bound in ("hoeffding-bentkus", "hoeffding"):
-            p_values = BOUNDS[bound](((table - low) / width).T, (this.alpha - low) / width)
-            found |= {(bound, delta): fixed_sequence(p_values, delta) for delta in DELTAS}
+        for name, bound in BOUNDS.items():
+            p_values = bound(((table - low) / width).T, (this.alpha - low) / width)
+            found |= {(name, delta): fixed_sequence(p_values, delta) for delta in DELTAS}
     # The naive rule takes the smallest model whose measured risk is fine.
     passing = np.flatnonzero(means <= this.alpha)
     return found | {("naive", delta): int(passing[-1]) + 1 if len(passing) else 0 for delta in DELTAS}
@@ -164,19 +166,19 @@ def simulate_paths(people: Population, rng: np.random.Generator, n: int, draws: 
     """Three paths for one risk (negative flips): every other model, the rest, and a short one that can pass whole."""
     this = case(people, "negative-flips", "all")
     paths = {"first": range(0, len(SIZES), 2), "second": range(1, len(SIZES), 2), "short": range(4)}
-    members = [(path, index) for path, indices in paths.items() for index in indices]
-    goals = [Goal(alpha=this.alpha, testing=testing) for testing in ("graph", "bonferroni")]
+    models = [index for indices in paths.values() for index in indices]
+    ends = list(itertools.accumulate(map(len, paths.values())))
+    chains = [range(end - len(indices), end) for end, indices in zip(ends, paths.values(), strict=True)]
+    goal = Goal(alpha=this.alpha)
     chosen: dict[tuple[str, float], list[tuple[bool, float]]] = {}
     for _ in range(draws):
         table, _ = draw(this, rng, n)
-        path = [Candidate(str(index), SIZES[index], table[:, index], path) for path, index in members]
-        for goal in goals:
-            certificate = certify(path, goal)
-            for delta in DELTAS:
-                row = certificate.at(delta).chosen
-                index = members[row][1] if row is not None else 0
-                result = (bool(this.true_risk[index] > this.alpha), max(SIZES[index], SIZES[EDGE - 1]))
-                chosen.setdefault((goal.testing, delta), []).append(result)
+        p_values = np.array([goal.p_value(table[:, index]) for index in models])
+        for name, delta in itertools.product(TESTING, DELTAS):
+            passed = [models[place] for place in np.flatnonzero(TESTING[name](chains, p_values, delta))]
+            index = max(passed, default=0)
+            result = (bool(this.true_risk[index] > this.alpha), max(SIZES[index], SIZES[EDGE - 1]))
+            chosen.setdefault((name, delta), []).append(result)
     rows = []
     for (testing, delta), results in chosen.items():
         violations, sizes = np.mean(results, axis=0).tolist()
@@ -192,12 +194,14 @@ def end_to_end(kind: str, model: str, data: str, alpha: float, fresh: int) -> di
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         report = compress(Recipe(model, RATIO, data=data, guarantee=Guarantee(alpha, steps=7)), folder, note=print)
-        told: Any = report.certificate
+        record = report.certificate
+        assert record is not None
         files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]
         samples = fresh_samples(data, preprocessing_of(session(folder / DENSE, "cpu").metadata), fresh)
-        again = judge_files(files, samples, Goal(told["risk"], alpha)).rows[1]
-    row = {"risk": told["risk"], "part": f"end to end, {kind} on {data}", "model": model, "alpha": alpha}
-    row |= {"delta": told["delta"], "n": told["n"], "chosen": told["chosen_name"], "path": told["rows"]}
+        again = judge_files(files, samples, Goal(record.risk, alpha)).rows[1]
+    row = {"risk": record.risk, "part": f"end to end, {kind} on {data}", "model": model, "alpha": alpha}
+    path = [asdict(each) for each in record.rows]
+    row |= {"delta": record.delta, "n": record.n, "chosen": record.chosen_name, "path": path}
     row |= {"fresh_n": again.n, "fresh_risk": again.errors / again.n}
     row |= {"top1_dense": report.dense.top1, "top1_certified": report.pruned.top1}
     return row | {"macs_ratio": report.ratios.macs, "params_ratio": report.ratios.params}
@@ -226,7 +230,7 @@ def claims_end_to_end(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Validity of every case, power against the other bounds, the naive rule, the reference numbers."""
     made = [reference(alpha, target) for alpha, target in ((0.03, 129), (0.05, 224))]
-    own = {RISKS[risk].bound for risk in RISKS} | {"graph", "bonferroni"}
+    own = {RISKS[risk].bound for risk in RISKS} | set(TESTING)
     by_key = {(row["risk"], row["part"], row["delta"], row["method"]): row for row in rows}
     for (risk, part, delta, method), row in by_key.items():
         where = f"{risk}, {part}, delta {delta:g}"

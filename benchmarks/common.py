@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def write(
         "name": name,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "environment": environment(),
+        "environment": asdict(environment()),
         "rows": list(rows),
         "seeds": list(seeds),
         "claims": list(claims),

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from pxcompress import Recipe
 from pxcompress.data import load_splits, open_source, training_batches
-from pxcompress.data.spiral import spiral_arrays
+from pxcompress.demo.baseline import train_baseline
+from pxcompress.demo.nets import MLP
+from pxcompress.demo.spiral import spiral_arrays
 from pxcompress.errors import BudgetError
-from pxcompress.models.baseline import train_baseline
-from pxcompress.nets import MLP
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.stages import cut, cut_further, plan_at, score
@@ -40,10 +40,8 @@ from pxcompress.types import Preprocessing, Scored, Slim, Splits
 
 SELECTIONS: Mapping[str, Mapping[str, str]] = {
     "S4": {"scorer": "lrp-residual"},
-    "S4 + swaps": {"scorer": "lrp-residual", "refine": "swaps"},
     "magnitude": {"scorer": "magnitude"},
     "OBS": {"scorer": "lrp-residual:metric=weights"},
-    "OBS + swaps": {"scorer": "lrp-residual:metric=weights", "refine": "swaps"},
     "random": {"scorer": "random"},
     "Taylor": {"scorer": "taylor"},
     "LRP": {"scorer": "lrp"},
@@ -166,24 +164,8 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ends = [units(paths, level, width=width, **DEFAULT) for width in (tried[0], tried[-1])]
         said = f"{level:.1%}, default: rise of the hidden units from width {tried[0]} to {tried[-1]}"
         made.append(common.claim(said, ends[1] / ends[0] - 1, 0.5, "lower"))
-        made += _swaps(paths, level)
     said = "disconnected hidden units in all models of all paths"
     return [*made, common.claim(said, sum(row["disconnected"] for row in paths), 0, "equal")]
-
-
-def _swaps(paths: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, Any]]:
-    """With swaps against without, at the starting width where they do worst; nothing of what was not measured."""
-    made = []
-    for selection, repair in itertools.product(("S4", "OBS"), REPAIRED):
-        more = [
-            units(paths, level, width=width, selection=f"{selection} + swaps", repair=repair)
-            - units(paths, level, width=width, selection=selection, repair=repair)
-            for width in sorted({row["width"] for row in paths})
-        ]
-        if measured := [value for value in more if value == value]:
-            said = f"{level:.1%}, {selection}, {repair}: most hidden units more with swaps than without"
-            made.append(common.claim(said, max(measured), 0, "lower"))
-    return made
 
 
 def figure(rows: Sequence[Mapping[str, Any]], place: Path) -> None:

@@ -66,7 +66,7 @@ def run_one(model: str, size: int | None, ratio: float, data: str) -> list[dict[
                 "input": report.input_shape[-1],
                 "ratio": ratio,
                 "repair": label,
-                "recipe": dict(report.recipe),
+                "recipe": dataclasses.asdict(report.recipe),
                 "top1_dense": report.dense.top1,
                 "top1": report.pruned.top1,
                 "samples": report.pruned.samples,

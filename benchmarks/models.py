@@ -33,7 +33,7 @@ STEM = (24, "M", 48, "M", 64, 64)
 
 def subject_of(label: str, seed: int = 0) -> Subject:
     """The model with weights for `glyphs`, or the net for `dna`, trained here or read from the cache; and the data."""
-    model, data = ("pxcompress.nets:dna_cnn", "dna") if label == "DNA" else (GLYPH_MODELS[label], "glyphs")
+    model, data = ("pxcompress.demo.nets:dna_cnn", "dna") if label == "DNA" else (GLYPH_MODELS[label], "glyphs")
     return with_baseline(load_subject(Given(model, data=data, seed=seed)), seed, print)
 
 

@@ -23,14 +23,14 @@ import torch_pruning as tp
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pxcompress.cost.count import count_macs
 from pxcompress.deploy import runtime
 from pxcompress.errors import PxError, ResultError
 from pxcompress.models.loading import classifier_names
-from pxcompress.repair.batchnorm import BatchNormStatistics
-from pxcompress.state import device_of
-from pxcompress.types import Batches, Plan, Pruned
+from pxcompress.state import device_of, observed
+from pxcompress.types import Batches
 
 TRIALS = 40
 TOLERANCE = 0.02
@@ -254,8 +254,16 @@ def _share(model: nn.Module, example: Tensor, dense: int) -> float:
 
 def reestimate(model: nn.Module, batches: Batches) -> nn.Module:
     """`model`, in place, with BatchNorm statistics of `batches` (no labels); without BatchNorm nothing changes."""
-    nothing = Plan({}, budget="", unit="", cost_dense=1.0, cost_planned=1.0, cost_target=1.0)
-    return BatchNormStatistics()(Pruned(model, model, (), nothing), batches).model
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    with observed(model), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.train()
+        for inputs, _ in batches:
+            if len(inputs) > 1:
+                model(inputs.to(device_of(model)))
+    return model
 
 
 @dataclass(frozen=True)

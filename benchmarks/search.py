@@ -44,9 +44,9 @@ from search_places import (
     place_of,
     presets_of,
     right_on_test,
-    search_of,
     searched,
     slim_model,
+    space_at,
     value_on_select,
 )
 
@@ -55,9 +55,7 @@ from pxcompress.explain.metrics import mass_accuracy, pixel_flipping, rank_accur
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.search.objectives import shipped
-from pxcompress.search.results import finished, recipe_of
-from pxcompress.search.run import Search
-from pxcompress.search.space import trial_repairs
+from pxcompress.search.space import Space
 
 Row = dict[str, Any]
 
@@ -80,18 +78,18 @@ PLAIN = {"integrated-gradients": "own", "taylor": "own", "magnitude": "mean", "a
 def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
     """Best found, presets and scorers without rules: on select, and on test beside epsilon."""
     begin = time.process_time()
-    search = search_of(place, mode, trials)
-    study = searched(search)
-    recipes = presets_of(search)
+    space = space_at(place, mode)
+    study = searched(place, mode, trials, space)
+    recipes = presets_of(space)
     known = finished(study)
-    values = {recipe_of(trial.user_attrs["recipe"], search.recipe): trial.values[0] for trial in known}
+    values = {space.recipe_at(trial.params): trial.values[0] for trial in known}
     chosen = [*recipes.values(), *_finalists(values)]  # presets first, where others are no better
-    if mode == "repaired":
-        values = {recipe: value_on_select(place, mode, recipe) for recipe in chosen}
+    again = [recipe for recipe in chosen if mode == "repaired" or recipe not in values]  # presets may end early
+    values |= {recipe: value_on_select(place, mode, recipe) for recipe in again}
     best = max(chosen, key=lambda recipe: values[recipe])
     on_select = {name: values[recipe] for name, recipe in {"best found": best, **recipes}.items()}
     seconds = time.process_time() - begin
-    recipes = {"best found": best, **recipes, **_plain(search)}
+    recipes = {"best found": best, **recipes, **_plain(space)}
     curves = {name: right_on_test(place, mode, recipe) for name, recipe in recipes.items()}
     right = {name: found.mean(0) for name, found in curves.items()}
     for name, recipe in recipes.items():
@@ -103,13 +101,18 @@ def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
             **({} if mode == "masked" else {"ratio": recipe.ratio, "repair": in_full(place, recipe).repair}),
             **({"curve": [round(float(value), 4) for value in curves[name].mean(1)]} if mode == "masked"
                else {"test_bare": _bare(place, recipe)}),
-            **({"trials": len(study.trials), "ended_early": len(study.trials) - len(known)}
+            **({"trials": trials, "ended_early": trials - len(known)}
                | {"search_cpu_seconds": seconds, "best_so_far": _best_so_far(known)} if name == "best found" else {}),
         }  # fmt: skip
 
 
-def _plain(search: Search) -> dict[str, Recipe]:
-    own = search.space.recipe
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that were measured to the end."""
+    return study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+
+
+def _plain(space: Space) -> dict[str, Recipe]:
+    own = space.recipe
     return {name: own.but(scorer=name, normalise=own.normalise if way == "own" else way) for name, way in PLAIN.items()}
 
 
@@ -122,7 +125,7 @@ def _best_so_far(known: Sequence[optuna.trial.FrozenTrial]) -> list[list[float]]
     best, found = -math.inf, []
     for trial in known:
         best = max(best, trial.values[0])
-        found.append([trial.user_attrs["job"] + 1, best])
+        found.append([trial.number + 1, best])
     return found
 
 
@@ -136,12 +139,12 @@ def _bare(place: Place, recipe: Recipe) -> float:
 
 def heatmap_rows(place: Place, composites: int) -> Iterator[Row]:
     """Composites, named and drawn: how good their heatmaps are on test, and how well they prune on select."""
-    space = search_of(place, "masked").space
-    values = [*space.starts(), *(space.grid(number) | {"aggregate": "abs"} for number in range(composites))]
+    space = space_at(place, "masked")
+    values = [*space.starts(), *(values | {"aggregate": "abs"} for values in drawn(space, composites))]
     texts = dict.fromkeys(SCORERS.build(space.recipe_at(each).scorer).composite for each in values)  # type: ignore[attr-defined]
     inputs, labels = (torch.cat(parts)[:MAPS] for parts in zip(*place.splits.test, strict=True))
     masks = torch.from_numpy(np.stack([place.mask(name) for name in place.splits.ids["test"][:MAPS]])).flatten(1)
-    model, repairs = place.bench.scored.model, trial_repairs(place.recipe.repair)
+    model, repairs = place.bench.scored.model, space_at(place, "repaired").recipe.repair
     for text in texts:
         maps = heatmaps(model, inputs, labels, Method("lrp", text)).flatten(1)
         yield {
@@ -151,8 +154,14 @@ def heatmap_rows(place: Place, composites: int) -> Iterator[Row]:
             "flipping": float(pixel_flipping(model, inputs, maps, labels).mean()),
             "masked": value_on_select(place, "masked", space.recipe.but(scorer=f"lrp:composite={text}")),
             **{f"repaired_{name}": shipped(place.bench, place.recipe.but(scorer=f"{name}:composite={text}",
-               repair=repairs), place.recipe.ratio or 0.0) for name in ("lrp", "lrp-residual")},
+               repair=repairs)) for name in ("lrp", "lrp-residual")},
         }  # fmt: skip
+
+
+def drawn(space: Space, count: int) -> list[dict[str, Any]]:
+    """Choices of PXP's grid at random."""
+    draw = np.random.default_rng(0)
+    return [{each.name: str(draw.choice(each.choices)) for each in space.parameters} for _ in range(count)]
 
 
 def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
@@ -160,7 +169,7 @@ def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
     for mode in MODES:
         found = {row["model"]: row for row in rows if row.get("row") == "best found"
                  and (row["part"], row["task"], row["seed"]) == (mode, place.task, place.seed)}  # fmt: skip
-        epsilon = in_full(place, presets_of(search_of(place, mode))["epsilon"])
+        epsilon = in_full(place, presets_of(space_at(place, mode))["epsilon"])
         recipes = {source: epsilon.but(scorer=row["scorer"], normalise=row["normalise"],
                    repair=tuple(row.get("repair", epsilon.repair))) for source, row in found.items()}  # fmt: skip
         right, value = {}, {}
@@ -179,16 +188,16 @@ def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
 def cost(label: str, configs: int, images: Mapping[str, int]) -> Row:
     """CPU seconds of PXP trials, those of their attributions among them; bad trials end early."""
     place = place_of(label, "all", 0, images)
-    first = search_of(place, "masked").space
+    first = space_at(place, "masked")
     starts = len(first.starts())
-    recipes = [*map(first.recipe_at, first.starts()), *(first.recipe_at(first.grid(n)) for n in range(configs))]
+    recipes = [first.recipe_at(values) for values in (*first.starts(), *drawn(first, configs))]
     place.bench.scores.clear()
     begin = time.process_time()
     for each in recipes:
         place.bench.with_scores(each)
     attributions = time.process_time() - begin
     begin = time.process_time()
-    study = searched(search_of(place, "masked", starts + configs, "grid"))
+    study = searched(place, "masked", starts + configs)
     rest = time.process_time() - begin
     named = sum(map(_seconds, study.trials[:starts])) / sum(map(_seconds, study.trials)) * rest
     each_attribution, each_rest = attributions / len(recipes), (rest - named) / configs
@@ -197,7 +206,7 @@ def cost(label: str, configs: int, images: Mapping[str, int]) -> Row:
         "part": "cost", **place.words, "configs": configs, "named": starts, "score_images": images["score"],
         "select_images": images["select"], "attribution_seconds": each_attribution, "rest_seconds": each_rest,
         "named_rest_seconds": named, "ratio_512": total / (512 * each_attribution),
-        "ended_early": len(study.trials) - len(finished(study)),
+        "ended_early": starts + configs - len(finished(study)),
     }  # fmt: skip
 
 

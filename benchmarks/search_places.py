@@ -25,10 +25,10 @@ from pxcompress.models.task import sliced
 from pxcompress.planning.order import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.search import SearchPlan
-from pxcompress.search.objectives import PXP_RATES, Workbench, objective, only_masked, ratios_for, shipped, slim_at
-from pxcompress.search.run import Search, work_on_trials
-from pxcompress.search.space import space_of, trial_repairs, with_repairs
-from pxcompress.search.study import quiet
+from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, shipped, slim_at
+from pxcompress.search.run import space_for
+from pxcompress.search.space import Space
+from pxcompress.search.study import open_study, usable, work
 from pxcompress.subject import Subject
 from pxcompress.types import Splits
 
@@ -89,50 +89,49 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
     splits = load_splits(source, subject.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
-    bench = Workbench.of(model, splits.example, splits.parts, recipe, labels=True)
+    bench = Workbench.of(model, splits.example, splits.parts, recipe)
     return Place(label, task, seed, recipe, splits, bench, source.mask)
 
 
-def search_of(place: Place, mode: str, trials: int = 1, sampler: str = "tpe") -> Search:
-    """A search on the select part, with the repairs of trials."""
-    name = MODES[mode]
-    recipe = place.recipe.but(repair=trial_repairs(place.recipe.repair))
+def space_at(place: Place, mode: str) -> Space:
+    """What a search varies, with the repairs of trials."""
     attention = has_attention(place.bench.scored.model, place.splits.example)
-    space = space_of(recipe, objective(name).space, attention=attention)
-    plan = SearchPlan(objective=name, trials=trials, sampler=sampler)
-    return Search(plan, recipe, objective(name), ratios_for(name, recipe, ""), space, place.bench, _silent)
+    return space_for(place.recipe, MODES[mode], attention=attention)
 
 
-def searched(search: Search) -> optuna.Study:
-    """Its trials, in memory."""
-    with quiet():
-        return work_on_trials(search, optuna.storages.InMemoryStorage())
+def searched(place: Place, mode: str, trials: int, space: Space | None = None) -> optuna.Study:
+    """A search on the select part, in memory."""
+    plan, space = SearchPlan(MODES[mode], trials=trials), space or space_at(place, mode)
+    with usable(""):
+        study = open_study(optuna.storages.InMemoryStorage(), space, plan)
+        work(study, space, plan, place.bench, _silent)
+    return study
 
 
 def _silent(message: str) -> None:
     """Nobody wants to read of every trial."""
 
 
-def presets_of(search: Search) -> dict[str, Recipe]:
-    starts = search.space.starts()
+def presets_of(space: Space) -> dict[str, Recipe]:
+    starts = space.starts()
     found = {}
     for name in PRESETS:
         values = next(
             each for each in starts if {each[part] for part in ("low", "mid", "high", "classifier")} == {name}
         )
-        found[name] = search.space.recipe_at(values)
+        found[name] = space.recipe_at(values)
     return found
 
 
 def in_full(place: Place, recipe: Recipe) -> Recipe:
-    """With the default repairs, the strength of those that trials have as it was chosen."""
-    return with_repairs(recipe, place.recipe.repair)
+    """With the default repairs."""
+    return recipe.but(repair=place.recipe.repair)
 
 
 def value_on_select(place: Place, mode: str, recipe: Recipe) -> float:
     if mode == "masked":
-        return sum(only_masked(place.bench, recipe, rate) for rate in PXP_RATES) / len(PXP_RATES)
-    return shipped(place.bench, in_full(place, recipe), place.recipe.ratio or 0.0)
+        return masked_area(place.bench, recipe)
+    return shipped(place.bench, in_full(place, recipe))
 
 
 def right_on_test(place: Place, mode: str, recipe: Recipe) -> Tensor:
@@ -146,7 +145,7 @@ def right_on_test(place: Place, mode: str, recipe: Recipe) -> Tensor:
 
 
 def slim_model(place: Place, recipe: Recipe) -> nn.Module:
-    return slim_at(place.bench, recipe, recipe.ratio or 0.0).pruned.model
+    return slim_at(place.bench, recipe).pruned.model
 
 
 def hits(model: nn.Module, place: Place) -> Tensor:

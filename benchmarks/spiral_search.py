@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pxcompress.data.spiral import spiral_arrays
+from pxcompress.demo.spiral import spiral_arrays
 
 LEVELS = (0.95, 0.995)
 KNOWN = {0.95: (3, 3, 3), 0.995: (7, 3, 3)}

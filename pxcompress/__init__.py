@@ -16,15 +16,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pxcompress.errors import InputError, PxError, ResultError
     from pxcompress.pipeline import compress, compress_module
-    from pxcompress.proof import Report
     from pxcompress.recipe import Recipe
+    from pxcompress.report.record import Report
     from pxcompress.run_folder.saved import load
 
 _HOMES = {
     "InputError": "errors",
     "PxError": "errors",
     "Recipe": "recipe",
-    "Report": "proof",
+    "Report": "report.record",
     "ResultError": "errors",
     "compress": "pipeline",
     "compress_module": "pipeline",

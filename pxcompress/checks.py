@@ -1,33 +1,49 @@
-"""Checks of records made of plain values, such as recipes read from a file."""
+"""Checks of records made of plain values: recipes, and what is read back from JSON."""
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
-from pxcompress.errors import InputError, unknown
+from pydantic import TypeAdapter, ValidationError
+
+from pxcompress.errors import InputError, short, unknown
+
+T = TypeVar("T")
+
+
+def read_record(cls: type[T], text: str, what: str) -> T:
+    """The record, a dataclass `cls`, that the JSON `text` of `what` holds; every key must be one of its fields.
+
+    Raises `InputError`, which names the key whose value is missing, unknown or of another type.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        given = "" if first["type"] == "missing" or not where else f", not {short(repr(first['input']), 40)}"
+        problem = f"{where or 'the text'}: {_plain(first['msg'])}{given}"
+        raise InputError(f"{what} is not as pxcompress writes it ({problem}); give another, or make it anew") from error
 
 
 def check_types(record: Any) -> None:
     """Raise `InputError` for a field whose value is not of its declared type; whole numbers pass as floats."""
     hints = typing.get_type_hints(type(record))
     for name in (field.name for field in fields(record)):
-        value, hint = getattr(record, name), hints[name]
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if not any(_is_a(value, kind) for kind in allowed):
-            expected = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in allowed)
-            raise InputError(f"{name.replace('_', '-')} is {value!r}; expected {expected}")
+        value = getattr(record, name)
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            expected = _plain(error.errors(include_url=False)[0]["msg"])
+            raise InputError(f"{name.replace('_', '-')} is {value!r}; {expected}") from error
 
 
-def _is_a(value: object, kind: Any) -> bool:
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+def _plain(message: str) -> str:
+    """A message of pydantic as part of a sentence."""
+    return message.replace("Input should be", "expected").replace("Field required", "it is missing")
 
 
 def known_keys(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:

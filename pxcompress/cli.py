@@ -1,6 +1,6 @@
 """The command line, put together. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done; 1 a defect of ours; 2 the input is wrong; 3 the result failed its own check; 130 interrupted.
+Exit codes: 0 done; 2 the input is wrong; 3 the result failed its own check, or a stage failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 import warnings
 from typing import Annotated
 
@@ -25,7 +26,8 @@ from pxcompress.commands.run import run
 from pxcompress.commands.search import search
 from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
-from pxcompress.errors import PxError
+from pxcompress.errors import PxError, StageError
+from pxcompress.guard import named_failures
 from pxcompress.interrupts import interrupt
 
 COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, report, methods, doctor)
@@ -56,37 +58,43 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the full trace of a failure.")] = False,
 ) -> None:
     """Options that come before the command."""
 
 
 def main() -> None:
-    """Run the command line and exit; one line on stderr for every error that is not ours."""
+    """Run the command line and exit; one line on stderr for every error, with `--debug` its trace before it."""
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")  # Pillow's, of large images
+    debug = "--debug" in sys.argv[1:]
+    if debug:  # also behind the command, where it is added to what has just failed
+        sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]
     try:
-        app()
-    except PxError as error:
-        print(f"pxcompress: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        with named_failures("the command"):
+            app()
+    except (PxError, OSError) as error:
+        if debug:
+            traceback.print_exception(error)
+        message, code = _told(error)
+        hint = "" if debug or not isinstance(error, StageError) else " (--debug shows where)"
+        print(f"pxcompress: {message}{hint}", file=sys.stderr)
+        sys.exit(code)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             print("pxcompress: interrupted; no result was written", file=sys.stderr)
         raise
-    except (MemoryError, RuntimeError) as error:
+
+
+def _told(error: PxError | OSError) -> tuple[str, int]:
+    """The line that the user reads, and the exit code."""
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {error.filename or 'while writing'}; nothing was written", 2
+    if isinstance(error.__cause__, (MemoryError, RuntimeError)):
         from pxcompress.passes.memory import is_out_of_memory, out_of_memory
 
-        if not is_out_of_memory(error):
-            raise
-        known = out_of_memory("this command", error)
-        print(f"pxcompress: {known}", file=sys.stderr)
-        sys.exit(known.exit_code)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        print(
-            f"pxcompress: {error.strerror}: {error.filename or 'while writing'}; nothing was written", file=sys.stderr
-        )
-        sys.exit(2)
+        if is_out_of_memory(error.__cause__) and isinstance(error, StageError):
+            error = out_of_memory("this command", error.__cause__)
+    return str(error), error.exit_code

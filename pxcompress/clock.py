@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from pxcompress import interrupts
+from pxcompress.guard import named_failures
 from pxcompress.notes import Note
 from pxcompress.passes.memory import is_out_of_memory, out_of_memory
 from pxcompress.proof import StageTime
@@ -29,15 +30,16 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as stage `name`; `OutOfMemoryError` where it does not fit into memory."""
+        """Time the block as stage `name`; `OutOfMemoryError` where it does not fit into memory, else `StageError`."""
         self._note(f"{name} ...")
         begin = time.perf_counter()
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise out_of_memory(f"stage {name!r}", error) from error
-            raise
+        with named_failures(f"stage {name!r}"):
+            try:
+                yield
+            except (MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise out_of_memory(f"stage {name!r}", error) from error
+                raise
         interrupts.check()
         seconds = time.perf_counter() - begin
         self._stages.append(StageTime(name, seconds, _peak_rss_bytes()))

@@ -6,12 +6,16 @@ outputs, weighted by w. After a removal both are what they would be, had the fol
 zero in the rows and columns of P:
 
     A <- A - A_:P A_PP^-1 A_P:        G <- T^T G T,  T = I - E_P A_PP^-1 A_P:
+
+Where features are many and samples few, a fit predicts the samples that it was made on far better than others, and
+every unit looks free. So A may come from one half of the samples and the error from the other: with Sigma' the second
+moment there and M = A Sigma' A, what is left of P is A_PP^-1 M_PP A_PP^-1 instead of A_PP^-1, and M <- T M T^T.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,27 +35,36 @@ COMPACT = 0.75
 class Reader:
     """One consumer of a group. Feature u * width + j belongs to unit u.
 
-    `inverse` is A and `weights` is G, both (features, features) float64, changed in place. With `follow` off G stays as
-    it is: the cost of what is lost is not corrected for what earlier folds put into the weights.
+    `inverse` is A, `weights` is G and `check` is M, all (features, features) float64, changed in place. Without `check`
+    errors are those on the samples that A is from. With `follow` off G stays as it is: the cost of what is lost is not
+    corrected for what earlier folds put into the weights. `share` is what its costs are multiplied by.
     """
 
     inverse: Tensor
     weights: Tensor
     width: int = 1
     follow: bool = True
+    check: Tensor | None = None
+    share: float = 1.0
 
     def damage(self) -> Tensor:
-        """tr(G_uu A_uu^-1) of every unit, (units,)."""
+        """tr(G_uu E_uu) of every unit, (units,), E being what is left of it."""
         if self.width == 1:
-            return self.weights.diagonal() / self.inverse.diagonal()
-        costs = torch.linalg.solve(blocks(self.inverse, self.width), blocks(self.weights, self.width))
-        return costs.diagonal(dim1=1, dim2=2).sum(1)
+            inverse = self.inverse.diagonal()
+            left = 1 / inverse if self.check is None else self.check.diagonal() / inverse.square()
+            return self.share * self.weights.diagonal() * left
+        inverse = blocks(self.inverse, self.width)
+        costs = torch.linalg.solve(inverse, blocks(self.weights, self.width))
+        if self.check is not None:
+            costs = costs @ torch.linalg.solve(inverse, blocks(self.check, self.width))
+        return self.share * costs.diagonal(dim1=1, dim2=2).sum(1)
 
     def among(self, units: Tensor) -> Reader:
         """A copy with eyes for `units` only."""
         rows = features(units, self.width)
-        inverse, weights = (matrix.index_select(0, rows).index_select(1, rows) for matrix in self._matrices)
-        return Reader(inverse, weights, self.width, self.follow)
+        inverse, weights = (_block(matrix, rows) for matrix in (self.inverse, self.weights))
+        check = None if self.check is None else _block(self.check, rows)
+        return replace(self, inverse=inverse, weights=weights, check=check)
 
     def fold_(self, gone: Tensor) -> None:
         """Fold the units `gone` into the others."""
@@ -59,18 +72,22 @@ class Reader:
         rows = self.inverse[lost]
         transfer = -torch.linalg.solve(rows[:, lost], rows)
         self.inverse.addmm_(rows.T, transfer)
-        if self.follow:
-            read = self.weights[lost]
-            half = read + read[:, lost] @ transfer / 2
-            self.weights.addmm_(half.T, transfer).addmm_(transfer.T, half)
-        for matrix in self._matrices:
+        matrices = [self.inverse]
+        for matrix, changes in ((self.weights, self.follow), (self.check, True)):
+            if matrix is not None:
+                if changes:
+                    read = matrix[lost]
+                    half = read + read[:, lost] @ transfer / 2
+                    matrix.addmm_(half.T, transfer).addmm_(transfer.T, half)
+                matrices.append(matrix)
+        for matrix in matrices:
             matrix[lost] = 0
             matrix[:, lost] = 0
         self.inverse[lost, lost] = 1
 
-    @property
-    def _matrices(self) -> tuple[Tensor, Tensor]:
-        return self.inverse, self.weights
+
+def _block(matrix: Tensor, rows: Tensor) -> Tensor:
+    return matrix.index_select(0, rows).index_select(1, rows)
 
 
 def eliminate(readers: Sequence[Reader], units: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Everything pxcompress raises on purpose. The command line catches `PxError` and nothing else.
+"""Everything pxcompress raises on purpose; what others raise becomes a `StageError` (see `guard`).
 
 PxError
 ├── InputError          what the user gave is wrong              exit code 2
@@ -8,7 +8,8 @@ PxError
     ├── BudgetError     no plan reaches the asked ratio
     ├── ParityError     the exported file disagrees with PyTorch
     ├── ProcessError    another process of the same run is gone
-    └── OutOfMemoryError  a stage does not fit into memory
+    ├── OutOfMemoryError  a stage does not fit into memory
+    └── StageError      something that is not ours failed within a stage
 
 Messages are one line: what was given, what was expected, what to do.
 """
@@ -62,6 +63,10 @@ class ProcessError(ResultError):
 
 class OutOfMemoryError(ResultError):
     """A stage does not fit into the memory of this machine."""
+
+
+class StageError(ResultError):
+    """A stage ended with an exception that nobody foresaw; the message has its first line, `__cause__` is it."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:

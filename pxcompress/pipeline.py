@@ -19,23 +19,24 @@ from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
 from pxcompress.graph import find_groups
+from pxcompress.guard import named_failures
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.suited import check_suited
 from pxcompress.notes import Note, silent
-from pxcompress.passes.parts import watched
+from pxcompress.passes.moments import Remembered
+from pxcompress.passes.parts import HeldOut, watched
 from pxcompress.planning.selection import Selection
 from pxcompress.processes import from_first, processes, same_weights_, shares
-from pxcompress.proof import Report
 from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.repair import REPAIRS
+from pxcompress.report.record import Report
 from pxcompress.run import Run
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
 from pxcompress.run_folder.place import check_place, whole_folder
 from pxcompress.run_folder.results import assemble, measure, write_report
 from pxcompress.run_folder.saved import check_loads
-from pxcompress.run_folder.shelf import check_comparable
 from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
@@ -44,6 +45,7 @@ from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batches, FileBudget, Slim
 
 
+@named_failures("compress")
 def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent) -> Report:
     """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns what was measured.
 
@@ -95,11 +97,10 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Run]:
     with clock.stage("load"):
         subject = load_subject(recipe)
         check_certifiable(recipe, subject)
-        check_comparable(recipe, subject)
         _check_names(recipe, subject)
     with clock.stage("weights"):
         subject = with_baseline(subject, recipe.seed, clock.say)
-        run = Run(recipe, watched(_shared(subject), clock.say), clock)
+        run = Run(recipe, watched(_shared(subject), clock.say), clock).remembering("repair", subject.loaded.model)
         top1 = top1_of(subject.loaded.model, run.parts["select"], clock)
     clock.accuracy(top1)
     classes, samples = len(subject.source.classes), len(subject.splits.ids["select"])
@@ -125,7 +126,7 @@ def assist(recipe: Recipe) -> None:
     recipe = aligned(recipe, Clock(silent))
     with seeded(recipe.seed):
         subject = load_subject(recipe)
-        run = Run(recipe, _shared(subject))
+        run = Run(recipe, _shared(subject)).remembering("repair", subject.loaded.model)
         torch_accuracy(subject.loaded.model, run.parts["select"])
         shrink(subject.loaded.model, subject.splits.example, run)
 
@@ -136,22 +137,28 @@ def _shared(subject: Subject) -> dict[str, Batches]:
     return shares(subject.splits.parts)
 
 
-def compress_module(
+@named_failures("compress_module")
+def compress_module(  # noqa: PLR0913  (the door for users in Python)
     model: nn.Module,
     example: Inputs,
     batches: Iterable[Any],
     ratio: float | None = None,
     *,
     logits: Logits | None = None,
+    held_out: Iterable[Any] | None = None,
+    note: Note = silent,
     **options: Any,
 ) -> Slim:
     """Prune and repair your own module in memory; `result.pruned.model` is the slim one, `model` is left as it was.
 
     `example` is one input, shape (1, ...), or a tuple or dict of them: the module is called as model(x),
     model(*inputs) or model(**inputs). `batches`, read several times, are inputs or (inputs, labels) and serve scoring
-    and repair. Everything that comes out keeps its shape. Relevance starts at an output (n, classes); other outputs
-    count with the largest value along axis 1 at every position, as a mean, summed over all outputs, unless `logits`
-    makes (n, classes) or (n,) of them. `options` are fields of `Recipe`, such as scorer, budget, repair or round_to:
+    and repair. By `held_out` batches, or else by a sixth of these samples, scores and repairs are chosen, and
+    `result.agreements` says how near the outputs are there. `note` is told about progress and warnings.
+
+    Everything that comes out keeps its shape. Relevance starts at an output (n, classes); other outputs count with the
+    largest value along axis 1 at every position, as a mean, summed over all outputs, unless `logits` makes (n, classes)
+    or (n,) of them. `options` are fields of `Recipe`, such as scorer, budget, repair or round_to:
 
         slim = compress_module(net, (image, sound), batches, 0.5, logits=lambda out: out["class"], budget="macs")
 
@@ -165,18 +172,30 @@ def compress_module(
         _check_answers(module, recipe)
         recipe = aligned(recipe, Clock(silent))
         with seeded(recipe.seed):
-            parts = {"score": module.batches, "repair": module.batches}
             ready = plain(module.model, lambda view: everything(view, module.example.to(device_of(view))))
-            slim = shrink(ready, module.example, Run(recipe, parts))
+            slim = shrink(ready, module.example, Run(recipe, _module_parts(module, ready, held_out), Clock(note)))
     for each in (slim.pruned.model, slim.pruned.dense):
         released_(each)
     return slim
 
 
+def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
+    """What to fit to, and what to choose by: `held_out`, or a part of the module's batches where they are enough."""
+    fit: Batches = module.batches
+    held: Batches = HeldOut(module.batches)
+    if held_out is not None:
+        held = module.packed(held_out)
+    elif next(iter(held), None) is not None:
+        fit = HeldOut(module.batches, others=True)
+    remembered = Remembered(fit, net)
+    parts: dict[str, Batches] = {"score": remembered, "repair": remembered}
+    return parts if next(iter(held), None) is None else {**parts, "held-out": held}
+
+
 def _check_answers(module: Adapted, recipe: Recipe) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
-    needs_labels = recipe.class_scores or recipe.class_guard
-    needs_labels |= getattr(SCORERS.build(recipe.scorer), "target", "") == "label"
+    needs_labels = recipe.class_scores
+    needs_labels |= any(getattr(SCORERS.build(text), "target", "") == "label" for text in recipe.scorers)
     if needs_labels and not module.labelled:
         raise InputError(
             f"scorer {recipe.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "

@@ -12,7 +12,7 @@ from typing import Any
 
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Goal
-from pxcompress.checks import check_types, known_keys, safe_name
+from pxcompress.checks import check_types, known_keys, read_record, safe_name
 from pxcompress.errors import InputError, unknown
 from pxcompress.given import Given
 from pxcompress.registry import option
@@ -44,10 +44,10 @@ GOALS = {
 }
 """One of them is given. A goal with a budget sets it."""
 
-REFINEMENTS = ("none", "swaps")
+AUTO = "auto"
 
-TASK_REPAIR = ("fold", "batchnorm:match=dense")
-"""For some of the classes: statistics of few classes are not those that the weights expect."""
+AUTO_SCORERS = ("lrp-residual", "lrp-residual:metric=weights")
+"""Scorers among which held-out samples choose where nothing is said: errors weighed by relevance, or all alike."""
 
 TARGETS = ("fp32", "fp16", "int8")
 """Precisions that a model can be exported in."""
@@ -69,11 +69,6 @@ def _budget(text: str) -> type:
 
     name = text.partition(":")[0]
     return BUDGETS.get(name) if name in BUDGETS else object
-
-
-def auto_repair(classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The repairs where nothing is said, for the classes that are kept."""
-    return TASK_REPAIR if classes else DEFAULT_REPAIR
 
 
 @dataclass(frozen=True)
@@ -166,33 +161,31 @@ class Recipe(Given):
     budget: str = option(
         "auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: channels]"
     )
-    scorer: str = option("lrp-residual", "Scorer, as NAME:option=value,...; see `pxcompress methods`.")
+    scorer: str = option(
+        AUTO,
+        "Scorer, as NAME:option=value,...; see `pxcompress methods`. auto: that of two whose model comes nearer to the "
+        "dense one on held-out samples.",
+    )
     normalise: str = option(
         "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, knapsack, auto."
     )
     repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
-    refine: str = option(
-        "none", "Search around the plan: swaps (units in and out; kept where other samples agree) or none."
-    )
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
     round_to: int | None = option(
         None, "Widths are multiples of this; 1: no alignment; 0: as measures best here.  [default: 8; 0 for latency]"
     )
     min_keep: float = option(0.1, "Least share of every group that stays.")
     floors: tuple[str, ...] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
-    drop_branches: bool = option(False, "Residual branches may go as a whole, whatever min-keep says.")
     only: tuple[str, ...] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
     keep: tuple[str, ...] = option((), "Leave groups of these names whole: globs with commas.")
     scope: str = option("all", "all, or inner: leave residual streams whole.")
     class_scores: bool = option(False, "Keep units' relevance for every class; needs labels of the score split.")
-    class_guard: bool = option(False, "Raise scores of what single classes rest on; implies --class-scores.")
     bench: Bench = field(default_factory=Bench)
     guarantee: Guarantee | None = None
     targets: tuple[str, ...] = option(
         ("fp32",), "Precisions of the exported model, with commas: fp32 (always made), fp16, int8."
     )
     fixed_batch: bool = option(False, "The exported files take --batch-size samples a call, no other number.")
-    compare: bool = option(False, "Time off-the-shelf timm models of as many MACs beside the result.")
 
     def __post_init__(self) -> None:
         from pxcompress.budgets import BUDGETS
@@ -205,29 +198,28 @@ class Recipe(Given):
         _check_goal(self)
         if self.rounds < 1 or (self.rounds > 1 and self.guarantee):
             raise InputError(f"rounds is {self.rounds}; expected 1 or more, and 1 where a guarantee is asked for")
-        if self.refine not in REFINEMENTS:
-            raise unknown("refine", self.refine, REFINEMENTS)
         object.__setattr__(self, "targets", _ordered(self.targets))
         if self.normalise == "auto":
             object.__setattr__(self, "normalise", auto_normalise(self.budget))
-        if self.drop_branches and (self.normalise != "knapsack" or self.rounds > 1):
-            raise InputError(
-                f"drop-branches is given with normalise {self.normalise}, rounds {self.rounds}; "
-                "expected knapsack, which weighs widths, and 1 round"
-            )
         if self.round_to is not None and self.round_to < 0:
             raise InputError(f"round-to is {self.round_to}; expected 0 (as measures best), 1 (no alignment) or more")
         if self.round_to is None:
             object.__setattr__(self, "round_to", auto_round_to(self.budget))
         Limits(self.normalise, self.round_to or 1, self.min_keep)
         Selection(self.only, self.keep, self.scope, self.floors)
-        object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
+        if self.scorer != AUTO:
+            object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
         object.__setattr__(self, "budget", BUDGETS.text(_on_bench(self.budget, self.bench)))
-        chosen = auto_repair(self.classes) if self.repair == ("auto",) else self.repair
+        chosen = DEFAULT_REPAIR if self.repair == (AUTO,) else self.repair
         _check_one_each(chosen)
         repairs = [REPAIRS.build(text) for text in chosen]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
         _check_order(self.repair, [PHASES.index(repair.phase) for repair in repairs])
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The scorer, or those among which held-out samples choose; the first one where there are none."""
+        return AUTO_SCORERS if self.scorer == AUTO else (self.scorer,)
 
     @property
     def label(self) -> str:
@@ -290,23 +282,17 @@ class Recipe(Given):
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Read a recipe; unknown keys are refused, the known ones listed."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
+        """Read a recipe; unknown keys are refused."""
+        return read_record(cls, text, "the recipe")
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
-        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does."""
+        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does; known keys are listed."""
+        for part, values in ((cls, content), (Bench, content.get("bench")), (Guarantee, content.get("guarantee"))):
+            known_keys(part, values if isinstance(values, Mapping) else {})
         try:
-            values: dict[str, Any] = known_keys(cls, content)
-            for key, part in (("bench", Bench), ("guarantee", Guarantee)):
-                if values.get(key) is not None:
-                    values[key] = part(**known_keys(part, values[key]))
-            values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
-            return cls(**values)
-        except (ValueError, TypeError, AttributeError) as error:
+            return cls.from_json(json.dumps(content))
+        except (TypeError, RecursionError) as error:
             raise InputError(f"not a recipe ({error}); expected what recipe.json holds") from error
 
     def but(self, **changes: Any) -> Recipe:

@@ -6,31 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from torch import nn
+
 from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock
 from pxcompress.notes import silent
+from pxcompress.passes.moments import Remembered
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
-from pxcompress.scorers import SCORERS
-from pxcompress.types import Batches, Budget, Repair, Scorer
+from pxcompress.types import Batches, Budget, Repair
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """What all stages of a run have in common.
 
-    `parts` are this process's batches of the roles "score" and "repair"; with "select" as well, top-1 is measured
-    after every stage that changes the model.
+    `parts` are this process's batches of the roles "score" and "repair"; with "select" as well, which has labels, top-1
+    is measured after every stage that changes the model. What is chosen is chosen by "select", or by "held-out".
     """
 
     recipe: Recipe
     parts: Mapping[str, Batches]
     clock: Clock = field(default_factory=lambda: Clock(silent))
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        """The recipe's scorer."""
-        return SCORERS.build(self.recipe.scorer)
 
     @cached_property
     def budget(self) -> Budget:
@@ -44,8 +41,12 @@ class Run:
 
     @property
     def held_out(self) -> Batches:
-        """What repairs choose by; nothing where there is no select part."""
-        return self.parts.get("select", ())
+        """Samples that nothing is fitted to, by which scores and repairs are chosen; () where there are none."""
+        return self.parts.get("select", self.parts.get("held-out", ()))
+
+    def remembering(self, role: str, model: nn.Module) -> Run:
+        """The same, with moments of the dense `model` on the samples of `role` computed once and kept."""
+        return replace(self, parts={**self.parts, role: Remembered(self.parts[role], model)})
 
     def unheard(self) -> Run:
         """The same with a clock that nobody reads, and no top-1 between stages."""

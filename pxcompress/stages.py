@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
 
-from pxcompress.attribution.class_relevance import class_relevance, guarded
+from pxcompress.agreement import DenseOutputs
+from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.clock import Clock
+from pxcompress.cost.count import uncounted
 from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import BudgetError, ResultError
-from pxcompress.graph import REMOVAL_TOLERANCE, Branches, find_branches, find_groups, prune, removal_error
+from pxcompress.exchange_rates import with_measured_rates
+from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
+from pxcompress.passes.parts import spread_samples
 from pxcompress.planning.dead_paths import without_dead_paths
 from pxcompress.planning.fit import fitted
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.plan import check_reachable, make_plan
-from pxcompress.planning.rounds import after_step, groups_left, prune_further, ratios_of, spread, step_of
+from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.planning.selection import Selection
 from pxcompress.planning.stop_rule import plan_by_share
-from pxcompress.planning.swaps import divergence, swapped_plan
 from pxcompress.processes import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
+from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.types import (
+    Agreement,
+    Agreements,
     Attempt,
     Batches,
-    ClassRelevance,
     FileBudget,
     Group,
     Plan,
@@ -72,11 +78,6 @@ def plan_and_cut(scored: Scored, run: Run, *, on_file: bool = False) -> Slim:
             plan, attempts = fitted(scored, plans, run.budget, recipe.limit, recipe.onnx_batch)
         else:
             plan = from_first(plan_at(scored, first, recipe))
-    if recipe.drop_branches:
-        gone = [
-            group.name for group in scored.structure.groups if group.name in scored.branches and not plan.kept(group)
-        ]
-        clock.remark(f"--drop-branches: of {len(scored.branches)} branches these go: {', '.join(gone) or 'none'}")
     slim = cut(scored, plan, run)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, run)
@@ -90,17 +91,16 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
         found = find_groups(model, example, classifier_names(model, example))
         structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
         _check_removable(structure)
-    branches: Branches = {}
-    if recipe.drop_branches:
-        with clock.stage("find branches"):
-            branches = find_branches(model, structure.groups, example)
     with clock.stage(f"price ({recipe.budget})"):
         price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
         ratio = 0.0
         if recipe.relevance_share is None:
             ratio = recipe.share(price({}))
-            check_reachable(structure.groups, price, ratio, _limits(recipe, branches))
-    return Scored(model, example, structure, {}, price, ratio, branches=branches)
+            check_reachable(structure.groups, price, ratio, _limits(recipe))
+        for operator, modules in uncounted(model, example).items():
+            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+            clock.remark(f"{operator}, in {modules[0]}{more}, counts as 0 MACs: nothing is known of what it multiplies")
+    return Scored(model, example, structure, {}, price, ratio)
 
 
 def _check_removable(structure: Structure) -> None:
@@ -117,111 +117,168 @@ def _check_removable(structure: Structure) -> None:
 def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
+    run = run.remembering("score", model)
     scored = priced(model, example, run)
     groups = scored.structure.groups
-    with clock.stage(f"score ({recipe.scorer})"):
-        scores = unit_scores(model, groups, run)
-        scored = replace(scored, scores=scores)
-    if not (recipe.class_scores or recipe.class_guard):
+    candidates = []
+    for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
+        with clock.stage(f"score ({text})"):
+            candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
+    scored = _best_scored(candidates, run)
+    if not recipe.class_scores:
         return scored
     with clock.stage("class scores"):
         relevance = in_smaller_batches(partial(class_relevance, model, groups), run.parts["score"], clock.say)
-    return replace(scored, scores=_guarded(scores, relevance, recipe), class_relevance=relevance)
+    return replace(scored, class_relevance=relevance)
 
 
-def _guarded(scores: Scores, relevance: ClassRelevance | None, recipe: Recipe) -> Scores:
-    """`scores`, raised for what single classes rest on where the recipe asks for that."""
-    return guarded(scores, relevance) if recipe.class_guard and relevance else scores
+def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
+    """Of the same model scored in several ways the one whose pruned model comes nearest to it on held-out samples.
+
+    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Before that it is measured
+    what scores of one group are worth beside those of another.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    absorbing = [repair for repair in run.repairs.values() if repair.phase == "absorb"]
+    with run.clock.stage("measure groups"):
+        fit, held_out = run.parts["repair"], run.held_out
+        candidates = [with_measured_rates(each, absorbing, fit, held_out) for each in candidates]
+    with run.clock.stage("choose the score"):
+        dense = DenseOutputs(candidates[0].model, run.held_out)
+        divergences = []
+        for scored in candidates:
+            plan = from_first(plan_at(scored, ratios_of(scored.ratio, run.recipe.rounds)[0], run.recipe))
+            pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
+            for repair in absorbing:
+                pruned = _after(repair, pruned, run)
+            divergences.append(dense.compare(pruned.model).divergence)
+        best = min(range(len(candidates)), key=lambda place: divergences[place])
+    tried = ", ".join(f"{value:.3g} by {each.scorer}" for value, each in zip(divergences, candidates, strict=True))
+    run.clock.remark(
+        f"the score is {candidates[best].scorer}: on held-out samples the divergence from the dense model is {tried}"
+    )
+    return candidates[best]
 
 
-def unit_scores(model: nn.Module, groups: Sequence[Group], run: Run) -> Scores:
-    """What the run's scorer says of every group; `ResultError` where it is no number.
+def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run) -> Scores:
+    """What a scorer, given as its text, says of every group; `ResultError` where it is no number.
 
     What a scorer draws depends on the recipe's seed alone.
     """
     with seeded(run.recipe.seed):
-        scores = in_smaller_batches(partial(run.scorer, model, groups), run.parts["score"], run.clock.say)
+        work = partial(SCORERS.build(scorer), model, groups)
+        scores = in_smaller_batches(work, run.parts["score"], run.clock.say)
     for name, values in scores.items():
         if not values.isfinite().all():
-            raise ResultError(
-                f"scorer {run.recipe.scorer!r} gives NaN or infinity for units of {name!r}; use another one"
-            )
+            raise ResultError(f"scorer {scorer!r} gives NaN or infinity for units of {name!r}; use another one")
     return scores
 
 
 def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
     """What to remove at `ratio`, or by the recipe's share of relevance. Raises `BudgetError`."""
-    groups, limits = scored.structure.groups, _limits(recipe, scored.branches)
+    groups, limits = scored.structure.groups, _limits(recipe)
     if recipe.relevance_share is not None:
         return plan_by_share(groups, scored.scores, scored.price, recipe.relevance_share, limits)
     return make_plan(groups, scored.scores, scored.price, ratio, limits)
 
 
 def cut(scored: Scored, plan: Plan, run: Run) -> Slim:
-    """Carry out `plan`, refined, and repair the result; the dense model is left as it was. Raises as `shrink` does."""
-    plan = _refined(scored.model, scored.structure.groups, plan, run)
+    """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `shrink` does."""
     with run.clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
         _check_removal(pruned, scored.example)
-    return _slim(scored, _repaired(scored, pruned, run))
+    pruned, agreements = _repaired(scored, pruned, run)
+    return replace(_slim(scored, pruned), agreements=agreements)
 
 
 def cut_further(scored: Scored, slim: Slim, ratio: float, run: Run) -> Slim:
     """One more round: score what is left in `slim`, remove up to `ratio` of the dense cost, repair. Changes `slim`."""
     recipe, clock, before = run.recipe, run.clock, slim.pruned
-    with clock.stage(f"score again ({recipe.scorer})"):
+    with clock.stage(f"score again ({scored.scorer})"):
         left = groups_left(before)
-        scores = _guarded(spread(unit_scores(before.model, left, run), before), scored.class_relevance, recipe)
+        scores = spread(unit_scores(before.model, left, scored.scorer, run), before)
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
-    step = _refined(before.model, left, step_of(before, plan), run)
     with clock.stage("prune"):
-        pruned = prune_further(before, left, after_step(before, step), scored.example)
+        pruned = prune_further(before, left, plan, scored.example)
         _check_removal(pruned, scored.example)
-    return replace(slim, pruned=_repaired(scored, pruned, run))
+    pruned, agreements = _repaired(scored, pruned, run)
+    return replace(slim, pruned=pruned, agreements=agreements)
 
 
-def _refined(model: nn.Module, groups: Sequence[Group], plan: Plan, run: Run) -> Plan:
-    """`plan`, which removes units of `groups`, after the search around it that the recipe asks for.
+@dataclass(frozen=True, eq=False)
+class _Repaired:
+    """A pruned model with some repairs, its agreement where samples are held out, and the repairs not kept."""
 
-    What the search found on the score samples has to hold on others, or `plan` stays.
+    pruned: Pruned
+    agreement: Agreement | None
+    refused: tuple[str, ...] = ()
+
+
+def _repaired(scored: Scored, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
+    """All repairs that help, in order, then the dead paths that are left go too; beside the dense model.
+
+    What helps is what brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
+    repairs that follow it. Repairs that train choose by such samples themselves. Without any all are kept.
     """
-    refine = run.recipe.refine
-    if refine == "none":
-        return plan
-    with run.clock.stage(f"refine ({refine})"):
-        found = from_first(swapped_plan(model, groups, plan, run.parts["score"], run.scorer))
-        if found.removed == plan.removed:
-            return plan
-        before, after = (_changed_by(model, groups, each, run) for each in (plan, found))
-        kept = from_first(after < before)
-        run.clock.remark(
-            f"--refine {refine}: {'kept' if kept else 'not kept'}; on samples not searched on the KL divergence "
-            f"from the dense model goes from {before:.3g} to {after:.3g}"
-        )
-        return found if kept else plan
-
-
-def _changed_by(model: nn.Module, groups: Sequence[Group], plan: Plan, run: Run) -> float:
-    """By how much `plan` changes the predictions after the repairs in closed form; training would take too long."""
-    held_out = run.held_out or run.parts["repair"]
-    pruned = prune(model, groups, plan, next(iter(run.parts["score"]))[0][:1])
-    for repair in run.repairs.values():
-        if repair.phase != "train":
-            pruned = repair(pruned, run.parts["repair"], held_out)
-    return divergence(model, pruned.model, held_out)
-
-
-def _repaired(scored: Scored, pruned: Pruned, run: Run) -> Pruned:
-    """All repairs in order, then the dead paths that are left go too; beside the dense model."""
+    dense = DenseOutputs(pruned.whole.dense, run.held_out) if run.held_out else None
     _accuracy(pruned, run)
+    paths = [_Repaired(pruned, dense.compare(pruned.model) if dense else None)]
     for text, repair in run.repairs.items():
         with run.clock.stage(text):
-            pruned = _after(repair, pruned, run)
-        _accuracy(pruned, run)
-    same_weights_(pruned.model)
+            paths = [after for path in paths for after in _with_repair(path, text, repair, dense, run)]
+            if repair.phase != "refit":
+                paths = [_nearest(paths)]
+        _accuracy(_nearest(paths).pruned, run)
+    best = _nearest(paths)
+    for text in best.refused:
+        run.clock.remark(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
+    _check_finite(best.pruned)
+    same_weights_(best.pruned.model)
     with run.clock.stage("clean up"):
-        return without_dead_paths(pruned.whole, scored.example, scored.price, _limits(run.recipe))
+        pruned = without_dead_paths(best.pruned.whole, scored.example, scored.price, _limits(run.recipe))
+        if best.agreement is None:
+            return pruned, None
+        return pruned, Agreements(best.agreement, _on_calibration(pruned, run, best.agreement.samples))
+
+
+def _with_repair(
+    path: _Repaired, text: str, repair: Repair, dense: DenseOutputs | None, run: Run
+) -> Sequence[_Repaired]:
+    """What is worth going on with once a repair was tried: with it, without it, or both."""
+    pruned = _after(repair, path.pruned, run)
+    if dense is None or path.agreement is None:
+        return [_Repaired(pruned, None)]
+    kept = _Repaired(pruned, dense.compare(pruned.model), path.refused)
+    if repair.phase == "train":
+        return [kept]
+    return [kept, replace(path, refused=(*path.refused, text))]
+
+
+def _nearest(paths: Sequence[_Repaired]) -> _Repaired:
+    """The path nearest to the dense model on held-out samples, the first one of equals; NaN is farthest."""
+
+    def divergence(path: _Repaired) -> float:
+        value = 0.0 if path.agreement is None else path.agreement.divergence
+        return math.inf if math.isnan(value) else value
+
+    return min(paths, key=divergence)
+
+
+def _on_calibration(pruned: Pruned, run: Run, samples: int) -> Agreement:
+    """Agreement on about as many of the samples that repairs were fitted to."""
+    return DenseOutputs(pruned.dense, spread_samples(run.parts["repair"], samples)).compare(pruned.model)
+
+
+def _check_finite(pruned: Pruned) -> None:
+    """Refuse weights that are not finite, whatever made them so."""
+    for name, value in pruned.model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ResultError(
+                f"the repaired model has NaN or infinity in {name!r}; check the data for inputs all alike, or leave a "
+                "repair out"
+            )
 
 
 def _after(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
@@ -235,8 +292,7 @@ def _after(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
         first = pruned.first and replace(pruned.first, model=model)
         return repair(replace(pruned, model=model, first=first), fit, check)
 
-    least = getattr(repair, "smallest", 1)
-    return in_smaller_batches(attempt, run.parts["repair"], run.clock.say, run.held_out, least=least)
+    return in_smaller_batches(attempt, run.parts["repair"], run.clock.say, run.held_out)
 
 
 def ever_smaller(scored: Scored, ratios: Sequence[float], run: Run) -> Iterator[Slim]:
@@ -266,9 +322,9 @@ def _slim(scored: Scored, pruned: Pruned) -> Slim:
     return Slim(scored.structure, scored.scores, pruned, scored.class_relevance)
 
 
-def _limits(recipe: Recipe, branches: Branches | None = None) -> Limits:
+def _limits(recipe: Recipe) -> Limits:
     floors = Selection(floors=recipe.floors).least
-    return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors, branches or {})
+    return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors)
 
 
 def _accuracy(pruned: Pruned, run: Run) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pxcompress.data import Source, load_splits, open_source, restricted, training_batches
+from pxcompress.data import EMBEDDED, Source, load_splits, open_source, restricted
 from pxcompress.errors import InputError
 from pxcompress.given import Given
-from pxcompress.models.baseline import baseline_key, train_baseline
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import sliced
 from pxcompress.notes import Note
@@ -74,17 +73,10 @@ def with_baseline(subject: Subject, seed: int, note: Note) -> Subject:
     """
     if subject.loaded.weights != "untrained":
         return subject
+    data = EMBEDDED.build(subject.source.name)
     if subject.whole is None:
-        return replace(subject, loaded=_trained(subject.loaded, subject.source, subject.splits, seed, note))
+        return replace(subject, loaded=data.trained(subject.loaded, subject.source, subject.splits, seed, note))
     loaded, source = subject.whole.loaded, subject.whole.source
     splits = load_splits(source, loaded.preprocessing, seed=seed)
-    whole = replace(subject.whole, loaded=_trained(loaded, source, splits, seed, note))
+    whole = replace(subject.whole, loaded=data.trained(loaded, source, splits, seed, note))
     return replace(subject, loaded=whole.sliced(subject.splits.example), whole=whole)
-
-
-def _trained(loaded: Loaded, source: Source, splits: Splits, seed: int, note: Note) -> Loaded:
-    """`loaded` with the weights of a baseline, in place."""
-    training = training_batches(source, loaded.preprocessing, batch_size=64, seed=seed)
-    key = baseline_key(loaded.architecture, source.name, loaded.preprocessing, seed)
-    train_baseline(loaded.model, training, splits.select, key=key, seed=seed, note=note)
-    return replace(loaded, weights="trained-here")

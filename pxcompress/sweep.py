@@ -102,7 +102,7 @@ def to_json(result: Sweep) -> str:
     content = {
         "schema_version": 1,
         "recipe": json.loads(result.recipe.to_json()),
-        "environment": environment(),
+        "environment": dataclasses.asdict(environment()),
         "unit": result.unit,
         "samples": result.samples,
         "unreachable": result.unreachable,

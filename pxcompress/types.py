@@ -6,7 +6,7 @@ Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> M
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -194,7 +194,8 @@ class Scored:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
     `example` is one input, shape (1, ...); `ratio` is the share of the dense price to remove, 0 where the scores say
-    how much. Class relevance is None where it was not asked for. `branches` may go as a whole (`graph.find_branches`).
+    how much; `scorer` is the text of the scorer whose scores these are. Class relevance is None where it was not asked
+    for.
     """
 
     model: nn.Module
@@ -204,7 +205,7 @@ class Scored:
     price: Price
     ratio: float
     class_relevance: ClassRelevance | None = None
-    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scorer: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,15 +220,41 @@ class Attempt:
     allowed: float
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How a pruned model compares with the dense one on `samples` samples, without labels.
+
+    `share` is in [0, 1]: for logits the share of samples with the same largest class, for other outputs 1 less the
+    error as a share of the outputs' variance, as a mean over samples. `divergence`, 0 for equal outputs, is what small
+    changes show in: the mean KL divergence from the dense model's distribution over classes, or the error's share.
+    """
+
+    samples: int
+    share: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Agreements:
+    """Agreement on samples that nothing was fitted to, and on those that the weights were fitted to."""
+
+    held_out: Agreement
+    calibration: Agreement
+
+
 @dataclass(frozen=True, eq=False)
 class Slim:
-    """A repaired slim model and what led to it: `scores` of the dense model, `attempts` where files are measured."""
+    """A repaired slim model and what led to it: `scores` of the dense model, `attempts` where files are measured.
+
+    `agreements` are None where no samples were held out.
+    """
 
     structure: Structure
     scores: Scores
     pruned: Pruned
     class_relevance: ClassRelevance | None = None
     attempts: tuple[Attempt, ...] = ()
+    agreements: Agreements | None = None
 
 
 class Scorer(Protocol):
@@ -275,7 +302,6 @@ class Repair(Protocol):
     """Makes the pruned model compute again what the dense one did.
 
     `phase` says where it stands among others: a recipe's repairs go by the order of `Phase`, in one phase in any order.
-    Where memory is short batches get smaller, down to `smallest` samples, or one.
     `costly` is true where it takes many times what pruning and measuring do: searches leave it out of their trials.
     """
 

@@ -12,13 +12,14 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "types", "state", "nets", "interrupts", "elimination", "notes"),
-    ("registry", "checks", "cache", "proof", "layout", "processes"),
+    ("errors", "types", "state", "interrupts", "elimination", "notes"),
+    ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
     ("passes", "certify", "given"),
     ("models", "deploy"),
     ("data", "graph", "attribution"),
+    ("demo", "agreement"),
     ("scorers", "cost", "repair", "clock"),
-    ("budgets", "planning", "inspection"),
+    ("budgets", "planning", "inspection", "exchange_rates"),
     ("recipe",),
     ("subject", "report", "run", "recipe_file"),
     ("run_folder",),
@@ -70,6 +71,11 @@ def test_imports_point_left(path: Path) -> None:
             assert parts[1] == here or PLACE[parts[1]] < PLACE[here], f"{here} imports {name}"
         if parts[0] in DOORS:
             assert here in DOORS[parts[0]], f"{here} imports {name}; its door is {DOORS[parts[0]]}"
+
+
+def test_the_product_reaches_demo_by_name_alone() -> None:
+    outside = [path for path in FILES if _room(path) != "demo"]
+    assert not [path for path in outside if any(name.startswith("pxcompress.demo") for name in _imports(path))]
 
 
 def test_public_names_resolve() -> None:

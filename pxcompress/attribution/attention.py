@@ -55,21 +55,14 @@ class _SoftmaxZPlus(torch.autograd.Function):
         return torch.where(x >= 0, (1 - s) * share, s * (share - total)), None
 
 
-def _softmax_cp(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return func(x, *args, **kwargs).detach()
-
-
-def _softmax_attn(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return func(x, *args, **kwargs)
+def _ordinary(func: Handler, *args: Any, **kwargs: Any) -> Any:
+    """The ordinary gradient; for "cp" weights are detached before they meet values (`marks.settle`)."""
+    return func(*args, **kwargs)
 
 
 def _softmax_zplus(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dim = kwargs["dim"] if "dim" in kwargs else args[0]
     return _SoftmaxZPlus.apply(x, dim) if live(x) else func(x, *args, **kwargs)
-
-
-def _attention_cp(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return func(query.detach(), key.detach(), value, *args, **kwargs)
 
 
 def _attention_attn(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -97,8 +90,8 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 ATTENTION: Mapping[SoftmaxRule, Mapping[str, Handler]] = {
-    "cp": {"softmax": _softmax_cp, "scaled_dot_product_attention": _attention_cp},
-    "attn": {"softmax": _softmax_attn, "scaled_dot_product_attention": _attention_attn},
+    "cp": {"softmax": _ordinary, "scaled_dot_product_attention": _ordinary},
+    "attn": {"softmax": _ordinary, "scaled_dot_product_attention": _attention_attn},
     "zplus": {"softmax": _softmax_zplus, "scaled_dot_product_attention": _attention_zplus},
 }
 

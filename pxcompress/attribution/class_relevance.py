@@ -1,4 +1,4 @@
-"""What each class rests on: relevance of units by true label, the share of it that a plan removes, and a guard."""
+"""What each class rests on: relevance of units by true label, and the share of it that a plan removes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pxcompress.attribution import attributed, parse_composite
 from pxcompress.attribution.relevance import started
 from pxcompress.passes.collect import collect_by_label
 from pxcompress.state import device_of
-from pxcompress.types import Batches, ClassRelevance, Group, Plan, Scores
+from pxcompress.types import Batches, ClassRelevance, Group, Plan
 
 
 def class_relevance(model: nn.Module, groups: Sequence[Group], batches: Batches) -> ClassRelevance:
@@ -39,28 +39,6 @@ def removed_shares(relevance: ClassRelevance, plan: Plan) -> Tensor:
     """
     shares = [_shares(values)[:, list(plan.removed.get(name, ()))].sum(1) for name, values in relevance.units.items()]
     return torch.stack(shares).mean(0)
-
-
-def guarded(scores: Scores, relevance: ClassRelevance) -> Scores:
-    """Scores by which a unit counts for as much as it does for the class that needs it most.
-
-    They are multiplied by max_k r_k(u) / mean_k r_k(u), from 1 (all classes rest on u alike) to the number of classes
-    (only one does). r_k is class k's relevance as a share of its sum over the group; classes without any are left out.
-    Negative scores are divided by it: no score falls, and where all factors are the same the order stays.
-    """
-    return {name: _raised(values, _factor(relevance.units[name])) for name, values in scores.items()}
-
-
-def _raised(scores: Tensor, factor: Tensor) -> Tensor:
-    return torch.where(scores < 0, scores / factor, scores * factor)
-
-
-def _factor(values: Tensor) -> Tensor:
-    """max_k r_k / mean_k r_k of relevances (classes, units); 1 for a unit that no class rests on."""
-    shares = _shares(values)
-    counted = int((shares.sum(1) > 0).sum())
-    total = shares.sum(0)
-    return torch.where(total > 0, counted * shares.amax(0) / total, 1.0).clamp(min=1).float()
 
 
 def _shares(values: Tensor) -> Tensor:

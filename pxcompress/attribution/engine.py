@@ -1,12 +1,12 @@
 """Attributions at the price of a gradient: a folded copy of a model, whose backward pass is relevance propagation.
 
 Every rule is a modified gradient m, with relevance a * m at every tensor a. Residual sums, concatenation, pooling and
-reshaping then need no rule: autograd shares relevance in proportion to contributions.
+reshaping then need no rule: autograd shares relevance in proportion to contributions. A softmax that the model ends in
+is left out: relevance starts at logits. Every layer that runs has a gradient (see `reach`).
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +25,17 @@ from pxcompress.attribution.attention import ATTENTION, multi_head_attention
 from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
+from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, changes_in_place, results_in, set_mark_, settle
 from pxcompress.attribution.plrp import Pruning
-from pxcompress.attribution.rules import Epsilon, Rule, Saved, apply_rule
+from pxcompress.attribution.reach import Reach
+from pxcompress.attribution.rules import Epsilon, Rule, apply_rule, keep_before_change
+from pxcompress.attribution.twin import (
+    check_same,
+    classifier_names,
+    copy_for_attribution,
+    default_example,
+    give_identity_rules_,
+)
 from pxcompress.errors import ModelError
 from pxcompress.state import device_of
 
@@ -120,66 +129,39 @@ class _Traced(NamedTuple):
 
 @contextmanager
 def attributed(
-    model: nn.Module, composite: Composite, example: Tensor | None, pruning: Pruning | None = None
+    model: nn.Module, composite: Composite | None, example: Tensor | None, pruning: Pruning | None = None
 ) -> Iterator[Attributed]:
-    """Rules of `composite` on a copy of `model`; the model itself is not touched.
+    """Rules of `composite` on a copy of `model`; the model itself is not touched. Without one, ordinary gradients.
 
     With `pruning` every layer but the first hands only the relevances on that it leaves (PLRP).
 
-    The copy is in eval mode, without parameter gradients or in-place activations, with BatchNorm folded, and every
-    module has the name it had. `example` is an input of shape (n, ...), of which one sample is used to see which layers
-    run in which order; None stands for zeros of the size that a timm model names itself.
+    The copy is in eval mode, without parameter gradients or in-place activations, with BatchNorm folded where there are
+    rules, and every module has the name it had. `example` is an input of shape (n, ...), of which one sample is used to
+    see which layers run in which order; None stands for zeros of the size that a timm model names itself.
     Raises `ModelError` for a model that has no layer with a rule or cannot be copied, and for a copy that computes
     something else.
     """
-    twin = _copy(model)
-    example = (_default_example(model) if example is None else example.detach()[:1]).to(device_of(model))
+    twin = copy_for_attribution(model)
+    example = (default_example(model) if example is None else example.detach()[:1]).to(device_of(model))
     with torch.no_grad():
         expected = twin(example)
-    unfolded = fold_batchnorm(twin, example)
-    _identity_modules(twin)
+    unfolded: tuple[str, ...] = ()
+    if composite is not None:
+        unfolded = fold_batchnorm(twin, example)
+        give_identity_rules_(twin)
     mode = _Rules(twin, composite, pruning)
-    layers = mode.prepare(twin, example, expected)
-    forward = twin.forward
+    with mode.reach.attached(twin):
+        layers = mode.prepare(twin, example, expected)
+        forward = twin.forward
 
-    def ruled_forward(*args: Any, **kwargs: Any) -> Any:
-        with mode.running(len(next(iter((*args, *kwargs.values()))))):
-            return forward(*args, **kwargs)
+        def ruled_forward(*args: Any, **kwargs: Any) -> Any:
+            return mode.run(partial(forward, *args, **kwargs), next(iter((*args, *kwargs.values()))))
 
-    object.__setattr__(twin, "forward", ruled_forward)
-    try:
-        yield Attributed(twin, layers, _unruled(twin, mode.unruled, unfolded), mode)
-    finally:
-        object.__setattr__(twin, "forward", forward)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        twin = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(f"{type(model).__name__} cannot be copied for attribution: {error}") from error
-    twin.eval().requires_grad_(False)
-    for module in twin.modules():
-        if isinstance(getattr(module, "inplace", None), bool):
-            module.inplace = False  # type: ignore[assignment]
-    return twin
-
-
-def _default_example(model: nn.Module) -> Tensor:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    if "input_size" not in config:
-        raise ModelError(f"{type(model).__name__} does not say its input size; give an example input of shape (1, ...)")
-    return torch.zeros(1, *config["input_size"])
-
-
-def _identity_modules(twin: nn.Module) -> None:
-    """Give modules that spell an activation out, as x * gate(x), the rule of an activation."""
-    for module in twin.modules():
-        if type(module).__name__ in transformer.SELF_GATED and not type(module).__module__.startswith("torch."):
-            rule = partial(
-                transformer.identity_rule, function=module.forward, activation=transformer.ACTIVATIONS["silu"]
-            )
-            object.__setattr__(module, "forward", rule)
+        object.__setattr__(twin, "forward", ruled_forward)
+        try:
+            yield Attributed(twin, layers, _unruled(twin, mode.unruled, unfolded), mode)
+        finally:
+            object.__setattr__(twin, "forward", forward)
 
 
 def _unruled(twin: nn.Module, seen: Mapping[tuple[str, str], int], unfolded: tuple[str, ...]) -> tuple[Unruled, ...]:
@@ -194,13 +176,17 @@ def _kind(twin: nn.Module, name: str) -> str:
 class _Rules(TorchFunctionMode):
     """While it is active, functions of a forward pass record the gradients of their rules."""
 
-    def __init__(self, twin: nn.Module, composite: Composite, pruning: Pruning | None) -> None:
+    def __init__(self, twin: nn.Module, composite: Composite | None, pruning: Pruning | None) -> None:
         super().__init__()
         self._composite = composite
         self._pruning = pruning
         self._samples = 0  # inputs of this forward pass
         self._sample_axis = 0  # of the layers that run now
-        self._handlers = transformer.handlers() | dict(ATTENTION[composite.softmax])
+        self._handlers = transformer.handlers() | dict(ATTENTION[composite.softmax]) if composite else {}
+        self.reach = Reach()
+        self._softmaxes = 0  # calls in this forward pass
+        self._undone: frozenset[int] = frozenset()  # softmax calls that the model ends in
+        self._inside: set[int] = set()  # softmax calls whose result is used within the model
         self._names = {id(weight): name.rpartition(".")[0] for name, weight in twin.named_parameters()}
         self._rules: dict[str, Rule] = {}
         self._kinds: dict[str, str] = {}  # layers in the order of their first call: key -> function
@@ -210,25 +196,47 @@ class _Rules(TorchFunctionMode):
         self._trace: list[_Traced] | None = None
         self.unruled: Counter[tuple[str, str]] = Counter()
 
-    @contextmanager
-    def running(self, samples: int) -> Iterator[None]:
-        """Around one forward pass."""
-        self._computed, self._samples = 0, samples
+    def run(self, forward: Callable[[], Any], source: Any, *, all_outputs: bool = False) -> Any:
+        """One forward pass, of the input `source`."""
+        self._computed, self._softmaxes, self._samples = 0, 0, len(source)
         with self:
-            yield
+            return self.reach.run(forward, source, all_outputs=all_outputs)
 
     def prepare(self, twin: nn.Module, example: Tensor, expected: Any) -> tuple[RuledLayer, ...]:
         """See which layers run in which order, give each its rule, and check that the outputs are as `expected`."""
-        with torch.enable_grad(), self._watching(twin), self.running(len(example)):
-            output = twin(example.clone().requires_grad_())
-        _check_same(expected, output, type(twin).__name__)
+        output = self._watched(twin, example)
+        check_same(expected, output, type(twin).__name__)
+        if not transformer.live(output):
+            raise ModelError(
+                f"what {type(twin).__name__} returns does not follow its input by gradients; give a model that returns "
+                "logits, not classes"
+            )
+        self._undone = results_in(output) - self._inside
+        gates = self.reach.find_gates(output)
+        if gates or self._undone:
+            self.unruled.clear()
+            output = self._watched(twin, example)
+        if gates:
+            self.reach.find_lost(output)
+        self.reach.outputs.clear()
+        return self._given_rules(twin) if self._composite is not None else ()
+
+    def _watched(self, twin: nn.Module, example: Tensor) -> Any:
+        """The output of a pass that notes layers, gradients and functions without a rule."""
+        source = example.clone().requires_grad_()
+        with torch.enable_grad(), self._watching(twin):
+            return self.run(partial(twin, source), source, all_outputs=True)
+
+    def _given_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:
+        """All layers that ran, each with its rule by depth from now on."""
+        assert self._composite is not None
         if not self._kinds:
             raise ModelError(
                 f"{type(twin).__name__} runs no convolution or linear layer on its input, so there is no relevance to "
                 "propagate; give a model that has one"
             )
         last = list(self._kinds)[-1]
-        heads = _classifier_names(twin)
+        heads = classifier_names(twin)
         parts = split_by_depth([key == last or key in heads for key in self._kinds])
         layers: list[RuledLayer] = []
         for (key, kind), part in zip(self._kinds.items(), parts, strict=True):
@@ -273,15 +281,45 @@ class _Rules(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__"))
-        if in_place and args and isinstance(saved := getattr(args[0], "_px_saved", None), Saved):
-            saved.keep()
+        in_place = kwargs.get("inplace") or changes_in_place(name)
+        if in_place and args:
+            keep_before_change(args[0])
         if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled:  # a model's own no_grad: its layers count nevertheless
+            return None
+        if name == "multi_head_attention_forward" and self._composite is not None:
+            return self._attention(func, args, kwargs)
+        constant = self._composite is not None and self._composite.softmax == "cp"
+        call = settle(name, args, kwargs, constant=constant, in_place=bool(in_place))
+        result = self._undo(name, call)
+        result = self._call(func, name, call) if result is None else result
+        return self._marked(name, call, result)
+
+    def _undo(self, name: str, call: Call) -> Tensor | None:
+        """What stands in for a softmax that the model ends in, or for the log of one: its input."""
+        ends = name in SOFTMAXES and self._softmaxes in self._undone
+        ends |= name == "log" and bool(call.mark.results & self._undone)
+        return call.args[0].view_as(call.args[0]) if ends and call.args else None
+
+    def _marked(self, name: str, call: Call, result: Any) -> Any:
+        """`result`, with the mark that the call gives it."""
+        mark = call.mark
+        if name in STEPS and isinstance(result, Tensor):
+            result = result.detach()
+        if name in SOFTMAXES:
+            mark = mark._replace(softmaxes=mark.softmaxes + 1, results=frozenset((self._softmaxes,)))
+            self._softmaxes += 1
+        if set_mark_(result, mark):
+            self._inside |= results_in((call.args, call.kwargs)) - mark.results
+        return result
+
+    def _call(self, func: Callable[..., Any], name: str, call: Call) -> Any:
+        args, kwargs = call.args, call.kwargs
+        if self._composite is None or call.open:
             return func(*args, **kwargs)
         if name in LINEAR_FUNCTIONS:
             return self._layer(func, name, args, kwargs)
-        if name == "multi_head_attention_forward":
-            return self._attention(func, args, kwargs)
         if name in self._handlers:
             return self._handlers[name](func, *args, **kwargs)
         result = func(*args, **kwargs)
@@ -350,28 +388,3 @@ class _Rules(TorchFunctionMode):
 def _is_plain(name: str, args: tuple[Any, ...]) -> bool:
     """Whether a function's gradient is its rule; BatchNorm with stored statistics, which is affine, included."""
     return name in transformer.PLAIN or (name == "batch_norm" and len(args) > 1 and args[1] is not None)
-
-
-def _check_same(expected: Any, output: Any, name: str) -> None:
-    """Refuse a copy that computes something else: its relevances would explain another model."""
-    if not isinstance(output, Tensor):
-        raise ModelError(
-            f"{name} returns {type(output).__name__}; attribution needs a model that returns a tensor of logits"
-        )
-    tolerance = 1e-3 if output.dtype in (torch.float32, torch.float64) else 5e-2
-    difference = float((expected - output.detach()).abs().max())
-    if not difference <= tolerance * max(float(expected.abs().max()), 1e-3):
-        raise ModelError(
-            f"{name}: its copy with folded BatchNorm differs by {difference:.3g} on the example, so it cannot be "
-            "attributed; check that the example is what the model expects and that its forward is deterministic"
-        )
-
-
-def _classifier_names(twin: nn.Module) -> set[str]:
-    """Names of the modules that a timm model calls its classifier (two for a distilled one)."""
-    get_classifier = getattr(twin, "get_classifier", None)
-    if not callable(get_classifier):
-        return set()
-    found = get_classifier()
-    heads = {id(head) for head in (found if isinstance(found, (tuple, list)) else (found,))}
-    return {name for name, module in twin.named_modules() if id(module) in heads}

@@ -109,10 +109,8 @@ def relevant(
     means plain gradients. One forward and one backward pass, with LRP on a copy with BatchNorm folded.
     """
     start = started("logit", "prediction")
-    if composite is None:
-        return unit_means(model, groups, batches, statistic, start)
     inputs, _ = next(iter(batches))
-    with attributed(model, parse_composite(composite), inputs[:1]) as twin:
+    with attributed(model, parse_composite(composite) if composite else None, inputs[:1]) as twin:
         return unit_means(twin.model, groups, batches, statistic, start)
 
 

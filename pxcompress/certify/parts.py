@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -87,18 +86,6 @@ class Part:
             check_samples(int(self.coverage * total), goal, where)
         else:
             check_samples(total, goal)
-
-    def to_json(self) -> dict[str, Any]:
-        """What certificate.json holds of it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Part:
-        """What `to_json` gave; other keys are left alone. Raises `InputError`."""
-        try:
-            return cls(**{field.name: data[field.name] for field in fields(cls)})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"not a certificate: {error}; give the certificate.json of a run folder") from error
 
 
 def _share(value: float) -> str:

@@ -12,15 +12,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pxcompress.certify.learn_then_test import BOUNDS, TESTING, Array, first_whole
-from pxcompress.certify.learn_then_test import max_errors as max_errors
-from pxcompress.certify.learn_then_test import samples_needed as samples_needed
+from pxcompress.certify.learn_then_test import BOUNDS, Array, first_whole, fixed_sequence
 from pxcompress.errors import DataError, InputError, unknown
 
 # --- risks: outputs of the dense and of the pruned model -> one loss a sample ---------------------------------------
@@ -31,7 +29,7 @@ class Risk:
     """A loss per sample whose mean is to stay at or below alpha.
 
     `function` maps predicted classes (dense, pruned, labels), each (n,), to losses (n,) in [low, high]. `bound` names
-    the p-value used unless the goal names another; `promise` is the sentence with {alpha} and {scope} left open.
+    the p-value, one of `BOUNDS`; `promise` is the sentence with {alpha} and {scope} left open.
     """
 
     function: Callable[[Array, Array, Array], Array]
@@ -136,30 +134,27 @@ EVERYTHING = "all predictions"
 class Goal:
     """What is to be promised: risk <= alpha with confidence 1 - delta. Raises `InputError` where that makes no sense.
 
-    `bound` "" means the risk's own; `scope` names in words the predictions that count; `testing` is for several paths.
+    `scope` names in words the predictions that count.
     """
 
     risk: str = "negative-flips"
     alpha: float = 0.03
     delta: float = 0.05
-    bound: str = ""
     scope: str = EVERYTHING
-    testing: str = "graph"
 
     def __post_init__(self) -> None:
-        for kind, given, known in (("risk", self.risk, RISKS), ("testing", self.testing, TESTING)):
-            if given not in known:
-                raise unknown(kind, given, known)
+        if self.risk not in RISKS:
+            raise unknown("risk", self.risk, RISKS)
         risk = RISKS[self.risk]
-        object.__setattr__(self, "bound", self.bound or risk.bound)
-        if self.bound not in BOUNDS:
-            raise unknown("bound", self.bound, BOUNDS)
-        if self.bound == "binomial" and risk.bound != "binomial":
-            raise InputError(f"bound 'binomial' needs losses of 0 or 1; for {self.risk!r} use {risk.bound!r}")
         if not risk.low < self.alpha < risk.high:
             raise InputError(f"alpha is {self.alpha}; for {self.risk!r} give a share between {risk.low:g} and 1")
         if not 0 < self.delta < 1:
             raise InputError(f"delta is {self.delta}; give the allowed chance of error, between 0 and 1, such as 0.05")
+
+    @property
+    def bound(self) -> str:
+        """Name of the p-value, one of `BOUNDS`."""
+        return RISKS[self.risk].bound
 
     def p_value(self, values: Array) -> float:
         """Of H0 "risk > alpha" for losses (n,) in the risk's own range; 1 without samples."""
@@ -173,7 +168,6 @@ class Candidate(NamedTuple):
     name: str
     size: float
     losses: ArrayLike
-    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +184,6 @@ class InClass:
 class Tested:
     """One candidate's row. `errors` is the sum of the losses; `p_value` is the largest of those of its classes."""
 
-    path: str
     name: str
     size: float
     n: int
@@ -206,16 +199,12 @@ class Tested:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The answer. `chosen` is the row of the smallest certified model; None: not certified, so the dense model stays.
-
-    `hashes` (of model, split, plan) are the caller's to add, by `dataclasses.replace`.
-    """
+    """The answer. `chosen` is the row of the smallest certified model; where it is None the dense model stays."""
 
     goal: Goal
     rows: tuple[Tested, ...]
     certified: tuple[bool, ...]
     chosen: int | None
-    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def chosen_name(self) -> str | None:
@@ -225,32 +214,11 @@ class Certificate:
     def at(self, delta: float) -> Certificate:
         """The same p-values judged at another delta."""
         goal = dataclasses.replace(self.goal, delta=delta)
-        return dataclasses.replace(_judge(goal, self.rows), hashes=self.hashes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists; beside the fields: `n`, `chosen_name` and the `sentence`, for readers."""
-        given = dataclasses.asdict(self)
-        row = self.rows[self.chosen or 0]
-        told = {"n": row.n, "chosen_name": self.chosen_name, "sentence": sentence(self)}
-        return {"schema_version": 1, **given.pop("goal"), **given, **told}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
-        """What `to_json` gave, with the decision taken again from the p-values. Raises `InputError`."""
-        try:
-            goal = Goal(**{part.name: data[part.name] for part in dataclasses.fields(Goal)})
-            rows = [{**row, "classes": tuple(InClass(**each) for each in row["classes"])} for row in data["rows"]]
-            judged = _judge(goal, tuple(Tested(**row) for row in rows))
-            saved = (data["chosen"], tuple(data["certified"]), dict(data["hashes"]))
-        except (KeyError, TypeError) as error:
-            raise InputError(f"not a certificate: {error}; give the certificate.json of a run folder") from error
-        if saved[:2] != (judged.chosen, judged.certified):
-            raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
-        return dataclasses.replace(judged, hashes=saved[2])
+        return judge(goal, self.rows)
 
 
 def certify(candidates: Iterable[Candidate], goal: Goal, classes: Mapping[str, ArrayLike] | None = None) -> Certificate:
-    """Test the candidates of one path or several, each ordered from dense to smallest, and choose the smallest.
+    """Test the candidates of a path, ordered from dense to smallest, and choose the smallest that passes.
 
     The path must have been frozen on other data. With `classes` (name -> mask (n,), see `by_class`) every one of them
     must stay at or below alpha: p is the largest of theirs, which takes no correction, since the promise is broken
@@ -262,22 +230,21 @@ def certify(candidates: Iterable[Candidate], goal: Goal, classes: Mapping[str, A
     if not candidates:
         raise InputError("no candidates; give at least one model with its losses, the dense one first")
     _check_order(candidates)
-    return _judge(goal, tuple(_test(candidate, goal, classes or {}) for candidate in candidates))
+    return judge(goal, tuple(_test(candidate, goal, classes or {}) for candidate in candidates))
 
 
 def _check_order(candidates: Sequence[Candidate]) -> None:
-    last: dict[str, Candidate] = {}
-    seen: set[tuple[str, str]] = set()
+    before: Candidate | None = None
+    names: set[str] = set()
     for candidate in candidates:
-        before = last.get(candidate.path)
-        if (candidate.path, candidate.name) in seen:
+        if candidate.name in names:
             raise InputError(f"candidate {candidate.name!r} is given twice; every model of a path needs its own name")
         if not math.isfinite(candidate.size) or (before and candidate.size > before.size):
             after = f" after {before.name!r} of size {before.size:g}" if before else ""
             wrong = f"{candidate.name!r} has size {candidate.size:g}{after}"
             raise InputError(f"path out of order: {wrong}; give the models from dense to smallest")
-        last[candidate.path] = candidate
-        seen.add((candidate.path, candidate.name))
+        before = candidate
+        names.add(candidate.name)
 
 
 def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> Tested:
@@ -288,22 +255,19 @@ def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> T
     if not ((values >= low) & (values <= high)).all():
         raise InputError(f"losses of {candidate.name!r} leave [{low:g}, {high:g}], the range of {goal.risk!r}")
     if goal.bound == "binomial" and not np.isin(values, (0, 1)).all():
-        raise InputError(f"losses of {candidate.name!r} are not all 0 or 1; use bound 'hoeffding-bentkus' or 'betting'")
+        raise InputError(f"losses of {candidate.name!r} are not all 0 or 1, as those of {goal.risk!r} are")
     parts = {name: values[_mask(mask, len(values), name)] for name, mask in masks.items()}
     classes = tuple(InClass(name, len(part), float(part.sum()), goal.p_value(part)) for name, part in parts.items())
     found = [each.p_value for each in classes] or [goal.p_value(values)]
     errors, p_value = float(values.sum()), max(found)
-    return Tested(candidate.path, candidate.name, float(candidate.size), len(values), errors, p_value, classes)
+    return Tested(candidate.name, float(candidate.size), len(values), errors, p_value, classes)
 
 
-def _judge(goal: Goal, rows: tuple[Tested, ...]) -> Certificate:
-    chains: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        chains.setdefault(row.path, []).append(index)
-    passed = TESTING[goal.testing](list(chains.values()), np.array([row.p_value for row in rows]), goal.delta)
-    # Of equal sizes the later one was tested after, and is further down its path.
-    chosen = min(np.flatnonzero(passed).tolist(), key=lambda index: (rows[index].size, -index), default=None)
-    return Certificate(goal, rows, tuple(passed.tolist()), chosen)
+def judge(goal: Goal, rows: tuple[Tested, ...]) -> Certificate:
+    """Which models of a path pass, by the p-values in its `rows`."""
+    passed = fixed_sequence([row.p_value for row in rows], goal.delta)
+    certified = tuple(place < passed for place in range(len(rows)))
+    return Certificate(goal, rows, certified, passed - 1 if passed else None)
 
 
 def sentence(certificate: Certificate) -> str:

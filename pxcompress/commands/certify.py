@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +29,7 @@ def certify(
     from pxcompress.run_folder.certificate import certify_files
 
     guarantee = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
-    content = certify_files(files, data, guarantee, seed)
-    print(json.dumps(content, indent=1) if as_json else certificate_table(content))
-    if not content["chosen"]:
+    record = certify_files(files, data, guarantee, seed)
+    print(json.dumps(dataclasses.asdict(record), indent=1) if as_json else certificate_table(record))
+    if not record.chosen:
         raise ResultError("not certified: no model smaller than the first one passes")

@@ -23,7 +23,6 @@ from pxcompress.recipe import (
     Guarantee,
     Recipe,
     auto_normalise,
-    auto_repair,
     auto_round_to,
 )
 from pxcompress.recipe_file import read_recipe
@@ -126,8 +125,6 @@ def _stale(content: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
     budget = content.get("budget")
     if "budget" in said and isinstance(budget, str):
         followed = {"normalise": auto_normalise(budget), "round_to": auto_round_to(budget)}
-    if "classes" in said:
-        followed["repair"] = list(auto_repair(content.get("classes")))
     return {name for name, value in followed.items() if content.get(name) == value}
 
 

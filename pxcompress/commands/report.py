@@ -17,13 +17,9 @@ def report(
     card: Annotated[bool, typer.Option("--card", help="Print a Markdown model card of one run instead.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the page of --out if it exists.")] = False,
     figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as SVG and PNG.")] = None,
-    triton: Annotated[
-        Path | None, typer.Option(help="Model repository to put the models into, as Triton Inference Server reads it.")
-    ] = None,
 ) -> None:
     """Print the table of a run, or one that compares several; write whatever else is asked for."""
-    from pxcompress.deploy.serving import write_repository
-    from pxcompress.report.build import as_written, check_files, read_report
+    from pxcompress.report.build import check_files, read_report
     from pxcompress.report.card import to_card
     from pxcompress.report.compare import to_comparison, to_comparison_table
     from pxcompress.report.figures import write_figures
@@ -40,20 +36,15 @@ def report(
     for folder, read in zip(folders, reports.values(), strict=True):
         check_files(folder, read.sha256)
     first, note = next(iter(reports.values())), notes(quiet=False)
-    with as_written(*folders):
-        if out is not None:
-            out.write_text(to_comparison(reports))
-            note(f"page: {out}")
-        if figures is not None:
-            note(f"figures: {len(write_figures(reports, figures))} files in {figures}")
-        if triton is not None:
-            for folder, of in zip(folders, reports.values(), strict=True):
-                write_repository(folder, of, triton)
-            note(f"model repository: {triton}")
-        if card:
-            print(to_card(first), end="")
-        else:
-            show(to_table(first) if len(reports) == 1 else to_comparison_table(reports))
+    if out is not None:
+        out.write_text(to_comparison(reports))
+        note(f"page: {out}")
+    if figures is not None:
+        note(f"figures: {len(write_figures(reports, figures))} files in {figures}")
+    if card:
+        print(to_card(first), end="")
+    else:
+        show(to_table(first) if len(reports) == 1 else to_comparison_table(reports))
 
 
 def _names(folders: list[Path]) -> list[str]:

@@ -41,5 +41,5 @@ def run(
         show(to_table(report))
     if report.missed:
         raise ResultError(f"the goal is missed: {report.missed}; ask for less speed, or measure on a quiet machine")
-    if report.certificate is not None and not report.certificate["chosen"]:
+    if report.certificate is not None and not report.certificate.chosen:
         raise ResultError(f"not certified: no smaller model passes; the dense one is in {report.folder}")

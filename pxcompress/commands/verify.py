@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -20,19 +21,16 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Recompute the certificate of a run folder from its data and ONNX files; exit code 3 if it does not hold."""
-    from pxcompress.report.build import as_written
     from pxcompress.report.table import certificate_table
-    from pxcompress.run_folder.certificate import FILE
     from pxcompress.run_folder.certificate import verify as recompute
 
     result = recompute(folder, data, notes(quiet))
     if as_json:
-        print(json.dumps({"holds": not result.problems, "problems": result.problems, **result.content}, indent=1))
+        content = dataclasses.asdict(result.record)
+        print(json.dumps({"holds": not result.problems, "problems": result.problems, **content}, indent=1))
     else:
-        with as_written(folder, file=FILE):
-            table = certificate_table(result.content)
-        print(table)
+        print(certificate_table(result.record))
     if result.problems:
         raise ResultError(f"the certificate does not hold: {'; '.join(result.problems)}")
     if not as_json:
-        print(f"recomputed on {result.content['n']} samples: the certificate holds")
+        print(f"recomputed on {result.record.n} samples: the certificate holds")

@@ -1,7 +1,8 @@
 """What a model costs, exactly: parameters and multiply-accumulates of each module, whole or at planned widths.
 
-Multiply-accumulates are those of convolutions, linear layers and matrix products (attention's too), for one sample,
-counted by PyTorch's own counter; element-wise operations and normalisations count as zero.
+Multiply-accumulates are those of convolutions, linear and recurrent layers and matrix products (attention's too), for
+one sample, counted by PyTorch's own counter and by `formulas`; element-wise operations, normalisations and
+interpolation count as zero. What multiplies and has no formula is named (`uncounted`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pxcompress.cost.formulas import Uncounted, formulas
 from pxcompress.layout.rows import members_by_module
 from pxcompress.state import device_of, observed
 from pxcompress.types import Axis, Group, Member, Meter
@@ -32,19 +34,12 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
 
 
 def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of one sample by module name, each without those of its children.
-
-    Fused attention is computed unfused here, because the counter does not see inside the fused CPU kernel.
-    """
-    counter = FlopCounterMode(display=False)
-    with observed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter:
-        model(example[:1].to(device_of(model)))
-    root = type(model).__name__
+    """Multiply-accumulates of one sample by module name, each without those of its children."""
+    counter, _ = _run_counted(model, example)
     total: dict[str, int] = {}
     for path, operations in counter.get_flop_counts().items():
         if path != "Global":
-            name = path.removeprefix(root).removeprefix(".")
-            total[name] = sum(operations.values()) // 2
+            total[_name(path, model)] = sum(operations.values()) // 2
     own = dict(total)
     for name, macs in total.items():
         if name:
@@ -53,6 +48,32 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
                 parent = parent.rpartition(".")[0]
             own[parent] -= macs
     return {name: macs for name, macs in own.items() if macs}
+
+
+def uncounted(model: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
+    """Operators of `model` that multiply and count as zero: name -> names of the modules that run them."""
+    _, left_out = _run_counted(model, example)
+    return {
+        operator: tuple(_name(path, model) or type(model).__name__ for path in paths)
+        for operator, paths in left_out.modules.items()
+    }
+
+
+def _run_counted(model: nn.Module, example: Tensor) -> tuple[FlopCounterMode, Uncounted]:
+    """What was counted, and what was not, in one pass of one sample.
+
+    Fused attention is computed unfused here, because the counter does not see inside the fused CPU kernel.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
+    left_out = Uncounted(counter)
+    with observed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter, left_out:
+        model(example[:1].to(device_of(model)))
+    return counter, left_out
+
+
+def _name(path: str, model: nn.Module) -> str:
+    """The module's name from the counter's, which begins with the class of the model."""
+    return "" if path == "Global" else path.removeprefix(type(model).__name__).removeprefix(".")
 
 
 @contextmanager

@@ -259,7 +259,7 @@ def whole_model(
     slim = prune(model, groups, Plan(removed, "", "", 0.0, 0.0, 0.0), example).model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(slim, example, path, {})
+        export_onnx(slim, example, path, {}, batch=conditions.batch_size)  # any batch is not asked for here
         return file_latencies([path], example, conditions)[0]
 
 

@@ -1,7 +1,8 @@
 """Labelled data: where they come from, and their five disjoint roles."""
 
+from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Source
-from pxcompress.data.sources import is_embedded, open_source, read_files, restricted
+from pxcompress.data.sources import open_source, read_files, restricted
 from pxcompress.data.splits import load_splits, training_batches
 
-__all__ = ["Source", "is_embedded", "load_splits", "open_source", "read_files", "restricted", "training_batches"]
+__all__ = ["EMBEDDED", "Source", "load_splits", "open_source", "read_files", "restricted", "training_batches"]

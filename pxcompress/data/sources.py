@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pxcompress.data import dna, glyphs, spiral
 from pxcompress.data.batches import ImageBatches, read_images
-from pxcompress.data.samples import Integers, Numbers, Samples, Source, cut, pools
+from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.samples import Integers, Samples, Source, pools
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, short, unknown
 from pxcompress.types import Preprocessing
@@ -23,15 +22,6 @@ from pxcompress.types import Preprocessing
 # Folder names of the two halves, most usual first; compared in lower case.
 _TRAIN_FOLDERS = ("train", "training")
 _HELD_OUT_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
-
-# 1797 digits: 1000 to train on, 150 to select with, the rest held out.
-_DIGITS_SIZES = (1000, 150, 647)
-_DIGITS_LIMITS = {"score": 256, "repair": 512, "select": 150, "certify": 150}
-_GLYPHS_SIZES = {"train": 16000, "select": 1000, "held_out": 4000}
-_GLYPHS_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
-_DNA_SIZES = {"train": 12000, "select": 1000, "held_out": 4000}
-_SPIRAL_SIZES = (40000, 2000, 8000)
-_EMBEDDED_SIZE = 32
 
 
 def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Source:
@@ -44,8 +34,8 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Sour
     `DataError`.
     """
     name, _, options = spec.partition(":")
-    if name in _EMBEDDED:
-        return _EMBEDDED[name](spec, _parse_options(spec, options))
+    if name in EMBEDDED:
+        return EMBEDDED.build(spec).source(spec)
     if not Path(spec).exists() and name.partition("/")[0].lower() in PREFIXES and "/" in name:
         found = _timm(name, _parse_options(spec, options))
     else:
@@ -64,11 +54,6 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Sour
         skip_corrupt=skip_corrupt,
         notes=found.notes,
     )
-
-
-def is_embedded(spec: str) -> bool:
-    """Whether `spec` names data that come with the package, so that they cannot be elsewhere."""
-    return spec.partition(":")[0] in _EMBEDDED
 
 
 def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
@@ -120,16 +105,6 @@ class _Found:
 
 
 @dataclass(frozen=True, eq=False)
-class _Arrays:
-    """Reads images from memory, (n, height, width, 3) uint8."""
-
-    images: NDArray[np.uint8]
-
-    def __call__(self, position: int) -> Image.Image:
-        return Image.fromarray(self.images[position])
-
-
-@dataclass(frozen=True, eq=False)
 class _Files:
     """Reads images from files below `root`."""
 
@@ -151,83 +126,6 @@ def _parse_options(spec: str, text: str) -> dict[str, str]:
             raise DataError(f"data {spec!r}: cannot read option {part!r}; expected each option once, as NAME=VALUE")
         options[key] = value
     return options
-
-
-def _digits(spec: str, options: Mapping[str, str]) -> Source:
-    _no_options(spec, options)
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    grey = (bunch.images * (255 / 16)).round().astype(np.uint8)
-    ids = [f"digits/{index}" for index in range(len(grey))]
-    everything = Samples.of(ids, bunch.target.astype(np.int64), _Arrays(np.repeat(grey[..., None], 3, axis=3)))
-    train, select, held_out = cut(everything, _DIGITS_SIZES, np.random.default_rng(0))
-    classes = tuple(str(name) for name in bunch.target_names)
-    return Source(spec, classes, True, _EMBEDDED_SIZE, train, select, held_out, limits=_DIGITS_LIMITS)
-
-
-def _spiral(spec: str, options: Mapping[str, str]) -> Source:
-    _no_options(spec, options)
-    points, labels = spiral.spiral_arrays()
-    everything = Samples.of([f"spiral/{index}" for index in range(len(points))], labels, Numbers(points))
-    train, select, held_out = cut(everything, _SPIRAL_SIZES, np.random.default_rng(0))
-    return Source(spec, spiral.CLASSES, True, points.shape[1:], train, select, held_out, limits=_GLYPHS_LIMITS)
-
-
-def _glyphs(spec: str, options: Mapping[str, str]) -> Source:
-    def part(name: str, count: int) -> Samples:
-        images, labels = glyphs.glyph_arrays(name, count)
-        return Samples.of([f"glyphs/{name}/{index}" for index in range(count)], labels, _Arrays(images))
-
-    train, select, held_out = (part(name, count) for name, count in _sizes(spec, options, _GLYPHS_SIZES))
-    shape = _EMBEDDED_SIZE
-    return Source(
-        spec, glyphs.CLASSES, True, shape, train, select, held_out, limits=_GLYPHS_LIMITS, mask=glyphs.covered
-    )
-
-
-def _dna(spec: str, options: Mapping[str, str]) -> Source:
-    def part(name: str, count: int) -> Samples:
-        letters, labels = dna.dna_arrays(name, count)
-        return Samples.of([f"dna/{name}/{index}" for index in range(count)], labels, Numbers(letters))
-
-    train, select, held_out = (part(name, count) for name, count in _sizes(spec, options, _DNA_SIZES))
-    return Source(
-        spec,
-        dna.CLASSES,
-        True,
-        (4, dna.LENGTH),
-        train,
-        select,
-        held_out,
-        limits=_GLYPHS_LIMITS,
-        mask=dna.planted,
-        letters=dna.LETTERS,
-    )
-
-
-def _no_options(spec: str, options: Mapping[str, str]) -> None:
-    if options:
-        raise DataError(f"data {spec.partition(':')[0]!r} has no options; given: {spec!r}")
-
-
-def _sizes(spec: str, options: Mapping[str, str], usual: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Parts of data that are made to measure, as their makers name them, and how many samples of each are wanted."""
-    name = spec.partition(":")[0]
-    for key, value in options.items():
-        if key not in usual:
-            raise DataError(str(unknown(f"option of data {name!r}:", key, usual)))
-        if not value.isdecimal() or int(value) < 1:
-            raise DataError(f"option {key!r} of data {name!r} is {value!r}; expected a whole number from 1")
-    return [(key.replace("_", "-"), int(options.get(key, count))) for key, count in usual.items()]
-
-
-_EMBEDDED: dict[str, Callable[[str, Mapping[str, str]], Source]] = {
-    "digits": _digits,
-    "glyphs": _glyphs,
-    "spiral": _spiral,
-    "dna": _dna,
-}
 
 
 def _timm(name: str, options: Mapping[str, str]) -> _Found:
@@ -262,7 +160,7 @@ def _check_folder(spec: str, root: Path) -> None:
         return
     if spec and root.exists():
         raise DataError(f"data {spec!r} is a file; expected a folder with one folder of images per class")
-    known = [*_EMBEDDED, *(f"{prefix}/NAME" for prefix in PREFIXES)]
+    known = [*EMBEDDED, *(f"{prefix}/NAME" for prefix in PREFIXES)]
     if os.sep in spec or spec.startswith((".", "~")):
         raise DataError(f"data folder {spec!r} does not exist; give a folder, or one of: {', '.join(known)}")
     raise DataError(f"{unknown('data', spec, known)} (nor is there a folder of that name)")

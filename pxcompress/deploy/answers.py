@@ -55,10 +55,6 @@ class Answers:
         return float((self.decided == other.decided).mean())
 
 
-NO_ANSWERS = Answers(np.empty(0, np.int64), np.empty(0, np.int64))
-"""Of a file that is only timed."""
-
-
 def answers(sessions: Mapping[str, Session], reference: str, batches: Batches) -> dict[str, Answers]:
     """How every session decides on `batches`, and how far it is from the one named `reference`."""
     found: dict[str, list[Answers]] = {name: [] for name in sessions}

@@ -36,8 +36,8 @@ class Comparison:
     placement: Placement
     speedup: Speedup
     threads: int
+    classes: tuple[ClassChange, ...]
     noise: float = 0.0
-    classes: tuple[ClassChange, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
 
 

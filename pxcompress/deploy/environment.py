@@ -8,26 +8,28 @@ import platform
 
 import torch
 
+from pxcompress import __version__
 from pxcompress.deploy import hardware, runtime
 from pxcompress.deploy.export import OPSET
+from pxcompress.proof import Environment
 
 _PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "zennit", "onnx", "onnxscript", "numpy")
 
 
-def environment() -> dict[str, object]:
-    """Versions, hardware and thread count that the figures of this process depend on."""
+def environment(threads: int | None = None) -> Environment:
+    """What the figures of this process depend on; `threads` are those of ONNX Runtime, else PyTorch's."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "onnxruntime": runtime.VERSION,
-        "onnx_opset": OPSET,
-        "device_name": gpu or hardware.cpu_name(),
-        "cpu_name": hardware.cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "cuda": torch.version.cuda if gpu else None,
-        "nvidia_tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE"),
-    }
+    return Environment(
+        pxcompress=__version__,
+        python=platform.python_version(),
+        **{name.replace("-", "_"): importlib.metadata.version(name) for name in _PACKAGES},
+        onnxruntime=runtime.VERSION,
+        onnx_opset=OPSET,
+        device_name=gpu or hardware.cpu_name(),
+        cpu_name=hardware.cpu_name(),
+        cpu_count=os.cpu_count(),
+        threads=threads or torch.get_num_threads(),
+        platform=platform.platform(),
+        cuda=torch.version.cuda if gpu else None,
+        nvidia_tf32_override=os.environ.get("NVIDIA_TF32_OVERRIDE"),
+    )

@@ -36,32 +36,20 @@ def wilson(share: float, samples: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def drop(dense: Measurement, pruned: Measurement, both: int | None) -> Interval:
-    """95 % interval of dense top-1 minus pruned top-1, on the same samples; both are right on `both` of them.
-
-    Without that, as in reports of older versions, the two are taken as independent, which makes it rather too wide.
-    """
-    if both is None:
-        return _difference((dense.top1, dense.samples), (pruned.top1, pruned.samples))
+def drop(dense: Measurement, pruned: Measurement, both: int) -> Interval:
+    """95 % interval of dense top-1 minus pruned top-1, on the same samples; both are right on `both` of them."""
     right = round(dense.top1 * dense.samples), round(pruned.top1 * pruned.samples)
     return paired(*right, both, dense.samples)
 
 
 def paired(first: int, second: int, both: int, samples: int) -> Interval:
-    """95 % interval of a share minus another one, of so many right answers to the same samples."""
-    shares = (first / samples, samples), (second / samples, samples)
-    return _difference(*shares, _phi(first, second, both, samples))
+    """95 % interval of a share minus another one, of so many right answers to the same samples.
 
-
-def _difference(first: tuple[float, int], second: tuple[float, int], correlation: float = 0.0) -> Interval:
-    """95 % interval of a share of so many samples minus another one, from the Wilson intervals of both.
-
-    For independent samples (Newcombe 1998, "Interval estimation for the difference between independent proportions",
-    method 10), and with the `correlation` of paired ones ("Improved confidence intervals for the difference between
-    binomial proportions based on paired data", method 10).
+    From the Wilson intervals of both and the correlation of being right (Newcombe 1998, "Improved confidence intervals
+    for the difference between binomial proportions based on paired data", method 10).
     """
-    of_first, of_second = wilson(*first), wilson(*second)
-    (one, _), (two, _) = first, second
+    one, two, correlation = first / samples, second / samples, _phi(first, second, both, samples)
+    of_first, of_second = wilson(one, samples), wilson(two, samples)
 
     def reach(up: float, down: float) -> float:
         return sqrt(max(up**2 - 2 * correlation * up * down + down**2, 0.0))

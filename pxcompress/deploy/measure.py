@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pxcompress.deploy import runtime, stopwatch
-from pxcompress.deploy.answers import NO_ANSWERS, Answers, answers
+from pxcompress.deploy.answers import Answers, answers
 from pxcompress.deploy.export import onnx_files
 from pxcompress.deploy.intervals import Seconds
 from pxcompress.deploy.runtime import Session
@@ -20,7 +20,7 @@ from pxcompress.types import Batches
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """One file, measured beside others: seconds of every call with `batch_size` samples, and its answers, if any."""
+    """One file, measured beside others: seconds of every call with `batch_size` samples, and its answers."""
 
     session: Session
     seconds: Seconds
@@ -39,18 +39,16 @@ def try_files(
     paths: Sequence[Path],
     batches: Batches,
     *,
-    timed: Sequence[Path] = (),
     batch_size: int = 1,
     provider: str = "auto",
     threads: int = 0,
 ) -> tuple[Tried, ...]:
     """Answers on `batches` of every file of `paths`, with the second as the reference, and the latency of all files.
 
-    They take turns. The files `timed` come last, without answers. Raises `ResultError` when one of them runs on another
-    provider than the others.
+    They take turns. Raises `ResultError` when one of them runs on another provider than the others.
     """
     check_batch_size(batch_size)
-    sessions = {path.name: runtime.session(path, provider, threads=threads) for path in (*paths, *timed)}
+    sessions = {path.name: runtime.session(path, provider, threads=threads) for path in paths}
     used = {name: session.placement.got for name, session in sessions.items()}
     if len(set(used.values())) > 1:
         told = " and ".join(f"{name} on {where}" for name, where in used.items())
@@ -58,12 +56,10 @@ def try_files(
     example = next((inputs for inputs, _ in batches), None)
     if example is None:
         raise DataError("no samples to measure on; expected at least one")
-    found = answers({path.name: sessions[path.name] for path in paths}, paths[1].name, batches)
+    found = answers(sessions, paths[1].name, batches)
     limit = stopwatch.SECONDS * len(sessions)
     seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size, max_seconds=limit)
-    return tuple(
-        Tried(session, seconds[name], found.get(name, NO_ANSWERS), batch_size) for name, session in sessions.items()
-    )
+    return tuple(Tried(session, seconds[name], found[name], batch_size) for name, session in sessions.items())
 
 
 def throughput(tried: Tried) -> float:

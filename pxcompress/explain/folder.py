@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pxcompress.cache import whole_file
 from pxcompress.errors import InputError
-from pxcompress.report.build import as_written, read_report
+from pxcompress.report.build import read_report
 from pxcompress.report.explanation import Explanation, explanation_json
 from pxcompress.report.explanation_page import explanation_page, explanation_sections
 from pxcompress.report.heatmap_figures import figure
@@ -26,8 +26,7 @@ def write(found: Explanation, run: Path, out: Path | None = None) -> Path:
     """
     folder = out or run
     if out is None:
-        with as_written(run):
-            page, text = REPORT, to_html(read_report(run), explanation_sections(found))
+        page, text = REPORT, to_html(read_report(run), explanation_sections(found))
     else:
         page, text = PAGE, explanation_page(found)
     files = {

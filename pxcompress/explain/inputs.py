@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pxcompress.data import Source, is_embedded, load_splits, open_source, read_files, restricted
+from pxcompress.data import EMBEDDED, Source, load_splits, open_source, read_files, restricted
 from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import first_of
@@ -45,7 +45,9 @@ class Inputs:
 def dense_subject(folder: Path, data: str, note: Note) -> Subject:
     """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
     session, recipe = runtime.session(folder / DENSE, "cpu"), read_run(folder)
-    if data and not is_embedded(recipe.data):  # what was trained here was trained on the run's own data
+    if (
+        data and recipe.data.partition(":")[0] not in EMBEDDED
+    ):  # what was trained here was trained on the run's own data
         recipe = recipe.but(data=data, input_size=preprocessing_of(session.metadata).input_size[-1])
     subject = with_baseline(load_subject(recipe), recipe.seed, note)
     values = next(iter(subject.splits.test))[0][:16]

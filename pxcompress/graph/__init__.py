@@ -1,18 +1,14 @@
 """The only door to torch_pruning: which units a model has, and their physical removal."""
 
-from pxcompress.graph.branches import Branches, find_branches, without
 from pxcompress.graph.dependencies import is_depthwise
 from pxcompress.graph.find import find_groups
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, masked, prune, removal_error
 
 __all__ = [
     "REMOVAL_TOLERANCE",
-    "Branches",
-    "find_branches",
     "find_groups",
     "is_depthwise",
     "masked",
     "prune",
     "removal_error",
-    "without",
 ]

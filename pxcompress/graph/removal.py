@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
-from pxcompress.graph.emptied import empty_
 from pxcompress.graph.heads import set_heads_
 from pxcompress.layout.rows import others
 from pxcompress.models.adapter import everything
@@ -32,8 +31,7 @@ ROUNDING = 0.05
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
 
-    Equals the dense model with the same units zeroed (`masked`), to rounding. A layer that loses all of its inputs
-    becomes its bias.
+    Equals the dense model with the same units zeroed (`masked`), to rounding.
     """
     slim = sharing(model)
     whole = list(slim.parameters())
@@ -43,7 +41,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
         removed = plan.removed.get(group.name, ())
         for member in group.members if removed else ():
             rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed))
-        if removed and group.kind == "head" and plan.kept(group):
+        if removed and group.kind == "head":
             set_heads_(slim, group, len(plan.kept(group)))
     for (name, axis, dim), parts in rows.items():
         if dim is None:
@@ -51,7 +49,6 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
             _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), alone=alone)
         else:
             _select_(slim, name, dim, torch.cat(parts))
-    empty_(slim, groups, plan)
     uncut = {id(parameter) for parameter in whole}
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
         if id(parameter) in uncut:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -45,7 +45,7 @@ class Input:
 
     def restored(self, rows: Tensor) -> Tensor:
         """The input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
-        value = rows.reshape(len(rows), *self.shape)
+        value = rows.reshape(rows.shape[0], *self.shape)  # len() would be a constant in an exported file
         if not self.dtype.is_floating_point:
             value = value.detach().clamp(self.low, self.high).round()
         return value.to(self.dtype)
@@ -113,10 +113,10 @@ class Adapter(nn.Module):
         """Logits (n, k), k > 1."""
         outputs = self.outputs_(packed)
         if self.signature_.logits is None:
-            logits = _counted(outputs, len(packed))
+            logits = _counted(outputs, packed.shape[0])
         else:  # the other outputs count nothing, but a gradient of zero reaches every unit
             rest = sum(value.sum() for value in floats(outputs))
-            logits = _columns(self.signature_.logits(outputs), len(packed)) + 0 * rest
+            logits = _columns(self.signature_.logits(outputs), packed.shape[0]) + 0 * rest
         return torch.cat([logits, -logits], 1) if logits.shape[1] == 1 else logits
 
 
@@ -148,8 +148,12 @@ class Adapted:
 
     model: nn.Module
     example: Tensor
-    batches: Batches
+    batches: _Packed
     labelled: bool
+
+    def packed(self, batches: Iterable[Any]) -> Batches:
+        """Other batches of the same kind as every stage takes them."""
+        return replace(self.batches, batches=batches)
 
 
 def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
@@ -230,7 +234,7 @@ def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
 
 def _counted(outputs: Any, samples: int) -> Tensor:
     """What counts where nothing is said, (n, k)."""
-    found = [value for value in floats(outputs) if value.dim() and len(value) == samples]
+    found = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
     if not found:
         raise ModelError(
             f"the module returns a {type(outputs).__name__} without a floating-point tensor (n, ...) in it; "
@@ -244,7 +248,7 @@ def _counted(outputs: Any, samples: int) -> Tensor:
 
 def _columns(logits: Any, samples: int) -> Tensor:
     """What the user's function returned, as (n, k)."""
-    if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or len(logits) != samples:
+    if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or logits.shape[0] != samples:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ModelError(f"logits returns {found} for {samples} samples; expected a tensor (n, classes) or (n,)")
     return logits if logits.dim() == 2 else logits[:, None]

@@ -1,37 +1,74 @@
 """First and second moments of what layers read, once for every scorer and every repair.
 
-Sums are float64, over samples and positions of all batches and all processes.
+Moments are means over samples and positions of all batches and all processes, apart for two halves of the samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from pxcompress.layout.rows import unit_view
 from pxcompress.passes.parts import InParts
-from pxcompress.processes import summed
+from pxcompress.processes import processes, rank, summed
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches
+
+POSITIONS = 1024
+"""Positions of a sample, drawn at random, that moments are taken over at most: neighbours tell much the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """First and second moments of a layer's input features, over samples and positions, float64.
+    """First and second moments of a layer's input features, over `count` samples and positions, float64.
 
     `second` is E[x x^T] (features, features), `mean` is E[x] (features,).
     """
 
     second: Tensor
     mean: Tensor
+    count: float
 
     @property
     def covariance(self) -> Tensor:
         """E[x x^T] - E[x] E[x]^T, (features, features)."""
-        return self.second - torch.outer(self.mean, self.mean)
+        return self.around(self.mean)
+
+    def around(self, centre: Tensor) -> Tensor:
+        """E[(x - c) (x - c)^T] for a centre c (features,), (features, features)."""
+        cross = torch.outer(self.mean, centre)
+        return self.second - cross - cross.T + torch.outer(centre, centre)
+
+
+@dataclass(frozen=True, eq=False)
+class InputMoments:
+    """Moments of what a layer reads on each half of the samples, so that a fit to one is judged on the other.
+
+    `samples` is the number of samples, whatever their positions: what a feature's positions share is not independent.
+    """
+
+    halves: tuple[Moments, Moments]
+    samples: int
+
+    @cached_property
+    def whole(self) -> Moments:
+        """Moments over both halves."""
+        one, other = self.halves
+        count = one.count + other.count
+        shares = one.count / count, other.count / count
+        return Moments(
+            shares[0] * one.second + shares[1] * other.second, shares[0] * one.mean + shares[1] * other.mean, count
+        )
+
+    @property
+    def folds(self) -> tuple[tuple[Moments, Moments], ...]:
+        """Pairs of the moments to fit to and those to judge by: each half in both roles, none where one is empty."""
+        one, other = self.halves
+        return ((one, other), (other, one)) if one.count and other.count else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,33 +77,34 @@ class Remembered:
 
     batches: Batches
     model: nn.Module
-    found: dict[str, Moments] = field(default_factory=dict)
+    found: dict[str, InputMoments] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
 
 
-def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, Moments]:
+def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, InputMoments]:
     """Input moments of the modules named in `layouts`, which gives the rows of every feature, (features, k).
 
     Layouts are those of `input_layouts`; `Remembered` batches of this model are read only for what they do not know.
     """
     if isinstance(batches, Remembered) and batches.model is model:
-        asked = {name: index for name, index in layouts.items() if name not in batches.found}
-        batches.found.update(moments(model, asked, batches.batches) if asked else {})
+        missing = {name: index for name, index in layouts.items() if name not in batches.found}
+        batches.found.update(moments(model, missing, batches.batches) if missing else {})
         return {name: batches.found[name] for name in layouts if name in batches.found}
     device = device_of(model)
-    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+    sums: dict[str, tuple[_Sums, _Sums]] = {}
+    turn = samples = 0
 
     def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            features = unit_view(args[0].detach(), module, index).transpose(0, 1).flatten(1).double()
-            second, mean, count = sums.get(name, (0.0, 0.0, 0))
-            sums[name] = (
-                second + features @ features.T,
-                mean + features.sum(1),
-                count + features.shape[1],
-            )
+            number = rank() + processes() * turn  # the batch's number in one process
+            features = drawn_positions(unit_view(args[0].detach(), module, index), number)
+            first = halves(len(features), number)
+            if name not in sums:
+                sums[name] = _Sums(len(index), features.device), _Sums(len(index), features.device)
+            for part, half in zip(sums[name], (first, ~first), strict=True):
+                part.add(features[half.to(features.device)].transpose(0, 1).flatten(1))
 
         return add
 
@@ -75,12 +113,64 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
             model.get_submodule(name).register_forward_pre_hook(hook(name, index))
         for inputs, _ in InParts(batches):
             model(inputs.to(device))
-    return {name: _moments(*sums[name]) for name in layouts if name in sums}
+            turn, samples = turn + 1, samples + len(inputs)
+    everyone = int(summed(torch.tensor(samples, device=device)))
+    return {
+        name: InputMoments((sums[name][0].everywhere(), sums[name][1].everywhere()), everyone)
+        for name in layouts
+        if name in sums
+    }
 
 
-def _moments(second: Tensor, mean: Tensor, count: int) -> Moments:
-    samples = summed(torch.tensor(count, dtype=second.dtype, device=second.device))
-    return Moments(summed(second) / samples, summed(mean) / samples)
+def halves(samples: int, turn: int) -> Tensor:
+    """Which samples of the batch number `turn` are in the first half of all, (samples,) bool.
+
+    Neighbours stay together as far as they can: they may be frames of one film.
+    """
+    return (2 * torch.arange(samples) < samples) == (turn % 2 == 0)
+
+
+def drawn_positions(values: Tensor, turn: int) -> Tensor:
+    """`values` (n, units, positions) at `POSITIONS` random positions at most, the same ones for the same `turn`."""
+    if values.shape[2] <= POSITIONS:
+        return values
+    draw = torch.Generator().manual_seed(turn)
+    return values[:, :, torch.randperm(values.shape[2], generator=draw)[:POSITIONS].to(values.device)]
+
+
+class _Sums:
+    """Sums over columns x (features, m): of 1, of x, and of x x^T, float64.
+
+    Products are of float32 numbers around the mean of the first columns, which keeps what is lost to rounding small
+    beside the variance.
+    """
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.count = 0
+        self.centre = torch.zeros(features, 1, device=device)
+        self.first = torch.zeros(features, dtype=torch.float64, device=device)
+        self.second = torch.zeros(features, features, dtype=torch.float64, device=device)
+
+    def add(self, columns: Tensor) -> None:
+        """Add `columns`; those in float64 are multiplied as such."""
+        if not columns.shape[1]:
+            return
+        columns = columns if columns.dtype == torch.float64 else columns.float()
+        if not self.count:
+            self.centre = columns.mean(1, keepdim=True)
+        around = columns - self.centre
+        self.count += columns.shape[1]
+        self.first += around.sum(1, dtype=torch.float64)
+        self.second += around @ around.T
+
+    def everywhere(self) -> Moments:
+        """The moments over the columns of all processes; zeros where there are none."""
+        centre = self.centre.double().flatten()
+        shift = torch.outer(self.first, centre)
+        second = summed(self.second + shift + shift.T + self.count * torch.outer(centre, centre))
+        first = summed(self.first + self.count * centre)
+        count = float(summed(torch.tensor(float(self.count), dtype=torch.float64, device=first.device)))
+        return Moments(second / max(count, 1.0), first / max(count, 1.0), count)
 
 
 @dataclass
@@ -97,6 +187,14 @@ class RowSums:
         self.count += rows.shape[0] * rows.shape[2]
         self.first = self.first + rows.sum((0, 2))
         self.second = self.second + rows.square().sum((0, 2))
+
+    def include(self, sums: RowSums) -> None:
+        """Add sums over other rows of the same tensor."""
+        self.count, self.first, self.second = (
+            self.count + sums.count,
+            self.first + sums.first,
+            self.second + sums.second,
+        )
 
     def everywhere(self) -> RowSums:
         """The sums of all processes."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from pxcompress.notes import LIVE, Note
 from pxcompress.types import Batch, Batches
 
@@ -24,6 +26,44 @@ class InParts:
         for inputs, labels in self.batches:
             size = self.size or max(1, AT_ONCE // max(1, inputs[0].numel()))
             yield from zip(inputs.split(size), labels.split(size), strict=True)
+
+
+NEIGHBOURS = 4
+"""Samples in a row that are held out together: they may be frames of one film."""
+
+HELD_OUT = 6
+"""One in this many runs of neighbours is held out."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Those of the samples that nothing is fitted to or, with `others`, all the others."""
+
+    batches: Batches
+    others: bool = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = 0
+        for inputs, labels in self.batches:
+            numbers = torch.arange(first, first + len(labels))
+            first += len(labels)
+            chosen = (numbers // NEIGHBOURS % HELD_OUT == HELD_OUT - 1) != self.others
+            if chosen.any():
+                yield inputs[chosen], labels[chosen]
+
+
+def spread_samples(batches: Batches, count: int) -> list[Batch]:
+    """About `count` of the samples, or all, evenly from all batches: these may be sorted by class."""
+    total = sum(len(labels) for _, labels in batches)
+    step = max(1, total // max(count, 1))
+    chosen: list[Batch] = []
+    first = 0
+    for inputs, labels in batches:
+        places = torch.arange(-first % step, len(labels), step)
+        first += len(labels)
+        if len(places):
+            chosen.append((inputs[places], labels[places]))
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,8 +34,6 @@ def without_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Li
         constants = _constants(pruned.model, groups, example)
         removed = dict(pruned.plan.removed)
         for group, dense in zip(groups, pruned.groups, strict=True):
-            if not group.units:
-                continue
             dead = _dead(pruned.model, group, constants)
             surplus = group.units - narrowest(dense, group.units - len(dead), limits)
             kept = pruned.plan.kept(dense)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from pxcompress.errors import InputError, unknown
-from pxcompress.graph import Branches
-from pxcompress.planning.order import KNAPSACK, NORMALISATIONS
+from pxcompress.planning.order import NORMALISATIONS
 from pxcompress.types import Group
 
 ROUNDING = 1e-9
@@ -21,15 +20,13 @@ class Limits:
     """What a plan may do: `round_to` aligns the units that stay (channels and neurons), `min_keep` is the least share.
 
     `floors` are other least shares for the groups whose names their globs fit. One unit of every group stays in any
-    case; groups with fewer than 2 * round_to units are not aligned. `branches` may go as a whole all the same, unless
-    a floor fits one of their groups, where the knapsack finds that it pays; a ranking leaves them.
+    case; groups with fewer than 2 * round_to units are not aligned.
     """
 
     normalise: str = "mean"
     round_to: int = 8
     min_keep: float = 0.1
     floors: Mapping[str, float] = field(default_factory=dict)
-    branches: Branches = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.normalise not in NORMALISATIONS:
@@ -38,17 +35,6 @@ class Limits:
             raise InputError(f"round-to is {self.round_to}; expected 1 (no alignment) or more")
         if not 0 <= self.min_keep < 1:
             raise InputError(f"min-keep is {self.min_keep}; expected a share from 0 up to, but without, 1")
-
-    @property
-    def droppable(self) -> Branches:
-        """Branches without a floor of their own."""
-        held = [glob for glob, share in self.floors.items() if share > 0]
-        return {
-            name: feeders
-            for name, feeders in self.branches.items()
-            if self.normalise == KNAPSACK
-            and not any(fnmatchcase(group, glob) for group in (name, *feeders) for glob in held)
-        }
 
     def floor(self, group: Group) -> int:
         """Units of `group` that stay in any case."""

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pxcompress.errors import BudgetError, InputError
-from pxcompress.graph import without
 from pxcompress.planning.knapsack import Choice, least_damage
 from pxcompress.planning.limits import ROUNDING, Limits, aligned
 from pxcompress.planning.order import GONE, KNAPSACK, Orders, orders_of
@@ -33,9 +32,7 @@ def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits:
     what = f"no plan removes {ratio:.0%} of the {price.unit}"
     if not groups:
         raise BudgetError(f"{what}: the model has no removable units; see inspect")
-    branches = limits.droppable
-    narrow = {group.name: 0 if group.name in branches else aligned(group, 0, limits) for group in groups}
-    dense, least = price({}), price(without(branches, narrow))
+    dense, least = price({}), price({group.name: aligned(group, 0, limits) for group in groups})
     if least > (1 - ratio) * dense * (1 + ROUNDING):
         reachable = math.floor((1 - least / dense if dense else 0.0) * 1000) / 1000  # never up: it can be asked for
         untouched = price({group.name: 0 for group in groups})
@@ -97,18 +94,17 @@ def _ranking(groups: Sequence[Group], orders: Orders) -> list[str]:
 def _knapsack(
     groups: Sequence[Group], orders: Orders, meter: Meter, enough: float, limits: Limits
 ) -> Mapping[str, int]:
-    """Widths that cost at most `enough` and lose the least score in all; a branch is gone with its last group."""
-    choices, branches = [], limits.droppable
+    """Widths that cost at most `enough` and lose the least score in all."""
+    choices = []
     for group in groups:
         values, order = orders[group.name]
         gone = int((values == GONE).sum())
         every = {aligned(group, width, limits) for width in range(group.units + 1 - gone)}
         widths = sorted(width for width in every if width <= group.units - gone) or [group.units - gone]
         widths = [widths[place] for place in sorted({round(step) for step in _steps(len(widths))})]
-        widths = [0, *widths] if group.name in branches else widths
         lost = torch.cat([torch.zeros(1, dtype=values.dtype), values[order][gone:].cumsum(0)])
         choices.append(Choice(group.name, tuple(widths), lost[[group.units - gone - w for w in widths]].numpy()))
-    return without(branches, least_damage(choices, lambda kept: meter(without(branches, kept)), enough))
+    return least_damage(choices, meter, enough)
 
 
 def _steps(count: int) -> list[float]:

@@ -39,6 +39,6 @@ def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:
     sizes = {group.name: group.units for group in groups}
     for name, units in plan.removed.items():
         legal = isinstance(units, tuple) and all(type(unit) is int and 0 <= unit < sizes.get(name, 0) for unit in units)
-        if not legal or len(set(units)) != len(units):
+        if not legal or len(set(units)) != len(units) or len(units) == sizes[name]:
             raise InputError(f"the plan removes units of {name!r} that it cannot: {str(units)[:60]}")
     return plan

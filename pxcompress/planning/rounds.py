@@ -61,16 +61,6 @@ def step_of(pruned: Pruned, plan: Plan) -> Plan:
     return replace(plan, removed=removed, cost_dense=pruned.plan.cost_planned)
 
 
-def after_step(pruned: Pruned, step: Plan) -> Plan:
-    """The plan for the dense model that `step`, in terms of the slim one, leads to: undoes `step_of`."""
-    removed = {}
-    for group in pruned.groups:
-        kept = pruned.plan.kept(group)
-        gone = (kept[place] for place in step.removed.get(group.name, ()))
-        removed[group.name] = tuple(sorted((*pruned.plan.removed.get(group.name, ()), *gone)))
-    return replace(step, removed=removed, cost_dense=pruned.plan.cost_dense)
-
-
 def prune_further(pruned: Pruned, left: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove from the slim model what `plan`, a plan for the dense one, removes beyond `pruned.plan`.
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from pxcompress.layout.consumers import Consumer, add_, consumers, is_padded
 from pxcompress.layout.rows import others
-from pxcompress.passes.moments import Moments, moments
-from pxcompress.registry import option, searched
+from pxcompress.passes.moments import InputMoments, Moments, moments
+from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Phase, Pruned
 
-FACTORS = (1.0, 0.01, 0.1, 10.0, 100.0)
-"""What the ridge is multiplied by where it is chosen; the first wins a tie."""
+RIDGES = (1e-3, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
+"""What a layer's ridge is chosen from, as shares of the mean variance of the kept inputs; the first wins a tie."""
 
 
 @REPAIRS.register("fold")
@@ -30,33 +30,29 @@ class Fold:
 
     phase: ClassVar[Phase] = "absorb"
 
-    ridge: float = searched(
-        option(1e-3, "ridge, as a share of the mean variance of the kept inputs", low=0.0, high=1.0, log=True)
+    ridge: float = option(
+        0.0,
+        "ridge, as a share of the mean variance of the kept inputs; 0: what a fit to one half of the samples does best "
+        "with on the other",
+        low=0.0,
+        high=10.0,
     )
     centred: str = option(
         "auto",
         "predict around the mean (a bias takes it up), around zero (exact at zero-padded borders), or by padding",
         choices=("auto", "yes", "no"),
     )
-    tune: bool = option(
-        False, "choose the ridge, from 0.01 to 100 times the given one, by the error on held-out samples"
-    )
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
-        """Fold into all consumers of pruned groups; moments come from one pass of the dense model over `batches`.
-
-        With "tune" a second pass, over `held_out`, gives the moments on which the ridge is chosen.
-        """
+        """Fold into all consumers of pruned groups; moments come from one pass of the dense model over `batches`."""
         layers = consumers(pruned)
-        layouts = {layer.name: layer.layout for layer in layers}
-        found = moments(pruned.dense, layouts, batches)
-        checks = moments(pruned.dense, layouts, held_out) if self.tune else {}
+        inputs_of = moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
         for layer in layers:
-            weight, bias = self._delta(layer, found[layer.name], checks.get(layer.name))
+            weight, bias = self._delta(layer, inputs_of[layer.name])
             add_(layer.slim, weight[layer.outputs], None if bias is None else bias[layer.outputs])
         return pruned
 
-    def _delta(self, layer: Consumer, fit: Moments, check: Moments | None) -> tuple[Tensor, Tensor | None]:
+    def _delta(self, layer: Consumer, seen: InputMoments) -> tuple[Tensor, Tensor | None]:
         """What to add to the kept weights (outputs, inputs, ...) and, if centred, to the bias (outputs,)."""
         weight: Tensor = layer.dense.weight  # type: ignore[assignment]
         features, taps = layer.layout.shape
@@ -69,23 +65,29 @@ class Fold:
             inside = layer.removed[(layer.removed >= span.start) & (layer.removed < span.stop)] - span.start
             lost = part.reshape(part.shape[0], width, -1)[:, inside]
             kept = others(width, inside)
-            held = None if check is None else _matrix(check, span, centred)
-            predict = self._predict(_matrix(fit, span, centred), (kept, inside), lost, held)
+            ridge = self.ridge or self._best_ridge(seen, span, (kept, inside), lost, centred)
+            predict = _ridge(_matrix(seen.whole, seen.whole, span, centred), kept, inside, ridge)
             parts.append(torch.einsum("opk,ps->osk", lost, predict))
-            mean = fit.mean[span]
+            mean = seen.whole.mean[span]
             shifts.append(torch.einsum("opk,p->o", lost, mean[inside] - predict @ mean[kept]))
         delta = torch.cat(parts)
         kernel = weight.shape[2:] if taps == 1 else torch.Size()
         shaped = delta.reshape(weight.shape[0], delta.shape[1:].numel() // kernel.numel(), *kernel)
         return shaped.to(weight.dtype), torch.cat(shifts).to(weight.dtype) if centred else None
 
-    def _predict(self, fit: Tensor, parts: tuple[Tensor, Tensor], lost: Tensor, check: Tensor | None) -> Tensor:
-        """B (removed, kept); with held-out moments the ridge whose remaining error at the outputs is least."""
-        kept, removed = parts
-        if check is None:
-            return _ridge(fit, kept, removed, self.ridge)
-        found = [_ridge(fit, kept, removed, self.ridge * factor) for factor in FACTORS]
-        return min(found, key=lambda predict: _error(check, parts, lost, predict))
+    def _best_ridge(
+        self, seen: InputMoments, span: slice, parts: tuple[Tensor, Tensor], lost: Tensor, centred: bool
+    ) -> float:
+        """The one of `RIDGES` whose error at the outputs is least on the half of the samples that is not fitted to."""
+
+        def error(ridge: float) -> float:
+            total = 0.0
+            for fit, check in seen.folds:
+                predict = _ridge(_matrix(fit, fit, span, centred), *parts, ridge)
+                total += _error(_matrix(check, fit, span, centred), parts, lost, predict)
+            return total
+
+        return min(RIDGES, key=error)
 
     def _is_centred(self, module: nn.Module) -> bool:
         if self.centred != "auto":
@@ -93,8 +95,9 @@ class Fold:
         return not is_padded(module)
 
 
-def _matrix(statistics: Moments, span: slice, centred: bool) -> Tensor:
-    return (statistics.covariance if centred else statistics.second)[span, span]
+def _matrix(seen: Moments, fit: Moments, span: slice, centred: bool) -> Tensor:
+    """Second moments of the features in `span`, around the mean of `fit` if centred, around zero if not."""
+    return (seen.around(fit.mean) if centred else seen.second)[span, span]
 
 
 def _error(matrix: Tensor, parts: tuple[Tensor, Tensor], lost: Tensor, predict: Tensor) -> float:

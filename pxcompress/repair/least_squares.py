@@ -9,10 +9,12 @@ After He et al. (https://arxiv.org/abs/1707.06168), with the asymmetric input of
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from typing import ClassVar, TypeVar
 
@@ -37,13 +39,16 @@ RIDGES = (10.0, 1.0, 1e-1, 1e-2)
 """What a layer's ridge is chosen from, as shares of the mean variance of its inputs; the first wins a tie."""
 
 ROWS_PER_INPUT = 16
+ROWS_PER_SAMPLE = 16
+"""Rows that a sample gives on average, at least, before more samples are read: its positions tell much the same."""
+
 WIDEST = 8192
 """Inputs of an output up to which a layer is refitted: it takes about five matrices of their square, in float64."""
 
 MEMORY_BYTES = 1 << 30
 """What the rows of the dense model may take at a time, and the matrices of layers that are refitted together."""
 
-TOGETHER = 4
+TOGETHER = 3
 """Layers of a wave at most. Each makes up for the errors before it as if the others did not: many of them overshoot."""
 
 PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
@@ -53,11 +58,15 @@ PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 @REPAIRS.register("least-squares")
 @dataclass(frozen=True)
 class LeastSquares:
-    """Least-squares refit of every convolution and linear layer, from the first that lost inputs on."""
+    """Least-squares refit of every convolution and linear layer that lost inputs.
 
-    waves: int = option(32, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
+    Layers that lost none could make up for earlier ones as well, but what they learn of few samples does harm: on an
+    ImageNet EfficientNet with 256 photos the divergence after BatchNorm is 0.29 with them and 0.26 without.
+    """
+
+    waves: int = option(16, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
     rows: int = option(
-        16_384, f"samples and positions to fit to, or {ROWS_PER_INPUT} for every input", low=1, high=10**9, log=True
+        4096, f"samples and positions to fit to, or {ROWS_PER_INPUT} for every input", low=1, high=10**9, log=True
     )
     weighting: str = option(
         "relevance",
@@ -78,27 +87,29 @@ class LeastSquares:
         batches = InParts(batches)
         first = next(iter(batches), None)
         layers = [] if first is None else _layers(pruned.whole, first[0][:1], self.rows)
-        parts = int(summed(torch.tensor(sum(1 for _ in batches))))
+        sizes = [len(inputs) for inputs, _ in batches]
+        parts, samples = summed(torch.tensor([len(sizes), sum(sizes)])).tolist()
         size = min(-(-len(layers) // self.waves), TOGETHER)
         waves = _runs(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
         for stretch in _runs(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
-            rows = self._rows(pruned.whole.dense, [layer for wave in stretch for layer in wave], batches, parts)
+            used = {layer: _parts_used(wave, parts, samples) for wave in stretch for layer in wave}
+            rows = self._rows(pruned.whole.dense, used, batches)
             for wave in stretch:
                 for layer, (fit, check) in _sums(pruned.model, wave, rows, batches).items():
                     _refit_(layer, fit.everywhere(), check.everywhere())
         return pruned
 
-    def _rows(
-        self, model: nn.Module, layers: Sequence[_Layer], batches: Batches, parts: int
-    ) -> dict[_Layer, list[_Rows]]:
-        """Rows of the dense model's outputs, drawn from every batch; there are `parts` of them in all processes."""
-        found: dict[_Layer, list[_Rows]] = {layer: [] for layer in layers}
+    def _rows(self, model: nn.Module, used: Mapping[_Layer, int], batches: Batches) -> dict[_Layer, list[_Rows]]:
+        """Rows of the dense model's outputs, drawn from as many batches, in all processes, as `used` says."""
+        drawn: dict[_Layer, list[_Rows]] = {layer: [] for layer in used}
 
         def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                turn = rank() + processes() * len(found[layer])  # the batch's number in one process
-                rows = _drawn(layer, _channels_first(output.detach(), module), turn, parts)
-                found[layer].append(rows)
+                turn = rank() + processes() * len(drawn[layer])  # the batch's number in one process
+                if turn >= used[layer]:
+                    return
+                rows = _drawn(layer, _channels_first(output.detach(), module), turn, used[layer])
+                drawn[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
 
@@ -106,14 +117,20 @@ class LeastSquares:
 
         weighted, start = self.weighting == "relevance", started("margin", "prediction")
         with observed(model), torch.set_grad_enabled(weighted):
-            for layer in layers:
+            for layer in used:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
-            for inputs, labels in batches:
+            for inputs, labels in islice(batches, -(-max(used.values()) // processes())):
                 inputs = inputs.detach().to(device_of(model)).requires_grad_(weighted)
                 logits = model(inputs)
                 if weighted:
                     torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(logits.device)))
-        return found
+        return drawn
+
+
+def _parts_used(wave: Sequence[_Layer], parts: int, samples: int) -> int:
+    """How many of the `parts` batches, with `samples` in all, a wave is fitted to."""
+    needed = max(layer.rows for layer in wave) / ROWS_PER_SAMPLE
+    return max(1, min(parts, math.ceil(parts * needed / samples)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +247,7 @@ def _sums(
 ) -> dict[_Layer, tuple[_Sums, _Sums]]:
     """What a refit needs, for each half of the samples: a pass of the slim model, up to the last layer of the wave."""
     sums = {layer: (_Sums.of(layer), _Sums.of(layer)) for layer in wave}
+    turns = len(rows[wave[0]])
     streams = {layer: iter(rows.pop(layer)) for layer in wave}
 
     def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -250,7 +268,7 @@ def _sums(
     with observed(model), torch.no_grad():
         for layer in wave:
             layer.slim.register_forward_hook(hook(layer))
-        for inputs, _ in batches:
+        for inputs, _ in islice(batches, turns):
             with suppress(_WaveDone):
                 model(inputs.to(device_of(model)))
     return sums
@@ -268,18 +286,17 @@ def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
 
 
 def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
-    """The layers to refit, in the order they run in, from the first that lost inputs on."""
+    """The layers that lost inputs, in the order they run in."""
     calls: Counter[str] = Counter()
     with observed(pruned.dense), torch.no_grad():
         for name, module in pruned.dense.named_modules():
             if isinstance(module, nn.Linear | _ConvNd):
                 module.register_forward_pre_hook(lambda module, args, name=name: calls.update([name]))
         pruned.dense(example.to(device_of(pruned.dense)))
-    lost, order = {layer.name for layer in consumers(pruned)}, list(calls)
-    start = next((place for place, name in enumerate(order) if name in lost), len(order))
+    lost = {layer.name for layer in consumers(pruned)}
     producers = members_by_module(pruned.groups, "out")
     found = []
-    for name in order[start:]:
+    for name in (name for name in calls if name in lost):
         slim = pruned.model.get_submodule(name)
         weight, left = (model.get_submodule(name).weight for model in (pruned.dense, pruned.model))
         assert isinstance(weight, Tensor)

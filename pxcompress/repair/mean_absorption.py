@@ -23,9 +23,9 @@ class MeanAbsorption:
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """One pass of the dense model over `batches`. At zero-padded borders the mean is put in as well."""
         layers = consumers(pruned)
-        found = moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
+        inputs_of = moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
         for layer in layers:
             rows = torch.zeros(layer.layout.numel(), dtype=torch.float64)
-            rows[layer.layout] = found[layer.name].mean.cpu()[:, None]
+            rows[layer.layout] = inputs_of[layer.name].whole.mean.cpu()[:, None]
             add_bias_(layer.slim, constant_output(layer, rows))
         return pruned

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from pxcompress.proof import ExplanationSimilarity, Report
+from pxcompress.proof import ExplanationSimilarity
 from pxcompress.report.markup import Bar, bars, node, section, table
+from pxcompress.report.record import Report
 
 _MEASURES = {"cosine": "cosine", "rank_correlation": "rank correlation", "top_overlap": "top 10 % in common"}
 

@@ -1,30 +1,16 @@
-"""report.json: the report's fields as they are named in `proof.Report`, nested records as objects."""
+"""report.json: the report's fields as they are named in `record.Report`, nested records as objects."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
-import sys
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pxcompress.errors import InputError, short, unknown
-from pxcompress.proof import Report
-
-SCHEMA_VERSION = 1
-
-_PLAIN: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float), bool: (bool,)}
-"""What JSON may hold where a field has this type."""
-
-_SHARES = ("top1", "top1_after", "agreement", "top1_agreement", "removed")
-_SIGNED = ("top1_drop", "cosine", "rank_correlation")
-"""Fields with a number from 0 to 1, and with one that may be below 0, as no other may."""
+from pxcompress.checks import read_record
+from pxcompress.errors import InputError
+from pxcompress.report.record import Report
 
 
 def to_json(report: Report) -> str:
@@ -35,17 +21,7 @@ def to_json(report: Report) -> str:
 
 def from_json(text: str) -> Report:
     """The report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"this is not a report.json ({error}); give one that pxcompress wrote") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"schema_version is {version!r}; expected {SCHEMA_VERSION}: read it with the pxcompress that wrote it"
-        )
-    report: Report = _decode(Report, content, "report")
-    return report
+    return read_record(Report, text, "report.json")
 
 
 def read_report(folder: Path) -> Report:
@@ -56,18 +32,6 @@ def read_report(folder: Path) -> Report:
         raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: report.json); give one") from error
     except UnicodeDecodeError as error:
         raise InputError(f"report.json of {str(folder)!r} is no text ({error.reason}); run again") from error
-
-
-@contextmanager
-def as_written(*folders: Path, file: str = "report.json") -> Iterator[None]:
-    """Raise `InputError` where a view fails on a report's recipe, plan or certificate, which nobody checks before."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{file} of {' or '.join(map(repr, map(str, folders)))} is not as a run wrote it "
-            f"({type(error).__name__}: {error}); run again"
-        ) from error
 
 
 def check_files(folder: Path, sha256: Mapping[str, str]) -> None:
@@ -86,53 +50,3 @@ def sha256_of(path: Path) -> str:
     """Hash of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`: records and tuples of them; everything else stays as JSON gave it."""
-    if isinstance(hint, types.UnionType):  # something or None
-        return None if value is None else _decode(typing.get_args(hint)[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        return _record(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        _expect(value, (list,), where)
-        element = typing.get_args(hint)[0]
-        return tuple(_decode(element, item, f"{where}[{place}]") for place, item in enumerate(value))
-    if typing.get_origin(hint) is Mapping:
-        _expect(value, (dict,), where)
-    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
-        raise unknown(where, str(value), typing.get_args(hint))
-    if hint in _PLAIN:
-        _expect(value, _PLAIN[hint], where)
-    return value
-
-
-def _record(cls: type, value: Any, where: str) -> Any:
-    _expect(value, (dict,), where)
-    hints = typing.get_type_hints(cls)
-    for key in value:
-        if key not in hints:
-            raise unknown(f"key of {where}", key, hints)
-    for field in dataclasses.fields(cls):
-        needed = field.default is field.default_factory is dataclasses.MISSING
-        if needed and field.name not in value:
-            raise InputError(f"{where} lacks {field.name!r}; expected a report.json that pxcompress wrote")
-    values = {key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items()}
-    for key, item in values.items():
-        if isinstance(item, int | float):
-            _expect_range(key, item, f"{where}.{key}")
-    return cls(**values)
-
-
-def _expect_range(key: str, value: float, where: str) -> None:
-    """Raise `InputError` for a number that no run writes under this key."""
-    low, high = -math.inf if key in _SIGNED else 0, 1 if key in _SHARES else math.inf
-    if not (low <= value <= high and abs(value) <= sys.float_info.max):
-        expected = "a share from 0 to 1" if key in _SHARES else "a number" if key in _SIGNED else "0 or more"
-        raise InputError(f"{where} is {short(value, 20)}; expected {expected}, as pxcompress writes it")
-
-
-def _expect(value: Any, kinds: tuple[type, ...], where: str) -> None:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        raise InputError(f"{where} is {type(value).__name__}; expected {expected} as pxcompress writes it")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from pxcompress.proof import Measurement, Report
+from pxcompress.proof import Measurement
 from pxcompress.report.alike import alike_line
 from pxcompress.report.classes import changes_line
+from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     badge,
     command,
@@ -28,11 +29,11 @@ _CLASSES = 20
 
 def to_card(report: Report) -> str:
     """The card as Markdown; what the user named (classes, folder, notes) cannot become markup."""
-    model, images = _text(str(report.recipe.get("model"))), takes_images(report)
+    model, images = _text(report.recipe.model), takes_images(report)
     parts = (
         f"# {model}, compressed",
         f"{_text(headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
-        f"pxcompress {report.environment.get('pxcompress', '')}: units whose part in the model's decisions the "
+        f"pxcompress {report.environment.pxcompress}: units whose part in the model's decisions the "
         "others can take over were removed for good, and those repaired in closed form.",
         "## Figures",
         _table(("", "dense", "this model", "change"), _figures(report)),
@@ -94,9 +95,9 @@ def _limits(report: Report) -> Sequence[str]:
     """What the run told, and what holds for every one."""
     data = report.data
     return (
-        *report.notes,
+        *(note.text for note in report.notes),
         f"accuracy is of {data.test} test samples of {data.name!r}; other cameras, places and times are not measured",
-        changes_line(report) or "what each class lost may differ from the mean",
+        changes_line(report),
     )
 
 

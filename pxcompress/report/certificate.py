@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from pxcompress.proof import Report
 from pxcompress.report.markup import node, pairs, section, table
-from pxcompress.report.summary import badge, counted, path_rows
+from pxcompress.report.record import Report
+from pxcompress.report.summary import badge, describe_part, path_rows
 
 _TESTED = (
     "the exported files, through ONNX Runtime on the CPU, on samples that no other stage has seen. "
@@ -46,21 +45,20 @@ def certificate_section(report: Report) -> Sequence[Element]:
     """The path that was tested, and what the certificate does not promise."""
     if report.certificate is None:
         return ()
-    told: Mapping[str, Any] = report.certificate
-    hashes: Any = told["hashes"]
+    record = report.certificate
     return (
         section(
             "Certificate",
             node("p", f"Learn then Test: the path was frozen, then tested from the dense model on {_TESTED}"),
-            *(node("p", text[0].upper() + text[1:]) for text in (counted(told),) if text),
+            *(node("p", text[0].upper() + text[1:]) for text in (describe_part(record),) if text),
             table(
-                f"{told['risk']} at most {told['alpha']} with confidence {1 - float(str(told['delta'])):g}; a model "
-                f"passes where p is at most {told['delta']} for it and for all before it",
+                f"{record.risk} at most {record.alpha} with confidence {1 - record.delta:g}; a model "
+                f"passes where p is at most {record.delta} for it and for all before it",
                 ("model", "size", "errors", "p-value", "outcome"),
-                path_rows(told),
+                path_rows(record),
             ),
             node("h3", "What it does not promise"),
-            node("ul", *(node("li", text) for text in _limits(told["part"]))),
-            pairs("Hashes (sha256)", hashes),
+            node("ul", *(node("li", text) for text in _limits(record.part))),
+            pairs("Hashes (sha256)", record.hashes),
         ),
     )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from pxcompress.deploy.intervals import paired
-from pxcompress.proof import ClassChange, Report
+from pxcompress.proof import ClassChange
 from pxcompress.report.markup import Bar, bars, node, section, table
+from pxcompress.report.record import Report
 from pxcompress.report.summary import percent, points, spread
 
 _MOST = 20
@@ -20,36 +21,29 @@ _CAPTION = (
 
 
 def changes_line(report: Report) -> str:
-    """How many classes lost and gained answers, and the one that lost most; empty in reports of older versions."""
+    """How many classes lost and gained answers, and the one that lost most."""
     changes = _most_lost_first(report)
-    if not changes:
-        return ""
     lost, gained = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
     worst = changes[0]
     most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if lost else ""
     return f"{lost} of {len(changes)} classes lost answers, {gained} gained some{most}"
 
 
-def changes_section(report: Report) -> Sequence[Element]:
-    """Accuracy of every class in both models, the largest loss first; nothing in reports of older versions."""
-    changes = _most_lost_first(report)
-    if not changes:
-        return ()
-    line = changes_line(report)
+def changes_section(report: Report) -> Element:
+    """Accuracy of every class in both models, the largest loss first."""
+    changes, line = _most_lost_first(report), changes_line(report)
     more = [node("p", f"{len(changes) - _MOST} more in report.json.")] if len(changes) > _MOST else []
-    return (
-        section(
-            "Every class before and after",
-            node("p", f"{line[0].upper()}{line[1:]}."),
-            table(
-                "Share of a class's test samples that the exported files are right on, and the change in points with "
-                "its 95 % interval. The interval is of one class: the worst of many looks worse than it is",
-                ("class", "", "dense", "pruned", "points"),
-                [_changed(of) for of in changes[:_MOST]],
-                "compare",
-            ),
-            *more,
+    return section(
+        "Every class before and after",
+        node("p", f"{line[0].upper()}{line[1:]}."),
+        table(
+            "Share of a class's test samples that the exported files are right on, and the change in points with "
+            "its 95 % interval. The interval is of one class: the worst of many looks worse than it is",
+            ("class", "", "dense", "pruned", "points"),
+            [_changed(of) for of in changes[:_MOST]],
+            "compare",
         ),
+        *more,
     )
 
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
 from pxcompress.deploy.intervals import drop
-from pxcompress.proof import Measurement, Report, Speedup, both_right
+from pxcompress.proof import Measurement, Speedup, both_right
 from pxcompress.report.figures import Named, picture, tradeoffs
 from pxcompress.report.markup import document, node, section, table
+from pxcompress.report.record import Report
 from pxcompress.report.summary import (
-    asked,
     badge,
     command,
     conditions,
     count,
+    describe_goal,
     hardware,
     milliseconds,
     percent,
@@ -32,14 +33,14 @@ HEAD = ("run", "top-1", "points", "MACs", "parameters", "file size", "latency p5
 
 @dataclass(frozen=True)
 class Row:
-    """One file of a run. `speedup` is against the run's own dense model; None for that one, and in older reports."""
+    """One file of a run. `speedup` is against the run's own dense model; None for that one."""
 
     run: str
     precision: str
     of: Measurement
     dense: Measurement
     speedup: Speedup | None = None
-    both_right: int | None = None
+    both_right: int = 0
 
     @property
     def is_dense(self) -> bool:
@@ -59,10 +60,8 @@ class Row:
     @property
     def faster(self) -> str:
         """ "2.00x", with words where it is none."""
-        if self.is_dense:
-            return "reference"
         if self.speedup is None:
-            return f"{self.dense.latency_ms.p50 / self.of.latency_ms.p50:.2f}x"
+            return "reference"
         words = "" if self.speedup.low > 1 else ", slower" if self.speedup.high < 1 else ", not shown"
         return f"{self.speedup.ratio:.2f}x{words}"
 
@@ -95,8 +94,9 @@ def comparison_rows(reports: Named) -> list[Row]:
 
 def _identity(report: Report) -> tuple[object, ...]:
     """What makes two dense models the same; their files differ in what they say about the run."""
-    made = [report.recipe.get(key) for key in ("model", "checkpoint", "seed")]
-    return (*made, report.weights, report.data, report.input_shape, report.dense.params, report.dense.top1)
+    recipe = report.recipe
+    made = (recipe.model, recipe.checkpoint, recipe.seed, report.weights)
+    return (*made, report.data, report.input_shape, report.dense.params, report.dense.top1)
 
 
 def described(reports: Named) -> tuple[str, dict[str, str]]:
@@ -110,12 +110,11 @@ def described(reports: Named) -> tuple[str, dict[str, str]]:
 
 def _asked(report: Report) -> Iterator[str]:
     """Model, how small, scores, repairs, and what is certified."""
-    recipe, repairs = report.recipe, report.recipe.get("repair")
-    yield str(recipe.get("model"))
-    if goal := asked(recipe, str(report.plan.get("unit"))):
-        yield goal
-    yield f"score {recipe.get('scorer')}"
-    yield f"repair {' + '.join(map(str, repairs)) if isinstance(repairs, list | tuple) and repairs else 'none'}"
+    recipe = report.recipe
+    yield recipe.model
+    yield describe_goal(recipe, report.plan.unit)
+    yield f"score {recipe.scorer}"
+    yield f"repair {' + '.join(recipe.repair) or 'none'}"
     if report.certificate is not None:
         yield badge(report.certificate).title.lower()
 
@@ -131,14 +130,15 @@ def differences(reports: Named) -> tuple[str, ...]:
 
 def _setting(report: Report) -> str:
     """What latency depends on beside the model."""
-    threads, batch = report.environment.get("threads"), report.pruned.batch_size
+    threads, batch = report.environment.threads, report.pruned.batch_size
     return f"{hardware(report)}, {report.provider.got}, {threads} CPU threads, batch {batch}"
 
 
 def all_notes(reports: Named) -> tuple[str, ...]:
     """What cannot be compared, then what the runs told: once what all did, else with the name of the run."""
-    shared = [note for note in next(iter(reports.values())).notes if all(note in of.notes for of in reports.values())]
-    own = [f"{name}: {note}" for name, of in reports.items() for note in of.notes if note not in shared]
+    first = next(iter(reports.values())).notes
+    shared = [note.text for note in first if all(note in of.notes for of in reports.values())]
+    own = [f"{name}: {note.text}" for name, of in reports.items() for note in of.notes if note.text not in shared]
     return (*differences(reports), *own, *shared)
 
 
@@ -171,7 +171,7 @@ def _wide(row: Row, report: Report, asked_for: str) -> list[Element | str]:
     of, interval = row.of, wilson(row.of.top1, row.of.samples)
     name = _stacked(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
     return [
-        f"{report.recipe.get('model')}, dense" if row.is_dense else name,
+        f"{report.recipe.model}, dense" if row.is_dense else name,
         _stacked(percent(of.top1), f"{percent(interval.low)} to {percent(interval.high)}"),
         _stacked(row.change, row.interval),
         count(of.macs),

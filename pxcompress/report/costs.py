@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from pxcompress.proof import Latency, Report
+from pxcompress.proof import Latency
 from pxcompress.report.markup import Bar, bars, section, strip, table
+from pxcompress.report.record import Report
 from pxcompress.report.summary import change, count, milliseconds, percent, pretty
 
 _ROWS = 24
@@ -16,15 +17,13 @@ _LEAST = 0.01
 """Share of the time below which a type of operator is not shown."""
 
 
-def latency_strips(report: Report) -> Sequence[Element]:
-    """How the calls of both models are distributed, on one scale; nothing in reports of older versions."""
+def latency_strips(report: Report) -> Element:
+    """How the calls of both models are distributed, on one scale."""
     models = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
-    if not all(of.quantiles for of in models.values()):
-        return ()
     end = max(_percentile(of, 95) for of in models.values())
     body = [(name, _strip(name, of, end), f"{milliseconds(of.p50)}", str(of.runs)) for name, of in models.items()]
     caption = f"From 0 to {milliseconds(end)}: pale are 5 to 95 % of the calls, dark the middle half, the line is p50"
-    return (table(caption, ("model", "", "p50", "runs"), body, "compare"),)
+    return table(caption, ("model", "", "p50", "runs"), body, "compare")
 
 
 def _strip(name: str, of: Latency, end: float) -> Element:
@@ -37,10 +36,9 @@ def _percentile(of: Latency, share: int) -> float:
     return of.quantiles[share // 5]
 
 
-def costs_section(report: Report) -> Sequence[Element]:
-    """Multiply-accumulates by block, and time by type of operator; nothing in reports of older versions."""
-    parts = [*_blocks(report), *_operators(report)]
-    return (section("Where the MACs and the milliseconds went", *parts),) if parts else ()
+def costs_section(report: Report) -> Element:
+    """Multiply-accumulates by block, and time by type of operator."""
+    return section("Where the MACs and the milliseconds went", *_blocks(report), *_operators(report))
 
 
 def _blocks(report: Report) -> Iterator[Element]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from pxcompress.checks import safe_name
-from pxcompress.proof import Report
+from pxcompress.report.record import Report
 from pxcompress.report.summary import wilson
 
 _DENSE, _PRUNED = "#808b9a", "#0b7a75"

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from xml.etree.ElementTree import Element
 
 from pxcompress.inspection.survey import by_reason
-from pxcompress.proof import GroupWidth, Report
+from pxcompress.proof import GroupWidth
 from pxcompress.report.alike import alike_section
 from pxcompress.report.certificate import badge_box, certificate_section
 from pxcompress.report.classes import changes_section, class_section
 from pxcompress.report.costs import costs_section, latency_strips
 from pxcompress.report.markup import Bar, bars, document, node, pairs, section, table
+from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     Interval,
     Row,
     accuracy_words,
-    asked,
-    came_to,
+    agreement_line,
     command,
     conditions,
+    describe_goal,
+    describe_share,
     drop_interval,
     headline,
     is_faster,
@@ -34,17 +37,12 @@ from pxcompress.report.summary import (
     speed_words,
     wilson,
 )
-from pxcompress.report.targets import rivals_section, targets_section
+from pxcompress.report.targets import targets_section
 from pxcompress.types import Fixed
 
 _MINUS = "\N{MINUS SIGN}"
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
 _ARROW = " \N{RIGHTWARDS ARROW} "
-
-_PAIRING = {
-    True: "knows that both models saw the same samples",
-    False: "takes both models as independent, which makes it rather too wide",
-}
 
 _ROLES = {
     "score": "says which units matter",
@@ -60,14 +58,13 @@ def to_html(report: Report, explanation: Sequence[Element] = ()) -> str:
 
     `explanation` are sections that `pxcompress explain` adds.
     """
-    title = f"{report.recipe.get('model', 'model')}: {headline(report)}"
+    title = f"{report.recipe.model}: {headline(report)}"
     sections = (
         _comparison(report),
         *targets_section(report),
-        *rivals_section(report),
         *certificate_section(report),
-        *changes_section(report),
-        *costs_section(report),
+        changes_section(report),
+        costs_section(report),
         _stage_accuracy(report),
         *class_section(report),
         *alike_section(report, alone=not explanation),
@@ -91,7 +88,7 @@ def _top(report: Report) -> Sequence[Element]:
         "header",
         node(
             "p",
-            f"{recipe.get('model')} on {report.data.name}: {came_to(report) or asked(recipe, str(plan.get('unit')))}",
+            f"{recipe.model} on {report.data.name}: {describe_share(report) or describe_goal(recipe, plan.unit)}",
         ),
         node(
             "h1",
@@ -102,7 +99,9 @@ def _top(report: Report) -> Sequence[Element]:
     words = node("p", node("strong", "Verdict: "), report.verdict.replace(" -> ", _ARROW))
     verdict = node("div", words, class_="verdict" if is_faster(report) else "verdict caution")
     notes = (
-        [node("div", node("ul", *(node("li", note) for note in report.notes)), class_="notes")] if report.notes else []
+        [node("div", node("ul", *(node("li", note.text) for note in report.notes)), class_="notes")]
+        if report.notes
+        else []
     )
     return header, *badge_box(report), verdict, _tiles(report), *notes
 
@@ -137,8 +136,8 @@ def _intervals(report: Report) -> str:
     """What stands behind the headline: speed-up and change of top-1, with their 95 % intervals."""
     drop, speedup = drop_interval(report), report.speedup
     change = f"top-1 {_signed(-report.ratios.top1_drop)} ({_signed(-drop.high)} to {_signed(-drop.low)}) points"
-    faster = f"{pretty(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed, " if speedup else ""
-    return f"{faster}{change}; 95\N{NO-BREAK SPACE}% intervals"
+    faster = f"{pretty(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed"
+    return f"{faster}, {change}; 95\N{NO-BREAK SPACE}% intervals"
 
 
 def _tile_node(label: str, value: str, detail: str, colour: str) -> Element:
@@ -160,16 +159,17 @@ def _comparison(report: Report) -> Element:
     return section(
         "Dense and pruned",
         node("p", f"Measured on: {conditions(report)}."),
+        *([node("p", f"{line[0].upper()}{line[1:]}.")] if (line := agreement_line(report)) else []),
         _legend(("dense", "dense"), ("pruned", "pruned")),
         table(
             "Accuracy is through ONNX Runtime on the exported files; lines on its bars are 95 % Wilson intervals. "
-            f"That of the change (Newcombe) {_PAIRING[bool(report.class_changes)]}.",
+            "That of the change (Newcombe) knows that both models saw the same samples.",
             ("figure", "", "dense", "pruned", "change"),
             [_accuracy_row(report), *(_figure_row(row) for row in rows(report))],
             "compare",
         ),
         node("h3", "Latency of one call"),
-        *latency_strips(report),
+        latency_strips(report),
         table(
             "Wall time, both models timed in turns",
             ("model", "mean", "p50", "p90", "p99", "runs"),
@@ -317,7 +317,7 @@ def _proof(report: Report) -> Element:
             ),
             class_="two",
         ),
-        *((pairs("sha256 of the files", report.sha256),) if report.sha256 else ()),
+        pairs("sha256 of the files", report.sha256),
     )
 
 
@@ -369,15 +369,13 @@ def _names(names: Sequence[str], label: str) -> Element:
 
 
 def _settings(report: Report) -> Element:
-    plan: Mapping[str, object] = {key: value for key, value in report.plan.items() if key != "removed"}
+    plan = {**asdict(report.plan), "schema version": report.schema_version}
     return section(
         "Settings",
         node(
             "div",
-            node(
-                "div", pairs("Recipe", report.recipe), pairs("Plan", {**plan, "schema version": report.schema_version})
-            ),
-            pairs("Environment", report.environment),
+            node("div", pairs("Recipe", asdict(report.recipe)), pairs("Plan", plan)),
+            pairs("Environment", asdict(report.environment)),
             class_="two",
         ),
     )

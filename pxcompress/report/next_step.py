@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 
-from pxcompress.proof import Report
+from pxcompress.report.record import Report
 from pxcompress.report.summary import command, dense_guesses, drop_interval, is_faster, takes_images
 
 LARGE = 0.01
@@ -18,7 +18,7 @@ def next_step(report: Report) -> str:
 
 
 def _uncertified(report: Report) -> bool:
-    return report.certificate is not None and not report.certificate["chosen"]
+    return report.certificate is not None and not report.certificate.chosen
 
 
 def _lossy(report: Report) -> bool:
@@ -27,12 +27,11 @@ def _lossy(report: Report) -> bool:
 
 
 def _busy(report: Report) -> bool:
-    return any(note.startswith("THE MACHINE IS BUSY") for note in report.notes)
+    return any(note.code == "busy" for note in report.notes)
 
 
 def _repair(report: Report) -> str:
-    repairs = report.recipe.get("repair")
-    given = [str(each) for each in repairs] if isinstance(repairs, list | tuple) else []
+    given = report.recipe.repair
     if not given:
         return "to win accuracy back: leave out --repair none; or a smaller --ratio"
     if any(each.startswith("finetune") for each in given):
@@ -43,13 +42,13 @@ def _repair(report: Report) -> str:
 
 def _faster(report: Report) -> str:
     more = f"a larger --batch-size (here {report.pruned.batch_size}) or --ratio"
-    if str(report.recipe.get("budget")).startswith("latency"):
+    if report.recipe.budget.partition(":")[0] == "latency":
         return f"to be faster: {more}"
     return f"to be faster: --speedup 2x, which plans by milliseconds measured here; or {more}"
 
 
 def _own(report: Report) -> str:
-    return f"the same on your own images: {command({**report.recipe, 'data': 'path/to/images'})}"
+    return f"the same on your own images: {command(report.recipe.but(data='path/to/images'))}"
 
 
 def _ship(report: Report) -> str:
@@ -60,7 +59,7 @@ def _shipped(report: Report) -> Iterator[str]:
     """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
     best = "model.onnx"
     if report.certificate is None:
-        least = report.speedup.high if report.speedup else 0.0
+        least = report.speedup.high
         for of in report.targets[2:]:
             if of.speedup.low > least and of.top1 >= report.pruned.top1 - LARGE:
                 best, least = of.file, of.speedup.high

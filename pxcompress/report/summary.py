@@ -9,20 +9,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import drop, guesses
 from pxcompress.deploy.intervals import wilson as wilson
-from pxcompress.proof import Measurement, Placement, Report, Speedup, both_right
+from pxcompress.proof import Measurement, Placement, Speedup, both_right
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
+    DEFAULT_REPAIR,
     GOALS,
     Bench,
     Guarantee,
     Recipe,
     auto_normalise,
-    auto_repair,
     auto_round_to,
 )
+from pxcompress.report.record import Report
 
 _OPTIONS = {"scorer": "score"}
 """Recipe keys whose command-line option has another name."""
@@ -182,41 +184,39 @@ class Badge:
 _WHERE = {"all": "", "confident": " where the dense model is confident", "classes": " in every class"}
 
 
-def badge(content: Mapping[str, Any]) -> Badge:
+def badge(record: CertificateRecord) -> Badge:
     """The badge for what certificate.json holds."""
-    chosen = content["chosen"]
     titles = {None: "Not certified", 0: "Only the dense model is certified"}
-    title = titles.get(chosen, f"Certified{_WHERE[content['part']]}")
-    return Badge(title, bool(chosen), content["sentence"].removeprefix(f"{title}; "))
+    title = titles.get(record.chosen, f"Certified{_WHERE[record.part]}")
+    return Badge(title, bool(record.chosen), record.sentence.removeprefix(f"{title}; "))
 
 
-def path_rows(content: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+def path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]:
     """Name, size, errors, p-value and outcome of every model of a certificate's path, as text.
 
     Where every class counts by itself, the errors are those in the weakest one.
     """
-    unit = content["size_unit"]
     rows = []
-    for place, (row, certified) in enumerate(zip(content["rows"], content["certified"], strict=True)):
-        outcome = "chosen" if place == content["chosen"] else "passed" if certified else "not certified"
-        cost = size(row["size"]) if unit == "bytes" else f"{count(row['size'])} {unit}"
-        part = max(row["classes"] or [row], key=lambda each: each["p_value"])
-        errors = f"{part['errors']:g} of {part['n']}" + (f" in {part['name']!r}" if row["classes"] else "")
-        rows.append((row["name"], cost, errors, f"{row['p_value']:.3g}", outcome))
+    for place, (row, certified) in enumerate(zip(record.rows, record.certified, strict=True)):
+        outcome = "chosen" if place == record.chosen else "passed" if certified else "not certified"
+        cost = size(row.size) if record.size_unit == "bytes" else f"{count(row.size)} {record.size_unit}"
+        part = row.weakest
+        errors = f"{part.errors:g} of {part.n}" + (f" in {part.name!r}" if row.classes else "")
+        rows.append((row.name, cost, errors, f"{row.p_value:.3g}", outcome))
     return rows
 
 
-def counted(content: Mapping[str, Any]) -> str:
+def describe_part(record: CertificateRecord) -> str:
     """Which samples a certificate counts, in one sentence; nothing where it counts all alike."""
-    classes = len(content["rows"][0]["classes"])
     sentences = {
         "all": "",
-        "confident": f"{content['n']} of {content['reserved']} samples count: those whose largest softmax probability "
-        f"in the dense model is at least {content['threshold'] or 0:.10g}. The select split chose it, for a coverage "
-        f"of {content['coverage']}.",
-        "classes": f"errors and p are those of the weakest of {classes} classes (by true label): all have to pass.",
+        "confident": f"{record.n} of {record.reserved} samples count: those whose largest softmax probability "
+        f"in the dense model is at least {record.threshold or 0:.10g}. The select split chose it, for a coverage "
+        f"of {record.coverage}.",
+        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} classes (by true label): "
+        "all have to pass.",
     }
-    return sentences[content["part"]]
+    return sentences[record.part]
 
 
 def headline(report: Report) -> str:
@@ -234,20 +234,19 @@ def speed(report: Report) -> str:
     """ "2.8x faster", or "not shown to be faster (1.84x, 95 % interval 0.91 to 2.60)"."""
     if is_faster(report):
         return speed_words(report)
-    interval = f", 95 % interval {report.speedup.interval}" if report.speedup else ""
-    return f"{speed_words(report)} ({report.ratios.speedup_p50:.2f}x{interval})"
+    return f"{speed_words(report)} ({report.speedup.ratio:.2f}x, 95 % interval {report.speedup.interval})"
 
 
 def speed_words(report: Report) -> str:
     """ "2.8x faster" or "slower" where the whole interval says so."""
     if is_faster(report):
         return f"{report.ratios.speedup_p50:.3g}x faster"
-    return "slower" if report.speedup and report.speedup.high < 1 else "not shown to be faster"
+    return "slower" if report.speedup.high < 1 else "not shown to be faster"
 
 
 def is_faster(report: Report) -> bool:
-    """Whether the pruned model is faster by the whole interval; older reports say so in their verdict only."""
-    return report.speedup.low > 1 if report.speedup else "x faster (" in report.verdict
+    """Whether the pruned model is faster by the whole interval."""
+    return report.speedup.low > 1
 
 
 def accuracy_change(report: Report) -> str:
@@ -277,8 +276,7 @@ def spread(lost: Interval) -> str:
 def hardware(report: Report) -> str:
     """The processor on which latency was measured."""
     on_cpu = report.provider.got == "CPUExecutionProvider"
-    name = report.environment.get("cpu_name" if on_cpu else "device_name") or report.environment.get("device_name")
-    return str(name or "unknown hardware")
+    return report.environment.cpu_name if on_cpu else report.environment.device_name
 
 
 _WEIGHTS = {
@@ -289,9 +287,22 @@ _WEIGHTS = {
 }
 
 
+def agreement_line(report: Report) -> str:
+    """How near outputs are to the dense model's, on held-out samples and on those fitted to; empty where unknown."""
+    if report.agreements is None:
+        return ""
+    held_out, calibration = report.agreements.held_out, report.agreements.calibration
+    interval = wilson(held_out.share, held_out.samples)
+    return (
+        f"agreement with the dense model, before export: {percent(held_out.share)} on {held_out.samples} held-out "
+        f"samples (95 % interval {percent(interval.low)} to {percent(interval.high)}), {percent(calibration.share)} on "
+        f"{calibration.samples} of those that weights were fitted to"
+    )
+
+
 def conditions(report: Report) -> str:
     """Under which conditions the figures hold, in one line."""
-    threads = report.environment.get("threads")
+    threads = report.environment.threads
     parts = (
         hardware(report),
         report.provider.got,
@@ -305,60 +316,56 @@ def conditions(report: Report) -> str:
     return ", ".join(parts)
 
 
-def asked(recipe: Mapping[str, Any], unit: str) -> str:
+def describe_goal(recipe: Recipe, unit: str) -> str:
     """What the user wanted: how small, or how fast. `unit` is that of the budget."""
-    scores = "relevance" if str(recipe.get("scorer")).partition(":")[0] == "lrp" else "scores"
-    words = {
+    scores = "relevance" if recipe.scorer.partition(":")[0] == "lrp" else "scores"
+    words: Mapping[str, Callable[[Any], str]] = {
         "ratio": lambda value: f"{percent(value)} of the {unit} to remove",
         "speedup": lambda value: f"{value:g}x faster",
         "latency_ms": lambda value: f"at most {milliseconds(value)} a call",
         "max_bytes": lambda value: f"at most {size(value)}",
         "relevance_share": lambda value: f"what holds at most {percent(value)} of every layer's {scores} to remove",
     }
-    return next((say(recipe[goal]) for goal, say in words.items() if recipe.get(goal) is not None), "")
+    goal = next(name for name in GOALS if getattr(recipe, name) is not None)
+    return words[goal](getattr(recipe, goal))
 
 
-def came_to(report: Report) -> str:
+def describe_share(report: Report) -> str:
     """What ratio a share of every layer's scores came to, in one line; empty where another goal was given."""
-    if report.recipe.get("relevance_share") is None:
+    if report.recipe.relevance_share is None:
         return ""
-    plan: Mapping[str, Any] = report.plan
-    ratio = 1 - plan["cost_planned"] / plan["cost_dense"]
-    return f"{asked(report.recipe, plan['unit'])}: that came to ratio {ratio:.3f} of the {plan['unit']}"
+    plan = report.plan
+    ratio = 1 - plan.cost_planned / plan.cost_dense
+    return f"{describe_goal(report.recipe, plan.unit)}: that came to ratio {ratio:.3f} of the {plan.unit}"
 
 
-def command(recipe: Mapping[str, object]) -> str:
+def command(recipe: Recipe) -> str:
     """The `pxcompress run` line that a recipe stands for; options at their default are left out."""
-    given, defaults = _flat(recipe), _defaults(recipe)
+    defaults = _defaults(recipe)
     words = ["pxcompress", "run"]
-    for key, value in given.items():
-        if key not in defaults or value != defaults[key]:
-            words += _option(_OPTIONS.get(key, key.replace("_", "-")), value)
+    for part in (recipe, recipe.bench, recipe.guarantee):
+        for name in (field.name for field in dataclasses.fields(part)) if part else ():
+            value = getattr(part, name)
+            if name not in ("bench", "guarantee") and (name not in defaults or value != defaults[name]):
+                words += _option(_OPTIONS.get(name, name.replace("_", "-")), value)
     return shlex.join(words)
 
 
-def _flat(recipe: Mapping[str, object]) -> dict[str, Any]:
-    flat: dict[str, Any] = dict(recipe)
-    parts: list[Any] = [flat.pop(key, None) or {} for key in ("bench", "guarantee")]
-    return {**flat, **parts[0], **parts[1]}
-
-
-def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Default of every option, as JSON holds it; what "auto" stands for depends on budget and classes."""
+def _defaults(recipe: Recipe) -> dict[str, Any]:
+    """Default of every option; what "auto" stands for depends on the budget."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    budget, goal = str(recipe.get("budget")), next((name for name in GOALS if recipe.get(name) is not None), "ratio")
-    if budget.partition(":")[0] == (GOALS[goal].budget or DEFAULT_BUDGET):
-        defaults["budget"] = budget
-    defaults |= {"round_to": auto_round_to(budget)}
-    defaults |= {"normalise": auto_normalise(budget), "repair": auto_repair(recipe.get("classes"))}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    goal = next(name for name in GOALS if getattr(recipe, name) is not None)
+    if recipe.budget.partition(":")[0] == (GOALS[goal].budget or DEFAULT_BUDGET):
+        defaults["budget"] = recipe.budget
+    defaults |= {"normalise": auto_normalise(recipe.budget), "round_to": auto_round_to(recipe.budget)}
+    return {**defaults, "repair": DEFAULT_REPAIR}
 
 
 def _option(name: str, value: Any) -> list[str]:
     if name in _WITH_COMMAS:
         return [f"--{name}", ",".join(value)]
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
         return [word for item in value or ["none"] for word in (f"--{name}", str(item))]
     if value is True:
         return [f"--{name}"]

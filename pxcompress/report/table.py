@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import BUSY
-from pxcompress.proof import Measurement, Report
+from pxcompress.proof import Measurement
 from pxcompress.report.alike import alike_line
 from pxcompress.report.classes import changes_line, class_line
 from pxcompress.report.next_step import next_step
+from pxcompress.report.record import Report
 from pxcompress.report.summary import (
+    agreement_line,
     badge,
-    came_to,
     conditions,
-    counted,
+    describe_part,
+    describe_share,
     drop_interval,
     milliseconds,
     nodes,
@@ -28,7 +31,7 @@ from pxcompress.report.summary import (
     times,
     wilson,
 )
-from pxcompress.report.targets import AGREE, HEAD, RIVALS_HEAD, placed, rival_rows, target_rows
+from pxcompress.report.targets import AGREE, HEAD, placed, target_rows
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -41,14 +44,21 @@ def to_table(report: Report) -> str:
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
     lines += _accuracy(report)
     lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
-    spent = (report.certificate or {}).get("spent")  # its table says so
-    notes = [f"note: {note}" for note in report.notes if note != spent]
+    notes = [f"note: {note.text}" for note in report.notes if note.code != "spent"]  # the certificate's table says that
     targets: list[str] = []
     if report.targets:
         targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
-    if report.rivals:
-        targets += ["", *aligned([_narrow(row) for row in (RIVALS_HEAD, *rival_rows(report))])]
-    told = [line for line in (came_to(report), changes_line(report), class_line(report), alike_line(report)) if line]
+    told = [
+        line
+        for line in (
+            describe_share(report),
+            changes_line(report),
+            class_line(report),
+            agreement_line(report),
+            alike_line(report),
+        )
+        if line
+    ]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     ending = [f"next: {step}"] if (step := next_step(report)) else []
     return "\n".join(
@@ -56,17 +66,12 @@ def to_table(report: Report) -> str:
     )
 
 
-def _narrow(rival: Sequence[str]) -> _Line:
-    """A row of rivals without parameters and size, which 80 columns do not hold."""
-    return (*rival[:2], *rival[4:])
-
-
-def certificate_table(content: Mapping[str, Any]) -> str:
+def certificate_table(record: CertificateRecord) -> str:
     """The path of a certificate, model by model, and what it promises. No newline at the end."""
-    lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(content)]
-    notes = [f"note: {note}" for note in (counted(content), content["spent"]) if note]
-    said = badge(content)
-    return "\n".join([*aligned(lines), *notes, f"{said.title}: {said.text}"])
+    lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(record)]
+    notes = [f"note: {note}" for note in (describe_part(record), record.spent) if note]
+    outcome = badge(record)
+    return "\n".join([*aligned(lines), *notes, f"{outcome.title}: {outcome.text}"])
 
 
 def _accuracy(report: Report) -> list[_Line]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from pxcompress.proof import Report, Speedup
+from pxcompress.proof import Speedup
 from pxcompress.report.markup import node, section, table
-from pxcompress.report.summary import count, milliseconds, nodes, percent, size
+from pxcompress.report.record import Report
+from pxcompress.report.summary import milliseconds, nodes, percent, size
 
 HEAD = ("file", "top-1", "agree", "size", "p50", "faster than dense", "nodes")
 
@@ -40,37 +41,6 @@ def faster(change: Speedup) -> str:
 def placed(report: Report) -> str:
     """Which provider runs how many nodes of every file, in one line."""
     return f"nodes: {'; '.join(f'{of.file} {nodes(of.provider)}' for of in report.targets)}"
-
-
-RIVALS_HEAD = ("off the shelf", "MACs", "parameters", "size", "p50", "pruned = 1", "top-1")
-
-
-def rival_rows(report: Report) -> list[tuple[str, ...]]:
-    """One line for every off-the-shelf model, under `RIVALS_HEAD`; none where no comparison was asked for."""
-    return [
-        (
-            of.name,
-            count(of.macs),
-            count(of.params),
-            size(of.onnx_bytes),
-            milliseconds(of.latency_ms.p50),
-            f"{of.speedup.ratio:.2f}x ({of.speedup.interval})",
-            "random weights" if of.top1 is None else percent(of.top1),
-        )
-        for of in report.rivals
-    ]
-
-
-def rivals_section(report: Report) -> Sequence[Element]:
-    """Off-the-shelf models beside the pruned one; nothing where no comparison was asked for."""
-    if not report.rivals:
-        return ()
-    words = (
-        "Usual models of as many MACs as the pruned one, for the same images and classes, timed in turns with it. "
-        "Accuracy stands here only where their own weights know these classes; speed does not depend on weights."
-    )
-    head = "pruned = 1: how many times as fast as the pruned model, by p50, with 95 % intervals"
-    return (section("Off the shelf", node("p", words), table(head, RIVALS_HEAD, rival_rows(report), "numbers")),)
 
 
 def targets_section(report: Report) -> Sequence[Element]:

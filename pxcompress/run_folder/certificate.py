@@ -13,9 +13,8 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,9 @@ from pxcompress.certify.path import (
     sentence,
     spent,
 )
+from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import check_disjoint, record_use, split_hash
+from pxcompress.checks import read_record
 from pxcompress.data import Source, load_splits, open_source, restricted
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
@@ -79,7 +80,7 @@ class Reserved:
 class Verification:
     """A recorded certificate and what does not agree with it; it holds where nothing does."""
 
-    content: Mapping[str, Any]
+    record: CertificateRecord
     problems: tuple[str, ...]
 
 
@@ -125,14 +126,14 @@ def smallest_certified(folder: Path, subject: Subject, slims: Iterable[Slim], ru
         slim = models[chosen]
         small = _moved(exported[chosen], folder) if chosen else export_slim(folder / SLIM, recipe, subject, slim)
     files = describe(folder, recipe, subject, slim, (exported[0], small))
-    content = _recorded(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
-    (folder / FILE).write_text(json.dumps(content, indent=1))
-    if content["spent"]:
-        clock.say(content["spent"])
-    return slim, replace(files, certificate=content)
+    record = _recorded(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
+    (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
+    if record.spent:
+        clock.say(record.spent)
+    return slim, replace(files, certificate=record)
 
 
-def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0) -> Mapping[str, Any]:
+def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0) -> CertificateRecord:
     """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
     Returns what certificate.json would hold; sizes are bytes. A single run folder stands for its dense and its pruned
@@ -169,17 +170,18 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     """
     recipe = read_run(folder, data)
     try:
-        content = json.loads((folder / FILE).read_text())
-        certificate, part = Certificate.from_json(content), Part.from_json(content)
-    except (OSError, ValueError, RecursionError) as error:
+        record = read_record(CertificateRecord, (folder / FILE).read_text(), str(folder / FILE))
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); run with --max-drop makes one") from error
+    try:
+        certificate, part = record.certificate, record.counted
     except InputError as error:
         raise ResultError(str(error)) from error
     files = [folder / DENSE, folder / SLIM]
     note("reading the data ...")
     samples = _reserved(files, recipe.data, recipe.seed, recipe.skip_corrupt)
     found = _hashes(folder, samples)
-    problems = [f"the {what} is not the certified one" for what in found if found[what] != certificate.hashes.get(what)]
+    problems = [f"the {what} is not the certified one" for what in found if found[what] != record.hashes.get(what)]
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
     settled = _settled(replace(part, threshold=None), files[0], samples)
     if not math.isclose(settled.threshold or 0, part.threshold or 0, rel_tol=1e-6):
@@ -189,11 +191,11 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     again = judge_files(named, samples, certificate.goal, settled)
     problems += _differences(rows, again.rows)
     problems += _altered(certificate)
-    if content.get("sentence") != sentence(certificate) or again.goal != certificate.goal:
+    if record.sentence != sentence(certificate) or again.goal != certificate.goal:
         problems.append("its sentence is not what it shows")
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
-    return Verification(content, tuple(problems))
+    return Verification(record, tuple(problems))
 
 
 def judge_files(
@@ -252,13 +254,13 @@ def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
 
 def _recorded(
     certificate: Certificate, part: Part, samples: Reserved, hashes: Mapping[str, str], unit: str
-) -> dict[str, Any]:
+) -> CertificateRecord:
     """What certificate.json holds; the use of the samples is counted."""
-    certificate = replace(certificate, hashes=hashes)
-    core = json.dumps({**certificate.to_json(), **part.to_json(), "reserved": len(samples.ids)})
-    uses = record_use(samples.data, hashes["split"], core)
-    told = {"size_unit": unit, "data": samples.data, "uses_before": uses}
-    return {**json.loads(core), **told, "spent": spent(uses, certificate.goal.delta).message}
+    record = CertificateRecord.of(
+        certificate, part, reserved=len(samples.ids), hashes=hashes, unit=unit, data=samples.data
+    )
+    uses = record_use(samples.data, hashes["split"], json.dumps(asdict(record)))
+    return replace(record, uses_before=uses, spent=spent(uses, certificate.goal.delta).message)
 
 
 def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:

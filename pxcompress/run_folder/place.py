@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pxcompress.errors import InputError
 from pxcompress.run_folder.names import RECIPE
@@ -59,24 +59,17 @@ def whole_folder(path: Path, force: bool) -> Iterator[Path]:
 @contextmanager
 def _claimed(path: Path) -> Iterator[None]:
     """One process at a time has `path`; the claim of one that was killed ends with it. `InputError` for the others."""
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("w") as file:
-        if not _locked(file.fileno(), lock):
-            raise InputError(
-                f"another run is writing {str(path)!r}; wait until it has ended, or choose another place with --out"
-            )
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _locked(descriptor: int, lock: Path) -> bool:
-    """Whether this process alone has the file `lock`, and has it under that name: its last owner may just remove it."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), lock.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"another run is writing {str(path)!r}; wait until it has ended, or choose another place with --out"
+        ) from error
     except OSError:  # some file systems of clusters have no locks; a single run must work there, too
-        return True
+        pass
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pxcompress import __version__
 from pxcompress.attribution.class_relevance import removed_shares
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
@@ -22,15 +19,14 @@ from pxcompress.proof import (
     DataSummary,
     GroupWidth,
     LayerCost,
-    Report,
-    Rival,
+    Warning,
 )
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
+from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import milliseconds, size, takes_images
 from pxcompress.run import Run
-from pxcompress.run_folder import shelf
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
@@ -55,13 +51,12 @@ class Measured:
     files: Files
     comparison: Comparison
     targets: Targets
-    rivals: tuple[Rival, ...] = ()
     layers: tuple[LayerCost, ...] = ()
 
 
 def measure(files: Files, subject: Subject, slim: Slim, run: Run) -> Measured:
-    """Make the other precisions, take similar models where these are asked for, and measure all side by side, once."""
-    made, recipe = _converted(files, subject, run), run.recipe
+    """Make the other precisions, and measure all files side by side, once."""
+    made = _converted(files, subject, run)
     models = slim.pruned.dense, slim.pruned.model
     macs = [macs_by_module(model, subject.splits.example) for model in models]
     dense, pruned = (
@@ -69,15 +64,11 @@ def measure(files: Files, subject: Subject, slim: Slim, run: Run) -> Measured:
         for file, model, of in zip((files.dense, files.pruned), models, macs, strict=True)
     )
     paths = (dense.path, pruned.path, *made.files)
-    with tempfile.TemporaryDirectory() as place:
-        others = shelf.take(subject, pruned.macs, Path(place), run) if recipe.compare else ()
-        with run.clock.stage("measure"):
-            beside = [other.path for other in others]
-            tried = try_files(paths, subject.splits.test, timed=beside, **asdict(recipe.bench))
-        rivals = shelf.rated(others, tried[1], tried[len(paths) :])
+    with run.clock.stage("measure"):
+        tried = try_files(paths, subject.splits.test, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, tried, subject.source.classes)
-    return Measured(files, comparison, _targets(files, made, tried[: len(paths)]), rivals, layers)
+    return Measured(files, comparison, _targets(files, made, tried), layers)
 
 
 def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
@@ -87,7 +78,7 @@ def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
     rated = rate_targets(tried)
     notes = [*made.failures, *rated.notes]
     if files.certificate is not None and made.files:
-        notes.append(f"the certificate is about {SLIM}, not about its other precisions")
+        notes.append(Warning("precision", f"the certificate is about {SLIM}, not about its other precisions"))
     return replace(rated, notes=tuple(notes))
 
 
@@ -106,8 +97,8 @@ def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run:
     recipe, plan = run.recipe, slim.pruned.plan
     counts = {role: len(ids) for role, ids in subject.splits.ids.items()}
     return Report(
-        recipe=json.loads(recipe.to_json()),
-        environment={**environment(), "pxcompress": __version__, "threads": comparison.threads},
+        recipe=recipe,
+        environment=environment(comparison.threads),
         data=DataSummary(subject.source.name, subject.source.classes, skipped=subject.splits.skipped, **counts),
         weights=subject.loaded.weights,
         input_shape=tuple(subject.splits.example.shape[1:]),
@@ -121,22 +112,22 @@ def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run:
             GroupWidth(group.name, group.kind, group.units, len(plan.kept(group))) for group in slim.pruned.groups
         ),
         fixed=slim.structure.fixed,
-        plan={key: value for key, value in asdict(plan).items() if key != "removed"},
+        plan=PlanCosts(plan.budget, plan.unit, plan.cost_dense, plan.cost_planned, plan.cost_target),
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
         notes=(
             *_notes(place, subject, files, comparison),
             *_loop(recipe, slim, comparison),
             *targets.notes,
-            *run.clock.remarks,
+            *(Warning("remark", text) for text in run.clock.remarks),
         ),
         certificate=files.certificate,
         class_shares=_class_shares(slim, subject.source.classes),
         attempts=slim.attempts,
+        agreements=slim.agreements,
         missed=_missed(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,
-        rivals=measured.rivals,
         class_changes=comparison.classes,
         layers=measured.layers,
         operators=comparison.operators,
@@ -173,7 +164,7 @@ def _missed(recipe: Recipe, comparison: Comparison) -> str:
     return ""
 
 
-def _loop(recipe: Recipe, slim: Slim, comparison: Comparison) -> Iterator[str]:
+def _loop(recipe: Recipe, slim: Slim, comparison: Comparison) -> Iterator[Warning]:
     """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
     if not slim.attempts:
         return
@@ -183,46 +174,59 @@ def _loop(recipe: Recipe, slim: Slim, comparison: Comparison) -> Iterator[str]:
         for turn, attempt in enumerate(slim.attempts)
     )
     allowed = slim.attempts[-1].allowed
-    yield f"plans were held against their exported files: {shown(allowed)} allowed; measured {tried}"
+    yield Warning(
+        "closed-loop", f"plans were held against their exported files: {shown(allowed)} allowed; measured {tried}"
+    )
     if recipe.speedup is not None:
         then, now = allowed * recipe.speedup, comparison.dense.latency_ms.p50
         if abs(now / then - 1) > DRIFT:
             planned = f"{milliseconds(then)} when {recipe.speedup:g}x was planned"
-            yield f"THE MACHINE CHANGED: the dense model took {planned}, and {milliseconds(now)} in the end; run again"
+            yield Warning(
+                "machine-changed",
+                f"THE MACHINE CHANGED: the dense model took {planned}, and {milliseconds(now)} in the end; run again",
+            )
 
 
-def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) -> tuple[str, ...]:
+def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) -> Iterator[Warning]:
     """What a reader must know beside the figures."""
-    notes = []
+    yield from _about_model(subject, comparison)
+    if comparison.noise > BUSY:
+        yield Warning(
+            "busy",
+            f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
+            f"the throughput mean little; time them on a quiet one: pxcompress bench {shlex.quote(str(place))}",
+        )
+    if comparison.placement.fallback_reason:
+        yield Warning("provider", comparison.placement.fallback_reason)
+    if files.certificate and files.certificate.spent:
+        yield Warning("spent", files.certificate.spent)
+    if subject.splits.skipped:
+        some = ", ".join(subject.splits.skipped[:3]) + (", ..." if len(subject.splits.skipped) > 3 else "")
+        yield Warning("skipped", f"{len(subject.splits.skipped)} images could not be read and were left out: {some}")
+
+
+def _about_model(subject: Subject, comparison: Comparison) -> Iterator[Warning]:
+    """What to know about the data and the dense model's weights."""
+    weights, classes = subject.loaded.weights, len(subject.source.classes)
     if subject.source.embedded:
         side = subject.splits.example.shape[-1]
         size = f" at {side} x {side} pixels" if subject.loaded.preprocessing.is_image else ""
-        notes.append(f"embedded data {subject.source.name!r}{size}: a demonstration, not your task")
+        text = f"embedded data {subject.source.name!r}{size}: a demonstration, not your task"
+        yield Warning("demonstration", text)
     if subject.whole:
-        task, whole = len(subject.source.classes), len(subject.whole.source.classes)
-        notes.append(f"a task of {task} of the {whole} classes: the dense model, too, knows no others")
-    if subject.loaded.weights == "trained-here":
-        notes.append("the dense model was trained here, on that data, for a few epochs")
-    if subject.loaded.weights == "factory":
-        notes.append("no --checkpoint was given: the weights are those that the factory made")
-    dense, classes = comparison.dense, len(subject.source.classes)
+        whole = len(subject.whole.source.classes)
+        text = f"a task of {classes} of the {whole} classes: the dense model, too, knows no others"
+        yield Warning("part-of-classes", text)
+    if weights == "trained-here":
+        yield Warning("trained-here", "the dense model was trained here, on that data, for a few epochs")
+    if weights == "factory":
+        yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
+    dense = comparison.dense
     if guesses(dense.top1, dense.samples, classes):
         why = (
             "as untrained ones do; give --checkpoint"
-            if subject.loaded.weights == "factory"
+            if weights == "factory"
             else "check its weights, and --input-size: images are resized to that of the model"
         )
-        notes.append(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}")
-    if comparison.noise > BUSY:
-        notes.append(
-            f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
-            f"the throughput mean little; time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
-        )
-    if comparison.placement.fallback_reason:
-        notes.append(comparison.placement.fallback_reason)
-    if files.certificate and files.certificate["spent"]:
-        notes.append(files.certificate["spent"])
-    if subject.splits.skipped:
-        some = ", ".join(subject.splits.skipped[:3]) + (", ..." if len(subject.splits.skipped) > 3 else "")
-        notes.append(f"{len(subject.splits.skipped)} images could not be read and were left out: {some}")
-    return tuple(notes)
+        text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}"
+        yield Warning("near-chance", text)

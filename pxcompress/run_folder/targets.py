@@ -11,7 +11,7 @@ from pxcompress.deploy.intervals import speedup
 from pxcompress.deploy.measure import Tried, file_bytes, latency, throughput
 from pxcompress.deploy.precision import convert
 from pxcompress.errors import ModelError
-from pxcompress.proof import Target
+from pxcompress.proof import Target, Warning
 from pxcompress.types import Batches
 
 LOSS = 0.01
@@ -23,7 +23,7 @@ class Made:
     """Files in other precisions, and why one could not be made."""
 
     files: tuple[Path, ...] = ()
-    failures: tuple[str, ...] = ()
+    failures: tuple[Warning, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Targets:
     """What became of the asked precisions: dense.onnx, model.onnx and the files beside them; and what to know."""
 
     rows: tuple[Target, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Warning, ...] = ()
 
 
 def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> Made:
@@ -45,7 +45,7 @@ def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> M
         try:
             made.append(convert(source, path, name, batches).path)
         except ModelError as error:
-            failures.append(f"NO {path.name}: {error}")
+            failures.append(Warning("precision", f"NO {path.name}: {error}"))
     return Made(tuple(made), tuple(failures))
 
 
@@ -60,8 +60,8 @@ def rate_targets(tried: Sequence[Tried]) -> Targets:
     for each in made:
         answers, path = each.answers, each.session.path
         if answers.broken:
-            said = f"its logits are not finite on {answers.broken} of {answers.samples} test samples"
-            notes.append(f"NO {path.name}: {said}")
+            reason = f"its logits are not finite on {answers.broken} of {answers.samples} test samples"
+            notes.append(Warning("precision", f"NO {path.name}: {reason}"))
             for file in onnx_files(path):
                 file.unlink()
             continue
@@ -88,17 +88,17 @@ def _row(tried: Tried, dense: Tried, source: Tried) -> Target:
     )
 
 
-def _warnings(tried: Tried, source: Tried) -> list[str]:
+def _warnings(tried: Tried, source: Tried) -> list[Warning]:
     """What speaks against shipping a file instead of the float32 one."""
     name, than = tried.session.path.name, source.session.path.name
     lost = source.answers.top1 - tried.answers.top1
     notes = []
     if lost > LOSS:
-        notes.append(f"{name} LOSES {100 * lost:.1f} POINTS of top-1 against {than}")
+        notes.append(Warning("precision", f"{name} LOSES {100 * lost:.1f} POINTS of top-1 against {than}"))
     change = speedup(source.seconds, tried.seconds)
     if change.low <= 1:
         provider = tried.session.placement.got.removesuffix("ExecutionProvider")
-        said = "slower" if change.high < 1 else "not shown to be faster"
+        outcome = "slower" if change.high < 1 else "not shown to be faster"
         measured = f"{change.ratio:.2f}x on {provider}, 95 % interval {change.interval}"
-        notes.append(f"{name} is {said} than {than} here ({measured})")
+        notes.append(Warning("precision", f"{name} is {outcome} than {than} here ({measured})"))
     return notes

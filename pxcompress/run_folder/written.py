@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import nn
 
 from pxcompress import __version__
+from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import ParityError
 from pxcompress.models.rebuilding import outside_state
@@ -34,7 +33,7 @@ class Files:
     dense: Artifact
     pruned: Artifact
     parity: Parity
-    certificate: Mapping[str, Any] | None = None
+    certificate: CertificateRecord | None = None
 
 
 def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pxcompress.attribution import attributed
 from pxcompress.attribution.relevance import started
 from pxcompress.passes.collect import unit_means
 from pxcompress.registry import option
@@ -52,8 +53,13 @@ class IntegratedGradients:
         points = self.steps + 2
 
         def conductance(activation: Tensor, multiplier: Tensor) -> Tensor:
+            if len(activation) % points:  # the same for all inputs: its baseline is zero, as the input's is
+                return (activation * multiplier).sum(2).abs()
             path = activation.unflatten(0, (-1, points))
             gradient = multiplier.unflatten(0, (-1, points))[:, 1:-1].mean(1)
             return ((path[:, -1] - path[:, 0]) * gradient).sum(2).abs()
 
-        return unit_means(model, groups, _Paths(batches, self.steps), conductance, started("logit", self.target))
+        inputs, _ = next(iter(batches))
+        with attributed(model, None, inputs[:1]) as twin:
+            paths, start = _Paths(batches, self.steps), started("logit", self.target)
+            return unit_means(twin.model, groups, paths, conductance, start)

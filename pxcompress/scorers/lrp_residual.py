@@ -14,10 +14,13 @@ from pxcompress.attribution.relevance import STARTS, started
 from pxcompress.elimination import Reader, eliminate, regularised_inverse
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
-from pxcompress.passes.moments import moments
+from pxcompress.passes.moments import InputMoments, moments
 from pxcompress.registry import option, searched
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Axis, Batches, Group, Member, Scores
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+"""What a layer's ridge is chosen from, as shares of the mean variance of its inputs; the first wins a tie."""
 
 METRICS: Mapping[str, tuple[Axis, bool]] = {
     "outputs": ("out", True),
@@ -41,6 +44,9 @@ class LRPResidual:
     is the cost at removal, so scores are comparable between layers, in squared logit units. With metric=weights all
     w_o are 1 (Optimal Brain Surgeon); with metric=inputs a unit costs E_x sum_p m_cp^2 / [Sigma_S^-1]_cc, with
     metric=none 1 / [Sigma_S^-1]_cc, as a mean over its consumers.
+
+    What the other units predict of a unit is fitted to one half of the samples and judged on the other, both ways:
+    judged on the same samples it would be everything wherever samples are fewer than units.
     """
 
     composite: str = option("epsilon", "rules that give the multipliers m: a preset's name or a composite's text")
@@ -55,8 +61,10 @@ class LRPResidual:
         )
     )
     follow: bool = searched(option(True, "let what a unit costs follow the folds before it"))
-    ridge: float = searched(
-        option(1e-3, "ridge, as a share of the mean variance of a layer's inputs", low=0.0, high=1.0, log=True)
+    ridge: float = option(
+        0.0,
+        "ridge, as a share of the mean variance of a layer's inputs; 0: what does best on the other half",
+        high=10.0,
     )
 
     def __post_init__(self) -> None:
@@ -77,13 +85,12 @@ class LRPResidual:
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             layouts = input_layouts(model, groups)
-            covariances = {name: found.covariance for name, found in moments(model, layouts, batches).items()}
+            inputs_of = moments(model, layouts, batches)
             prices = self._prices(twin.model, layouts, batches)
 
             def readers(member: Member) -> Iterator[Reader]:
-                module, name = twin.model.get_submodule(member.module), member.module
-                for covariance, price, width in self._views(module, member, covariances[name], prices[name]):
-                    yield Reader(regularised_inverse(covariance, self.ridge), price, width, self.follow)
+                module = twin.model.get_submodule(member.module)
+                return self._readers(module, member, inputs_of[member.module], prices[member.module])
 
             for group in groups:
                 yield group, [view for member in group.consumers for view in readers(member)]
@@ -98,14 +105,26 @@ class LRPResidual:
             rows = {name: len(model.get_submodule(name).weight) for name in layouts}  # type: ignore[arg-type]
         return {name: torch.ones(count, dtype=torch.float64) for name, count in rows.items()}
 
+    def _readers(self, module: nn.Module, member: Member, seen: InputMoments, prices: Tensor) -> Iterator[Reader]:
+        """Readers for every group of a grouped convolution, each with errors on the half that it is not fitted to."""
+        folds = seen.folds or ((seen.whole, seen.whole),)
+        for features, price, width in self._views(module, member, len(seen.whole.mean), prices):
+            for fit, check in folds:
+                covariance, left = (_part(matrix, features) for matrix in (fit.covariance, check.around(fit.mean)))
+                inverse, error = _best_inverse(covariance, left, price, (self.ridge,) if self.ridge else RIDGES)
+                yield Reader(inverse, price.clone(), width, self.follow, error, 1 / len(folds))
+
     def _views(
-        self, module: nn.Module, member: Member, covariance: Tensor, prices: Tensor
+        self, module: nn.Module, member: Member, size: int, prices: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Covariance and price (features, features), and features a unit, for every group of a grouped convolution."""
+        """Features (f,), their price (f, f), and features a unit, for every group of a grouped convolution.
+
+        `size` is the number of features that the whole module reads.
+        """
         weight: Tensor = module.weight.detach()  # type: ignore[operator]
         conv_groups = getattr(module, "groups", 1)
         span = weight.shape[1]
-        flattened = len(covariance) < span * conv_groups
+        flattened = size < span * conv_groups
         for place, part in enumerate(weight.reshape(*weight.shape[:2], -1).chunk(conv_groups)):
             rows = member.index[(member.index // span) == place].reshape(len(member.index), -1)
             features = torch.arange(len(rows)) if flattened else rows.flatten()
@@ -114,7 +133,27 @@ class LRPResidual:
             else:
                 columns = part[:, rows.flatten() % span].reshape(len(part), len(features), -1)
                 price = _gram(columns, prices.chunk(conv_groups)[place])
-            yield covariance[features][:, features], price, 1 if flattened else rows.shape[1]
+            yield features, price, 1 if flattened else rows.shape[1]
+
+
+def _part(matrix: Tensor, features: Tensor) -> Tensor:
+    return matrix[features][:, features]
+
+
+def _best_inverse(covariance: Tensor, left: Tensor, price: Tensor, ridges: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """A = (Sigma + lambda I)^-1 and A Sigma' A for the ridge that predicts best on the samples of Sigma'.
+
+    Its error is the sum over features, weighted by `price`, of what all others leave of each, [A Sigma' A]_cc / A_cc^2.
+    """
+    best: tuple[float, Tensor, Tensor] | None = None
+    for ridge in ridges:
+        inverse = regularised_inverse(covariance, ridge)
+        error = inverse @ left @ inverse
+        total = float((price.diagonal() * error.diagonal() / inverse.diagonal().square()).sum())
+        if best is None or total < best[0]:
+            best = total, inverse, error
+    assert best is not None
+    return best[1], best[2]
 
 
 def _gram(columns: Tensor, prices: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from pxcompress.attribution import attributed
 from pxcompress.attribution.relevance import AGGREGATES, STARTS, started, unit_relevance
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
@@ -25,4 +26,7 @@ class Taylor:
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Gradients of the labels' loss; needs labels."""
-        return unit_relevance(model, groups, batches, started(self.start, self.target), aggregate=self.aggregate)
+        inputs, _ = next(iter(batches))
+        with attributed(model, None, inputs[:1]) as twin:
+            start = started(self.start, self.target)
+            return unit_relevance(twin.model, groups, batches, start, aggregate=self.aggregate)

@@ -1,220 +1,132 @@
-"""Jobs that several workers share through one storage: each is done once, whoever dies on the way.
-
-Job j is the j-th choice of a search. A trial takes the lowest job that no other trial has taken, so there is no queue
-that could be lost: the job of a worker that died (Optuna's heartbeat says so) or was interrupted is free again, and the
-trial that takes it up has the same parameters. Draws are seeded by job, whichever worker makes them.
-"""
+"""One study of Optuna: where its trials are kept, what is tried first, and what a trial measures."""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
 
 import optuna
-from optuna.distributions import BaseDistribution
+import sqlalchemy
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, fail_stale_trials
-from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread
+from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.study import MaxTrialsCallback, Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pxcompress.errors import PxError, unknown
+from pxcompress.errors import InputError, PxError, unknown
 from pxcompress.notes import Note
-from pxcompress.search.space import Parameter, Value, Values
-from pxcompress.search.storage import GRACE, HEARTBEAT
+from pxcompress.search.objectives import Workbench, masked_area, shipped
+from pxcompress.search.space import Parameter, Space, Value
 
-REDUCTION = 3
-"""Of so many trials that were measured equally often, one goes on (successive halving)."""
+BEAT, GRACE, PATIENCE = 5, 30, 60
+"""Seconds between a worker's signs of life, until a silent one counts as dead, and to wait for a locked SQLite file."""
 
-Direction = Literal["maximize", "minimize"]
+OBJECTIVES = ("operating-point", "pxp")
 
-JOB, ERROR = "job", "error"
-"""What a trial is about, and why it has no value."""
-
-SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
+SAMPLERS: Mapping[str, Callable[[int | None], BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
-"""Seed -> sampler. Of the grid all choices are given, see `Space.grid`."""
+"""Seed -> sampler."""
+
+DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What is asked of a search beside its recipe; `storage` is a database URL, "" for a file in the folder."""
+
+    objective: str = "operating-point"
+    sampler: str = "tpe"
+    trials: int = 50
+    storage: str = ""
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise unknown("objective", self.objective, OBJECTIVES)
+        if self.sampler not in SAMPLERS:
+            raise unknown("sampler", self.sampler, SAMPLERS)
+        if self.trials < 1:
+            raise InputError(f"trials is {self.trials}; expected 1 or more")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Neither Optuna's messages nor its warnings of what may change."""
+def usable(url: str) -> Iterator[None]:
+    """Optuna without its messages; `InputError`, without the password, where the database does not answer."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with Study.optimize")
             yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0][:120]
+        raise InputError(
+            f"storage {url.partition('://')[0]!r} cannot be used ({reason}); expected sqlite:///FILE, "
+            "postgresql+psycopg://user@host/name or mysql+pymysql://user@host/name"
+        ) from error
     finally:
         optuna.logging.set_verbosity(level)
 
 
-def taken(trials: Sequence[FrozenTrial]) -> set[int]:
-    """Jobs that are done or in work; those of trials that died or were interrupted are not."""
-    return {
-        each.user_attrs[JOB]
-        for each in trials
-        if JOB in each.user_attrs and (each.state != TrialState.FAIL or ERROR in each.user_attrs)
-    }
+def open_storage(url: str, attempts: int = 3) -> RDBStorage:
+    """A database in which workers show signs of life, and in which the trial of a dead one waits to be done again."""
+    waits = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else None
+    again = RetryHeartbeatStaleTrialCallback()
+    try:
+        return RDBStorage(url, waits, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again)
+    except sqlalchemy.exc.DatabaseError:  # another worker may make the tables in the same moment
+        if attempts == 1:
+            raise
+        time.sleep(1)
+        return open_storage(url, attempts - 1)
 
 
-def _silent(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that are about to take a job; one that takes longer than `GRACE` has died before its first heartbeat."""
-    since = datetime.now() - timedelta(seconds=GRACE)
-    begun = [each for each in trials if each.state == TrialState.RUNNING and JOB not in each.user_attrs]
-    return [each for each in begun if each.datetime_start is None or each.datetime_start > since]
-
-
-def _job(trials: Sequence[FrozenTrial], number: int) -> int:
-    """The job that trial `number` takes; trials before it that have not yet said theirs take the lower ones."""
-    before = sum(each.number < number for each in _silent(trials))
-    gone = taken(trials)
-    free = (job for job in itertools.count() if job not in gone)
-    return next(itertools.islice(free, before, None))
-
-
-def _all(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False)
-
-
-class JobSampler(BaseSampler):
-    """Takes a job for every trial, and draws its parameters from a sampler seeded by it.
-
-    `given` says the values of jobs that are not drawn; a job that was begun before keeps its values.
-    """
-
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int, given: Callable[[int], Values]) -> None:
-        self._make, self._seed, self._given = make, seed, given
-        self._inner = make(seed)
-        self._known: Values = {}
-        self.job = 0
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Take a job."""
-        trials = _all(study)
-        self.job = _job(trials, trial.number)
-        begun = [each.params for each in trials if each.user_attrs.get(JOB) == self.job]
-        self._known = begun[-1] if begun else self._given(self.job)
-        self._inner = self._make((self._seed * 1_000_003 + self.job) % 2**32)
-        self._inner.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Nothing for a job whose values are known."""
-        return {} if self._known else self._inner.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Values that the inner sampler draws together."""
-        return self._inner.sample_relative(study, trial, search_space) if search_space else {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """The known value, or one that the inner sampler draws."""
-        if param_name in self._known:
-            return self._known[param_name]
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        """Let the inner sampler know."""
-        self._inner.after_trial(study, trial, state, values)
-
-
-def sampler_of(name: str, seed: int, given: Callable[[int], Values]) -> JobSampler:
-    """The sampler called `name`; `InputError` lists them."""
-    if name not in SAMPLERS:
-        raise unknown("sampler", name, SAMPLERS)
-    return JobSampler(SAMPLERS[name], seed, given)
-
-
-def open_study(
-    storage: BaseStorage, name: str, sampler: JobSampler, directions: Sequence[Direction] = ("maximize",)
-) -> optuna.Study:
-    """The study called `name`, made where it is not there yet."""
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
-    return optuna.create_study(
-        storage=storage, sampler=sampler, pruner=pruner, study_name=name, directions=directions, load_if_exists=True
+def open_study(storage: BaseStorage, space: Space, plan: SearchPlan) -> Study:
+    """The study of a search: the same for the same search, wherever and however often it is started."""
+    facts = [asdict(space.recipe), plan.objective, [asdict(each) for each in space.parameters]]
+    study = optuna.create_study(
+        storage=storage,
+        study_name=f"pxcompress-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}",
+        direction="maximize",
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+        load_if_exists=True,
     )
+    # Workers that share a storage must not all draw the same; one alone draws the same again.
+    seed = None if plan.storage else space.recipe.seed + len(study.get_trials(deepcopy=False))
+    study.sampler = SAMPLERS[plan.sampler](seed)
+    return study
 
 
-def suggest(trial: Trial, parameter: Parameter) -> Value:
-    """What the sampler chooses."""
+def work(study: Study, space: Space, plan: SearchPlan, bench: Workbench, note: Note) -> None:
+    """Do trials until there are as many as planned, over all workers."""
+    for values in space.starts():
+        study.enqueue_trial(values, skip_if_exists=True)
+    if len(study.get_trials(deepcopy=False, states=DONE)) >= plan.trials:
+        return
+
+    def measure(trial: Trial) -> float:
+        recipe = space.recipe_at({each.name: _suggest(trial, each) for each in space.parameters})
+        trial.set_user_attr("scorer", recipe.scorer)
+        try:
+            return shipped(bench, recipe) if plan.objective == "operating-point" else masked_area(bench, recipe, trial)
+        except PxError as error:
+            trial.set_user_attr("error", str(error))
+            raise
+
+    def tell(study: Study, trial: FrozenTrial) -> None:
+        words = f"{trial.value:.2%}" if trial.state == TrialState.COMPLETE else trial.state.name.lower()
+        note(f"trial {trial.number + 1}: {words}  {trial.user_attrs.get('error') or trial.user_attrs.get('scorer')}")
+
+    study.optimize(measure, catch=(PxError,), callbacks=[tell, MaxTrialsCallback(plan.trials, states=DONE)])
+
+
+def _suggest(trial: Trial, parameter: Parameter) -> Value:
     if parameter.choices:
-        return trial.suggest_categorical(parameter.name, parameter.choices)
+        return str(trial.suggest_categorical(parameter.name, parameter.choices))
     return trial.suggest_float(parameter.name, parameter.low, parameter.high, log=parameter.log)
-
-
-Evaluate = Callable[[Trial, int], Sequence[float]]
-"""A trial and its job -> one value for each direction of the study."""
-
-
-def work(study: optuna.Study, jobs: int, evaluate: Evaluate, deadline: float, note: Note) -> None:
-    """Do jobs 0 to `jobs` - 1 as far as other workers do not, then wait for what they have begun.
-
-    `PxError` in `evaluate` ends the trial, not the search. After the monotonic time `deadline` nothing is begun or
-    waited for.
-    """
-    waited = False
-    while time.monotonic() < deadline:
-        fail_stale_trials(study)
-        trials = _all(study)
-        left = set(range(jobs)) - taken(trials)
-        others = [each for each in trials if each.state == TrialState.RUNNING and JOB in each.user_attrs]
-        if len(left) > len(_silent(trials)):
-            if not _do_one(study, jobs, evaluate):
-                note("this worker was slow and taken for dead; another one does its trial again")
-        elif left or others:
-            if not waited:
-                note("waiting for what other workers have begun ...")
-            waited = True
-            time.sleep(HEARTBEAT / 5)
-        else:
-            return
-
-
-def _do_one(study: optuna.Study, jobs: int, evaluate: Evaluate) -> bool:
-    """One trial, with signs of life; False where another worker has ended it since they had stopped.
-
-    Not `Study.optimize`, which takes a trial that was ended elsewhere for an error of its own.
-    """
-    sampler, storage = study.sampler, study._storage
-    assert isinstance(sampler, JobSampler)
-    trial = study.ask()
-    state, values = TrialState.FAIL, None
-    try:
-        if isinstance(storage, BaseHeartbeat):  # before it has a job, which would never be free again otherwise
-            storage.record_heartbeat(trial._trial_id)
-        with get_heartbeat_thread(trial._trial_id, storage):
-            values = _evaluated(trial, sampler.job, jobs, evaluate)
-            state = TrialState.FAIL if values is None else TrialState.COMPLETE
-    except optuna.TrialPruned:
-        state = TrialState.PRUNED
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return False
-    finally:
-        told = study.tell(trial, values, state=state, skip_if_finished=True)
-    return told.state == state
-
-
-def _evaluated(trial: Trial, job: int, jobs: int, evaluate: Evaluate) -> Sequence[float] | None:
-    """Values of the job; None where it failed, and where another worker has taken the last one in the meantime."""
-    if job >= jobs:
-        return None
-    trial.set_user_attr(JOB, job)
-    try:
-        return evaluate(trial, job)
-    except PxError as error:
-        trial.set_user_attr(ERROR, str(error))
-        return None

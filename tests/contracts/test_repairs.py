@@ -107,6 +107,19 @@ def test_outputs_stay_finite(text: str, plan: object, small: Subject) -> None:
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
+@pytest.mark.parametrize("text", [text for text in VARIANTS if "labels=true" not in text])
+def test_where_nothing_is_removed_nothing_changes(text: str, small: Subject) -> None:
+    """On inputs unlike those of training, too: repairs bring the dense model back, they do not improve on it."""
+    with seeded(6):
+        inputs = 2 * torch.randn(24, *small.inputs.shape[1:]) + 1
+    batches = batches_of(inputs, 7)
+    repair = dataclasses.replace(REPAIRS.build(text), **SHORT.get(text.partition(":")[0], {}))  # type: ignore[type-var]
+    with seeded(3):
+        model = repair(_pruned(small, plan_of({})), batches, batches).model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), small.model(inputs), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_can_be_repaired(name: str, subject: Subject) -> None:
     model = _repaired(name, _pruned(subject), batches_of(subject.inputs, 3)).model

@@ -68,6 +68,41 @@ def test_equals_refitting_from_scratch(width: int, consumers: int, seed: int) ->
     np.testing.assert_allclose(found.numpy(), _slow(problems, units, width), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("width", "seed"), itertools.product([1, 2], range(3)))
+def test_errors_are_those_on_the_other_samples(width: int, seed: int) -> None:
+    """A unit costs what refitting all removed inputs to one set of samples leaves of it on another set."""
+    units = 6
+    (sigma, weights, power), (other, _, _) = (_problem(units, width, 5, 20 + 2 * seed + place) for place in (0, 1))
+    ridged = sigma + RIDGE * sigma.diagonal().mean() * np.eye(len(sigma))
+    inverse = torch.from_numpy(np.linalg.inv(ridged))
+    gram = torch.from_numpy(weights.T @ (power[:, None] * weights))
+    reader = Reader(inverse.clone(), gram, width, check=inverse @ torch.from_numpy(other) @ inverse)
+    gone: list[int] = []
+    for unit in np.random.default_rng(seed).permutation(units)[: units - 1]:
+        lost, kept = (
+            [u * width + j for u in part for j in range(width)]
+            for part in ([unit], [u for u in range(units) if u not in (*gone, unit)])
+        )
+        folded = weights.copy()
+        earlier = [u * width + j for u in gone for j in range(width)]
+        left = [feature for feature in range(len(sigma)) if feature not in earlier]
+        if earlier:
+            folded[:, left] += (
+                weights[:, earlier] @ np.linalg.solve(ridged[np.ix_(left, left)], ridged[np.ix_(left, earlier)]).T
+            )
+        predict = np.linalg.solve(ridged[np.ix_(kept, kept)], ridged[np.ix_(kept, lost)]).T
+        error = (
+            other[np.ix_(lost, lost)]
+            - predict @ other[np.ix_(kept, lost)]
+            - other[np.ix_(lost, kept)] @ predict.T
+            + predict @ other[np.ix_(kept, kept)] @ predict.T
+        )
+        expected = np.einsum("o,oi,ij,oj->", power, folded[:, lost], error, folded[:, lost])
+        assert float(reader.damage()[unit]) == pytest.approx(expected, rel=1e-6)
+        reader.fold_(torch.tensor([unit]))
+        gone.append(int(unit))
+
+
 def test_a_copy_of_a_unit_is_free_once_and_dear_afterwards() -> None:
     with seeded(0):
         samples = torch.randn(100, 4, dtype=torch.float64)

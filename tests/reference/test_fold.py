@@ -149,7 +149,7 @@ def test_fold_does_not_depend_on_batches(small: Subject) -> None:
     states = []
     for parts in (batches_of(small.inputs, 6), batches_of(small.inputs, 1), batches_of(small.inputs, 4)[::-1]):
         pruned = prune(small.model, small.groups, plan, small.example)
-        Fold()(pruned, parts)
+        Fold(ridge=1e-3)(pruned, parts)
         states.append(pruned.model.state_dict())
     for state in states[1:]:
         for key, value in states[0].items():
@@ -317,3 +317,23 @@ def test_dead_units_do_not_break_the_solver(centred: str, ridge: float) -> None:
 def test_fold_is_registered_with_its_options() -> None:
     assert REPAIRS.build("fold") == Fold()
     assert REPAIRS.build("fold:ridge=0.1,centred=no") == Fold(0.1, "no")
+
+
+def test_the_ridge_is_what_does_best_on_the_other_half() -> None:
+    """With fewer samples than kept inputs a small ridge repeats noise; with many samples it is the better one."""
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+        groups = find_groups(model, torch.randn(1, 6), ["2"]).groups
+        plan = plan_of({groups[0].name: tuple(range(0, 40, 4))})
+        few, many, unseen = torch.randn(16, 6), torch.randn(2000, 6), torch.randn(500, 6)
+
+    def error(inputs: Tensor, fold: Fold) -> float:
+        pruned = prune(model, groups, plan, unseen[:1])
+        fold(pruned, batches_of(inputs, 8))
+        with torch.no_grad():
+            return float((pruned.model(unseen) - model(unseen)).square().mean())
+
+    assert error(few, Fold()) < 0.8 * error(few, Fold(ridge=1e-9))
+    assert error(many, Fold()) <= 1.05 * min(error(many, Fold(ridge=ridge)) for ridge in (1e-4, 1e-2, 1.0))

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from pxcompress.demo import baseline
+from pxcompress.demo.baseline import BaselineInfo, baseline_key, train_baseline
 from pxcompress.errors import DataError, ModelError
-from pxcompress.models import baseline
-from pxcompress.models.baseline import BaselineInfo, baseline_key, train_baseline
 from pxcompress.models.loading import Architecture
 from pxcompress.state import seeded
 from pxcompress.types import Batch, Preprocessing

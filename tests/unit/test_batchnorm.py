@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterator
 
@@ -10,10 +9,11 @@ from models import Subject, batches_of, plan_of, random_plan, snapshot
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.errors import PxError
-from pxcompress.graph import prune
+from pxcompress.graph import find_groups, prune
 from pxcompress.layout.rows import members_by_module, others, removed_rows
+from pxcompress.passes import matching
 from pxcompress.repair.batchnorm import BatchNormStatistics
+from pxcompress.state import seeded
 from pxcompress.types import Batch, Pruned
 
 
@@ -25,42 +25,14 @@ def _norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
-@pytest.mark.parametrize("size", [2, 3, 6])
-@pytest.mark.parametrize("name", ["conv1d", "flatten_cnn", "resnet_basic"])
-def test_statistics_are_the_mean_over_batches(name: str, size: int) -> None:
-    """Of every batch's mean and unbiased variance at the layer's input; all layers normalise with the batch itself."""
-    subject = subject_named(name)
-    pruned = _pruned(subject)
-    expected = _slow(pruned.model, subject.inputs, size)
-    BatchNormStatistics("unit")(pruned, batches_of(subject.inputs, size))
-    norms = _norms(pruned.model)
-    assert len(norms) == len(expected)
-    for norm, (mean, variance) in zip(norms, expected, strict=True):
-        assert torch.allclose(norm.running_mean, mean, rtol=1e-4, atol=1e-5)
-        assert torch.allclose(norm.running_var, variance, rtol=1e-4, atol=1e-5)
-        assert int(norm.num_batches_tracked) == len(subject.inputs) // size
-
-
-def _slow(model: nn.Module, inputs: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    twin = copy.deepcopy(model).eval()
-    norms = _norms(twin)
-    seen: list[list[Tensor]] = [[] for _ in norms]
-    for place, norm in enumerate(norms):
-        norm.running_mean, norm.running_var = None, None  # then batch statistics are used in eval mode, too
-        norm.track_running_stats = False
-        norm.register_forward_pre_hook(lambda module, args, place=place: seen[place].append(args[0].clone()))
-    with torch.no_grad():
-        for part in inputs.split(size):
-            twin(part)
-    result = []
-    for parts in seen:
-        rows = [part.transpose(0, 1).flatten(1) for part in parts]
-        result.append((sum(r.mean(1) for r in rows) / len(rows), sum(r.var(1) for r in rows) / len(rows)))
-    return result
+def _unlike_training(subject: Subject, samples: int = 32) -> Tensor:
+    """Inputs that are not like those that the statistics were taken from."""
+    with seeded(0):
+        return 0.3 * torch.randn(samples, *subject.inputs.shape[1:]) + 0.4
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    """What every BatchNorm layer makes of its input, (rows, values)."""
+    """What every BatchNorm layer makes of its input, before weight and bias, (rows, values)."""
     seen: dict[str, Tensor] = {}
     handles = [
         module.register_forward_pre_hook(
@@ -79,28 +51,68 @@ def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["conv1d", "flatten_cnn", "densenet"])
-def test_moments_are_those_of_the_dense_model(name: str) -> None:
-    """In one batch, all layers before being matched; the variance of a batch is unbiased."""
+def test_moments_are_those_of_the_dense_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one batch, where every layer sees what the ones before it make of it once they are changed."""
+    monkeypatch.setattr(matching, "LARGEST", 1e6)
     subject = subject_named(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        inputs = 0.3 * torch.randn(32, *subject.inputs.shape[1:]) + 0.4  # not what the statistics were taken from
-    pruned = BatchNormStatistics("dense")(_pruned(subject), batches_of(inputs, 32))
+    inputs = _unlike_training(subject)
+    pruned = BatchNormStatistics()(_pruned(subject), batches_of(inputs, 32))
     dense = _outputs(subject.model, inputs)
     owners = members_by_module(subject.groups, "out")
-    for name, found in _outputs(pruned.model, inputs).items():
-        rows = others(len(dense[name]), removed_rows(owners.get(name, ()), pruned.plan))
-        torch.testing.assert_close(found.mean(1), dense[name][rows].mean(1), rtol=1e-2, atol=1e-2)
-        torch.testing.assert_close(found.std(1), dense[name][rows].std(1), rtol=3e-2, atol=1e-2)
+    for layer, values in _outputs(pruned.model, inputs).items():
+        rows = others(len(dense[layer]), removed_rows(owners.get(layer, ()), pruned.plan))
+        torch.testing.assert_close(values.mean(1), dense[layer][rows].mean(1), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(values.std(1), dense[layer][rows].std(1), rtol=1e-3, atol=1e-3)
 
 
-def test_where_nothing_is_gone_matching_changes_nothing() -> None:
+@pytest.mark.parametrize("size", [1, 5, 32])
+def test_where_nothing_is_gone_nothing_changes(size: int) -> None:
     subject = subject_named("resnet_basic")
     pruned = prune(subject.model, subject.groups, plan_of({}), subject.example)
-    inputs = torch.cat([subject.inputs] * 4)
-    BatchNormStatistics("dense")(pruned, batches_of(inputs, len(inputs)))
+    inputs = _unlike_training(subject)
+    BatchNormStatistics()(pruned, batches_of(inputs, size))
     with torch.no_grad():
-        torch.testing.assert_close(pruned.model(inputs), subject.model(inputs), rtol=5e-2, atol=5e-2)
+        torch.testing.assert_close(pruned.model(inputs), subject.model(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_samples_hardly_counts() -> None:
+    """Sorted by class, a batch lacks the variance between classes; the dense model's batch lacks it as well."""
+    subject = subject_named("resnet_basic")
+    inputs = torch.cat([_unlike_training(subject, 24) + shift for shift in (-2.0, 0.0, 2.0)])
+    with seeded(2):
+        mixed = inputs[torch.randperm(len(inputs))]
+    one, other = (BatchNormStatistics()(_pruned(subject), batches_of(each, 24)).model for each in (inputs, mixed))
+    with torch.no_grad():
+        dense, sorted_, shuffled = (model(inputs) for model in (subject.model, one, other))
+    assert (sorted_ - dense).square().mean() < 1.3 * (shuffled - dense).square().mean()
+
+
+class _Twice(nn.Module):
+    """One BatchNorm layer that runs twice in a forward pass, on inputs of two scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.head(self.norm(5 * self.second(x)).relu().mean((2, 3)))
+
+
+def test_all_calls_of_a_layer_count() -> None:
+    with seeded(0):
+        model = _Twice().eval()
+        inputs = torch.randn(16, 3, 4, 4)
+        with torch.no_grad():
+            model.norm.running_mean.copy_(torch.randn(8))
+            model.norm.running_var.copy_(torch.rand(8) + 0.5)
+    groups = find_groups(model, inputs[:1], ["head"]).groups
+    pruned = prune(model, groups, plan_of({}), inputs[:1])
+    BatchNormStatistics()(pruned, batches_of(inputs, 4))
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.model(inputs), model(inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_only_statistics_change(subject: Subject) -> None:
@@ -108,8 +120,7 @@ def test_only_statistics_change(subject: Subject) -> None:
     before = {name: value.clone() for name, value in pruned.model.state_dict().items()}
     repaired = BatchNormStatistics()(pruned, batches_of(subject.inputs, 3))
     changed = {name for name, value in repaired.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert {name.rpartition(".")[2] for name in changed} <= {"running_mean", "running_var", "num_batches_tracked"}
-    assert len(changed) == 3 * sum(1 for norm in _norms(pruned.model))
+    assert {name.rpartition(".")[2] for name in changed} <= {"running_mean", "running_var"}
 
 
 @pytest.mark.parametrize("name", ["resnet_basic", "densenet"])
@@ -137,42 +148,11 @@ def test_a_model_without_batchnorm_is_returned_as_it_is() -> None:
     assert snapshot(pruned.model) == before
 
 
-def test_dropout_stays_off() -> None:
-    subject = subject_named("flatten_cnn")
-    model = copy.deepcopy(subject.model)
-    model.pool = nn.Sequential(model.pool, nn.Dropout(0.9))
-    model.fc1 = nn.Sequential(nn.BatchNorm1d(54), model.fc1)
-    results = []
-    for _ in range(2):
-        pruned = Pruned(copy.deepcopy(model).train(), model, (), plan_of({}))
-        BatchNormStatistics()(pruned, batches_of(subject.inputs, 3))
-        results.append(pruned.model.fc1[0].running_mean)
-    assert torch.equal(results[0], results[1])
-
-
-def test_a_last_batch_of_one_does_not_break_batchnorm_over_vectors() -> None:
-    """BatchNorm1d over (n, features) cannot take one sample in training mode."""
-    with torch.random.fork_rng():
-        model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
-        inputs = torch.randn(5, 4)
-    pruned = Pruned(copy.deepcopy(model), model, (), plan_of({}))
-    BatchNormStatistics("unit")(pruned, batches_of(inputs, 2))
-    with torch.no_grad():
-        parts = [model[0](part) for part in inputs.split(2)[:2]]
-    assert torch.allclose(pruned.model[1].running_mean, sum(part.mean(0) for part in parts) / 2, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [0, 1])
-def test_without_a_usable_batch_statistics_are_not_thrown_away(size: int) -> None:
-    """Mean 0 and variance 1 are no estimates: refuse, or leave (or estimate from single images) what is sensible."""
-    subject = subject_named("flatten_cnn")
-    pruned = _pruned(subject)
-    parts = batches_of(subject.inputs, 1) if size else []
-    with contextlib.suppress(PxError):
-        BatchNormStatistics()(pruned, parts)
-    for norm in _norms(pruned.model):
-        assert norm.running_mean.abs().max() > 0
-        assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+def test_without_samples_statistics_stay() -> None:
+    pruned = _pruned(subject_named("flatten_cnn"))
+    before = snapshot(pruned.model)
+    BatchNormStatistics()(pruned, [])
+    assert snapshot(pruned.model) == before
 
 
 def test_a_failing_batch_leaves_momenta_and_modes() -> None:

@@ -23,7 +23,6 @@ from torch import nn
 import pxcompress
 from pxcompress import pipeline
 from pxcompress.certify.learn_then_test import fixed_sequence
-from pxcompress.certify.path import max_errors
 from pxcompress.certify.used import FILE, record_use
 from pxcompress.deploy.runtime import session
 from pxcompress.errors import DataError, InputError
@@ -125,7 +124,7 @@ def test_the_smallest_model_that_passes_is_what_the_folder_holds(certified: tupl
     assert (told["risk"], told["alpha"], told["delta"], told["n"]) == ("negative-flips", 0.3, 0.05, 75)
     assert [row["size"] for row in rows] == sorted((row["size"] for row in rows), reverse=True)
     assert chosen == fixed_sequence([row["p_value"] for row in rows], 0.05) - 1 > 0
-    assert rows[chosen]["errors"] <= max_errors(75, 0.3, 0.05)
+    assert binom.cdf(rows[chosen]["errors"], 75, 0.3) <= 0.05
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["cost_planned"] == rows[chosen]["size"] < rows[0]["size"] == plan["cost_dense"]
     assert told["hashes"].keys() == {"model", "dense", "plan", "weights", "split"}

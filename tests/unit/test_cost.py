@@ -8,8 +8,21 @@ from models import Subject, extreme_plan, kept_counts, plan_of, random_plan, sna
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.cost.count import count_macs, count_params, macs_by_module, macs_meter, params_by_module, params_meter
+from pxcompress.clock import Clock
+from pxcompress.cost.count import (
+    count_macs,
+    count_params,
+    macs_by_module,
+    macs_meter,
+    params_by_module,
+    params_meter,
+    uncounted,
+)
 from pxcompress.graph import prune
+from pxcompress.notes import silent
+from pxcompress.recipe import Recipe
+from pxcompress.run import Run
+from pxcompress.stages import priced
 from pxcompress.types import Plan
 
 
@@ -98,6 +111,80 @@ def test_macs_are_those_of_one_sample(small: Subject) -> None:
 def test_layers_by_hand(layer: nn.Module, shape: tuple[int, ...], macs: int) -> None:
     assert count_macs(layer, torch.randn(shape)) == macs
     assert count_macs(nn.Sequential(nn.Identity(), layer), torch.randn(shape)) == macs
+
+
+def _gates(kind: str) -> int:
+    return {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_by_hand(kind: str) -> None:
+    """Every gate reads the input and the last state at each of 7 steps; the second layer reads both directions."""
+    layer, gates = getattr(nn, kind), _gates(kind)
+    assert count_macs(layer(5, 6, batch_first=True), torch.randn(1, 7, 5)) == 7 * gates * 6 * (5 + 6)
+    deep = layer(5, 6, 2, batch_first=True, bidirectional=True)
+    assert count_macs(deep, torch.randn(1, 7, 5)) == 7 * 2 * gates * 6 * ((5 + 6) + (12 + 6))
+    cell = getattr(nn, f"{kind}Cell")(5, 6)
+    assert count_macs(cell, torch.randn(1, 5)) == gates * 6 * (5 + 6)
+
+
+class _Products(nn.Module):
+    """What PyTorch's counter knows nothing of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bilinear = nn.Bilinear(5, 6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = self.bilinear(x, x[:, :1].expand(-1, 6))
+        distances = torch.cdist(x[:, None], x[:, None].expand(-1, 3, -1))
+        matrix = torch.ones(8, 5, device=x.device)
+        return row.sum() + distances.sum() + (matrix @ x[0]).sum() + torch.dot(x[0], x[0])
+
+
+def test_products_by_hand() -> None:
+    assert macs_by_module(_Products(), torch.randn(1, 5)) == {"bilinear": 4 * 5 * 6, "": 3 * 5 + 8 * 5 + 5}
+
+
+def test_a_deformable_convolution_by_hand() -> None:
+    ops = pytest.importorskip("torchvision.ops")
+    layer = ops.DeformConv2d(4, 6, 3)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, x.new_zeros(len(x), 18, 8, 8))
+
+    assert macs_by_module(Net(), torch.randn(1, 4, 10, 10)) == {"layer": 8 * 8 * 6 * 4 * 9}
+    assert uncounted(Net(), torch.randn(1, 4, 10, 10)) == {}
+
+
+class _Fourier(nn.Module):
+    """A layer of a kind that nothing counts, twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(x).abs()
+
+
+def test_what_nothing_counts_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), _Fourier(), nn.ReLU(), nn.Sequential(_Fourier()))
+    assert uncounted(model, torch.randn(1, 3, 8, 8)) == {"_fft_r2c": ("1", "3.0")}
+    assert set(macs_by_module(model, torch.randn(1, 3, 8, 8))) == {"0"}
+
+
+def test_everything_is_counted(subject: Subject) -> None:
+    assert uncounted(subject.model, subject.example) == {}
+
+
+def test_a_run_says_what_its_price_leaves_out() -> None:
+    inputs = torch.randn(6, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), _Fourier(), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(144, 5)).eval()
+    clock = Clock(silent)
+    priced(model, inputs[:1], Run(Recipe("mine", 0.1, round_to=1), {}, clock))
+    assert clock.remarks == ["_fft_r2c, in 1, counts as 0 MACs: nothing is known of what it multiplies"]
 
 
 def test_attention_by_hand() -> None:

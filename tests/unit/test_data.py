@@ -14,7 +14,7 @@ from timm.data.transforms_factory import create_transform
 from pxcompress.data import batches as batches_module
 from pxcompress.data import load_splits, open_source, training_batches
 from pxcompress.data.samples import drawing_order
-from pxcompress.errors import DataError
+from pxcompress.errors import DataError, InputError
 from pxcompress.types import Preprocessing
 
 ROLES = ("score", "repair", "select", "certify", "test")
@@ -64,7 +64,7 @@ def inputs_of(batches):
 
 
 def error_of(spec, **options):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         open_source(str(spec), **options)
     message = str(caught.value)
     assert "\n" not in message
@@ -409,9 +409,9 @@ def test_too_few_images(tmp_path):
         ("imagenet", "known: digits, dna, glyphs, hfds/NAME"),
         ("digits:train=5", "has no options"),
         ("glyphs:trian=5", "did you mean train"),
-        ("glyphs:train=0", "whole number"),
+        ("glyphs:train=0", "expected a number from 1"),
         ("glyphs:train=many", "whole number"),
-        ("glyphs:train", "NAME=VALUE"),
+        ("glyphs:train", "train=VALUE"),
         ("torch/mnist:rot=x", "did you mean root"),
         ("torch/nothing", "cannot be had"),
         ("torch/imagenet", "cannot be had"),

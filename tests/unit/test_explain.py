@@ -20,7 +20,7 @@ from models import CLASSES, FlattenCNN
 from PIL import Image
 from safetensors.torch import save_file
 
-from pxcompress.data.dna import LENGTH, LETTERS, dna_sample
+from pxcompress.demo.dna import LENGTH, LETTERS, dna_sample
 from pxcompress.errors import InputError
 from pxcompress.explain.cases import _line
 from pxcompress.explain.compare import Asked, explain
@@ -244,7 +244,7 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a net for sequences, one training step old."""
     out = tmp_path_factory.mktemp("runs") / "dna"
     data = "dna:train=1200,select=60,held_out=120"
-    recipe = Recipe("pxcompress.nets:dna_cnn", 0.5, data=data, scorer="magnitude", round_to=4, repair=("fold",))
+    recipe = Recipe("pxcompress.demo.nets:dna_cnn", 0.5, data=data, scorer="magnitude", round_to=4, repair=("fold",))
     compress(recipe, out)
     return out
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import ImageFont
 
 from pxcompress.cache import cache_dir
-from pxcompress.data import glyphs
-from pxcompress.data.glyphs import CLASSES, FONTS, PARTS, SIZE, font_path, glyph_arrays, glyph_image, glyph_mask
+from pxcompress.demo import glyphs
+from pxcompress.demo.glyphs import CLASSES, FONTS, PARTS, SIZE, font_path, glyph_arrays, glyph_image, glyph_mask
 from pxcompress.errors import InputError
 
 

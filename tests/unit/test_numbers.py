@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from pxcompress import load
 from pxcompress.data import load_splits, open_source
-from pxcompress.data.dna import CLASSES, ERRORS, LENGTH, LETTERS, MOTIFS, PAIRS, dna_arrays, dna_sample
-from pxcompress.data.spiral import POINTS, spiral_arrays
+from pxcompress.demo.dna import CLASSES, ERRORS, LENGTH, LETTERS, MOTIFS, PAIRS, dna_arrays, dna_sample
+from pxcompress.demo.spiral import POINTS, spiral_arrays
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models.loading import load_model
 from pxcompress.types import Preprocessing
 
 TINY_DNA = "dna:train=192,select=24,held_out=96"
-NETS = {"spiral": "pxcompress.nets:spiral_mlp", TINY_DNA: "pxcompress.nets:dna_cnn"}
+NETS = {"spiral": "pxcompress.demo.nets:spiral_mlp", TINY_DNA: "pxcompress.demo.nets:dna_cnn"}
 
 
 @pytest.fixture(scope="module", autouse=True)

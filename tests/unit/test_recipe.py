@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import InputError
-from pxcompress.recipe import DEFAULT_REPAIR, TASK_REPAIR, Bench, Guarantee, Recipe
+from pxcompress.recipe import AUTO_SCORERS, DEFAULT_REPAIR, Bench, Guarantee, Recipe
+from pxcompress.scorers import SCORERS
 
 FULL: dict[str, Any] = {
     "model": "hf-hub:owner/name",
@@ -38,7 +39,8 @@ FULL: dict[str, Any] = {
 def test_defaults() -> None:
     recipe = Recipe("resnet50", 0.5)
     assert recipe.repair == DEFAULT_REPAIR
-    assert Recipe("resnet50", 0.5, classes=("cat", "dog")).repair == TASK_REPAIR
+    assert recipe.scorers == AUTO_SCORERS
+    assert Recipe("resnet50", 0.5, scorer="magnitude").scorers == (SCORERS.text(SCORERS.build("magnitude")),)
     assert (recipe.normalise, Recipe("resnet50", 0.5, budget="macs").normalise) == ("mean", "knapsack")
     assert recipe.bench == Bench()
     assert recipe.label == "resnet50-channels-0.50"
@@ -262,7 +264,6 @@ EVERY = Recipe(
     scorer="lrp:centre=true",
     normalise="norm",
     repair=("fold",),
-    refine="swaps",
     round_to=4,
     min_keep=0.2,
     floors=("layer4.*=0.5",),
@@ -270,14 +271,12 @@ EVERY = Recipe(
     keep=("layer1.*",),
     scope="inner",
     class_scores=True,
-    class_guard=True,
     bench=Bench(8, "cpu", 3),
     guarantee=Guarantee(0.05, 0.9, "disagreement", 5, "confident", 0.7),
     targets=("fp32", "int8"),
     fixed_batch=True,
-    compare=True,
 )
-NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds", "drop_branches"}
+NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds"}
 
 
 def test_no_option_is_forgotten_below() -> None:

@@ -19,14 +19,16 @@ from hypothesis import strategies as st
 from pxcompress import cli, pipeline
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.bench import BenchRow
 from pxcompress.deploy.comparison import Comparison, ratios, verdict
-from pxcompress.deploy.intervals import Interval, drop
+from pxcompress.deploy.intervals import Interval
 from pxcompress.errors import InputError
 from pxcompress.proof import (
     ClassChange,
     ClassShare,
     DataSummary,
+    Environment,
     ExplanationSimilarity,
     GroupWidth,
     Latency,
@@ -35,29 +37,50 @@ from pxcompress.proof import (
     OperatorTime,
     Parity,
     Placement,
-    Report,
-    Rival,
     Speedup,
     StageTime,
     Target,
+    Warning,
 )
 from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report import from_json, to_html, to_json, to_table
 from pxcompress.report.card import to_card
 from pxcompress.report.compare import to_comparison_table
 from pxcompress.report.next_step import next_step
+from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
 from pxcompress.report.table import bench_table
-from pxcompress.types import Fixed
+from pxcompress.types import Agreement, Agreements, Fixed
 
+ENVIRONMENT = Environment(
+    **dict.fromkeys((field.name for field in dataclasses.fields(Environment)), "1"),
+)
+ENVIRONMENT = dataclasses.replace(
+    ENVIRONMENT, device_name="Some GPU", cpu_name="Some CPU", cpu_count=4, threads=2, onnx_opset=18, cuda=None
+)
 NASTY = "<b>x</b> & \"q\" 'a' -> \N{SNOWMAN} </script><img src=http://x.y/z>"
 VOID = {"meta", "wbr", "br", "hr", "img", "input", "link"}
 
 
 def measurement(top1: float, p50: float, cost: int) -> Measurement:
-    latency = Latency(mean=p50 * 1.1, p50=p50, p90=p50 * 1.5, p99=p50 * 2, runs=200)
     return Measurement(
-        top1, 400, 1000 * cost, 2_000_000 * cost, 5000 * cost, latency, 1000 / p50, 1, "CPUExecutionProvider"
+        top1, 400, 1000 * cost, 2_000_000 * cost, 5000 * cost, latency(p50), 1000 / p50, 1, "CPUExecutionProvider"
+    )
+
+
+def latency(p50: float) -> Latency:
+    """Of 200 calls around `p50` milliseconds."""
+    quantiles = tuple(p50 * (0.9 + 0.01 * n) for n in range(21))
+    return Latency(mean=p50 * 1.1, p50=p50, p90=p50 * 1.5, p99=p50 * 2, runs=200, quantiles=quantiles)
+
+
+def independent(dense: Measurement, pruned: Measurement) -> tuple[ClassChange, ...]:
+    """Two classes of as many samples, on which both models are right independently of each other."""
+    first, second = (round(of.top1 * of.samples) for of in (dense, pruned))
+    whole = (dense.samples, first, second, round(first * second / dense.samples))
+    halves = [count // 2 for count in whole]
+    return ClassChange("cat", *halves), ClassChange(
+        "dog", *(all - half for all, half in zip(whole, halves, strict=True))
     )
 
 
@@ -65,10 +88,11 @@ def make_report(low: float = 3.9, high: float = 4.1, p50: float = 3.0, **changes
     """A report whose verdict is the real one for a speed-up interval from `low` to `high`."""
     dense, pruned = measurement(0.9, 12.0, 40), measurement(0.85, p50, 10)
     placement = Placement("auto", "CPUExecutionProvider", 17, 17)
-    comparison = Comparison(dense, pruned, placement, Speedup(12.0 / p50, low, high), 2)
+    classes = independent(dense, pruned)
+    comparison = Comparison(dense, pruned, placement, Speedup(12.0 / p50, low, high), 2, classes)
     report = Report(
-        recipe=json.loads(json.dumps(dataclasses.asdict(Recipe("resnet18", 0.5, scorer="magnitude")))),
-        environment={"python": "3.11", "device_name": "Some GPU", "cpu_name": "Some CPU", "threads": 2, "cuda": None},
+        recipe=Recipe("resnet18", 0.5, scorer="magnitude"),
+        environment=ENVIRONMENT,
         data=DataSummary("digits", ("cat", "dog"), 11, 12, 13, 14, 400),
         weights="trained-here",
         input_shape=(3, 32, 32),
@@ -91,13 +115,19 @@ def make_report(low: float = 3.9, high: float = 4.1, p50: float = 3.0, **changes
             Fixed("stem", 8, "it is a stem"),
             Fixed("stem2", 9, "it is a stem"),
         ),
-        plan={"budget": "channels", "unit": "units", "cost_dense": 40.0, "cost_planned": 10.0, "cost_target": 20.0},
+        plan=PlanCosts("channels", "units", 40.0, 10.0, 20.0),
         folder="exported/run",
         verdict=f"{verdict(comparison)}: exported/run/model.onnx",
-        notes=("embedded data: a demonstration",),
+        notes=(Warning("demonstration", "embedded data: a demonstration"),),
         speedup=comparison.speedup,
+        class_changes=classes,
+        layers=(LayerCost("conv", 80_000_000, 20_000_000),),
+        sha256={"model.onnx": "ab" * 32},
     )
-    return dataclasses.replace(report, **changes)
+    report = dataclasses.replace(report, **changes)
+    if "class_changes" in changes:
+        return report
+    return dataclasses.replace(report, class_changes=independent(report.dense, report.pruned))
 
 
 REPORT = make_report()
@@ -173,7 +203,7 @@ def test_json_has_the_documented_keys() -> None:
 
 
 def test_json_keeps_any_text() -> None:
-    report = make_report(notes=(NASTY, "\udc80 not UTF-8"), folder=NASTY)
+    report = make_report(notes=(Warning("remark", NASTY),), folder=NASTY)
     assert to_json(report).isascii()
     assert from_json(to_json(report)) == report
 
@@ -181,7 +211,7 @@ def test_json_keeps_any_text() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_json_refuses_what_json_lacks(value: float) -> None:
     with pytest.raises(ValueError):
-        to_json(make_report(environment={"load": value}))
+        to_json(make_report(dense=dataclasses.replace(REPORT.dense, throughput=value)))
 
 
 def broken(path: str, value: object = ...) -> str:
@@ -201,24 +231,24 @@ def broken(path: str, value: object = ...) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a report.json"),
-        ("[" * 100_000, "not a report.json"),
-        ("1" * 5000, "not a report.json"),
-        ("[]", "schema_version is None"),
-        (broken("schema_version", 2), "schema_version is 2; expected 1"),
-        (broken("dense.latency_ms.p90"), r"report\.dense\.latency_ms lacks 'p90'"),
-        (broken("dense.latency_ms.p95", 1.0), "unknown key of report.dense.latency_ms 'p95'"),
-        (broken("groups.1.units", "many"), r"report\.groups\[1\]\.units is str; expected int"),
-        (broken("parity.samples", True), r"report\.parity\.samples is bool; expected int"),
-        (broken("stages", {}), r"report\.stages is dict; expected list"),
-        (broken("dense", []), r"report\.dense is list; expected dict"),
-        (broken("certificate", []), r"report\.certificate is list; expected dict"),
-        (broken("pruned.top1", 2), r"report\.pruned\.top1 is 2; expected a share from 0 to 1"),
-        (broken("pruned.samples", -1), r"report\.pruned\.samples is -1; expected 0 or more"),
-        (broken("pruned.samples", 10**400), r"report\.pruned\.samples is 10000000000000000\.\.\.; expected 0 or more"),
-        (broken("stages.0.top1_after", "x"), r"report\.stages\[0\]\.top1_after is str; expected int or float"),
-        (broken("dense.latency_ms.p50", float("inf")), r"p50 is inf; expected 0 or more"),
-        (broken("groups.0.kind", "wheel"), r"unknown report\.groups\[0\]\.kind 'wheel'; known: channel, head, neuron"),
+        ("{", "the text: Invalid JSON: EOF while parsing"),
+        ("[" * 100_000, "the text: Invalid JSON: recursion limit"),
+        ("1" * 5000, "the text: Invalid JSON: number out of range"),
+        ("[]", "the text: expected an object"),
+        (broken("schema_version", 2), "schema_version: expected 1, not 2"),
+        (broken("dense.latency_ms.p90"), r"dense\.latency_ms\.p90: it is missing"),
+        (broken("dense.latency_ms.p95", 1.0), r"dense\.latency_ms\.p95: Unexpected keyword argument"),
+        (broken("groups.1.units", "many"), r"groups\.1\.units: expected a valid integer, not 'many'"),
+        (broken("parity.samples", True), r"parity\.samples: expected a valid integer, not True"),
+        (broken("stages", {}), r"stages: expected a valid array, not {}"),
+        (broken("dense", []), r"dense: expected an object"),
+        (broken("certificate", []), r"certificate: expected an object"),
+        (broken("recipe.rounds", "two"), r"recipe\.rounds: expected a valid integer, not 'two'"),
+        (broken("pruned.top1", 2), r"pruned\.top1: expected less than or equal to 1, not 2"),
+        (broken("pruned.samples", -1), r"pruned\.samples: expected greater than or equal to 0, not -1"),
+        (broken("stages.0.top1_after", "x"), r"stages\.0\.top1_after: expected a valid number, not 'x'"),
+        (broken("dense.latency_ms.p50", float("inf")), r"p50: expected a finite number, not inf"),
+        (broken("groups.0.kind", "wheel"), r"groups\.0\.kind: expected 'channel', 'neuron' or 'head', not 'wheel'"),
     ],
 )
 def test_json_that_is_no_report_is_refused_in_one_line(text: str, message: str) -> None:
@@ -246,6 +276,18 @@ def test_every_view_says_how_alike_the_explanations_are() -> None:
         assert "xplanations" not in view
 
 
+def test_every_view_says_how_near_the_outputs_are_on_samples_held_out() -> None:
+    report = make_report(agreements=Agreements(Agreement(400, 0.9, 0.12), Agreement(380, 0.97, 0.03)))
+    assert from_json(to_json(report)) == report
+    line = (
+        "agreement with the dense model, before export: 90.0% on 400 held-out samples (95 % interval 86.7% to 92.6%), "
+        "97.0% on 380 of those that weights were fitted to"
+    )
+    assert line in to_table(report).splitlines()
+    assert line[1:] in Page(to_html(report)).text
+    assert "held-out" not in to_table(REPORT)
+
+
 # Certificate
 
 WHOLE, CONFIDENT = Part(), Part("confident", 0.8, 0.97164)
@@ -258,9 +300,9 @@ def certified(*errors: int, spent: str = "", part: Part = WHOLE) -> Report:
     """
     models = [Candidate(f"model {place}", 100 - place, np.arange(400) < count) for place, count in enumerate(errors)]
     classes = part.classes(np.arange(400) // 200, ["cat", "dog"])
-    content = json.loads(json.dumps(certify(models, part.goal(Goal(alpha=0.05)), classes).to_json()))
-    told = {**content, **part.to_json(), "reserved": 500, "hashes": {"model": "abc"}}
-    return make_report(certificate={**told, "size_unit": "units", "uses_before": 0, "spent": spent})
+    certificate = certify(models, part.goal(Goal(alpha=0.05)), classes)
+    record = CertificateRecord.of(certificate, part, reserved=500, hashes={"model": "abc"}, unit="units", data="digits")
+    return make_report(certificate=dataclasses.replace(record, spent=spent))
 
 
 def test_a_report_with_a_certificate_comes_back_equal() -> None:
@@ -395,8 +437,6 @@ def test_every_view_says_what_each_class_lost_the_worst_first() -> None:
     many = Page(to_html(with_changes(*[(10, 9, 9)] * 30))).text
     assert "10 more in report.json." in many
     assert "0 of 30 classes lost answers, 0 gained some." in many
-    for view in (to_table(REPORT), Page(to_html(REPORT)).text):
-        assert "lost answers" not in view
 
 
 # Where work and time went
@@ -413,23 +453,15 @@ def test_the_page_shows_where_macs_and_milliseconds_went() -> None:
     assert f"ConvConv: pruned against dense10.8 ms1.50 ms7.2{many} less" in page
     assert f"GemmGemm: pruned against dense1.14 ms1.50 ms1.32{many} more" in page
     assert "Flat" not in page
-    assert "milliseconds went" not in Page(to_html(REPORT)).text
 
 
 def test_the_page_draws_how_calls_are_distributed_on_one_scale() -> None:
-    def spread(of: Measurement) -> Measurement:
-        values = tuple(of.latency_ms.p50 * (0.9 + 0.01 * n) for n in range(21))
-        return dataclasses.replace(of, latency_ms=dataclasses.replace(of.latency_ms, quantiles=values))
-
-    report = make_report(dense=spread(REPORT.dense), pruned=spread(REPORT.pruned))
-    assert from_json(to_json(report)) == report
-    page = Page(to_html(report))
+    page = Page(to_html(REPORT))
     assert "From 0 to 13.1 ms: pale are 5 to 95 % of the calls" in page.text
     assert "pruned: 5 % within 2.73 ms, 25 % within 2.85 ms" in page.text
     pale = [attributes for tag, attributes in page.elements if "pale" in (attributes.get("class") or "")]
     ends = [float(each["x"] or 0) + float(each["width"] or 0) for each in pale]
     assert ends == pytest.approx([100, 25], abs=0.02)
-    assert "pale are" not in Page(to_html(REPORT)).text
 
 
 # Figures
@@ -439,14 +471,6 @@ def test_the_page_draws_how_calls_are_distributed_on_one_scale() -> None:
 def test_wilson_interval_is_that_of_newcombe_1998_table_1(right: int, samples: int, low: float, high: float) -> None:
     interval = wilson(right / samples, samples)
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_interval_of_the_drop_is_that_of_newcombe_1998_table_2() -> None:
-    """Method 10 for 56/70 against 48/80: 0.0524 to 0.3339."""
-    dense = dataclasses.replace(REPORT.dense, top1=56 / 70, samples=70)
-    pruned = dataclasses.replace(REPORT.pruned, top1=48 / 80, samples=80)
-    interval = drop_interval(make_report(dense=dense, pruned=pruned))
-    assert (interval.low, interval.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
 def paired(right: int, first: int, second: int, wrong: int) -> Interval:
@@ -487,9 +511,7 @@ def test_a_paired_interval_holds_the_truth_as_often_as_it_says_and_is_narrower()
     found = {tuple(cells): paired(*cells) for cells in drawn}
     held = [found[tuple(cells)].low <= 0.01 <= found[tuple(cells)].high for cells in drawn]
     assert 0.93 <= np.mean(held) <= 0.99
-    alone = dataclasses.replace(REPORT.dense, top1=0.92, samples=300), dataclasses.replace(REPORT.dense, top1=0.91)
-    apart = drop(alone[0], dataclasses.replace(alone[1], samples=300), None)
-    together = paired(270, 6, 3, 21)
+    apart, together = paired(251, 25, 22, 2), paired(270, 6, 3, 21)
     assert together.high - together.low < 0.6 * (apart.high - apart.low)
 
 
@@ -563,9 +585,9 @@ def test_every_view_claims_a_change_of_accuracy_only_where_its_interval_leaves_0
 
 def test_the_next_step_is_what_the_outcome_calls_for() -> None:
     own = make_report(weights="pretrained", folder="exported/my run")
-    finetuned = {**REPORT.recipe, "repair": ["fold", "finetune:steps=9"]}
+    finetuned = REPORT.recipe.but(repair=("fold", "finetune:steps=9"))
     slow = {"low": 0.9, "high": 1.5, "p50": 10.0}
-    busy = ("THE MACHINE IS BUSY: x",)
+    busy = (Warning("busy", "x"),)
     guessing = dataclasses.replace(REPORT.dense, top1=0.51)
     fine = with_top1(0.899, weights="pretrained", folder="exported/my run")
     steps = {
@@ -576,7 +598,7 @@ def test_the_next_step_is_what_the_outcome_calls_for() -> None:
         "time it on a quiet machine: pxcompress bench exported/run": with_top1(0.9, notes=busy),
         "to be faster: --speedup 2x, which plans by milliseconds": with_top1(0.9, **slow),
         "to be faster: a larger --batch-size (here 1) or --ratio": with_top1(
-            0.9, **slow, recipe={**REPORT.recipe, "budget": "latency:provider=cpu"}
+            0.9, **slow, recipe=REPORT.recipe.but(budget="latency:provider=cpu")
         ),
         "the same on your own images: pxcompress run --model resnet18 --data path/to/images --ratio 0.5": with_top1(
             0.9
@@ -602,9 +624,8 @@ def test_the_next_step_is_what_the_outcome_calls_for() -> None:
     ],
 )
 def test_the_file_to_ship_is_faster_and_as_good(top1: float, speed: Speedup, guarantee: Any, file: str) -> None:
-    latency = REPORT.pruned.latency_ms
     rows = [
-        Target(name, "fp32", 9, right, 400, 1.0, 0.0, latency, 9.0, change, REPORT.provider)
+        Target(name, "fp32", 9, right, 400, 1.0, 0.0, REPORT.pruned.latency_ms, 9.0, change, REPORT.provider, 300)
         for name, right, change in (
             ("dense.onnx", 0.9, Speedup(1, 1, 1)),
             ("model.onnx", 0.9, Speedup(4, 3.9, 4.1)),
@@ -617,15 +638,14 @@ def test_the_file_to_ship_is_faster_and_as_good(top1: float, speed: Speedup, gua
 
 def test_tables_fit_into_80_columns() -> None:
     """Those of the widest figures that a run may have; prose may be longer, a terminal breaks it."""
-    latency = Latency(100.0, 0.0804, 0.123, 0.2, 200)
+    times = Latency(100.0, 0.0804, 0.123, 0.2, 200, (0.08,) * 21)
     names = ("dense.onnx", "model.onnx", "model.fp16.onnx", "model.int8.onnx")
     change = Speedup(1.02, 0.97, 12.06)
     placed = Placement("cuda", "CUDAExecutionProvider", 100, 142, "x", {"CPUExecutionProvider": 42})
-    targets = [Target(name, "fp32", 12_300_000, 1.0, 400, 1.0, 0.1, latency, 9.0, change, placed) for name in names]
-    rivals = [Rival("vit_small_patch32_224", 9**9, 9**9, 9**9, latency, Speedup(10.2, 9.97, 12.06))]
-    report = make_report(targets=tuple(targets), rivals=tuple(rivals))
+    targets = [Target(name, "fp32", 12_300_000, 1.0, 400, 1.0, 0.1, times, 9.0, change, placed, 400) for name in names]
+    report = make_report(targets=tuple(targets))
     lines = to_table(report).splitlines()
-    places = [lines.index("", start) for start in (0, 12, 19)]
+    places = [lines.index("", start) for start in (0, 12)]
     assert all(len(line) <= 80 for line in lines[: places[-1]] if not line.startswith("nodes: "))
     compared = to_comparison_table({"a" * 40: report, "b": REPORT}).splitlines()
     assert all(len(line) <= 80 for line in compared[: compared.index("")] if line.startswith("  "))
@@ -640,7 +660,7 @@ RECIPES = [
     Recipe("m", 0.25, checkpoint="w x.pth", input_size=64, scorer="random", budget="macs", round_to=1, min_keep=0.2),
     Recipe("m", 0.25, scorer="random", normalise="max", repair=("batchnorm",), bench=Bench(8, "cpu", 2)),
     Recipe("m", 0.25, scorer="random", guarantee=Guarantee(0.03)),
-    Recipe("m", 0.25, scorer="random", class_guard=True),
+    Recipe("m", 0.25, scorer="random", class_scores=True),
     Recipe("m", 0.25, scorer="random", guarantee=Guarantee(0.01, 0.9, "disagreement", 3), bench=Bench(2)),
 ]
 
@@ -655,7 +675,7 @@ def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.Monke
         return REPORT
 
     monkeypatch.setattr(pipeline, "compress", compress)
-    words = shlex.split(command(json.loads(recipe.to_json())))
+    words = shlex.split(command(recipe))
     assert words[0] == "pxcompress"
     result = typer.testing.CliRunner().invoke(cli.app, words[1:])
     assert result.exit_code == 0, result.output
@@ -663,8 +683,7 @@ def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.Monke
 
 
 def test_command_leaves_defaults_out() -> None:
-    recipe = json.loads(Recipe("m", 0.5).to_json())
-    assert command(recipe) == "pxcompress run --model m --ratio 0.5"
+    assert command(Recipe("m", 0.5)) == "pxcompress run --model m --ratio 0.5"
 
 
 # The terminal
@@ -684,6 +703,7 @@ def test_table_golden() -> None:
         "",
         "Some CPU, CPUExecutionProvider, 2 CPU threads, batch 1, fp32, 400 test samples, input 3x32x32, "
         "weights trained here",
+        "2 of 2 classes lost answers, 0 gained some; most: 'cat', 180 -> 170 of 200 samples right",
         "note: embedded data: a demonstration",
         REPORT.verdict,
         "next: to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; "
@@ -703,11 +723,11 @@ def test_table_names_the_gpu_only_where_it_ran() -> None:
 
 
 def bench_row(path: str, p50: float, change: Speedup | None, **placed: Any) -> BenchRow:
-    latency = Latency(p50, p50, p50, p50, 200)
+    times = Latency(p50, p50, p50, p50, 200, (p50,) * 21)
     placement = Placement("cuda", "CUDAExecutionProvider", **{"nodes_on_provider": 6, "nodes_total": 6, **placed})
     shape = (1, 3, 8, 8)
     return BenchRow(
-        path, shape, 1, latency, 1000 / p50, 10**6, "fp32", 2, "not pinned, of 4 cores", placement, 25.0, 0.031, change
+        path, shape, 1, times, 1000 / p50, 10**6, "fp32", 2, "not pinned, of 4 cores", placement, 25.0, 0.031, change
     )
 
 
@@ -768,12 +788,14 @@ def _swatches(parsed: Page) -> int:
 
 def test_page_escapes_every_text_of_the_report() -> None:
     def soiled(value: Any) -> Any:
+        if isinstance(value, Recipe):  # checks what it holds
+            return value.but(model=NASTY, data=NASTY, checkpoint=NASTY, only=(NASTY,))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dataclasses.replace(
                 value, **{f.name: soiled(getattr(value, f.name)) for f in dataclasses.fields(value)}
             )
         if isinstance(value, dict):
-            return {f"{NASTY}{key}" if key in ("python", "cuda") else key: soiled(item) for key, item in value.items()}
+            return {f"{NASTY}{key}": soiled(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(soiled(item) for item in value)
         return f"{value}{NASTY}" if isinstance(value, str) else value
@@ -783,7 +805,13 @@ def test_page_escapes_every_text_of_the_report() -> None:
     assert not [part for part in ("<b>x", "<img", "</script") if part in to_html(report)]
     assert set(page.tags) == set(clean.tags)
     assert page.text.count("<b>x</b>") > 150
-    for text in (report.groups[5].name, report.data.classes[1], report.fixed[0].reason, report.notes[0], report.folder):
+    for text in (
+        report.groups[5].name,
+        report.data.classes[1],
+        report.fixed[0].reason,
+        report.notes[0].text,
+        report.folder,
+    ):
         assert " ".join(text.split()) in page.text
 
 
@@ -826,9 +854,8 @@ def test_bars_are_to_scale_and_inside_their_drawing(parsed: Page) -> None:
 
 
 def test_page_of_a_bare_report_stands() -> None:
-    report = make_report(stages=(), groups=(), fixed=(), notes=(), environment={}, recipe={}, plan={})
+    report = make_report(stages=(), groups=(), fixed=(), notes=())
     assert "Every layer that was found could be narrowed." in Page(to_html(report)).text
-    assert "unknown hardware" in to_table(report)
 
 
 def test_page_of_a_model_that_is_not_faster_says_so_in_sentence_case() -> None:
@@ -858,7 +885,8 @@ def test_page_renders_in_a_browser_without_a_complaint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("scorer", "what"), [("lrp:target=label", "relevance"), ("lrp-residual", "scores")])
 def test_a_share_of_relevance_says_what_ratio_it_came_to(scorer: str, what: str) -> None:
-    report = make_report(recipe={**REPORT.recipe, "ratio": None, "relevance_share": 0.05, "scorer": scorer})
+    recipe = Recipe("resnet18", relevance_share=0.05, scorer=scorer)
+    report = make_report(recipe=recipe)
     line = f"what holds at most 5.0% of every layer's {what} to remove: that came to ratio 0.750 of the units"
     assert line in to_table(report).splitlines()
     assert line in Page(to_html(report)).text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,17 +13,14 @@ from models import subject as subject_named
 from torch import Tensor, nn
 
 from pxcompress.clock import Clock
+from pxcompress.demo.nets import spiral_mlp
 from pxcompress.errors import ResultError
 from pxcompress.explain.heatmaps import Method, heatmaps
-from pxcompress.explain.metrics import SIMILARITIES
+from pxcompress.explain.metrics import SIMILARITIES, cosine
 from pxcompress.explain.similarity import SAMPLES, compared_explanations, composite_of, explanation_similarity
 from pxcompress.graph import prune
-from pxcompress.nets import spiral_mlp
 from pxcompress.notes import silent
 from pxcompress.recipe import Recipe
-from pxcompress.run import Run
-from pxcompress.search.objectives import ALIKE, OBJECTIVES, Workbench, explained, ratios_for, shipped
-from pxcompress.stages import shrink
 from pxcompress.state import seeded
 from pxcompress.types import Plan, Pruned
 
@@ -84,6 +82,35 @@ def test_inputs_without_channels_have_a_relevance_for_every_feature() -> None:
     assert maps.shape == (8, 2)
 
 
+def test_a_model_that_looks_elsewhere_is_said_once() -> None:
+    """Half-way between the maps of other samples and the same maps."""
+    inputs, told = torch.randn(8, 3, 32, 32), []
+    pruned = pruned_of("flatten_cnn")
+    with seeded(5):
+        other = copy.deepcopy(pruned.dense)
+        for parameter in other.parameters():
+            nn.init.normal_(parameter)
+    clock = Clock(told.append)
+    alike, notes = compared_explanations(replace(pruned, model=other), batches_of(inputs, 4), RECIPE, clock)
+    assert alike is not None
+    assert alike.cosine < alike.least_cosine == (1 + alike.unrelated) / 2
+    assert len(notes) == 1
+    assert notes[0].startswith("THE SLIM MODEL LOOKS ELSEWHERE: ")
+    assert f"cosine of {alike.cosine:.2f}; below {alike.least_cosine:.2f}" in notes[0]
+    assert told.count(notes[0]) == 1
+
+
+def test_maps_of_other_samples_are_those_of_the_dense_model() -> None:
+    pruned, inputs = pruned_of("flatten_cnn"), torch.randn(5, 3, 32, 32)
+    targets = pruned.dense(inputs).argmax(1).detach()
+    maps = heatmaps(pruned.dense, inputs, targets, Method()).flatten(1)
+    expected = torch.stack([cosine(maps[i : i + 1], maps[i - 1 : i or None]) for i in range(5)]).mean()
+    for size in (2, 5):
+        found = explanation_similarity(pruned, Method(), batches_of(inputs, size))
+        assert found.unrelated == pytest.approx(float(expected), abs=1e-3)
+    assert explanation_similarity(pruned, Method(), batches_of(inputs[:1], 1)).unrelated == 0
+
+
 class Cut(nn.Linear):
     """Nothing can be propagated back through it."""
 
@@ -94,7 +121,7 @@ class Cut(nn.Linear):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(Cut(3, CLASSES)), "does not require grad"),
+        (nn.Sequential(Cut(3, CLASSES)), "does not follow its input by gradients"),
         (nn.Flatten(), "runs no convolution or linear layer"),
     ],
 )
@@ -116,17 +143,3 @@ def test_relevance_that_is_no_number_is_refused() -> None:
 def test_rules_are_those_of_the_scorer() -> None:
     assert composite_of(RECIPE) == "gamma"
     assert composite_of(RECIPE.but(scorer="magnitude")) == "epsilon"
-
-
-def test_a_search_can_count_explanations_that_are_not_alike() -> None:
-    subject, recipe = subject_named("flatten_cnn"), Recipe("mine", 0.6, scorer="lrp", round_to=1, repair=("fold",))
-    parts = {role: batches_of(subject.inputs, 3) for role in ("score", "repair", "select")}
-    bench = Workbench.of(subject.model, subject.example, parts, recipe, labels=True)
-    pruned = shrink(subject.model, subject.example, Run(recipe, parts)).pruned
-    cosine = explanation_similarity(pruned, Method(), parts["select"]).cosine
-    assert cosine < ALIKE
-    expected = shipped(bench, recipe, 0.6) - (ALIKE - cosine)
-    assert explained(bench, recipe, 0.6) == pytest.approx(expected, abs=1e-3)
-    assert explained(bench, recipe, 1e-3) <= shipped(bench, recipe, 1e-3)
-    assert ratios_for("explained", recipe, "") == (0.6,)
-    assert OBJECTIVES["explained"].combine({0.6: 0.5}) == 0.5

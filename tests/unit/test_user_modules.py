@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import CLASSES, FlattenCNN, snapshot
@@ -14,7 +16,10 @@ from user_modules import USER_MODULES, Segmentation, Sequences, Several, Text, T
 
 from pxcompress import InputError, compress_module
 from pxcompress.cost.count import count_params
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.runtime import session
 from pxcompress.graph import masked
+from pxcompress.models.adapter import adapted
 from pxcompress.state import seeded
 from pxcompress.types import Slim
 
@@ -182,3 +187,40 @@ def _distance(slim: Slim, whole: Any, inputs: Any) -> float:
     pairs = zip(tree_flatten(_called(slim.pruned.model, inputs))[0], tree_flatten(whole)[0], strict=True)
     shares = [(a - b).square().sum() / b.square().sum() for a, b in pairs if b.is_floating_point()]
     return float(torch.stack(shares).mean())
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "two inputs" else pytest.param(name, marks=pytest.mark.slow) for name in USER_MODULES]
+)
+def test_what_is_timed_for_a_latency_budget_takes_any_batch(name: str, tmp_path: Path) -> None:
+    """Several inputs and outputs are packed without a number where the batch size belongs."""
+    build, draw = USER_MODULES[name]
+    module = adapted(build().eval(), draw(1), [(draw(4), None)])
+    file = export_onnx(module.model, module.example, tmp_path / "model.onnx", {})
+    assert file.input_shape[0] is None
+    inputs = torch.cat([module.example] * 3)
+    with torch.no_grad():
+        expected = module.model(inputs).numpy()
+    assert np.allclose(session(file.path, "cpu").predict(inputs), expected, atol=1e-5)
+
+
+class Fixed(nn.Module):
+    """Works for one image at a time, and says two things of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.head, self.box = nn.Linear(64, CLASSES), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.relu(self.conv2(torch.relu(self.conv1(x)))).mean((2, 3)).reshape(len(x), 64)
+        return self.head(features), self.box(features)
+
+
+@pytest.mark.slow
+def test_a_latency_budget_needs_one_batch_size_only() -> None:
+    """Also where the module's own forward fixes it."""
+    inputs = torch.randn(4, 3, 32, 32)
+    slim = compress_module(Fixed().eval(), inputs[:1], [(inputs, None)], 0.2, budget="latency", repair=())
+    assert slim.pruned.plan.unit == "ms"
+    assert slim.pruned.plan.cost_planned <= 0.8 * slim.pruned.plan.cost_dense

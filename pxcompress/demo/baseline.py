@@ -11,8 +11,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sized
-from dataclasses import asdict, dataclass
+from collections.abc import Sized
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,12 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
+from pxcompress.data import Source, training_batches
 from pxcompress.errors import DataError, ModelError, short
 from pxcompress.models.checkpoint import load_state
-from pxcompress.models.loading import Architecture
+from pxcompress.models.loading import Architecture, Loaded
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
+from pxcompress.notes import Note
 from pxcompress.state import device_of, seeded
-from pxcompress.types import Batches, Preprocessing
+from pxcompress.types import Batches, Preprocessing, Splits
 
 TRAINER_VERSION = 1
 """Part of every key: raise it when the training changes, so that older baselines are not taken for new ones."""
@@ -36,8 +38,6 @@ LABEL_SMOOTHING = 0.05
 WARM_UP = 0.2  # share of the steps
 SATURATED = 0.999
 """Training ends early when top-1 on the select part is this good twice in a row, in the second half of the cycle."""
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ SCHEDULES = {
 }
 """By what the model is made of; "numbers" for inputs that are no images. Measured on `digits`: ResNet, MobileNetV2 and
 VGG-11 at 32 pixels, small ViT at 64; on `glyphs` a ViT behind convolutions with BatchNorm; on `spiral` and `dna` the
-nets of `pxcompress.nets`."""
+nets of `pxcompress.demo.nets`."""
 
 WIDE = 20_000
 """Inputs of one output from which on a layer (the first dense one of a VGG) bears only small steps of Adam."""
@@ -74,6 +74,17 @@ class BaselineInfo:
     epochs: int
     seconds: float
     cached: bool = False
+
+
+class LearnedHere:
+    """An embedded data set on which a model without weights is trained."""
+
+    def trained(self, loaded: Loaded, source: Source, splits: Splits, seed: int, note: Note) -> Loaded:
+        """`loaded` with the weights of a baseline, in place."""
+        training = training_batches(source, loaded.preprocessing, batch_size=64, seed=seed)
+        key = baseline_key(loaded.architecture, source.name, loaded.preprocessing, seed)
+        train_baseline(loaded.model, training, splits.select, key=key, seed=seed, note=note)
+        return replace(loaded, weights="trained-here")
 
 
 def baseline_key(architecture: Architecture, data: str, preprocessing: Preprocessing, seed: int) -> str:

@@ -1,4 +1,4 @@
-"""Nets for embedded data that are no images: `--model pxcompress.nets:dna_cnn --data dna`."""
+"""Nets for embedded data that are no images: `--model pxcompress.demo.nets:dna_cnn --data dna`."""
 
 from __future__ import annotations
 

@@ -7,10 +7,16 @@ share of G and C in the background changes from sample to sample.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.samples import Numbers, Samples, Source
+from pxcompress.demo.baseline import LearnedHere
+from pxcompress.registry import option
 
 LETTERS = "ACGT"
 LENGTH = 200
@@ -18,11 +24,34 @@ MOTIFS = ("TGACTCAGCA", "GGGCGGAAGT", "CACGTGTTAC", "TATAAAGCCA")
 PAIRS = tuple(combinations(range(len(MOTIFS)), 2))
 CLASSES = tuple(f"{MOTIFS[first]}+{MOTIFS[second]}" for first, second in PAIRS)
 PARTS = ("train", "select", "held-out")
+LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
 
 ERRORS = 0.1
 """Share of the letters of a planted motif that are drawn anew."""
 
 Mask = NDArray[np.bool_]
+
+
+@EMBEDDED.register("dna")
+@dataclass(frozen=True)
+class DNA(LearnedHere):
+    """Random DNA sequences with two motifs planted in each."""
+
+    train: int = option(12000, "sequences to train, score and repair on", low=1)
+    select: int = option(1000, "sequences to select with", low=1)
+    held_out: int = option(4000, "sequences to certify and test on", low=1)
+
+    def source(self, spec: str) -> Source:
+        """The first sequences of each part, one-hot."""
+        pools = []
+        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+            letters, labels = dna_arrays(part, count)
+            ids = [f"dna/{part}/{index}" for index in range(count)]
+            pools.append(Samples.of(ids, labels, Numbers(letters)))
+        train, select, held_out = pools
+        return Source(
+            spec, CLASSES, True, (4, LENGTH), train, select, held_out, limits=LIMITS, mask=planted, letters=LETTERS
+        )
 
 
 def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8], Mask]:

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -22,10 +23,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pxcompress.cache import cache_dir
+from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.samples import Samples, Source
+from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.images import SIDE, StoredImages
+from pxcompress.registry import option
 
 CLASSES = tuple("23456789ABCDEFGHIJKLMNOPQRSTUVWXYZadehnr")
-SIZE = 32
+SIZE = SIDE
 PARTS = ("train", "select", "held-out")
+LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
 # Named, not searched for: a new font in matplotlib must not change the data set.
 FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -41,6 +48,26 @@ _FONT_SIZE = 44  # a capital is about half of the canvas high
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+
+
+@EMBEDDED.register("glyphs")
+@dataclass(frozen=True)
+class Glyphs(LearnedHere):
+    """Characters in 22 fonts on clutter, drawn on the spot."""
+
+    train: int = option(16000, "images to train, score and repair on", low=1)
+    select: int = option(1000, "images to select with", low=1)
+    held_out: int = option(4000, "images to certify and test on", low=1)
+
+    def source(self, spec: str) -> Source:
+        """The first images of each part."""
+        pools = []
+        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+            images, labels = glyph_arrays(part, count)
+            ids = [f"glyphs/{part}/{index}" for index in range(count)]
+            pools.append(Samples.of(ids, labels, StoredImages(images)))
+        train, select, held_out = pools
+        return Source(spec, CLASSES, True, SIDE, train, select, held_out, limits=LIMITS, mask=covered)
 
 
 def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:

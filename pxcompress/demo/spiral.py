@@ -6,8 +6,14 @@ the radius; each is one class. A ReLU network of widths (3, 3, 3) is known to re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+
+from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.samples import Numbers, Samples, Source, cut
+from pxcompress.demo.baseline import LearnedHere
 
 CLASSES = ("inner", "outer")
 POINTS = 25_000
@@ -15,6 +21,24 @@ POINTS = 25_000
 
 SHIFT = 15.0
 """How far each class lies from the middle line, towards and away from the centre."""
+
+SIZES = (40000, 2000, 8000)
+"""Points to train on, to select with, and held out."""
+
+LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
+
+
+@EMBEDDED.register("spiral")
+@dataclass(frozen=True)
+class Spiral(LearnedHere):
+    """Two cubist spirals: points in the plane."""
+
+    def source(self, spec: str) -> Source:
+        """All points."""
+        points, labels = spiral_arrays()
+        everything = Samples.of([f"spiral/{index}" for index in range(len(points))], labels, Numbers(points))
+        train, select, held_out = cut(everything, SIZES, np.random.default_rng(0))
+        return Source(spec, CLASSES, True, points.shape[1:], train, select, held_out, limits=LIMITS)
 
 
 def spiral_arrays() -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,0 +1,146 @@
+"""A gradient for every layer that runs: scores read one at each, and autograd leaves out what it does not need.
+
+Three kinds of layers have none. What a layer reads may not depend on the input (queries, tables of positions): it is
+tied to the input by a gradient of zero. Its results may reach the output through constant attention weights alone: such
+a layer is a gate, and has the gradient through the softmax. Or they reach it by no gradient at all (rounded, detached,
+thrown away): then its results count as if the whole output came from them, shared by their squares.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from pxcompress.attribution.marks import mark_of, set_mark_
+from pxcompress.attribution.transformer import live, scaled
+
+
+class LayerCall(NamedTuple):
+    """The `number`-th call, from 0, of a layer in one forward pass."""
+
+    name: str
+    number: int
+
+
+class Reach:
+    """Sees to it that a backward pass from the output of `running` meets every layer of a model."""
+
+    def __init__(self) -> None:
+        self.gates: frozenset[LayerCall] = frozenset()
+        self.lost: frozenset[LayerCall] = frozenset()  # the last calls on ways that no gradient comes back on
+        self.outputs: dict[LayerCall, Tensor] = {}  # of all calls where all are asked for, else of the lost ones
+        self._all = False
+        self._source: Tensor | None = None
+        self._numbers: Counter[str] = Counter()
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Hooks at all convolutions and linear layers, before those that others register."""
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                if isinstance(module, (_ConvNd, nn.Linear)):
+                    stack.callback(module.register_forward_pre_hook(partial(self._before, name)).remove)
+                    stack.callback(module.register_forward_hook(partial(self._after, name)).remove)
+            yield
+
+    def run(self, forward: Callable[[], Any], source: Any, *, all_outputs: bool = False) -> Any:
+        """What `forward` makes of the input `source`; a backward pass from it meets every layer."""
+        self._numbers.clear()
+        self.outputs.clear()
+        self._source, self._all = source, all_outputs
+        try:
+            out = forward()
+            lost = [self.outputs[call] for call in sorted(self.lost) if call in self.outputs]
+            return _Stand.apply(out, *lost) if lost and live(out) else out
+        finally:
+            self._source = None
+            if not all_outputs:
+                self.outputs.clear()
+
+    def find_gates(self, out: Tensor) -> bool:
+        """Whether some calls of the pass that made `out` have no gradient; they are gates from now on."""
+        self.gates = frozenset(self._unmet(out, list(self.outputs)))
+        return bool(self.gates)
+
+    def find_lost(self, out: Tensor) -> None:
+        """Of the calls that have no gradient although gates are open, note the last one on every way."""
+        unmet = self._unmet(out, list(self.outputs))
+        lost = []
+        while unmet:
+            last = unmet.pop()
+            lost.append(last)
+            unmet = self._unmet(self.outputs[last], unmet)
+        self.lost = frozenset(lost)
+
+    def _unmet(self, out: Tensor, calls: Sequence[LayerCall]) -> list[LayerCall]:
+        """Those of `calls` that the gradient of `out` does not come to, in executed order."""
+        outputs = [self.outputs[call] for call in calls]
+        if not calls or not live(out):
+            return list(calls)
+        start = torch.ones_like(out)
+        gradients = torch.autograd.grad(out, outputs, start, allow_unused=True, retain_graph=True)
+        return [call for call, gradient in zip(calls, gradients, strict=True) if gradient is None]
+
+    def _before(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        call = LayerCall(name, self._numbers[name])
+        if not live(self._source) or not torch.is_grad_enabled() or not args or not isinstance(args[0], Tensor):
+            return None
+        value, is_gate = args[0], call in self.gates
+        if live(value) and (not is_gate or mark_of(value).gate):
+            return None
+        mark = mark_of(value)._replace(gate=is_gate)
+        value = scaled(value, 0.0) if live(value) else _Tie.apply(value, self._source)
+        set_mark_(value, mark)
+        return (value, *args[1:])
+
+    def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = LayerCall(name, self._numbers[name])
+        self._numbers[name] += 1
+        if live(output) and (self._all or call in self.lost):
+            self.outputs[call] = output
+
+
+class _Tie(torch.autograd.Function):
+    """The identity on `value`, which follows `source` by a gradient of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
+        ctx.save_for_backward(source)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, m: Tensor) -> tuple[None, Tensor]:
+        (source,) = ctx.saved_tensors
+        return None, torch.zeros_like(source)
+
+
+class _Stand(torch.autograd.Function):
+    """The identity on `out` (n, ...), whose relevance R = sum out m also stands at every other tensor a: a R / |a|^2.
+
+    Sample by sample where the first axis of a tensor is that of the samples, else over all of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, *lost: Tensor) -> Tensor:
+        ctx.save_for_backward(out, *lost)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, m: Tensor) -> tuple[Tensor, ...]:
+        out, *lost = ctx.saved_tensors
+        relevance = (out * m).flatten(1).sum(1)
+        gradients = []
+        for value in lost:
+            samples = len(relevance) if len(value) % len(relevance) == 0 else 1
+            rows = value.reshape(samples, -1)
+            shares = relevance if samples == len(relevance) else relevance.mean().reshape(1)
+            gradient = rows * (shares / rows.square().sum(1).clamp_min(1e-12))[:, None]
+            gradients.append(gradient.reshape(value.shape).to(value.dtype))
+        return m, *gradients

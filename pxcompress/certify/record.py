@@ -1,0 +1,77 @@
+"""What certificate.json holds: a certificate, which samples it is about, and the files and the use that it records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from pxcompress.certify.parts import Part
+from pxcompress.certify.path import Certificate, Goal, Tested, judge, sentence
+from pxcompress.errors import InputError
+
+
+@dataclass(frozen=True)
+class CertificateRecord:
+    """A certificate as it is written down; every field is a key of certificate.json.
+
+    `risk` to `bound` are the goal and its p-value, `part` to `threshold` the samples that count; `n` of the `reserved`
+    ones do. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the samples of `data`
+    served `uses_before` certificates.
+    """
+
+    risk: str
+    alpha: float
+    delta: float
+    scope: str
+    bound: str
+    rows: tuple[Tested, ...]
+    certified: tuple[bool, ...]
+    chosen: int | None
+    chosen_name: str | None
+    n: int
+    sentence: str
+    part: str
+    coverage: float | None
+    threshold: float | None
+    reserved: int
+    hashes: Mapping[str, str]
+    size_unit: str
+    data: str
+    uses_before: int = 0
+    spent: str = ""
+    schema_version: Literal[1] = 1
+
+    @classmethod
+    def of(
+        cls, certificate: Certificate, part: Part, *, reserved: int, hashes: Mapping[str, str], unit: str, data: str
+    ) -> CertificateRecord:
+        """The record of a certificate on `reserved` samples of `data`, of which `part` counts."""
+        return cls(
+            **asdict(certificate.goal),
+            bound=certificate.goal.bound,
+            rows=certificate.rows,
+            certified=certificate.certified,
+            chosen=certificate.chosen,
+            chosen_name=certificate.chosen_name,
+            n=certificate.rows[certificate.chosen or 0].n,
+            sentence=sentence(certificate),
+            **asdict(part),
+            reserved=reserved,
+            hashes=hashes,
+            size_unit=unit,
+            data=data,
+        )
+
+    @property
+    def certificate(self) -> Certificate:
+        """The certificate, judged again; `InputError` where the choice does not follow from its own p-values."""
+        judged = judge(Goal(self.risk, self.alpha, self.delta, self.scope), self.rows)
+        if (judged.chosen, judged.certified) != (self.chosen, self.certified):
+            raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
+        return judged
+
+    @property
+    def counted(self) -> Part:
+        """The samples that count."""
+        return Part(self.part, self.coverage, self.threshold)

@@ -1,0 +1,102 @@
+"""Multiply-accumulates of operators that PyTorch's counter leaves out, and the names of those that nothing counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+Shape = tuple[int, ...]
+
+MULTIPLYING = ("_fft", "linalg_", "cholesky", "lu_", "triangular_solve", "_cudnn_", "miopen_", "mkldnn_", "_thnn_fused")
+"""What the names of PyTorch's own operators begin with that multiply a lot and have no formula here."""
+
+
+def _recurrent_layer(inputs: Shape, weight: Shape, recurrent: Shape, *args: Any, **kwargs: Any) -> int:
+    """A layer of an LSTM as oneDNN runs it: both weights once for every step of every sequence."""
+    return 2 * prod(inputs[:-1]) * (prod(weight) + prod(recurrent))
+
+
+def _recurrent(inputs: Shape, weights: list[Shape], *args: Any, **kwargs: Any) -> int:
+    """All layers of a recurrent net as a GPU library runs it."""
+    return 2 * prod(inputs[:-1]) * sum(prod(weight) for weight in weights if len(weight) > 1)
+
+
+def _matrix_vector(matrix: Shape, vector: Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(matrix)
+
+
+def _added_matrix_vector(bias: Shape, matrix: Shape, vector: Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(matrix)
+
+
+def _dot(a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(a)
+
+
+def _trilinear(
+    a: Shape, b: Shape, c: Shape, expand_a: list[int], expand_b: list[int], expand_c: list[int], *args: Any, **rest: Any
+) -> int:
+    """nn.Bilinear: a product of three tensors that are spread along each other's axes."""
+    spread = []
+    for shape, axes in ((a, expand_a), (b, expand_b), (c, expand_c)):
+        sizes = list(shape)
+        for axis in sorted(axes):
+            sizes.insert(axis, 1)
+        spread.append(sizes)
+    return 2 * prod(max(sizes) for sizes in zip(*spread, strict=True))
+
+
+def _distances(a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(a) * b[-2]
+
+
+def _deformable(inputs: Shape, weight: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def formulas() -> dict[Any, Callable[..., int]]:
+    """Operator -> floating-point operations (two a multiply-accumulate), from the shapes of its arguments."""
+    aten = torch.ops.aten
+    table: dict[Any, Callable[..., int]] = {
+        aten.mkldnn_rnn_layer: _recurrent_layer,
+        aten._cudnn_rnn: _recurrent,
+        aten.miopen_rnn: _recurrent,
+        aten.mv: _matrix_vector,
+        aten.addmv: _added_matrix_vector,
+        aten.dot: _dot,
+        aten.vdot: _dot,
+        aten._trilinear: _trilinear,
+        aten._cdist_forward: _distances,
+    }
+    deformable = getattr(torch.ops.torchvision, "deform_conv2d", None)  # there where torchvision was imported
+    return table if deformable is None else {**table, deformable: _deformable}
+
+
+class Uncounted(TorchDispatchMode):
+    """Notes operators that multiply and that `counter`, which is active around it, has no formula for."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self._counter = counter
+        self.modules: dict[str, dict[str, None]] = {}  # operator -> paths of the modules that ran it, in order
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        packet = func._overloadpacket
+        if packet not in self._counter.flop_registry and self._multiplies(func):
+            path = max(self._counter.mod_tracker.parents, key=lambda name: (name != "Global", len(name)))
+            self.modules.setdefault(str(packet).removeprefix("aten."), {})[path] = None
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _multiplies(func: Any) -> bool:
+        """Whether an operator is another library's, of which nothing is known, or one of `MULTIPLYING`."""
+        if func.namespace != "aten":
+            return func.namespace not in ("prim", "prims", "profiler")
+        return func._opname.startswith(MULTIPLYING)

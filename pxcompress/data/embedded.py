@@ -1,0 +1,29 @@
+"""The door to `pxcompress.demo`: data sets that come with the package, by name."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pxcompress.data.samples import Source
+from pxcompress.models.loading import Loaded
+from pxcompress.notes import Note
+from pxcompress.registry import Registry
+from pxcompress.types import Splits
+
+
+class EmbeddedData(Protocol):
+    """A data set that comes with the package. A frozen dataclass; its fields are its options, as in "glyphs:train=640".
+
+    Its pools are always the same, so that a baseline trained once never meets its training images again.
+    """
+
+    def source(self, spec: str) -> Source:
+        """The data, under the name `spec`."""
+        ...
+
+    def trained(self, loaded: Loaded, source: Source, splits: Splits, seed: int, note: Note) -> Loaded:
+        """A model without weights after training on `source`, or with those that an earlier run left in the cache."""
+        ...
+
+
+EMBEDDED: Registry[EmbeddedData] = Registry("data", "pxcompress.demo")

@@ -1,0 +1,48 @@
+"""The one place that catches everything: what others raise reaches the user as one line, with the trace behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from pxcompress.errors import PxError, StageError, short
+
+
+@contextmanager
+def named_failures(what: str) -> Iterator[None]:
+    """`StageError` for any exception of the block that is not raised on purpose; `what` names the block.
+
+    Errors of the operating system, which say what the matter is and with which file, pass.
+    """
+    try:
+        yield
+    except PxError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        layer = failing_layer(error.__traceback__)
+        place = f" at layer {layer!r}" if layer else ""
+        raise StageError(f"{what} failed{place}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """Class and first line of an exception."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {short(lines[0])}" if lines else type(error).__name__
+
+
+def failing_layer(trace: TracebackType | None) -> str:
+    """Name of the innermost module that ran, within the outermost one; nothing where no module did, or only one."""
+    modules: list[Any] = []
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if callable(getattr(type(owner), "named_modules", None)):
+            modules.append(owner)
+        trace = trace.tb_next
+    if not modules:
+        return ""
+    names = {id(module): name for name, module in modules[0].named_modules()}
+    return next((name for module in reversed(modules) if (name := names.get(id(module)))), "")

@@ -1,0 +1,108 @@
+"""By how much the pruned model's rows must be scaled and shifted to have the moments of the dense model's.
+
+Both models run side by side over the same samples, so that the samples need not be like those of training, and where
+nothing has changed nothing is to be changed. In the spirit of Jordan et al., "REPAIR"
+(https://arxiv.org/abs/2211.08403), where statistics of merged networks are reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pxcompress.layout.rows import rows_first
+from pxcompress.passes.moments import RowSums
+from pxcompress.state import device_of, observed
+from pxcompress.types import Axis, Batches
+
+LARGEST = 10.0
+"""A row is scaled by this factor, or its inverse, at most: a variance of nearly zero says nothing."""
+
+Change = tuple[Tensor, Tensor]
+"""Scale s and shift t, (rows,) float64 each: rows y become s y + t."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """One module's input or output: its rows that are left of the dense ones, and sums over all batches and calls.
+
+    `calls` holds the dense model's sums for every call in the current batch.
+    """
+
+    rows: Tensor
+    dense: RowSums = field(default_factory=RowSums)
+    pruned: RowSums = field(default_factory=RowSums)
+    calls: list[RowSums] = field(default_factory=list)
+
+
+def moment_changes(
+    dense: nn.Module, pruned: nn.Module, rows: Mapping[str, Tensor], side: Axis, batches: Batches
+) -> dict[str, Change]:
+    """Changes of the inputs (side "in") or outputs of modules: name -> scale and shift, (rows left,) float64.
+
+    `rows` holds for every module the dense model's rows that the pruned one still has. One pass of each model. While
+    they run, each batch leaves a module with the dense model's moments of that batch, so that later modules see what
+    they will see once all are changed. Modules that run several times count with all their calls.
+    """
+    places = {name: _Place(index) for name, index in rows.items()}
+
+    def note(place: _Place, value: Tensor, module: nn.Module) -> None:
+        sums = _sums(value, module, place.rows)
+        place.dense.include(sums)
+        place.calls.append(sums)
+
+    def change(place: _Place, value: Tensor, module: nn.Module) -> Tensor:
+        sums = _sums(value, module)
+        place.pruned.include(sums)
+        scale, shift = (each.to(value) for each in _change(place.calls.pop(0), sums))
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        shape = [-1 if dim == axis % value.ndim else 1 for dim in range(value.ndim)]
+        return value * scale.reshape(shape) + shift.reshape(shape)
+
+    with observed(dense), observed(pruned), torch.no_grad():
+        for name, place in places.items():
+            _hook(dense.get_submodule(name), side, place, note)
+            _hook(pruned.get_submodule(name), side, place, change)
+        for inputs, _ in batches:
+            for place in places.values():
+                place.calls.clear()
+            dense(inputs.to(device_of(dense)))
+            pruned(inputs.to(device_of(pruned)))
+    return {
+        name: _change(place.dense.everywhere(), place.pruned.everywhere())
+        for name, place in places.items()
+        if place.dense.count
+    }
+
+
+def _hook(
+    module: nn.Module, side: Axis, place: _Place, use: Callable[[_Place, Tensor, nn.Module], Tensor | None]
+) -> RemovableHandle:
+    """Let `use` see, and replace, what `module` reads or returns."""
+    if side == "out":
+        return module.register_forward_hook(lambda module, args, output: use(place, output, module))
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        value = use(place, args[0], module)
+        return None if value is None else (value, *args[1:])
+
+    return module.register_forward_pre_hook(before)
+
+
+def _sums(value: Tensor, module: nn.Module, rows: Tensor | None = None) -> RowSums:
+    sums = RowSums()
+    values = rows_first(value, module)
+    sums.add(values if rows is None else values[:, rows.to(values.device)])
+    return sums
+
+
+def _change(dense: RowSums, pruned: RowSums) -> Change:
+    """The change that gives the pruned rows the dense ones' moments; rows that do not vary are only shifted."""
+    ratio = (dense.deviation / pruned.deviation).clamp(1 / LARGEST, LARGEST)
+    scale = torch.where((pruned.deviation > 0) & (dense.deviation > 0), ratio, torch.ones_like(ratio))
+    return scale, dense.mean - scale * pruned.mean

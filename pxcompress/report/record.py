@@ -1,0 +1,84 @@
+"""The report of a run: everything that was measured, under which conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pxcompress.certify.record import CertificateRecord
+from pxcompress.proof import (
+    ClassChange,
+    ClassShare,
+    DataSummary,
+    Environment,
+    ExplanationSimilarity,
+    GroupWidth,
+    LayerCost,
+    Measurement,
+    OperatorTime,
+    Parity,
+    Placement,
+    Positive,
+    Ratios,
+    Speedup,
+    StageTime,
+    Target,
+    Warning,
+)
+from pxcompress.recipe import Recipe
+from pxcompress.types import Agreements, Attempt, Fixed
+
+
+@dataclass(frozen=True)
+class PlanCosts:
+    """What a plan comes to by its budget, in that one's unit."""
+
+    budget: str
+    unit: str
+    cost_dense: Positive
+    cost_planned: Positive
+    cost_target: Positive
+
+
+@dataclass(frozen=True)
+class Report:
+    """The proof: everything that was measured, under which conditions. `to_json` of it is report.json.
+
+    `certificate` is None where no guarantee was asked for. `class_shares` is empty where no class scores were,
+    `attempts` where the budget is counted and not measured, `targets` where float32 alone was made, `explanations` None
+    where the models' heatmaps could not be compared. `speedup` has the interval of that in `ratios`. `missed` says how
+    far a goal in milliseconds is from what was measured in the end. `operators` is empty on a GPU. `sha256` has every
+    file of the folder but the report's own and predict.py, by name.
+    """
+
+    recipe: Recipe
+    environment: Environment
+    data: DataSummary
+    weights: str
+    input_shape: tuple[int, ...]
+    dense: Measurement
+    pruned: Measurement
+    ratios: Ratios
+    parity: Parity
+    provider: Placement
+    stages: tuple[StageTime, ...]
+    groups: tuple[GroupWidth, ...]
+    fixed: tuple[Fixed, ...]
+    plan: PlanCosts
+    folder: str
+    verdict: str
+    speedup: Speedup
+    class_changes: tuple[ClassChange, ...]
+    layers: tuple[LayerCost, ...]
+    sha256: Mapping[str, str]
+    operators: tuple[OperatorTime, ...] = ()
+    notes: tuple[Warning, ...] = ()
+    certificate: CertificateRecord | None = None
+    class_shares: tuple[ClassShare, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    missed: str = ""
+    targets: tuple[Target, ...] = ()
+    explanations: ExplanationSimilarity | None = None
+    agreements: Agreements | None = None
+    schema_version: Literal[1] = 1
