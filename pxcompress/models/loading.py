@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from pxcompress.errors import ModelError, short
 from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.inputs import config_of, preprocessing_of
+from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
-from pxcompress.models.suited import check_suited
+from pxcompress.models.suited import check_suited, count_classes
 from pxcompress.state import best_device, device_of, observed
 from pxcompress.types import Preprocessing
 
@@ -152,10 +153,14 @@ def load_model(
         notes = (choice,) if choice else ()
     check_suited(model)
     preprocessing = preprocessing_of(model, input_size)
+    if source is None:
+        check_rebuilds(model, architecture, preprocessing.input_size)
     zeros = torch.zeros(1, *preprocessing.input_size)
     model = plain(unwrapped(model), lambda twin: twin(zeros)).to(device or best_device())
     model.eval()
-    found = _output_width(model, preprocessing, name)
+    found = count_classes(model, preprocessing, name)
+    if not classifier_names(model, zeros.to(device_of(model))):
+        raise ModelError(f"model {name!r} has no classifier, only features; expected an image classifier")
     if classes is not None and found != classes:
         raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")
     labels = (weights_file and weights_file.class_names) or config_of(model).get("label_names") or ()
@@ -363,28 +368,6 @@ def _current_directory_importable() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(here)
-
-
-def _output_width(model: nn.Module, preprocessing: Preprocessing, name: str) -> int:
-    """Classes that `model` scores, found by running it on two inputs of zeros."""
-    example = torch.zeros(2, *preprocessing.input_size, device=device_of(model))
-    shape = "x".join(map(str, preprocessing.input_size))
-    try:
-        with torch.no_grad():
-            output = model(example)
-    except Exception as error:  # a forward pass may fail in any way
-        raise ModelError(
-            f"model {name!r} does not run on a {shape} input: {_described(error)}; "
-            f"{'set --input-size' if preprocessing.is_image else 'give other data'}"
-        ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
-        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ModelError(f"model {name!r} returns {found} for 2 inputs; expected class scores of shape (2, classes)")
-    if not output.isfinite().all():
-        raise ModelError(f"model {name!r} returns NaN or infinity for an input of zeros; check its weights")
-    if not classifier_names(model, example):
-        raise ModelError(f"model {name!r} has no classifier, only features; expected an image classifier")
-    return int(output.shape[1])
 
 
 def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:

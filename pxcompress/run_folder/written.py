@@ -16,6 +16,7 @@ from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import ParityError
+from pxcompress.models.rebuilding import outside_state
 from pxcompress.planning.plan_file import plan_to_json
 from pxcompress.proof import (
     Artifact,
@@ -91,7 +92,10 @@ def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
     }
     if subject.whole:
         facts["outputs"] = json.dumps(subject.whole.outputs)
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    outside = outside_state(model)
+    facts["outside"] = json.dumps(sorted(outside))
+    tensors = {**model.state_dict(), **outside}
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     path.write_bytes(save(state, facts))  # not `save_file`: its errors are no OSError, its files for the owner only
 
 
