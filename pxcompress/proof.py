@@ -187,7 +187,8 @@ class OperatorTime:
 class ExplanationSimilarity:
     """How alike the heatmaps of both models are, for the dense model's class: means over samples of the select split.
 
-    1 is the same; `composite` are the rules of LRP.
+    1 is the same; `composite` are the rules of LRP. `unrelated` is the cosine of the dense model's heatmaps of one
+    sample and of the next.
     """
 
     samples: Count
@@ -195,6 +196,17 @@ class ExplanationSimilarity:
     cosine: Signed
     rank_correlation: Signed
     top_overlap: Positive
+    unrelated: Signed = 0.0
+
+    @property
+    def least_cosine(self) -> float:
+        """Half-way from heatmaps of other samples to the same heatmap: below it the model looks elsewhere.
+
+        Of a small network on handwritten digits, pruned in ten ways, those within one point of the dense model's top-1
+        have cosines from 0.68 up, those that lost four points and more from 0.57 down, the same network trained anew
+        0.28 (epsilon) and 0.49 (gamma), an untrained one 0.01 and -0.07; half-way is 0.51 and 0.57.
+        """
+        return (1 + self.unrelated) / 2
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from pxcompress.clock import Clock
 from pxcompress.cost.count import uncounted
 from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import ResultError
+from pxcompress.exchange_rates import with_measured_rates
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
+from pxcompress.passes.parts import spread_samples
 from pxcompress.planning.dead_paths import without_dead_paths
 from pxcompress.planning.fit import fitted
 from pxcompress.planning.limits import Limits
@@ -26,7 +28,7 @@ from pxcompress.planning.plan import check_reachable, make_plan
 from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.planning.selection import Selection
 from pxcompress.planning.stop_rule import plan_by_share
-from pxcompress.processes import from_first, processes, same_weights_
+from pxcompress.processes import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
@@ -117,11 +119,15 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
 def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
     """Of the same model scored in several ways the one whose pruned model comes nearest to it on held-out samples.
 
-    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie.
+    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Before that it is measured
+    what scores of one group are worth beside those of another.
     """
     if len(candidates) == 1:
         return candidates[0]
     absorbing = [repair for repair in run.repairs.values() if repair.phase == "absorb"]
+    with run.clock.stage("measure groups"):
+        fit, held_out = run.parts["repair"], run.held_out
+        candidates = [with_measured_rates(each, absorbing, fit, held_out) for each in candidates]
     with run.clock.stage("choose the score"):
         dense = DenseOutputs(candidates[0].model, run.held_out)
         divergences = []
@@ -246,13 +252,7 @@ def _nearest(paths: Sequence[_Repaired]) -> _Repaired:
 
 def _on_calibration(pruned: Pruned, run: Run, samples: int) -> Agreement:
     """Agreement on about as many of the samples that repairs were fitted to."""
-    batches = []
-    for inputs, labels in run.parts["repair"]:
-        batches.append((inputs, labels))
-        samples -= len(inputs) * processes()
-        if samples <= 0:
-            break
-    return DenseOutputs(pruned.dense, batches).compare(pruned.model)
+    return DenseOutputs(pruned.dense, spread_samples(run.parts["repair"], samples)).compare(pruned.model)
 
 
 def _check_finite(pruned: Pruned) -> None:

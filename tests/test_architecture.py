@@ -19,7 +19,7 @@ LINE = (
     ("data", "graph", "attribution"),
     ("demo", "agreement"),
     ("scorers", "cost", "repair", "clock"),
-    ("budgets", "planning", "inspection"),
+    ("budgets", "planning", "inspection", "exchange_rates"),
     ("recipe",),
     ("subject", "report", "run", "recipe_file"),
     ("run_folder",),

@@ -25,10 +25,10 @@ from pxcompress.attribution.attention import ATTENTION, multi_head_attention
 from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
-from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, results_in, set_mark_, settle
+from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, changes_in_place, results_in, set_mark_, settle
 from pxcompress.attribution.plrp import Pruning
 from pxcompress.attribution.reach import Reach
-from pxcompress.attribution.rules import Epsilon, Rule, Saved, apply_rule
+from pxcompress.attribution.rules import Epsilon, Rule, apply_rule, keep_before_change
 from pxcompress.attribution.twin import (
     check_same,
     classifier_names,
@@ -281,9 +281,9 @@ class _Rules(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__"))
-        if in_place and args and isinstance(saved := getattr(args[0], "_px_saved", None), Saved):
-            saved.keep()
+        in_place = kwargs.get("inplace") or changes_in_place(name)
+        if in_place and args:
+            keep_before_change(args[0])
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if func is torch._C._set_grad_enabled:  # a model's own no_grad: its layers count nevertheless

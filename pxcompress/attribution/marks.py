@@ -33,6 +33,15 @@ SCALED = frozenset(("mul", "multiply", "__rmul__", "div", "true_divide", "divide
 """Products that mean the same on logits where the other factor is a number."""
 
 
+CHANGING = frozenset(("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__"))
+"""Operators that change their left side in place."""
+
+
+def changes_in_place(name: str) -> bool:
+    """Whether the function `name` changes its first argument."""
+    return name in CHANGING or (name.endswith("_") and not name.endswith("__"))
+
+
 class Mark(NamedTuple):
     """Of one tensor: the least number of softmaxes on a way from the input to it, whether it comes from a gate, and of
     which softmax calls it holds the results, moved or averaged at most.

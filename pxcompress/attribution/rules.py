@@ -371,6 +371,7 @@ class _Ruled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, layer: Layer, rule: Rule, kept: list[Saved]) -> Tensor:
         z = layer.forward(a, layer.weight, layer.bias)
+        z = torch.ops.aten._unsafe_view(z, z.shape)  # a view made in here could not be changed in place by the model
         ctx.layer, ctx.rule, ctx.shape, ctx.output = layer, rule, a.shape, Saved(z)
         kept.append(ctx.output)
         if rule.needs_input:
@@ -388,3 +389,10 @@ def apply_rule(a: Tensor, layer: Layer, rule: Rule) -> tuple[Tensor, Saved]:
     kept: list[Saved] = []
     z = _Ruled.apply(a, layer, rule, kept)
     return z, kept[0]
+
+
+def keep_before_change(value: Any) -> None:
+    """To be called before a layer's output, or a view of one, is changed in place."""
+    for tensor in (value, getattr(value, "_base", None)):
+        if isinstance(saved := getattr(tensor, "_px_saved", None), Saved):
+            saved.keep()

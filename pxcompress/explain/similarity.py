@@ -9,7 +9,7 @@ import torch
 from pxcompress.clock import Clock
 from pxcompress.errors import PxError, ResultError, short
 from pxcompress.explain.heatmaps import Method, heatmaps
-from pxcompress.explain.metrics import SIMILARITIES
+from pxcompress.explain.metrics import SIMILARITIES, cosine
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.proof import ExplanationSimilarity, Warning
 from pxcompress.recipe import Recipe
@@ -29,17 +29,26 @@ def composite_of(recipe: Recipe) -> str:
 def compared_explanations(
     pruned: Pruned, batches: Batches, recipe: Recipe, clock: Clock
 ) -> tuple[ExplanationSimilarity | None, tuple[Warning, ...]]:
-    """How alike the heatmaps of both models are on the first `SAMPLES` of `batches`; where that fails, why.
+    """How alike the heatmaps of both models are on the first `SAMPLES` of `batches`, and notes for the user.
 
-    Never raises for what a model does: explanations are no reason to lose a run.
+    A note says why they could not be compared, or that the slim model looks elsewhere. Never raises for what a model
+    does: explanations are no reason to lose a run.
     """
     try:
         with clock.stage("compare explanations"):
             compare = partial(explanation_similarity, pruned, Method(composite=composite_of(recipe)))
-            return in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say), ()
+            alike = in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say)
     except PxError as error:
         text = f"explanations of the two models could not be compared: {short(error)}"
         return None, (Warning("explanations", text),)
+    if alike.cosine >= alike.least_cosine:
+        return alike, ()
+    warning = (
+        f"THE SLIM MODEL LOOKS ELSEWHERE: its heatmaps are like the dense model's by a cosine of {alike.cosine:.2f}; "
+        f"below {alike.least_cosine:.2f} they are nearer to those of other inputs. Look at some with pxcompress explain"
+    )
+    clock.say(warning)
+    return alike, (Warning("explanations", warning),)
 
 
 def first_of(batches: Batches, count: int) -> Batch:
@@ -59,17 +68,21 @@ def explanation_similarity(pruned: Pruned, method: Method, batches: Batches) -> 
     Raises `ResultError` where a map is not finite.
     """
     found: dict[str, list[torch.Tensor]] = {name: [] for name in SIMILARITIES}
+    dense_maps: list[torch.Tensor] = []
     for inputs, _ in batches:
         with torch.no_grad():
             targets = pruned.dense(inputs.to(device_of(pruned.dense))).argmax(1).cpu()
         maps = [heatmaps(model, inputs, targets, method).flatten(1) for model in (pruned.dense, pruned.model)]
         if not all(bool(each.isfinite().all()) for each in maps):
             raise ResultError(f"relevance under the rules {method.composite!r} is not finite")
+        dense_maps.append(maps[0])
         for name, measure in SIMILARITIES.items():
             found[name].append(measure(*maps))
     means = {name: torch.cat(values) for name, values in found.items()}
+    every = torch.cat(dense_maps)
     return ExplanationSimilarity(
-        samples=len(means["cosine"]),
+        samples=len(every),
         composite=method.composite,
+        unrelated=float(cosine(every, every.roll(1, 0)).mean()) if len(every) > 1 else 0.0,
         **{name: float(values.mean()) for name, values in means.items()},
     )

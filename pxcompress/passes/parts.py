@@ -52,6 +52,20 @@ class HeldOut:
                 yield inputs[chosen], labels[chosen]
 
 
+def spread_samples(batches: Batches, count: int) -> list[Batch]:
+    """About `count` of the samples, or all, evenly from all batches: these may be sorted by class."""
+    total = sum(len(labels) for _, labels in batches)
+    step = max(1, total // max(count, 1))
+    chosen: list[Batch] = []
+    first = 0
+    for inputs, labels in batches:
+        places = torch.arange(-first % step, len(labels), step)
+        first += len(labels)
+        if len(places):
+            chosen.append((inputs[places], labels[places]))
+    return chosen
+
+
 @dataclass(frozen=True, eq=False)
 class Watched:
     """Batches that tell how far a pass over them is, at most once a second, in messages that begin with `LIVE`."""

@@ -18,6 +18,7 @@ from pxcompress.report.summary import (
     Interval,
     Row,
     accuracy_words,
+    agreement_line,
     command,
     conditions,
     describe_goal,
@@ -158,6 +159,7 @@ def _comparison(report: Report) -> Element:
     return section(
         "Dense and pruned",
         node("p", f"Measured on: {conditions(report)}."),
+        *([node("p", f"{line[0].upper()}{line[1:]}.")] if (line := agreement_line(report)) else []),
         _legend(("dense", "dense"), ("pruned", "pruned")),
         table(
             "Accuracy is through ONNX Runtime on the exported files; lines on its bars are 95 % Wilson intervals. "

@@ -27,7 +27,7 @@ from pxcompress.proof import (
     Warning,
 )
 from pxcompress.recipe import Recipe
-from pxcompress.types import Attempt, Fixed
+from pxcompress.types import Agreements, Attempt, Fixed
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,5 @@ class Report:
     missed: str = ""
     targets: tuple[Target, ...] = ()
     explanations: ExplanationSimilarity | None = None
+    agreements: Agreements | None = None
     schema_version: Literal[1] = 1

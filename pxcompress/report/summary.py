@@ -287,6 +287,19 @@ _WEIGHTS = {
 }
 
 
+def agreement_line(report: Report) -> str:
+    """How near outputs are to the dense model's, on held-out samples and on those fitted to; empty where unknown."""
+    if report.agreements is None:
+        return ""
+    held_out, calibration = report.agreements.held_out, report.agreements.calibration
+    interval = wilson(held_out.share, held_out.samples)
+    return (
+        f"agreement with the dense model, before export: {percent(held_out.share)} on {held_out.samples} held-out "
+        f"samples (95 % interval {percent(interval.low)} to {percent(interval.high)}), {percent(calibration.share)} on "
+        f"{calibration.samples} of those that weights were fitted to"
+    )
+
+
 def conditions(report: Report) -> str:
     """Under which conditions the figures hold, in one line."""
     threads = report.environment.threads

@@ -14,6 +14,7 @@ from pxcompress.report.classes import changes_line, class_line
 from pxcompress.report.next_step import next_step
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
+    agreement_line,
     badge,
     conditions,
     describe_part,
@@ -48,7 +49,15 @@ def to_table(report: Report) -> str:
     if report.targets:
         targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
     told = [
-        line for line in (describe_share(report), changes_line(report), class_line(report), alike_line(report)) if line
+        line
+        for line in (
+            describe_share(report),
+            changes_line(report),
+            class_line(report),
+            agreement_line(report),
+            alike_line(report),
+        )
+        if line
     ]
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     ending = [f"next: {step}"] if (step := next_step(report)) else []

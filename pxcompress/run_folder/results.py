@@ -124,6 +124,7 @@ def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run:
         certificate=files.certificate,
         class_shares=_class_shares(slim, subject.source.classes),
         attempts=slim.attempts,
+        agreements=slim.agreements,
         missed=_missed(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,

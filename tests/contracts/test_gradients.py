@@ -272,14 +272,51 @@ class ConstantWeights(AttentionPooling):
         return (x.flatten(2) * weights.detach()).sum(-1)
 
 
-def test_gates_take_no_relevance_from_what_they_read() -> None:
+class MixedScores(Positions):
+    """A gate's result meets tokens that something else reads as well."""
+
+    constant = False
+
+    def between(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        read = tokens.detach() if self.constant else tokens
+        places = self.place2(F.relu(self.place1(self.places))).squeeze(-1)
+        weights = (torch.tanh(read @ read.transpose(1, 2)) * places + read.sum(-1, keepdim=True)).softmax(-1)
+        return ((weights.detach() if self.constant else weights) @ self.value(tokens)).mean(1)
+
+
+class ConstantScores(MixedScores):
+    constant = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "constant_kind"), [(AttentionPooling, ConstantWeights), (MixedScores, ConstantScores)]
+)
+def test_gates_take_no_relevance_from_what_they_read(kind: type[Base], constant_kind: type[Base]) -> None:
     """Attention weights are constants for all layers that something else reads as well."""
-    net, _, inputs = _subject(AttentionPooling)
-    constant = ConstantWeights()
+    net, _, inputs = _subject(kind)
+    constant = constant_kind()
     constant.load_state_dict(net.state_dict())
     found, _ = _multipliers(net, inputs, "conv2", "epsilon")
     expected, _ = _multipliers(constant.eval(), inputs, "conv2", "epsilon")
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    if kind is MixedScores:
+        assert float(_multipliers(net, inputs, "place2", "epsilon")[1].abs().max()) > 0
+
+
+class UsedInside(Base):
+    """Probabilities that are an output, and weigh features on their way to the other one."""
+
+    def end(self, logits: Tensor) -> Tensor:
+        chances = logits.softmax(1)
+        return chances + chances @ self.head.weight @ self.head.weight.T
+
+
+def test_a_softmax_that_the_model_reads_itself_stays() -> None:
+    for kind, stays in ((UsedInside, True), (SoftmaxEnd, False)):
+        net, _, inputs = _subject(kind)
+        with attributed(net, None, inputs[:1]) as twin:
+            assert torch.allclose(twin.model(inputs.clone().requires_grad_()), net(inputs), atol=1e-5) == stays
 
 
 def test_what_nothing_comes_back_from_stands_for_the_whole_output() -> None:

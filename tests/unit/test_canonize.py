@@ -248,6 +248,46 @@ def test_in_place_operations_on_a_layers_output_do_not_change_relevance(in_place
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("kind", ["tokens += places", "view += places", "border = 0"])
+@pytest.mark.parametrize("composite", ["gamma(1)", None])
+def test_views_of_a_layers_output_may_change_in_place(kind, composite):
+    class Model(nn.Module):
+        def __init__(self, changes: bool) -> None:
+            super().__init__()
+            self.conv, self.linear, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(3, 4), nn.Linear(4, 2)
+            self.places = nn.Parameter(torch.randn(16, 4))
+            self.changes = changes
+
+        def forward(self, x):
+            y = self.conv(x)
+            if kind == "border = 0":
+                border = torch.zeros_like(y)
+                border[:, :, 0] = 1
+                if self.changes:
+                    y[:, :, 0] = 0
+                else:
+                    y = y * (1 - border)
+            tokens = self.linear(y.flatten(2).transpose(1, 2))
+            if kind == "view += places":
+                tokens = tokens.view(len(x), 16, 4)
+            if self.changes and kind != "border = 0":
+                tokens += self.places
+            else:
+                tokens = tokens + self.places
+            return self.fc(tokens.relu().mean(1))
+
+    torch.manual_seed(0)
+    model, x = Model(True), torch.randn(2, 3, 4, 4)
+    other = Model(False)
+    other.load_state_dict(model.state_dict())
+    results = []
+    for each in (model, other):
+        with attributed(each, parse_composite(composite) if composite else None, x) as ruled:
+            a = x.clone().requires_grad_()
+            results.append(torch.autograd.grad(ruled.model(a).sum(), a)[0])
+    torch.testing.assert_close(*results)
+
+
 class Nothing(nn.Module):
     def forward(self, x):
         return x.mean((2, 3))

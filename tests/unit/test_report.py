@@ -50,7 +50,7 @@ from pxcompress.report.next_step import next_step
 from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
 from pxcompress.report.table import bench_table
-from pxcompress.types import Fixed
+from pxcompress.types import Agreement, Agreements, Fixed
 
 ENVIRONMENT = Environment(
     **dict.fromkeys((field.name for field in dataclasses.fields(Environment)), "1"),
@@ -274,6 +274,18 @@ def test_every_view_says_how_alike_the_explanations_are() -> None:
     assert "32 samples of the select split" in page.text
     for view in (to_table(REPORT), to_card(REPORT), Page(to_html(REPORT)).text):
         assert "xplanations" not in view
+
+
+def test_every_view_says_how_near_the_outputs_are_on_samples_held_out() -> None:
+    report = make_report(agreements=Agreements(Agreement(400, 0.9, 0.12), Agreement(380, 0.97, 0.03)))
+    assert from_json(to_json(report)) == report
+    line = (
+        "agreement with the dense model, before export: 90.0% on 400 held-out samples (95 % interval 86.7% to 92.6%), "
+        "97.0% on 380 of those that weights were fitted to"
+    )
+    assert line in to_table(report).splitlines()
+    assert line[1:] in Page(to_html(report)).text
+    assert "held-out" not in to_table(REPORT)
 
 
 # Certificate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from pxcompress.clock import Clock
 from pxcompress.demo.nets import spiral_mlp
 from pxcompress.errors import ResultError
 from pxcompress.explain.heatmaps import Method, heatmaps
-from pxcompress.explain.metrics import SIMILARITIES
+from pxcompress.explain.metrics import SIMILARITIES, cosine
 from pxcompress.explain.similarity import SAMPLES, compared_explanations, composite_of, explanation_similarity
 from pxcompress.graph import prune
 from pxcompress.notes import silent
@@ -79,6 +80,35 @@ def test_inputs_without_channels_have_a_relevance_for_every_feature() -> None:
     assert -1 <= found.cosine < 1
     maps = heatmaps(models[0], inputs, torch.zeros(8, dtype=torch.int64), Method())
     assert maps.shape == (8, 2)
+
+
+def test_a_model_that_looks_elsewhere_is_said_once() -> None:
+    """Half-way between the maps of other samples and the same maps."""
+    inputs, told = torch.randn(8, 3, 32, 32), []
+    pruned = pruned_of("flatten_cnn")
+    with seeded(5):
+        other = copy.deepcopy(pruned.dense)
+        for parameter in other.parameters():
+            nn.init.normal_(parameter)
+    clock = Clock(told.append)
+    alike, notes = compared_explanations(replace(pruned, model=other), batches_of(inputs, 4), RECIPE, clock)
+    assert alike is not None
+    assert alike.cosine < alike.least_cosine == (1 + alike.unrelated) / 2
+    assert len(notes) == 1
+    assert notes[0].startswith("THE SLIM MODEL LOOKS ELSEWHERE: ")
+    assert f"cosine of {alike.cosine:.2f}; below {alike.least_cosine:.2f}" in notes[0]
+    assert told.count(notes[0]) == 1
+
+
+def test_maps_of_other_samples_are_those_of_the_dense_model() -> None:
+    pruned, inputs = pruned_of("flatten_cnn"), torch.randn(5, 3, 32, 32)
+    targets = pruned.dense(inputs).argmax(1).detach()
+    maps = heatmaps(pruned.dense, inputs, targets, Method()).flatten(1)
+    expected = torch.stack([cosine(maps[i : i + 1], maps[i - 1 : i or None]) for i in range(5)]).mean()
+    for size in (2, 5):
+        found = explanation_similarity(pruned, Method(), batches_of(inputs, size))
+        assert found.unrelated == pytest.approx(float(expected), abs=1e-3)
+    assert explanation_similarity(pruned, Method(), batches_of(inputs[:1], 1)).unrelated == 0
 
 
 class Cut(nn.Linear):

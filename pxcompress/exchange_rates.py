@@ -1,0 +1,74 @@
+"""What the scores of one group are worth beside those of another: measured, group by group.
+
+Scores put the units of a group in order. How much an error in one layer matters beside an error in another no formula
+says well: it depends on what later layers make of it. So some units of each group are removed, alone, what they carried
+is folded into the others, and the change of the outputs on held-out samples says what one point of score costs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from pxcompress.agreement import DenseOutputs
+from pxcompress.graph import prune
+from pxcompress.passes.parts import spread_samples
+from pxcompress.processes import from_first
+from pxcompress.types import Batches, Group, Plan, Repair, Scored
+
+REMOVED = 0.25
+"""Share of a group's units, those with the lowest scores, that is removed to measure."""
+
+PASSES = 2048
+"""Samples that run through pruned models in all, so that many groups take fewer samples each."""
+
+FEWEST, MOST = 16, 64
+"""Samples that a group is measured on, at least and at most."""
+
+SPREAD = 100.0
+"""A rate is that of the middle group times or divided by this, at most."""
+
+
+def with_measured_rates(scored: Scored, repairs: Sequence[Repair], fit: Batches, held_out: Batches) -> Scored:
+    """`scored` with the scores of every group multiplied by what one point of them costs, in divergence of outputs.
+
+    `repairs`, those that absorb what is removed, are fitted to `fit`; outputs are compared on some of `held_out`. One
+    pass of these samples for every group.
+    """
+    groups = scored.structure.groups
+    samples = min(MOST, max(FEWEST, PASSES // max(len(groups), 1)))
+    dense = DenseOutputs(scored.model, spread_samples(held_out, samples))
+    rates: dict[str, float] = {}
+    for group in groups:
+        order = torch.argsort(scored.scores[group.name], stable=True).tolist()
+        plan = _alone(group, order[: max(1, round(REMOVED * group.units))])
+        predicted = float(scored.scores[group.name][list(plan.removed[group.name])].clamp_min(0).sum())
+        pruned = prune(scored.model, groups, plan, scored.example)
+        for repair in repairs:
+            pruned = repair(pruned, fit)
+        measured = dense.compare(pruned.model).divergence
+        if predicted > 0 and 0 < measured < torch.inf:
+            rates[group.name] = measured / predicted
+    return _rated(scored, from_first(rates))
+
+
+def _alone(group: Group, units: Sequence[int]) -> Plan:
+    """The plan that removes `units` of one group and nothing else."""
+    left = group.units - len(units)
+    return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, left, left)
+
+
+def _rated(scored: Scored, rates: Mapping[str, float]) -> Scored:
+    """Scores times rates; groups that could not be measured get the middle rate."""
+    if not rates:
+        return scored
+    middle = median(rates.values())
+
+    def rated(name: str, scores: Tensor) -> Tensor:
+        return scores * min(max(rates.get(name, middle), middle / SPREAD), middle * SPREAD)
+
+    return replace(scored, scores={name: rated(name, scores) for name, scores in scored.scores.items()})
