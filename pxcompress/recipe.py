@@ -13,7 +13,7 @@ from typing import Any
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Goal
 from pxcompress.checks import check_types, known_keys, read_record, safe_name
-from pxcompress.errors import InputError, unknown
+from pxcompress.errors import InputError, short, unknown
 from pxcompress.given import Given
 from pxcompress.registry import option
 
@@ -282,17 +282,22 @@ class Recipe(Given):
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Read a recipe; unknown keys are refused."""
-        return read_record(cls, text, "the recipe")
+        """Read a recipe; unknown keys are refused, the known ones listed."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
-        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does; known keys are listed."""
+        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does."""
+        if not isinstance(content, Mapping):
+            raise InputError(f"not a recipe but {short(repr(content), 40)}; expected what recipe.json holds")
         for part, values in ((cls, content), (Bench, content.get("bench")), (Guarantee, content.get("guarantee"))):
             known_keys(part, values if isinstance(values, Mapping) else {})
         try:
-            return cls.from_json(json.dumps(content))
-        except (TypeError, RecursionError) as error:
+            return read_record(cls, json.dumps(content), "the recipe")
+        except TypeError as error:
             raise InputError(f"not a recipe ({error}); expected what recipe.json holds") from error
 
     def but(self, **changes: Any) -> Recipe:

@@ -38,8 +38,8 @@ class CertificateRecord:
     hashes: Mapping[str, str]
     size_unit: str
     data: str
-    uses_before: int = 0
-    spent: str = ""
+    uses_before: int
+    spent: str
     schema_version: Literal[1] = 1
 
     @classmethod
@@ -61,6 +61,8 @@ class CertificateRecord:
             hashes=hashes,
             size_unit=unit,
             data=data,
+            uses_before=0,
+            spent="",
         )
 
     @property

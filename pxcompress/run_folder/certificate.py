@@ -170,10 +170,11 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     """
     recipe = read_run(folder, data)
     try:
-        record = read_record(CertificateRecord, (folder / FILE).read_text(), str(folder / FILE))
+        text = (folder / FILE).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); run with --max-drop makes one") from error
     try:
+        record = read_record(CertificateRecord, text, repr(str(folder / FILE)))
         certificate, part = record.certificate, record.counted
     except InputError as error:
         raise ResultError(str(error)) from error

@@ -153,7 +153,7 @@ def test_a_file_that_cannot_be_converted_is_one_line_and_leaves_nothing(slim_cnn
         assert "\n" not in str(caught.value)
     made = make_targets(tmp_path / "model.onnx", ("fp16",), images())
     assert made.files == ()
-    assert made.failures[0].startswith("NO model.fp16.onnx: ")
+    assert made.failures[0].text.startswith("NO model.fp16.onnx: ")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -202,7 +202,9 @@ def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
     broken = _with_weights(folder / "model.onnx", float("nan"))
     found = _rated(folder, (broken,))
     assert [row.file for row in found.rows] == ["dense.onnx", "model.onnx"]
-    assert found.notes == ("NO model.int8.onnx: its logits are not finite on 64 of 64 test samples",)
+    assert [note.text for note in found.notes] == [
+        "NO model.int8.onnx: its logits are not finite on 64 of 64 test samples"
+    ]
     assert not broken.exists()
 
 
@@ -212,7 +214,8 @@ def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
     found = _rated(folder, (wrong,), right)
     lost = 100 * (1 - found.rows[2].top1)
     assert lost > 1
-    assert f"model.int8.onnx LOSES {lost:.1f} POINTS of top-1 against model.onnx" in found.notes
+    texts = [note.text for note in found.notes]
+    assert f"model.int8.onnx LOSES {lost:.1f} POINTS of top-1 against model.onnx" in texts
 
 
 @pytest.mark.parametrize(("factor", "words"), [(0.5, "slower than"), (1.0, "not shown to be faster than"), (2.0, "")])
@@ -223,7 +226,8 @@ def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, wo
     source, other = (Tried(session, runs, answers, 1) for runs in (seconds, seconds[::-1] / factor))
     notes = targets._warnings(other, source)
     assert len(notes) == bool(words)
-    assert all(f"is {words} model.onnx here" in note and "on CPU, 95 % interval" in note for note in notes)
+    assert all(f"is {words} model.onnx here" in note.text for note in notes)
+    assert all("on CPU, 95 % interval" in note.text for note in notes)
 
 
 def _decisions(path: Path, inputs: torch.Tensor) -> np.ndarray:

@@ -130,8 +130,8 @@ def test_what_cannot_be_explained_is_a_note(model: nn.Module, reason: str) -> No
     found, notes = compared_explanations(pruned, batches_of(torch.randn(6, 3, 32, 32), 6), RECIPE, Clock(silent))
     assert found is None
     assert len(notes) == 1
-    assert notes[0].startswith("explanations of the two models could not be compared: ")
-    assert reason in notes[0]
+    assert notes[0].text.startswith("explanations of the two models could not be compared: ")
+    assert reason in notes[0].text
 
 
 def test_relevance_that_is_no_number_is_refused() -> None:
