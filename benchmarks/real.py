@@ -165,7 +165,7 @@ def ours(subject: Subject, samples: int, methods: Sequence[str], images: str = "
             begin = time.perf_counter()
             scored = score(subject.model, example, run)
             scoring = time.perf_counter() - begin
-            for removed in REMOVED if images == "photographs" else REMOVED[1:2]:
+            for removed in REMOVED if images == "photographs" and "steps" not in method else REMOVED[1:2]:
                 begin = time.perf_counter()
                 slim = cut(scored, plan_at(scored, removed, recipe), run)
                 seconds = scoring + time.perf_counter() - begin
