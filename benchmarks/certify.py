@@ -212,7 +212,7 @@ def fresh_samples(data: str, preprocessing: Preprocessing, count: int) -> Reserv
     images, labels = glyph_arrays("held-out", count, FRESH_SEED)
     names = [f"fresh/{index}" for index in range(count)]
     samples = Samples.of(names, labels, lambda index: Image.fromarray(images[index]))
-    batches = ImageBatches(read_images(samples, preprocessing, False)[0], 256)
+    batches = ImageBatches(read_images(samples, preprocessing, False).store, 256)
     return Reserved(data, batches, samples.ids, select=(), counts={})
 
 

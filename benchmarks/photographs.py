@@ -80,7 +80,7 @@ def photograph_folder(views: int = 3, seed: int = 0) -> Path:
     return folder
 
 
-def class_folder(views: int = 24, seed: int = 0) -> Path:
+def class_folder(views: int = 8, seed: int = 0) -> Path:
     """A folder with train/CLASS/*.jpg and val/CLASS/*.jpg of the `CLASSES`, made once; 60 % of sources train."""
     folder = cache_dir() / "photographs" / f"classes-{views}-seed-{seed}"
     if not folder.exists():

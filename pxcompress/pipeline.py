@@ -36,10 +36,11 @@ from pxcompress.run import Run
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
 from pxcompress.run_folder.place import check_place, whole_folder
 from pxcompress.run_folder.results import assemble, measure, write_report
+from pxcompress.run_folder.saved import check_loads
 from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
-from pxcompress.state import device_of, seeded
+from pxcompress.state import device_of, seeded, without_checkpointing
 from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Batches, FileBudget, Slim
 
@@ -76,6 +77,7 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
         report = assemble(place, subject, slim, measured, run)
         report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
         write_report(folder, report)
+        check_loads(folder, subject.splits.test)
     return report
 
 
@@ -163,7 +165,7 @@ def compress_module(  # noqa: PLR0913  (the door for users in Python)
     Raises `InputError` for what cannot be handled, before any work, else as `shrink` does.
     """
     recipe = Recipe(model=type(model).__name__, ratio=ratio, **options)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), without_checkpointing():
         model = unwrapped(model)
         check_suited(model)
         module = adapted(model, example, batches, logits)

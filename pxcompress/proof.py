@@ -264,6 +264,8 @@ WarningCode = Literal[
     "part-of-classes",
     "trained-here",
     "factory-weights",
+    "weights",
+    "data",
     "near-chance",
     "busy",
     "machine-changed",

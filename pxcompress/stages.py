@@ -15,7 +15,7 @@ from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.clock import Clock
 from pxcompress.cost.count import uncounted
 from pxcompress.deploy.answers import torch_accuracy
-from pxcompress.errors import ResultError
+from pxcompress.errors import BudgetError, ResultError
 from pxcompress.exchange_rates import with_measured_rates
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names
@@ -47,7 +47,11 @@ from pxcompress.types import (
     Scored,
     Scores,
     Slim,
+    Structure,
 )
+
+REASONS = 3
+"""Reasons that a message names where a model has nothing to remove."""
 
 
 def shrink(model: nn.Module, example: Tensor, run: Run) -> Slim:
@@ -86,6 +90,7 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
     with clock.stage("find groups"):
         found = find_groups(model, example, classifier_names(model, example))
         structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
+        _check_removable(structure)
     with clock.stage(f"price ({recipe.budget})"):
         price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
         ratio = 0.0
@@ -96,6 +101,17 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
             more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
             clock.remark(f"{operator}, in {modules[0]}{more}, counts as 0 MACs: nothing is known of what it multiplies")
     return Scored(model, example, structure, {}, price, ratio)
+
+
+def _check_removable(structure: Structure) -> None:
+    """Raise `BudgetError`, with reasons, where nothing can be removed."""
+    if structure.groups:
+        return
+    reasons = {layer.reason: layer.name for layer in reversed(structure.fixed)}
+    listed = "; ".join(f"{name}: {reason}" for reason, name in list(reversed(reasons.items()))[:REASONS])
+    raise BudgetError(
+        f"the model has no removable units: {listed or 'no convolution or linear layer runs'}; see inspect"
+    )
 
 
 def score(model: nn.Module, example: Tensor, run: Run) -> Scored:

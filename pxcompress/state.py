@@ -50,7 +50,7 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
         for module, flag in zip(modules, inplace, strict=True):
             if isinstance(flag, bool):
                 module.inplace = False  # type: ignore[assignment]
-        with _without_checkpointing():
+        with without_checkpointing():
             yield model
     finally:
         for module, mode, flag, before in zip(modules, training, inplace, hooks, strict=True):
@@ -65,7 +65,7 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _without_checkpointing() -> Iterator[None]:
+def without_checkpointing() -> Iterator[None]:
     """`torch.utils.checkpoint` calls at once what it is given inside the block.
 
     It would hide layers from the graph, and run them again in the backward pass, when hooks are gone. Modules import

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pxcompress.data import EMBEDDED, Source, load_splits, open_source, restricted
+from pxcompress.data import (
+    EMBEDDED,
+    Source,
+    check_classes,
+    in_order_of,
+    load_splits,
+    open_source,
+    restricted,
+)
 from pxcompress.errors import InputError
 from pxcompress.given import Given
 from pxcompress.models.loading import Loaded, load_model
@@ -41,6 +49,11 @@ class Subject:
     splits: Splits
     whole: Whole | None = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the weights and the data."""
+        return (*self.loaded.notes, *self.source.notes, *self.splits.notes)
+
 
 def load_subject(given: Given) -> Subject:
     """Load model and data of what is `given`, both with its classes only.
@@ -48,7 +61,7 @@ def load_subject(given: Given) -> Subject:
     Pretrained weights are asked for only when the data is the user's own.
     """
     source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed)
-    task = restricted(source, given.classes or source.classes, given.seed)
+    check_classes(source, given.classes)
     if given.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
     with seeded(given.seed):
@@ -59,6 +72,8 @@ def load_subject(given: Given) -> Subject:
             pretrained=not source.embedded,
             input_size=given.input_size or source.native_size,
         )
+    source = in_order_of(source, loaded)
+    task = restricted(source, given.classes or source.classes, given.seed)
     splits = load_splits(task, loaded.preprocessing, seed=given.seed)
     if task is source:
         return Subject(loaded, source, splits)
@@ -70,7 +85,10 @@ def with_baseline(subject: Subject, seed: int, note: Note) -> Subject:
     """`subject` with weights: a model that has none is trained on the embedded data, or read from the cache.
 
     It learns all classes, also where a task needs only some of them, so that its weights do not depend on the task.
+    What there is to know of weights and data is told.
     """
+    for message in subject.notes:
+        note(message)
     if subject.loaded.weights != "untrained":
         return subject
     data = EMBEDDED.build(subject.source.name)

@@ -52,7 +52,8 @@ class Preprocessing:
 class Splits:
     """Five disjoint parts of the data; a stage is handed its own part, never this record.
 
-    `ids` holds the sample ids of every role; `example` is one input, shape (1, ...).
+    `ids` holds the sample ids of every role; `example` is one input, shape (1, ...); `notes` say what a reader must
+    know of how the data were read and cut.
     """
 
     score: Batches
@@ -63,6 +64,7 @@ class Splits:
     example: Tensor
     ids: Mapping[str, tuple[str, ...]]
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}

@@ -93,9 +93,17 @@ def losses(
     return values if mask is None else values[_mask(mask, len(values), "the mask")]
 
 
-def confidence(logits: ArrayLike) -> NDArray[np.float64]:
-    """Largest softmax probability of each row of logits (n, classes)."""
-    values = np.asarray(logits, dtype=np.float64)
+def are_probabilities(outputs: ArrayLike) -> bool:
+    """Whether outputs (n, classes) are probabilities, as after a softmax: none negative, every row sums to 1."""
+    values = np.asarray(outputs, dtype=np.float64)
+    return bool((values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < 1e-3).all())
+
+
+def confidence(outputs: ArrayLike) -> NDArray[np.float64]:
+    """Largest probability of each row of outputs (n, classes): of logits by softmax, of probabilities as they are."""
+    values = np.asarray(outputs, dtype=np.float64)
+    if are_probabilities(values):
+        return np.asarray(values.max(axis=1), dtype=np.float64)
     shifted = np.exp(values - values.max(axis=1, keepdims=True))
     return np.asarray(1 / shifted.sum(axis=1), dtype=np.float64)
 

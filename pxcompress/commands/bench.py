@@ -16,7 +16,7 @@ from pxcompress.errors import InputError
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="ONNX classifiers, or run folders for all of theirs.")],
+    files: Annotated[list[Path], typer.Argument(help="ONNX files, or run folders for all of theirs.")],
     batch_size: Annotated[
         str, typer.Option(help="Samples per call; several with commas.  [default: 1, or what the first file takes]")
     ] = "",
@@ -37,6 +37,9 @@ def bench(
     input_size: Annotated[
         int | None, typer.Option(help="Side of the square input, pixels, where the file leaves it open.")
     ] = None,
+    shapes: Annotated[
+        str, typer.Option(help="Sizes of one sample of inputs that the file leaves open: ids:128,image:3x224x224.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Time ONNX files on ONNX Runtime: latency percentiles, throughput, and which provider ran how many nodes.
@@ -46,12 +49,13 @@ def bench(
     """
     from pxcompress.deploy.bench import Where, usable
     from pxcompress.deploy.bench import bench as time_files
+    from pxcompress.deploy.feeds import Sizes
     from pxcompress.deploy.variants import check_precisions, in_precisions
     from pxcompress.report.table import bench_table
     from pxcompress.run_folder.calibration import calibration
 
     try:
-        sizes = [int(part) for part in batch_size.split(",")] if batch_size else []
+        batches = [int(part) for part in batch_size.split(",")] if batch_size else []
     except ValueError:
         raise InputError(f"batch-size is {batch_size!r}; expected whole numbers with commas, like 1,8,32") from None
     size = None if input_size is None else (3, input_size, input_size)
@@ -65,7 +69,8 @@ def bench(
         made = dict.fromkeys(files, "")
         if precisions:
             made = in_precisions(files, precisions, lambda of: calibration(of, data, size), Path(folder))
-        rows = time_files(list(made), sizes, where=Where(working, threads, strict_provider), input_size=size)
+        where = Where(working, threads, strict_provider)
+        rows = time_files(list(made), batches, where=where, sizes=Sizes.parsed(size, shapes))
     names = {str(path): name for path, name in made.items() if name}
     rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else bench_table(rows))

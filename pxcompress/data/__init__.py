@@ -1,8 +1,19 @@
 """Labelled data: where they come from, and their five disjoint roles."""
 
+from pxcompress.data.class_order import in_order_of
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Source
-from pxcompress.data.sources import open_source, read_files, restricted
+from pxcompress.data.sources import check_classes, open_source, read_files, restricted
 from pxcompress.data.splits import load_splits, training_batches
 
-__all__ = ["EMBEDDED", "Source", "load_splits", "open_source", "read_files", "restricted", "training_batches"]
+__all__ = [
+    "EMBEDDED",
+    "Source",
+    "check_classes",
+    "in_order_of",
+    "load_splits",
+    "open_source",
+    "read_files",
+    "restricted",
+    "training_batches",
+]

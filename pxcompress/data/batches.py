@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pxcompress.data.samples import Numbers, Samples
+from pxcompress.data.samples import Integers, Numbers, Samples
 from pxcompress.errors import DataError
 from pxcompress.types import Batch, Preprocessing
 
@@ -49,26 +51,40 @@ class ImageBatches:
         return self._store.batches(order[: self.samples].split(self._batch_size))
 
 
-def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> tuple[Store, tuple[str, ...]]:
-    """Reads every image once. Returns what was read, and the ids of damaged images that were left out.
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Images that were read once, and what that showed.
 
-    Raises `DataError` for a damaged image unless `skip_corrupt`.
+    `damaged` are ids of those left out; `digests` are equal for equal images, one for each sample of the store (none
+    for inputs that are no images); `deep` counts images with more than 8 bits a channel.
     """
+
+    store: Store
+    damaged: tuple[str, ...] = ()
+    digests: tuple[bytes, ...] = ()
+    deep: int = 0
+
+
+def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Reading:
+    """Reads every image once. Raises `DataError` for a damaged image unless `skip_corrupt`."""
     if isinstance(samples.read, Numbers):
-        return _numbers(samples, samples.read, preprocessing), ()
+        return Reading(_numbers(samples, samples.read, preprocessing))
     images = _Images(samples, preprocessing)
     small = _fits(samples, preprocessing)
     with ThreadPoolExecutor(_cores()) as threads:
-        results = list(threads.map(images.__getitem__ if small else images.error, range(len(samples))))
-    errors = {index: result for index, result in enumerate(results) if isinstance(result, DataError)}
+        results = list(threads.map(images.seen if small else images.glimpsed, range(len(samples))))
+    errors = [(index, result) for index, result in enumerate(results) if isinstance(result, DataError)]
     if errors and not skip_corrupt:
-        raise next(iter(errors.values()))
-    damaged = tuple(samples.ids[index] for index in errors)
-    kept = samples.take(np.array([index for index in range(len(samples)) if index not in errors], dtype=np.int64))
-    if not small:
-        return _Lazy(_Images(kept, preprocessing), _Normalize(preprocessing), skip_corrupt), damaged
-    pixels, labels, _ = _collate([result for result in results if result is not None])
-    return _Stored(kept, pixels, labels, _Normalize(preprocessing)), damaged
+        raise errors[0][1]
+    damaged = tuple(samples.ids[index] for index, _ in errors)
+    good = {index: result for index, result in enumerate(results) if not isinstance(result, DataError)}
+    kept = samples.take(np.array(list(good), dtype=np.int64))
+    store: Store = _Lazy(_Images(kept, preprocessing), _Normalize(preprocessing), skip_corrupt)
+    if small:
+        pixels = torch.stack([seen.pixels for seen in good.values()]) if good else torch.empty(0)
+        store = _Stored(kept, pixels, torch.from_numpy(kept.labels), _Normalize(preprocessing))
+    digests = tuple(seen.digest for seen in good.values())
+    return Reading(store, damaged, digests, sum(seen.deep for seen in good.values()))
 
 
 def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Store:
@@ -77,7 +93,7 @@ def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: boo
     Damaged ones then raise `DataError` there, or are left out of their batch.
     """
     if isinstance(samples.read, Numbers) or _fits(samples, preprocessing):
-        return read_images(samples, preprocessing, skip_corrupt)[0]
+        return read_images(samples, preprocessing, skip_corrupt).store
     return _Lazy(_Images(samples, preprocessing), _Normalize(preprocessing), skip_corrupt)
 
 
@@ -87,7 +103,22 @@ def _numbers(samples: Samples, numbers: Numbers, preprocessing: Preprocessing) -
     if values.shape[1:] != preprocessing.input_size:
         given, wanted = ("x".join(map(str, shape)) for shape in (values.shape[1:], preprocessing.input_size))
         raise DataError(f"the data have inputs of shape {given}, the model takes {wanted}; give other data")
+    finite = values.flatten(1).isfinite().all(1)
+    if not finite.all():
+        number = int((~finite).nonzero()[0])
+        raise DataError(
+            f"input {samples.ids[number]!r} holds NaN or infinity; expected finite numbers: mend or remove it"
+        )
     return _Stored(samples, values, torch.from_numpy(samples.labels), Tensor.float)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One image that was read: its resized `pixels`, empty where only a look was taken, and as in `Reading`."""
+
+    pixels: Tensor
+    digest: bytes
+    deep: bool
 
 
 class _Images(Dataset[tuple[Tensor, int] | DataError]):
@@ -96,6 +127,7 @@ class _Images(Dataset[tuple[Tensor, int] | DataError]):
     """
 
     def __init__(self, samples: Samples, preprocessing: Preprocessing) -> None:
+        self._preprocessing = preprocessing
         if not preprocessing.is_image:
             shape = "x".join(map(str, preprocessing.input_size))
             raise DataError(f"the model takes inputs of shape {shape}, the data are images; give other data")
@@ -115,20 +147,36 @@ class _Images(Dataset[tuple[Tensor, int] | DataError]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def take(self, indices: Integers) -> _Images:
+        """The images at `indices`, in that order."""
+        return _Images(self.samples.take(indices), self._preprocessing)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
         try:
             image = self.samples.load(index)
         except DataError as error:
             return error
-        return self._transform(image.convert(self._mode)), int(self.samples.labels[index])
+        return self._resized(image), int(self.samples.labels[index])
 
-    def error(self, index: int) -> DataError | None:
-        """Why the image cannot be read, else None."""
+    def seen(self, index: int) -> _Seen | DataError:
+        """The image, or why it cannot be read."""
+        return self._examined(index, self._resized)
+
+    def glimpsed(self, index: int) -> _Seen | DataError:
+        """The same without pixels."""
+        return self._examined(index, lambda image: torch.empty(0))
+
+    def _examined(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
         try:
-            self.samples.load(index)
+            image, deep = self.samples.opened(index)
         except DataError as error:
             return error
-        return None
+        digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        return _Seen(pixels_of(image), digest, deep)
+
+    def _resized(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self._transform(image.convert(self._mode))
+        return pixels
 
 
 class _Normalize:
@@ -154,6 +202,11 @@ class _Stored:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def take(self, indices: Integers) -> Store:
+        """The samples at `indices`, in that order."""
+        chosen = torch.from_numpy(indices)
+        return replace(self, samples=self.samples.take(indices), pixels=self.pixels[chosen], labels=self.labels[chosen])
+
     def batches(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
         for chunk in chunks:
             yield self.normalize(self.pixels[chunk]), self.labels[chunk]
@@ -173,6 +226,10 @@ class _Lazy:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def take(self, indices: Integers) -> Store:
+        """The samples at `indices`, in that order."""
+        return replace(self, images=self.images.take(indices))
 
     def batches(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
         loader = DataLoader(

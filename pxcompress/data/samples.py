@@ -6,11 +6,13 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pxcompress.deploy.predict import rgb
 from pxcompress.errors import DataError
 
 Integers = NDArray[np.int64]
@@ -19,6 +21,11 @@ Integers = NDArray[np.int64]
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 USER_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 5000}
+SPARE = 500
+"""Held-out samples from which on the select pool is taken out of them."""
+
+Origin = Literal["held-out", "train", "everything"]
+"""What the select pool is cut from: held-out data, training data, or data that come in one piece."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +70,30 @@ class Samples:
 
     def load(self, index: int) -> Image.Image:
         """Image `index`, decoded, RGB. Raises `DataError` where it cannot be read."""
+        return self.opened(index)[0]
+
+    def opened(self, index: int) -> tuple[Image.Image, bool]:
+        """Image `index` as RGB, and whether it had more than 8 bits a channel. Raises as `load` does."""
         try:
-            return _rgb(self.read(int(self.positions[index])))
+            image = self.read(int(self.positions[index]))
+            return rgb(image), image.mode[0] in "IF"
         except _UNREADABLE as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
                 f"image {self.ids[index]!r} cannot be read ({reason}); "
                 "replace it, or leave such images out with --skip-corrupt"
             ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class UserData:
+    """A user's data as they lie there. `other_order` as in `Source`."""
+
+    classes: tuple[str, ...]
+    train: Samples
+    held_out: Samples | None
+    notes: tuple[str, ...] = ()
+    other_order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +105,7 @@ class Source:
     `native_size`: the side of an image in pixels, or the shape of an input that is none. `limits`: samples per role
     where the caller asks for nothing else; test has no limit. `mask` gives, by sample id, the positions of an input
     that make its class, where the data know them; `letters` are what the channels of one-hot inputs stand for.
+    `other_order` has the classes as timm numbers those of a folder, where that differs from `classes`.
     """
 
     name: str
@@ -96,6 +120,8 @@ class Source:
     notes: tuple[str, ...] = ()
     mask: Callable[[str], NDArray[np.bool_]] | None = None
     letters: str = ""
+    select_from: Origin = "held-out"
+    other_order: tuple[str, ...] = ()
 
 
 def drawing_order(labels: Integers, rng: np.random.Generator, *, even: bool) -> Integers:
@@ -120,23 +146,31 @@ def cut(samples: Samples, sizes: Sequence[int], rng: np.random.Generator, *, eve
     return tuple(samples.take(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
 
 
-def pools(train: Samples, held_out: Samples | None, seed: int) -> tuple[Samples, Samples, Samples]:
+@dataclass(frozen=True, eq=False)
+class Pools:
+    """A user's data cut into disjoint pools; `select_from` as in `Source`."""
+
+    train: Samples
+    select: Samples
+    held_out: Samples
+    select_from: Origin
+
+
+def pools(train: Samples, held_out: Samples | None, seed: int) -> Pools:
     """Train, select and held-out pools of a user's data; without held-out data everything comes from `train`.
 
-    Select gets 15 % of what it is cut from, at most 1000; held-out data, where it has to be cut, 40 % of the rest.
+    Select gets 20 % of the held-out data where these are `SPARE` samples or more, else 15 % of `train`; at most 1000.
+    Held-out data, where it has to be cut, gets 40 % of the rest.
     """
     rng = np.random.default_rng(seed)
+    if held_out is not None and len(held_out) >= SPARE:
+        select = min(USER_LIMITS["select"], round(0.2 * len(held_out)))
+        rest, chosen = cut(held_out, (len(held_out) - select, select), rng)
+        return Pools(train, chosen, rest, "held-out")
     select = min(USER_LIMITS["select"], round(0.15 * len(train)))
     if held_out is not None:
         rest, chosen = cut(train, (len(train) - select, select), rng)
-        return rest, chosen, held_out
+        return Pools(rest, chosen, held_out, "train")
     held = int(0.4 * (len(train) - select))
     rest, chosen, kept_back = cut(train, (len(train) - select - held, select, held), rng)
-    return rest, chosen, kept_back
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """`image` decoded, as RGB; transparency is dropped."""
-    if "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB Pillow warns about palettes with transparency
-    return image.convert("RGB")
+    return Pools(rest, chosen, kept_back, "everything")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from pxcompress.data.batches import ImageBatches, read_images, read_later
-from pxcompress.data.samples import Samples, Source, cut
+from pxcompress.data.batches import ImageBatches, Reading, read_images, read_later
+from pxcompress.data.copies import Copies
+from pxcompress.data.samples import SPARE, Samples, Source, cut
 from pxcompress.errors import DataError, unknown
 from pxcompress.types import Preprocessing, Splits
 
@@ -27,22 +28,47 @@ def load_splits(
 
     `limits`: most samples per role, over `source.limits`; two roles share a pool that has fewer. Score and repair have
     the classes as evenly as possible; the others keep the classes' shares, as estimates and certificates need. Damaged
-    images are left out and listed if the source was opened with `skip_corrupt`. Raises `DataError`.
+    images are left out and listed if the source was opened with `skip_corrupt`; images equal to another one are said in
+    the notes, and left out of certify, whose samples have to be independent. Raises `DataError`.
     """
-    parts: dict[str, ImageBatches] = {}
-    ids: dict[str, tuple[str, ...]] = {}
-    skipped: list[str] = []
+    readings: dict[str, Reading] = {}
     for role, samples in _draw(source, seed, {**source.limits, **_checked(limits or {})}).items():
-        store, damaged = read_images(samples, preprocessing, source.skip_corrupt)
+        readings[role] = read_images(samples, preprocessing, source.skip_corrupt)
+    copies = Copies.of(readings)
+    stores = {role: reading.store for role, reading in readings.items()}
+    stores["certify"] = copies.left_out_of(stores, "certify")
+    for role, store in stores.items():
         if len(store) < _LEAST:
             raise DataError(
-                f"data {source.name!r}: role {role!r} has {len(store)} readable images, at least {_LEAST} are needed"
+                f"data {source.name!r}: role {role!r} has {len(store)} readable images that are no copies, "
+                f"at least {_LEAST} are needed"
             )
-        parts[role] = ImageBatches(store, batch_size)
-        ids[role] = store.samples.ids
-        skipped += damaged
-    example = next(iter(parts["score"]))[0][:1].clone()
-    return Splits(**parts, example=example, ids=ids, skipped=tuple(skipped))
+    parts = {role: ImageBatches(store, batch_size) for role, store in stores.items()}
+    return Splits(
+        **parts,
+        example=next(iter(parts["score"]))[0][:1].clone(),
+        ids={role: store.samples.ids for role, store in stores.items()},
+        skipped=tuple(name for reading in readings.values() for name in reading.damaged),
+        notes=(*_notes(source, readings), *copies.notes),
+    )
+
+
+def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
+    """What a reader must know of how the data were read and cut."""
+    if source.select_from == "train":
+        yield (
+            f"the select split is cut from the training data, since the held-out data are only {len(source.held_out)} "
+            f"({SPARE} can spare some): its accuracies look too good where the weights were trained on them"
+        )
+    if deep := sum(reading.deep for reading in readings.values()):
+        yield (
+            f"{deep} images have more than 8 bits a channel: their whole range (0 to 65535, or 0 to 1) becomes 0 to "
+            "255; images that fill a part of it only, such as 12 bits, get dark: convert them first"
+        )
+    for role in ("score", "repair"):
+        digests = readings[role].digests
+        if digests and len(set(digests)) == 1:
+            yield f"ALL {len(digests)} IMAGES OF ROLE {role!r} ARE ALIKE: nothing can be learned from them; give others"
 
 
 def training_batches(source: Source, preprocessing: Preprocessing, *, batch_size: int, seed: int) -> ImageBatches:

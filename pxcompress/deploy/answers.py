@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pxcompress.deploy.runtime import Array, Session
+from pxcompress.deploy.session import Array, Session
 from pxcompress.errors import DataError, ModelError
 from pxcompress.processes import summed
 from pxcompress.proof import ClassChange

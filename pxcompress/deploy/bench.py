@@ -1,25 +1,21 @@
-"""Time any ONNX image classifiers side by side."""
+"""Time any ONNX files side by side."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pxcompress.deploy import hardware, runtime, stopwatch
+from pxcompress.deploy.feeds import Sizes, random_feed, sample_shape
 from pxcompress.deploy.intervals import Seconds, noise, speedup
 from pxcompress.deploy.measure import check_batch_size, file_bytes, latency
-from pxcompress.deploy.runtime import Session
+from pxcompress.deploy.session import Array, Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Latency, Placement, Speedup
-
-_CHANNELS = (1, 3, 4)
-"""Of images: grey, colour, with transparency."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,8 @@ class BenchRow:
     `affinity` says on which cores they may run. `speedup` is against the first row of the same batch, None for that
     one. `cold_start_ms` is what opening the file and its first call took; `noise` is how far the middle half of the
     runs goes from p50, as a share of it. `device_bytes` is by how much the memory in use on the GPU grew for this file,
-    up to this batch size: its peak, weights and what the libraries take for it; 0 on the CPU.
+    up to this batch size: its peak, weights and what the libraries take for it; 0 on the CPU. `input_shape` is that of
+    the first input, `inputs` has them all by name; `finite` is false where random inputs gave NaN or infinity.
     """
 
     path: str
@@ -46,6 +43,8 @@ class BenchRow:
     noise: float
     speedup: Speedup | None = None
     device_bytes: int = 0
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,22 +58,27 @@ class Where:
 
 @dataclass(eq=False)
 class _Opened:
-    """A session, what its images are like, seconds until its first answer, and bytes it has taken on the GPU."""
+    """A session, the shape of one sample of every input, seconds until its first answer, and bytes taken on the GPU."""
 
     session: Session
-    shape: tuple[int, ...]
+    shapes: Mapping[str, tuple[int, ...]]
     cold: float = 0.0
     device_bytes: int = 0
+    finite: bool = True
 
     @property
     def default(self) -> tuple[int]:
         """The batch size where none is asked for."""
-        return (self.session.input.shape[0] or 1,)
+        return (_fixed_batch(self.session) or 1,)
+
+    def feed(self, batch_size: int) -> dict[str, Array]:
+        """Random inputs."""
+        return random_feed(self.session, self.shapes, batch_size)
 
     def runner(self, batch_size: int) -> Callable[[], None]:
-        """A call on random images; the memory that it takes is counted."""
+        """A call on random inputs; the memory that it takes is counted."""
         before = hardware.memory_in_use()
-        run = self.session.runner(_images(batch_size, self.shape, self.session.input.dtype))
+        run = self.session.runner(self.feed(batch_size))
         self.device_bytes += max(hardware.memory_in_use() - before, 0)
         return run
 
@@ -99,16 +103,16 @@ def bench(
     batch_sizes: Sequence[int] = (),
     *,
     where: Where | None = None,
-    input_size: tuple[int, int, int] | None = None,
+    sizes: Sizes | None = None,
     runs: int = 200,
 ) -> tuple[BenchRow, ...]:
-    """Time ONNX image classifiers on every provider of `where`, all taking turns at every batch size; random inputs.
+    """Time ONNX files on every provider of `where`, all taking turns at every batch size; random inputs.
 
-    Without batch sizes it is the one that the first file is fixed to, or 1. `input_size` (channels, height, width)
-    fills the dimensions that a file leaves open, only those. Raises `InputError` where one stays open, for a fixed
-    batch of another size, and for what `runtime.session` refuses, and `ResultError` where that is strict.
+    Without batch sizes it is the one that the first file is fixed to, or 1. `sizes` fill the dimensions that a file
+    leaves open, only those. Raises `InputError` where one stays open, for a fixed batch of another size, and for what
+    `runtime.session` refuses, and `ResultError` where that is strict.
     """
-    where = where or Where()
+    where, sizes = where or Where(), sizes or Sizes()
     for batch_size in batch_sizes:
         check_batch_size(batch_size)
     for provider in where.providers:
@@ -116,9 +120,12 @@ def bench(
     opened = []
     for provider in where.providers:
         for path in dict.fromkeys(map(str, paths)):
-            opened.append(_opened(path, provider, where, input_size, batch_sizes))
+            opened.append(_opened(path, provider, where, sizes, batch_sizes))
+    sizes.check_used([each.session for each in opened])
     rows: list[BenchRow] = []
     for batch_size in batch_sizes or opened[0].default:
+        for each in opened:
+            _check_fixed_batch(each.session, batch_size)
         runners = {place: each.runner(batch_size) for place, each in _numbered(opened)}
         seconds = stopwatch.time_interleaved(runners, runs=runs, max_seconds=stopwatch.SECONDS * len(runners))
         for place, each in _numbered(opened):
@@ -131,25 +138,26 @@ def _numbered(opened: Sequence[_Opened]) -> list[tuple[str, _Opened]]:
     return [(str(place), each) for place, each in enumerate(opened)]
 
 
-def _opened(
-    path: str, provider: str, where: Where, input_size: tuple[int, int, int] | None, batch_sizes: Sequence[int]
-) -> _Opened:
+def _opened(path: str, provider: str, where: Where, sizes: Sizes, batch_sizes: Sequence[int]) -> _Opened:
     """The file, opened, checked and called once."""
     before, start = hardware.memory_in_use(), time.perf_counter()
     session = runtime.session(path, provider, threads=where.threads, strict=where.strict)
     for batch_size in batch_sizes:
         _check_fixed_batch(session, batch_size)
-    found = _Opened(session, image_shape(session, input_size))
-    session.predict(_images((batch_sizes or found.default)[0], found.shape, session.input.dtype))
-    found.cold = time.perf_counter() - start
-    found.device_bytes = max(hardware.memory_in_use() - before, 0)
-    return found
+    shapes = {port.name: sample_shape(session, port, sizes) for port in session.inputs}
+    opened = _Opened(session, shapes)
+    outputs = session.predict(opened.feed((batch_sizes or opened.default)[0]))
+    opened.cold = time.perf_counter() - start
+    opened.device_bytes = max(hardware.memory_in_use() - before, 0)
+    opened.finite = bool(np.isfinite(outputs).all())
+    return opened
 
 
 def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | None) -> BenchRow:
+    shapes = {name: array.shape for name, array in each.feed(batch_size).items()}
     return BenchRow(
         path=str(each.session.path),
-        input_shape=(batch_size, *each.shape),
+        input_shape=next(iter(shapes.values()), ()),
         batch_size=batch_size,
         latency_ms=latency(seconds),
         throughput=float(batch_size / seconds.mean()),
@@ -162,35 +170,18 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
         noise=noise(seconds),
         speedup=change,
         device_bytes=each.device_bytes if each.session.device == "cuda" else 0,
+        inputs=shapes,
+        finite=each.finite,
     )
 
 
-def _images(batch_size: int, shape: tuple[int, ...], kind: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Random numbers (batch, ...): around 0, whole ones as bytes of an image are."""
-    rng, size = np.random.default_rng(0), (batch_size, *shape)
-    if np.issubdtype(kind, np.integer):
-        return rng.integers(0, 128, size).astype(kind)
-    return rng.standard_normal(size, dtype=np.float32)
+def _fixed_batch(session: Session) -> int | None:
+    """The batch that the first input is fixed to; None where it takes any."""
+    shape = session.inputs[0].shape if session.inputs else ()
+    return shape[0] if shape else None
 
 
 def _check_fixed_batch(session: Session, batch_size: int) -> None:
-    fixed = session.input.shape[0]
+    fixed = _fixed_batch(session)
     if fixed not in (None, batch_size):
         raise InputError(f"{session.path} has a fixed batch of {fixed}; given batch size {batch_size}; ask for {fixed}")
-
-
-def image_shape(session: Session, input_size: tuple[int, int, int] | None) -> tuple[int, ...]:
-    """Of one input, such as channels, height and width: what the file says, else what was asked.
-
-    A file whose last axis alone is as short as channels are takes height, width, channels.
-    """
-    port = session.input
-    if None not in port.shape[1:]:
-        return tuple(int(size or 0) for size in port.shape[1:])
-    if len(port.shape) != 4:
-        raise InputError(f"{session.path} takes inputs {port}; expected images (batch, channels, height, width)")
-    if input_size is None or min(input_size) < 1:
-        raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
-    last = port.shape[1] is None and port.shape[3] in _CHANNELS
-    wanted = (*input_size[1:], input_size[0]) if last else input_size
-    return tuple(int(fixed or asked) for fixed, asked in zip(port.shape[1:], wanted, strict=True))

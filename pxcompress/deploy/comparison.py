@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pxcompress.deploy.answers import class_changes
-from pxcompress.deploy.intervals import drop, noise, speedup
+from pxcompress.deploy.intervals import disagree, drop, mean_speedup, noise, speedup
 from pxcompress.deploy.measure import Tried, file_bytes, latency, throughput
 from pxcompress.deploy.profile import operator_shares
 from pxcompress.proof import ClassChange, Measurement, OperatorTime, Placement, Ratios, Speedup, both_right
@@ -39,6 +39,16 @@ class Comparison:
     classes: tuple[ClassChange, ...]
     noise: float = 0.0
     operators: tuple[OperatorTime, ...] = ()
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether p50 and the mean say the opposite of each other."""
+        return disagree(self.speedup, self.dense.latency_ms, self.pruned.latency_ms)
+
+    @property
+    def mean_speedup(self) -> float:
+        """How many times faster the pruned model is on average."""
+        return mean_speedup(self.dense.latency_ms, self.pruned.latency_ms)
 
 
 def compare(dense: Candidate, pruned: Candidate, tried: Sequence[Tried], classes: Sequence[str]) -> Comparison:
@@ -96,7 +106,8 @@ def verdict(comparison: Comparison) -> str:
     macs = _factor(dense.macs, pruned.macs, "fewer MACs", "more MACs", "same MACs")
     size = _factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
     speed = _speed(comparison)
-    parts = [macs, speed, size] if comparison.speedup.low > 1 else [speed, macs, size]
+    faster = comparison.speedup.low > 1 and not comparison.disagrees
+    parts = [macs, speed, size] if faster else [speed, macs, size]
     lost = drop(dense, pruned, both_right(comparison.classes))
     change = f"95 % interval of the change {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points"
     accuracies = f"{dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
@@ -108,6 +119,11 @@ def _speed(comparison: Comparison) -> str:
     """The speed-up in words, with its conditions; "faster" only where the whole interval is."""
     change, batch = comparison.speedup, comparison.pruned.batch_size
     where = f"p50, batch {batch}, {_hardware(comparison)}, 95 % interval {change.interval}"
+    if comparison.disagrees:
+        return (
+            f"SPEED UNCLEAR at batch {batch}: {change.ratio:.2f}x by p50, {comparison.mean_speedup:.2f}x by the mean "
+            f"({where})"
+        )
     if change.low > 1:
         return f"{change.ratio:.3g}x faster ({where})"
     if change.high < 1:

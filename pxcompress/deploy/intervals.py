@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest, norm, t
 
 from pxcompress.deploy.stopwatch import BLOCK, LEAST
-from pxcompress.proof import Measurement, Speedup
+from pxcompress.proof import Latency, Measurement, Speedup
 
 Seconds = npt.NDArray[np.float64]
 
@@ -95,6 +95,17 @@ def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
     found = np.median(dense[index], axis=1) / np.median(pruned[index], axis=1)
     low, high = np.percentile(found, [tail, 100 - tail])
     return Speedup(ratio, min(float(low), ratio), max(float(high), ratio))
+
+
+def mean_speedup(first: Latency, second: Latency) -> float:
+    """How many times faster the second is on average."""
+    return first.mean / second.mean
+
+
+def disagree(change: Speedup, first: Latency, second: Latency) -> bool:
+    """Whether p50, by its whole interval, says the opposite of the mean: a few calls took so long that they decide."""
+    mean = mean_speedup(first, second)
+    return change.low > 1 > mean or change.high < 1 < mean
 
 
 def noise(seconds: Seconds) -> float:

@@ -12,7 +12,7 @@ from pxcompress.deploy import runtime, stopwatch
 from pxcompress.deploy.answers import Answers, answers
 from pxcompress.deploy.export import onnx_files
 from pxcompress.deploy.intervals import Seconds
-from pxcompress.deploy.runtime import Session
+from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.proof import Latency
 from pxcompress.types import Batches

@@ -10,7 +10,7 @@ from statistics import median
 
 import onnxruntime as ort
 
-from pxcompress.deploy.runtime import Array, Session
+from pxcompress.deploy.session import Array, Session
 
 RUNS = 20
 

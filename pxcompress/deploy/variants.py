@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pxcompress.deploy import runtime
 from pxcompress.deploy.precision import PRECISIONS, convert
-from pxcompress.deploy.runtime import Session
+from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError, unknown
 from pxcompress.types import Batches
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
+from pxcompress.graph.mentions import could_run
 from pxcompress.models.adapter import everything
 from pxcompress.models.outputs import kinds, leaves
-from pxcompress.state import device_of, observed, seeded, sharing
+from pxcompress.state import device_of, observed, seeded, sharing, without_checkpointing
 from pxcompress.types import Fixed
 
 NOT_REACHED = "the example does not reach it"
@@ -40,7 +41,7 @@ class Idle:
         for name, layer in self.layers.items():
             if isinstance(weight := getattr(layer, "weight", None), Tensor):
                 rows = weight.shape[1] * layer.groups if isinstance(layer, TRANSPOSED) else len(weight)
-                yield Fixed(name, int(rows), f"{NOT_REACHED}; it stays, and what it could read")
+                yield Fixed(name, int(rows), f"{NOT_REACHED}; it stays, as does what it could read")
 
     def fault(self, slim: nn.Module, inputs: Tensor) -> str:
         """What a slim model changes that an idle layer could read; empty where there is nothing."""
@@ -48,7 +49,8 @@ class Idle:
             return ""
         found = _shapes(slim, inputs) if self.shapes else {}
         for name, shapes in self.shapes.items():
-            if any(found.get(place) != shape for place, shape in shapes.items()):
+            widths = _widths(self.layers[name])
+            if any(_narrowed(found.get(place), shape, widths) for place, shape in shapes.items()):
                 return f"{name} could read or write its units, and {NOT_REACHED}; give an example that does"
         if self.trained is not None:
             try:
@@ -77,10 +79,8 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
     training, trained = _trained(sharing(model), inputs)
     known = _shapes(model, inputs)
     shapes = {}
-    for name in [name for name in layers if name not in training]:
-        seen = {place: shape for place, shape in known.items() if _is_visible(place[0], name, called)}
-        widths = _widths(layers[name])
-        shapes[name] = {place: shape for place, shape in seen.items() if widths & {*shape[1:], shape[1:].numel()}}
+    for name in [name for name in layers if name not in training and could_run(model, name)]:
+        shapes[name] = {place: shape for place, shape in known.items() if _is_visible(place[0], name, called)}
     return Idle(layers, shapes, trained if training & set(layers) else None)
 
 
@@ -91,7 +91,7 @@ def _reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str
     called: set[str] = set()
     for name, module in twin.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-    with torch.enable_grad():
+    with torch.enable_grad(), without_checkpointing():
         used = _parameters_of(run(twin))
     owners = {
         name
@@ -170,6 +170,14 @@ def _ancestors(name: str) -> list[str]:
     """Names of the modules around `name`, from the inside to the outside."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
+
+
+def _narrowed(found: torch.Size | None, shape: torch.Size, widths: set[int]) -> bool:
+    """Whether a tensor that had one of the `widths` along an axis, or flattened, has another there."""
+    if found is None or len(found) != len(shape):
+        return True
+    sizes = zip((*shape[1:], shape[1:].numel()), (*found[1:], found[1:].numel()), strict=True)
+    return any(before in widths and before != after for before, after in sizes)
 
 
 def _widths(layer: nn.Module) -> set[int]:

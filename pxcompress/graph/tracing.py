@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pxcompress.errors import ModelError
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
 from pxcompress.models.adapter import everything
-from pxcompress.state import can_have_gradient, device_of, sharing, time_limit
+from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
 WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
@@ -98,7 +98,7 @@ def _beside(found: Fixed, producers: Collection[Any], names: dict[Any, str]) -> 
 @contextmanager
 def _guarded(what: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes one `ModelError`, also when it takes too long."""
-    with warnings.catch_warnings(), torch.enable_grad():
+    with warnings.catch_warnings(), torch.enable_grad(), without_checkpointing():
         warnings.simplefilter("ignore")
         try:
             with time_limit(TRACING_SECONDS):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError, ModelError
+from pxcompress.models.input_values import checked
 from pxcompress.models.outputs import floats, leaves
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches
@@ -191,6 +192,9 @@ class _Packed:
     labelled: bool
 
     def __iter__(self) -> Iterator[Batch]:
+        return checked(self._packed())
+
+    def _packed(self) -> Iterator[Batch]:
         for batch in self.batches:
             inputs, labels = _parted(batch)
             packed = self.signature.packed(inputs)

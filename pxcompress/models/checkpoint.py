@@ -1,15 +1,24 @@
-"""Read weights that the user gives, without ever opening a pickle that could run code, and put them into a model."""
+"""Read weights that the user gives, without ever opening a pickle that could run code, and put them into a model.
+
+A file may hold several sets of weights, each under a prefix of its own. One that covers the model is taken, averaged
+weights (EMA, SWA) before raw ones, and what is left out is named.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -18,44 +27,124 @@ from pxcompress.errors import ModelError, short
 
 SAVE_HINT = "save a state_dict or safetensors"
 
-_NESTINGS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "module")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_USUAL = ("", "state_dict", "model_state_dict", "model", "net", "module", "_orig_mod", "params", "weights")
+"""Names that training scripts give to a set of weights or to a wrapper's only child, most usual first."""
+_AVERAGED = {"ema", "averaged", "average", "avg", "swa", "shadow"}
+_BESIDE = _AVERAGED | {"criterion", "loss", "losses", "metric", "metrics", "optimizer", "scheduler", "teacher"}
+"""Words in the names of what lies beside a model's own weights without a prefix before these."""
 _COUNTER = "num_batches_tracked"  # absent from files written before PyTorch 0.4.1, and harmless there
+_PROFILED = ("total_ops", "total_params")
+"""Buffers that the profiler thop leaves in every module."""
+_CLASS_NAMES = ("class_names", "classes", "class_to_idx", "idx_to_class", "label_names", "id2label", "label2id")
+_DEPTH = 4
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a PyTorch checkpoint, by key, on the CPU.
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a file holds: sets of weights by their place in it ("" for the file itself), and the classes it names."""
 
-    Usual nestings ("state_dict", "model", "model_ema", ...) are unwrapped, averaged weights first. `ModelError` for a
-    missing file, a file that is no checkpoint, and a pickle that would execute code.
+    name: str
+    sets: Mapping[str, Mapping[str, Tensor]]
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """One set of weights as a model names them.
+
+    `prefix` is what stood before every key; `beside` are keys of the set that are not the model's; `own` are the
+    model's tensors.
+    """
+
+    place: str
+    prefix: str
+    state: Mapping[str, Tensor]
+    beside: tuple[str, ...]
+    own: Mapping[str, Tensor]
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """Keys of the model that are not there."""
+        return [key for key in self.own if key not in self.state and not key.endswith(_COUNTER)]
+
+    @cached_property
+    def same_shapes(self) -> bool:
+        """Whether what it shares with the model has the model's shapes."""
+        return all(value.shape == self.state[key].shape for key, value in self.own.items() if key in self.state)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether its name says that it is a moving average."""
+        return bool(_words(f"{self.place}.{self.prefix}") & _AVERAGED)
+
+    @property
+    def label(self) -> str:
+        """Where in the file it is, for messages."""
+        return ".".join(filter(None, (self.place, self.prefix.rstrip(".")))) or "the file itself"
+
+    @cached_property
+    def rank(self) -> tuple[float, ...]:
+        """Larger is better; the first entry is 1 where the model is covered and nothing is left over."""
+        shared = sum(key in self.state for key in self.own)
+        names = [*self.place.split("."), *self.prefix.rstrip(".").split(".")]
+        unusual = sum(name not in _USUAL for name in names)
+        return (
+            not self.missing and shared == len(self.state),
+            not self.missing,
+            shared if self.missing else 0,
+            self.same_shapes,
+            self.averaged,
+            -unusual,
+        )
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Decides between equal ranks: the usual name, the larger set, the shorter prefix."""
+        first = self.place.split(".")[0]
+        usual = _USUAL.index(first) if first in _USUAL else len(_USUAL)
+        return (-usual, len(self.state), -len(self.prefix))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """All tensors of a .safetensors file or of a PyTorch checkpoint, on the CPU.
+
+    `ModelError` for a missing file, a file that is no checkpoint, and a pickle that would execute code.
     """
     if not path.is_file():
         kind = "is a folder; use --model local-dir:PATH" if path.is_dir() else "does not exist"
         raise ModelError(f"checkpoint {str(path)!r} {kind}; expected a .safetensors, .pth, .pt or .bin file")
     content: Any
     try:
-        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        content = _safe(path) if path.suffix == ".safetensors" else _unpickled(path)
     except pickle.UnpicklingError as error:
         _refuse(path, error)
     # Bytes that are no checkpoint make the readers fail in any way: KeyError, EOFError, RuntimeError, UnicodeError, ...
     except Exception as error:
         raise ModelError(f"{str(path)!r} is not a checkpoint: {short(repr(error))}; {SAVE_HINT}") from error
-    content = _unwrapped(content)
-    # torch.optim.swa_utils.AveragedModel counts its updates in a tensor of its own.
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor) and key != "n_averaged"}
-    if not state:
-        held = ", ".join(map(str, list(content)[:5])) or "nothing"
+    sets = dict(_sets(content, ()))
+    if not sets:
+        keys = [str(key) for key in content if key] if isinstance(content, Mapping) else [type(content).__name__]
+        held = ", ".join(keys[:5]) or "nothing"
         raise ModelError(f"{str(path)!r} is not a checkpoint: it holds {held}, no weights; {SAVE_HINT}")
-    return state
+    return Checkpoint(str(path), sets, next(_named_classes(content, 0), ()))
 
 
-def fitted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """`state` without the prefix that a wrapper put before every key, when no key fits as it is."""
-    own, keys = set(model.state_dict()), dict(state)
-    for prefix in _PREFIXES * 2:
-        if not own & set(keys) and all(key.startswith(prefix) for key in keys):
-            keys = {key.removeprefix(prefix): value for key, value in keys.items()}
-    return keys
+def best_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[Fit, str]:
+    """The weights of `checkpoint` for `model`, and what to know about the choice, "" where there was none.
+
+    Raises `ModelError` where two sets fit equally well and differ.
+    """
+    own = model.state_dict()
+    fits = sorted(_fits(checkpoint, own), key=lambda fit: (fit.rank, fit.order), reverse=True)
+    best, others = fits[0], fits[1:]
+    for other in others:
+        unusual = best.rank[-1] < 0 and not best.averaged
+        if unusual and not best.missing and other.rank == best.rank and not _equal(best.state, other.state):
+            raise ModelError(
+                f"checkpoint {checkpoint.name!r} holds several sets of weights that fit: {best.label!r} and "
+                f"{other.label!r}; save the one that counts in a file of its own"
+            )
+    return best, _told(checkpoint, best, others)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, ...], label: str) -> None:
@@ -72,8 +161,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
         model.load_state_dict({**own, **state})
         return
     shapes = [f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}" for key in reshaped]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    parts = [f"{len(keys)} keys {kind} (first: {keys[0]})" for kind, keys in found.items() if keys]
+    differences = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    parts = [f"{len(keys)} keys {kind} (first: {keys[0]})" for kind, keys in differences.items() if keys]
     classifiers = [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
     head = next((key for key in classifiers if key in reshaped), None)
     if head is not None:
@@ -84,6 +173,20 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
     raise ModelError(
         f"{label} does not fit{other}: {'; '.join(parts)}; give weights of this model trained on this data"
     )
+
+
+def _safe(path: Path) -> dict[str, Any]:
+    """Tensors, and under "" what the file says about itself."""
+    with safetensors.safe_open(path, "pt") as file:
+        facts = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
+    return {**safetensors.torch.load_file(path), "": facts}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _check_numbers(own: Mapping[str, Tensor], state: Mapping[str, Tensor], label: str) -> None:
@@ -101,13 +204,87 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _unwrapped(content: Any) -> Mapping[Any, Any]:
-    """The innermost mapping that nestings lead to; empty for content that is no mapping."""
-    if not isinstance(content, Mapping):
-        return {}
-    inner = (content[key] for key in _NESTINGS if isinstance(content.get(key), Mapping))
-    nested = next(inner, None)
-    return content if nested is None else _unwrapped(nested)
+def _sets(content: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Mappings that hold tensors, at any depth, by their place."""
+    if not isinstance(content, Mapping) or len(place) > _DEPTH:
+        return
+    # torch.optim.swa_utils.AveragedModel counts its updates in a tensor of its own.
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor) and key != "n_averaged"}
+    if tensors:
+        yield ".".join(place), tensors
+    for key, value in content.items():
+        yield from _sets(value, (*place, str(key)))
+
+
+def _named_classes(content: Any, depth: int) -> Iterator[tuple[str, ...]]:
+    """Class names in the order of the outputs, wherever a file keeps them."""
+    content = vars(content) if isinstance(content, argparse.Namespace) else content
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return
+    for key, value in content.items():
+        if str(key).lower() in _CLASS_NAMES and (names := _in_order(value)):
+            yield names
+        yield from _named_classes(value, depth + 1)
+
+
+def _in_order(value: Any) -> tuple[str, ...]:
+    """Names from a list, from name -> number or from number -> name; empty for anything else."""
+    if isinstance(value, Mapping):
+        try:
+            pairs = [(int(key), each) if isinstance(each, str) else (int(each), key) for key, each in value.items()]
+        except (TypeError, ValueError):
+            return ()
+        numbers = sorted(number for number, _ in pairs)
+        value = [name for _, name in sorted(pairs)] if numbers == list(range(len(pairs))) else ()
+    listed = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return tuple(value) if listed and len(set(value)) == len(value) else ()
+
+
+def _fits(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> Iterator[Fit]:
+    """Every set under every prefix that leaves keys of the model."""
+    for place, tensors in checkpoint.sets.items():
+        prefixes: Counter[str] = Counter()
+        for key in tensors:
+            parts = key.split(".")
+            suffixes = (".".join(parts[start:]) for start in range(len(parts)))
+            prefixes.update(key.removesuffix(suffix) for suffix in suffixes if suffix in own)
+        for prefix in prefixes or [""]:
+            beside = [key for key in tensors if not key.startswith(prefix)]
+            if not prefix:
+                beside = [key for key in tensors if key not in own and _words(key.split(".")[0]) & _BESIDE]
+            beside += [key for key in tensors if key.startswith(prefix) and key.endswith(_PROFILED)]
+            left_out = set(beside)
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key not in left_out}
+            yield Fit(place, prefix, state, tuple(beside), own)
+
+
+def _told(checkpoint: Checkpoint, best: Fit, others: Sequence[Fit]) -> str:
+    """Which weights were taken and what was left out, in one line; "" where there was nothing to choose."""
+    whole = [other for other in others if not other.missing and other.label != best.label]
+    rivals = dict.fromkeys(other.label for other in whole if other.same_shapes == best.same_shapes)
+    misshapen = dict.fromkeys(other.label for other in whole if other.label not in rivals)
+    lacking = [other for other in others if other.averaged and other.missing and len(other.missing) < len(other.own)]
+    parts = [f"{', '.join(map(repr, rivals))} fits as well and is not used"] if rivals else []
+    parts += [f"{label!r} has other shapes and is not used" for label in misshapen]
+    if beside := [
+        key for key in best.beside if not any(key.startswith(f"{label}.") for label in (*rivals, *misshapen))
+    ]:
+        tensors = "1 tensor beside it is" if len(beside) == 1 else f"{len(beside)} tensors beside it are"
+        parts.append(f"{tensors} left out, such as {beside[0]!r}")
+    if lacking and not best.averaged:
+        parts.append(f"the averaged {lacking[0].label!r} lacks {len(lacking[0].missing)} of the model's tensors")
+    kind = ", averaged" if best.averaged else ""
+    if not parts and not best.averaged:
+        return ""
+    return "; ".join([f"checkpoint {checkpoint.name!r}: weights are {best.label!r}{kind}", *parts])
+
+
+def _equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", name.lower()))
 
 
 def _refuse(path: Path, error: pickle.UnpicklingError) -> NoReturn:

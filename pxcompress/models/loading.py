@@ -31,10 +31,11 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, short
-from pxcompress.models.checkpoint import SAVE_HINT, fitted, load_state, read_checkpoint
+from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.inputs import config_of, preprocessing_of
+from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
-from pxcompress.models.suited import check_suited
+from pxcompress.models.suited import check_suited, count_classes
 from pxcompress.state import best_device, device_of, observed
 from pxcompress.types import Preprocessing
 
@@ -84,6 +85,7 @@ class Loaded:
     """A model in eval mode, how to build it again, and where its weights come from.
 
     `weights` "untrained" means random: the caller trains a baseline. `class_names` is empty where nothing names them.
+    `notes` say which weights of a checkpoint were taken, where it holds several.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class Loaded:
     weights: Weights
     classes: int
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,32 +138,39 @@ def load_model(
             f"model {name!r} names a file; expected a module: --model {module}:{path[2]}, from the folder where "
             f"`import {module}` works"
         )
-    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    weights_file = None if checkpoint is None else read_checkpoint(checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
-    own = state is None and (pretrained or (source is not None and source.holds_weights))
+    own = weights_file is None and (pretrained or (source is not None and source.holds_weights))
     model, architecture = _build(name, source, classes, side, own)
-    if state is not None:
-        if classes is None and (width := _head_width(model, state)) is not None:
+    notes: tuple[str, ...] = ()
+    if weights_file is not None:
+        fit, choice = best_fit(weights_file, model)
+        if classes is None and (width := _head_width(model, fit)) is not None:
             model, architecture = _build(name, source, width, side, own)
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
         example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
-        load_state(model, fitted(state, model), classifier_names(model, example), label)
+        load_state(model, fit.state, classifier_names(model, example), label)
+        notes = (choice,) if choice else ()
     check_suited(model)
     preprocessing = preprocessing_of(model, input_size)
+    if source is None:
+        check_rebuilds(model, architecture, preprocessing.input_size)
     zeros = torch.zeros(1, *preprocessing.input_size)
     model = plain(unwrapped(model), lambda twin: twin(zeros)).to(device or best_device())
     model.eval()
-    found = _output_width(model, preprocessing, name)
+    found = count_classes(model, preprocessing, name)
+    if not classifier_names(model, zeros.to(device_of(model))):
+        raise ModelError(f"model {name!r} has no classifier, only features; expected an image classifier")
     if classes is not None and found != classes:
         raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")
-    labels = config_of(model).get("label_names") or ()
+    labels = (weights_file and weights_file.class_names) or config_of(model).get("label_names") or ()
     class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
     weights: Weights = "untrained"
-    if state is not None:
+    if weights_file is not None:
         weights = "checkpoint"
     elif own:
         weights = "factory" if source is None else "pretrained"
-    return Loaded(model, architecture, preprocessing, weights, found, class_names)
+    return Loaded(model, architecture, preprocessing, weights, found, class_names, notes)
 
 
 def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[str, ...]:
@@ -183,10 +193,10 @@ def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[s
     return tuple(names[found[-1]] for found in layers if found)
 
 
-def _head_width(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Classes of the classifier in `state`; None where it has none of the model's."""
-    own = fitted(state, model)
-    widths = (own[f"{head}.weight"].shape[0] for head in classifier_names(model) if f"{head}.weight" in own)
+def _head_width(model: nn.Module, fit: Fit) -> int | None:
+    """Classes of the classifier in a checkpoint; None where it has none of the model's."""
+    keys = (f"{head}.weight" for head in classifier_names(model))
+    widths = (fit.state[key].shape[0] for key in keys if key in fit.state)
     return next(widths, None)
 
 
@@ -358,28 +368,6 @@ def _current_directory_importable() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(here)
-
-
-def _output_width(model: nn.Module, preprocessing: Preprocessing, name: str) -> int:
-    """Classes that `model` scores, found by running it on two inputs of zeros."""
-    example = torch.zeros(2, *preprocessing.input_size, device=device_of(model))
-    shape = "x".join(map(str, preprocessing.input_size))
-    try:
-        with torch.no_grad():
-            output = model(example)
-    except Exception as error:  # a forward pass may fail in any way
-        raise ModelError(
-            f"model {name!r} does not run on a {shape} input: {_described(error)}; "
-            f"{'set --input-size' if preprocessing.is_image else 'give other data'}"
-        ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
-        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ModelError(f"model {name!r} returns {found} for 2 inputs; expected class scores of shape (2, classes)")
-    if not output.isfinite().all():
-        raise ModelError(f"model {name!r} returns NaN or infinity for an input of zeros; check its weights")
-    if not classifier_names(model, example):
-        raise ModelError(f"model {name!r} has no classifier, only features; expected an image classifier")
-    return int(output.shape[1])
 
 
 def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:

@@ -1,14 +1,23 @@
-"""What a model must be before any work: parameters with values, of a type that is pruned here."""
+"""What a model must be before any work: parameters with values, of a type that is pruned here, and class scores."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable, Sequence
 
-from pxcompress.errors import ModelError
+import torch
+from torch import Tensor, nn
+
+from pxcompress.errors import ModelError, reason_of
+from pxcompress.state import device_of
+from pxcompress.types import Preprocessing
 
 NARROW = (torch.float16, torch.bfloat16)
 QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.qat", "torch.ao.quantization.fake_quantize")
+
+SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
+"""Sizes of images that a model which fails at another one is tried with."""
+
+IN_PYTHON = "in Python compress_module takes modules with any inputs and outputs"
 
 
 def check_suited(model: nn.Module) -> None:
@@ -33,3 +42,50 @@ def check_suited(model: nn.Module) -> None:
             )
         if not parameter.is_floating_point() and name.endswith("weight"):
             raise ModelError(f"{kind} has whole numbers for weights: {name} is {parameter.dtype}; give the float model")
+
+
+def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> int:
+    """Classes that `model` scores, found by running it on two inputs of zeros. Raises `ModelError`."""
+    size = preprocessing.input_size
+    example = torch.zeros(2, *size, device=device_of(model))
+    try:
+        with torch.no_grad():
+            output = model(example)
+    except Exception as error:  # a forward pass may fail in any way
+        shape = "x".join(map(str, size))
+        raise ModelError(
+            f"model {name!r} does not run on a {shape} input: {reason_of(error)}; {_remedy(model, preprocessing)}"
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
+        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ModelError(
+            f"model {name!r} returns {found} for 2 inputs; expected class scores of shape (2, classes): {IN_PYTHON}"
+        )
+    if not output.isfinite().all():
+        raise ModelError(f"model {name!r} returns NaN or infinity for an input of zeros; check its weights")
+    return int(output.shape[1])
+
+
+def _remedy(model: nn.Module, preprocessing: Preprocessing) -> str:
+    """What to do about a model that does not run on its input: what was tried, and helps."""
+    if not preprocessing.is_image:
+        return "give other data"
+    channels, *sides = preprocessing.input_size
+    near = sorted(SIDES, key=lambda side: abs(side - sides[-1]))
+    if (fitting := _first_that_runs(model, near, lambda side: torch.zeros(2, channels, side, side))) is not None:
+        return f"set --input-size {fitting}"
+    if (fitting := _first_that_runs(model, (1, 3, 4, 2), lambda count: torch.zeros(2, count, *sides))) is not None:
+        shape = (fitting, *sides)
+        return f"it takes images of {fitting} channels: give the module pretrained_cfg = {{'input_size': {shape}}}"
+    return IN_PYTHON
+
+
+def _first_that_runs(model: nn.Module, values: Sequence[int], make: Callable[[int], Tensor]) -> int | None:
+    for value in values:
+        try:
+            with torch.no_grad():
+                model(make(value).to(device_of(model)))
+        except Exception:  # noqa: BLE001  (a forward pass may fail in any way)
+            continue
+        return value
+    return None

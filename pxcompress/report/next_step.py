@@ -35,7 +35,7 @@ def _repair(report: Report) -> str:
     if not given:
         return "to win accuracy back: leave out --repair none; or a smaller --ratio"
     if any(each.startswith("finetune") for each in given):
-        return "to lose less: a smaller --ratio, more images, or more steps for finetune"
+        return f"to lose less: a smaller --ratio, more {_samples(report)}, or more steps for finetune"
     words = " ".join(f"--repair {shlex.quote(each)}" for each in (*given, "finetune"))
     return f"to win accuracy back: {words}; or a smaller --ratio"
 
@@ -47,7 +47,13 @@ def _faster(report: Report) -> str:
     return f"to be faster: --speedup 2x, which plans by milliseconds measured here; or {more}"
 
 
+def _samples(report: Report) -> str:
+    return "images" if takes_images(report) else "samples"
+
+
 def _own(report: Report) -> str:
+    if not takes_images(report):
+        return "the same for your own net and its inputs: pxcompress.compress_module in Python, see README"
     return f"the same on your own images: {command(report.recipe.but(data='path/to/images'))}"
 
 
@@ -70,7 +76,7 @@ def _shipped(report: Report) -> Iterator[str]:
 
 
 _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
-    (_uncertified, lambda report: "a smaller --ratio, more images, or a larger --max-drop"),
+    (_uncertified, lambda report: f"a smaller --ratio, more {_samples(report)}, or a larger --max-drop"),
     (
         dense_guesses,
         lambda report: (

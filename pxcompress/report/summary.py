@@ -11,7 +11,7 @@ from typing import Any
 
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import Interval as Interval
-from pxcompress.deploy.intervals import drop, guesses
+from pxcompress.deploy.intervals import disagree, drop, guesses
 from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.proof import Measurement, Placement, Speedup, both_right
 from pxcompress.recipe import (
@@ -245,8 +245,8 @@ def speed_words(report: Report) -> str:
 
 
 def is_faster(report: Report) -> bool:
-    """Whether the pruned model is faster by the whole interval."""
-    return report.speedup.low > 1
+    """Whether the pruned model is faster by the whole interval, and on average."""
+    return report.speedup.low > 1 and not disagree(report.speedup, report.dense.latency_ms, report.pruned.latency_ms)
 
 
 def accuracy_change(report: Report) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.deploy.intervals import BUSY
+from pxcompress.deploy.intervals import BUSY, disagree, mean_speedup
 from pxcompress.proof import Measurement
 from pxcompress.report.alike import alike_line
 from pxcompress.report.classes import changes_line, class_line
@@ -112,16 +112,38 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
         )
         change = times(row.speedup) if row.speedup else "reference"
         files.append((*name, size(row.onnx_bytes), milliseconds(row.cold_start_ms), change))
-        where.append(f"{name[0]}: {row.precision}, {nodes(row.placement)}{_on_device(row)}")
+        where.append(f"{name[0]}: {row.precision}, {nodes(row.placement)}{_on_device(row)}{_several_inputs(row)}")
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
+    broken = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
+    reasons |= dict.fromkeys(_disagreements(names, rows))
+    reasons |= {f"{name} RETURNS NaN OR INFINITY for random inputs: time a file that works": None for name in broken}
     notes = (f"note: {reason}" for reason in reasons)
     return "\n".join(
         [*aligned(calls), "", *aligned(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]
     )
 
 
+def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:
+    """Files of which p50 and the mean say the opposite."""
+    first: dict[int, BenchRow] = {}
+    for (name, batch), row in zip(names, rows, strict=True):
+        reference = first.setdefault(row.batch_size, row)
+        if row.speedup and disagree(row.speedup, reference.latency_ms, row.latency_ms):
+            mean = mean_speedup(reference.latency_ms, row.latency_ms)
+            yield (
+                f"SPEED UNCLEAR: {name} at batch {batch} is {row.speedup.ratio:.2f}x as fast by p50, but {mean:.2f}x "
+                "on average, since a few calls took very long: repeat on a quiet machine"
+            )
+
+
 def _on_device(row: BenchRow) -> str:
     return f", {size(row.device_bytes)} of GPU memory" if row.device_bytes else ""
+
+
+def _several_inputs(row: BenchRow) -> str:
+    """Names and shapes of inputs, where a file has more than one."""
+    shapes = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in row.inputs.items()]
+    return f", inputs {', '.join(shapes)}" if len(shapes) > 1 else ""
 
 
 def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from pxcompress.data import open_source
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import cut
-from pxcompress.deploy.bench import image_shape
-from pxcompress.deploy.runtime import Session
+from pxcompress.deploy.feeds import image_shape
+from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError
 from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.state import seeded
@@ -36,7 +36,7 @@ def calibration(session: Session, data: str, input_size: tuple[int, int, int] | 
             ]
     source = open_source(data)
     (samples,) = cut(source.train, (IMAGES,), np.random.default_rng(0), even=True)
-    store, _ = read_images(samples, _preprocessing(session, shape), source.skip_corrupt)
+    store = read_images(samples, _preprocessing(session, shape), source.skip_corrupt).store
     whole = [(inputs, labels) for inputs, labels in ImageBatches(store, size) if len(inputs) == size]
     if not whole:
         raise InputError(f"data {data!r} has fewer images than the fixed batch of {session.path}, {size}; give more")

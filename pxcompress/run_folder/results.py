@@ -190,12 +190,7 @@ def _loop(recipe: Recipe, slim: Slim, comparison: Comparison) -> Iterator[Warnin
 def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) -> Iterator[Warning]:
     """What a reader must know beside the figures."""
     yield from _about_model(subject, comparison)
-    if comparison.noise > BUSY:
-        yield Warning(
-            "busy",
-            f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
-            f"the throughput mean little; time them on a quiet one: pxcompress bench {shlex.quote(str(place))}",
-        )
+    yield from _unsteady(place, comparison)
     if comparison.placement.fallback_reason:
         yield Warning("provider", comparison.placement.fallback_reason)
     if files.certificate and files.certificate.spent:
@@ -207,6 +202,8 @@ def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) 
 
 def _about_model(subject: Subject, comparison: Comparison) -> Iterator[Warning]:
     """What to know about the data and the dense model's weights."""
+    yield from (Warning("weights", text) for text in subject.loaded.notes)
+    yield from (Warning("data", text) for text in (*subject.source.notes, *subject.splits.notes))
     weights, classes = subject.loaded.weights, len(subject.source.classes)
     if subject.source.embedded:
         side = subject.splits.example.shape[-1]
@@ -230,3 +227,20 @@ def _about_model(subject: Subject, comparison: Comparison) -> Iterator[Warning]:
         )
         text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}"
         yield Warning("near-chance", text)
+
+
+def _unsteady(place: Path, comparison: Comparison) -> Iterator[Warning]:
+    """What to make of the times where the machine did other things as well."""
+    again = f"time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
+    if comparison.disagrees:
+        yield Warning(
+            "busy",
+            f"THE MACHINE IS BUSY: the pruned model is {comparison.speedup.ratio:.2f}x as fast by p50, but "
+            f"{comparison.mean_speedup:.2f}x on average, since a few calls took very long; {again}",
+        )
+    elif comparison.noise > BUSY:
+        yield Warning(
+            "busy",
+            f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
+            f"the throughput mean little; {again}",
+        )

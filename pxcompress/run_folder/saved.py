@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pxcompress.errors import InputError, short
+from pxcompress.deploy.export import verify_parity
+from pxcompress.errors import InputError, ParityError, short
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, classifier_names
+from pxcompress.models.rebuilding import restore_outside_
 from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.task import sliced
 from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
-from pxcompress.run_folder.names import PLAN, RECIPE, WEIGHTS
-from pxcompress.types import Preprocessing, Pruned
+from pxcompress.run_folder.names import PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.types import Batches, Preprocessing, Pruned
 
 
 def preprocessing_of(facts: Mapping[str, str]) -> Preprocessing:
@@ -60,6 +63,16 @@ def load(folder: Path | str) -> nn.Module:
     return load_pruned(Path(folder)).model
 
 
+def check_loads(folder: Path, batches: Batches) -> None:
+    """Raise `ParityError` where `load` gives another model than the exported one, judged by the first of `batches`."""
+    parity = verify_parity(load(folder), folder / SLIM, list(islice(batches, 1)))
+    if not parity.passed:
+        raise ParityError(
+            f"the model that load() builds from the folder differs from {SLIM} by up to {parity.max_abs:.2e}: the "
+            "architecture keeps a state in no tensor; register what it draws or counts as buffers"
+        )
+
+
 def load_pruned(folder: Path) -> Pruned:
     """The same with its groups and plan; `dense` is the architecture, whose weights are not those of the run."""
     check_files(folder, read_report(folder).sha256)
@@ -88,6 +101,9 @@ def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor]) -
     groups = planned_groups(plan, found)
     pruned = prune(dense, groups, plan_from_json(plan, groups), example)
     model = pruned.model
+    outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}
+    restore_outside_(model, outside)
+    state = {name: value for name, value in state.items() if name not in outside}
     for name in state.keys() - model.state_dict().keys():
         module, _, parameter = name.rpartition(".")
         model.get_submodule(module).register_parameter(parameter, nn.Parameter(state[name]))

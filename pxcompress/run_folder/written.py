@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
 from pxcompress import __version__
+from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.export import export_onnx, verify_parity
 from pxcompress.errors import ParityError
+from pxcompress.models.rebuilding import outside_state
 from pxcompress.planning.plan_file import plan_to_json
 from pxcompress.proof import (
     Artifact,
@@ -21,6 +24,7 @@ from pxcompress.proof import (
 )
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.state import device_of, observed
 from pxcompress.subject import Subject
 from pxcompress.types import ClassRelevance, Slim
 
@@ -88,7 +92,10 @@ def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
     }
     if subject.whole:
         facts["outputs"] = json.dumps(subject.whole.outputs)
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    outside = outside_state(model)
+    facts["outside"] = json.dumps(sorted(outside))
+    tensors = {**model.state_dict(), **outside}
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     path.write_bytes(save(state, facts))  # not `save_file`: its errors are no OSError, its files for the owner only
 
 
@@ -111,4 +118,13 @@ def _facts(recipe: Recipe, subject: Subject) -> dict[str, str]:
         "input_size": json.dumps(preprocessing.input_size),
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
+        "output": "probabilities" if _gives_probabilities(subject) else "logits",
     }
+
+
+def _gives_probabilities(subject: Subject) -> bool:
+    """Whether the dense model ends in a softmax, by what it returns for some samples."""
+    model = subject.loaded.model
+    inputs, _ = next(iter(subject.splits.select))
+    with observed(model), torch.no_grad():
+        return are_probabilities(model(inputs.to(device_of(model))).cpu().numpy())

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from pxcompress.deploy import hardware, runtime
 from pxcompress.deploy.bench import Where, bench, usable
+from pxcompress.deploy.feeds import Sizes
 from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
 from pxcompress.report.table import bench_table
@@ -55,7 +56,7 @@ def test_any_classifier_is_timed(
     tmp_path: Path, shape: list[int | str], kind: int, last: bool, used: tuple[int, ...]
 ) -> None:
     path = _classifier(tmp_path / "model.onnx", shape, kind, last)
-    (row,) = bench([path], where=Where(("cpu",), 1), input_size=(3, 16, 24), runs=3)
+    (row,) = bench([path], where=Where(("cpu",), 1), sizes=Sizes((3, 16, 24)), runs=3)
     assert row.input_shape == used
     assert row.batch_size == used[0]
     assert row.device_bytes == 0
@@ -118,7 +119,7 @@ def test_peak_memory_on_the_gpu_holds_the_weights_and_grows_with_the_batch(wide_
 def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> None:
     other = _classifier(tmp_path / "open.onnx", ["n", 3, "h", "w"])
     paths = [wide_cnn.path, str(slim_cnn.path), other]
-    rows = bench(paths, (1, 4), where=Where(("cpu",), 1), input_size=(3, 16, 16), runs=20)
+    rows = bench(paths, (1, 4), where=Where(("cpu",), 1), sizes=Sizes((3, 16, 16)), runs=20)
     assert [(row.path, row.batch_size) for row in rows] == [(str(path), size) for size in (1, 4) for path in paths]
     for row in rows:
         assert row.input_shape == (row.batch_size, 3, 16, 16)
@@ -136,12 +137,72 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
     assert len(bench([wide_cnn.path, wide_cnn.path], where=Where(("cpu",)), runs=1)) == 1
 
 
+def _several(path: Path) -> Path:
+    """Whole numbers, a mask, an image and a scalar in; the log of an image out, which is NaN for half of its values."""
+    kinds = {
+        "ids": (TensorProto.INT64, ["n", "length"]),
+        "mask": (TensorProto.BOOL, ["n", "length"]),
+        "image": (TensorProto.FLOAT, ["n", 3, "h", "w"]),
+        "scale": (TensorProto.FLOAT, []),
+    }
+    inputs = [helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()]
+    table = helper.make_tensor("table", TensorProto.FLOAT, [2, 3], [0.0] * 6)  # ids are 0 and 1
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["looked_up"]),
+        helper.make_node("ReduceSum", ["looked_up"], ["total"]),
+        helper.make_node("Cast", ["mask"], ["m"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMin", ["m"], ["least"]),
+        helper.make_node("Div", ["total", "least"], ["whole"]),  # NaN where anything is masked
+        helper.make_node("Mul", ["image", "scale"], ["scaled"]),
+        helper.make_node("Abs", ["scaled"], ["size"]),
+        helper.make_node("Add", ["size", "whole"], ["y"]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [table])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_several_inputs_get_random_numbers_of_the_right_kind(px: Px, tmp_path: Path) -> None:
+    path = _several(tmp_path / "several.onnx")
+    options = ("--batch-size", 2, "--provider", "cpu", "--threads", 1, "--input-size", 8)
+    outcome = px("bench", path, *options, "--shapes", "ids:5,mask:6", "--json")
+    (row,) = json.loads(outcome.out)
+    assert row["inputs"] == {"ids": [2, 5], "mask": [2, 6], "image": [2, 3, 8, 8], "scale": []}
+    assert row["finite"]
+    refused = {
+        (): "takes 'ids' of any size (any, any); say which: --shapes ids:128,mask:128",
+        ("--shapes", "ids:5"): "takes 'mask' of any size",
+        ("--shapes", "ids:5,mask:6,foo:7"): "shapes names 'foo', an input that no file has; expected: ids, image,",
+        ("--shapes", "ids:5x5,mask:6"): "shapes gives 'ids' samples of 5x5; ",
+        ("--shapes", "ids"): "shapes has 'ids'; expected each input once, as NAME:SIZES",
+        ("--shapes", "ids:5,ids:6"): "shapes has 'ids:6'",
+        ("--shapes", "ids:0"): "shapes has 'ids:0'",
+    }
+    for extra, message in refused.items():
+        assert message in one_line(px("bench", path, *options, *extra))
+
+
+def test_a_file_that_returns_nan_is_named(px: Px, tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([helper.make_node("Log", ["x"], ["y"])], "g", inputs, outputs)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "bad.onnx"
+    )
+    fine = _classifier(tmp_path / "fine.onnx", ["n", 3, 8, 8])
+    outcome = px("bench", fine, tmp_path / "bad.onnx", "--provider", "cpu", "--threads", 1)
+    assert outcome.code == 0
+    assert "note: bad.onnx RETURNS NaN OR INFINITY" in outcome.out
+    assert "fine.onnx RETURNS" not in outcome.out
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
         (["n", 3, "h", "w"], {}, "takes images of any size .*--input-size 224"),
         ([4, 3, 8, 8], {"batch_sizes": (1,)}, "has a fixed batch of 4; given batch size 1"),
-        (["n", 3, "w"], {}, "expected images"),
+        (["n", 3, "w"], {}, "takes 'x' of any size .*--shapes x:3x128"),
         (["n", 3, 8, 8], {"batch_sizes": (1, 0)}, "batch size is 0; expected 1 or more"),
     ],
 )
@@ -154,7 +215,7 @@ def test_bench_refuses(shape: list[int | str], options: dict[str, object], messa
 
 def test_bench_fills_only_what_is_open(tmp_path: Path) -> None:
     path = _classifier(tmp_path / "model.onnx", ["n", 1, "h", 8])
-    (row,) = bench([path], where=Where(("cpu",)), input_size=(3, 16, 16), runs=3)
+    (row,) = bench([path], where=Where(("cpu",)), sizes=Sizes((3, 16, 16)), runs=3)
     assert row.input_shape == (1, 1, 16, 8)
 
 
@@ -165,7 +226,7 @@ def test_bench_takes_a_fixed_batch_of_the_same_size(tmp_path: Path) -> None:
         assert row.input_shape == (4, 3, 8, 8)
     other = _classifier(tmp_path / "other.onnx", ["n", 3, 8, 8])
     assert [row.batch_size for row in bench([path, other], where=Where(("cpu",)), runs=3)] == [4, 4]
-    with pytest.raises(InputError, match="has a fixed batch of 4; given 1 samples"):
+    with pytest.raises(InputError, match="has a fixed batch of 4; given batch size 1"):
         bench([other, path], where=Where(("cpu",)), runs=3)
 
 

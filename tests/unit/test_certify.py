@@ -170,6 +170,14 @@ def test_confidence_is_the_largest_softmax():
     assert confidence(logits) == pytest.approx(exact)
 
 
+def test_probabilities_are_taken_as_they_are():
+    logits = np.random.default_rng(0).normal(size=(50, 4))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert confidence(shares) == pytest.approx(confidence(logits))
+    assert confidence(shares.astype(np.float16)) == pytest.approx(confidence(logits), abs=1e-3)
+    assert confidence(shares[:, :3]) != pytest.approx(shares[:, :3].max(axis=1)), "no shares: they do not sum to 1"
+
+
 # --- certificates
 
 

@@ -435,8 +435,10 @@ def test_where_too_few_are_confident_after_all_nothing_is_certified(
     """Held-out images between two classes: of none of them is the model as sure as of the surest training images."""
     shutil.copytree(images / "train", tmp_path / "train")
     image_folder(tmp_path, {"val": 30}, CLASSES, SIZE)
-    for file in (tmp_path / "val").rglob("*.png"):
-        Image.fromarray(np.full((SIZE, SIZE, 3), 100, np.uint8)).save(file)
+    for number, file in enumerate((tmp_path / "val").rglob("*.png")):
+        pixels = np.full((SIZE, SIZE, 3), 100, np.uint8)
+        pixels.flat[number] += 1  # equal images would be no independent samples
+        Image.fromarray(pixels).save(file)
     asked = ["--max-drop", 0.4, "--part", "confident", "--coverage", 0.1]
     outcome = px("certify", certified[0], "--data", tmp_path, *asked)
     assert outcome.code == 3

@@ -17,11 +17,13 @@ from conftest import Exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from pxcompress.data.batches import read_images
 from pxcompress.data.samples import Samples
 from pxcompress.deploy import predict, runtime
 from pxcompress.deploy.export import export_onnx
+from pxcompress.errors import DataError
 from pxcompress.types import Preprocessing
 
 PREPARED = Preprocessing((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), "bilinear", 0.8)
@@ -57,7 +59,7 @@ def image(path: Path, size: tuple[int, int], mode: str, seed: int = 0) -> Path:
 def tools_own(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     """The image as a run prepares it."""
     samples = Samples.of(("it",), np.zeros(1, dtype=np.int64), lambda index: Image.open(path))
-    store, _ = read_images(samples, preprocessing, skip_corrupt=False)
+    store = read_images(samples, preprocessing, skip_corrupt=False).store
     (inputs, _), *_ = store.batches([np.arange(1)])
     return inputs.numpy()
 
@@ -108,6 +110,59 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in PACKAGES:
         (place / name).symlink_to(site / name)
     return {**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, "PYTHONPATH": str(place)}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_16_bits_and_floats_are_scaled_by_their_range(tmp_path: Path, suffix: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    Image.fromarray(values).save(tmp_path / "plain.png")
+    plain = tools_own(tmp_path / "plain.png", PREPARED)
+    path = tmp_path / f"deep{suffix}"
+    Image.fromarray(values * np.uint16(257)).save(path)
+    np.testing.assert_array_equal(predict.prepare(str(path), facts(PREPARED)), plain)
+    np.testing.assert_array_equal(tools_own(path, PREPARED), plain)
+    Image.fromarray(values.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    np.testing.assert_array_equal(tools_own(tmp_path / "float.tif", PREPARED), plain)
+    np.testing.assert_array_equal(predict.prepare(str(tmp_path / "float.tif"), facts(PREPARED)), plain)
+
+
+UNREADABLE = {
+    "integers": np.full((9, 9), 70, np.int32),
+    "too large": np.full((9, 9), 70, np.float32),
+    "nodata": np.where(np.eye(9), np.float32(-9999), np.float32(0.5)),
+    "NaN": np.where(np.eye(9), np.float32("nan"), np.float32(0.5)),
+    "infinity": np.where(np.eye(9), np.float32("inf"), np.float32(0.5)),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_values_of_unknown_range_are_refused_by_name(
+    folder: Path, bare: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "it.tif"
+    Image.fromarray(UNREADABLE[kind]).save(path)
+    with pytest.raises(
+        DataError, match=r"it\.tif' cannot be read \(it holds .*expected 8 or 16 bits, or floats from 0"
+    ):
+        read_images(
+            Samples.of((str(path),), np.zeros(1, dtype=np.int64), lambda index: Image.open(path)), PREPARED, False
+        )
+    done = run(bare, folder / "predict.py", path)
+    assert done.stderr.startswith(f"predict.py: {path} cannot be read as an image: it holds ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_probabilities_are_shown_as_they_are(
+    folder: Path, bare: dict[str, str], tmp_path: Path, slim_cnn: Exported
+) -> None:
+    ending = nn.Sequential(slim_cnn.model, nn.Softmax(1)).eval()
+    export_onnx(ending, slim_cnn.example, tmp_path / "soft.onnx", {**facts(PREPARED), "output": "probabilities"})
+    path = image(tmp_path / "it", (64, 48), "RGB")
+    soft, plain = (
+        run(bare, folder / "predict.py", path, "--model", file)
+        for file in (tmp_path / "soft.onnx", folder / "model.onnx")
+    )
+    assert soft.stdout == plain.stdout != ""
 
 
 def run(bare: dict[str, str], *args: object) -> subprocess.CompletedProcess[str]:
@@ -188,4 +243,4 @@ def test_what_is_no_image_is_one_line(folder: Path, bare: dict[str, str], tmp_pa
 
 
 def test_it_is_short() -> None:
-    assert len(Path(predict.__file__).read_text().splitlines()) < 60
+    assert len(Path(predict.__file__).read_text().splitlines()) < 90

@@ -610,6 +610,14 @@ def test_the_next_step_is_what_the_outcome_calls_for() -> None:
         assert to_table(report).splitlines()[-1].startswith(f"next: {words}")
     assert "larger --ratio may cost" in next_step(with_top1(0.94, weights="pretrained"))
     assert "larger --ratio may cost" not in next_step(fine)
+    points = {"input_shape": (2,), "weights": "trained-here"}
+    steps = {
+        "the same for your own net and its inputs: pxcompress.compress_module": with_top1(0.9, **points),
+        "to lose less: a smaller --ratio, more samples": make_report(recipe=finetuned, **points),
+        "a smaller --ratio, more samples, or a larger --max-drop": dataclasses.replace(certified(0, 90), **points),
+    }
+    for words, report in steps.items():
+        assert next_step(report).startswith(words)
     missed = dataclasses.replace(own, missed="1.8x faster, 2x was asked for")
     assert to_table(missed).splitlines()[-1] == missed.verdict
 
@@ -753,6 +761,35 @@ def test_bench_table_compares_with_the_first_line() -> None:
 def test_bench_table_says_that_the_machine_is_busy() -> None:
     row = dataclasses.replace(bench_row("dense.onnx", 10.0, None), noise=0.3)
     assert "within 30.0% of p50; THE MACHINE IS BUSY" in bench_table([row])
+
+
+def slow_on_average(milliseconds: float) -> Latency:
+    """Of calls most of which take 3 ms."""
+    return dataclasses.replace(REPORT.pruned.latency_ms, mean=milliseconds)
+
+
+def test_what_p50_and_mean_say_is_no_speed_where_they_disagree() -> None:
+    for mean, agree in ((14.0, False), (13.0, True)):  # the dense model's is 13.2
+        pruned = dataclasses.replace(REPORT.pruned, latency_ms=slow_on_average(mean))
+        classes = independent(REPORT.dense, pruned)
+        comparison = Comparison(REPORT.dense, pruned, REPORT.provider, Speedup(4.0, 3.9, 4.1), 2, classes)
+        report = make_report(pruned=pruned, verdict=verdict(comparison))
+        assert comparison.disagrees is not agree
+        assert ("4x faster" in report.verdict) is agree
+        assert ("SPEED UNCLEAR at batch 1: 4.00x by p50, 0.94x by the mean" in report.verdict) is not agree
+        assert ("4x faster" in headline(report)) is agree
+    classes = independent(REPORT.pruned, REPORT.dense)
+    slower = Comparison(REPORT.pruned, REPORT.dense, REPORT.provider, Speedup(0.25, 0.2, 0.3), 2, classes)
+    assert "NOT FASTER" in verdict(slower)
+    held_up = dataclasses.replace(REPORT.pruned, latency_ms=slow_on_average(20.0))
+    assert "SPEED UNCLEAR" in verdict(dataclasses.replace(slower, dense=held_up))
+
+
+def test_bench_says_where_p50_and_mean_disagree() -> None:
+    first, second = bench_row("dense.onnx", 10.0, None), bench_row("model.onnx", 5.0, Speedup(2.0, 1.9, 2.1))
+    assert "SPEED UNCLEAR" not in bench_table([first, second])
+    held_up = dataclasses.replace(second, latency_ms=slow_on_average(20.0))
+    assert "SPEED UNCLEAR: model.onnx at batch 1 is 2.00x as fast by p50, but 0.50x" in bench_table([first, held_up])
 
 
 def test_bench_table_names_the_nodes_that_run_elsewhere() -> None:

@@ -18,20 +18,22 @@ from conftest import Exported
 from onnx import TensorProto, helper
 
 from pxcompress.deploy import quiet, runtime, stopwatch
+from pxcompress.deploy import session as session_module
 from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.session import Port, Session, whole_batches
 from pxcompress.errors import InputError, ResultError
 
 GPU = not runtime.unusable("cuda")
 without_gpu = pytest.mark.skipif(GPU, reason="says what happens without a GPU")
 
 
-def _save(path: Path, inputs: dict[str, int], kind: int = TensorProto.FLOAT) -> Path:
-    """A file that adds up its inputs."""
+def _save(path: Path, inputs: dict[str, int], kind: int = TensorProto.FLOAT, operator: str = "Add") -> Path:
+    """A file that adds up its first and its last input, or does something else with them."""
     ports = [helper.make_tensor_value_info(name, kind, ["n", size]) for name, size in inputs.items()]
     names = list(inputs)
-    node = helper.make_node("Add", [names[0], names[-1]], ["y"])
+    node = helper.make_node(operator, [names[0], names[-1]], ["y"])
     graph = helper.make_graph([node], "g", ports, [helper.make_tensor_value_info("y", kind, ["n", None])])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
 
 
@@ -73,7 +75,7 @@ def test_cpu_session_says_what_it_is(wide_cnn: Exported) -> None:
     assert placement.nodes_on_provider == placement.nodes_total == nodes
     assert session.providers == ("CPUExecutionProvider",)
     assert (session.device, session.precision, session.threads) == ("cpu", "fp32", 2)
-    assert session.input == runtime.Port("input", (None, 3, 16, 16), np.dtype(np.float32))
+    assert session.input == Port("input", (None, 3, 16, 16), np.dtype(np.float32))
     assert session.output.name == "logits"
     assert session.output.shape == (None, 5)
 
@@ -186,10 +188,20 @@ def test_files_that_are_no_models(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 
 def test_only_one_input_of_numbers(tmp_path: Path) -> None:
+    two = runtime.session(_save(tmp_path / "two.onnx", {"a": 2, "b": 2}), "cpu")
     with pytest.raises(InputError, match=r"has 2 inputs \(a, b\); expected one"):
-        runtime.session(_save(tmp_path / "two.onnx", {"a": 2, "b": 2}), "cpu")
-    with pytest.raises(InputError, match=r"'a' is a tensor\(uint64\); expected one of: tensor\(float\)"):
-        runtime.session(_save(tmp_path / "odd.onnx", {"a": 2}, TensorProto.UINT64), "cpu")
+        two.predict(np.ones((1, 2), np.float32))
+    with pytest.raises(InputError, match=r"'a' is a tensor\(string\); expected one of: tensor\(float\)"):
+        runtime.session(_save(tmp_path / "odd.onnx", {"a": 2}, TensorProto.STRING, "StringConcat"), "cpu")
+
+
+def test_several_inputs_are_given_by_name(tmp_path: Path) -> None:
+    two = runtime.session(_save(tmp_path / "two.onnx", {"a": 2, "b": 2}), "cpu")
+    feed = {"a": np.ones((3, 2)), "b": np.full((3, 2), 4)}
+    np.testing.assert_array_equal(two.predict(feed), np.full((3, 2), 5, np.float32), strict=True)
+    run = two.runner(feed)
+    run()
+    np.testing.assert_array_equal(run.target.numpy(), np.full((3, 2), 5, np.float32))
 
 
 @pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64])
@@ -200,7 +212,7 @@ def test_inputs_of_other_numbers_are_converted(tmp_path: Path, kind: int) -> Non
 
 
 @pytest.fixture(scope="module")
-def fixed(wide_cnn: Exported, tmp_path_factory: pytest.TempPathFactory) -> runtime.Session:
+def fixed(wide_cnn: Exported, tmp_path_factory: pytest.TempPathFactory) -> Session:
     """The same network, for four images at a time."""
     path = tmp_path_factory.mktemp("fixed") / "model.onnx"
     export_onnx(wide_cnn.model, wide_cnn.example, path, {}, batch=4)
@@ -208,13 +220,13 @@ def fixed(wide_cnn: Exported, tmp_path_factory: pytest.TempPathFactory) -> runti
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
-def test_a_fixed_batch_is_filled_up(fixed: runtime.Session, wide_cnn: Exported, count: int) -> None:
+def test_a_fixed_batch_is_filled_up(fixed: Session, wide_cnn: Exported, count: int) -> None:
     inputs = torch.randn(count, 3, 16, 16)
     assert fixed.input.shape == (4, 3, 16, 16)
     np.testing.assert_allclose(fixed.predict(inputs), wide_cnn.model(inputs).detach().numpy(), atol=1e-5)
 
 
-def test_a_fixed_batch_is_timed_as_it_is(fixed: runtime.Session) -> None:
+def test_a_fixed_batch_is_timed_as_it_is(fixed: Session) -> None:
     fixed.runner(np.zeros((4, 3, 16, 16), np.float32))()
     with pytest.raises(InputError, match="has a fixed batch of 4; given 2 samples"):
         fixed.runner(np.zeros((2, 3, 16, 16), np.float32))
@@ -223,7 +235,7 @@ def test_a_fixed_batch_is_timed_as_it_is(fixed: runtime.Session) -> None:
 @pytest.mark.parametrize("rows", range(1, 9))
 def test_whole_batches_hold_all_rows_in_order(rows: int) -> None:
     array = np.arange(3 * rows).reshape(rows, 3)
-    parts = runtime.whole_batches(array, 4)
+    parts = whole_batches(array, 4)
     assert {part.shape for part in parts} == {(4, 3)}
     joined = np.concatenate(parts)
     np.testing.assert_array_equal(joined[:rows], array)
@@ -246,7 +258,7 @@ def test_every_bound_call_records_a_graph_of_its_own(wide_cnn: Exported) -> None
     numbers = [int(run.options.get_run_config_entry("gpu_graph_id")) for run in runs]
     assert len(set(numbers)) == 3
     assert min(numbers) > 0  # 0 is ONNX Runtime's own, -1 neither records nor replays
-    assert runtime._run_options(runtime._NO_GRAPH).get_run_config_entry("gpu_graph_id") == "-1"
+    assert session_module._run_options(session_module._NO_GRAPH).get_run_config_entry("gpu_graph_id") == "-1"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Which output of a model stands for which class of the data.
+
+Folders do not say: torchvision numbers class folders by code point ("Bee" before "ant"), timm case-blind and with
+numbers by value ("ant" before "Bee", "c2" before "c10"). Names that come with the weights decide; without them both
+orders are tried on the select pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from pxcompress.data.batches import ImageBatches, read_images
+from pxcompress.data.samples import Integers, Source
+from pxcompress.data.sources import restricted
+from pxcompress.models.loading import Loaded
+from pxcompress.state import device_of, observed
+
+SURE = 0.01
+"""Largest p-value of a sign test at which one order is taken to be better than the other."""
+
+
+def in_order_of(source: Source, loaded: Loaded) -> Source:
+    """`source` with its classes numbered as the outputs of the model are; its notes say what was found out."""
+    if source.embedded or loaded.weights == "untrained":
+        return source
+    own = {name.casefold(): name for name in source.classes}
+    order = tuple(own.get(name.casefold(), "") for name in loaded.class_names)
+    if set(order) == set(source.classes):
+        told = f"classes are numbered as the weights name them: {_listed(order)}"
+        return source if order == source.classes else _noted(restricted(source, order), told)
+    numbered = _tried(source, loaded) if source.other_order else source
+    if not loaded.class_names:
+        return numbered
+    strange = next((name for name in loaded.class_names if name.casefold() not in own), loaded.class_names[0])
+    return _noted(
+        numbered,
+        f"the weights name other classes than the data, such as {strange!r}: classes are taken by their place, "
+        f"{numbered.classes[0]!r} for {loaded.class_names[0]!r} and so on; check that this is right",
+    )
+
+
+def _tried(source: Source, loaded: Loaded) -> Source:
+    """In the order that is right more often on the select pool, by a sign test; else as it is."""
+    predicted, labels = _predictions(source, loaded)
+    place = np.array([source.other_order.index(name) for name in source.classes])
+    here, there = predicted == labels, predicted == place[labels]
+    only_here, only_there = int((here & ~there).sum()), int((there & ~here).sum())
+    apart = only_here + only_there
+    sure = apart > 0 and binomtest(only_there, apart).pvalue < SURE
+    by_code = f"sorted by code point ({_listed(source.classes)}) {here.sum()} of {len(labels)} select images are right"
+    as_timm = f"sorted as timm does ({_listed(source.other_order)}) {there.sum()}"
+    if sure and only_there > only_here:
+        renumbered = restricted(source, source.other_order)
+        return _noted(renumbered, f"classes are numbered in timm's order, which fits the weights: {by_code}, {as_timm}")
+    if sure:
+        return _noted(source, f"classes are numbered by code point, which fits the weights: {by_code}, {as_timm}")
+    return _noted(
+        source,
+        f"THE ORDER OF THE CLASSES IS NOT KNOWN, code point is taken: {by_code}, {as_timm}; name the classes, in the "
+        "order of the outputs, as 'class_names' in the checkpoint or 'label_names' in config.json",
+    )
+
+
+def _predictions(source: Source, loaded: Loaded) -> tuple[Integers, Integers]:
+    """Classes that the model decides for on the select pool, and labels."""
+    pool = source.select
+    pool = pool.take(np.arange(min(len(pool), source.limits["select"])))
+    batches = ImageBatches(read_images(pool, loaded.preprocessing, source.skip_corrupt).store, 64)
+    device = device_of(loaded.model)
+    decided, labels = [], []
+    with observed(loaded.model), torch.no_grad():
+        for inputs, truth in batches:
+            decided.append(loaded.model(inputs.to(device)).argmax(1).cpu().numpy())
+            labels.append(truth.numpy())
+    return np.concatenate(decided), np.concatenate(labels)
+
+
+def _noted(source: Source, note: str) -> Source:
+    return replace(source, notes=(*source.notes, note))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -1,0 +1,73 @@
+"""Images that equal another one pixel by pixel, under whatever name: they are no samples of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pxcompress.data.batches import Reading, Store
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an image serves, and under which label."""
+
+    role: str
+    name: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Images that are there more than once: each entry lists all places of one image, in the order of the roles."""
+
+    groups: tuple[tuple[_Place, ...], ...] = ()
+
+    @classmethod
+    def of(cls, readings: Mapping[str, Reading]) -> Copies:
+        """Those among all that were read, by role."""
+        places: dict[bytes, list[_Place]] = {}
+        for role, reading in readings.items():
+            samples = reading.store.samples
+            for digest, name, label in zip(reading.digests, samples.ids, samples.labels.tolist(), strict=False):
+                places.setdefault(digest, []).append(_Place(role, name, label))
+        return cls(tuple(tuple(each) for each in places.values() if len(each) > 1))
+
+    def left_out_of(self, stores: Mapping[str, Store], role: str) -> Store:
+        """The samples of `role` without images that an earlier role, or an earlier sample, has already."""
+        extra = {place.name for group in self.groups for place in group[1:] if place.role == role}
+        store = stores[role]
+        if not extra:
+            return store
+        return store.take(
+            np.array([i for i, name in enumerate(store.samples.ids) if name not in extra], dtype=np.int64)
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many there are, and what is wrong with them, in one line; nothing without any."""
+        return tuple(self._told())
+
+    def _told(self) -> Iterator[str]:
+        if not self.groups:
+            return
+        first, second = self.groups[0][:2]
+        yield (
+            f"{self._count(self.groups)} images are copies of others pixel by pixel, such as {second.name!r} of "
+            f"{first.name!r}; {self._count(self._differing('role'))} serve another role than the first of them, "
+            f"{self._count(self._differing('label'))} have another class: remove them, or accuracy looks too good"
+        )
+
+    def _differing(self, what: str) -> tuple[tuple[_Place, ...], ...]:
+        """Groups cut to their first place and those that differ from it."""
+        return tuple(
+            (group[0], *(place for place in group[1:] if getattr(place, what) != getattr(group[0], what)))
+            for group in self.groups
+        )
+
+    @staticmethod
+    def _count(groups: Sequence[tuple[_Place, ...]]) -> int:
+        """Places beyond the first of every group."""
+        return sum(len(group) - 1 for group in groups)

@@ -1,0 +1,100 @@
+"""Random inputs of any ONNX file: its own shapes and types, and what was asked where it leaves sizes open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pxcompress.deploy.session import Array, Port, Session
+from pxcompress.errors import InputError
+
+_CHANNELS = (1, 3, 4)
+"""Of images: grey, colour, with transparency."""
+
+_NUMBERS = 128
+"""Random bytes of an image are below this."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes for what files leave open: (channels, height, width) of images, and of one sample of inputs by name."""
+
+    image: tuple[int, int, int] | None = None
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def parsed(cls, image: tuple[int, int, int] | None, text: str) -> Sizes:
+        """With inputs as in "ids:128,image:3x224x224"; `InputError` for other text."""
+        inputs: dict[str, tuple[int, ...]] = {}
+        for part in filter(None, (each.strip() for each in text.split(","))):
+            name, _, sizes = part.rpartition(":")
+            numbers = sizes.split("x")
+            if not name or name in inputs or not all(number.isdecimal() and int(number) for number in numbers):
+                raise InputError(
+                    f"shapes has {part!r}; expected each input once, as NAME:SIZES of one sample, such as ids:128 or "
+                    "image:3x224x224"
+                )
+            inputs[name] = tuple(map(int, numbers))
+        return cls(image, inputs)
+
+    def check_used(self, sessions: list[Session]) -> None:
+        """Raise `InputError` for the name of an input that no file has."""
+        names = {port.name for session in sessions for port in session.inputs}
+        for name in self.inputs:
+            if name not in names:
+                listed = ", ".join(sorted(names))
+                raise InputError(f"shapes names {name!r}, an input that no file has; expected: {listed}")
+
+
+def image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
+    """Of one sample of a file with one input: what the file says, else what was asked. Raises `InputError`."""
+    return sample_shape(session, session.input, Sizes(image))
+
+
+def sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
+    """Of one sample, such as channels, height and width: what the file says, else what was asked.
+
+    An image whose last axis alone is as short as channels are takes height, width, channels. Raises `InputError` where
+    a size stays open, and for one that the file does not take.
+    """
+    if None not in port.shape[1:]:
+        return tuple(int(size or 0) for size in port.shape[1:])
+    if port.name in sizes.inputs:
+        wanted = sizes.inputs[port.name]
+        if not port.fits((1, *wanted)):
+            given = "x".join(map(str, wanted))
+            raise InputError(f"shapes gives {port.name!r} samples of {given}; {session.path} takes {port}")
+        return wanted
+    if len(port.shape) != 4:
+        asked = [each for each in session.inputs if None in each.shape[1:] and len(each.shape) != 4]
+        option = ",".join(f"{each.name}:{'x'.join(str(size or 128) for size in each.shape[1:])}" for each in asked)
+        raise InputError(f"{session.path} takes {port.name!r} of any size {port}; say which: --shapes {option}")
+    if sizes.image is None or min(sizes.image) < 1:
+        raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
+    last = port.shape[1] is None and port.shape[3] in _CHANNELS
+    wanted = (*sizes.image[1:], sizes.image[0]) if last else sizes.image
+    return tuple(int(fixed or size) for fixed, size in zip(port.shape[1:], wanted, strict=True))
+
+
+def random_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:
+    """Random numbers for every input, of which `shapes` has that of one sample."""
+    rng = np.random.default_rng(0)
+    feed = {}
+    for port in session.inputs:
+        rows = (port.shape[0] or batch_size,) if port.shape else ()
+        feed[port.name] = _random(port, (*rows, *shapes[port.name]), rng)
+    return feed
+
+
+def _random(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Floats around 0; whole numbers as bytes of an image are, or 0 and 1, which any table of embeddings has; masks of
+    1, as nothing is padded.
+    """
+    if np.issubdtype(port.dtype, np.floating):
+        return np.asarray(rng.standard_normal(shape, dtype=np.float32), dtype=port.dtype)
+    if "mask" in port.name.lower():
+        return np.ones(shape, port.dtype)
+    image = len(shape) == 4 and port.dtype != np.bool_
+    return np.asarray(rng.integers(0, _NUMBERS if image else 2, shape), dtype=port.dtype)

@@ -1,0 +1,64 @@
+"""A model built again: from its architecture, its state dict, and the tensors that a state dict leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.errors import ModelError
+from pxcompress.models.outputs import difference, leaves
+from pxcompress.state import device_of, observed, seeded
+
+if TYPE_CHECKING:
+    from pxcompress.models.loading import Architecture
+
+TOLERANCE = 1e-4
+"""Largest difference of a model that is built again, as a share of the outputs' scale."""
+
+OTHER_SEED = 1_000_003
+"""A seed that no run is given: what is drawn while building differs from what the first build drew."""
+
+
+def outside_state(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors that the state dict leaves out, by name: buffers that do not persist, and plain attributes."""
+    inside = set(model.state_dict(keep_vars=True))
+    tensors = {}
+    for path, module in model.named_modules():
+        held = {**vars(module), **module._buffers}
+        for name, value in held.items():
+            if isinstance(value, Tensor) and (full := f"{path}.{name}".lstrip(".")) not in inside:
+                tensors[full] = value.detach()
+    return tensors
+
+
+def restore_outside_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put such tensors back, in place."""
+    for full, value in tensors.items():
+        path, _, name = full.rpartition(".")
+        setattr(model.get_submodule(path), name, value)
+
+
+def check_rebuilds(model: nn.Module, architecture: Architecture, shape: tuple[int, ...]) -> None:
+    """Raise `ModelError` for a factory that makes another model each time: a run folder could not hold it.
+
+    `shape` is that of one input.
+    """
+    inputs = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    with seeded(OTHER_SEED):
+        again = architecture.build()
+    try:
+        again.load_state_dict(model.state_dict())
+        restore_outside_(again, {name: value.clone() for name, value in outside_state(model).items()})
+        with torch.no_grad(), observed(model), observed(again):
+            found, expected = (leaves(each(inputs.to(device_of(each)))) for each in (again, model))
+    except Exception:  # noqa: BLE001  (a model that does not run on such inputs is refused elsewhere, with its reason)
+        return
+    change = difference(found, expected)
+    if change > TOLERANCE:  # a NaN is no other model
+        raise ModelError(
+            f"model {architecture.name!r} is another one each time it is built, with the same weights: something is "
+            "drawn or counted that is in no tensor of it; register what is drawn as buffers, or draw it from a seed"
+        )

@@ -1,0 +1,100 @@
+"""Which output stands for which class: names decide, else both usual orders are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pxcompress.data import Source, in_order_of, open_source
+from pxcompress.models.loading import Architecture, Loaded
+from pxcompress.types import Preprocessing
+
+NAMES = ("ant", "Bee", "c10", "c2")
+BY_CODE, AS_TIMM = ("Bee", "ant", "c10", "c2"), ("ant", "Bee", "c2", "c10")
+SHADES = Preprocessing((3, 4, 4), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+class Shade(nn.Module):
+    """Knows a class of `NAMES` by how bright the image is; output i stands for `order[i]`."""
+
+    def __init__(self, order: Sequence[str]) -> None:
+        super().__init__()
+        self.register_buffer("shades", torch.tensor([NAMES.index(name) / 4 for name in order]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return -(inputs.mean((1, 2, 3))[:, None] - self.shades).abs()
+
+
+def loaded(order: Sequence[str], names: Sequence[str] = ()) -> Loaded:
+    return Loaded(Shade(order).eval(), Architecture("x"), SHADES, "checkpoint", 4, tuple(names))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    root = tmp_path_factory.mktemp("data")
+    for half, count in (("train", 40), ("val", 10)):
+        for number, name in enumerate(NAMES):
+            (root / half / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.random.default_rng([number, index, count]).normal(64 * number, 4, (4, 4, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / half / name / f"{index}.png")
+    return open_source(str(root))
+
+
+def test_folders_know_both_orders(data: Source) -> None:
+    assert (data.classes, data.other_order) == (BY_CODE, AS_TIMM)
+
+
+def right(source: Source, model: nn.Module) -> float:
+    inputs = [np.asarray(source.held_out.load(index)).mean() / 255 for index in range(len(source.held_out))]
+    values = torch.tensor(inputs, dtype=torch.float32)[:, None, None, None].expand(-1, 3, 4, 4)
+    return float((model(values).argmax(1).numpy() == source.held_out.labels).mean())
+
+
+@pytest.mark.parametrize(
+    ("order", "names", "classes", "words"),
+    [
+        (AS_TIMM, (), AS_TIMM, "numbered in timm's order, which fits the weights"),
+        (BY_CODE, (), BY_CODE, "numbered by code point, which fits the weights"),
+        (("c2", "ant", "Bee", "c10"), ("c2", "ant", "bee", "C10"), ("c2", "ant", "Bee", "c10"), "as the weights name"),
+        (AS_TIMM, AS_TIMM, AS_TIMM, "as the weights name them: ant, Bee, c2, c10"),
+        (AS_TIMM, ("w", "x", "y", "z"), AS_TIMM, "name other classes than the data, such as 'w'"),
+    ],
+)
+def test_classes_are_numbered_as_the_outputs_are(
+    data: Source, order: Sequence[str], names: Sequence[str], classes: Sequence[str], words: str
+) -> None:
+    model = loaded(order, names)
+    source = in_order_of(data, model)
+    assert source.classes == tuple(classes)
+    assert right(source, model.model) > 0.95
+    assert any(words in note for note in source.notes)
+    assert all("\n" not in note for note in source.notes)
+
+
+def test_names_in_the_data_s_own_order_say_nothing(data: Source) -> None:
+    assert in_order_of(data, loaded(BY_CODE, BY_CODE)) is data
+
+
+def test_what_cannot_be_told_is_a_warning(data: Source) -> None:
+    model = loaded(AS_TIMM)
+    model.model.shades.fill_(0.5)  # always the first output
+    source = in_order_of(data, model)
+    assert source.classes == BY_CODE
+    assert source.notes[-1].startswith("THE ORDER OF THE CLASSES IS NOT KNOWN, code point is taken")
+
+
+def test_one_order_needs_no_trial(tmp_path: Path, data: Source) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            Image.new("RGB", (4, 4), (index, 0, 0)).save(tmp_path / name / f"{index}.png")
+    source = open_source(str(tmp_path))
+    assert source.other_order == ()
+    assert in_order_of(source, loaded(AS_TIMM)) is source
