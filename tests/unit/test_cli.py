@@ -129,7 +129,7 @@ def test_the_artefact_says_where_it_comes_from(finished: tuple[Path, Outcome]) -
     assert facts["interpolation"]
     assert 0 < json.loads(facts["crop"]) <= 1
     opset = onnx.load(folder / "model.onnx").opset_import[0].version
-    assert from_json((folder / "report.json").read_text()).environment["onnx_opset"] == opset
+    assert from_json((folder / "report.json").read_text()).environment.onnx_opset == opset
 
 
 @pytest.mark.slow

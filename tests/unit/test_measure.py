@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pxcompress.checks import read_record
 from pxcompress.cost import count as cost
 from pxcompress.deploy import measure, runtime, stopwatch
 from pxcompress.deploy.answers import answers, torch_accuracy
@@ -21,7 +22,7 @@ from pxcompress.deploy.environment import environment as environment_of
 from pxcompress.deploy.intervals import guesses, noise, speedup
 from pxcompress.deploy.profile import operator_shares
 from pxcompress.errors import DataError, InputError, ResultError
-from pxcompress.proof import ClassChange, Measurement, Placement, Speedup
+from pxcompress.proof import ClassChange, Environment, Measurement, Placement, Speedup
 from pxcompress.types import Batch
 
 
@@ -292,8 +293,8 @@ def test_verdict(comparison: Comparison, text: str) -> None:
 
 def test_environment_is_json_and_names_the_hardware() -> None:
     environment = environment_of()
-    assert json.loads(json.dumps(environment)) == environment
+    assert read_record(Environment, json.dumps(asdict(environment)), "it") == environment
     for key in ("python", "torch", "onnxruntime", "onnx", "timm", "torch_pruning", "zennit", "device_name", "platform"):
-        assert environment[key]
-    assert environment["threads"] == torch.get_num_threads()
-    assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
+        assert getattr(environment, key)
+    assert environment.threads == torch.get_num_threads()
+    assert environment.torch.split("+")[0] == torch.__version__.split("+")[0]

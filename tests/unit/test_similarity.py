@@ -95,9 +95,9 @@ def test_a_model_that_looks_elsewhere_is_said_once() -> None:
     assert alike is not None
     assert alike.cosine < alike.least_cosine == (1 + alike.unrelated) / 2
     assert len(notes) == 1
-    assert notes[0].startswith("THE SLIM MODEL LOOKS ELSEWHERE: ")
-    assert f"cosine of {alike.cosine:.2f}; below {alike.least_cosine:.2f}" in notes[0]
-    assert told.count(notes[0]) == 1
+    assert notes[0].text.startswith("THE SLIM MODEL LOOKS ELSEWHERE: ")
+    assert f"cosine of {alike.cosine:.2f}; below {alike.least_cosine:.2f}" in notes[0].text
+    assert told.count(notes[0].text) == 1
 
 
 def test_maps_of_other_samples_are_those_of_the_dense_model() -> None:
