@@ -59,7 +59,8 @@ def spread_samples(batches: Batches, count: int) -> list[Batch]:
     chosen: list[Batch] = []
     first = 0
     for inputs, labels in batches:
-        places = torch.arange(-first % step, len(labels), step)
+        places = torch.arange(len(labels))
+        places = places[(first + places) % step == 0]
         first += len(labels)
         if len(places):
             chosen.append((inputs[places], labels[places]))
