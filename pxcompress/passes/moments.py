@@ -54,6 +54,11 @@ class InputMoments:
     halves: tuple[Moments, Moments]
     samples: int
 
+    @property
+    def one_position(self) -> bool:
+        """Whether the layer reads a single position of each sample, as classifiers do."""
+        return self.halves[0].count + self.halves[1].count == self.samples
+
     @cached_property
     def whole(self) -> Moments:
         """Moments over both halves."""
