@@ -35,8 +35,8 @@ def test_a_module_of_ones_own_gets_smaller_and_keeps_its_outputs(batches: list[B
     with seeded(3):
         model = FlattenCNN().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    slim = compress_module(model, batches[0][0][:1], batches, 0.4, round_to=1, repair=("fold",))
-    bare = compress_module(model, batches[0][0][:1], batches, 0.4, round_to=1, repair=())
+    slim = compress_module(model, batches[0][0][:1], batches, 0.4, round_to=1, scorer="lrp-residual", repair=("fold",))
+    bare = compress_module(model, batches[0][0][:1], batches, 0.4, round_to=1, scorer="lrp-residual", repair=())
     units = sum(group.units for group in slim.structure.groups)
     kept = sum(len(slim.pruned.plan.kept(group)) for group in slim.structure.groups)
     assert kept == units - -(-units * 4 // 10)
