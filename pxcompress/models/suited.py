@@ -21,9 +21,13 @@ IN_PYTHON = "in Python compress_module takes modules with any inputs and outputs
 
 
 def check_suited(model: nn.Module) -> None:
-    """Raise `ModelError` for a model without values, in half precision, quantised or sharded."""
+    """Raise `ModelError` for a model without values, in half precision, quantised, scripted or sharded."""
     kind = type(model).__name__
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{kind} holds TorchScript: {name or 'it'} has its graph and sizes fixed; give the nn.Module it is from"
+            )
         if type(module).__name__ == "FullyShardedDataParallel":
             raise ModelError(f"{kind} is sharded over processes; give the whole module")
         if type(module).__module__.startswith(QUANTISED):
