@@ -97,9 +97,10 @@ def gradients(wanted: bool = True) -> Iterator[None]:
     """Gradients inside the block, or none where they are not `wanted`.
 
     Code written for inference may change in place what a gradient is computed from; PyTorch then keeps a copy here.
+    Nothing is checkpointed: that would need gradients of parameters.
     """
     kept = torch.autograd.graph.allow_mutation_on_saved_tensors() if wanted else nullcontext()
-    with torch.set_grad_enabled(wanted), kept:
+    with torch.set_grad_enabled(wanted), without_checkpointing(), kept:
         yield
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
-from pxcompress.state import device_of
+from pxcompress.state import device_of, without_checkpointing
 from pxcompress.types import Preprocessing
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -53,7 +53,7 @@ def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> 
     size = preprocessing.input_size
     example = torch.zeros(2, *size, device=device_of(model))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_checkpointing():
             output = model(example)
     except Exception as error:  # a forward pass may fail in any way
         shape = "x".join(map(str, size))
