@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,18 @@ def without_checkpointing() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(checkpoint, name, value)
+
+
+@contextmanager
+def gradients(wanted: bool = True) -> Iterator[None]:
+    """Gradients inside the block, or none where they are not `wanted`.
+
+    Code written for inference may change in place what a gradient is computed from; PyTorch then keeps a copy here.
+    Nothing is checkpointed: that would need gradients of parameters.
+    """
+    kept = torch.autograd.graph.allow_mutation_on_saved_tensors() if wanted else nullcontext()
+    with torch.set_grad_enabled(wanted), without_checkpointing(), kept:
+        yield
 
 
 def hooks_of(module: nn.Module) -> dict[str, dict[int, Any]]:

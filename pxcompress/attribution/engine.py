@@ -37,7 +37,7 @@ from pxcompress.attribution.twin import (
     give_identity_rules_,
 )
 from pxcompress.errors import ModelError
-from pxcompress.state import device_of
+from pxcompress.state import device_of, gradients
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,16 @@ class Attributed:
 
         `start` maps the output to its multipliers; the relevance that starts, sum of start(out) * out, must not be 0.
         """
-        with self._rules.tracing(self.model) as trace:
-            out = self.model(x.detach().clone().requires_grad_())
-        multipliers = start(out.detach())
-        total = float((multipliers * out.detach()).sum())
-        tensors = [tensor for row in trace for tensor in (row.a, row.z) if tensor is not None]
-        gradients = torch.autograd.grad(out, tensors, multipliers, allow_unused=True)
+        with gradients():
+            with self._rules.tracing(self.model) as trace:
+                out = self.model(x.detach().clone().requires_grad_())
+            multipliers = start(out.detach())
+            total = float((multipliers * out.detach()).sum())
+            tensors = [tensor for row in trace for tensor in (row.a, row.z) if tensor is not None]
+            flows = torch.autograd.grad(out, tensors, multipliers, allow_unused=True)
         relevance = {
             id(tensor): torch.zeros(()) if m is None else tensor.detach() * m
-            for tensor, m in zip(tensors, gradients, strict=True)
+            for tensor, m in zip(tensors, flows, strict=True)
         }
         rows = []
         for row in trace:
@@ -151,7 +152,8 @@ def attributed(
         give_identity_rules_(twin)
     mode = _Rules(twin, composite, pruning)
     with mode.reach.attached(twin):
-        layers = mode.prepare(twin, example, expected)
+        with gradients():
+            layers = mode.prepare(twin, example, expected)
         forward = twin.forward
 
         def ruled_forward(*args: Any, **kwargs: Any) -> Any:
@@ -224,7 +226,7 @@ class _Rules(TorchFunctionMode):
     def _watched(self, twin: nn.Module, example: Tensor) -> Any:
         """The output of a pass that notes layers, gradients and functions without a rule."""
         source = example.clone().requires_grad_()
-        with torch.enable_grad(), self._watching(twin):
+        with self._watching(twin):
             return self.run(partial(twin, source), source, all_outputs=True)
 
     def _given_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
 import logging
 import os
@@ -202,7 +203,7 @@ def _exported(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
+                dynamic_shapes=_any_batch(model) if dynamic else None,
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -211,6 +212,13 @@ def _exported(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_first_line(cause)}") from error
+
+
+def _any_batch(model: nn.Module) -> tuple[Any, ...]:
+    """The input's sizes for the exporter: any batch. A forward(*args) has its input in a tuple."""
+    sizes = {0: torch.export.Dim("batch")}
+    first = next(iter(inspect.signature(model.forward).parameters.values()))
+    return ((sizes,),) if first.kind is first.VAR_POSITIONAL else (sizes,)
 
 
 def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from pxcompress.attribution import Pruning, attributed, parse_composite
 from pxcompress.errors import unknown
 from pxcompress.explain.metrics import cosine, gini
-from pxcompress.state import device_of
+from pxcompress.state import device_of, gradients
 
 METHODS: Mapping[str, str] = {"lrp": "", "plrp-lambda": "lambda", "plrp-m": "m"}
 """Name of a method -> variant of pruned LRP, none for LRP."""
@@ -59,9 +59,10 @@ def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper
 
         def relevance(inputs: Tensor, targets: Tensor) -> Tensor:
             x = inputs.detach().to(device).requires_grad_()
-            logits = twin.model(x)
-            start = one_hot(targets.to(device), logits.shape[1]).to(logits)
-            (m,) = torch.autograd.grad(logits, x, start)
+            with gradients():
+                logits = twin.model(x)
+                start = one_hot(targets.to(device), logits.shape[1]).to(logits)
+                (m,) = torch.autograd.grad(logits, x, start)
             found = (x * m).detach().cpu()
             return found.sum(1) if found.ndim > 2 else found
 

@@ -47,9 +47,10 @@ class Graph(tp.DependencyGraph):
                 node.grad_fn = mended[node.type](node.grad_fn)
                 node.enable_index_mapping = True  # off where a position embedding comes before
 
-    def build_dependency(self, *args: Any, **kwargs: Any) -> Graph:
+    def build_dependency(self, model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
         with _unknown_parts():
-            super().build_dependency(*args, **kwargs)
+            super().build_dependency(model, *args, **kwargs)
+        self.partners = _partners(model)
         for node in self.module2node.values():
             if node.type == tp.ops.OPTYPE.SPLIT and node.module.offsets and hasattr(node.grad_fn, "split"):
                 _map_parts(node)
@@ -69,6 +70,15 @@ class Graph(tp.DependencyGraph):
             inner = tp.dependency.Dependency(trigger, handler, source=node, target=node)
             inner.index_mapping[0] = partial(_widened if trigger is ends[0] else _narrowed, width)
             node.dependencies.append(inner)
+
+
+def _partners(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """For every module that has a parameter of another one as well, that other one."""
+    owners: dict[nn.Parameter, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in set(module.parameters(recurse=False)):
+            owners.setdefault(parameter, []).append(module)
+    return {module: other for few in owners.values() for module in few for other in few if other is not module}
 
 
 @contextmanager

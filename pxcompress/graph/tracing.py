@@ -206,6 +206,8 @@ def _why_fixed(names: dict[Any, str], raw: Any, kept: set[str], dependencies: An
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
         if isinstance(module, nn.Parameter):
             return f"parameter {name} is added or multiplied outside any layer"
+        if module in dependencies.partners:
+            return f"{name} has a weight that {names[dependencies.partners[module]]} has as well"
         if any(row is None for row in item.root_idxs):
             return f"torch-pruning cannot follow its units into {name or type(module).__name__}"
         if reads and max(item.idxs) >= dependencies.get_in_channels(module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
-from pxcompress.state import device_of
+from pxcompress.state import device_of, without_checkpointing
 from pxcompress.types import Preprocessing
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -21,9 +21,13 @@ IN_PYTHON = "in Python compress_module takes modules with any inputs and outputs
 
 
 def check_suited(model: nn.Module) -> None:
-    """Raise `ModelError` for a model without values, in half precision, quantised or sharded."""
+    """Raise `ModelError` for a model without values, in half precision, quantised, scripted or sharded."""
     kind = type(model).__name__
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{kind} holds TorchScript: {name or 'it'} has its graph and sizes fixed; give the nn.Module it is from"
+            )
         if type(module).__name__ == "FullyShardedDataParallel":
             raise ModelError(f"{kind} is sharded over processes; give the whole module")
         if type(module).__module__.startswith(QUANTISED):
@@ -49,7 +53,7 @@ def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> 
     size = preprocessing.input_size
     example = torch.zeros(2, *size, device=device_of(model))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_checkpointing():
             output = model(example)
     except Exception as error:  # a forward pass may fail in any way
         shape = "x".join(map(str, size))

@@ -30,7 +30,7 @@ from pxcompress.passes.parts import InParts
 from pxcompress.processes import processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, gradients, observed
 from pxcompress.types import Batches, Phase, Pruned
 
 T = TypeVar("T")
@@ -41,6 +41,9 @@ RIDGES = (10.0, 1.0, 1e-1, 1e-2)
 ROWS_PER_INPUT = 16
 ROWS_PER_SAMPLE = 16
 """Rows that a sample gives on average, at least, before more samples are read: its positions tell much the same."""
+
+ROUNDING = 1e-9
+"""Added to the variance of the inputs, as a share of their mean square: what float32 inputs that are alike vary by."""
 
 WIDEST = 8192
 """Inputs of an output up to which a layer is refitted: it takes about five matrices of their square, in float64."""
@@ -116,7 +119,7 @@ class LeastSquares:
             return add
 
         weighted, start = self.weighting == "relevance", started("margin", "prediction")
-        with observed(model), torch.set_grad_enabled(weighted):
+        with observed(model), gradients(weighted):
             for layer in used:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
             for inputs, labels in islice(batches, -(-max(used.values()) // processes())):
@@ -221,16 +224,21 @@ class _Sums:
         return _Sums(summed(self.gram), summed(self.cross), summed(self.power))
 
     def update(self, ridge: float) -> Tensor:
-        """D and d for which D x + d is nearest to r, lambda = ridge * mean variance: (groups, outputs, inputs + 1)."""
+        """D and d for which D x + d is nearest to r, lambda = ridge * mean variance: (groups, outputs, inputs + 1).
+
+        Where inputs hardly vary, or the numbers fail, D is 0 or nearly so: there is nothing to learn it from.
+        """
         total = self.gram[:, -1:, -1:]
         second, mean = self.gram[:, :-1, :-1] / total, self.gram[:, :-1, -1:] / total
         cross, lack = self.cross[:, :, :-1] / total, self.cross[:, :, -1:] / total
-        rounding = 1e-12 * second.diagonal(dim1=1, dim2=2).mean(1) + 1e-30
+        rounding = ROUNDING * second.diagonal(dim1=1, dim2=2).mean(1) + 1e-30
         covariance = second.baddbmm_(mean, mean.transpose(1, 2), alpha=-1)
         diagonal = covariance.diagonal(dim1=1, dim2=2)
         diagonal += (ridge * diagonal.mean(1) + rounding)[:, None]
         target = (cross - lack @ mean.transpose(1, 2)).transpose(1, 2)
-        weight = torch.cholesky_solve(target, torch.linalg.cholesky_ex(covariance).L).transpose(1, 2)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        weight = torch.cholesky_solve(target, factor).transpose(1, 2)
+        weight = torch.where(failed[:, None, None] == 0, weight, 0)
         return torch.cat([weight, lack - weight @ mean], 2)
 
     def error(self, update: Tensor) -> float:
