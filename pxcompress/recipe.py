@@ -17,7 +17,7 @@ from pxcompress.errors import InputError, short, unknown
 from pxcompress.given import Given
 from pxcompress.registry import option
 
-DEFAULT_BUDGET = "channels"
+DEFAULT_BUDGET = "macs"
 MEASURED = 0
 """As `round_to`: the step of widths that measures best on the machine at hand."""
 
@@ -158,9 +158,7 @@ class Recipe(Given):
     relevance_share: float | None = option(
         None, "Instead of --ratio: remove of every layer the units that hold at most this share of its scores."
     )
-    budget: str = option(
-        "auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: channels]"
-    )
+    budget: str = option("auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: macs]")
     scorer: str = option(
         AUTO,
         "Scorer, as NAME:option=value,...; see `pxcompress methods`. auto: that of two whose model comes nearer to the "
