@@ -723,10 +723,22 @@ def test_table_golden() -> None:
 @pytest.mark.parametrize(
     ("budget", "p50", "line"),
     [
-        (("channels", "units", 40.0, 20.0, 20.0), 3.0, "0.44 of the channels and heads removed: 0.75 of the MACs, 0.75 of"),
+        (
+            ("channels", "units", 40.0, 20.0, 20.0),
+            3.0,
+            "0.44 of the channels and heads removed: 0.75 of the MACs, 0.75 of",
+        ),
         (("latency", "ms", 4.0, 2.0, 2.0), 3.0, "0.75 of the milliseconds removed: 0.75 of the MACs, 0.44 of the"),
-        (("params", "parameters", 4.0, 1.0, 2.0), 15.0, "0.75 of the parameters removed: 0.75 of the MACs, 0.44 of the"),
-        (("macs", "MACs", 80e6, 20e6, 40e6), 15.0, "0.75 of the MACs removed: 0.44 of the channels and heads, 0.25 more"),
+        (
+            ("params", "parameters", 4.0, 1.0, 2.0),
+            15.0,
+            "0.75 of the parameters removed: 0.75 of the MACs, 0.44 of the",
+        ),
+        (
+            ("macs", "MACs", 80e6, 20e6, 40e6),
+            15.0,
+            "0.75 of the MACs removed: 0.44 of the channels and heads, 0.25 more",
+        ),
     ],
 )
 def test_the_table_says_what_a_ratio_came_to_in_other_units(budget: tuple[Any, ...], p50: float, line: str) -> None:
