@@ -339,6 +339,27 @@ def describe_share(report: Report) -> str:
     return f"{describe_goal(report.recipe, plan.unit)}: that came to ratio {ratio:.3f} of the {plan.unit}"
 
 
+def describe_removal(report: Report) -> str:
+    """What is gone by the budget, in units and in milliseconds: a share of one is not the same share of the others."""
+    plan = report.plan
+    kinds = {kind: f"{kind}s" for kind in ("channel", "neuron", "head") if kind in {of.kind for of in report.groups}}
+    units = " and ".join(", ".join(kinds.values()).rsplit(", ", 1))
+    removed = {
+        plan.unit: 1 - plan.cost_planned / plan.cost_dense,
+        "MACs": 1 - report.ratios.macs,
+        "units": 1 - sum(of.kept for of in report.groups) / max(1, sum(of.units for of in report.groups)),
+        "ms": 1 - report.pruned.latency_ms.p50 / report.dense.latency_ms.p50,
+    }
+    names = {"units": units, "ms": "milliseconds"}
+    first, *others = (
+        f"{share:.2f} of the {names.get(unit, unit)}"
+        if share > -0.005
+        else f"{-share:.2f} more {names.get(unit, unit)}"
+        for unit, share in removed.items()
+    )
+    return f"{first} removed: {', '.join(others)}"
+
+
 def command(recipe: Recipe) -> str:
     """The `pxcompress run` line that a recipe stands for; options at their default are left out."""
     defaults = _defaults(recipe)

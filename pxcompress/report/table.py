@@ -18,6 +18,7 @@ from pxcompress.report.summary import (
     badge,
     conditions,
     describe_part,
+    describe_removal,
     describe_share,
     drop_interval,
     milliseconds,
@@ -51,6 +52,7 @@ def to_table(report: Report) -> str:
     told = [
         line
         for line in (
+            describe_removal(report),
             describe_share(report),
             changes_line(report),
             class_line(report),
