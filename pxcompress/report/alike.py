@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from xml.etree.ElementTree import Element
 
 from pxcompress.proof import ExplanationSimilarity
-from pxcompress.report.markup import Bar, bars, node, section, table
+from pxcompress.report.pages import Bar, Bars, Row
 from pxcompress.report.record import Report
 
 _MEASURES = {"cosine": "cosine", "rank_correlation": "rank correlation", "top_overlap": "top 10 % in common"}
@@ -23,24 +22,19 @@ def alike_line(report: Report) -> str:
     )
 
 
-def alike_section(report: Report, *, alone: bool) -> Sequence[Element]:
-    """The same with bars, and `alone` where to see more; nothing where the heatmaps were not compared."""
+def similarity_rows(report: Report) -> Sequence[Row]:
+    """The same with bars; nothing where the heatmaps were not compared."""
     found = report.explanations
-    if found is None:
-        return ()
-    caption = f"Heatmaps of both models for the class that the dense one predicts; 1 is the same: {_of(found)}"
-    body = [_row(text, getattr(found, name)) for name, text in _MEASURES.items()]
-    return (
-        section(
-            "Explanations before and after",
-            table(caption, ("measure", "", "mean"), body, "stages"),
-            *([node("p", "pxcompress explain FOLDER adds cases side by side to this page.")] if alone else []),
-        ),
-    )
+    return [] if found is None else [_row(text, getattr(found, name)) for name, text in _MEASURES.items()]
 
 
-def _row(text: str, value: float) -> Sequence[Element | str]:
-    return text, bars(f"{text}: {value:.2f}", [Bar(value, "pruned")], "thin"), f"{value:.2f}"
+def _row(text: str, value: float) -> Row:
+    return text, Bars(f"{text}: {value:.2f}", (Bar(value, "pruned"),), "thin"), f"{value:.2f}"
+
+
+def describe_similarity(report: Report) -> str:
+    """With which rules and on how many samples heatmaps were compared; empty where they were not."""
+    return "" if report.explanations is None else _of(report.explanations)
 
 
 def _of(found: ExplanationSimilarity) -> str:

@@ -34,7 +34,7 @@ _WITH_COMMAS = ("classes", "floors", "only", "keep", "targets")
 
 
 @dataclass(frozen=True)
-class Row:
+class Figure:
     """One figure of both models, as numbers and as text. `change` is pruned against dense, in words."""
 
     label: str
@@ -65,20 +65,20 @@ def drop_interval(report: Report) -> Interval:
     return drop(report.dense, report.pruned, both_right(report.class_changes))
 
 
-def rows(report: Report) -> tuple[Row, ...]:
+def figures(report: Report) -> tuple[Figure, ...]:
     """Cost and speed of both models, one figure a row; top-1 is apart, as it has an interval."""
-    return tuple(_row(report, *figure) for figure in _FIGURES)
+    return tuple(_figure(report, *figure) for figure in _FIGURES)
 
 
-def _row(
+def _figure(
     report: Report,
     label: str,
     value: Callable[[Measurement], float],
     text: Callable[[float], str],
     words: tuple[str, str],
-) -> Row:
+) -> Figure:
     dense, pruned = value(report.dense), value(report.pruned)
-    return Row(label, dense, pruned, text(dense), text(pruned), change(dense, pruned, *words))
+    return Figure(label, dense, pruned, text(dense), text(pruned), change(dense, pruned, *words))
 
 
 def change(dense: float, pruned: float, less: str, more: str) -> str:

@@ -20,13 +20,13 @@ from pxcompress.report.summary import (
     describe_part,
     describe_share,
     drop_interval,
+    figures,
     milliseconds,
     nodes,
     path_rows,
     per_second,
     percent,
     points,
-    rows,
     size,
     times,
     wilson,
@@ -43,7 +43,9 @@ def to_table(report: Report) -> str:
     """What `pxcompress run` prints: figures of both models, conditions, notes, verdict, next step. No newline."""
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
     lines += _accuracy(report)
-    lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
+    lines += [
+        (row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in figures(report)
+    ]
     notes = [f"note: {note.text}" for note in report.notes if note.code != "spent"]  # the certificate's table says that
     targets: list[str] = []
     if report.targets:
