@@ -13,19 +13,20 @@ _MEASURES = {"cosine": "cosine", "rank_correlation": "rank correlation", "top_ov
 
 def alike_line(report: Report) -> str:
     """How alike the heatmaps are, in one line; empty where they were not compared."""
-    found = report.explanations
-    if found is None:
+    similarity = report.explanations
+    if similarity is None:
         return ""
     return (
-        f"explanations, dense and pruned: cosine {found.cosine:.2f}, rank correlation {found.rank_correlation:.2f}, "
-        f"top 10 % in common {found.top_overlap:.0%} ({_of(found)})"
+        f"explanations, dense and pruned: cosine {similarity.cosine:.2f}, "
+        f"rank correlation {similarity.rank_correlation:.2f}, "
+        f"top 10 % in common {similarity.top_overlap:.0%} ({_of(similarity)})"
     )
 
 
 def similarity_rows(report: Report) -> Sequence[Row]:
     """The same with bars; nothing where the heatmaps were not compared."""
-    found = report.explanations
-    return [] if found is None else [_row(text, getattr(found, name)) for name, text in _MEASURES.items()]
+    similarity = report.explanations
+    return [] if similarity is None else [_row(text, getattr(similarity, name)) for name, text in _MEASURES.items()]
 
 
 def _row(text: str, value: float) -> Row:
@@ -37,5 +38,5 @@ def describe_similarity(report: Report) -> str:
     return "" if report.explanations is None else _of(report.explanations)
 
 
-def _of(found: ExplanationSimilarity) -> str:
-    return f"LRP with rules {found.composite}, {found.samples} samples of the select split"
+def _of(similarity: ExplanationSimilarity) -> str:
+    return f"LRP with rules {similarity.composite}, {similarity.samples} samples of the select split"

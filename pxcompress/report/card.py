@@ -77,8 +77,8 @@ def _precisions(report: Report) -> Sequence[str]:
 def _certified(report: Report) -> Sequence[str]:
     if report.certificate is None:
         return ()
-    said = badge(report.certificate)
-    return ("## Guarantee", f"**{said.title}:** {_text(said.text)}")
+    outcome = badge(report.certificate)
+    return ("## Guarantee", f"**{outcome.title}:** {_text(outcome.text)}")
 
 
 def _explained(report: Report) -> Sequence[str]:

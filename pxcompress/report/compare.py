@@ -121,9 +121,9 @@ def differences(reports: Named) -> tuple[str, ...]:
     """Why figures of these runs cannot be set side by side; nothing where they can."""
     settings = {_setting(report) for report in reports.values()}
     data = {(report.data.name, report.data.test, len(report.data.classes)) for report in reports.values()}
-    told = [f"{name}, {test} samples of {classes} classes" for name, test, classes in sorted(data)]
-    found = {"LATENCIES": sorted(settings), "ACCURACIES": told}
-    return tuple(f"{what} CANNOT BE COMPARED: {'; '.join(of)}" for what, of in found.items() if len(of) > 1)
+    datasets = [f"{name}, {test} samples of {classes} classes" for name, test, classes in sorted(data)]
+    values = {"LATENCIES": sorted(settings), "ACCURACIES": datasets}
+    return tuple(f"{what} CANNOT BE COMPARED: {'; '.join(of)}" for what, of in values.items() if len(of) > 1)
 
 
 def _setting(report: Report) -> str:
@@ -145,13 +145,13 @@ def to_comparison_table(reports: Named) -> str:
     rows = comparison_rows(reports)
     head, *lines = aligned([("", "top-1", "points (95 %)", "size", "p50", "faster"), *map(_narrow, rows)])
     common, asked_for = described(reports)
-    told = [f"all: {common}"] if common else []
-    told.append(head)
+    lines_of_runs = [f"all: {common}"] if common else []
+    lines_of_runs.append(head)
     for name, report in reports.items():
         costs = f"{count(report.pruned.macs)} MACs, {count(report.pruned.params)} parameters"
         own = [line for row, line in zip(rows, lines, strict=True) if row.run == name]
-        told += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *own]
-    return "\n".join([*told, "", _READING, *(f"note: {note}" for note in all_notes(reports))])
+        lines_of_runs += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *own]
+    return "\n".join([*lines_of_runs, "", _READING, *(f"note: {note}" for note in all_notes(reports))])
 
 
 _READING = "points, faster: against the dense model, timed in turns with it in the same run"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pxcompress.report.explanation import Alike, Carried, Case, Explanation, figures, how, spoken
+from pxcompress.report.explanation import Alike, Carried, Case, Explanation, describe_findings, describe_method, figures
 from pxcompress.report.heatmap_figures import panels, png
 from pxcompress.report.pages import Bar, Bars, Picture, Row, render
 from pxcompress.report.summary import percent
@@ -34,28 +34,28 @@ class ExplanationView:
     layers: Sequence[Row]
 
 
-def explanation_page(found: Explanation) -> str:
+def explanation_page(explanation: Explanation) -> str:
     """The page: one self-contained HTML document in ASCII, figures embedded."""
-    same = found.alike[0]
+    same = explanation.alike[0]
     return render(
         "explanation.html",
-        title=f"{found.model}: explanations before and after",
+        title=f"{explanation.model}: explanations before and after",
         images=True,
-        lead=f"{found.model}: {found.inputs}",
+        lead=f"{explanation.model}: {explanation.inputs}",
         agreement=f"explanations agree by a cosine of {same.cosine:.2f} on average over {same.samples} inputs",
-        explanation=explanation_view(found),
+        explanation=explanation_view(explanation),
     )
 
 
-def explanation_view(found: Explanation) -> ExplanationView:
+def explanation_view(explanation: Explanation) -> ExplanationView:
     """What the pages show of it."""
     return ExplanationView(
-        method=_sentence(how(found)),
-        alike=[_alike(row) for row in found.alike],
-        lines=[_sentence(line) for line in (*spoken(found), *found.notes)],
-        has_lines=any(case.pictures.is_line for case in found.cases),
-        cases=[_case(case) for case in found.cases],
-        layers=[_layer(row) for row in found.layers],
+        method=_sentence(describe_method(explanation)),
+        alike=[_alike(row) for row in explanation.alike],
+        lines=[_sentence(line) for line in (*describe_findings(explanation), *explanation.notes)],
+        has_lines=any(case.pictures.is_line for case in explanation.cases),
+        cases=[_case(case) for case in explanation.cases],
+        layers=[_layer(row) for row in explanation.layers],
     )
 
 

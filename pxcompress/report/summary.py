@@ -125,8 +125,8 @@ def nodes(placement: Placement) -> str:
     short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
     others = [f"{count} on {short[name]}" for name, count in placement.elsewhere.items()]
     here = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
-    how = " graph" if placement.asked == "cuda-graph" else ""
-    return ", ".join([f"{here} on {short[placement.got]}{how}", *others])
+    suffix = " graph" if placement.asked == "cuda-graph" else ""
+    return ", ".join([f"{here} on {short[placement.got]}{suffix}", *others])
 
 
 def percent(share: float) -> str:
@@ -254,8 +254,8 @@ def accuracy_change(report: Report) -> str:
     words, lost = accuracy_words(report), drop_interval(report)
     if dense_guesses(report):
         return f"{words} (the dense model guesses: top-1 {percent(report.dense.top1)})"
-    found = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
-    return f"{words} ({found}95 % interval of the change {spread(lost)})"
+    difference = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
+    return f"{words} ({difference}95 % interval of the change {spread(lost)})"
 
 
 def accuracy_words(report: Report, what: str = " top-1") -> str:

@@ -50,7 +50,7 @@ def to_table(report: Report) -> str:
     targets: list[str] = []
     if report.targets:
         targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
-    told = [
+    findings = [
         line
         for line in (
             describe_share(report),
@@ -64,7 +64,7 @@ def to_table(report: Report) -> str:
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     ending = [f"next: {step}"] if (step := next_step(report)) else []
     return "\n".join(
-        [*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict, *ending]
+        [*aligned(lines), *targets, "", conditions(report), *findings, *notes, *certificate, report.verdict, *ending]
     )
 
 
