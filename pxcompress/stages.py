@@ -125,6 +125,11 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
         with clock.stage(f"score ({text})"):
             candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
     scored = _best_scored(candidates, run)
+    for name, (features, samples) in run.short_of_samples.items():
+        clock.remark(
+            f"few samples: {name} reads {features} features of {samples} samples; what feeds it stays wider than more "
+            "samples would show to be needed"
+        )
     if not recipe.class_scores:
         return scored
     with clock.stage("class scores"):

@@ -19,7 +19,8 @@ def copy_for_attribution(model: nn.Module) -> nn.Module:
         twin = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise ModelError(f"{type(model).__name__} cannot be copied for attribution: {error}") from error
-    twin.eval().requires_grad_(False)
+    twin.eval()  # which need not return anything
+    twin.requires_grad_(False)
     for module in twin.modules():
         if isinstance(getattr(module, "inplace", None), bool):
             module.inplace = False  # type: ignore[assignment]

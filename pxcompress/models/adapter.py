@@ -292,8 +292,8 @@ def _named(inputs: Any) -> dict[str | int, Tensor]:
 
 
 def _ordinary(value: Tensor) -> Tensor:
-    """A tensor of no subclass, which a result would inherit, and made outside inference mode."""
-    value = value.as_subclass(Tensor)
+    """A tensor of no subclass and without a graph, which results would inherit, made outside inference mode."""
+    value = value.as_subclass(Tensor).detach()
     return value.clone() if value.is_inference() else value
 
 

@@ -29,7 +29,7 @@ class InParts:
 
 
 NEIGHBOURS = 4
-"""Samples in a row that are held out together: they may be frames of one film."""
+"""Samples in a row that are held out together, or are in the same half: they may be frames of one film."""
 
 HELD_OUT = 6
 """One in this many runs of neighbours is held out."""
@@ -59,7 +59,8 @@ def spread_samples(batches: Batches, count: int) -> list[Batch]:
     chosen: list[Batch] = []
     first = 0
     for inputs, labels in batches:
-        places = torch.arange(-first % step, len(labels), step)
+        places = torch.arange(len(labels))
+        places = places[(first + places) % step == 0]
         first += len(labels)
         if len(places):
             chosen.append((inputs[places], labels[places]))
