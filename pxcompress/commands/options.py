@@ -102,13 +102,13 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
     return decorate
 
 
-def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
+def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
     """The recipe of the file `config`, if any, with what was `said` by the names of its fields; `InputError`."""
     content: dict[str, Any] = {} if config is None else read_recipe(config)
     content |= {key: _read(key, value) for key, value in content.items() if isinstance(value, str)}
-    said = {name: _read(name, value) for name, value in said.items()}
+    options = {name: _read(name, value) for name, value in options.items()}
     for key, cls in (("bench", Bench), ("guarantee", Guarantee)):
-        part = {field.name: said.pop(field.name) for field in fields(cls) if field.name in said}
+        part = {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}
         there = content.get(key) or {}
         if not isinstance(there, dict):
             raise InputError(f"{key} is {there!r} in {str(config)!r}; expected keys and values as in recipe.json")
@@ -117,7 +117,7 @@ def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
             content["budget"] = _without(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
-    content = {key: value for key, value in content.items() if key not in _stale(content, said)} | said
+    content = {key: value for key, value in content.items() if key not in _stale(content, options)} | options
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None})

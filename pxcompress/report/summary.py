@@ -34,7 +34,7 @@ _WITH_COMMAS = ("classes", "floors", "only", "keep", "targets")
 
 
 @dataclass(frozen=True)
-class Row:
+class Figure:
     """One figure of both models, as numbers and as text. `change` is pruned against dense, in words."""
 
     label: str
@@ -65,20 +65,20 @@ def drop_interval(report: Report) -> Interval:
     return drop(report.dense, report.pruned, both_right(report.class_changes))
 
 
-def rows(report: Report) -> tuple[Row, ...]:
+def figures(report: Report) -> tuple[Figure, ...]:
     """Cost and speed of both models, one figure a row; top-1 is apart, as it has an interval."""
-    return tuple(_row(report, *figure) for figure in _FIGURES)
+    return tuple(_figure(report, *figure) for figure in _FIGURES)
 
 
-def _row(
+def _figure(
     report: Report,
     label: str,
     value: Callable[[Measurement], float],
     text: Callable[[float], str],
     words: tuple[str, str],
-) -> Row:
+) -> Figure:
     dense, pruned = value(report.dense), value(report.pruned)
-    return Row(label, dense, pruned, text(dense), text(pruned), change(dense, pruned, *words))
+    return Figure(label, dense, pruned, text(dense), text(pruned), change(dense, pruned, *words))
 
 
 def change(dense: float, pruned: float, less: str, more: str) -> str:
@@ -125,8 +125,8 @@ def nodes(placement: Placement) -> str:
     short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
     others = [f"{count} on {short[name]}" for name, count in placement.elsewhere.items()]
     here = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
-    how = " graph" if placement.asked == "cuda-graph" else ""
-    return ", ".join([f"{here} on {short[placement.got]}{how}", *others])
+    suffix = " graph" if placement.asked == "cuda-graph" else ""
+    return ", ".join([f"{here} on {short[placement.got]}{suffix}", *others])
 
 
 def percent(share: float) -> str:
@@ -254,8 +254,8 @@ def accuracy_change(report: Report) -> str:
     words, lost = accuracy_words(report), drop_interval(report)
     if dense_guesses(report):
         return f"{words} (the dense model guesses: top-1 {percent(report.dense.top1)})"
-    found = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
-    return f"{words} ({found}95 % interval of the change {spread(lost)})"
+    difference = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
+    return f"{words} ({difference}95 % interval of the change {spread(lost)})"
 
 
 def accuracy_words(report: Report, what: str = " top-1") -> str:
