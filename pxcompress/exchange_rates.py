@@ -7,6 +7,7 @@ is folded into the others, and the change of the outputs on held-out samples say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -33,27 +34,32 @@ SPREAD = 100.0
 """A rate is that of the middle group times or divided by this, at most."""
 
 
-def with_measured_rates(scored: Scored, repairs: Sequence[Repair], fit: Batches, held_out: Batches) -> Scored:
-    """`scored` with the scores of every group multiplied by what one point of them costs, in divergence of outputs.
+def with_measured_rates(
+    candidates: Sequence[Scored], repairs: Sequence[Repair], fit: Batches, held_out: Batches
+) -> list[Scored]:
+    """One model scored in several ways, the scores of every group times what one point of them costs in divergence.
 
-    `repairs`, those that absorb what is removed, are fitted to `fit`; outputs are compared on some of `held_out`. One
-    pass of these samples for every group.
+    What is removed to measure are the lowest units by the first of the candidates; the same share of the others' lowest
+    is taken to cost as much. `repairs`, those that absorb what is removed, are fitted to `fit`; outputs are compared on
+    some of `held_out`. One pass of these samples for every group.
     """
+    scored = candidates[0]
     groups = scored.structure.groups
     samples = min(MOST, max(FEWEST, PASSES // max(len(groups), 1)))
     dense = DenseOutputs(scored.model, spread_samples(held_out, samples))
-    rates: dict[str, float] = {}
+    divergences: dict[str, float] = {}
     for group in groups:
-        order = torch.argsort(scored.scores[group.name], stable=True).tolist()
-        plan = _alone(group, order[: max(1, round(REMOVED * group.units))])
-        predicted = float(scored.scores[group.name][list(plan.removed[group.name])].clamp_min(0).sum())
-        pruned = prune(scored.model, groups, plan, scored.example)
+        pruned = prune(scored.model, groups, _alone(group, _lowest(group, scored)), scored.example)
         for repair in repairs:
             pruned = repair(pruned, fit)
-        measured = dense.compare(pruned.model).divergence
-        if predicted > 0 and 0 < measured < torch.inf:
-            rates[group.name] = measured / predicted
-    return _rated(scored, from_first(rates))
+        divergences[group.name] = dense.compare(pruned.model).divergence
+    return [_rated(each, from_first(divergences)) for each in candidates]
+
+
+def _lowest(group: Group, scored: Scored) -> list[int]:
+    """The units that are removed to measure."""
+    order = torch.argsort(scored.scores[group.name], stable=True).tolist()
+    return list(order[: max(1, round(REMOVED * group.units))])
 
 
 def _alone(group: Group, units: Sequence[int]) -> Plan:
@@ -62,8 +68,13 @@ def _alone(group: Group, units: Sequence[int]) -> Plan:
     return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, left, left)
 
 
-def _rated(scored: Scored, rates: Mapping[str, float]) -> Scored:
-    """Scores times rates; groups that could not be measured get the middle rate."""
+def _rated(scored: Scored, divergences: Mapping[str, float]) -> Scored:
+    """Scores times measured divergence over what they sum to; groups that could not be measured get the middle rate."""
+    rates: dict[str, float] = {}
+    for group in scored.structure.groups:
+        predicted = float(scored.scores[group.name][_lowest(group, scored)].clamp_min(0).sum())
+        if predicted > 0 and 0 < divergences[group.name] < math.inf:
+            rates[group.name] = divergences[group.name] / predicted
     if not rates:
         return scored
     middle = median(rates.values())

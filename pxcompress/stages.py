@@ -148,7 +148,7 @@ def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
     absorbing = [repair for repair in run.repairs.values() if repair.phase == "absorb"]
     with run.clock.stage("measure groups"):
         fit, held_out = run.parts["repair"], run.held_out
-        candidates = [with_measured_rates(each, absorbing, fit, held_out) for each in candidates]
+        candidates = with_measured_rates(candidates, absorbing, fit, held_out)
     with run.clock.stage("choose the score"):
         dense = DenseOutputs(candidates[0].model, run.held_out)
         divergences = []

@@ -49,10 +49,12 @@ class InputMoments:
     """Moments of what a layer reads on each half of the samples, so that a fit to one is judged on the other.
 
     `samples` is the number of samples, whatever their positions: what a feature's positions share is not independent.
+    `solved` is room for what costs much and depends on the moments alone.
     """
 
     halves: tuple[Moments, Moments]
     samples: int
+    solved: dict[tuple[bytes, float], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     @property
     def one_position(self) -> bool:

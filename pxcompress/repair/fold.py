@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from pxcompress.layout.consumers import Consumer, add_, consumers, is_padded
 from pxcompress.layout.rows import others
 from pxcompress.passes.moments import InputMoments, Moments, moments
+from pxcompress.passes.ridges import RIDGES, USUAL, best_ridge
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Phase, Pruned
-
-RIDGES = (1e-3, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
-"""What a layer's ridge is chosen from, as shares of the mean variance of the kept inputs; the first wins a tie."""
 
 
 @REPAIRS.register("fold")
@@ -78,16 +76,12 @@ class Fold:
     def _best_ridge(
         self, seen: InputMoments, span: slice, parts: tuple[Tensor, Tensor], lost: Tensor, centred: bool
     ) -> float:
-        """The one of `RIDGES` whose error at the outputs is least on the half of the samples that is not fitted to."""
-
-        def error(ridge: float) -> float:
-            total = 0.0
-            for fit, check in seen.folds:
-                predict = _ridge(_matrix(fit, fit, span, centred), *parts, ridge)
-                total += _error(_matrix(check, fit, span, centred), parts, lost, predict)
-            return total
-
-        return min(RIDGES, key=error)
+        """The one whose error at the outputs is least on the half of the samples that is not fitted to."""
+        if not seen.folds:
+            return RIDGES[USUAL]
+        fit, check = seen.folds[0]
+        matrices = _matrix(fit, fit, span, centred), _matrix(check, fit, span, centred)
+        return best_ridge(lambda ridge: _error(matrices[1], parts, lost, _ridge(matrices[0], *parts, ridge)))
 
     def _is_centred(self, module: nn.Module) -> bool:
         if self.centred != "auto":
@@ -115,4 +109,6 @@ def _ridge(matrix: Tensor, kept: Tensor, removed: Tensor, ridge: float) -> Tenso
     block = matrix[kept][:, kept].clone()
     level = ridge * block.diagonal().mean() + 1e-12
     block.diagonal().add_(level)
-    return torch.linalg.solve(block, matrix[kept][:, removed]).T
+    factor, failed = torch.linalg.cholesky_ex(block)
+    cross = matrix[kept][:, removed]
+    return (torch.linalg.solve(block, cross) if failed else torch.cholesky_solve(cross, factor)).T

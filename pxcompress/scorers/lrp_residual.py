@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,10 @@ from pxcompress.elimination import Reader, eliminate, regularised_inverse
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
 from pxcompress.passes.moments import InputMoments, moments
+from pxcompress.passes.ridges import best_ridge
 from pxcompress.registry import option, searched
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Axis, Batches, Group, Member, Scores
-
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-"""What a layer's ridge is chosen from, as shares of the mean variance of its inputs; the first wins a tie."""
 
 METRICS: Mapping[str, tuple[Axis, bool]] = {
     "outputs": ("out", True),
@@ -107,12 +106,10 @@ class LRPResidual:
 
     def _readers(self, module: nn.Module, member: Member, seen: InputMoments, prices: Tensor) -> Iterator[Reader]:
         """Readers for every group of a grouped convolution, each with errors on the half that it is not fitted to."""
-        folds = seen.folds or ((seen.whole, seen.whole),)
         for features, price, width in self._views(module, member, len(seen.whole.mean), prices):
-            for fit, check in folds:
-                covariance, left = (_part(matrix, features) for matrix in (fit.covariance, check.around(fit.mean)))
-                inverse, error = _best_inverse(covariance, left, price, (self.ridge,) if self.ridge else RIDGES)
-                yield Reader(inverse, price.clone(), width, self.follow, error, 1 / len(folds))
+            solved = _solved(seen, features, self.ridge)
+            for inverse, error in solved:
+                yield Reader(inverse.clone(), price.clone(), width, self.follow, error.clone(), 1 / len(solved))
 
     def _views(
         self, module: nn.Module, member: Member, size: int, prices: Tensor
@@ -140,20 +137,30 @@ def _part(matrix: Tensor, features: Tensor) -> Tensor:
     return matrix[features][:, features]
 
 
-def _best_inverse(covariance: Tensor, left: Tensor, price: Tensor, ridges: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """A = (Sigma + lambda I)^-1 and A Sigma' A for the ridge that predicts best on the samples of Sigma'.
+def _solved(seen: InputMoments, features: Tensor, ridge: float) -> list[tuple[Tensor, Tensor]]:
+    """A = (Sigma + lambda I)^-1 of `features` on one half, A Sigma' A on the other, both ways; kept with the moments.
 
-    Its error is the sum over features, weighted by `price`, of what all others leave of each, [A Sigma' A]_cc / A_cc^2.
+    With ridge 0 it is the one by which all other features predict each best, as a share of its variance.
     """
-    best: tuple[float, Tensor, Tensor] | None = None
-    for ridge in ridges:
-        inverse = regularised_inverse(covariance, ridge)
-        error = inverse @ left @ inverse
-        total = float((price.diagonal() * error.diagonal() / inverse.diagonal().square()).sum())
-        if best is None or total < best[0]:
-            best = total, inverse, error
-    assert best is not None
-    return best[1], best[2]
+    key = features.numpy().tobytes(), ridge
+    if key not in seen.solved:
+        pairs = [
+            (_part(fit.covariance, features), _part(check.around(fit.mean), features))
+            for fit, check in seen.folds or ((seen.whole, seen.whole),)
+        ]
+        chosen = ridge or best_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
+        inverses = [regularised_inverse(covariance, chosen) for covariance, _ in pairs]
+        seen.solved[key] = [
+            (inverse, inverse @ left @ inverse) for inverse, (_, left) in zip(inverses, pairs, strict=True)
+        ]
+    return seen.solved[key]
+
+
+def _error_of_each(covariance: Tensor, left: Tensor, ridge: float) -> float:
+    """Sum over features of [A Sigma' A]_cc / (A_cc^2 Sigma'_cc): what all others leave of each, as a share of it."""
+    inverse = regularised_inverse(covariance, ridge)
+    errors = ((inverse @ left) * inverse).sum(1) / inverse.diagonal().square()
+    return float((errors / left.diagonal().clamp_min(1e-12 * float(left.diagonal().max()) + 1e-30)).sum())
 
 
 def _gram(columns: Tensor, prices: Tensor) -> Tensor:

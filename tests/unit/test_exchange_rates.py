@@ -42,7 +42,7 @@ def test_a_group_is_worth_what_its_loss_changes() -> None:
     """The outputs' divergence goes with the square of the change, which is ten times larger in one branch."""
     scored, inputs = _scored()
     batches = batches_of(inputs, 16)
-    rated = with_measured_rates(scored, [Fold()], batches, batches)
+    (rated,) = with_measured_rates([scored], [Fold()], batches, batches)
     rates = {name: rated.scores[name] / scored.scores[name] for name in scored.scores}
     assert all(torch.allclose(rate, rate[:1].expand(len(rate))) for rate in rates.values()), "one rate a group"
     assert 10 < float(rates["loud"][0] / rates["faint"][0]) < 1000
@@ -51,7 +51,7 @@ def test_a_group_is_worth_what_its_loss_changes() -> None:
 def test_groups_that_cannot_be_measured_get_the_middle_rate() -> None:
     scored, inputs = _scored()
     scored.scores["faint"].zero_()
-    rated = with_measured_rates(scored, [], batches_of(inputs, 16), batches_of(inputs, 16))
+    (rated,) = with_measured_rates([scored], [], batches_of(inputs, 16), batches_of(inputs, 16))
     assert not rated.scores["faint"].any()
     assert rated.scores["loud"].any()
 
@@ -60,7 +60,7 @@ def test_no_rate_is_far_from_the_others() -> None:
     scored, inputs = _scored()
     scored.scores["faint"].mul_(1e-9)
     batches = batches_of(inputs, 16)
-    rated = with_measured_rates(scored, [], batches, batches)
+    (rated,) = with_measured_rates([scored], [], batches, batches)
     rates = [float(rated.scores[name].sum() / scored.scores[name].sum()) for name in scored.scores]
     assert max(rates) / min(rates) <= SPREAD**2 * 1.01
 
