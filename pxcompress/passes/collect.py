@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,19 @@ class _Cut:
         return (summed(self.total) / summed(self.samples).clamp(min=1)[:, None]).cpu()
 
 
+class _Kept(torch.autograd.Function):
+    """Holds a tensor as it is now, by `grad_fn.saved_tensors`, also where the model changes it in place later on."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
+        return value.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        """Nothing comes of it."""
+
+
 @dataclass
 class _Reader:
     """Forward pre-hooks at a group's consumers; one `_Cut` per distinct tensor of a forward pass.
@@ -78,16 +92,20 @@ class _Reader:
             if len(self.seen) > len(self.cuts):
                 self.cuts.append(_Cut())
             cut = self.cuts[len(self.seen) - 1]
-            activation = unit_view(value.detach(), module, member.index)
-            if self.origin is not None:
-                origin = self.origin[len(self.seen) - 1]
-                activation = activation - origin.to(activation).unsqueeze(1)
+            origin = None if self.origin is None else self.origin[len(self.seen) - 1]
+
+            def activation(value: Tensor) -> Tensor:
+                units = unit_view(value.detach(), module, member.index)
+                return units if origin is None else units - origin.to(units).unsqueeze(1)
+
             if not value.requires_grad:
-                cut.add(self.statistic(activation, torch.empty(0)), self.weights)
+                cut.add(self.statistic(activation(value), torch.empty(0)), self.weights)
                 return
+            node: Any = _Kept.apply(value).grad_fn
 
             def use(gradient: Tensor) -> None:
-                cut.add(self.statistic(activation, unit_view(gradient, module, member.index)), self.weights)
+                (kept,) = node.saved_tensors
+                cut.add(self.statistic(activation(kept), unit_view(gradient, module, member.index)), self.weights)
 
             value.register_hook(use)
 
