@@ -75,7 +75,7 @@ class _Reader:
     statistic: Statistic
     origin: Tensor | None = None
     cuts: list[_Cut] = field(default_factory=list)
-    seen: list[Tensor] = field(default_factory=list)
+    seen: list[tuple[Tensor, int]] = field(default_factory=list)
     weights: Tensor | None = None
 
     def attach(self) -> None:
@@ -86,9 +86,9 @@ class _Reader:
     def _hook(self, member: Member) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             value = args[0]
-            if any(value is other for other in self.seen):
+            if any(value is other and value._version == version for other, version in self.seen):
                 return
-            self.seen.append(value)
+            self.seen.append((value, value._version))
             if len(self.seen) > len(self.cuts):
                 self.cuts.append(_Cut())
             cut = self.cuts[len(self.seen) - 1]
