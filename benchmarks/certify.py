@@ -193,7 +193,8 @@ def end_to_end(kind: str, model: str, data: str, alpha: float, fresh: int) -> di
     """One certified run, and the risk of what it chose on images that it has not seen."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
-        report = compress(Recipe(model, RATIO, data=data, guarantee=Guarantee(alpha, steps=7)), folder, note=print)
+        recipe = Recipe(model, RATIO, budget="channels", data=data, guarantee=Guarantee(alpha, steps=7))
+        report = compress(recipe, folder, note=print)
         record = report.certificate
         assert record is not None
         files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]

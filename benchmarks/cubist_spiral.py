@@ -113,8 +113,8 @@ def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any]) -> dict[str,
     """One row: the smallest models on one path that keep each level of accuracy."""
     points, labels = (torch.from_numpy(array[::5]) for array in spiral_arrays())
     recipe = Recipe(
-        model="MLP", ratio=0.1, round_to=1, min_keep=0.0, repair=REPAIRED[cell["repair"]], seed=cell["seed"],
-        **SELECTIONS[cell["selection"]],
+        model="MLP", ratio=0.1, budget="channels", round_to=1, min_keep=0.0, repair=REPAIRED[cell["repair"]],
+        seed=cell["seed"], **SELECTIONS[cell["selection"]],
     )  # fmt: skip
     start, dense = time.perf_counter(), accuracy(model, points, labels)
     row: dict[str, Any] = {**cell, "dense": dense, "disconnected": 0}

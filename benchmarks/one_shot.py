@@ -204,7 +204,13 @@ def _repaired(pruned: Pruned, repairs: Sequence[str], parts: Mapping[str, Batche
 def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, Any]:
     """The model restricted to a few classes, with the share `units` of its units gone; nothing is trained."""
     recipe = Recipe(
-        model=bench.recipe.model, ratio=units, data="glyphs", classes=tuple(classes), round_to=1, min_keep=0.02
+        model=bench.recipe.model,
+        ratio=units,
+        budget="channels",
+        data="glyphs",
+        classes=tuple(classes),
+        round_to=1,
+        min_keep=0.02,
     )
     task = with_baseline(load_subject(recipe), recipe.seed, print)
     model, splits = task.loaded.model, task.splits

@@ -36,7 +36,8 @@ from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Batch
 
-REMOVED = (0.1, 0.3, 0.5)  # shares of the MACs
+REMOVED = (0.1, 0.3, 0.5)
+"""Shares of the MACs to remove; the middle one is that of most targets."""
 BATCH = 32
 
 OURS: dict[str, dict[str, object]] = {
@@ -152,7 +153,13 @@ def predictions(model: nn.Module, values: Tensor) -> Tensor:
         return torch.cat([model(normalised(part)) for part in values.split(BATCH)])
 
 
-def ours(subject: Subject, samples: int, methods: Sequence[str], images: str = "photographs") -> Iterator[Row]:
+def ours(
+    subject: Subject,
+    samples: int,
+    methods: Sequence[str],
+    images: str = "photographs",
+    sizes: Sequence[float] = REMOVED,
+) -> Iterator[Row]:
     """Each method scores once and is cut at all sizes, as `pxcompress sweep` does."""
     batches = subject.batches(samples, SHIFTS.get(images))
     example = batches[0][0][:1]
@@ -165,7 +172,7 @@ def ours(subject: Subject, samples: int, methods: Sequence[str], images: str = "
             begin = time.perf_counter()
             scored = score(subject.model, example, run)
             scoring = time.perf_counter() - begin
-            for removed in REMOVED if images == "photographs" and "steps" not in method else REMOVED[1:2]:
+            for removed in sizes if "steps" not in method else REMOVED[1:2]:
                 begin = time.perf_counter()
                 slim = cut(scored, plan_at(scored, removed, recipe), run)
                 seconds = scoring + time.perf_counter() - begin
@@ -207,7 +214,7 @@ SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
 def by_data(subject: Subject) -> Iterator[Row]:
     """The defaults and magnitude with the same repairs, from few samples to many."""
     for samples in (32, 64, 128, 256, 512, 1024):
-        yield from ours(subject, samples, ("defaults, no refit", "magnitude, same repairs"), "photographs")
+        yield from ours(subject, samples, ("defaults, no refit", "magnitude, ridge fold"), sizes=REMOVED[1:2])
 
 
 def claims(rows: Sequence[Row]) -> list[dict[str, object]]:
@@ -253,7 +260,8 @@ def main() -> None:
     options.add_argument("--model", default="lite1", choices=tuple(EFFICIENTNETS))
     options.add_argument("--samples", default="256,1024")
     options.add_argument("--part", default="ours,rivals,data,shift")
-    options.add_argument("--method", default="", help="one of ours, instead of all")
+    options.add_argument("--removed", default=",".join(map(str, REMOVED)), help="shares, for ours")
+    options.add_argument("--method", default="", help="some of ours, with semicolons, instead of all")
     asked = options.parse_args()
     subject = Subject.of(asked.model, asked.quick)
     folder = RESULTS / "quick" if asked.quick else RESULTS
@@ -262,12 +270,17 @@ def main() -> None:
         earlier = (Row(**row) for row in json.loads((folder / "real.json").read_text())["rows"])
         kept = {row.key: row for row in earlier}
     sizes = [32] if asked.quick else [int(each) for each in asked.samples.split(",")]
-    methods = (asked.method,) if asked.method else tuple(OURS)
+    removed = [float(each) for each in asked.removed.split(",")]
+    methods = tuple(asked.method.split(";")) if asked.method else tuple(OURS)
     work: dict[str, Callable[[], Iterator[Row]]] = {
-        "ours": lambda: itertools.chain.from_iterable(ours(subject, samples, methods) for samples in sizes),
+        "ours": lambda: itertools.chain.from_iterable(
+            ours(subject, samples, methods, sizes=removed) for samples in sizes
+        ),
         "rivals": lambda: itertools.chain.from_iterable(rivals(subject, samples) for samples in sizes),
         "data": lambda: by_data(subject),
-        "shift": lambda: itertools.chain.from_iterable(ours(subject, 256, ("defaults",), name) for name in SHIFTS),
+        "shift": lambda: itertools.chain.from_iterable(
+            ours(subject, 256, ("defaults",), name, REMOVED[1:2]) for name in SHIFTS
+        ),
     }
     for part in asked.part.split(","):
         for row in work[part]():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch.nn.functional import kl_div
 
 from pxcompress.models.adapter import Adapter
 from pxcompress.models.outputs import floats
+from pxcompress.notes import silent
+from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import InParts
 from pxcompress.processes import summed
 from pxcompress.state import device_of, observed
@@ -25,33 +27,40 @@ class DenseOutputs:
     def __init__(self, model: nn.Module, batches: Batches) -> None:
         self._model = model
         self._batches = InParts(batches)
-        self._kept: list[list[Tensor]] | None = None
+        self._kept: list[Tensor] | None = None
 
     def compare(self, model: nn.Module) -> Agreement:
-        """One pass of `model`, over all processes' samples; of the dense model too where its outputs are not kept."""
-        device = device_of(model)
-        sums = torch.zeros(3, dtype=torch.float64)
-        for (inputs, _), dense in zip(self._batches, self._outputs(), strict=True):
-            with observed(model), torch.no_grad():
-                pruned = _outputs(model, inputs.to(device))
-            sums += _compared(model, dense, pruned)
-        samples, share, divergence = summed(sums.to(device)).tolist()
+        """One pass of `model`, over all processes' samples; of the dense model too where its outputs are not kept.
+
+        In smaller batches where memory asks for them.
+        """
+        sums = in_smaller_batches(partial(self._sums, model), self._batches, silent)
+        samples, share, divergence = summed(sums.to(device_of(model))).tolist()
         return Agreement(int(samples), share / max(samples, 1), divergence / max(samples, 1))
 
-    def _outputs(self) -> Iterator[list[Tensor]]:
+    def _sums(self, model: nn.Module, batches: Batches) -> Tensor:
+        sums = torch.zeros(3, dtype=torch.float64)
+        seen: list[list[Tensor]] = []
+        first = size = 0
+        for inputs, _ in batches:
+            dense = self._dense(inputs, first)
+            first += len(inputs)
+            size += sum(value.numel() * value.element_size() for value in dense)
+            if self._kept is None and size <= KEPT_BYTES:
+                seen.append(dense)
+            with observed(model), torch.no_grad():
+                pruned = _outputs(model, inputs.to(device_of(model)))
+            sums += _compared(model, dense, pruned)
+        if self._kept is None and seen and size <= KEPT_BYTES:
+            self._kept = [torch.cat(parts) for parts in zip(*seen, strict=True)]
+        return sums
+
+    def _dense(self, inputs: Tensor, first: int) -> list[Tensor]:
+        """What the dense model makes of `inputs`, the first of which has the number `first`."""
         if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[list[Tensor]] = []
-        size = 0
-        for inputs, _ in self._batches:
-            with observed(self._model), torch.no_grad():
-                outputs = [value.cpu() for value in _outputs(self._model, inputs.to(device_of(self._model)))]
-            size += sum(value.numel() * value.element_size() for value in outputs)
-            if size <= KEPT_BYTES:
-                kept.append(outputs)
-            yield outputs
-        self._kept = kept if size <= KEPT_BYTES else None
+            return [value[first : first + len(inputs)] for value in self._kept]
+        with observed(self._model), torch.no_grad():
+            return [value.cpu() for value in _outputs(self._model, inputs.to(device_of(self._model)))]
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:

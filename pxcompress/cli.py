@@ -21,6 +21,7 @@ from pxcompress.commands.doctor import doctor
 from pxcompress.commands.explain import explain
 from pxcompress.commands.inspect import inspect
 from pxcompress.commands.methods import methods
+from pxcompress.commands.panels import PanelCommand
 from pxcompress.commands.report import report
 from pxcompress.commands.run import run
 from pxcompress.commands.search import search
@@ -44,7 +45,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=PanelCommand)(command)
 
 
 def _show_version(wanted: bool) -> None:

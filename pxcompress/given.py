@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, MISSING, dataclass
 
 from pxcompress.checks import check_types
 from pxcompress.errors import InputError
-from pxcompress.registry import option
+from pxcompress.registry import names_in, option
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Given:
         MISSING, "timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module."
     )
     _: KW_ONLY
-    data: str = option("digits", "digits, glyphs, spiral, dna, an image folder, or a timm dataset spec.")
+    data: str = option("digits", f"{', '.join(names_in('pxcompress.demo'))}, an image folder, or a timm dataset spec.")
     classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
     input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")

@@ -8,16 +8,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pxcompress.certify.parts import Part
-from pxcompress.certify.path import Goal
 from pxcompress.checks import check_types, known_keys, read_record, safe_name
+from pxcompress.choices import NORMALISATIONS, PARTS, PROVIDERS, RISKS, SCOPES, one_of
+from pxcompress.choices import TARGETS as TARGETS
 from pxcompress.errors import InputError, short, unknown
 from pxcompress.given import Given
-from pxcompress.registry import option
+from pxcompress.registry import names_in, option
 
-DEFAULT_BUDGET = "channels"
+if TYPE_CHECKING:
+    from pxcompress.certify.parts import Part
+    from pxcompress.certify.path import Goal
+
+DEFAULT_BUDGET = "macs"
 MEASURED = 0
 """As `round_to`: the step of widths that measures best on the machine at hand."""
 
@@ -49,9 +53,6 @@ AUTO = "auto"
 AUTO_SCORERS = ("lrp-residual", "lrp-residual:metric=weights")
 """Scorers among which held-out samples choose where nothing is said: errors weighed by relevance, or all alike."""
 
-TARGETS = ("fp32", "fp16", "int8")
-"""Precisions that a model can be exported in."""
-
 
 def auto_normalise(budget: str) -> str:
     """How groups are made comparable where nothing is said, for a budget's text: as the budget wants it."""
@@ -76,11 +77,11 @@ class Bench:
     """How latency is measured: samples per call, execution provider, CPU threads (0: all physical cores)."""
 
     batch_size: int = option(1, "Samples per call when latency is measured.")
-    provider: str = option("auto", "ONNX Runtime execution provider: auto, cuda, cuda-graph, tensorrt or cpu.")
+    provider: str = option("auto", f"ONNX Runtime execution provider: {one_of(PROVIDERS)}.")
     threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
 
     def __post_init__(self) -> None:
-        from pxcompress.deploy.runtime import PROVIDERS, check_threads
+        from pxcompress.deploy.runtime import check_threads
 
         check_types(self)
         if self.provider not in PROVIDERS:
@@ -99,15 +100,13 @@ class Guarantee:
     """
 
     max_drop: float = option(MISSING, "Certify that the risk is at most this, such as 0.03.")
-    confidence: float = option(0.95, "Of the certificate.")
-    risk: str = option(
-        "negative-flips", "What is certified: negative-flips, disagreement, accuracy-drop or top1-error."
-    )
+    confidence: float = option(0.95, "Confidence with which a certificate holds, over the draw of its samples.")
+    risk: str = option("negative-flips", f"What is certified: {one_of(RISKS)}.")
     steps: int = option(8, "Models on the path to --ratio that --max-drop tests.")
     part: str = option(
         "all",
-        "Which predictions count: all, confident (those of which the dense model is sure), or classes (the risk is "
-        "held in every class, by true label).",
+        f"Which predictions count: {one_of(PARTS)}. confident: those of which the dense model is sure; classes: the "
+        "risk is held in every class, by true label.",
     )
     coverage: float | None = option(
         None, "With --part confident: share of the select split that counts.  [default: 0.8]"
@@ -127,11 +126,15 @@ class Guarantee:
     @property
     def goal(self) -> Goal:
         """The same as `certify` takes it."""
+        from pxcompress.certify.path import Goal
+
         return Goal(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
 
     @property
     def counted(self) -> Part:
         """The samples that count."""
+        from pxcompress.certify.parts import Part
+
         return Part(self.part, self.coverage)
 
     def ratios(self, last: float) -> tuple[float, ...]:
@@ -159,17 +162,21 @@ class Recipe(Given):
         None, "Instead of --ratio: remove of every layer the units that hold at most this share of its scores."
     )
     budget: str = option(
-        "auto", "What ratio is a share of: channels, params, macs, bytes or latency.  [default: channels]"
+        "auto", f"What ratio is a share of: {one_of(names_in('pxcompress.budgets'))}.  [default: {DEFAULT_BUDGET}]"
     )
     scorer: str = option(
         AUTO,
-        "Scorer, as NAME:option=value,...; see `pxcompress methods`. auto: that of two whose model comes nearer to the "
-        "dense one on held-out samples.",
+        f"Scorer, as NAME:option=value,...: {one_of(names_in('pxcompress.scorers'))}; see `pxcompress methods`. auto: "
+        "that of two lrp-residual whose model comes nearer to the dense one on held-out samples.",
     )
     normalise: str = option(
-        "auto", "How groups are made comparable: none, mean, max, sum, norm, cost, uniform, isomorphic, knapsack, auto."
+        "auto", f"How groups are made comparable: auto (as the budget wants it), {one_of(NORMALISATIONS)}."
     )
-    repair: tuple[str, ...] = option(("auto",), "Repairs in order (repeat the option); `none` for none.")
+    repair: tuple[str, ...] = option(
+        (AUTO,),
+        f"Repairs in order (repeat the option): {one_of(names_in('pxcompress.repair'))}; none for none.  "
+        f"[default: {', '.join(DEFAULT_REPAIR)}]",
+    )
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
     round_to: int | None = option(
         None, "Widths are multiples of this; 1: no alignment; 0: as measures best here.  [default: 8; 0 for latency]"
@@ -178,12 +185,12 @@ class Recipe(Given):
     floors: tuple[str, ...] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
     only: tuple[str, ...] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
     keep: tuple[str, ...] = option((), "Leave groups of these names whole: globs with commas.")
-    scope: str = option("all", "all, or inner: leave residual streams whole.")
+    scope: str = option("all", f"Which groups may lose units: {one_of(SCOPES)} (residual streams stay whole).")
     class_scores: bool = option(False, "Keep units' relevance for every class; needs labels of the score split.")
     bench: Bench = field(default_factory=Bench)
     guarantee: Guarantee | None = None
     targets: tuple[str, ...] = option(
-        ("fp32",), "Precisions of the exported model, with commas: fp32 (always made), fp16, int8."
+        ("fp32",), f"Precisions of the exported model, with commas: {', '.join(TARGETS)}; {TARGETS[0]} is always made."
     )
     fixed_batch: bool = option(False, "The exported files take --batch-size samples a call, no other number.")
 

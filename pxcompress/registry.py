@@ -13,12 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import pkgutil
+import re
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pxcompress.errors import InputError, unknown
+
+_REGISTERED = re.compile(r'^@[A-Z]+\.register\("([^"]+)"\)$', re.MULTILINE)
+"""The line that registers a method, with its name."""
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -40,6 +46,17 @@ def option(
     """
     metadata = {"help": help, "low": low, "high": high, "log": log, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def names_in(package: str) -> tuple[str, ...]:
+    """Names that the modules of `package` register, sorted; they are read from the source, so that no module is loaded.
+
+    What a user registers elsewhere is not among them.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations or () if spec else ()
+    files = (path for folder in folders for path in Path(folder).glob("*.py"))
+    return tuple(sorted(name for path in files for name in _REGISTERED.findall(path.read_text(encoding="utf-8"))))
 
 
 def searched(field: Any) -> Any:

@@ -48,6 +48,17 @@ class Run:
         """The same, with moments of the dense `model` on the samples of `role` computed once and kept."""
         return replace(self, parts={**self.parts, role: Remembered(self.parts[role], model)})
 
+    @property
+    def short_of_samples(self) -> Mapping[str, tuple[int, int]]:
+        """Layers that read more features than the score part has samples: name -> features and samples.
+
+        Layers that read several positions of a sample are not among them. Known once the samples were scored.
+        """
+        part = self.parts["score"]
+        seen = part.found if isinstance(part, Remembered) else {}
+        sizes = {name: (len(each.whole.mean), each.samples) for name, each in seen.items() if each.one_position}
+        return {name: size for name, size in sizes.items() if size[0] > size[1]}
+
     def unheard(self) -> Run:
         """The same with a clock that nobody reads, and no top-1 between stages."""
         return replace(self, clock=Clock(silent, measures=False))

@@ -117,14 +117,19 @@ def _check_removable(structure: Structure) -> None:
 def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
-    run = run.remembering("score", model)
     scored = priced(model, example, run)
+    run = run.remembering("score", model)
     groups = scored.structure.groups
     candidates = []
     for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
         with clock.stage(f"score ({text})"):
             candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
     scored = _best_scored(candidates, run)
+    for name, (features, samples) in run.short_of_samples.items():
+        clock.remark(
+            f"few samples: {name} reads {features} features of {samples} samples; what feeds it stays wider than more "
+            "samples would show to be needed"
+        )
     if not recipe.class_scores:
         return scored
     with clock.stage("class scores"):
@@ -224,8 +229,11 @@ def _repaired(scored: Scored, pruned: Pruned, run: Run) -> tuple[Pruned, Agreeme
     """
     dense = DenseOutputs(pruned.whole.dense, run.held_out) if run.held_out else None
     _accuracy(pruned, run)
-    paths = [_Repaired(pruned, dense.compare(pruned.model) if dense else None)]
+    with run.clock.stage("compare with the dense model"):
+        paths = [_Repaired(pruned, dense.compare(pruned.model) if dense else None)]
     for text, repair in run.repairs.items():
+        if repair.phase == "train":  # which takes long
+            paths = [_nearest(paths)]
         with run.clock.stage(text):
             paths = [after for path in paths for after in _with_repair(path, text, repair, dense, run)]
             if repair.phase != "refit":

@@ -12,7 +12,7 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "types", "state", "interrupts", "elimination", "notes"),
+    ("errors", "choices", "types", "state", "interrupts", "elimination", "notes"),
     ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
     ("passes", "certify", "given"),
     ("models", "deploy"),

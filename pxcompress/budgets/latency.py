@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
+from pxcompress.choices import PROVIDERS
 from pxcompress.cost.latency import Conditions, file_latencies, latency_meter
 from pxcompress.registry import option
 from pxcompress.types import Group, Meter
@@ -24,7 +25,7 @@ class Latency:
     round_to = 0  # as measures best
 
     batch_size: int = option(1, "samples per call", low=1)
-    provider: str = option("auto", "execution provider", choices=("auto", "cuda", "cuda-graph", "tensorrt", "cpu"))
+    provider: str = option("auto", "execution provider", choices=PROVIDERS)
     threads: int = option(0, "CPU threads; 0: all physical cores", low=0)
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:

@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.path import Goal, by_class, check_samples, confidence
+from pxcompress.choices import PARTS
 from pxcompress.errors import InputError, unknown
 
-PARTS = ("all", "confident", "classes")
 COVERAGE = 0.8
 
 

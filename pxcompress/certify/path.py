@@ -266,8 +266,8 @@ def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> T
         raise InputError(f"losses of {candidate.name!r} are not all 0 or 1, as those of {goal.risk!r} are")
     parts = {name: values[_mask(mask, len(values), name)] for name, mask in masks.items()}
     classes = tuple(InClass(name, len(part), float(part.sum()), goal.p_value(part)) for name, part in parts.items())
-    found = [each.p_value for each in classes] or [goal.p_value(values)]
-    errors, p_value = float(values.sum()), max(found)
+    p_values = [each.p_value for each in classes] or [goal.p_value(values)]
+    errors, p_value = float(values.sum()), max(p_values)
     return Tested(candidate.name, float(candidate.size), len(values), errors, p_value, classes)
 
 
@@ -287,15 +287,15 @@ def sentence(certificate: Certificate) -> str:
     row = certificate.rows[certificate.chosen or 0]
     part = row.weakest
     where = f" in {part.name!r}, the weakest class" if classes else ""
-    found = f"{part.errors:g} of {part.n} samples{where}"
+    evidence = f"{part.errors:g} of {part.n} samples{where}"
     if certificate.chosen is None:
         short = f"; it takes at least {needed} samples" if (needed := _needed(goal)) > part.n else ""
-        lost = f"{row.name!r} lost {found} (p = {row.p_value:.3g}{short})"
+        lost = f"{row.name!r} lost {evidence} (p = {row.p_value:.3g}{short})"
         return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {lost}."
     others = ["other predictions"] * (goal.scope != EVERYTHING) + ["single classes"] * (not classes)
     silent = f" It says nothing about {' or '.join(others)}." if others else ""
     limits = "It does not hold for data from elsewhere or later that differ from these."
-    return f"{target}. ({row.name!r}: {found}, p = {row.p_value:.3g}.) {limits}{silent}"
+    return f"{target}. ({row.name!r}: {evidence}, p = {row.p_value:.3g}.) {limits}{silent}"
 
 
 def _percent(share: float) -> str:
@@ -313,8 +313,8 @@ def check_samples(n: int, goal: Goal, where: str = "to certify on") -> None:
     # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
     if goal.alpha <= 0 or n >= (needed := _needed(goal)):
         return
-    asked = f"{goal.risk} <= {_percent(goal.alpha)} at {_percent(1 - goal.delta)} confidence"
-    raise DataError(f"{n} samples {where}; {asked} needs at least {needed}: give more data or a larger --max-drop")
+    goal_words = f"{goal.risk} <= {_percent(goal.alpha)} at {_percent(1 - goal.delta)} confidence"
+    raise DataError(f"{n} samples {where}; {goal_words} needs at least {needed}: give more data or a larger --max-drop")
 
 
 def _needed(goal: Goal) -> int:

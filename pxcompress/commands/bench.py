@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pxcompress.choices import PROVIDERS, TARGETS
 from pxcompress.commands.options import AsJson, Threads
 from pxcompress.errors import InputError
 
@@ -20,14 +21,13 @@ def bench(
     batch_size: Annotated[
         str, typer.Option(help="Samples per call; several with commas.  [default: 1, or what the first file takes]")
     ] = "",
-    provider: Annotated[
-        str, typer.Option(help="Execution providers, with commas: auto, cuda, cuda-graph, tensorrt, cpu.")
-    ] = "auto",
+    provider: Annotated[str, typer.Option(help=f"Execution providers, with commas: {', '.join(PROVIDERS)}.")] = "auto",
     strict_provider: Annotated[
         bool, typer.Option("--strict-provider", help="Exit with 3 where any node runs on another provider.")
     ] = False,
     precision: Annotated[
-        str, typer.Option(help="Time float32 files in these: fp32, fp16, int8, with commas.  [default: as they are]")
+        str,
+        typer.Option(help=f"Time float32 files in these: {', '.join(TARGETS)}, with commas.  [default: as they are]"),
     ] = "",
     data: Annotated[
         str,

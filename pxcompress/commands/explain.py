@@ -42,7 +42,7 @@ def explain(
 
     if image and samples is not None:
         raise InputError(f"--samples {samples} has no effect beside --image; leave one out")
-    asked = Asked(method, composite, share, SAMPLES if samples is None else samples)
-    found = explained(folder, image or None, data, asked, notes(quiet))
-    page = write(found, folder, out)
-    print(explanation_json(found) if as_json else f"{explanation_table(found)}\n\n{page}")
+    request = Asked(method, composite, share, SAMPLES if samples is None else samples)
+    explanation = explained(folder, image or None, data, request, notes(quiet))
+    page = write(explanation, folder, out)
+    print(explanation_json(explanation) if as_json else f"{explanation_table(explanation)}\n\n{page}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pxcompress.commands.panels import EXPERT, panel_of
 from pxcompress.errors import InputError
 from pxcompress.recipe import (
     GOALS,
@@ -27,26 +29,29 @@ from pxcompress.recipe import (
 )
 from pxcompress.recipe_file import read_recipe
 
-Model = Annotated[
-    str, typer.Option(help="timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module.")
-]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, or .pth that holds tensors only.")]
-InputSize = Annotated[int | None, typer.Option(help="Side of the square input, pixels.  [default: the model's own]")]
-Provider = Annotated[
-    str, typer.Option(help="ONNX Runtime execution provider: auto, cuda, cuda-graph, tensorrt or cpu.")
-]
-Threads = Annotated[int, typer.Option(help="CPU threads of ONNX Runtime; 0: all physical cores.")]
-Confidence = Annotated[float | None, typer.Option(help="Of the certificate.  [default: 0.95]")]
-Risk = Annotated[
-    str | None,
-    typer.Option(
-        help="What is certified: negative-flips, disagreement, accuracy-drop or top1-error.  [default: negative-flips]"
-    ),
-]
-Part = Annotated[str | None, typer.Option(help="Which predictions count: all, confident, or classes.  [default: all]")]
-Coverage = Annotated[
-    float | None, typer.Option(help="With --part confident: share of the select split that counts.  [default: 0.8]")
-]
+
+def _describe(field: Field[Any]) -> str:
+    """The help of a field's option, with the default that it has unless the text says it."""
+    text = str(field.metadata["help"])
+    nothing = any(field.default is value for value in (MISSING, None, False, ()))
+    return text if "[default:" in text or nothing else f"{text}  [default: {_shown(field.default)}]"
+
+
+def _shown(default: object) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+_HELP = {field.name: _describe(field) for cls in (Recipe, Guarantee, Bench) for field in fields(cls) if field.metadata}
+
+Model = Annotated[str, typer.Option(help=_HELP["model"])]
+Checkpoint = Annotated[Path | None, typer.Option(help=_HELP["checkpoint"])]
+InputSize = Annotated[int | None, typer.Option(help=_HELP["input_size"])]
+Provider = Annotated[str, typer.Option(help=Bench.__dataclass_fields__["provider"].metadata["help"])]
+Threads = Annotated[int, typer.Option(help=Bench.__dataclass_fields__["threads"].metadata["help"])]
+Confidence = Annotated[float | None, typer.Option(help=_HELP["confidence"])]
+Risk = Annotated[str | None, typer.Option(help=_HELP["risk"])]
+Part = Annotated[str | None, typer.Option(help=_HELP["part"])]
+Coverage = Annotated[float | None, typer.Option(help=_HELP["coverage"])]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
@@ -81,7 +86,8 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
             Path | None,
             typer.Option(help="A recipe.json; .toml or .yaml, same keys; options said here count more."),
         ]
-        parameters = [*known.values(), _keyword("config", config, None), *own]
+        others = [_to_its_panel(each) for each in (_keyword("config", config, None), *own)]
+        parameters = [*known.values(), *others]
 
         @functools.wraps(command)
         def with_options(**given: Any) -> None:
@@ -96,13 +102,13 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
     return decorate
 
 
-def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
+def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
     """The recipe of the file `config`, if any, with what was `said` by the names of its fields; `InputError`."""
     content: dict[str, Any] = {} if config is None else read_recipe(config)
     content |= {key: _read(key, value) for key, value in content.items() if isinstance(value, str)}
-    said = {name: _read(name, value) for name, value in said.items()}
+    options = {name: _read(name, value) for name, value in options.items()}
     for key, cls in (("bench", Bench), ("guarantee", Guarantee)):
-        part = {field.name: said.pop(field.name) for field in fields(cls) if field.name in said}
+        part = {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}
         there = content.get(key) or {}
         if not isinstance(there, dict):
             raise InputError(f"{key} is {there!r} in {str(config)!r}; expected keys and values as in recipe.json")
@@ -111,7 +117,7 @@ def recipe_of(said: Mapping[str, Any], config: Path | None) -> Recipe:
             content["budget"] = _without(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
-    content = {key: value for key, value in content.items() if key not in _stale(content, said)} | said
+    content = {key: value for key, value in content.items() if key not in _stale(content, options)} | options
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
@@ -145,12 +151,8 @@ def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     hint = typing.get_type_hints(cls)[field.name]
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
     kind = hint if not isinstance(hint, types.UnionType) else kinds[0]
-    help = field.metadata["help"]
-    nothing = any(field.default is value for value in (MISSING, None, False, ()))
-    if "[default:" not in help and not nothing:
-        help += f"  [default: {_shown(field.default)}]"
     flags = FLAGS.get(field.name, (f"--{field.name.replace('_', '-')}",))
-    option = typer.Option(*flags, help=help)
+    option = typer.Option(*flags, help=_HELP[field.name], rich_help_panel=panel_of(field.name))
     if kind is bool:
         return _keyword(field.name, Annotated[bool, option], False)
     if field.name in _READ:
@@ -158,12 +160,18 @@ def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     return _keyword(field.name, Annotated[kind | None, option], None)
 
 
+def _to_its_panel(parameter: inspect.Parameter) -> inspect.Parameter:
+    """An option that is no field of a recipe: among the others of its command, or with those that few people need."""
+    if parameter.name not in ("config", "force", "quiet", "as_json"):
+        return parameter
+    kind, option = typing.get_args(parameter.annotation)
+    option = copy.copy(option)
+    option.rich_help_panel = EXPERT
+    return parameter.replace(annotation=Annotated[kind, option])
+
+
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _shown(default: object) -> str:
-    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _listed(text: str) -> tuple[str, ...]:

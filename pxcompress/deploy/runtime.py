@@ -18,6 +18,7 @@ import onnxruntime as ort
 import torch
 from onnxruntime.capi import build_and_package_info
 
+from pxcompress.choices import PROVIDERS as PROVIDERS
 from pxcompress.deploy.hardware import cpu_name, load_tensorrt, missing_gpu
 from pxcompress.deploy.quiet import captured, one_line
 from pxcompress.deploy.session import CPU, ORT_ERRORS, Array, Session
@@ -31,7 +32,6 @@ CUDA_VERSION: str = getattr(build_and_package_info, "cuda_version", "")
 
 _CUDA = "CUDAExecutionProvider"
 _NAMES = {"cpu": CPU, "cuda": _CUDA, "cuda-graph": _CUDA, "tensorrt": "TensorrtExecutionProvider"}
-PROVIDERS = ("auto", *_NAMES)
 MOST_THREADS = 1024
 
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}  # DEFAULT is 4 to 50 times slower

@@ -61,14 +61,14 @@ def explain(
     folder: Path,
     images: Sequence[Path] | None = None,
     data: str = "",
-    asked: Asked | None = None,
+    request: Asked | None = None,
     note: Note = silent,
 ) -> Explanation:
     """Explain both models of a run folder on `images`, or on the test split of `data` (default: that of the run).
 
     Raises `InputError` for what is no run folder, images that cannot be read, and where the dense model is gone.
     """
-    asked = asked or Asked()
+    request = request or Asked()
     if images is not None and not images:
         raise InputError("no image is given; expected one or more files, or none of the option for the test split")
     recipe = read_run(folder)
@@ -76,10 +76,10 @@ def explain(
     subject = dense_subject(folder, data, note)
     pruned = replace(pruned, dense=subject.loaded.model, model=pruned.model.to(device_of(subject.loaded.model)))
     preprocessing = subject.loaded.preprocessing
-    inputs = images_of(images, preprocessing) if images else samples_of(subject, data, asked.samples, recipe)
-    composite = asked.composite or composite_of(recipe)
-    note(f"explaining {len(inputs.values)} inputs with {asked.method} ...")
-    method = _method(pruned.dense, inputs.values, asked, composite)
+    inputs = images_of(images, preprocessing) if images else samples_of(subject, data, request.samples, recipe)
+    composite = request.composite or composite_of(recipe)
+    note(f"explaining {len(inputs.values)} inputs with {request.method} ...")
+    method = _method(pruned.dense, inputs.values, request, composite)
     views = views_of(pruned, inputs, method)
     classes = subject.source.classes
     targets = views.decisions[0]
@@ -99,7 +99,7 @@ def explain(
         flipping=_flipping(pruned.dense, pruned.model, inputs.values, views),
         layers=removed,
         cases=tuple(cases),
-        notes=_notes(asked, method, len(inputs.values), bool(images)),
+        notes=_notes(request, method, len(inputs.values), bool(images)),
     )
 
 

@@ -8,7 +8,7 @@ from pxcompress.cache import whole_file
 from pxcompress.errors import InputError
 from pxcompress.report.build import read_report
 from pxcompress.report.explanation import Explanation, explanation_json
-from pxcompress.report.explanation_page import explanation_page, explanation_sections
+from pxcompress.report.explanation_page import explanation_page
 from pxcompress.report.heatmap_figures import figure
 from pxcompress.report.html import to_html
 
@@ -26,7 +26,7 @@ def write(found: Explanation, run: Path, out: Path | None = None) -> Path:
     """
     folder = out or run
     if out is None:
-        page, text = REPORT, to_html(read_report(run), explanation_sections(found))
+        page, text = REPORT, to_html(read_report(run), found)
     else:
         page, text = PAGE, explanation_page(found)
     files = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.layout.rows import unit_view
-from pxcompress.passes.parts import InParts
+from pxcompress.passes.parts import NEIGHBOURS, InParts
 from pxcompress.processes import processes, rank, summed
 from pxcompress.state import device_of, observed
 from pxcompress.types import Batch, Batches
@@ -53,6 +53,11 @@ class InputMoments:
 
     halves: tuple[Moments, Moments]
     samples: int
+
+    @property
+    def one_position(self) -> bool:
+        """Whether the layer reads a single position of each sample, as classifiers do."""
+        return self.halves[0].count + self.halves[1].count == self.samples
 
     @cached_property
     def whole(self) -> Moments:
@@ -100,7 +105,7 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             number = rank() + processes() * turn  # the batch's number in one process
             features = drawn_positions(unit_view(args[0].detach(), module, index), number)
-            first = halves(len(features), number)
+            first = in_first_half(samples, len(features))
             if name not in sums:
                 sums[name] = _Sums(len(index), features.device), _Sums(len(index), features.device)
             for part, half in zip(sums[name], (first, ~first), strict=True):
@@ -122,12 +127,12 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
     }
 
 
-def halves(samples: int, turn: int) -> Tensor:
-    """Which samples of the batch number `turn` are in the first half of all, (samples,) bool.
+def in_first_half(first: int, count: int) -> Tensor:
+    """Which of `count` samples, from number `first` on, are in the first half of all, (count,) bool.
 
-    Neighbours stay together as far as they can: they may be frames of one film.
+    Runs of neighbours stay together: they may be frames of one film.
     """
-    return (2 * torch.arange(samples) < samples) == (turn % 2 == 0)
+    return torch.arange(first, first + count) // NEIGHBOURS % 2 == 0
 
 
 def drawn_positions(values: Tensor, turn: int) -> Tensor:

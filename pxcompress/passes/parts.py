@@ -29,7 +29,7 @@ class InParts:
 
 
 NEIGHBOURS = 4
-"""Samples in a row that are held out together: they may be frames of one film."""
+"""Samples in a row that are held out together, or are in the same half: they may be frames of one film."""
 
 HELD_OUT = 6
 """One in this many runs of neighbours is held out."""

@@ -9,12 +9,11 @@ from itertools import groupby
 
 from torch import nn
 
+from pxcompress.choices import SCOPES
 from pxcompress.errors import InputError, unknown
 from pxcompress.graph import is_depthwise
 from pxcompress.graph.dependencies import PRODUCERS
 from pxcompress.types import Fixed, Group, Structure
-
-SCOPES = ("all", "inner")
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from pxcompress.report.summary import (
     command,
     conditions,
     drop_interval,
+    figures,
     headline,
     percent,
     points,
-    rows,
     takes_images,
     wilson,
 )
@@ -62,7 +62,7 @@ def _figures(report: Report) -> list[tuple[str, ...]]:
     drop = drop_interval(report)
     change = f"{points(-report.ratios.top1_drop)} points ({points(-drop.high)} to {points(-drop.low)})"
     accuracy = ("top-1 (95 % interval)", _accuracy(report.dense), _accuracy(report.pruned), change)
-    return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in rows(report))]
+    return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in figures(report))]
 
 
 def _accuracy(of: Measurement) -> str:
@@ -77,8 +77,8 @@ def _precisions(report: Report) -> Sequence[str]:
 def _certified(report: Report) -> Sequence[str]:
     if report.certificate is None:
         return ()
-    said = badge(report.certificate)
-    return ("## Guarantee", f"**{said.title}:** {_text(said.text)}")
+    outcome = badge(report.certificate)
+    return ("## Guarantee", f"**{outcome.title}:** {_text(outcome.text)}")
 
 
 def _explained(report: Report) -> Sequence[str]:

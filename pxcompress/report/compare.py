@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from xml.etree.ElementTree import Element
 
 from pxcompress.deploy.intervals import drop
 from pxcompress.proof import Measurement, Speedup, both_right
 from pxcompress.report.figures import Named, picture, tradeoffs
-from pxcompress.report.markup import document, node, section, table
+from pxcompress.report.pages import Cell, Picture, Stacked, render
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     badge,
@@ -123,9 +121,9 @@ def differences(reports: Named) -> tuple[str, ...]:
     """Why figures of these runs cannot be set side by side; nothing where they can."""
     settings = {_setting(report) for report in reports.values()}
     data = {(report.data.name, report.data.test, len(report.data.classes)) for report in reports.values()}
-    told = [f"{name}, {test} samples of {classes} classes" for name, test, classes in sorted(data)]
-    found = {"LATENCIES": sorted(settings), "ACCURACIES": told}
-    return tuple(f"{what} CANNOT BE COMPARED: {'; '.join(of)}" for what, of in found.items() if len(of) > 1)
+    datasets = [f"{name}, {test} samples of {classes} classes" for name, test, classes in sorted(data)]
+    values = {"LATENCIES": sorted(settings), "ACCURACIES": datasets}
+    return tuple(f"{what} CANNOT BE COMPARED: {'; '.join(of)}" for what, of in values.items() if len(of) > 1)
 
 
 def _setting(report: Report) -> str:
@@ -147,13 +145,13 @@ def to_comparison_table(reports: Named) -> str:
     rows = comparison_rows(reports)
     head, *lines = aligned([("", "top-1", "points (95 %)", "size", "p50", "faster"), *map(_narrow, rows)])
     common, asked_for = described(reports)
-    told = [f"all: {common}"] if common else []
-    told.append(head)
+    lines_of_runs = [f"all: {common}"] if common else []
+    lines_of_runs.append(head)
     for name, report in reports.items():
         costs = f"{count(report.pruned.macs)} MACs, {count(report.pruned.params)} parameters"
         own = [line for row, line in zip(rows, lines, strict=True) if row.run == name]
-        told += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *own]
-    return "\n".join([*told, "", _READING, *(f"note: {note}" for note in all_notes(reports))])
+        lines_of_runs += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *own]
+    return "\n".join([*lines_of_runs, "", _READING, *(f"note: {note}" for note in all_notes(reports))])
 
 
 _READING = "points, faster: against the dense model, timed in turns with it in the same run"
@@ -166,64 +164,41 @@ def _narrow(row: Row) -> tuple[str, ...]:
     return name, percent(of.top1), change, size(of.onnx_bytes), milliseconds(of.latency_ms.p50), row.faster
 
 
-def _wide(row: Row, report: Report, asked_for: str) -> list[Element | str]:
+def _wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
     """A row of the page: intervals stand under what they are of, and under a run how it was asked for."""
     of, interval = row.of, wilson(row.of.top1, row.of.samples)
     name = _stacked(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
-    return [
+    return (
         f"{report.recipe.model}, dense" if row.is_dense else name,
-        _stacked(percent(of.top1), f"{percent(interval.low)} to {percent(interval.high)}"),
+        Stacked(percent(of.top1), f"{percent(interval.low)} to {percent(interval.high)}"),
         _stacked(row.change, row.interval),
         count(of.macs),
         count(of.params),
         size(of.onnx_bytes),
         milliseconds(of.latency_ms.p50),
         row.faster,
-    ]
+    )
 
 
-def _stacked(text: str, under: str) -> Element | str:
-    return node("span", text, node("small", under)) if under else text
+def _stacked(text: str, under: str) -> Cell:
+    return Stacked(text, under) if under else text
 
 
 def to_comparison(reports: Named) -> str:
     """The page: table, figures, conditions and how to make every run again. One self-contained file in ASCII."""
-    words = "Accuracy against latency and against file size, dense (grey) and pruned; the table has every value."
     common, asked_for = described(reports)
-    title = f"{len(reports)} runs side by side" if len(reports) > 1 else next(iter(reports))
-    sections = (
-        node("header", node("p", "pxcompress"), node("h1", title)),
-        *_notes(all_notes(reports)),
-        section(
-            "Figures",
-            table(
-                "Every figure is of the exported file, through ONNX Runtime. Points: change of top-1 against the dense "
-                "model, with its 95 % interval. Faster: ratio of p50 to the dense model timed in turns with it.",
-                HEAD,
-                [_wide(row, reports[row.run], asked_for[row.run]) for row in comparison_rows(reports)],
-                "numbers",
-            ),
-            *([node("p", f"All runs: {common}.")] if common else []),
-        ),
-        section(
-            "Accuracy against cost",
-            node("div", *_drawn(reports), class_="plots"),
-            node("p", f"{words} Lines are 95 % intervals; costs start at 0, or are on a logarithmic scale."),
-        ),
-        section("Conditions", node("ul", *(node("li", f"{name}: {conditions(of)}") for name, of in reports.items()))),
-        section(
-            "Reproduce",
-            *(node("pre", node("code", command(report.recipe))) for report in reports.values()),
-        ),
+    return render(
+        "comparison.html",
+        title=f"{len(reports)} runs side by side" if len(reports) > 1 else next(iter(reports)),
+        images=True,
+        notes=all_notes(reports),
+        head=HEAD,
+        rows=[_wide(row, reports[row.run], asked_for[row.run]) for row in comparison_rows(reports)],
+        common=common,
+        pictures=[
+            Picture.of(picture(figure, "svg"), "svg+xml", f"Accuracy against {what}")
+            for what, figure in tradeoffs(reports).items()
+        ],
+        conditions=[f"{name}: {conditions(of)}" for name, of in reports.items()],
+        commands=[command(report.recipe) for report in reports.values()],
     )
-    return document(title, sections, images=True)
-
-
-def _drawn(reports: Named) -> Iterator[Element]:
-    for what, figure in tradeoffs(reports).items():
-        image = b64encode(picture(figure, "svg")).decode("ascii")
-        yield node("img", src=f"data:image/svg+xml;base64,{image}", alt=f"Accuracy against {what}", class_="plot")
-
-
-def _notes(notes: Sequence[str]) -> Sequence[Element]:
-    return [node("div", node("ul", *(node("li", note) for note in notes)), class_="notes")] if notes else []

@@ -150,9 +150,9 @@ class Explanation:
     notes: tuple[str, ...] = ()
 
 
-def explanation_json(found: Explanation) -> str:
+def explanation_json(explanation: Explanation) -> str:
     """explain.json: the fields of the records, without pictures."""
-    return json.dumps({"schema_version": 1, **_plain(found)}, indent=1, allow_nan=False)
+    return json.dumps({"schema_version": 1, **_plain(explanation)}, indent=1, allow_nan=False)
 
 
 def _plain(record: Any) -> Any:
@@ -164,17 +164,21 @@ def _plain(record: Any) -> Any:
     return dict(record) if isinstance(record, Mapping) else record
 
 
-def explanation_table(found: Explanation) -> str:
+def explanation_table(explanation: Explanation) -> str:
     """For a terminal, 80 columns. No newline at the end."""
     rows: list[tuple[str, ...]] = [
         ("inputs", "n", "cosine", "rank corr.", "top 10 %", "own class", "Gini dense", "pruned")
     ]
-    rows += [(row.kind, str(row.samples), *figures(row)) for row in found.alike]
-    told = [how(found), *spoken(found), *(f"note: {note}" for note in found.notes)]
-    lost = sorted(found.layers, key=lambda row: -row.removed)[:_LAYERS]
+    rows += [(row.kind, str(row.samples), *figures(row)) for row in explanation.alike]
+    sentences = [
+        describe_method(explanation),
+        *describe_findings(explanation),
+        *(f"note: {note}" for note in explanation.notes),
+    ]
+    lost = sorted(explanation.layers, key=lambda row: -row.removed)[:_LAYERS]
     layers = [("layer", "units", "kept", "relevance that the removed ones carried")]
     layers += [(textwrap.shorten(row.name, 30), str(row.units), str(row.kept), percent(row.removed)) for row in lost]
-    parts = [aligned(rows), _wrapped(told), aligned(layers), _wrapped(map(case_line, found.cases))]
+    parts = [aligned(rows), _wrapped(sentences), aligned(layers), _wrapped(map(case_line, explanation.cases))]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -188,18 +192,22 @@ def figures(row: Alike) -> tuple[str, ...]:
     return tuple(f"{value:.3f}" for value in values)
 
 
-def how(found: Explanation) -> str:
+def describe_method(explanation: Explanation) -> str:
     """In one sentence how the maps were made."""
-    pruned = f", {found.share:.0%} of the mass pruned in each layer" if found.share else ""
+    pruned = f", {explanation.share:.0%} of the mass pruned in each layer" if explanation.share else ""
     return (
-        f"{found.inputs}; {found.method} with rules {found.composite}{pruned}; relevance of the class that the dense "
-        "model predicts, in both models; own class: cosine where each explains its own decision"
+        f"{explanation.inputs}; {explanation.method} with rules {explanation.composite}{pruned}; "
+        "relevance of the class that the dense model predicts, in both models; "
+        "own class: cosine where each explains its own decision"
     )
 
 
-def spoken(found: Explanation) -> Sequence[str]:
+def describe_findings(explanation: Explanation) -> Sequence[str]:
     """What is known beside similarity, a sentence each."""
-    return [flipping_line(found.flipping), *([] if found.placed is None else [placed_line(found.placed)])]
+    return [
+        flipping_line(explanation.flipping),
+        *([] if explanation.placed is None else [placed_line(explanation.placed)]),
+    ]
 
 
 def placed_line(placed: Placed) -> str:

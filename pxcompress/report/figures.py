@@ -103,10 +103,12 @@ def widths(report: Report) -> Figure:
 @mpl.rc_context(_STYLE)
 def stages(report: Report) -> Figure:
     """Top-1 on the select split after every stage that changed the model."""
-    known = [(_plain(stage.name), 100 * stage.top1_after) for stage in report.stages if stage.top1_after is not None]
+    accuracies = [
+        (_plain(stage.name), 100 * stage.top1_after) for stage in report.stages if stage.top1_after is not None
+    ]
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    axes.plot([name for name, _ in known], [top1 for _, top1 in known], marker="o", color=_PRUNED)
+    axes.plot([name for name, _ in accuracies], [top1 for _, top1 in accuracies], marker="o", color=_PRUNED)
     axes.set_ylabel(f"top-1, % of {report.data.select}")
     axes.tick_params(axis="x", labelsize=7, rotation=20)
     axes.grid(alpha=0.25)

@@ -34,7 +34,7 @@ _WITH_COMMAS = ("classes", "floors", "only", "keep", "targets")
 
 
 @dataclass(frozen=True)
-class Row:
+class Figure:
     """One figure of both models, as numbers and as text. `change` is pruned against dense, in words."""
 
     label: str
@@ -65,20 +65,20 @@ def drop_interval(report: Report) -> Interval:
     return drop(report.dense, report.pruned, both_right(report.class_changes))
 
 
-def rows(report: Report) -> tuple[Row, ...]:
+def figures(report: Report) -> tuple[Figure, ...]:
     """Cost and speed of both models, one figure a row; top-1 is apart, as it has an interval."""
-    return tuple(_row(report, *figure) for figure in _FIGURES)
+    return tuple(_figure(report, *figure) for figure in _FIGURES)
 
 
-def _row(
+def _figure(
     report: Report,
     label: str,
     value: Callable[[Measurement], float],
     text: Callable[[float], str],
     words: tuple[str, str],
-) -> Row:
+) -> Figure:
     dense, pruned = value(report.dense), value(report.pruned)
-    return Row(label, dense, pruned, text(dense), text(pruned), change(dense, pruned, *words))
+    return Figure(label, dense, pruned, text(dense), text(pruned), change(dense, pruned, *words))
 
 
 def change(dense: float, pruned: float, less: str, more: str) -> str:
@@ -125,8 +125,8 @@ def nodes(placement: Placement) -> str:
     short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
     others = [f"{count} on {short[name]}" for name, count in placement.elsewhere.items()]
     here = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
-    how = " graph" if placement.asked == "cuda-graph" else ""
-    return ", ".join([f"{here} on {short[placement.got]}{how}", *others])
+    suffix = " graph" if placement.asked == "cuda-graph" else ""
+    return ", ".join([f"{here} on {short[placement.got]}{suffix}", *others])
 
 
 def percent(share: float) -> str:
@@ -254,8 +254,8 @@ def accuracy_change(report: Report) -> str:
     words, lost = accuracy_words(report), drop_interval(report)
     if dense_guesses(report):
         return f"{words} (the dense model guesses: top-1 {percent(report.dense.top1)})"
-    found = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
-    return f"{words} ({found}95 % interval of the change {spread(lost)})"
+    difference = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
+    return f"{words} ({difference}95 % interval of the change {spread(lost)})"
 
 
 def accuracy_words(report: Report, what: str = " top-1") -> str:
@@ -337,6 +337,27 @@ def describe_share(report: Report) -> str:
     plan = report.plan
     ratio = 1 - plan.cost_planned / plan.cost_dense
     return f"{describe_goal(report.recipe, plan.unit)}: that came to ratio {ratio:.3f} of the {plan.unit}"
+
+
+def describe_removal(report: Report) -> str:
+    """What is gone by the budget, in units and in milliseconds: a share of one is not the same share of the others."""
+    plan = report.plan
+    kinds = {kind: f"{kind}s" for kind in ("channel", "neuron", "head") if kind in {of.kind for of in report.groups}}
+    units = " and ".join(", ".join(kinds.values()).rsplit(", ", 1))
+    removed = {
+        plan.unit: 1 - plan.cost_planned / plan.cost_dense,
+        "MACs": 1 - report.ratios.macs,
+        "units": 1 - sum(of.kept for of in report.groups) / max(1, sum(of.units for of in report.groups)),
+        "ms": 1 - report.pruned.latency_ms.p50 / report.dense.latency_ms.p50,
+    }
+    names = {"units": units, "ms": "milliseconds"}
+    first, *others = (
+        f"{share:.2f} of the {names.get(unit, unit)}"
+        if share > -0.005
+        else f"{-share:.2f} more {names.get(unit, unit)}"
+        for unit, share in removed.items()
+    )
+    return f"{first} removed: {', '.join(others)}"
 
 
 def command(recipe: Recipe) -> str:

@@ -18,15 +18,16 @@ from pxcompress.report.summary import (
     badge,
     conditions,
     describe_part,
+    describe_removal,
     describe_share,
     drop_interval,
+    figures,
     milliseconds,
     nodes,
     path_rows,
     per_second,
     percent,
     points,
-    rows,
     size,
     times,
     wilson,
@@ -43,14 +44,17 @@ def to_table(report: Report) -> str:
     """What `pxcompress run` prints: figures of both models, conditions, notes, verdict, next step. No newline."""
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
     lines += _accuracy(report)
-    lines += [(row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in rows(report)]
+    lines += [
+        (row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in figures(report)
+    ]
     notes = [f"note: {note.text}" for note in report.notes if note.code != "spent"]  # the certificate's table says that
     targets: list[str] = []
     if report.targets:
         targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
-    told = [
+    findings = [
         line
         for line in (
+            describe_removal(report),
             describe_share(report),
             changes_line(report),
             class_line(report),
@@ -62,7 +66,7 @@ def to_table(report: Report) -> str:
     certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
     ending = [f"next: {step}"] if (step := next_step(report)) else []
     return "\n".join(
-        [*aligned(lines), *targets, "", conditions(report), *told, *notes, *certificate, report.verdict, *ending]
+        [*aligned(lines), *targets, "", conditions(report), *findings, *notes, *certificate, report.verdict, *ending]
     )
 
 

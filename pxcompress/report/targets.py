@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from xml.etree.ElementTree import Element
-
 from pxcompress.proof import Speedup
-from pxcompress.report.markup import node, section, table
 from pxcompress.report.record import Report
 from pxcompress.report.summary import milliseconds, nodes, percent, size
 
@@ -41,25 +37,3 @@ def faster(change: Speedup) -> str:
 def placed(report: Report) -> str:
     """Which provider runs how many nodes of every file, in one line."""
     return f"nodes: {'; '.join(f'{of.file} {nodes(of.provider)}' for of in report.targets)}"
-
-
-def targets_section(report: Report) -> Sequence[Element]:
-    """All files side by side; nothing where float32 alone was asked for."""
-    if not report.targets:
-        return ()
-    words = (
-        "Every figure is of the file itself, through ONNX Runtime; latency of all was measured in turns. int8 was "
-        f"calibrated on {report.data.repair} images of the repair split."
-    )
-    return (
-        section(
-            "Precisions",
-            node("p", words),
-            table(
-                f"{AGREE}; faster: by p50, with 95 % intervals",
-                HEAD,
-                target_rows(report),
-                "numbers",
-            ),
-        ),
-    )

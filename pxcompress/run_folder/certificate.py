@@ -181,8 +181,8 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     files = [folder / DENSE, folder / SLIM]
     note("reading the data ...")
     samples = _reserved(files, recipe.data, recipe.seed, recipe.skip_corrupt)
-    found = _hashes(folder, samples)
-    problems = [f"the {what} is not the certified one" for what in found if found[what] != record.hashes.get(what)]
+    hashes = _hashes(folder, samples)
+    problems = [f"the {what} is not the certified one" for what in hashes if hashes[what] != record.hashes.get(what)]
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
     settled = _settled(replace(part, threshold=None), files[0], samples)
     if not math.isclose(settled.threshold or 0, part.threshold or 0, rel_tol=1e-6):

@@ -84,11 +84,11 @@ def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
 
 def _converted(files: Files, subject: Subject, run: Run) -> Made:
     """model.onnx in the other precisions that the recipe names, calibrated on the repair split."""
-    asked = [name for name in run.recipe.targets if name != "fp32"]
-    if not asked:
+    precisions = [name for name in run.recipe.targets if name != "fp32"]
+    if not precisions:
         return Made()
-    with run.clock.stage(f"export {', '.join(asked)}"):
-        return make_targets(files.pruned.path, asked, subject.splits.repair)
+    with run.clock.stage(f"export {', '.join(precisions)}"):
+        return make_targets(files.pruned.path, precisions, subject.splits.repair)
 
 
 def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run: Run) -> Report:

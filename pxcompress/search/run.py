@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
-from xml.etree.ElementTree import Element
 
 import matplotlib as mpl
 import optuna
@@ -25,7 +23,7 @@ from pxcompress.pipeline import aligned
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.report.figures import picture
-from pxcompress.report.markup import document, node, pairs, section, table
+from pxcompress.report.pages import Picture, render
 from pxcompress.report.summary import percent, wilson
 from pxcompress.search.objectives import Workbench
 from pxcompress.search.space import Space, Value, pxp_space_of, space_of
@@ -143,21 +141,7 @@ def _result(study: Study, space: Space, bench: Workbench, samples: int) -> Searc
 
 
 def _page(result: SearchResult, study: Study, recipe: Recipe) -> str:
-    """The search as one self-contained HTML document: inline style and pictures, no script, nothing to load."""
-    rows = result.rows(20)
-    title = f"search for {recipe.model} on {recipe.data}"
-    sections = (
-        node("header", node("p", title), node("h1", rows[0][1], node("small", rows[0][2]))),
-        node("div", node("ul", *(node("li", text) for text in result.notes)), class_="notes"),
-        section("The best trials", table("And the default", HEAD, rows, "choices")),
-        section("How the search went", *_pictures(study)),
-        section("Settings", pairs("Recipe", asdict(recipe))),
-    )
-    return document(title, sections, images=True)
-
-
-def _pictures(study: Study) -> Iterator[Element]:
-    """Optuna's history, and the importance of each parameter where enough trials differ to estimate it."""
+    """The search as one self-contained HTML document, with Optuna's history and, where trials differ, importances."""
     from matplotlib import pyplot
 
     plots = optuna.visualization.matplotlib
@@ -166,7 +150,15 @@ def _pictures(study: Study) -> Iterator[Element]:
         drawn = {"Value of every trial, and the best so far": plots.plot_optimization_history(study)}
         if len({trial.value for trial in done}) >= 8:
             drawn["Importance of each parameter"] = plots.plot_param_importances(study)
-        for words, axes in drawn.items():
-            image = b64encode(picture(cast(Figure, axes.figure), "svg")).decode("ascii")
-            yield node("img", src=f"data:image/svg+xml;base64,{image}", alt=words, class_="plot")
+        files = {words: picture(cast(Figure, axes.figure), "svg") for words, axes in drawn.items()}
         pyplot.close("all")
+    return render(
+        "search.html",
+        title=f"search for {recipe.model} on {recipe.data}",
+        images=True,
+        head=HEAD,
+        rows=result.rows(20),
+        notes=result.notes,
+        pictures=[Picture.of(file, "svg+xml", words) for words, file in files.items()],
+        recipe=asdict(recipe),
+    )

@@ -66,8 +66,8 @@ class Space:
         options = self._said(name)
         if _has_rules(name):
             options |= {**values, "composite": str(_composite(values))}
-        known = [field.name for field in SCORERS.options(name)]
-        text = ",".join(f"{key}={value}" for key, value in options.items() if key in known)
+        option_names = [field.name for field in SCORERS.options(name)]
+        text = ",".join(f"{key}={value}" for key, value in options.items() if key in option_names)
         normalise = str(values.get("normalise", self.recipe.normalise))
         return self.recipe.but(scorer=f"{name}:{text}", normalise=normalise)
 
@@ -78,15 +78,15 @@ class Space:
     def _said(self, scorer: str) -> dict[str, Value]:
         """Options of `scorer` as the recipe has them, at their defaults where it has another one."""
         built = SCORERS.build(self.recipe.scorer if scorer == self._scorer else scorer)
-        found = {field.name: getattr(built, field.name) for field in SCORERS.options(scorer)}
-        return {key: str(value).lower() if isinstance(value, bool) else value for key, value in found.items()}
+        options = {field.name: getattr(built, field.name) for field in SCORERS.options(scorer)}
+        return {key: str(value).lower() if isinstance(value, bool) else value for key, value in options.items()}
 
     @property
     def defaults(self) -> dict[str, Value]:
         """Every parameter as the recipe has it, at its default where the recipe does not say it."""
-        said = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._said(self._scorer)}
-        said |= _words(str(said.get("composite", "epsilon")))
-        return {each.name: said.get(each.name, each.default) for each in self.parameters}
+        values = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._said(self._scorer)}
+        values |= _words(str(values.get("composite", "epsilon")))
+        return {each.name: values.get(each.name, each.default) for each in self.parameters}
 
     def starts(self) -> list[dict[str, Value]]:
         """What every search begins with: the recipe's own choice, and the named composites of `PXP_RULES`."""

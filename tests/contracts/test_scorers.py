@@ -104,11 +104,16 @@ def test_the_same_seed_gives_the_same_scores(name: str, small: Subject) -> None:
     assert all(torch.equal(first[group], second[group]) for group in first)
 
 
+HALVES = {"lrp-residual"}
+"""Scorers that judge one half of the samples by the other, so that their order counts."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_do_not_matter(name: str, small: Subject) -> None:
     expected = _score(name, small)
     _assert_alike(_score(name, small, _batches(small, 14)), expected)
-    _assert_alike(_score(name, small, _batches(small, 3)[::-1]), expected)
+    parts = _batches(small, 3)
+    _assert_alike(_score(name, small, parts if name in HALVES else parts[::-1]), expected)
 
 
 @pytest.mark.parametrize("text", VARIANTS)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pxcompress.layout.rows import members_by_module, others, removed_rows, rows_first, unit_view, unit_weights
 from pxcompress.passes.collect import Start, Statistic, collect
 from pxcompress.passes.moments import moments
+from pxcompress.state import seeded
 from pxcompress.types import Group, Member
 
 FAMILIES = (
@@ -302,7 +303,7 @@ def test_moments_are_those_of_numpy(name: str, layer: str, width: int, size: int
     module = subject.model.get_submodule(layer)
     rows = module.weight.shape[1] * getattr(module, "groups", 1)
     index = torch.arange(rows).reshape(-1, width)
-    found = moments(subject.model, {layer: index}, batches_of(subject.inputs, size))[layer]
+    found = moments(subject.model, {layer: index}, batches_of(subject.inputs, size))[layer].whole
     features = _features(subject.model, layer, index, subject.inputs)
     second = features @ features.T / features.shape[1]
     assert found.second.dtype == found.mean.dtype == torch.float64
@@ -317,9 +318,25 @@ def test_covariances_survive_a_large_mean() -> None:
         torch.manual_seed(0)
         inputs = 100 + torch.randn(64, 4)
         model = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-    found = moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, 16))["1"]
+    found = moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, 16))["1"].whole
     expected = np.cov(inputs.double().numpy().T, bias=True)
     assert np.allclose(found.covariance, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 5, 32])
+def test_halves_are_runs_of_neighbours_whatever_the_batches(size: int) -> None:
+    with seeded(0):
+        inputs, model = torch.randn(30, 4), nn.Sequential(nn.Identity(), nn.Linear(4, 2))
+    seen = moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, size))["1"]
+    first = torch.tensor([sample // 4 % 2 == 0 for sample in range(30)])
+    for half, chosen in zip(seen.halves, (first, ~first), strict=True):
+        assert half.count == int(chosen.sum())
+        assert np.allclose(half.covariance, np.cov(inputs[chosen].double().numpy().T, bias=True), atol=1e-6)
+    assert seen.samples == 30
+    assert [(fit is seen.halves[0], check is seen.halves[1]) for fit, check in seen.folds] == [
+        (True, True),
+        (False, False),
+    ]
 
 
 def test_moments_take_rows_in_any_order() -> None:
@@ -327,8 +344,8 @@ def test_moments_take_rows_in_any_order() -> None:
     straight = torch.arange(8).unsqueeze(1)
     parts = batches_of(subject.inputs, 4)
     shuffle = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-    found = moments(subject.model, {"conv2": straight[shuffle]}, parts)["conv2"]
-    expected = moments(subject.model, {"conv2": straight}, parts)["conv2"]
+    found = moments(subject.model, {"conv2": straight[shuffle]}, parts)["conv2"].whole
+    expected = moments(subject.model, {"conv2": straight}, parts)["conv2"].whole
     assert torch.allclose(found.mean, expected.mean[shuffle])
     assert torch.allclose(found.second, expected.second[shuffle][:, shuffle])
 

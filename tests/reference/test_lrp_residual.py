@@ -41,7 +41,7 @@ def _first_cost(subject: Subject, group: Group, metric: str) -> float:
         values, before, after = _watched(twin.model, member.module, subject.inputs)
         weight = twin.model.get_submodule(member.module).weight.double()  # type: ignore[operator]
     samples = len(values)
-    first = torch.arange(samples) % 2 == torch.arange(samples) // 2 % 2  # of batches of two, in turns
+    first = torch.arange(samples) // 4 % 2 == 0
     halves = [values[chosen].transpose(0, 1).flatten(1) for chosen in (first, ~first)]
     errors = sum(_left(fit, check) for fit, check in (halves, halves[::-1])) / 2
     outputs = (after.square().sum((0, 2, 3)) / samples)[:, None, None, None]

@@ -92,9 +92,9 @@ def test_a_run_removes_at_most_the_share_of_every_layer() -> None:
 
 def test_it_is_a_goal_like_the_others() -> None:
     recipe = Recipe("mine", relevance_share=0.05)
-    assert recipe.label == "mine-channels-0.05-relevance"
+    assert recipe.label == "mine-macs-0.05-relevance"
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert command({"model": "mine", "relevance_share": 0.05, "budget": "channels"}).endswith("--relevance-share 0.05")
+    assert command(recipe) == "pxcompress run --model mine --relevance-share 0.05"
     for wrong, said in (
         ({"relevance_share": 1.0}, "relevance-share is 1.0; expected a share of every layer's scores"),
         ({"relevance_share": 0.1, "ratio": 0.5}, "--ratio and --relevance-share are given"),

@@ -73,7 +73,7 @@ def test_a_repair_that_does_harm_is_not_kept(repair: type, monkeypatch: pytest.M
     with seeded(0):
         batches = batches_of(torch.randn(96, *subject.inputs.shape[1:]), 16)
     name = {Fold: "fold", LeastSquares: "least-squares"}[repair]
-    options = {"ratio": 0.3, "budget": "macs", "round_to": 1, "repair": (name,)}
+    options = {"ratio": 0.3, "budget": "macs", "round_to": 1, "scorer": "lrp-residual", "repair": (name,)}
     bare = compress_module(subject.model, subject.example, batches, **{**options, "repair": ()})
     monkeypatch.setattr(repair, "__call__", _spoilt(repair))
     told: list[str] = []
@@ -102,3 +102,18 @@ def test_too_few_samples_are_all_fitted_to() -> None:
     subject = subject_named("flatten_cnn")
     slim = compress_module(subject.model, subject.example, [subject.inputs], 0.3, round_to=1)
     assert slim.agreements is None
+
+
+def test_layers_with_more_features_than_samples_are_named() -> None:
+    """A layer on single vectors: positions of an image are not independent, but they are more than samples."""
+    with seeded(0):
+        net = nn.Sequential(
+            nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4)
+        ).eval()
+        batches = batches_of(torch.randn(48, 3, 6, 6), 16)
+    told: list[str] = []
+    compress_module(net, batches[0][0][:1], batches, 0.3, note=told.append)
+    assert [message for message in told if message.startswith("few samples: 4 reads 64 features of 40 samples")]
+    told.clear()
+    compress_module(net, batches[0][0][:1], 2 * batches, 0.3, note=told.append)
+    assert not [message for message in told if message.startswith("few samples")]

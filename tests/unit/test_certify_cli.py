@@ -63,7 +63,7 @@ def options(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[obje
         subject = load_subject(recipe)
         save_file(_trained(subject.loaded.model, subject.splits.score).state_dict(), weights)
     found = ["--model", "models:FlattenCNN", "--data", images, "--checkpoint", weights, "--input-size", SIZE]
-    return [*found, "--score", "magnitude", "--round-to", 1, "--quiet"]
+    return [*found, "--score", "magnitude", "--budget", "channels", "--round-to", 1, "--quiet"]
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
     assert lines == [
         "all: resnet18, repair fold + least-squares + batchnorm",
         "         top-1         points (95 %)    size    p50  faster",
-        "one: 50.0% of the units to remove, score magnitude; 20 M MACs, 10 k parameters",
+        "one: 50.0% of the MACs to remove, score magnitude; 20 M MACs, 10 k parameters",
         "  dense  90.0%                        200 kB  12 ms  reference",
         "  fp32   85.0%   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
         "  int8   84.0%  -6.0 (-10.7 to -1.3)   15 kB   1 ms  4.00x",
@@ -113,7 +113,7 @@ def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
     ):
         assert words in page
     single = to_comparison_table({"one": report}).splitlines()
-    assert single[1].startswith("one: resnet18, 50.0% of the units to remove, score magnitude, repair fold + ")
+    assert single[1].startswith("one: resnet18, 50.0% of the MACs to remove, score magnitude, repair fold + ")
 
 
 def test_what_cannot_be_compared_is_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,9 @@ def test_a_module_of_ones_own_gets_smaller_and_keeps_its_outputs(batches: list[B
     with seeded(3):
         model = FlattenCNN().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    slim = compress_module(model, batches[0][0][:1], batches, 0.4, round_to=1, repair=("fold",))
-    bare = compress_module(model, batches[0][0][:1], batches, 0.4, round_to=1, repair=())
+    options: dict[str, Any] = {"ratio": 0.4, "budget": "channels", "round_to": 1, "scorer": "lrp-residual"}
+    slim = compress_module(model, batches[0][0][:1], batches, repair=("fold",), **options)
+    bare = compress_module(model, batches[0][0][:1], batches, repair=(), **options)
     units = sum(group.units for group in slim.structure.groups)
     kept = sum(len(slim.pruned.plan.kept(group)) for group in slim.structure.groups)
     assert kept == units - -(-units * 4 // 10)

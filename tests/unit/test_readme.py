@@ -1,20 +1,38 @@
-"""What README shows works as it stands there."""
+"""What README and the guides in the rooms show works as it stands there."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import shlex
+import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
-from models import subject
+from models import plan_of, subject
+from typer.testing import CliRunner
 
+from pxcompress import cli, pipeline
+from pxcompress.budgets import BUDGETS
+from pxcompress.cost.count import count_macs, count_params
+from pxcompress.errors import InputError
+from pxcompress.graph import prune
+from pxcompress.recipe import Recipe
+from pxcompress.registry import Registry
+from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-MODULE, SEGMENTER, SCORER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+GUIDES = (
+    "README.md",
+    *(f"pxcompress/{name}.md" for name in ("ARCHITECTURE", "scorers/README", "budgets/README", "repair/README")),
+)
+[MODULE], [SEGMENTER], [SCORER], [BUDGET], [REPAIR] = (
+    re.findall(r"```python\n(.*?)```", (ROOT / guide).read_text(), re.DOTALL) for guide in GUIDES
+)
 
 
 def test_the_module_example_prints_a_slim_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,11 +49,18 @@ def test_the_example_with_two_inputs_keeps_its_outputs(capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "torch.Size([1, 5, 32, 32])\n"
 
 
+def _registered(code: str, registry: Registry[Any], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Import a guide's example from a file of its own; the registry forgets it after the test."""
+    monkeypatch.setattr(registry, "_classes", dict(registry._all()))
+    monkeypatch.syspath_prepend(folder)
+    name = f"guide_{registry.kind}"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    (folder / f"{name}.py").write_text(code)
+    importlib.import_module(name)
+
+
 def test_the_scorer_example_is_a_whole_scorer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(SCORERS, "_classes", dict(SCORERS._all()))
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "readme_scorer.py").write_text(SCORER)
-    importlib.import_module("readme_scorer")
+    _registered(SCORER, SCORERS, monkeypatch, tmp_path)
     net = subject("flatten_cnn")
     batches = [(net.inputs, torch.zeros(len(net.inputs), dtype=torch.int64))]
     scores, other = (
@@ -44,3 +69,54 @@ def test_the_scorer_example_is_a_whole_scorer(monkeypatch: pytest.MonkeyPatch, t
     )
     assert not torch.equal(scores["conv1"], other["conv1"])
     assert {name: len(values) for name, values in scores.items()} == {group.name: group.units for group in net.groups}
+
+
+def test_the_budget_example_is_a_whole_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _registered(BUDGET, BUDGETS, monkeypatch, tmp_path)
+    assert Recipe("resnet50", 0.5, budget="energy:weight=3").label == "resnet50-energy-0.50"
+    net = subject("flatten_cnn")
+    meter = BUDGETS.build("energy:weight=3").meter(net.model, net.groups, net.example)
+    slim = prune(net.model, net.groups, plan_of({"conv1": (0, 1)}), net.example).model
+    left = {"conv1": next(group.units for group in net.groups if group.name == "conv1") - 2}
+    assert meter(left) == count_macs(slim, net.example) + 3 * count_params(slim)
+
+
+def test_the_repair_example_is_a_whole_repair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _registered(REPAIR, REPAIRS, monkeypatch, tmp_path)
+    assert Recipe("resnet50", 0.5, repair=("fold", "mean-logits")).repair == ("fold", "mean-logits")
+    net = subject("flatten_cnn")
+    pruned = prune(net.model, net.groups, plan_of({"conv1": (0, 1)}), net.example)
+    batches = [(inputs, torch.zeros(len(inputs), dtype=torch.int64)) for inputs in net.inputs.split(3)]
+    slim = REPAIRS.build("mean-logits")(pruned, batches).model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(slim(net.inputs).mean(0), net.model(net.inputs).mean(0))
+
+
+def test_links_lead_to_files() -> None:
+    for guide in (*GUIDES, "benchmarks/README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / guide).read_text()):
+            assert (ROOT / guide).parent.joinpath(target).is_file(), f"{guide}: {target}"
+
+
+def test_readme_is_read_in_a_few_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+def test_commands_that_guides_show_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `pxcompress run` line is parsed as far as the recipe that it stands for."""
+    seen: list[Recipe] = []
+
+    def compress(recipe: Recipe, *args: object, **options: object) -> NoReturn:
+        seen.append(recipe)
+        raise InputError("seen")
+
+    monkeypatch.setattr(pipeline, "compress", compress)
+    lines = [
+        line.split("#")[0]
+        for guide in GUIDES
+        for line in re.findall(r"^    pxcompress (run .*)$", (ROOT / guide).read_text(), re.MULTILINE)
+    ]
+    for line in lines:
+        result = CliRunner().invoke(cli.app, shlex.split(line))
+        assert isinstance(result.exception, InputError), f"{line}: {result.output}"
+    assert len(seen) == len(lines) > 5

@@ -24,7 +24,7 @@ FULL: dict[str, Any] = {
     "checkpoint": "weights.safetensors",
     "input_size": 64,
     "scorer": "magnitude:p=1",
-    "budget": "macs",
+    "budget": "params",
     "normalise": "uniform",
     "round_to": 4,
     "min_keep": 0.25,
@@ -41,9 +41,9 @@ def test_defaults() -> None:
     assert recipe.repair == DEFAULT_REPAIR
     assert recipe.scorers == AUTO_SCORERS
     assert Recipe("resnet50", 0.5, scorer="magnitude").scorers == (SCORERS.text(SCORERS.build("magnitude")),)
-    assert (recipe.normalise, Recipe("resnet50", 0.5, budget="macs").normalise) == ("mean", "knapsack")
+    assert (recipe.normalise, Recipe("resnet50", 0.5, budget="channels").normalise) == ("knapsack", "mean")
     assert recipe.bench == Bench()
-    assert recipe.label == "resnet50-channels-0.50"
+    assert recipe.label == "resnet50-macs-0.50"
 
 
 @pytest.mark.parametrize("recipe", [Recipe("resnet50", 0.5), Recipe(**FULL)], ids=["defaults", "full"])
@@ -142,9 +142,9 @@ def test_labels_are_folder_names(model: str, label: str) -> None:
 @pytest.mark.parametrize(
     ("guarantee", "label"),
     [
-        (Guarantee(0.03), "a-channels-0.50-drop-0.03"),
-        (Guarantee(0.03, part="classes"), "a-channels-0.50-drop-0.03-classes"),
-        (Guarantee(0.03, part="confident"), "a-channels-0.50-drop-0.03-confident"),
+        (Guarantee(0.03), "a-macs-0.50-drop-0.03"),
+        (Guarantee(0.03, part="classes"), "a-macs-0.50-drop-0.03-classes"),
+        (Guarantee(0.03, part="confident"), "a-macs-0.50-drop-0.03-confident"),
     ],
 )
 def test_labels_name_what_is_guaranteed(guarantee: Guarantee, label: str) -> None:
@@ -260,7 +260,7 @@ EVERY = Recipe(
     classes=("cat", "dog"),
     skip_corrupt=True,
     seed=7,
-    budget="macs",
+    budget="params",
     scorer="lrp:centre=true",
     normalise="norm",
     repair=("fold",),
@@ -342,7 +342,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
 @pytest.mark.parametrize(
     ("said", "budget", "share", "label"),
     [
-        ({"ratio": 0.25}, "channels", 0.25, "m-channels-0.25"),
+        ({"ratio": 0.25}, "macs", 0.25, "m-macs-0.25"),
         ({"speedup": "2x"}, "latency", 0.5, "m-latency-2x"),
         ({"latency_ms": 30.0}, "latency", 0.7, "m-latency-30ms"),
         ({"max_bytes": "80"}, "bytes", 0.2, "m-bytes-80B"),
@@ -391,11 +391,11 @@ def test_what_followed_from_an_old_value_does_not_outlive_it(tmp_path: Path) -> 
         file.write_text(old.to_json())
         return recipe_of(said, file)
 
-    channels = Recipe("m", 0.5)
+    channels = Recipe("m", 0.5, budget="channels")
     assert again(channels) == channels
     assert again(channels, budget="macs") == Recipe("m", 0.5, budget="macs")
-    assert again(channels, classes="a,b") == Recipe("m", 0.5, classes=("a", "b"))
-    chosen = Recipe("m", 0.5, normalise="cost", round_to=4, repair=("fold",))
+    assert again(channels, classes="a,b") == channels.but(classes=("a", "b"))
+    chosen = Recipe("m", 0.5, budget="channels", normalise="cost", round_to=4, repair=("fold",))
     assert again(chosen, budget="macs") == chosen.but(budget="macs")
     assert again(chosen, classes="a,b") == chosen.but(classes=("a", "b"))
     timed = Recipe("m", speedup=2.0, bench=Bench(batch_size=4, threads=2))

@@ -7,9 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pxcompress import choices
 from pxcompress.budgets import BUDGETS
+from pxcompress.certify import path
+from pxcompress.data.embedded import EMBEDDED
+from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
-from pxcompress.registry import Registry, option
+from pxcompress.planning import order
+from pxcompress.registry import Registry, names_in, option
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
 
@@ -169,6 +174,29 @@ def test_options_describe_themselves() -> None:
     assert (radius.metadata["low"], radius.metadata["high"], radius.metadata["log"]) == (0.0, 10.0, False)
     assert seams.metadata["log"] is True
     assert TOYS.options("plain-block") == ()
+
+
+@pytest.mark.parametrize(
+    ("package", "registry"),
+    [
+        ("pxcompress.scorers", SCORERS),
+        ("pxcompress.budgets", BUDGETS),
+        ("pxcompress.repair", REPAIRS),
+        ("pxcompress.demo", EMBEDDED),
+    ],
+)
+def test_names_are_listed_without_loading_what_they_name(package: str, registry: Registry[object]) -> None:
+    ours = [name for name in registry if registry.get(name).__module__.startswith(f"{package}.")]
+    assert list(names_in(package)) == ours
+
+
+def test_words_that_options_take_are_the_keys_of_their_tables() -> None:
+    assert tuple(path.RISKS) == choices.RISKS
+    assert tuple(order.NORMALISATIONS) == choices.NORMALISATIONS
+    for name in choices.PROVIDERS[1:]:
+        assert runtime._STACKS[name]
+        assert runtime._NAMES[name]
+    assert len(runtime._STACKS) == len(runtime._NAMES) == len(choices.PROVIDERS) - 1
 
 
 @pytest.mark.parametrize("registry", [SCORERS, BUDGETS, REPAIRS], ids=["scorers", "budgets", "repairs"])

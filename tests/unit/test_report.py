@@ -115,7 +115,7 @@ def make_report(low: float = 3.9, high: float = 4.1, p50: float = 3.0, **changes
             Fixed("stem", 8, "it is a stem"),
             Fixed("stem2", 9, "it is a stem"),
         ),
-        plan=PlanCosts("channels", "units", 40.0, 10.0, 20.0),
+        plan=PlanCosts("macs", "MACs", 80e6, 20e6, 40e6),
         folder="exported/run",
         verdict=f"{verdict(comparison)}: exported/run/model.onnx",
         notes=(Warning("demonstration", "embedded data: a demonstration"),),
@@ -711,12 +711,38 @@ def test_table_golden() -> None:
         "",
         "Some CPU, CPUExecutionProvider, 2 CPU threads, batch 1, fp32, 400 test samples, input 3x32x32, "
         "weights trained here",
+        "0.75 of the MACs removed: 0.44 of the channels and heads, 0.75 of the milliseconds",
         "2 of 2 classes lost answers, 0 gained some; most: 'cat', 180 -> 170 of 200 samples right",
         "note: embedded data: a demonstration",
         REPORT.verdict,
         "next: to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; "
         "or a smaller --ratio",
     ]
+
+
+@pytest.mark.parametrize(
+    ("budget", "p50", "line"),
+    [
+        (
+            ("channels", "units", 40.0, 20.0, 20.0),
+            3.0,
+            "0.44 of the channels and heads removed: 0.75 of the MACs, 0.75 of",
+        ),
+        (("latency", "ms", 4.0, 2.0, 2.0), 3.0, "0.75 of the milliseconds removed: 0.75 of the MACs, 0.44 of the"),
+        (
+            ("params", "parameters", 4.0, 1.0, 2.0),
+            15.0,
+            "0.75 of the parameters removed: 0.75 of the MACs, 0.44 of the",
+        ),
+        (
+            ("macs", "MACs", 80e6, 20e6, 40e6),
+            15.0,
+            "0.75 of the MACs removed: 0.44 of the channels and heads, 0.25 more",
+        ),
+    ],
+)
+def test_the_table_says_what_a_ratio_came_to_in_other_units(budget: tuple[Any, ...], p50: float, line: str) -> None:
+    assert f"\n{line} " in to_table(make_report(p50=p50, plan=PlanCosts(*budget)))
 
 
 def test_table_names_the_path_of_the_artefact_and_is_ascii() -> None:
@@ -924,7 +950,7 @@ def test_page_renders_in_a_browser_without_a_complaint(tmp_path: Path) -> None:
 def test_a_share_of_relevance_says_what_ratio_it_came_to(scorer: str, what: str) -> None:
     recipe = Recipe("resnet18", relevance_share=0.05, scorer=scorer)
     report = make_report(recipe=recipe)
-    line = f"what holds at most 5.0% of every layer's {what} to remove: that came to ratio 0.750 of the units"
+    line = f"what holds at most 5.0% of every layer's {what} to remove: that came to ratio 0.750 of the MACs"
     assert line in to_table(report).splitlines()
     assert line in Page(to_html(report)).text
     assert "came to" not in to_table(REPORT)

@@ -207,7 +207,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_on_a_task_tells_its_classes(finished: Path) -> None:
     report = from_json((finished / "report.json").read_text())
-    assert finished.name == "test_task_net-channels-0.50-3-classes-drop-0.1"
+    assert finished.name == "test_task_net-macs-0.50-3-classes-drop-0.1"
     assert report.data.classes == KEPT
     assert report.dense.top1 > 0.6
     assert "a task of 3 of the 10 classes: the dense model, too, knows no others" in [
@@ -256,7 +256,7 @@ def test_the_certificate_of_a_task_can_be_recomputed(px: Px, finished: Path, ima
 def test_recipes_hold_their_classes() -> None:
     recipe = Recipe("resnet18", 0.5, classes=("b", "a"))
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert recipe.label == "resnet18-channels-0.50-2-classes"
+    assert recipe.label == "resnet18-macs-0.50-2-classes"
     assert "--classes" not in command(Recipe("resnet18", 0.5))
 
 

@@ -79,12 +79,19 @@ def test_logits_say_which_output_counts() -> None:
         model = Several().eval()
         batches = [torch.randn(8, 3, 12, 12) for _ in range(3)]
     example = batches[0][:1]
-    scores = compress_module(model, example, batches, 0.3, logits=lambda out: out["box"]).scores
+    scores = compress_module(model, example, batches, 0.3, logits=lambda out: out["box"], scorer="lrp-residual").scores
     assert not scores["hidden"].any()
     assert scores["conv1"].all()
     labelled = [(inputs, torch.arange(8) % CLASSES) for inputs in batches]
     slim = compress_module(
-        model, example, labelled, 0.3, logits=lambda out: out["class"], scorer="taylor", class_scores=True
+        model,
+        example,
+        labelled,
+        0.3,
+        logits=lambda out: out["class"],
+        held_out=[],
+        scorer="taylor",
+        class_scores=True,
     )
     assert slim.class_relevance is not None
     assert slim.class_relevance.samples == (6, 6, 6, 3, 3)

@@ -1,0 +1,46 @@
+"""Help in panels: first the options that most people need, then the others by what they are about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+FIRST = "Options"
+"""Title of the panel that every option is in unless it has another."""
+
+EXPERT = "expert"
+
+_BASICS = ("model", "data", "checkpoint", "ratio", "speedup", "latency_ms", "max_bytes", "budget")
+
+_PANELS = {
+    FIRST: (*_BASICS, "batch_size", "provider"),
+    "goal": ("relevance_share", "classes", "only", "keep", "scope", "min_keep", "floors", "round_to"),
+    "scoring": ("scorer", "normalise", "class_scores"),
+    "repair": ("repair", "rounds"),
+    "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "coverage"),
+    "export": ("targets", "fixed_batch"),
+    "measuring": ("threads",),
+}
+_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
+
+
+def panel_of(field: str) -> str:
+    """The panel in which the option of a recipe's field stands: "expert" where none is named for it."""
+    return _PANEL_OF.get(field, EXPERT)
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help lists options by their `rich_help_panel`, in plain text that pipes and searches well."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then one list of options for each panel."""
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{name: [] for name in _PANELS}}
+        for parameter in self.get_params(ctx):
+            if (line := parameter.get_help_record(ctx)) is not None:
+                panel = getattr(parameter, "rich_help_panel", None) or FIRST  # --help itself has none
+                panels.setdefault("Arguments" if parameter.param_type_name == "argument" else panel, []).append(line)
+        for panel, lines in panels.items():
+            if lines:
+                with formatter.section(panel):
+                    formatter.write_dl(lines)

@@ -1,0 +1,105 @@
+"""Pages from templates: one self-contained HTML document each, in ASCII; what a run or a user named is escaped."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pxcompress.deploy.intervals import Interval
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar from 0 to `share` of the width, with its interval where given; `style` is a CSS class."""
+
+    share: float
+    style: str
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars under each other, stretched to the width of what holds them; `title` says the same in words."""
+
+    title: str
+    items: tuple[Bar, ...]
+    style: str = "bars"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A distribution: 5, 25, 50, 75 and 95 % of it, as shares of the width; `title` says the same in words."""
+
+    title: str
+    marks: tuple[float, float, float, float, float]
+    style: str
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A text with a small one under it."""
+
+    text: str
+    under: str
+
+
+Cell = str | Bars | Strip | Stacked
+"""What a table of a page may hold."""
+
+Row = tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page, and what it shows in words."""
+
+    source: str
+    words: str
+    title: str = ""
+
+    @classmethod
+    def of(cls, file: bytes, kind: str, words: str, title: str = "") -> Picture:
+        """The image in `file`, of a kind such as "png" or "svg+xml"."""
+        return cls(f"data:image/{kind};base64,{b64encode(file).decode('ascii')}", words, title)
+
+
+def render(template: str, **view: object) -> str:
+    """The page `template` of what the `view` holds, as ASCII: other characters are references, so that no encoding
+    breaks them."""
+    text = _TEMPLATES.get_template(template).render(**view)
+    return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+def _across(share: float) -> str:
+    """A share of a drawing's width of 100."""
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}"
+
+
+def _flat(facts: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values for a table; mappings inside become "outer.inner"."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield f"{prefix}{key}", ", ".join(map(str, value)) or "none"
+        else:
+            yield f"{prefix}{key}", "none" if value is None else str(value)
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that may be broken after its dots, and still copies as it is."""
+    return Markup(".<wbr>").join(name.split("."))
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_TEMPLATES.filters.update(across=_across, flat=_flat, breakable=_breakable)
+_TEMPLATES.globals["css"] = Markup((TEMPLATES / "style.css").read_text())

@@ -1,0 +1,73 @@
+"""What one group's scores are worth beside another's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import batches_of
+from torch import Tensor, nn
+
+from pxcompress.exchange_rates import SPREAD, with_measured_rates
+from pxcompress.graph import find_groups
+from pxcompress.passes.parts import spread_samples
+from pxcompress.repair.fold import Fold
+from pxcompress.state import seeded
+from pxcompress.types import Price, Scored
+
+
+class _Branches(nn.Module):
+    """Two hidden layers beside each other, of which the second hardly counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loud, self.faint = nn.Linear(12, 16), nn.Linear(12, 16)
+        self.loud_head, self.faint_head = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.loud_head(self.loud(x).relu()) + 0.3 * self.faint_head(self.faint(x).relu())
+
+
+def _scored() -> tuple[Scored, Tensor]:
+    with seeded(0):
+        model, inputs = _Branches().eval(), torch.randn(96, 12)
+    structure = find_groups(model, inputs[:1], ["loud_head", "faint_head"])
+    scores = {
+        group.name: torch.rand(group.units, generator=torch.Generator().manual_seed(1)) for group in structure.groups
+    }
+    price = Price("channels", "units", lambda kept: float(sum(kept.values())))
+    return Scored(model, inputs[:1], structure, scores, price, 0.5), inputs
+
+
+def test_a_group_is_worth_what_its_loss_changes() -> None:
+    """The outputs' divergence goes with the square of the change, which is ten times larger in one branch."""
+    scored, inputs = _scored()
+    batches = batches_of(inputs, 16)
+    rated = with_measured_rates(scored, [Fold()], batches, batches)
+    rates = {name: rated.scores[name] / scored.scores[name] for name in scored.scores}
+    assert all(torch.allclose(rate, rate[:1].expand(len(rate))) for rate in rates.values()), "one rate a group"
+    assert 10 < float(rates["loud"][0] / rates["faint"][0]) < 1000
+
+
+def test_groups_that_cannot_be_measured_get_the_middle_rate() -> None:
+    scored, inputs = _scored()
+    scored.scores["faint"].zero_()
+    rated = with_measured_rates(scored, [], batches_of(inputs, 16), batches_of(inputs, 16))
+    assert not rated.scores["faint"].any()
+    assert rated.scores["loud"].any()
+
+
+def test_no_rate_is_far_from_the_others() -> None:
+    scored, inputs = _scored()
+    scored.scores["faint"].mul_(1e-9)
+    batches = batches_of(inputs, 16)
+    rated = with_measured_rates(scored, [], batches, batches)
+    rates = [float(rated.scores[name].sum() / scored.scores[name].sum()) for name in scored.scores]
+    assert max(rates) / min(rates) <= SPREAD**2 * 1.01
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 30])
+def test_samples_are_spread_evenly(size: int) -> None:
+    inputs = torch.arange(30.0)[:, None]
+    chosen = torch.cat([part for part, _ in spread_samples(batches_of(inputs, size), 10)]).flatten()
+    assert chosen.tolist() == list(range(0, 30, 3))
+    assert len(torch.cat([part for part, _ in spread_samples(batches_of(inputs, size), 500)])) == 30
