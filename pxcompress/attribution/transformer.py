@@ -232,6 +232,19 @@ def _normalize(func: Handler, x: Tensor, p: float = 2.0, dim: int = 1, eps: floa
     return x / x.detach().norm(p, dim, keepdim=True).clamp_min(eps)
 
 
+OPERATORS = {"__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow"}
+"""Operators that change their left side, and the function that each applies."""
+
+
+def _in_place(handler: Handler, function: Handler) -> Handler:
+    """The rule of a `function` that writes its result over its first argument."""
+
+    def changed(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.copy_(handler(function, x.clone(), *args, **kwargs))
+
+    return changed
+
+
 def handlers() -> dict[str, Handler]:
     """Function name -> handler, called with the function and its arguments; attention has its own."""
     table: dict[str, Handler] = {name: _activation(name) for name in ACTIVATIONS}
@@ -241,4 +254,5 @@ def handlers() -> dict[str, Handler]:
     table |= {"einsum": _einsum, "baddbmm": _base_plus_product, "addcmul": _base_plus_product, "glu": _glu}
     table |= {"layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm}
     table |= {"instance_norm": _instance_norm, "normalize": _normalize}
-    return table
+    changing = {f"{name}_": name for name in table if hasattr(torch.Tensor, f"{name}_")} | OPERATORS
+    return table | {name: _in_place(table[plain], getattr(torch, plain)) for name, plain in changing.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,19 @@ class _Cut:
         return (summed(self.total) / summed(self.samples).clamp(min=1)[:, None]).cpu()
 
 
+class _Kept(torch.autograd.Function):
+    """Holds a tensor as it is now, by `grad_fn.saved_tensors`, also where the model changes it in place later on."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
+        return value.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        """Nothing comes of it."""
+
+
 @dataclass
 class _Reader:
     """Forward pre-hooks at a group's consumers; one `_Cut` per distinct tensor of a forward pass.
@@ -61,7 +75,7 @@ class _Reader:
     statistic: Statistic
     origin: Tensor | None = None
     cuts: list[_Cut] = field(default_factory=list)
-    seen: list[Tensor] = field(default_factory=list)
+    seen: list[tuple[Tensor, int]] = field(default_factory=list)
     weights: Tensor | None = None
 
     def attach(self) -> None:
@@ -72,22 +86,26 @@ class _Reader:
     def _hook(self, member: Member) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             value = args[0]
-            if any(value is other for other in self.seen):
+            if any(value is other and value._version == version for other, version in self.seen):
                 return
-            self.seen.append(value)
+            self.seen.append((value, value._version))
             if len(self.seen) > len(self.cuts):
                 self.cuts.append(_Cut())
             cut = self.cuts[len(self.seen) - 1]
-            activation = unit_view(value.detach(), module, member.index)
-            if self.origin is not None:
-                origin = self.origin[len(self.seen) - 1]
-                activation = activation - origin.to(activation).unsqueeze(1)
+            origin = None if self.origin is None else self.origin[len(self.seen) - 1]
+
+            def activation(value: Tensor) -> Tensor:
+                units = unit_view(value.detach(), module, member.index)
+                return units if origin is None else units - origin.to(units).unsqueeze(1)
+
             if not value.requires_grad:
-                cut.add(self.statistic(activation, torch.empty(0)), self.weights)
+                cut.add(self.statistic(activation(value), torch.empty(0)), self.weights)
                 return
+            node: Any = _Kept.apply(value).grad_fn
 
             def use(gradient: Tensor) -> None:
-                cut.add(self.statistic(activation, unit_view(gradient, module, member.index)), self.weights)
+                (kept,) = node.saved_tensors
+                cut.add(self.statistic(activation(kept), unit_view(gradient, module, member.index)), self.weights)
 
             value.register_hook(use)
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from models import CLASSES, batches_of, randomised
+from models import CLASSES, batches_of, plan_of, randomised
 from torch import Tensor, nn
 
 from pxcompress.attribution import attributed, parse_composite
 from pxcompress.errors import ModelError
-from pxcompress.graph import find_groups
+from pxcompress.graph import find_groups, prune
 from pxcompress.models.adapter import adapted
+from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.types import Group, Scores
@@ -226,6 +227,42 @@ def test_a_softmax_at_the_end_changes_no_score(kind: type[Base], scorer: str) ->
     expected = _score(scorer, Base)
     for name, values in _score(scorer, kind).items():
         assert torch.allclose(values, expected[name], rtol=1e-5), name
+
+
+class OutOfPlace(Base):
+    def between(self, x: Tensor) -> Tensor:
+        x = (x + F.relu(self.conv3(x))).sigmoid()
+        return (x * self.conv4(x)).clamp(max=2).mean((2, 3))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv3, self.conv4 = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+
+
+class InPlace(OutOfPlace):
+    """Code for inference only: it overwrites what a gradient is computed from."""
+
+    def between(self, x: Tensor) -> Tensor:
+        x.add_(F.relu(self.conv3(x))).sigmoid_()
+        x *= self.conv4(x)
+        return x.clamp_(max=2).mean((2, 3))
+
+
+@pytest.mark.parametrize("scorer", GRADIENT_BASED)
+def test_changes_in_place_change_no_score(scorer: str) -> None:
+    expected = _score(scorer, OutOfPlace)
+    for name, values in _score(scorer, InPlace).items():
+        assert torch.allclose(values, expected[name], rtol=1e-4), name
+
+
+def test_least_squares_of_a_net_that_changes_in_place_is_the_same() -> None:
+    weights = []
+    for kind in (OutOfPlace, InPlace):
+        net, groups, inputs = _subject(kind)
+        plan = plan_of({group.name: range(group.units // 2) for group in groups})
+        pruned = REPAIRS.build("least-squares")(prune(net, groups, plan, inputs[:1]), batches_of(inputs, 4))
+        weights.append(torch.cat([value.detach().flatten() for value in pruned.model.parameters()]))
+    assert torch.allclose(*weights, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("scorer", ["lrp-residual", "lrp"])

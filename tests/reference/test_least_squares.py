@@ -252,6 +252,22 @@ def test_duplicated_channels_are_recovered() -> None:
     assert _error(pruned, inputs[32:]) < 1e-2 * before
 
 
+def test_inputs_all_alike_are_repaired_and_change_no_weight_by_much() -> None:
+    """There is no variance to fit to, only its rounding: outputs were 0 with weights of 1e15."""
+    for seed in range(4):
+        with seeded(seed):
+            model = randomised(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()))
+            model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)]).eval()
+        inputs = torch.ones(8, 3, 12, 12)
+        groups = find_groups(model, inputs[:1], ("6",)).groups
+        pruned = LeastSquares()(prune(model, groups, _half(groups), inputs[:1]), [(inputs, torch.zeros(8).long())] * 2)
+        with torch.no_grad():
+            expected = model(inputs)
+            assert (pruned.model(inputs) - expected).abs().max() < 1e-4 * expected.abs().max()
+        sizes = [max(value.abs().max() for value in net.parameters()) for net in (pruned.model, model)]
+        assert sizes[0] < 10 * sizes[1]
+
+
 def test_layers_make_up_for_what_went_wrong_before_them() -> None:
     """A normalisation that is off by a factor, which no refit changes, is undone by the layers behind it."""
     subject = subject_named("flatten_cnn")

@@ -196,6 +196,24 @@ def test_large_weights_go_beside_the_file(tmp_path: Path, large: None) -> None:
     assert verify_parity(model, artifact.path, [_inputs(4, size=8)]).passed
 
 
+class _Loose(nn.Module):
+    """A forward that names no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self.head(args[0].mean((2, 3)))
+
+
+def test_an_input_without_a_name_has_any_batch(tmp_path: Path) -> None:
+    model = _Loose().eval()
+    artifact = export_onnx(model, _inputs(1, size=8), tmp_path / "model.onnx", {})
+    assert artifact.input_shape == (None, 3, 8, 8)
+    assert verify_parity(model, artifact.path, [_inputs(5, size=8)]).passed
+
+
 class _Forward(nn.Module):
     """A model that computes `function`."""
 

@@ -50,6 +50,7 @@ def _on_meta() -> nn.Module:
         (lambda: FlattenCNN().bfloat16(), "half precision"),
         (lambda: _quantised(trained=True), "is quantised"),
         (lambda: _quantised(trained=False), "is quantised"),
+        (lambda: torch.jit.trace(FlattenCNN().eval(), INPUTS), "holds TorchScript: it has its graph"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

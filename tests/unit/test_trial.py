@@ -268,6 +268,16 @@ def test_an_exception_is_the_reason() -> None:
     assert "\n" not in reason
 
 
+def test_a_shared_weight_is_the_reason() -> None:
+    net = _net(lambda s, x: _pooled(s, F.relu(s.t(F.relu(s.c1(x))))), t=conv(16, 16))
+    net.t.weight = net.c2.weight
+    model, inputs = _drawn(net)
+    reasons = _reasons(model, inputs)
+    assert reasons["t"] == "t has a weight that c2 has as well"
+    assert reasons["c2"] == "c2 has a weight that t has as well"
+    assert "has a weight that" in reasons["c1"]
+
+
 # --- layers that the example does not reach ---
 
 
