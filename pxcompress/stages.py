@@ -125,10 +125,12 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
         with clock.stage(f"score ({text})"):
             candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
     scored = _best_scored(candidates, run)
-    for name, (features, samples) in run.short_of_samples.items():
+    if short := run.short_of_samples:
+        name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
+        more = f", {len(short) - 1} more layers more than there are samples" if len(short) > 1 else ""
         clock.remark(
-            f"few samples: {name} reads {features} features of {samples} samples; what feeds it stays wider than more "
-            "samples would show to be needed"
+            f"few samples: {name} reads {features} features of {samples} samples{more}; what feeds it stays wider than "
+            "more samples would show to be needed"
         )
     if not recipe.class_scores:
         return scored

@@ -13,13 +13,26 @@ import onnxruntime as ort
 from PIL import Image
 
 
+def rgb(image: Image.Image) -> Image.Image:
+    """`image` in 8 bits a channel, without transparency: 16 bits lose the lower 8, floats have to be from 0 to 1."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if image.mode == "I" or not (low >= 0 and high <= 1):
+            kind = "32-bit integers" if image.mode == "I" else "floats"
+            raise ValueError(f"it holds {kind} from {low:g} to {high:g}; expected 8 or 16 bits, or floats from 0 to 1")
+        image = Image.fromarray((values * 255).round().astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB Pillow warns about palettes with transparency
+    return image.convert("RGB")
+
+
 def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
     """One image as the model takes it, (1, channels, height, width): resize, centre crop, to [0, 1], normalise."""
     channels, height, width = json.loads(facts["input_size"])
-    image: Image.Image = Image.open(path)
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    image = image.convert("RGB").convert("L" if channels == 1 else "RGB")
+    image = rgb(Image.open(path)).convert("L" if channels == 1 else "RGB")
     crop, (w, h) = json.loads(facts["crop"]), image.size
     tall, wide = math.floor(height / crop), math.floor(width / crop)
     if tall == wide:  # the shorter side gets this length
@@ -47,11 +60,13 @@ def main() -> None:
     for path in options.images:
         try:
             batch = prepare(path, facts).repeat(copies, axis=0)
-        except (OSError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise SystemExit(f"predict.py: {path} cannot be read as an image: {error}") from error
-        logits = session.run(None, {port.name: batch})[0][0].astype(np.float64)
-        shares = np.exp(logits - logits.max())
-        best = int(logits.argmax())
+        outputs = session.run(None, {port.name: batch})[0][0].astype(np.float64)
+        if not np.isfinite(outputs).all():
+            raise SystemExit(f"predict.py: the model returns NaN or infinity for {path}; do not use it")
+        shares = outputs if facts.get("output") == "probabilities" else np.exp(outputs - outputs.max())
+        best = int(outputs.argmax())
         print(f"{path}\t{classes[best]}\t{shares[best] / shares.sum():.4f}")
 
 
