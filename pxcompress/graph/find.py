@@ -31,7 +31,9 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
     known = {name for attention in heads for name in attention.layers}
     found = [*traced_groups(model, example, keep, known), *(head_group(model, attention) for attention in heads)]
     groups = [group for group in found if isinstance(group, Group)]
-    fixed = {layer.name: layer for layer in found if isinstance(layer, Fixed)}
+    fixed = {group.name: Fixed(group.name, 1, "it has one unit") for group in groups if _is_single(group)}
+    groups = [group for group in groups if not _is_single(group)]
+    fixed |= {layer.name: layer for layer in found if isinstance(layer, Fixed)}
     if trial:
         units = {group.name: group.units for group in groups}
         fixed |= {name: Fixed(name, units[name], reason) for name, reason in trial.faults(groups).items()}
@@ -40,3 +42,8 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
         tuple(sorted((group for group in groups if group.name not in fixed), key=lambda group: order[group.name])),
         tuple(sorted(fixed.values(), key=lambda layer: order[layer.name])),
     )
+
+
+def _is_single(group: Group) -> bool:
+    """Whether a layer has one unit only, without which nothing runs behind it."""
+    return group.units == 1 and group.kind != "head"

@@ -268,6 +268,13 @@ def test_an_exception_is_the_reason() -> None:
     assert "\n" not in reason
 
 
+def test_the_only_unit_of_a_layer_stays() -> None:
+    model, inputs = _drawn(Block(_simple, c1=conv(3, 1), c2=conv(1, 16), h=nn.Linear(16, CLASSES)))
+    assert _reasons(model, inputs)["c1"] == "it has one unit"
+    slim = compress_module(model, inputs[:1], [(inputs, torch.arange(4) % CLASSES)] * 2, 0.3, round_to=1)
+    assert {group.name for group in slim.structure.groups} == {"c2"}
+
+
 def test_a_shared_weight_is_the_reason() -> None:
     net = _net(lambda s, x: _pooled(s, F.relu(s.t(F.relu(s.c1(x))))), t=conv(16, 16))
     net.t.weight = net.c2.weight
