@@ -142,15 +142,15 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
 def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
     """Of the same model scored in several ways the one whose pruned model comes nearest to it on held-out samples.
 
-    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Before that it is measured
-    what scores of one group are worth beside those of another.
+    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Tried are the first as it
+    is, and all with what the scores of one group are worth beside those of another as measured.
     """
     if len(candidates) == 1:
         return candidates[0]
     absorbing = [repair for repair in run.repairs.values() if repair.phase == "absorb"]
     with run.clock.stage("measure groups"):
         fit, held_out = run.parts["repair"], run.held_out
-        candidates = with_measured_rates(candidates, absorbing, fit, held_out)
+        candidates = [candidates[0], *with_measured_rates(candidates, absorbing, fit, held_out)]
     with run.clock.stage("choose the score"):
         dense = DenseOutputs(candidates[0].model, run.held_out)
         divergences = []
@@ -161,10 +161,9 @@ def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
                 pruned = _after(repair, pruned, run)
             divergences.append(dense.compare(pruned.model).divergence)
         best = min(range(len(candidates)), key=lambda place: divergences[place])
-    tried = ", ".join(f"{value:.3g} by {each.scorer}" for value, each in zip(divergences, candidates, strict=True))
-    run.clock.remark(
-        f"the score is {candidates[best].scorer}: on held-out samples the divergence from the dense model is {tried}"
-    )
+    names = [f"{candidates[0].scorer} as it is", *(f"{each.scorer} with measured rates" for each in candidates[1:])]
+    tried = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
+    run.clock.remark(f"the score is {names[best]}: on held-out samples the divergence from the dense model is {tried}")
     return candidates[best]
 
 

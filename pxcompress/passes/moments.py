@@ -101,13 +101,13 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
         return {name: batches.found[name] for name in layouts if name in batches.found}
     device = device_of(model)
     sums: dict[str, tuple[_Sums, _Sums]] = {}
-    turn = samples = 0
+    turn = samples = batch_size = 0
 
     def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             number = rank() + processes() * turn  # the batch's number in one process
             features = drawn_positions(unit_view(args[0].detach(), module, index), number)
-            first = in_first_half(samples, len(features))
+            first = in_first_half(batch_size * number, len(features))
             if name not in sums:
                 sums[name] = _Sums(len(index), features.device), _Sums(len(index), features.device)
             for part, half in zip(sums[name], (first, ~first), strict=True):
@@ -119,6 +119,7 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
         for name, index in layouts.items():
             model.get_submodule(name).register_forward_pre_hook(hook(name, index))
         for inputs, _ in InParts(batches):
+            batch_size = batch_size or len(inputs)
             model(inputs.to(device))
             turn, samples = turn + 1, samples + len(inputs)
     everyone = int(summed(torch.tensor(samples, device=device)))

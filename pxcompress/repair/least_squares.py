@@ -10,7 +10,6 @@ After He et al. (https://arxiv.org/abs/1707.06168), with the asymmetric input of
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,8 +38,8 @@ RIDGES = (10.0, 1.0, 1e-1, 1e-2)
 """What a layer's ridge is chosen from, as shares of the mean variance of its inputs; the first wins a tie."""
 
 ROWS_PER_INPUT = 16
-ROWS_PER_SAMPLE = 16
-"""Rows that a sample gives on average, at least, before more samples are read: its positions tell much the same."""
+ROWS_PER_SAMPLE = 64
+"""Rows that a sample gives, where it has as many positions: more samples than that takes are not read."""
 
 ROUNDING = 1e-9
 """Added to the variance of the inputs, as a share of their mean square: what float32 inputs that are alike vary by."""
@@ -69,7 +68,7 @@ class LeastSquares:
 
     waves: int = option(16, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
     rows: int = option(
-        4096, f"samples and positions to fit to, or {ROWS_PER_INPUT} for every input", low=1, high=10**9, log=True
+        16_384, f"samples and positions to fit to, or {ROWS_PER_INPUT} for every input", low=1, high=10**9, log=True
     )
     weighting: str = option(
         "relevance",
@@ -132,18 +131,22 @@ class LeastSquares:
 
 def _parts_used(wave: Sequence[_Layer], parts: int, samples: int) -> int:
     """How many of the `parts` batches, with `samples` in all, a wave is fitted to."""
-    needed = max(layer.rows for layer in wave) / ROWS_PER_SAMPLE
+    needed = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
     return max(1, min(parts, math.ceil(parts * needed / samples)))
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A layer to refit, to `rows` rows; `outputs` are the dense layer's output rows that are still there."""
+    """A layer to refit, to `rows` rows; `outputs` are the dense layer's output rows that are still there.
+
+    A sample gives a row at each of `positions`.
+    """
 
     name: str
     slim: nn.Module
     outputs: Tensor
     rows: int
+    positions: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -295,24 +298,31 @@ def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
 
 def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
     """The layers that lost inputs, in the order they run in."""
-    calls: Counter[str] = Counter()
+    positions: dict[str, list[int]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            positions.setdefault(name, []).append(prod(_channels_first(output, module).shape[2:]))
+
+        return add
+
     with observed(pruned.dense), torch.no_grad():
         for name, module in pruned.dense.named_modules():
             if isinstance(module, nn.Linear | _ConvNd):
-                module.register_forward_pre_hook(lambda module, args, name=name: calls.update([name]))
+                module.register_forward_hook(note(name))
         pruned.dense(example.to(device_of(pruned.dense)))
     lost = {layer.name for layer in consumers(pruned)}
     producers = members_by_module(pruned.groups, "out")
     found = []
-    for name in (name for name in calls if name in lost):
+    for name in (name for name in positions if name in lost):
         slim = pruned.model.get_submodule(name)
         weight, left = (model.get_submodule(name).weight for model in (pruned.dense, pruned.model))
         assert isinstance(weight, Tensor)
         assert isinstance(left, Tensor)
         inputs = left.shape[1:].numel()
-        if calls[name] == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
+        if len(positions[name]) == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
             outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
-            found.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs)))
+            found.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs), positions[name][0]))
     return found
 
 

@@ -177,7 +177,13 @@ REFUSED: Mapping[str, tuple[nn.Module, Any, Any, dict[str, Any], str]] = {
         {},
         r"2\^24",
     ),
-    "a scripted module": (torch.jit.script(Sequences()), torch.zeros(1, 4, 9), [torch.zeros(1, 4, 9)], {}, "behind it"),
+    "a scripted module": (
+        torch.jit.script(Sequences()),
+        torch.zeros(1, 4, 9),
+        [torch.zeros(1, 4, 9)],
+        {},
+        "it is from",
+    ),
 }
 
 
