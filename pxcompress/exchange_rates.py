@@ -13,13 +13,14 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-from torch import Tensor
 
 from pxcompress.agreement import DenseOutputs
 from pxcompress.graph import prune
+from pxcompress.layout.rows import input_layouts
+from pxcompress.passes.moments import moments
 from pxcompress.passes.parts import spread_samples
 from pxcompress.processes import from_first
-from pxcompress.types import Batches, Group, Plan, Repair, Scored
+from pxcompress.types import Batches, Group, Plan, Repair, Scored, Scores
 
 REMOVED = 0.25
 """Share of a group's units, those with the lowest scores, that is removed to measure."""
@@ -47,13 +48,16 @@ def with_measured_rates(
     groups = scored.structure.groups
     samples = min(MOST, max(FEWEST, PASSES // max(len(groups), 1)))
     dense = DenseOutputs(scored.model, spread_samples(held_out, samples))
+    if repairs:  # one pass for all groups, where `fit` remembers it
+        moments(scored.model, input_layouts(scored.model, groups), fit)
     divergences: dict[str, float] = {}
     for group in groups:
         pruned = prune(scored.model, groups, _alone(group, _lowest(group, scored)), scored.example)
         for repair in repairs:
             pruned = repair(pruned, fit)
         divergences[group.name] = dense.compare(pruned.model).divergence
-    return [_rated(each, from_first(divergences)) for each in candidates]
+    divergences = from_first(divergences)
+    return [_rated(each, divergences) for each in candidates]
 
 
 def _lowest(group: Group, scored: Scored) -> list[int]:
@@ -79,7 +83,10 @@ def _rated(scored: Scored, divergences: Mapping[str, float]) -> Scored:
         return scored
     middle = median(rates.values())
 
-    def rated(name: str, scores: Tensor) -> Tensor:
-        return scores * min(max(rates.get(name, middle), middle / SPREAD), middle * SPREAD)
+    bounded = {name: min(max(rates.get(name, middle), middle / SPREAD), middle * SPREAD) for name in scored.scores}
+    return replace(scored, scores=at_rates(scored.scores, bounded), rates=bounded)
 
-    return replace(scored, scores={name: rated(name, scores) for name, scores in scored.scores.items()})
+
+def at_rates(scores: Scores, rates: Mapping[str, float]) -> Scores:
+    """The scores of every group times its rate; groups without one stay as they are."""
+    return {name: values * rates.get(name, 1.0) for name, values in scores.items()}

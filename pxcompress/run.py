@@ -48,6 +48,12 @@ class Run:
         """The same, with moments of the dense `model` on the samples of `role` computed once and kept."""
         return replace(self, parts={**self.parts, role: Remembered(self.parts[role], model)})
 
+    def forget_solved(self, role: str) -> None:
+        """Free what scorers derived from the moments of `role`; the moments stay."""
+        part = self.parts[role]
+        for each in part.found.values() if isinstance(part, Remembered) else ():
+            each.solved.clear()
+
     @property
     def short_of_samples(self) -> Mapping[str, tuple[int, int]]:
         """Layers that read more features than the score part has samples: name -> features and samples.

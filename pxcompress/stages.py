@@ -16,7 +16,7 @@ from pxcompress.clock import Clock
 from pxcompress.cost.count import uncounted
 from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.errors import BudgetError, ResultError
-from pxcompress.exchange_rates import with_measured_rates
+from pxcompress.exchange_rates import at_rates, with_measured_rates
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
@@ -24,6 +24,7 @@ from pxcompress.passes.parts import spread_samples
 from pxcompress.planning.dead_paths import without_dead_paths
 from pxcompress.planning.fit import fitted
 from pxcompress.planning.limits import Limits
+from pxcompress.planning.order import ACROSS_GROUPS
 from pxcompress.planning.plan import check_reachable, make_plan
 from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.planning.selection import Selection
@@ -124,6 +125,7 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
     for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
         with clock.stage(f"score ({text})"):
             candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
+    run.forget_solved("score")
     scored = _best_scored(candidates, run)
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
@@ -142,15 +144,18 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
 def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
     """Of the same model scored in several ways the one whose pruned model comes nearest to it on held-out samples.
 
-    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Tried are the first as it
-    is, and all with what the scores of one group are worth beside those of another as measured.
+    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Where the plan holds scores
+    of one group against those of another, tried are the first as it is, and all at measured rates of exchange.
     """
     if len(candidates) == 1:
         return candidates[0]
     absorbing = [repair for repair in run.repairs.values() if repair.phase == "absorb"]
-    with run.clock.stage("measure groups"):
-        fit, held_out = run.parts["repair"], run.held_out
-        candidates = [candidates[0], *with_measured_rates(candidates, absorbing, fit, held_out)]
+    names = [each.scorer for each in candidates]
+    if run.recipe.normalise in ACROSS_GROUPS and run.recipe.relevance_share is None:
+        with run.clock.stage("measure groups"):
+            fit, held_out = run.parts["repair"], run.held_out
+            candidates = [candidates[0], *with_measured_rates(candidates, absorbing, fit, held_out)]
+        names = [f"{names[0]} as it is", *(f"{name} with measured rates" for name in names)]
     with run.clock.stage("choose the score"):
         dense = DenseOutputs(candidates[0].model, run.held_out)
         divergences = []
@@ -159,9 +164,8 @@ def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
             pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
             for repair in absorbing:
                 pruned = _after(repair, pruned, run)
-            divergences.append(dense.compare(pruned.model).divergence)
+            divergences.append(_distance(dense.compare(pruned.model)))
         best = min(range(len(candidates)), key=lambda place: divergences[place])
-    names = [f"{candidates[0].scorer} as it is", *(f"{each.scorer} with measured rates" for each in candidates[1:])]
     tried = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
     run.clock.remark(f"the score is {names[best]}: on held-out samples the divergence from the dense model is {tried}")
     return candidates[best]
@@ -203,7 +207,7 @@ def cut_further(scored: Scored, slim: Slim, ratio: float, run: Run) -> Slim:
     recipe, clock, before = run.recipe, run.clock, slim.pruned
     with clock.stage(f"score again ({scored.scorer})"):
         left = groups_left(before)
-        scores = spread(unit_scores(before.model, left, scored.scorer, run), before)
+        scores = at_rates(spread(unit_scores(before.model, left, scored.scorer, run), before), scored.rates)
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     with clock.stage("prune"):
@@ -268,11 +272,13 @@ def _with_repair(
 def _nearest(paths: Sequence[_Repaired]) -> _Repaired:
     """The path nearest to the dense model on held-out samples, the first one of equals; NaN is farthest."""
 
-    def divergence(path: _Repaired) -> float:
-        value = 0.0 if path.agreement is None else path.agreement.divergence
-        return math.inf if math.isnan(value) else value
+    return min(paths, key=lambda path: _distance(path.agreement))
 
-    return min(paths, key=divergence)
+
+def _distance(agreement: Agreement | None) -> float:
+    """The divergence from the dense model, 0 where it is not known; NaN is as far as can be."""
+    value = 0.0 if agreement is None else agreement.divergence
+    return math.inf if math.isnan(value) else value
 
 
 def _on_calibration(pruned: Pruned, run: Run, samples: int) -> Agreement:

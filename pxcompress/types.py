@@ -6,7 +6,7 @@ Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> M
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -197,7 +197,7 @@ class Scored:
 
     `example` is one input, shape (1, ...); `ratio` is the share of the dense price to remove, 0 where the scores say
     how much; `scorer` is the text of the scorer whose scores these are. Class relevance is None where it was not asked
-    for.
+    for. `rates` are what scores of a group were multiplied by, by its name, to be worth as much as those of others.
     """
 
     model: nn.Module
@@ -208,6 +208,7 @@ class Scored:
     ratio: float
     class_relevance: ClassRelevance | None = None
     scorer: str = ""
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class LRPResidual:
     ridge: float = option(
         0.0,
         "ridge, as a share of the mean variance of a layer's inputs; 0: what does best on the other half",
+        low=0.0,
         high=10.0,
     )
 

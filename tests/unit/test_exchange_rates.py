@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from models import batches_of
 from torch import Tensor, nn
 
-from pxcompress.exchange_rates import SPREAD, with_measured_rates
+from pxcompress.exchange_rates import SPREAD, at_rates, with_measured_rates
 from pxcompress.graph import find_groups
+from pxcompress.passes.moments import Remembered
 from pxcompress.passes.parts import spread_samples
 from pxcompress.repair.fold import Fold
 from pxcompress.state import seeded
-from pxcompress.types import Price, Scored
+from pxcompress.types import Batch, Price, Scored
 
 
 class _Branches(nn.Module):
@@ -71,3 +74,26 @@ def test_samples_are_spread_evenly(size: int) -> None:
     chosen = torch.cat([part for part, _ in spread_samples(batches_of(inputs, size), 10)]).flatten()
     assert chosen.tolist() == list(range(0, 30, 3))
     assert len(torch.cat([part for part, _ in spread_samples(batches_of(inputs, size), 500)])) == 30
+
+
+def test_moments_to_fit_to_are_taken_once_for_all_groups() -> None:
+    scored, inputs = _scored()
+    passes: list[int] = []
+
+    class Counted(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[Batch]:
+            passes.append(1)
+            return super().__iter__()
+
+    fit = Remembered(Counted(batches_of(inputs, 16)), scored.model)
+    with_measured_rates([scored], [Fold()], fit, batches_of(inputs, 16))
+    assert len(passes) == 1
+
+
+def test_rates_are_kept_for_scores_that_are_taken_again() -> None:
+    scored, inputs = _scored()
+    batches = batches_of(inputs, 16)
+    (rated,) = with_measured_rates([scored], [Fold()], batches, batches)
+    assert set(rated.rates) == set(scored.scores)
+    for name, values in at_rates(scored.scores, rated.rates).items():
+        assert torch.equal(values, rated.scores[name])
