@@ -37,8 +37,8 @@ from pxcompress.planning.order import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
-from pxcompress.subject import load_subject, with_baseline
 from pxcompress.types import Batches, Group, Scores
+from pxcompress.workload import load_workload, with_baseline
 
 MODELS = {
     "vgg": ("benchmarks.models:vgg_small", "glyphs"),
@@ -86,7 +86,7 @@ def trained(name: str, seeds: Sequence[int], samples: int, tests: int, data: str
     """The baseline of `name`, from the cache where it is kept."""
     recipe = Recipe(model=MODELS[name][0], ratio=0.5, data=data)
     with seeded(0):
-        subject = with_baseline(load_subject(recipe), 0, lambda message: print(f"{name}: {message}", flush=True))
+        subject = with_baseline(load_workload(recipe), 0, lambda message: print(f"{name}: {message}", flush=True))
     source = open_source(data)
     limits = {"score": samples, "repair": 2, "select": 2, "certify": 2, "test": tests}
     preprocessing = subject.loaded.preprocessing

@@ -36,7 +36,7 @@ from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.stages import cut, cut_further, plan_at, score
 from pxcompress.state import seeded
-from pxcompress.types import Preprocessing, Scored, Slim, Splits
+from pxcompress.types import Preprocessing, PruneResult, ScoredModel, Splits
 
 SELECTIONS: Mapping[str, Mapping[str, str]] = {
     "S4": {"scorer": "lrp-residual"},
@@ -92,10 +92,10 @@ def disconnected(model: nn.Module) -> int:
     return sum(int((~into.any(1) | ~out.any(0)).sum()) for into, out in itertools.pairwise(layers))
 
 
-def steps(scored: Scored, run: Run) -> Iterator[Slim]:
+def steps(scored: ScoredModel, run: Run) -> Iterator[PruneResult]:
     """Ever smaller models, each cut from the one before it."""
     total = left = sum(group.units for group in scored.structure.groups)
-    slim: Slim | None = None
+    slim: PruneResult | None = None
     while left > len(scored.structure.groups):
         ratio = 1 - (left - max(1, int(STEP * left))) / total
         try:

@@ -33,15 +33,15 @@ def forward_seconds(recipe: Any) -> float:
     """Seconds of one forward pass of the dense model over the scoring and repair data."""
     import torch
 
-    from pxcompress.subject import load_subject, with_baseline
+    from pxcompress.workload import load_workload, with_baseline
 
-    subject = with_baseline(load_subject(recipe), recipe.seed, lambda message: None)
+    workload = with_baseline(load_workload(recipe), recipe.seed, lambda message: None)
     with torch.no_grad():
         for _ in range(2):
             start = time.perf_counter()
-            for part in (subject.splits.score, subject.splits.repair):
+            for part in (workload.splits.score, workload.splits.repair):
                 for inputs, _labels in part:
-                    subject.loaded.model(inputs)
+                    workload.loaded.model(inputs)
     return time.perf_counter() - start
 
 

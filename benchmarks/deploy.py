@@ -40,8 +40,8 @@ from pxcompress.recipe import Bench
 from pxcompress.run_folder.names import DENSE, SLIM
 from pxcompress.run_folder.targets import rate_targets
 from pxcompress.state import seeded
-from pxcompress.subject import load_subject
 from pxcompress.types import Batch
+from pxcompress.workload import load_workload
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.models
 from benchmarks.models import GLYPH_MODELS
@@ -130,7 +130,7 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
         **chosen,
     )
     compress(recipe, folder)
-    splits = load_subject(recipe).splits
+    splits = load_workload(recipe).splits
     made = {
         f"{name} {precision}": convert(
             folder / file, folder / f"{name}.{precision}.onnx", precision, splits.repair

@@ -29,7 +29,7 @@ from pxcompress.explain.metrics import cosine, gini, mass_accuracy, pixel_flippi
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.stages import shrink
-from pxcompress.subject import Subject
+from pxcompress.workload import Workload
 
 MODELS = ("ResNet", "VGG", "ViT", "DNA")
 COMPOSITES = ("epsilon", "gamma")
@@ -51,13 +51,13 @@ class Samples:
     masks: Tensor
 
 
-def samples_of(subject: Subject, count: int) -> Samples:
+def samples_of(workload: Workload, count: int) -> Samples:
     """The first of the test split, whose sample ids say how they were drawn."""
-    inputs, labels = (torch.cat(parts)[:count] for parts in zip(*subject.splits.test, strict=True))
-    mask = subject.source.mask
+    inputs, labels = (torch.cat(parts)[:count] for parts in zip(*workload.splits.test, strict=True))
+    mask = workload.source.mask
     assert mask is not None
-    masks = torch.from_numpy(np.stack([mask(name) for name in subject.splits.ids["test"][: len(inputs)]])).flatten(1)
-    return Samples(inputs, labels, predicted(subject.loaded.model, inputs), masks)
+    masks = torch.from_numpy(np.stack([mask(name) for name in workload.splits.ids["test"][: len(inputs)]])).flatten(1)
+    return Samples(inputs, labels, predicted(workload.loaded.model, inputs), masks)
 
 
 def predicted(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -94,11 +94,11 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
     return [*rows, {**words, "method": "random", "share": 0.0, **quality(model, samples, chance, chance)}]
 
 
-def change_rows(label: str, subject: Subject, samples: Samples) -> list[dict[str, Any]]:
+def change_rows(label: str, workload: Workload, samples: Samples) -> list[dict[str, Any]]:
     """How alike the maps of both models are, by what became of the decision."""
     recipe = Recipe(label, RATIOS[label], budget="macs", round_to=4)
-    slim = shrink(subject.loaded.model, subject.splits.example, Run(recipe, subject.splits.parts))
-    dense, pruned = subject.loaded.model, slim.pruned.model
+    slim = shrink(workload.loaded.model, workload.splits.example, Run(recipe, workload.splits.parts))
+    dense, pruned = workload.loaded.model, slim.pruned.model
     own = predicted(pruned, samples.inputs)
     right = (samples.targets == samples.labels, own == samples.labels)
     kinds = {"agreeing": right[0] & right[1], "newly wrong": right[0] & ~right[1]}
@@ -169,9 +169,9 @@ def main() -> None:
     if given.model and not quick:
         rows = [row for row in json.loads(path.read_text())["rows"] if row["model"] not in given.model]
     for label in given.model or (MODELS[:1] if quick else MODELS):
-        subject = subject_of(label)
-        rows += plrp_rows(label, subject.loaded.model, samples_of(subject, 32 if quick else 64))
-        rows += change_rows(label, subject, samples_of(subject, 500 if quick else 1500))
+        workload = subject_of(label)
+        rows += plrp_rows(label, workload.loaded.model, samples_of(workload, 32 if quick else 64))
+        rows += change_rows(label, workload, samples_of(workload, 500 if quick else 1500))
     command = "python benchmarks/explain.py" + " --quick" * quick
     common.write("explain", command, rows, [0], claims(rows))
 

@@ -32,8 +32,8 @@ from torch import nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.budgets.latency import Latency
 from pxcompress.clock import Clock
-from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.predictions import torch_accuracy
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import aligned
@@ -45,7 +45,7 @@ from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import cut, plan_at
 from pxcompress.state import seeded
-from pxcompress.types import Group, Price, Scored
+from pxcompress.types import Group, Price, ScoredModel
 
 BIG = ("resnet50", "mobilenetv2_100", "vit_small_patch16_224")
 SPEEDUPS = (1.5, 2.0, 3.0)
@@ -55,16 +55,16 @@ UNITS = (1_000, 3_000, 10_000, 30_000, 100_000)
 Row = dict[str, Any]
 
 
-def scored_of(model: nn.Module, example: torch.Tensor, budget: Any, scorer: str, batches: Any) -> Scored:
+def scored_of(model: nn.Module, example: torch.Tensor, budget: Any, scorer: str, batches: Any) -> ScoredModel:
     """A model with scores and prices."""
     structure = find_groups(model, example, classifier_names(model, example))
     price = Price(BUDGETS.text(budget), budget.unit, budget.meter(model, structure.groups, example))
     with seeded(0):
         scores = SCORERS.build(scorer)(model, structure.groups, batches)
-    return Scored(model, example, structure, scores, price, 0.5)
+    return ScoredModel(model, example, structure, scores, price, 0.5)
 
 
-def big(name: str, budget: Any) -> Scored:
+def big(name: str, budget: Any) -> ScoredModel:
     """A 224 pixel model with random weights."""
     with seeded(0):
         model = timm.create_model(name, num_classes=1000).eval()
@@ -122,7 +122,7 @@ def equal(threads: int, quick: bool) -> Iterator[Row]:
                 recipe = Recipe(models.GLYPH_MODELS[label], ratio=0.5, data="glyphs", budget=way, round_to=4)
                 here = replace(scored, ratio=1 - 1 / speedup)
 
-                def at(ratio: float, here: Scored = here, recipe: Recipe = recipe) -> Any:
+                def at(ratio: float, here: ScoredModel = here, recipe: Recipe = recipe) -> Any:
                     return plan_at(here, ratio, recipe)
 
                 plan, attempts = fitted(here, at, clock)

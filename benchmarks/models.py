@@ -14,8 +14,8 @@ from timm.models.resnet import Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pxcompress.given import Given
-from pxcompress.subject import Subject, load_subject, with_baseline
+from pxcompress.model_and_data import ModelAndData
+from pxcompress.workload import Workload, load_workload, with_baseline
 
 GLYPH_MODELS: Mapping[str, str] = {
     "VGG": "benchmarks.models:vgg_small",
@@ -31,10 +31,10 @@ INVERTED = [["ds_r1_k3_s1_c16"], ["ir_r2_k3_s2_e6_c24"], ["ir_r2_k3_s1_e6_c40"],
 STEM = (24, "M", 48, "M", 64, 64)
 
 
-def subject_of(label: str, seed: int = 0) -> Subject:
+def subject_of(label: str, seed: int = 0) -> Workload:
     """The model with weights for `glyphs`, or the net for `dna`, trained here or read from the cache; and the data."""
     model, data = ("pxcompress.demo.nets:dna_cnn", "dna") if label == "DNA" else (GLYPH_MODELS[label], "glyphs")
-    return with_baseline(load_subject(Given(model, data=data, seed=seed)), seed, print)
+    return with_baseline(load_workload(ModelAndData(model, data=data, seed=seed)), seed, print)
 
 
 def convolutions(widths: Sequence[int | str], *, bias: bool) -> nn.Sequential:

@@ -27,7 +27,7 @@ from one_shot_rivals import rival_rows
 
 from pxcompress.budgets import BUDGETS
 from pxcompress.data import load_splits
-from pxcompress.deploy.answers import torch_accuracy
+from pxcompress.deploy.predictions import torch_accuracy
 from pxcompress.errors import BudgetError
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
@@ -37,8 +37,8 @@ from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import plan_at, shrink
 from pxcompress.state import seeded
-from pxcompress.subject import Subject, load_subject, with_baseline
-from pxcompress.types import Batches, Price, Pruned, Scored
+from pxcompress.types import Batches, Price, Pruned, ScoredModel
+from pxcompress.workload import Workload, load_workload, with_baseline
 
 SIZES = (0.7, 0.5, 0.35, 0.25)
 """Shares of the dense MACs that are left."""
@@ -81,15 +81,15 @@ class Bench:
     """One trained model with what its cuts need; `dense` is its top-1."""
 
     label: str
-    subject: Subject
-    scored: Scored
+    workload: Workload
+    scored: ScoredModel
     recipe: Recipe
     dense: float
 
     @property
     def test(self) -> Batches:
         """What top-1 is measured on."""
-        return self.subject.splits.test
+        return self.workload.splits.test
 
 
 @dataclass(frozen=True)
@@ -140,19 +140,19 @@ def refitted(sizes: Sequence[float], quick: bool) -> Iterator[Work]:
 
 def bench_of(label: str) -> Bench:
     """The trained model `label`, its groups and their prices."""
-    subject = models.subject_of(label)
-    model, example = subject.loaded.model, subject.splits.example
+    workload = models.subject_of(label)
+    model, example = workload.loaded.model, workload.splits.example
     recipe = Recipe(model=models.GLYPH_MODELS[label], ratio=0.5, data="glyphs", budget="macs", round_to=4)
     structure = find_groups(model, example, classifier_names(model, example))
     price = Price("macs", "MACs", BUDGETS.build("macs").meter(model, structure.groups, example))
-    scored = Scored(model, example, structure, {}, price, 0.5)
-    return Bench(label, subject, scored, recipe, torch_accuracy(model, subject.splits.test))
+    scored = ScoredModel(model, example, structure, {}, price, 0.5)
+    return Bench(label, workload, scored, recipe, torch_accuracy(model, workload.splits.test))
 
 
 def calibration(bench: Bench, seed: int) -> dict[str, Batches]:
     """Unlabelled images of one draw; the labels that come with them are for Taylor and for the rivals."""
-    drawn = load_splits(bench.subject.source, bench.subject.loaded.preprocessing, seed=seed, limits=IMAGES)
-    return {"score": drawn.score, "repair": drawn.repair, "select": bench.subject.splits.select}
+    drawn = load_splits(bench.workload.source, bench.workload.loaded.preprocessing, seed=seed, limits=IMAGES)
+    return {"score": drawn.score, "repair": drawn.repair, "select": bench.workload.splits.select}
 
 
 def our_rows(bench: Bench, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
@@ -172,7 +172,7 @@ def our_rows(bench: Bench, work: Sequence[Work]) -> Iterator[dict[str, Any]]:
 
 def _chain_rows(
     bench: Bench,
-    scored: Scored,
+    scored: ScoredModel,
     parts: Mapping[str, Batches],
     chains: Mapping[str, Sequence[str]],
     facts: Mapping[str, Any],
@@ -212,7 +212,7 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
         round_to=1,
         min_keep=0.02,
     )
-    task = with_baseline(load_subject(recipe), recipe.seed, print)
+    task = with_baseline(load_workload(recipe), recipe.seed, print)
     model, splits = task.loaded.model, task.splits
     with seeded(0):
         slim = shrink(model, splits.example, Run(recipe, splits.parts).unheard())
@@ -238,7 +238,7 @@ def rows_of(label: str, parts: Sequence[str], selections: Collection[str], quick
     work = [each for each in every if each.selection in selections]
     rows = list(_shown(our_rows(bench, work)))
     if "rivals" in parts:
-        rows += _shown(rival_rows(label, bench.subject, sizes, quick=quick))
+        rows += _shown(rival_rows(label, bench.workload, sizes, quick=quick))
     if "tasks" in parts and not quick:
         rows += _shown(task_row(bench, classes, 0.75) for classes in TASKS.get(label, ()))
     if "cost" in parts:

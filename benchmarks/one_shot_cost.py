@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.stages import shrink
-from pxcompress.state import observed, seeded
+from pxcompress.state import evaluating, seeded
 from pxcompress.types import Batches
 
 REPAIR = ("fold", "least-squares", "batchnorm")
@@ -58,7 +58,7 @@ def _inference(label: str, threads: int) -> tuple[float, ...]:
     model, example, parts = _case(label, threads)
 
     def work() -> None:
-        with observed(model) as watched, torch.no_grad():
+        with evaluating(model) as watched, torch.no_grad():
             for part in parts.values():
                 for inputs, _ in part:
                     watched(inputs)
@@ -93,7 +93,7 @@ def _case(label: str, threads: int) -> Case:
 def _measured(model: nn.Module, example: Tensor, work: Callable[[], None]) -> tuple[float, float, float]:
     """Bytes of the weights, bytes that `work` needs beyond what is there before it, and its seconds."""
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
-    with observed(model) as watched, torch.no_grad():  # whatever the first call sets up for good
+    with evaluating(model) as watched, torch.no_grad():  # whatever the first call sets up for good
         watched(example)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)

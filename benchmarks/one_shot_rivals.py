@@ -12,21 +12,21 @@ import rivals
 
 from pxcompress.cost.count import count_macs
 from pxcompress.data import load_splits
-from pxcompress.deploy.answers import answers, torch_accuracy
 from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.predictions import answers, torch_accuracy
 from pxcompress.deploy.runtime import session
 from pxcompress.state import seeded
-from pxcompress.subject import Subject
+from pxcompress.workload import Workload
 
 IMPORTANCES = ("L2", "Taylor", "Hessian, summed")
 SCOPES = ("local", "global", "isomorphic")
 IMAGES = {"score": 512, "repair": 1024}
 
 
-def rival_rows(label: str, subject: Subject, sizes: Sequence[float], *, quick: bool) -> Iterator[dict[str, Any]]:
+def rival_rows(label: str, workload: Workload, sizes: Sequence[float], *, quick: bool) -> Iterator[dict[str, Any]]:
     """Every importance, scope and size: as it comes, and with BatchNorm re-estimated on the repair images."""
-    model, splits = subject.loaded.model, subject.splits
-    drawn = load_splits(subject.source, subject.loaded.preprocessing, seed=0, limits=IMAGES)
+    model, splits = workload.loaded.model, workload.splits
+    drawn = load_splits(workload.source, workload.loaded.preprocessing, seed=0, limits=IMAGES)
     dense = count_macs(model, splits.example)
     for importance in IMPORTANCES[:1] if quick else IMPORTANCES:
         for scope in SCOPES[:1] if importance.startswith("Hessian") else SCOPES:
@@ -46,14 +46,14 @@ def rival_rows(label: str, subject: Subject, sizes: Sequence[float], *, quick: b
         path = Path(folder) / "dense.onnx"
         export_onnx(model, splits.example, path, {})
         for importance in ("magnitude", "Wanda"):
-            yield from _onnxsim_rows(label, subject, importance, path, sizes)
+            yield from _onnxsim_rows(label, workload, importance, path, sizes)
 
 
 def _onnxsim_rows(
-    label: str, subject: Subject, importance: str, path: Path, sizes: Sequence[float]
+    label: str, workload: Workload, importance: str, path: Path, sizes: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
-    splits = subject.splits
-    dense = count_macs(subject.loaded.model, splits.example)
+    splits = workload.splits
+    dense = count_macs(workload.loaded.model, splits.example)
     for size, slim in rivals.Onnxsim(importance)(path, splits.score, sizes).items():
         row = {"model": label, "selection": "onnxsim", "importance": importance, "seed": 0, "size": size}
         if isinstance(slim, rivals.Refused):

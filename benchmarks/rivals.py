@@ -29,7 +29,7 @@ from pxcompress.cost.count import count_macs
 from pxcompress.deploy import runtime
 from pxcompress.errors import PxError, ResultError
 from pxcompress.models.loading import classifier_names
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batches
 
 TRIALS = 40
@@ -255,7 +255,7 @@ def _share(model: nn.Module, example: Tensor, dense: int) -> float:
 def reestimate(model: nn.Module, batches: Batches) -> nn.Module:
     """`model`, in place, with BatchNorm statistics of `batches` (no labels); without BatchNorm nothing changes."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    with observed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average

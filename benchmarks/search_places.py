@@ -29,8 +29,8 @@ from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, ship
 from pxcompress.search.run import space_for
 from pxcompress.search.space import Space
 from pxcompress.search.study import open_study, usable, work
-from pxcompress.subject import Subject
 from pxcompress.types import Splits
+from pxcompress.workload import Workload
 
 LABELS = ("VGG", "ResNet", "bottleneck", "ViT")
 TASKS: Mapping[str, Sequence[tuple[str, ...]]] = {
@@ -76,17 +76,17 @@ class Place:
 
 
 @cache
-def _subject(label: str) -> Subject:
+def _subject(label: str) -> Workload:
     return models.subject_of(label)
 
 
 def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Place:
-    subject, classes = _subject(label), TASKS[task][seed]
-    source, model = subject.source, subject.loaded.model
+    workload, classes = _subject(label), TASKS[task][seed]
+    source, model = workload.source, workload.loaded.model
     if classes:
-        model = sliced(model, subject.splits.example, [source.classes.index(name) for name in classes])
+        model = sliced(model, workload.splits.example, [source.classes.index(name) for name in classes])
         source = restricted(source, classes, seed)
-    splits = load_splits(source, subject.loaded.preprocessing, limits=images, seed=seed)
+    splits = load_splits(source, workload.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
     bench = Workbench.of(model, splits.example, splits.parts, recipe)

@@ -14,7 +14,7 @@ from pxcompress.notes import silent
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import InParts
 from pxcompress.processes import summed
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Agreement, Batches
 
 KEPT_BYTES = 1 << 28
@@ -48,7 +48,7 @@ class DenseOutputs:
             size += sum(value.numel() * value.element_size() for value in dense)
             if self._kept is None and size <= KEPT_BYTES:
                 seen.append(dense)
-            with observed(model), torch.no_grad():
+            with evaluating(model), torch.no_grad():
                 pruned = _outputs(model, inputs.to(device_of(model)))
             sums += _compared(model, dense, pruned)
         if self._kept is None and seen and size <= KEPT_BYTES:
@@ -59,7 +59,7 @@ class DenseOutputs:
         """What the dense model makes of `inputs`, the first of which has the number `first`."""
         if self._kept is not None:
             return [value[first : first + len(inputs)] for value in self._kept]
-        with observed(self._model), torch.no_grad():
+        with evaluating(self._model), torch.no_grad():
             return [value.cpu() for value in _outputs(self._model, inputs.to(device_of(self._model)))]
 
 

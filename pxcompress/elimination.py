@@ -32,7 +32,7 @@ COMPACT = 0.75
 
 
 @dataclass(eq=False)
-class Reader:
+class ConsumerStatistics:
     """One consumer of a group. Feature u * width + j belongs to unit u.
 
     `inverse` is A, `weights` is G and `check` is M, all (features, features) float64, changed in place. Without `check`
@@ -47,7 +47,7 @@ class Reader:
     check: Tensor | None = None
     share: float = 1.0
 
-    def damage(self) -> Tensor:
+    def saliency(self) -> Tensor:
         """tr(G_uu E_uu) of every unit, (units,), E being what is left of it."""
         if self.width == 1:
             inverse = self.inverse.diagonal()
@@ -59,7 +59,7 @@ class Reader:
             costs = costs @ torch.linalg.solve(inverse, blocks(self.check, self.width))
         return self.share * costs.diagonal(dim1=1, dim2=2).sum(1)
 
-    def among(self, units: Tensor) -> Reader:
+    def among(self, units: Tensor) -> ConsumerStatistics:
         """A copy with eyes for `units` only."""
         rows = features(units, self.width)
         inverse, weights = (_block(matrix, rows) for matrix in (self.inverse, self.weights))
@@ -90,7 +90,7 @@ def _block(matrix: Tensor, rows: Tensor) -> Tensor:
     return matrix.index_select(0, rows).index_select(1, rows)
 
 
-def eliminate(readers: Sequence[Reader], units: int) -> Tensor:
+def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
     """Cost of every unit at the moment it goes, (units,) float64, never falling along the order of removal.
 
     All readers lose the same units together; their costs add. Up to 63 units go strictly one by one. The readers are
@@ -101,7 +101,7 @@ def eliminate(readers: Sequence[Reader], units: int) -> Tensor:
     level = 0.0
     while there.any():
         count = max(1, int(there.sum()) // SHARE)
-        near = torch.argsort(_damage(readers, there), stable=True)[: CANDIDATES * count if count > 1 else 1]
+        near = torch.argsort(_saliency(readers, there), stable=True)[: CANDIDATES * count if count > 1 else 1]
         order, costs = _cheapest([reader.among(near) for reader in readers], count)
         gone = near[order]
         for place, cost in zip(gone.tolist(), costs, strict=True):
@@ -117,21 +117,21 @@ def eliminate(readers: Sequence[Reader], units: int) -> Tensor:
     return scores
 
 
-def _damage(readers: Sequence[Reader], there: Tensor) -> Tensor:
+def _saliency(readers: Sequence[ConsumerStatistics], there: Tensor) -> Tensor:
     """Summed over readers; infinite for the units that are gone."""
-    total = torch.stack([reader.damage() for reader in readers]).sum(0).clamp_min(0).cpu()
+    total = torch.stack([reader.saliency() for reader in readers]).sum(0).clamp_min(0).cpu()
     return total.masked_fill(~there, torch.inf)
 
 
-def _cheapest(readers: Sequence[Reader], count: int) -> tuple[list[int], list[float]]:
+def _cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[list[int], list[float]]:
     """The `count` units that go first, in order, and their costs when they go."""
     there = torch.ones(len(readers[0].inverse) // readers[0].width, dtype=torch.bool)
     order, costs = [], []
     for _ in range(count):
-        damage = _damage(readers, there)
-        place = int(damage.argmin())
+        saliency = _saliency(readers, there)
+        place = int(saliency.argmin())
         order.append(place)
-        costs.append(float(damage[place]))
+        costs.append(float(saliency[place]))
         there[place] = False
         if len(order) < count:
             for reader in readers:

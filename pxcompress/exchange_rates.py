@@ -20,7 +20,7 @@ from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import moments
 from pxcompress.passes.parts import spread_samples
 from pxcompress.processes import from_first
-from pxcompress.types import Batches, Group, Plan, Repair, Scored, Scores
+from pxcompress.types import Batches, Group, Plan, Repair, ScoredModel, Scores
 
 REMOVED = 0.25
 """Share of a group's units, those with the lowest scores, that is removed to measure."""
@@ -36,8 +36,8 @@ SPREAD = 100.0
 
 
 def with_measured_rates(
-    candidates: Sequence[Scored], repairs: Sequence[Repair], fit: Batches, held_out: Batches
-) -> list[Scored]:
+    candidates: Sequence[ScoredModel], repairs: Sequence[Repair], fit: Batches, held_out: Batches
+) -> list[ScoredModel]:
     """One model scored in several ways, the scores of every group times what one point of them costs in divergence.
 
     What is removed to measure are the lowest units by the first of the candidates; the same share of the others' lowest
@@ -60,7 +60,7 @@ def with_measured_rates(
     return [_rated(each, divergences) for each in candidates]
 
 
-def _lowest(group: Group, scored: Scored) -> list[int]:
+def _lowest(group: Group, scored: ScoredModel) -> list[int]:
     """The units that are removed to measure."""
     order = torch.argsort(scored.scores[group.name], stable=True).tolist()
     return list(order[: max(1, round(REMOVED * group.units))])
@@ -72,7 +72,7 @@ def _alone(group: Group, units: Sequence[int]) -> Plan:
     return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, left, left)
 
 
-def _rated(scored: Scored, divergences: Mapping[str, float]) -> Scored:
+def _rated(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel:
     """Scores times measured divergence over what they sum to; groups that could not be measured get the middle rate."""
     rates: dict[str, float] = {}
     for group in scored.structure.groups:

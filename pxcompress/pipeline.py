@@ -13,8 +13,8 @@ from torch import nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, best_step
-from pxcompress.deploy.answers import torch_accuracy
 from pxcompress.deploy.intervals import guesses
+from pxcompress.deploy.predictions import torch_accuracy
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
@@ -41,8 +41,8 @@ from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
 from pxcompress.state import device_of, seeded, without_checkpointing
-from pxcompress.subject import Subject, load_subject, with_baseline
-from pxcompress.types import Batches, FileBudget, Slim
+from pxcompress.types import Batches, FileBudget, PruneResult
+from pxcompress.workload import Workload, load_workload, with_baseline
 
 
 @named_failures("compress")
@@ -63,21 +63,21 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     check_place(place, force)
     recipe = aligned(recipe, clock)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
-        subject, run = opened(recipe, clock)
-        scored = score(subject.loaded.model, subject.splits.example, run)
+        workload, run = opened(recipe, clock)
+        scored = score(workload.loaded.model, workload.splits.example, run)
         if recipe.guarantee is None:
             slim = plan_and_cut(scored, run, on_file=True)
             with clock.stage("export"):
-                files = export(folder, recipe, subject, slim)
+                files = export(folder, recipe, workload, slim)
         else:
             slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), run)
-            slim, files = smallest_certified(folder, subject, slims, run)
-        measured = measure(files, subject, slim, run)
-        alike, unexplained = compared_explanations(slim.pruned, subject.splits.select, recipe, clock)
-        report = assemble(place, subject, slim, measured, run)
+            slim, files = smallest_certified(folder, workload, slims, run)
+        measured = measure(files, workload, slim, run)
+        alike, unexplained = compared_explanations(slim.pruned, workload.splits.select, recipe, clock)
+        report = assemble(place, workload, slim, measured, run)
         report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
         write_report(folder, report)
-        check_loads(folder, subject.splits.test)
+        check_loads(folder, workload.splits.test)
     return report
 
 
@@ -92,31 +92,31 @@ def aligned(recipe: Recipe, clock: Clock) -> Recipe:
     return recipe.but(round_to=step)
 
 
-def opened(recipe: Recipe, clock: Clock) -> tuple[Subject, Run]:
+def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
     """Model and data of `recipe`, with weights, and the run that they are for."""
     with clock.stage("load"):
-        subject = load_subject(recipe)
-        check_certifiable(recipe, subject)
-        _check_names(recipe, subject)
+        workload = load_workload(recipe)
+        check_certifiable(recipe, workload)
+        _check_names(recipe, workload)
     with clock.stage("weights"):
-        subject = with_baseline(subject, recipe.seed, clock.say)
-        run = Run(recipe, watched(_shared(subject), clock.say), clock).remembering("repair", subject.loaded.model)
-        top1 = top1_of(subject.loaded.model, run.parts["select"], clock)
+        workload = with_baseline(workload, recipe.seed, clock.say)
+        run = Run(recipe, watched(_shared(workload), clock.say), clock).remembering("repair", workload.loaded.model)
+        top1 = top1_of(workload.loaded.model, run.parts["select"], clock)
     clock.accuracy(top1)
-    classes, samples = len(subject.source.classes), len(subject.splits.ids["select"])
+    classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
     if guesses(top1, samples, classes):
-        side = " x ".join(str(size) for size in subject.splits.example.shape[2:])
+        side = " x ".join(str(size) for size in workload.splits.example.shape[2:])
         clock.say(
             f"THE DENSE MODEL IS NEAR CHANCE: top-1 {top1:.1%} of {classes} classes; check its weights, and "
             f"--input-size (now {side})"
         )
-    return subject, run
+    return workload, run
 
 
-def _check_names(recipe: Recipe, subject: Subject) -> None:
+def _check_names(recipe: Recipe, workload: Workload) -> None:
     """Refuse names of groups that fit none, before anything is trained or scored for them."""
     if recipe.only or recipe.keep or recipe.floors:
-        model, example = subject.loaded.model, subject.splits.example
+        model, example = workload.loaded.model, workload.splits.example
         found = find_groups(model, example, classifier_names(model, example), prove=False)
         Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
 
@@ -125,16 +125,16 @@ def assist(recipe: Recipe) -> None:
     """Take part in `compress` in a process that is not the first: the same work, on another share of the data."""
     recipe = aligned(recipe, Clock(silent))
     with seeded(recipe.seed):
-        subject = load_subject(recipe)
-        run = Run(recipe, _shared(subject)).remembering("repair", subject.loaded.model)
-        torch_accuracy(subject.loaded.model, run.parts["select"])
-        shrink(subject.loaded.model, subject.splits.example, run)
+        workload = load_workload(recipe)
+        run = Run(recipe, _shared(workload)).remembering("repair", workload.loaded.model)
+        torch_accuracy(workload.loaded.model, run.parts["select"])
+        shrink(workload.loaded.model, workload.splits.example, run)
 
 
-def _shared(subject: Subject) -> dict[str, Batches]:
+def _shared(workload: Workload) -> dict[str, Batches]:
     """What this process has of the data; its model gets the weights that the first one has."""
-    same_weights_(subject.loaded.model)
-    return shares(subject.splits.parts)
+    same_weights_(workload.loaded.model)
+    return shares(workload.splits.parts)
 
 
 @named_failures("compress_module")
@@ -148,7 +148,7 @@ def compress_module(  # noqa: PLR0913  (the door for users in Python)
     held_out: Iterable[Any] | None = None,
     note: Note = silent,
     **options: Any,
-) -> Slim:
+) -> PruneResult:
     """Prune and repair your own module in memory; `result.pruned.model` is the slim one, `model` is left as it was.
 
     `example` is one input, shape (1, ...), or a tuple or dict of them: the module is called as model(x),

@@ -14,7 +14,7 @@ from pxcompress.checks import check_types, known_keys, read_record, safe_name
 from pxcompress.choices import NORMALISATIONS, PARTS, PROVIDERS, RISKS, SCOPES, one_of
 from pxcompress.choices import TARGETS as TARGETS
 from pxcompress.errors import InputError, short, unknown
-from pxcompress.given import Given
+from pxcompress.model_and_data import ModelAndData
 from pxcompress.registry import names_in, option
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Guarantee:
 
 
 @dataclass(frozen=True)
-class Recipe(Given):
+class Recipe(ModelAndData):
     """One run: what is given, how small it is to get, and how.
 
     `ratio` is the share of the dense cost to remove, in the budget's unit, or another of `GOALS` is given. `scorer`,

@@ -14,7 +14,7 @@ from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.clock import Clock
 from pxcompress.cost.count import uncounted
-from pxcompress.deploy.answers import torch_accuracy
+from pxcompress.deploy.predictions import torch_accuracy
 from pxcompress.errors import BudgetError, ResultError
 from pxcompress.exchange_rates import at_rates, with_measured_rates
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
@@ -26,9 +26,9 @@ from pxcompress.planning.fit import fitted
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.order import ACROSS_GROUPS
 from pxcompress.planning.plan import check_reachable, make_plan
+from pxcompress.planning.relevance_share import plan_by_share
 from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
 from pxcompress.planning.selection import Selection
-from pxcompress.planning.stop_rule import plan_by_share
 from pxcompress.processes import from_first, same_weights_
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
@@ -44,10 +44,10 @@ from pxcompress.types import (
     Plan,
     Price,
     Pruned,
+    PruneResult,
     Repair,
-    Scored,
+    ScoredModel,
     Scores,
-    Slim,
     Structure,
 )
 
@@ -55,7 +55,7 @@ REASONS = 3
 """Reasons that a message names where a model has nothing to remove."""
 
 
-def shrink(model: nn.Module, example: Tensor, run: Run) -> Slim:
+def shrink(model: nn.Module, example: Tensor, run: Run) -> PruneResult:
     """Find, score, plan, prune, repair: the part of a run that needs neither files nor ONNX.
 
     `example` is one input, shape (1, ...). Raises `BudgetError` where no plan reaches the ratio, `ResultError` where
@@ -64,7 +64,7 @@ def shrink(model: nn.Module, example: Tensor, run: Run) -> Slim:
     return plan_and_cut(score(model, example, run), run)
 
 
-def plan_and_cut(scored: Scored, run: Run, *, on_file: bool = False) -> Slim:
+def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> PruneResult:
     """Plan, prune and repair what was scored, in the recipe's rounds.
 
     With `on_file` a plan for a budget that only files tell is corrected until its exported file fits; it then takes
@@ -85,7 +85,7 @@ def plan_and_cut(scored: Scored, run: Run, *, on_file: bool = False) -> Slim:
     return replace(slim, attempts=attempts)
 
 
-def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
+def priced(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """The groups and what their units cost, without scores. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     with clock.stage("find groups"):
@@ -101,7 +101,7 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> Scored:
         for operator, modules in uncounted(model, example).items():
             more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
             clock.remark(f"{operator}, in {modules[0]}{more}, counts as 0 MACs: nothing is known of what it multiplies")
-    return Scored(model, example, structure, {}, price, ratio)
+    return ScoredModel(model, example, structure, {}, price, ratio)
 
 
 def _check_removable(structure: Structure) -> None:
@@ -115,7 +115,7 @@ def _check_removable(structure: Structure) -> None:
     )
 
 
-def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
+def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     scored = priced(model, example, run)
@@ -141,7 +141,7 @@ def score(model: nn.Module, example: Tensor, run: Run) -> Scored:
     return replace(scored, class_relevance=relevance)
 
 
-def _best_scored(candidates: Sequence[Scored], run: Run) -> Scored:
+def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
     """Of the same model scored in several ways the one whose pruned model comes nearest to it on held-out samples.
 
     Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Where the plan holds scores
@@ -185,7 +185,7 @@ def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run
     return scores
 
 
-def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
+def plan_at(scored: ScoredModel, ratio: float, recipe: Recipe) -> Plan:
     """What to remove at `ratio`, or by the recipe's share of relevance. Raises `BudgetError`."""
     groups, limits = scored.structure.groups, _limits(recipe)
     if recipe.relevance_share is not None:
@@ -193,7 +193,7 @@ def plan_at(scored: Scored, ratio: float, recipe: Recipe) -> Plan:
     return make_plan(groups, scored.scores, scored.price, ratio, limits)
 
 
-def cut(scored: Scored, plan: Plan, run: Run) -> Slim:
+def cut(scored: ScoredModel, plan: Plan, run: Run) -> PruneResult:
     """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `shrink` does."""
     with run.clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
@@ -202,7 +202,7 @@ def cut(scored: Scored, plan: Plan, run: Run) -> Slim:
     return replace(_slim(scored, pruned), agreements=agreements)
 
 
-def cut_further(scored: Scored, slim: Slim, ratio: float, run: Run) -> Slim:
+def cut_further(scored: ScoredModel, slim: PruneResult, ratio: float, run: Run) -> PruneResult:
     """One more round: score what is left in `slim`, remove up to `ratio` of the dense cost, repair. Changes `slim`."""
     recipe, clock, before = run.recipe, run.clock, slim.pruned
     with clock.stage(f"score again ({scored.scorer})"):
@@ -226,7 +226,7 @@ class _Repaired:
     refused: tuple[str, ...] = ()
 
 
-def _repaired(scored: Scored, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
+def _repaired(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
     """All repairs that help, in order, then the dead paths that are left go too; beside the dense model.
 
     What helps is what brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
@@ -310,7 +310,7 @@ def _after(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
     return in_smaller_batches(attempt, run.parts["repair"], run.clock.say, run.held_out)
 
 
-def ever_smaller(scored: Scored, ratios: Sequence[float], run: Run) -> Iterator[Slim]:
+def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[PruneResult]:
     """Ever smaller models, from the dense one on, each cut and repaired by itself when it is asked for.
 
     The plans are all made before. Ratios that lead to the same widths give one model; each is one stage of the clock,
@@ -322,7 +322,7 @@ def ever_smaller(scored: Scored, ratios: Sequence[float], run: Run) -> Iterator[
     return _cuts(scored, list(reversed(distinct.values())), run)
 
 
-def _cuts(scored: Scored, plans: Sequence[Plan], run: Run) -> Iterator[Slim]:
+def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
     nothing = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
     yield _slim(scored, prune(scored.model, scored.structure.groups, nothing, scored.example))
@@ -333,8 +333,8 @@ def _cuts(scored: Scored, plans: Sequence[Plan], run: Run) -> Iterator[Slim]:
         yield slim
 
 
-def _slim(scored: Scored, pruned: Pruned) -> Slim:
-    return Slim(scored.structure, scored.scores, pruned, scored.class_relevance)
+def _slim(scored: ScoredModel, pruned: Pruned) -> PruneResult:
+    return PruneResult(scored.structure, scored.scores, pruned, scored.class_relevance)
 
 
 def _limits(recipe: Recipe) -> Limits:

@@ -32,7 +32,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def observed(model: nn.Module) -> Iterator[nn.Module]:
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """`model` in eval mode, without parameter gradients, in-place activations and gradient checkpointing.
 
     Hooks may be added inside.

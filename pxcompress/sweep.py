@@ -22,7 +22,7 @@ from pxcompress.run_folder.names import RECIPE
 from pxcompress.run_folder.place import check_place, whole_folder
 from pxcompress.stages import cut, plan_at, score, top1_of
 from pxcompress.state import seeded
-from pxcompress.types import Scored
+from pxcompress.types import ScoredModel
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def sweep(
     place = out or Path("exported") / f"{recipe.stem}-sweep"
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
-        subject, run = opened(recipe, clock)
-        scored = score(subject.loaded.model, subject.splits.example, run)
+        workload, run = opened(recipe, clock)
+        scored = score(workload.loaded.model, workload.splits.example, run)
         points = tuple(_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
-        result = Sweep(recipe, scored.price.unit, points, len(subject.splits.ids["select"]), unreachable, place)
+        result = Sweep(recipe, scored.price.unit, points, len(workload.splits.ids["select"]), unreachable, place)
         (folder / RECIPE).write_text(recipe.to_json())
         (folder / "sweep.json").write_text(to_json(result))
         (folder / "sweep.csv").write_text(to_csv(result))
@@ -80,7 +80,7 @@ def sweep(
     return result
 
 
-def _points(scored: Scored, ratios: Sequence[float], run: Run) -> Iterator[Point]:
+def _points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[Point]:
     params, macs = count_params(scored.model), count_macs(scored.model, scored.example)
     yield Point(0.0, 1.0, 1.0, 1.0, top1_of(scored.model, run.parts["select"], run.clock))
     for ratio in ratios:

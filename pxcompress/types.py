@@ -192,7 +192,7 @@ class Price:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredModel:
     """A dense model whose units have a score and a price: what every cut of it starts from.
 
     `example` is one input, shape (1, ...); `ratio` is the share of the dense price to remove, 0 where the scores say
@@ -246,7 +246,7 @@ class Agreements:
 
 
 @dataclass(frozen=True, eq=False)
-class Slim:
+class PruneResult:
     """A repaired slim model and what led to it: `scores` of the dense model, `attempts` where files are measured.
 
     `agreements` are None where no samples were held out.

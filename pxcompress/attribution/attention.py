@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pxcompress.attribution.transformer import Handler, live, product, scaled
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 
 SoftmaxRule = Literal["cp", "attn", "zplus"]
 
@@ -112,7 +112,7 @@ class _Calls(TorchFunctionMode):
 
 def has_attention(model: nn.Module, example: Tensor) -> bool:
     """Whether the rule of the softmax has an effect on `model`; `example` is one input, (1, ...)."""
-    with observed(model), torch.no_grad(), _Calls() as calls:
+    with evaluating(model), torch.no_grad(), _Calls() as calls:
         model(example.to(device_of(model)))
     return not calls.names.isdisjoint({*ATTENTION["cp"], "multi_head_attention_forward"})
 

@@ -65,10 +65,10 @@ def inspect(
 
 def _on_data(model: str, checkpoint: Path | None, input_size: int | None, data: str) -> tuple[Any, Any]:
     """A model as `run` would have it on `data`, and the first batch of the score split."""
-    from pxcompress.given import Given
-    from pxcompress.subject import load_subject, with_baseline
+    from pxcompress.model_and_data import ModelAndData
+    from pxcompress.workload import load_workload, with_baseline
 
     weights = None if checkpoint is None else str(checkpoint)
-    given = Given(model, data=data, checkpoint=weights, input_size=input_size)
-    subject = with_baseline(load_subject(given), given.seed, notes(quiet=False))
-    return subject.loaded, next(iter(subject.splits.score))[0]
+    given = ModelAndData(model, data=data, checkpoint=weights, input_size=input_size)
+    workload = with_baseline(load_workload(given), given.seed, notes(quiet=False))
+    return workload.loaded, next(iter(workload.splits.score))[0]

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pxcompress.cost.formulas import Uncounted, formulas
 from pxcompress.layout.rows import members_by_module
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Axis, Group, Member, Meter
 
 Owners = Sequence[tuple[Group, Member]]
@@ -66,7 +66,7 @@ def _run_counted(model: nn.Module, example: Tensor) -> tuple[FlopCounterMode, Un
     """
     counter = FlopCounterMode(display=False, custom_mapping=formulas())
     left_out = Uncounted(counter)
-    with observed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter, left_out:
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter, left_out:
         model(example[:1].to(device_of(model)))
     return counter, left_out
 

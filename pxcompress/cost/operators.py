@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Group
 
 OPSET = 20
@@ -114,7 +114,7 @@ def operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dic
 
         return read
 
-    with observed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for name, module in model.named_modules():
             if not list(module.children()) or name in heads:
                 module.register_forward_hook(hook(name))

@@ -18,7 +18,7 @@ from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Integers, Source
 from pxcompress.data.sources import restricted
 from pxcompress.models.loading import Loaded
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 
 SURE = 0.01
 """Largest p-value of a sign test at which one order is taken to be better than the other."""
@@ -73,7 +73,7 @@ def _predictions(source: Source, loaded: Loaded) -> tuple[Integers, Integers]:
     batches = ImageBatches(read_images(pool, loaded.preprocessing, source.skip_corrupt).store, 64)
     device = device_of(loaded.model)
     decided, labels = [], []
-    with observed(loaded.model), torch.no_grad():
+    with evaluating(loaded.model), torch.no_grad():
         for inputs, truth in batches:
             decided.append(loaded.model(inputs.to(device)).argmax(1).cpu().numpy())
             labels.append(truth.numpy())

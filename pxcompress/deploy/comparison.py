@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress.deploy.answers import class_changes
 from pxcompress.deploy.intervals import disagree, drop, mean_speedup, noise, speedup
-from pxcompress.deploy.measure import Tried, file_bytes, latency, throughput
+from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
+from pxcompress.deploy.predictions import class_changes
 from pxcompress.deploy.profile import operator_shares
 from pxcompress.proof import ClassChange, Measurement, OperatorTime, Placement, Ratios, Speedup, both_right
 
@@ -51,7 +51,7 @@ class Comparison:
         return mean_speedup(self.dense.latency_ms, self.pruned.latency_ms)
 
 
-def compare(dense: Candidate, pruned: Candidate, tried: Sequence[Tried], classes: Sequence[str]) -> Comparison:
+def compare(dense: Candidate, pruned: Candidate, tried: Sequence[FileTiming], classes: Sequence[str]) -> Comparison:
     """Dense and pruned as the first two of the files that were `tried`; `classes` are the names of all."""
     first, second = tried[:2]
     return Comparison(
@@ -66,7 +66,7 @@ def compare(dense: Candidate, pruned: Candidate, tried: Sequence[Tried], classes
     )
 
 
-def _operators(first: Tried, second: Tried) -> tuple[OperatorTime, ...]:
+def _operators(first: FileTiming, second: FileTiming) -> tuple[OperatorTime, ...]:
     """Shares of time by type of operator, largest of the first model first."""
     shape = tuple(size or first.batch_size for size in first.session.input.shape)
     inputs = np.zeros(shape, first.session.input.dtype)
@@ -74,7 +74,7 @@ def _operators(first: Tried, second: Tried) -> tuple[OperatorTime, ...]:
     return tuple(OperatorTime(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in {**dense, **pruned})
 
 
-def _measurement(candidate: Candidate, tried: Tried) -> Measurement:
+def _measurement(candidate: Candidate, tried: FileTiming) -> Measurement:
     return Measurement(
         top1=tried.answers.top1,
         samples=tried.answers.samples,

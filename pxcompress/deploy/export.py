@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pxcompress.deploy import runtime
 from pxcompress.errors import DataError, InputError, ModelError
 from pxcompress.proof import Artifact, Parity
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batches
 
 OPSET = 20
@@ -132,7 +132,7 @@ def _files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
 def _on_cpu(model: nn.Module) -> Iterator[None]:
     """`model` on the CPU in eval mode without gradients; put back on exit."""
     device = device_of(model)
-    with observed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         try:
             if device.type != "cpu":
                 model.cpu()

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pxcompress.deploy import runtime, stopwatch
-from pxcompress.deploy.answers import Answers, answers
 from pxcompress.deploy.export import onnx_files
 from pxcompress.deploy.intervals import Seconds
+from pxcompress.deploy.predictions import Predictions, answers
 from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.proof import Latency
@@ -19,12 +19,12 @@ from pxcompress.types import Batches
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
+class FileTiming:
     """One file, measured beside others: seconds of every call with `batch_size` samples, and its answers."""
 
     session: Session
     seconds: Seconds
-    answers: Answers
+    answers: Predictions
     batch_size: int
 
 
@@ -42,8 +42,8 @@ def try_files(
     batch_size: int = 1,
     provider: str = "auto",
     threads: int = 0,
-) -> tuple[Tried, ...]:
-    """Answers on `batches` of every file of `paths`, with the second as the reference, and the latency of all files.
+) -> tuple[FileTiming, ...]:
+    """Predictions of every file of `paths` on `batches`, the second file as the reference, and the latency of all.
 
     They take turns. Raises `ResultError` when one of them runs on another provider than the others.
     """
@@ -59,10 +59,10 @@ def try_files(
     found = answers(sessions, paths[1].name, batches)
     limit = stopwatch.SECONDS * len(sessions)
     seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size, max_seconds=limit)
-    return tuple(Tried(session, seconds[name], found[name], batch_size) for name, session in sessions.items())
+    return tuple(FileTiming(session, seconds[name], found[name], batch_size) for name, session in sessions.items())
 
 
-def throughput(tried: Tried) -> float:
+def throughput(tried: FileTiming) -> float:
     """Samples a second."""
     return float(tried.batch_size / tried.seconds.mean())
 

@@ -73,15 +73,15 @@ def explain(
         raise InputError("no image is given; expected one or more files, or none of the option for the test split")
     recipe = read_run(folder)
     pruned = load_pruned(folder)
-    subject = dense_subject(folder, data, note)
-    pruned = replace(pruned, dense=subject.loaded.model, model=pruned.model.to(device_of(subject.loaded.model)))
-    preprocessing = subject.loaded.preprocessing
-    inputs = images_of(images, preprocessing) if images else samples_of(subject, data, request.samples, recipe)
+    workload = dense_subject(folder, data, note)
+    pruned = replace(pruned, dense=workload.loaded.model, model=pruned.model.to(device_of(workload.loaded.model)))
+    preprocessing = workload.loaded.preprocessing
+    inputs = images_of(images, preprocessing) if images else samples_of(workload, data, request.samples, recipe)
     composite = request.composite or composite_of(recipe)
     note(f"explaining {len(inputs.values)} inputs with {request.method} ...")
     method = _method(pruned.dense, inputs.values, request, composite)
     views = views_of(pruned, inputs, method)
-    classes = subject.source.classes
+    classes = workload.source.classes
     targets = views.decisions[0]
     removed = _carried(pruned, inputs.values, targets, composite)
     cases = [

@@ -19,8 +19,8 @@ from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.state import device_of
-from pxcompress.subject import Subject, load_subject, with_baseline
 from pxcompress.types import Preprocessing
+from pxcompress.workload import Workload, load_workload, with_baseline
 
 TOLERANCE = 1e-2
 """Largest difference between the dense model and dense.onnx, as a share of the logits' scale."""
@@ -42,16 +42,16 @@ class Inputs:
     letters: str = ""
 
 
-def dense_subject(folder: Path, data: str, note: Note) -> Subject:
+def dense_subject(folder: Path, data: str, note: Note) -> Workload:
     """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
     session, recipe = runtime.session(folder / DENSE, "cpu"), read_run(folder)
     if (
         data and recipe.data.partition(":")[0] not in EMBEDDED
     ):  # what was trained here was trained on the run's own data
         recipe = recipe.but(data=data, input_size=preprocessing_of(session.metadata).input_size[-1])
-    subject = with_baseline(load_subject(recipe), recipe.seed, note)
-    values = next(iter(subject.splits.test))[0][:16]
-    model = subject.loaded.model
+    workload = with_baseline(load_workload(recipe), recipe.seed, note)
+    values = next(iter(workload.splits.test))[0][:16]
+    model = workload.loaded.model
     with torch.no_grad():
         logits = model(values.to(device_of(model))).cpu().numpy()
     expected = session.predict(values)
@@ -59,18 +59,18 @@ def dense_subject(folder: Path, data: str, note: Note) -> Subject:
     if not same:
         raise InputError(
             f"the dense model of {str(folder)!r} is gone: what its recipe leads to ({recipe.model}, weights "
-            f"{subject.loaded.weights}) does not compute what {DENSE} does; bring its weights back, or run again"
+            f"{workload.loaded.weights}) does not compute what {DENSE} does; bring its weights back, or run again"
         )
-    return subject
+    return workload
 
 
-def samples_of(subject: Subject, data: str, count: int, recipe: Recipe) -> Inputs:
+def samples_of(workload: Workload, data: str, count: int, recipe: Recipe) -> Inputs:
     """The first `count` of the test split, those of `data` where given."""
-    source, splits = subject.source, subject.splits
+    source, splits = workload.source, workload.splits
     if data and data != source.name:
         opened = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
         source = restricted(opened, source.classes, recipe.seed)
-        splits = load_splits(source, subject.loaded.preprocessing, seed=recipe.seed)
+        splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
     values, labels = first_of(splits.test, count)
     names = splits.ids["test"][: len(values)]
     told = f"{len(values)} inputs of the test split of {source.name}"

@@ -17,7 +17,7 @@ from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.mentions import could_run
 from pxcompress.models.adapter import everything
 from pxcompress.models.outputs import kinds, leaves
-from pxcompress.state import device_of, observed, seeded, sharing, without_checkpointing
+from pxcompress.state import device_of, evaluating, seeded, sharing, without_checkpointing
 from pxcompress.types import Fixed
 
 NOT_REACHED = "the example does not reach it"
@@ -147,7 +147,7 @@ def _shapes(model: nn.Module, inputs: Tensor) -> Shapes:
             return
         shapes.update({(name, place): value.shape for place, value in enumerate(tensors)})
 
-    with torch.no_grad(), observed(model):
+    with torch.no_grad(), evaluating(model):
         for name, module in model.named_modules():
             module.register_forward_hook(
                 lambda _, args, kwargs, output, name=name: note(name, args, kwargs, output), with_kwargs=True

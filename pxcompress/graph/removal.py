@@ -18,7 +18,7 @@ from pxcompress.graph.heads import set_heads_
 from pxcompress.layout.rows import others
 from pxcompress.models.adapter import everything
 from pxcompress.models.outputs import difference
-from pxcompress.state import device_of, observed, sharing
+from pxcompress.state import device_of, evaluating, sharing
 from pxcompress.types import Axis, Group, Plan, Pruned
 
 REMOVAL_TOLERANCE = 1e-4
@@ -84,7 +84,7 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
 
 
 def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
-    with torch.no_grad(), observed(pruned.model), observed(pruned.dense):
+    with torch.no_grad(), evaluating(pruned.model), evaluating(pruned.dense):
         slim = run(pruned.model, inputs)
         with ExitStack() as masks:
             for module, rows in _unread(pruned.dense, pruned.groups, pruned.plan):

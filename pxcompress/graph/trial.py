@@ -18,7 +18,7 @@ from pxcompress.graph.idle import Idle, idle_layers
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, prune, removal_error
 from pxcompress.models.adapter import everything, perturbed
 from pxcompress.models.outputs import difference
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Group, Plan
 
 NOT_EXACT = "removing its units is not the same as zeroing them"
@@ -106,7 +106,7 @@ def tried_inputs(model: nn.Module, example: Tensor) -> Tensor:
 
 def _outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
     try:
-        with torch.no_grad(), observed(model):
+        with torch.no_grad(), evaluating(model):
             return everything(model, inputs)
     except ModelError:
         raise

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pxcompress.errors import InputError, ModelError
 from pxcompress.models.input_values import checked
 from pxcompress.models.outputs import floats, leaves
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
 
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -227,7 +227,7 @@ def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
 def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
     """What `call` makes of `model`. Raises `ModelError` where it fails."""
     try:
-        with observed(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             return call()
     except ModelError:
         raise

@@ -36,7 +36,7 @@ from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.suited import check_suited, count_classes
-from pxcompress.state import best_device, device_of, observed
+from pxcompress.state import best_device, device_of, evaluating
 from pxcompress.types import Preprocessing
 
 Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here"]
@@ -374,7 +374,7 @@ def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     if example is None:
         example = torch.zeros(1, *preprocessing_of(model).input_size, device=device_of(model))
     executed: list[str] = []
-    with observed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, _LAYERS):
                 module.register_forward_hook(lambda *_, name=name: executed.append(name))

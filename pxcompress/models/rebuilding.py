@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
 from pxcompress.models.outputs import difference, leaves
-from pxcompress.state import device_of, observed, seeded
+from pxcompress.state import device_of, evaluating, seeded
 
 if TYPE_CHECKING:
     from pxcompress.models.loading import Architecture
@@ -52,7 +52,7 @@ def check_rebuilds(model: nn.Module, architecture: Architecture, shape: tuple[in
     try:
         again.load_state_dict(model.state_dict())
         restore_outside_(again, {name: value.clone() for name, value in outside_state(model).items()})
-        with torch.no_grad(), observed(model), observed(again):
+        with torch.no_grad(), evaluating(model), evaluating(again):
             found, expected = (leaves(each(inputs.to(device_of(each)))) for each in (again, model))
     except Exception:  # noqa: BLE001  (a model that does not run on such inputs is refused elsewhere, with its reason)
         return

@@ -22,7 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from pxcompress.models.outputs import difference, leaves
-from pxcompress.state import hooks_of, observed
+from pxcompress.state import evaluating, hooks_of
 
 TOLERANCE = 1e-5
 """Largest difference between a layer and its plain version, as a share of the outputs' scale."""
@@ -117,7 +117,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
 def _outputs(model: nn.Module, run: Run) -> list[Tensor] | None:
     """What comes out of `model`; None where it does not run."""
     try:
-        with torch.no_grad(), observed(model):
+        with torch.no_grad(), evaluating(model):
             return leaves(run(model))
     except Exception:  # noqa: BLE001  (a user's forward may raise anything; whoever runs it next says so)
         return None
@@ -270,7 +270,7 @@ def _settled(module: nn.Module) -> nn.Module:
     made = copy.deepcopy(module)
     made.__class__ = parametrize.type_before_parametrizations(module)  # the class is shared with `module`: not touched
     del made.parametrizations
-    with torch.no_grad(), observed(module):  # spectral norm takes a step in training mode, whenever it is read
+    with torch.no_grad(), evaluating(module):  # spectral norm takes a step in training mode, whenever it is read
         for name, parts in module.parametrizations.items():  # type: ignore[union-attr, operator]
             value = getattr(module, name).detach().clone()
             if any(True for _ in parts.parameters(recurse=False)):
@@ -287,7 +287,7 @@ def _with_its_weights(module: nn.Module) -> nn.Module | None:
     inputs = torch.randn(2, module.in_channels, *side, generator=torch.Generator().manual_seed(0))
     inputs = inputs.to(module.weight)
     try:
-        with torch.no_grad(), observed(module), _Weights() as seen:
+        with torch.no_grad(), evaluating(module), _Weights() as seen:
             expected = module(inputs)
     except Exception:  # noqa: BLE001  (a user's forward may raise anything, or want more than one input)
         return None
@@ -295,7 +295,7 @@ def _with_its_weights(module: nn.Module) -> nn.Module | None:
         return None
     shape, weight = seen.calls[0]
     made = _like(module, weight, padded=shape != inputs.shape)
-    with torch.no_grad(), observed(made):
+    with torch.no_grad(), evaluating(made):
         found = made(inputs)
     same = found.shape == expected.shape and (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
     return made if same else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, short
 from pxcompress.models.loading import classifier_names
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 
 TOLERANCE = 1e-4
 """Largest change of a kept class's score, as a share of the scores' scale: rounding in another order, no more."""
@@ -55,7 +55,7 @@ def _keep_rows(layer: nn.Module, rows: Tensor) -> None:
 def _check(model: nn.Module, twin: nn.Module, example: Tensor, outputs: Sequence[int]) -> None:
     inputs = example.to(device_of(model))
     try:
-        with torch.no_grad(), observed(model), observed(twin):
+        with torch.no_grad(), evaluating(model), evaluating(twin):
             expected, found = model(inputs)[:, list(outputs)], twin(inputs)
     except Exception as error:  # what follows the classifier may fail in any way
         raise ModelError(

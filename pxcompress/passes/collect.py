@@ -19,7 +19,7 @@ from pxcompress.errors import InputError
 from pxcompress.layout.rows import rows_first, unit_view
 from pxcompress.passes.parts import InParts
 from pxcompress.processes import summed
-from pxcompress.state import device_of, gradients, observed
+from pxcompress.state import device_of, evaluating, gradients
 from pxcompress.types import Axis, Batches, Group, Member, Scores
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
@@ -157,7 +157,7 @@ def _stream(
 ) -> None:
     """Let `readers` add up all batches; with `classes` by label."""
     device = device_of(model)
-    with observed(model), gradients(start is not None):
+    with evaluating(model), gradients(start is not None):
         for reader in readers:
             reader.attach()
         for inputs, labels in batches if start is None else InParts(batches):
@@ -200,7 +200,7 @@ def power(
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda module, args, output: watch(name, output if side == "out" else args[0], module)
 
-    with observed(model), gradients():
+    with evaluating(model), gradients():
         for name in names:
             model.get_submodule(name).register_forward_hook(hook(name))
         for inputs, labels in InParts(batches):

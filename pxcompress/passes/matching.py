@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pxcompress.layout.rows import rows_first
 from pxcompress.passes.moments import RowSums
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Axis, Batches
 
 LARGEST = 10.0
@@ -64,7 +64,7 @@ def moment_changes(
         shape = [-1 if dim == axis % value.ndim else 1 for dim in range(value.ndim)]
         return value * scale.reshape(shape) + shift.reshape(shape)
 
-    with observed(dense), observed(pruned), torch.no_grad():
+    with evaluating(dense), evaluating(pruned), torch.no_grad():
         for name, place in places.items():
             _hook(dense.get_submodule(name), side, place, note)
             _hook(pruned.get_submodule(name), side, place, change)

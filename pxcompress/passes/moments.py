@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pxcompress.layout.rows import unit_view
 from pxcompress.passes.parts import NEIGHBOURS, InParts
 from pxcompress.processes import processes, rank, summed
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
 
 POSITIONS = 1024
@@ -115,7 +115,7 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
 
         return add
 
-    with observed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for name, index in layouts.items():
             model.get_submodule(name).register_forward_pre_hook(hook(name, index))
         for inputs, _ in InParts(batches):

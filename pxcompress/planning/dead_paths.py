@@ -16,7 +16,7 @@ from pxcompress.layout.consumers import add_bias_, constant_output, consumers, i
 from pxcompress.layout.rows import members_by_module, rows_first, unit_weights
 from pxcompress.planning.limits import Limits, narrowest
 from pxcompress.planning.rounds import groups_left, prune_further
-from pxcompress.state import device_of, observed, seeded
+from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Axis, Group, Meter, Pruned
 
 CONSTANT = 1e-7
@@ -77,7 +77,7 @@ def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> di
 
         return read
 
-    with observed(model), seeded(0), torch.no_grad():
+    with evaluating(model), seeded(0), torch.no_grad():
         for name in members_by_module(groups, "in"):
             model.get_submodule(name).register_forward_pre_hook(hook(name))
         model(torch.randn(4, *example.shape[1:]).to(example).to(device_of(model)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from pxcompress.deploy.export import export_onnx
 from pxcompress.errors import BudgetError
 from pxcompress.graph import prune
-from pxcompress.types import Attempt, FileBudget, Plan, Scored
+from pxcompress.types import Attempt, FileBudget, Plan, ScoredModel
 
 ATTEMPTS = 4
 AIM = 0.98
@@ -18,7 +18,7 @@ CLOSE = 0.93
 
 
 def fitted(
-    scored: Scored,
+    scored: ScoredModel,
     plan_of: Callable[[float], Plan],
     budget: FileBudget,
     limit: float | None = None,
@@ -68,7 +68,7 @@ def taken(attempts: Sequence[Attempt], tolerance: float) -> int | None:
     return max(fitting, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 
 
-def _exported(scored: Scored, plan: Plan, path: Path, batch: int | None) -> Path:
+def _exported(scored: ScoredModel, plan: Plan, path: Path, batch: int | None) -> Path:
     slim = prune(scored.model, scored.structure.groups, plan, scored.example)
     export_onnx(slim.model, scored.example, path, {}, batch=batch)
     return path

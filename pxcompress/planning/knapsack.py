@@ -1,7 +1,7 @@
-"""Widths of all groups at once: the least damage whose cost fits, a multiple-choice knapsack.
+"""Widths of all groups at once: the least saliency whose cost fits, a multiple-choice knapsack.
 
 A ranking pays for every unit what it costs in the dense model. But a channel gets cheaper while its neighbours get
-narrower, and milliseconds go in steps. Here every group chooses among its widths, by damage + price * cost, with costs
+narrower, and milliseconds go in steps. Here every group chooses among its widths by saliency + price * cost, with costs
 taken at the widths that the others have; the price is bisected until the whole fits (Lagrange relaxation), then costs
 are taken anew. Related: HALP (https://arxiv.org/abs/2110.10811), MDP (https://arxiv.org/abs/2406.12079).
 """
@@ -25,14 +25,14 @@ HALVINGS = 40
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What one group may become: `widths` ascending, the last one whole, and the damage (widths,) of each."""
+    """What one group may become: `widths` ascending, the last one whole, and the saliency (widths,) of each."""
 
     name: str
     widths: tuple[int, ...]
-    damage: Array
+    saliency: Array
 
 
-def least_damage(choices: Sequence[Choice], meter: Meter, limit: float) -> Widths:
+def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Widths:
     """Width of every group, of cost at most `limit`; the least widths must fit.
 
     Not always the optimum: costs of groups depend on each other, and the best of `SWEEPS` rounds is taken.
@@ -60,10 +60,10 @@ def _at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, l
     """The widths at the lowest price of cost at which the whole fits."""
 
     def at(price: float) -> Widths:
-        best = (int(np.argmin(choice.damage + price * cost)) for choice, cost in zip(choices, costs, strict=True))
+        best = (int(np.argmin(choice.saliency + price * cost)) for choice, cost in zip(choices, costs, strict=True))
         return {choice.name: choice.widths[place] for choice, place in zip(choices, best, strict=True)}
 
-    harm = max(float(np.abs(choice.damage).max()) for choice in choices) or 1.0
+    harm = max(float(np.abs(choice.saliency).max()) for choice in choices) or 1.0
     high = harm / limit
     while meter(at(high)) > limit:
         if high > 1e30 * harm / limit:
@@ -77,13 +77,13 @@ def _at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, l
 
 
 def _filled(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float, widths: Widths) -> Widths:
-    """`widths` with what is left of the limit spent, the most damage undone for its cost first."""
+    """`widths` with what is left of the limit spent, the most saliency undone for its cost first."""
     widths = dict(widths)
     steps = []
     for choice, cost in zip(choices, costs, strict=True):
         place = choice.widths.index(widths[choice.name])
         for wider in range(place + 1, len(choice.widths)):
-            undone = choice.damage[place] - choice.damage[wider]
+            undone = choice.saliency[place] - choice.saliency[wider]
             steps.append((undone / max(cost[wider] - cost[place], 1e-12), choice.name, choice.widths[wider]))
     for _, name, width in sorted(steps, key=lambda step: step[0], reverse=True):
         if width > widths[name] and meter({**widths, name: width}) <= limit:
@@ -92,4 +92,4 @@ def _filled(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, lim
 
 
 def _harm(choices: Sequence[Choice], widths: Mapping[str, int]) -> float:
-    return float(sum(choice.damage[choice.widths.index(widths[choice.name])] for choice in choices))
+    return float(sum(choice.saliency[choice.widths.index(widths[choice.name])] for choice in choices))

@@ -44,7 +44,7 @@ NORMALISATIONS: Mapping[str, Normalisation] = {
 }
 """How the scores of one group are made comparable with those of another.
 
-"cost" divides by what a unit costs, in the budget's unit: damage for each unit of cost. "isomorphic" ranks groups of
+"cost" divides by what a unit costs, in the budget's unit: saliency for each unit of cost. "isomorphic" ranks groups of
 the same form together (Fang et al., https://arxiv.org/abs/2407.04616), the others rank each by itself. "knapsack" does
 not rank: it solves for the widths that fit and lose the least (`knapsack`).
 """

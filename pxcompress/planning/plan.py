@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pxcompress.errors import BudgetError, InputError
-from pxcompress.planning.knapsack import Choice, least_damage
+from pxcompress.planning.knapsack import Choice, least_saliency
 from pxcompress.planning.limits import ROUNDING, Limits, aligned
 from pxcompress.planning.order import GONE, KNAPSACK, Orders, orders_of
 from pxcompress.types import Group, Meter, Plan, Price, Scores
@@ -104,7 +104,7 @@ def _knapsack(
         widths = [widths[place] for place in sorted({round(step) for step in _steps(len(widths))})]
         lost = torch.cat([torch.zeros(1, dtype=values.dtype), values[order][gone:].cumsum(0)])
         choices.append(Choice(group.name, tuple(widths), lost[[group.units - gone - w for w in widths]].numpy()))
-    return least_damage(choices, meter, enough)
+    return least_saliency(choices, meter, enough)
 
 
 def _steps(count: int) -> list[float]:

@@ -40,7 +40,7 @@ from pxcompress.passes.parts import InParts
 from pxcompress.processes import from_first, mean_gradients_, processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
-from pxcompress.state import device_of, observed, seeded
+from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Batch, Batches, Phase, Pruned
 
 WARM_UP = 0.1  # share of the steps
@@ -96,7 +96,14 @@ class FineTune:
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
         feed = _Feed(batches, samples, options.batch_size, seed)
-        with observed(model), observed(dense), seeded(seed), flushed_denormals(), deterministic(), torch.enable_grad():
+        with (
+            evaluating(model),
+            evaluating(dense),
+            seeded(seed),
+            flushed_denormals(),
+            deterministic(),
+            torch.enable_grad(),
+        ):
             for parameter in trained:
                 parameter.requires_grad_(True)
             aim = _Aim(dense, options, _Read(pruned.whole, next(iter(batches))[0][:1]) if self.features else None)

@@ -29,7 +29,7 @@ from pxcompress.passes.parts import InParts
 from pxcompress.processes import processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
-from pxcompress.state import device_of, gradients, observed
+from pxcompress.state import device_of, evaluating, gradients
 from pxcompress.types import Batches, Phase, Pruned
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class LeastSquares:
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """Refit on `batches`: a pass of the dense model, with a backward one for the weighting, and a slim pass a wave.
 
-        Slim passes end where their wave does, half-way on average. Where the dense model's rows take more than
+        PruneResult passes end where their wave does, half-way on average. Where the dense model's rows take more than
         `MEMORY_BYTES` it runs several times. What ridge a layer gets, or no update at all, is what does best on one
         half of the samples after a fit to the other half; `held_out` is not needed. Layers that run more than once,
         compute something of their own or have more than `WIDEST` inputs stay as they are.
@@ -118,7 +118,7 @@ class LeastSquares:
             return add
 
         weighted, start = self.weighting == "relevance", started("margin", "prediction")
-        with observed(model), gradients(weighted):
+        with evaluating(model), gradients(weighted):
             for layer in used:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
             for inputs, labels in islice(batches, -(-max(used.values()) // processes())):
@@ -276,7 +276,7 @@ def _sums(
 
         return add
 
-    with observed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for layer in wave:
             layer.slim.register_forward_hook(hook(layer))
         for inputs, _ in islice(batches, turns):
@@ -306,7 +306,7 @@ def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
 
         return add
 
-    with observed(pruned.dense), torch.no_grad():
+    with evaluating(pruned.dense), torch.no_grad():
         for name, module in pruned.dense.named_modules():
             if isinstance(module, nn.Linear | _ConvNd):
                 module.register_forward_hook(note(name))

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pxcompress.layout.consumers import add_, consumers
 from pxcompress.passes.matching import moment_changes
 from pxcompress.repair import REPAIRS
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches, Phase, Pruned
 
 
@@ -63,7 +63,7 @@ def _normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
         if id(args[0]) in owners:
             found.add(owners[id(args[0])])
 
-    with observed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for name in names:
             model.get_submodule(name).register_forward_hook(note(name))
         for module in model.modules():

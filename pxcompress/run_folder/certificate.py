@@ -47,8 +47,8 @@ from pxcompress.run import Run
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
-from pxcompress.subject import Subject
-from pxcompress.types import Batches, Slim, Splits
+from pxcompress.types import Batches, PruneResult, Splits
+from pxcompress.workload import Workload
 
 FILE = "certificate.json"
 WHOLE = Part()
@@ -84,19 +84,21 @@ class Verification:
     problems: tuple[str, ...]
 
 
-def check_certifiable(recipe: Recipe, subject: Subject) -> None:
+def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     """Raise `DataError`, before any work, where the reserved samples are too few or serve another role as well."""
     if recipe.guarantee is None:
         return
     cache_dir()  # the record of used splits is kept there
-    ids = subject.splits.ids
+    ids = workload.splits.ids
     others = {role: ids[role] for role in ids if role != "certify"}
-    check_disjoint(ids["certify"], {**others, "training": subject.source.train.ids})
-    counts = Reserved.of(recipe.data, subject.source, subject.splits).counts
+    check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
+    counts = Reserved.of(recipe.data, workload.source, workload.splits).counts
     recipe.guarantee.counted.check(recipe.guarantee.goal, counts)
 
 
-def smallest_certified(folder: Path, subject: Subject, slims: Iterable[Slim], run: Run) -> tuple[Slim, Files]:
+def smallest_certified(
+    folder: Path, workload: Workload, slims: Iterable[PruneResult], run: Run
+) -> tuple[PruneResult, Files]:
     """Test `slims`, the dense model first, and write the smallest that passes as a run's files into `folder`.
 
     Where no smaller one passes the folder holds the dense model as its model, too. certificate.json holds the whole
@@ -105,16 +107,16 @@ def smallest_certified(folder: Path, subject: Subject, slims: Iterable[Slim], ru
     recipe, clock = run.recipe, run.clock
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
-    samples = Reserved.of(recipe.data, subject.source, subject.splits)
+    samples = Reserved.of(recipe.data, workload.source, workload.splits)
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
-            exported = [export_dense(folder / DENSE, recipe, subject)]
+            exported = [export_dense(folder / DENSE, recipe, workload)]
         for step, slim in enumerate(slims):
             models.append(slim)
             if step:
                 with clock.stage(f"export step {step}"):
-                    exported.append(export_slim(Path(place) / str(step) / SLIM, recipe, subject, slim))
+                    exported.append(export_slim(Path(place) / str(step) / SLIM, recipe, workload, slim))
         named = [
             (_name(step, slim), slim.pruned.plan.cost_planned, artifact.path)
             for step, (slim, artifact) in enumerate(zip(models, exported, strict=True))
@@ -124,8 +126,8 @@ def smallest_certified(folder: Path, subject: Subject, slims: Iterable[Slim], ru
             certificate = judge_files(named, samples, recipe.guarantee.goal, part)
         chosen = certificate.chosen or 0
         slim = models[chosen]
-        small = _moved(exported[chosen], folder) if chosen else export_slim(folder / SLIM, recipe, subject, slim)
-    files = describe(folder, recipe, subject, slim, (exported[0], small))
+        small = _moved(exported[chosen], folder) if chosen else export_slim(folder / SLIM, recipe, workload, slim)
+    files = describe(folder, recipe, workload, slim, (exported[0], small))
     record = _recorded(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     if record.spent:
@@ -230,7 +232,7 @@ def _predictions(file: Path, batches: Batches) -> tuple[Array, Array]:
     return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
 
 
-def _name(step: int, slim: Slim) -> str:
+def _name(step: int, slim: PruneResult) -> str:
     plan = slim.pruned.plan
     share = 1 - plan.cost_planned / plan.cost_dense if plan.cost_dense else 0.0
     return f"step {step}: {share:.1%} fewer {plan.unit}" if step else "dense"

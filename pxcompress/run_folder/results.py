@@ -13,7 +13,7 @@ from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
 from pxcompress.deploy.intervals import BUSY, guesses
-from pxcompress.deploy.measure import Tried, try_files
+from pxcompress.deploy.measure import FileTiming, try_files
 from pxcompress.proof import (
     ClassShare,
     DataSummary,
@@ -30,8 +30,8 @@ from pxcompress.run import Run
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
-from pxcompress.subject import Subject
-from pxcompress.types import Slim
+from pxcompress.types import PruneResult
+from pxcompress.workload import Workload
 
 NEAR = 0.05
 """Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
@@ -54,24 +54,24 @@ class Measured:
     layers: tuple[LayerCost, ...] = ()
 
 
-def measure(files: Files, subject: Subject, slim: Slim, run: Run) -> Measured:
+def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Measured:
     """Make the other precisions, and measure all files side by side, once."""
-    made = _converted(files, subject, run)
+    made = _converted(files, workload, run)
     models = slim.pruned.dense, slim.pruned.model
-    macs = [macs_by_module(model, subject.splits.example) for model in models]
+    macs = [macs_by_module(model, workload.splits.example) for model in models]
     dense, pruned = (
         Candidate(file.path, count_params(model), sum(of.values()))
         for file, model, of in zip((files.dense, files.pruned), models, macs, strict=True)
     )
     paths = (dense.path, pruned.path, *made.files)
     with run.clock.stage("measure"):
-        tried = try_files(paths, subject.splits.test, **asdict(run.recipe.bench))
+        tried = try_files(paths, workload.splits.test, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
-    comparison = compare(dense, pruned, tried, subject.source.classes)
+    comparison = compare(dense, pruned, tried, workload.source.classes)
     return Measured(files, comparison, _targets(files, made, tried), layers)
 
 
-def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
+def _targets(files: Files, made: Made, tried: Sequence[FileTiming]) -> Targets:
     """The files in all precisions, where others than float32 were asked for, and what to know about them."""
     if not (made.files or made.failures):
         return Targets()
@@ -82,26 +82,26 @@ def _targets(files: Files, made: Made, tried: Sequence[Tried]) -> Targets:
     return replace(rated, notes=tuple(notes))
 
 
-def _converted(files: Files, subject: Subject, run: Run) -> Made:
+def _converted(files: Files, workload: Workload, run: Run) -> Made:
     """model.onnx in the other precisions that the recipe names, calibrated on the repair split."""
     precisions = [name for name in run.recipe.targets if name != "fp32"]
     if not precisions:
         return Made()
     with run.clock.stage(f"export {', '.join(precisions)}"):
-        return make_targets(files.pruned.path, precisions, subject.splits.repair)
+        return make_targets(files.pruned.path, precisions, workload.splits.repair)
 
 
-def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run: Run) -> Report:
+def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measured, run: Run) -> Report:
     """The report of a run whose folder will stand at `place`."""
     files, comparison, targets = measured.files, measured.comparison, measured.targets
     recipe, plan = run.recipe, slim.pruned.plan
-    counts = {role: len(ids) for role, ids in subject.splits.ids.items()}
+    counts = {role: len(ids) for role, ids in workload.splits.ids.items()}
     return Report(
         recipe=recipe,
         environment=environment(comparison.threads),
-        data=DataSummary(subject.source.name, subject.source.classes, skipped=subject.splits.skipped, **counts),
-        weights=subject.loaded.weights,
-        input_shape=tuple(subject.splits.example.shape[1:]),
+        data=DataSummary(workload.source.name, workload.source.classes, skipped=workload.splits.skipped, **counts),
+        weights=workload.loaded.weights,
+        input_shape=tuple(workload.splits.example.shape[1:]),
         dense=comparison.dense,
         pruned=comparison.pruned,
         ratios=ratios(comparison.dense, comparison.pruned),
@@ -116,13 +116,13 @@ def assemble(place: Path, subject: Subject, slim: Slim, measured: Measured, run:
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
         notes=(
-            *_notes(place, subject, files, comparison),
+            *_notes(place, workload, files, comparison),
             *_loop(recipe, slim, comparison),
             *targets.notes,
             *(Warning("remark", text) for text in run.clock.remarks),
         ),
         certificate=files.certificate,
-        class_shares=_class_shares(slim, subject.source.classes),
+        class_shares=_class_shares(slim, workload.source.classes),
         attempts=slim.attempts,
         agreements=slim.agreements,
         missed=_missed(recipe, comparison),
@@ -143,7 +143,7 @@ def write_report(folder: Path, report: Report) -> None:
     (folder / "report.html").write_text(to_html(report))
 
 
-def _class_shares(slim: Slim, classes: Sequence[str]) -> tuple[ClassShare, ...]:
+def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare, ...]:
     """What the removed units carried of each class's relevance; nothing where no class scores were asked for."""
     if slim.class_relevance is None:
         return ()
@@ -164,7 +164,7 @@ def _missed(recipe: Recipe, comparison: Comparison) -> str:
     return ""
 
 
-def _loop(recipe: Recipe, slim: Slim, comparison: Comparison) -> Iterator[Warning]:
+def _loop(recipe: Recipe, slim: PruneResult, comparison: Comparison) -> Iterator[Warning]:
     """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
     if not slim.attempts:
         return
@@ -187,31 +187,31 @@ def _loop(recipe: Recipe, slim: Slim, comparison: Comparison) -> Iterator[Warnin
             )
 
 
-def _notes(place: Path, subject: Subject, files: Files, comparison: Comparison) -> Iterator[Warning]:
+def _notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:
     """What a reader must know beside the figures."""
-    yield from _about_model(subject, comparison)
+    yield from _about_model(workload, comparison)
     yield from _unsteady(place, comparison)
     if comparison.placement.fallback_reason:
         yield Warning("provider", comparison.placement.fallback_reason)
     if files.certificate and files.certificate.spent:
         yield Warning("spent", files.certificate.spent)
-    if subject.splits.skipped:
-        some = ", ".join(subject.splits.skipped[:3]) + (", ..." if len(subject.splits.skipped) > 3 else "")
-        yield Warning("skipped", f"{len(subject.splits.skipped)} images could not be read and were left out: {some}")
+    if workload.splits.skipped:
+        some = ", ".join(workload.splits.skipped[:3]) + (", ..." if len(workload.splits.skipped) > 3 else "")
+        yield Warning("skipped", f"{len(workload.splits.skipped)} images could not be read and were left out: {some}")
 
 
-def _about_model(subject: Subject, comparison: Comparison) -> Iterator[Warning]:
+def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning]:
     """What to know about the data and the dense model's weights."""
-    yield from (Warning("weights", text) for text in subject.loaded.notes)
-    yield from (Warning("data", text) for text in (*subject.source.notes, *subject.splits.notes))
-    weights, classes = subject.loaded.weights, len(subject.source.classes)
-    if subject.source.embedded:
-        side = subject.splits.example.shape[-1]
-        size = f" at {side} x {side} pixels" if subject.loaded.preprocessing.is_image else ""
-        text = f"embedded data {subject.source.name!r}{size}: a demonstration, not your task"
+    yield from (Warning("weights", text) for text in workload.loaded.notes)
+    yield from (Warning("data", text) for text in (*workload.source.notes, *workload.splits.notes))
+    weights, classes = workload.loaded.weights, len(workload.source.classes)
+    if workload.source.embedded:
+        side = workload.splits.example.shape[-1]
+        size = f" at {side} x {side} pixels" if workload.loaded.preprocessing.is_image else ""
+        text = f"embedded data {workload.source.name!r}{size}: a demonstration, not your task"
         yield Warning("demonstration", text)
-    if subject.whole:
-        whole = len(subject.whole.source.classes)
+    if workload.whole:
+        whole = len(workload.whole.source.classes)
         text = f"a task of {classes} of the {whole} classes: the dense model, too, knows no others"
         yield Warning("part-of-classes", text)
     if weights == "trained-here":

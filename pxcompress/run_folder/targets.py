@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pxcompress.deploy.export import onnx_files
 from pxcompress.deploy.intervals import speedup
-from pxcompress.deploy.measure import Tried, file_bytes, latency, throughput
+from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
 from pxcompress.deploy.precision import convert
 from pxcompress.errors import ModelError
 from pxcompress.proof import Target, Warning
@@ -49,7 +49,7 @@ def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> M
     return Made(tuple(made), tuple(failures))
 
 
-def rate_targets(tried: Sequence[Tried]) -> Targets:
+def rate_targets(tried: Sequence[FileTiming]) -> Targets:
     """What was measured of dense.onnx, model.onnx, and the files made of it, in this order.
 
     A file whose logits are not finite is removed. Notes name it, and a file that loses more than `LOSS` of the top-1 or
@@ -70,7 +70,7 @@ def rate_targets(tried: Sequence[Tried]) -> Targets:
     return Targets(tuple(_row(each, dense, source) for each in whole), tuple(notes))
 
 
-def _row(tried: Tried, dense: Tried, source: Tried) -> Target:
+def _row(tried: FileTiming, dense: FileTiming, source: FileTiming) -> Target:
     session, answers = tried.session, tried.answers
     return Target(
         file=session.path.name,
@@ -88,7 +88,7 @@ def _row(tried: Tried, dense: Tried, source: Tried) -> Target:
     )
 
 
-def _warnings(tried: Tried, source: Tried) -> list[Warning]:
+def _warnings(tried: FileTiming, source: FileTiming) -> list[Warning]:
     """What speaks against shipping a file instead of the float32 one."""
     name, than = tried.session.path.name, source.session.path.name
     lost = source.answers.top1 - tried.answers.top1

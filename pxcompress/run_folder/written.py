@@ -24,9 +24,9 @@ from pxcompress.proof import (
 )
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
-from pxcompress.state import device_of, observed
-from pxcompress.subject import Subject
-from pxcompress.types import ClassRelevance, Slim
+from pxcompress.state import device_of, evaluating
+from pxcompress.types import ClassRelevance, PruneResult
+from pxcompress.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,29 @@ class Files:
     certificate: CertificateRecord | None = None
 
 
-def export(folder: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Files:
+def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) -> Files:
     """Write recipe, plan, scores, slim weights and both ONNX files; `ParityError` where ONNX Runtime disagrees."""
-    dense = export_dense(folder / DENSE, recipe, subject)
-    small = export_slim(folder / SLIM, recipe, subject, slim)
-    return describe(folder, recipe, subject, slim, (dense, small))
+    dense = export_dense(folder / DENSE, recipe, workload)
+    small = export_slim(folder / SLIM, recipe, workload, slim)
+    return describe(folder, recipe, workload, slim, (dense, small))
 
 
-def export_dense(path: Path, recipe: Recipe, subject: Subject) -> Artifact:
+def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
     """Write the dense model as ONNX."""
-    facts = {**_facts(recipe, subject), "pruned": "no"}
-    return export_onnx(subject.loaded.model, subject.splits.example, path, facts, batch=recipe.onnx_batch)
+    facts = {**_facts(recipe, workload), "pruned": "no"}
+    return export_onnx(workload.loaded.model, workload.splits.example, path, facts, batch=recipe.onnx_batch)
 
 
-def export_slim(path: Path, recipe: Recipe, subject: Subject, slim: Slim) -> Artifact:
+def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResult) -> Artifact:
     """Write a slim model as ONNX."""
     plan = sha256(_plan(slim).encode()).hexdigest()
-    facts = {**_facts(recipe, subject), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
-    return export_onnx(slim.pruned.model, subject.splits.example, path, facts, batch=recipe.onnx_batch)
+    facts = {**_facts(recipe, workload), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
+    return export_onnx(slim.pruned.model, workload.splits.example, path, facts, batch=recipe.onnx_batch)
 
 
-def describe(folder: Path, recipe: Recipe, subject: Subject, slim: Slim, exported: tuple[Artifact, Artifact]) -> Files:
+def describe(
+    folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, exported: tuple[Artifact, Artifact]
+) -> Files:
     """Write recipe, plan, scores and slim weights beside the `exported` dense and slim ONNX files, and check parity."""
     dense, small = exported
     (folder / RECIPE).write_text(recipe.to_json())
@@ -67,9 +69,9 @@ def describe(folder: Path, recipe: Recipe, subject: Subject, slim: Slim, exporte
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
     (folder / "scores.safetensors").write_bytes(save(scores))
     if slim.class_relevance is not None:
-        _save_class_relevance(slim.class_relevance, subject, folder / "class_scores.safetensors")
-    _save_weights(slim.pruned.model, subject, folder / WEIGHTS)
-    parity = verify_parity(slim.pruned.model, small.path, subject.splits.test)
+        _save_class_relevance(slim.class_relevance, workload, folder / "class_scores.safetensors")
+    _save_weights(slim.pruned.model, workload, folder / WEIGHTS)
+    parity = verify_parity(slim.pruned.model, small.path, workload.splits.test)
     if not parity.passed:
         raise ParityError(
             f"{SLIM} disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
@@ -78,20 +80,20 @@ def describe(folder: Path, recipe: Recipe, subject: Subject, slim: Slim, exporte
     return Files(dense, small, parity)
 
 
-def _plan(slim: Slim) -> str:
+def _plan(slim: PruneResult) -> str:
     return plan_to_json(slim.pruned.plan, slim.pruned.groups)
 
 
-def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
+def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
     """The slim model's state, with what `load` needs to build the module around it."""
     facts = {
         "format": "pt",
-        "architecture": subject.loaded.architecture.to_json(),
-        "input_shape": json.dumps(list(subject.splits.example.shape[1:])),
+        "architecture": workload.loaded.architecture.to_json(),
+        "input_shape": json.dumps(list(workload.splits.example.shape[1:])),
         "pxcompress": __version__,
     }
-    if subject.whole:
-        facts["outputs"] = json.dumps(subject.whole.outputs)
+    if workload.whole:
+        facts["outputs"] = json.dumps(workload.whole.outputs)
     outside = outside_state(model)
     facts["outside"] = json.dumps(sorted(outside))
     tensors = {**model.state_dict(), **outside}
@@ -99,32 +101,32 @@ def _save_weights(model: nn.Module, subject: Subject, path: Path) -> None:
     path.write_bytes(save(state, facts))  # not `save_file`: its errors are no OSError, its files for the owner only
 
 
-def _save_class_relevance(relevance: ClassRelevance, subject: Subject, path: Path) -> None:
+def _save_class_relevance(relevance: ClassRelevance, workload: Workload, path: Path) -> None:
     """Group name -> (classes, units), with names and samples of the classes as JSON in the metadata."""
-    facts = {"classes": json.dumps(subject.source.classes), "samples": json.dumps(relevance.samples)}
+    facts = {"classes": json.dumps(workload.source.classes), "samples": json.dumps(relevance.samples)}
     path.write_bytes(save({name: values.contiguous() for name, values in relevance.units.items()}, facts))
 
 
-def _facts(recipe: Recipe, subject: Subject) -> dict[str, str]:
+def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
     """metadata_props of the ONNX files: provenance, and what is needed to feed them and read their answer."""
-    preprocessing = subject.loaded.preprocessing
+    preprocessing = workload.loaded.preprocessing
     return {
         "pxcompress": __version__,
         "recipe_sha256": recipe.hash,
         "model": recipe.model,
-        "classes": json.dumps(subject.source.classes),
+        "classes": json.dumps(workload.source.classes),
         "input_mean": json.dumps(preprocessing.mean),
         "input_std": json.dumps(preprocessing.std),
         "input_size": json.dumps(preprocessing.input_size),
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
-        "output": "probabilities" if _gives_probabilities(subject) else "logits",
+        "output": "probabilities" if _gives_probabilities(workload) else "logits",
     }
 
 
-def _gives_probabilities(subject: Subject) -> bool:
+def _gives_probabilities(workload: Workload) -> bool:
     """Whether the dense model ends in a softmax, by what it returns for some samples."""
-    model = subject.loaded.model
-    inputs, _ = next(iter(subject.splits.select))
-    with observed(model), torch.no_grad():
+    model = workload.loaded.model
+    inputs, _ = next(iter(workload.splits.select))
+    with evaluating(model), torch.no_grad():
         return are_probabilities(model(inputs.to(device_of(model))).cpu().numpy())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.attribution.relevance import STARTS, started
-from pxcompress.elimination import Reader, eliminate, regularised_inverse
+from pxcompress.elimination import ConsumerStatistics, eliminate, regularised_inverse
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
 from pxcompress.passes.moments import InputMoments, moments
@@ -80,7 +80,7 @@ class LRPResidual:
 
     def readers(
         self, model: nn.Module, groups: Sequence[Group], batches: Batches
-    ) -> Iterator[tuple[Group, list[Reader]]]:
+    ) -> Iterator[tuple[Group, list[ConsumerStatistics]]]:
         """What each group's consumers lose with its units, group by group; passes over `batches` as for scores."""
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
@@ -88,7 +88,7 @@ class LRPResidual:
             inputs_of = moments(model, layouts, batches)
             prices = self._prices(twin.model, layouts, batches)
 
-            def readers(member: Member) -> Iterator[Reader]:
+            def readers(member: Member) -> Iterator[ConsumerStatistics]:
                 module = twin.model.get_submodule(member.module)
                 return self._readers(module, member, inputs_of[member.module], prices[member.module])
 
@@ -105,12 +105,16 @@ class LRPResidual:
             rows = {name: len(model.get_submodule(name).weight) for name in layouts}  # type: ignore[arg-type]
         return {name: torch.ones(count, dtype=torch.float64) for name, count in rows.items()}
 
-    def _readers(self, module: nn.Module, member: Member, seen: InputMoments, prices: Tensor) -> Iterator[Reader]:
+    def _readers(
+        self, module: nn.Module, member: Member, seen: InputMoments, prices: Tensor
+    ) -> Iterator[ConsumerStatistics]:
         """Readers for every group of a grouped convolution, each with errors on the half that it is not fitted to."""
         for features, price, width in self._views(module, member, len(seen.whole.mean), prices):
             solved = _solved(seen, features, self.ridge)
             for inverse, error in solved:
-                yield Reader(inverse.clone(), price.clone(), width, self.follow, error.clone(), 1 / len(solved))
+                yield ConsumerStatistics(
+                    inverse.clone(), price.clone(), width, self.follow, error.clone(), 1 / len(solved)
+                )
 
     def _views(
         self, module: nn.Module, member: Member, size: int, prices: Tensor

@@ -9,7 +9,7 @@ from functools import cached_property
 import optuna
 from torch import Tensor, nn
 
-from pxcompress.deploy.answers import torch_accuracy
+from pxcompress.deploy.predictions import torch_accuracy
 from pxcompress.graph import masked
 from pxcompress.passes.moments import Remembered
 from pxcompress.planning.order import lowest
@@ -17,7 +17,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.stages import cut, plan_at, priced, unit_scores
 from pxcompress.state import seeded
-from pxcompress.types import Batches, Scored, Scores, Slim
+from pxcompress.types import Batches, PruneResult, ScoredModel, Scores
 
 PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
 """Shares of all units that PXP masks."""
@@ -27,7 +27,7 @@ PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
 class Workbench:
     """The dense model with everything that does not depend on the choice, computed once."""
 
-    scored: Scored
+    scored: ScoredModel
     parts: Mapping[str, Batches]
     scores: dict[str, Scores] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ class Workbench:
         """Top-1 on the select split, a share."""
         return torch_accuracy(model, self.parts["select"])
 
-    def with_scores(self, recipe: Recipe) -> Scored:
+    def with_scores(self, recipe: Recipe) -> ScoredModel:
         """The dense model scored as `recipe` says; each scorer runs once. Raises `ResultError` for infinite scores."""
         if recipe.scorer not in self.scores:
             groups = self.scored.structure.groups
@@ -55,7 +55,7 @@ class Workbench:
         return replace(self.scored, scores=self.scores[recipe.scorer])
 
 
-def slim_at(bench: Workbench, recipe: Recipe) -> Slim:
+def slim_at(bench: Workbench, recipe: Recipe) -> PruneResult:
     """What `run` would ship: pruned physically to the recipe's ratio, then repaired."""
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):

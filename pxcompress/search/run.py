@@ -29,7 +29,7 @@ from pxcompress.search.objectives import Workbench
 from pxcompress.search.space import Space, Value, pxp_space_of, space_of
 from pxcompress.search.study import SearchPlan, open_storage, open_study, usable, work
 from pxcompress.state import seeded
-from pxcompress.subject import load_subject, with_baseline
+from pxcompress.workload import load_workload, with_baseline
 
 COMPOSITE, RESULT, PAGE, STORAGE = "composite.json", "search.json", "search.html", "search.sqlite3"
 HEAD = ("trial", "top-1", "choice")
@@ -81,8 +81,8 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     with usable(url):
         storage = open_storage(url)
     with seeded(recipe.seed):
-        subject = with_baseline(load_subject(recipe), recipe.seed, note)
-        model, splits = subject.loaded.model, subject.splits
+        workload = with_baseline(load_workload(recipe), recipe.seed, note)
+        model, splits = workload.loaded.model, workload.splits
         bench = Workbench.of(model, splits.example, splits.parts, recipe)
         space = space_for(recipe, plan.objective, attention=has_attention(model, splits.example))
         with usable(url):

@@ -12,7 +12,7 @@ from torch import Tensor
 from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.layout.rows import members_by_module
 from pxcompress.scorers import SCORERS
-from pxcompress.state import observed
+from pxcompress.state import evaluating
 from pxcompress.types import Batch, Group
 
 LABELS = torch.tensor([3, 0, 3, 1, 1, 3])
@@ -35,7 +35,7 @@ def _by_label(values: list[np.ndarray]) -> np.ndarray:
 def _gradient_times_input(subject: Subject, group: Group, sample: Tensor, label: int) -> np.ndarray:
     """|sum_p a_p d logit_label / d a_p| of one sample, unit by unit, mean over the tensors that carry the group."""
     seen: list[tuple[Tensor, Tensor]] = []
-    with observed(subject.model) as model:
+    with evaluating(subject.model) as model:
         for name, owners in members_by_module([group], "in").items():
 
             def read(module: torch.nn.Module, args: tuple[Tensor, ...], index: Tensor = owners[0][1].index) -> None:

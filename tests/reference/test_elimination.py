@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pxcompress import elimination
-from pxcompress.elimination import Reader, eliminate, regularised_inverse
+from pxcompress.elimination import ConsumerStatistics, eliminate, regularised_inverse
 from pxcompress.state import seeded
 
 RIDGE = 1e-6
@@ -49,9 +49,9 @@ def _slow(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], units: int,
     return scores
 
 
-def _readers(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], width: int) -> list[Reader]:
+def _readers(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], width: int) -> list[ConsumerStatistics]:
     return [
-        Reader(
+        ConsumerStatistics(
             regularised_inverse(torch.from_numpy(sigma), RIDGE),
             torch.from_numpy(weights.T @ (power[:, None] * weights)),
             width,
@@ -76,7 +76,7 @@ def test_errors_are_those_on_the_other_samples(width: int, seed: int) -> None:
     ridged = sigma + RIDGE * sigma.diagonal().mean() * np.eye(len(sigma))
     inverse = torch.from_numpy(np.linalg.inv(ridged))
     gram = torch.from_numpy(weights.T @ (power[:, None] * weights))
-    reader = Reader(inverse.clone(), gram, width, check=inverse @ torch.from_numpy(other) @ inverse)
+    reader = ConsumerStatistics(inverse.clone(), gram, width, check=inverse @ torch.from_numpy(other) @ inverse)
     gone: list[int] = []
     for unit in np.random.default_rng(seed).permutation(units)[: units - 1]:
         lost, kept = (
@@ -98,7 +98,7 @@ def test_errors_are_those_on_the_other_samples(width: int, seed: int) -> None:
             + predict @ other[np.ix_(kept, kept)] @ predict.T
         )
         expected = np.einsum("o,oi,ij,oj->", power, folded[:, lost], error, folded[:, lost])
-        assert float(reader.damage()[unit]) == pytest.approx(expected, rel=1e-6)
+        assert float(reader.saliency()[unit]) == pytest.approx(expected, rel=1e-6)
         reader.fold_(torch.tensor([unit]))
         gone.append(int(unit))
 
@@ -108,7 +108,7 @@ def test_a_copy_of_a_unit_is_free_once_and_dear_afterwards() -> None:
         samples = torch.randn(100, 4, dtype=torch.float64)
     samples[:, 3] = samples[:, 0]
     sigma = samples.T @ samples / 100
-    reader = Reader(regularised_inverse(sigma, 1e-9), torch.eye(4, dtype=torch.float64))
+    reader = ConsumerStatistics(regularised_inverse(sigma, 1e-9), torch.eye(4, dtype=torch.float64))
     scores = eliminate([reader], 4)
     cheap = scores < 1e-6
     assert cheap.sum() == 1

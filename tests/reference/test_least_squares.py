@@ -18,7 +18,7 @@ from pxcompress.graph import find_groups, prune
 from pxcompress.repair import REPAIRS, least_squares
 from pxcompress.repair.fold import Fold
 from pxcompress.repair.least_squares import RIDGES, TOGETHER, LeastSquares
-from pxcompress.state import observed, seeded
+from pxcompress.state import evaluating, seeded
 from pxcompress.types import Group, Plan, Pruned
 
 SIZE = 5
@@ -71,7 +71,7 @@ def _folded(name: str, samples: int = 18) -> tuple[Pruned, Tensor]:
 def _seen(model: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Input, output and gradient of the decision's margin at the output, by layer."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    with observed(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         for name in names:
 
             def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
@@ -191,7 +191,7 @@ def _repair_slowly(pruned: Pruned, inputs: Tensor, names: list[str], together: i
 def _order(pruned: Pruned, example: Tensor) -> list[str]:
     """Convolutions and linear layers as they run, from the first that lost inputs on."""
     order: list[str] = []
-    with observed(pruned.dense), torch.no_grad():
+    with evaluating(pruned.dense), torch.no_grad():
         for name, module in pruned.dense.named_modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 module.register_forward_pre_hook(lambda module, args, name=name: order.append(name))

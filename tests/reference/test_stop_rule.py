@@ -11,7 +11,7 @@ from models import subject as subject_named
 
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.planning.limits import Limits
-from pxcompress.planning.stop_rule import plan_by_share
+from pxcompress.planning.relevance_share import plan_by_share
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.summary import command
 from pxcompress.run import Run

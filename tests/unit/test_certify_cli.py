@@ -31,8 +31,8 @@ from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import from_json, to_json
 from pxcompress.run_folder.certificate import check_certifiable
 from pxcompress.state import seeded
-from pxcompress.subject import Subject, load_subject
 from pxcompress.types import Batch, Batches
+from pxcompress.workload import Workload, load_workload
 
 SIZE = 16
 Run = Callable[..., Outcome]
@@ -60,8 +60,8 @@ def options(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[obje
     with seeded(1):
         save_file(FlattenCNN().state_dict(), weights)
         recipe = Recipe("models:FlattenCNN", 0.5, data=str(images), checkpoint=str(weights), input_size=SIZE)
-        subject = load_subject(recipe)
-        save_file(_trained(subject.loaded.model, subject.splits.score).state_dict(), weights)
+        workload = load_workload(recipe)
+        save_file(_trained(workload.loaded.model, workload.splits.score).state_dict(), weights)
     found = ["--model", "models:FlattenCNN", "--data", images, "--checkpoint", weights, "--input-size", SIZE]
     return [*found, "--score", "magnitude", "--budget", "channels", "--round-to", 1, "--quiet"]
 
@@ -257,12 +257,12 @@ def test_no_other_stage_reaches_the_reserved_samples(
     stages: list[str] = []
     reads: list[str] = []
 
-    def watched(recipe: Recipe) -> Subject:
-        subject = load_subject(recipe)
-        certify = Watched(subject.splits.certify, lambda: reads.append(stages[-1]))
-        return dataclasses.replace(subject, splits=dataclasses.replace(subject.splits, certify=certify))
+    def watched(recipe: Recipe) -> Workload:
+        workload = load_workload(recipe)
+        certify = Watched(workload.splits.certify, lambda: reads.append(stages[-1]))
+        return dataclasses.replace(workload, splits=dataclasses.replace(workload.splits, certify=certify))
 
-    monkeypatch.setattr(pipeline, "load_subject", watched)
+    monkeypatch.setattr(pipeline, "load_workload", watched)
     report = pipeline.compress(recipe, tmp_path / "run", note=stages.append)
     assert report.certificate is not None
     assert set(reads) == {"certify ..."}
@@ -271,18 +271,18 @@ def test_no_other_stage_reaches_the_reserved_samples(
 
 @pytest.mark.parametrize("role", ["score", "repair", "select", "test", "training"])
 def test_ids_that_serve_another_role_are_refused(recipe: Recipe, role: str) -> None:
-    subject = load_subject(recipe)
-    check_certifiable(recipe, subject)
-    shared = subject.splits.ids["certify"][0]
+    workload = load_workload(recipe)
+    check_certifiable(recipe, workload)
+    shared = workload.splits.ids["certify"][0]
     if role == "training":
-        train = subject.source.train
-        source = dataclasses.replace(subject.source, train=dataclasses.replace(train, ids=(shared, *train.ids[1:])))
+        train = workload.source.train
+        source = dataclasses.replace(workload.source, train=dataclasses.replace(train, ids=(shared, *train.ids[1:])))
         with pytest.raises(DataError, match="also serve 'training'"):
-            check_certifiable(recipe, dataclasses.replace(subject, source=source))
+            check_certifiable(recipe, dataclasses.replace(workload, source=source))
         return
-    ids = {**subject.splits.ids, role: (shared, *subject.splits.ids[role])}
+    ids = {**workload.splits.ids, role: (shared, *workload.splits.ids[role])}
     with pytest.raises(ValueError, match="is in both"):
-        dataclasses.replace(subject.splits, ids=ids)
+        dataclasses.replace(workload.splits, ids=ids)
 
 
 def test_a_split_that_is_used_again_is_told(
@@ -385,10 +385,10 @@ def _outputs(folder: Path, images: Path) -> tuple[dict[str, np.ndarray], dict[st
     """Logits of both models by role, one sample at a time, and labels."""
     models = {name: session(folder / f"{name}.onnx", "cpu") for name in ("dense", "model")}
     with seeded(0):
-        subject = load_subject(Recipe("models:FlattenCNN", 0.5, data=str(images), input_size=SIZE))
+        workload = load_workload(Recipe("models:FlattenCNN", 0.5, data=str(images), input_size=SIZE))
     logits, labels = {}, {}
     for role in ("select", "certify"):
-        batches = list(getattr(subject.splits, role))
+        batches = list(getattr(workload.splits, role))
         labels[role] = np.concatenate([part.numpy() for _, part in batches])
         for name, model in models.items():
             logits[f"{name} {role}"] = np.concatenate([model.predict(one[None]) for part, _ in batches for one in part])

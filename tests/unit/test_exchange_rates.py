@@ -15,7 +15,7 @@ from pxcompress.passes.moments import Remembered
 from pxcompress.passes.parts import spread_samples
 from pxcompress.repair.fold import Fold
 from pxcompress.state import seeded
-from pxcompress.types import Batch, Price, Scored
+from pxcompress.types import Batch, Price, ScoredModel
 
 
 class _Branches(nn.Module):
@@ -30,7 +30,7 @@ class _Branches(nn.Module):
         return 3 * self.loud_head(self.loud(x).relu()) + 0.3 * self.faint_head(self.faint(x).relu())
 
 
-def _scored() -> tuple[Scored, Tensor]:
+def _scored() -> tuple[ScoredModel, Tensor]:
     with seeded(0):
         model, inputs = _Branches().eval(), torch.randn(96, 12)
     structure = find_groups(model, inputs[:1], ["loud_head", "faint_head"])
@@ -38,7 +38,7 @@ def _scored() -> tuple[Scored, Tensor]:
         group.name: torch.rand(group.units, generator=torch.Generator().manual_seed(1)) for group in structure.groups
     }
     price = Price("channels", "units", lambda kept: float(sum(kept.values())))
-    return Scored(model, inputs[:1], structure, scores, price, 0.5), inputs
+    return ScoredModel(model, inputs[:1], structure, scores, price, 0.5), inputs
 
 
 def test_a_group_is_worth_what_its_loss_changes() -> None:

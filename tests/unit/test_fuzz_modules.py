@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from pxcompress import compress_module
 from pxcompress.errors import PxError
 from pxcompress.state import seeded
-from pxcompress.types import Slim
+from pxcompress.types import PruneResult
 
 FEW, MANY = 10, 300
 
@@ -44,7 +44,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _silenced(slim: Slim) -> nn.Module:
+def _silenced(slim: PruneResult) -> nn.Module:
     """The dense model, in which hooks zero the removed units wherever they are read: no weight is touched."""
     twin = copy.deepcopy(slim.pruned.dense)
     for group in slim.pruned.groups:
@@ -67,7 +67,7 @@ def _assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
             assert (value - other).abs().max() <= 1e-4 * other.abs().max()
 
 
-def _tried(seed: int) -> Slim | None:
+def _tried(seed: int) -> PruneResult | None:
     """Prune the network of `seed`, and hold it against the oracle; None where it is refused in one line."""
     model, batches = _network(seed)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -444,7 +444,7 @@ def test_a_model_that_cannot_be_traced_is_one_line(broken: type[nn.Module]) -> N
 
 
 def test_a_wrong_input_shape_is_a_model_error() -> None:
-    with pytest.raises(ModelError, match="does not run on the example: RuntimeError: Given groups=1"):
+    with pytest.raises(ModelError, match="does not run on the example: RuntimeError: ModelAndData groups=1"):
         find_groups(FAMILIES["grouped"](), torch.randn(1, 7, 32, 32), ())
 
 

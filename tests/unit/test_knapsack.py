@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pxcompress.planning.knapsack import Choice, least_damage
+from pxcompress.planning.knapsack import Choice, least_saliency
 
 fast = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
 @st.composite
 def choices(draw: st.DrawFn) -> list[Choice]:
-    """Up to four groups of up to five widths; damage falls to 0 as they get whole."""
+    """Up to four groups of up to five widths; saliency falls to 0 as they get whole."""
     made = []
     for number in range(draw(st.integers(1, 4))):
         widths = sorted(draw(st.sets(st.integers(1, 30), min_size=1, max_size=5)))
@@ -39,8 +39,8 @@ def _every(found: list[Choice]) -> list[dict[str, int]]:
     return [dict(zip(names, widths, strict=True)) for widths in itertools.product(*(c.widths for c in found))]
 
 
-def _damage(found: list[Choice], kept: Mapping[str, int]) -> float:
-    return float(sum(choice.damage[choice.widths.index(kept[choice.name])] for choice in found))
+def _saliency(found: list[Choice], kept: Mapping[str, int]) -> float:
+    return float(sum(choice.saliency[choice.widths.index(kept[choice.name])] for choice in found))
 
 
 @pytest.mark.parametrize("meter", [_sum, _chain])
@@ -52,22 +52,22 @@ def test_it_fits_and_is_near_the_optimum(meter: object, found: list[Choice], sha
     every = _every(found)
     least, most = min(map(cost, every)), max(map(cost, every))
     limit = least + share * (most - least)
-    kept = least_damage(found, cost, limit)
+    kept = least_saliency(found, cost, limit)
     assert cost(kept) <= limit
-    optimum = min(_damage(found, other) for other in every if cost(other) <= limit)
+    optimum = min(_saliency(found, other) for other in every if cost(other) <= limit)
     if cost is _sum:
-        assert _damage(found, kept) <= optimum + max(float(choice.damage.max()) for choice in found) + 1e-9
+        assert _saliency(found, kept) <= optimum + max(float(choice.saliency.max()) for choice in found) + 1e-9
 
 
 @given(found=choices())
 @fast
 def test_all_of_it_is_free(found: list[Choice]) -> None:
     whole = {choice.name: choice.widths[-1] for choice in found}
-    assert _damage(found, least_damage(found, _chain, _chain(whole))) == 0
+    assert _saliency(found, least_saliency(found, _chain, _chain(whole))) == 0
 
 
 def test_costs_are_those_at_the_widths_of_the_others() -> None:
     """Two layers in a row, one without value: it gives all, and the other one, cheap by then, stays whole."""
-    damage = np.array([8.0, 4.0, 0.0])
-    found = [Choice("0", (1, 4, 8), damage * 0), Choice("1", (1, 4, 8), damage)]
-    assert least_damage(found, _chain, 3 * 1 + 1 * 8 + 8 * 5) == {"0": 1, "1": 8}
+    saliency = np.array([8.0, 4.0, 0.0])
+    found = [Choice("0", (1, 4, 8), saliency * 0), Choice("1", (1, 4, 8), saliency)]
+    assert least_saliency(found, _chain, 3 * 1 + 1 * 8 + 8 * 5) == {"0": 1, "1": 8}

@@ -18,7 +18,7 @@ from pxcompress.graph import find_groups
 from pxcompress.planning.fit import fitted
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.plan import make_plan
-from pxcompress.types import Plan, Price, Scored, Structure
+from pxcompress.types import Plan, Price, ScoredModel, Structure
 
 CONDITIONS = Conditions(provider="cpu", threads=1)
 
@@ -173,17 +173,17 @@ class Scripted:
 
 
 @pytest.fixture(scope="module")
-def scored() -> Scored:
+def scored() -> ScoredModel:
     model = nn.Sequential(nn.Linear(8, 100), nn.ReLU(), nn.Linear(100, 3)).eval()
     example = torch.randn(1, 8)
     structure: Structure = find_groups(model, example, ["2"])
     scores = {group.name: torch.arange(group.units).float() for group in structure.groups}
     price = Price("toy", "ms", lambda kept: float(kept.get("0", 100)))
-    return Scored(model, example, structure, scores, price, 0.5)
+    return ScoredModel(model, example, structure, scores, price, 0.5)
 
 
 @pytest.mark.parametrize(("factor", "limit"), [(1.2, None), (0.6, None), (1.0, 30.0), (1.7, 60.0)])
-def test_a_loop_ends_just_below_what_is_allowed(scored: Scored, factor: float, limit: float | None) -> None:
+def test_a_loop_ends_just_below_what_is_allowed(scored: ScoredModel, factor: float, limit: float | None) -> None:
     plans: list[Plan] = []
 
     def plan_of(ratio: float) -> Plan:
@@ -200,7 +200,7 @@ def test_a_loop_ends_just_below_what_is_allowed(scored: Scored, factor: float, l
     assert {attempt.allowed for attempt in attempts} == {allowed}
 
 
-def test_a_loop_that_never_fits_says_so(scored: Scored) -> None:
+def test_a_loop_that_never_fits_says_so(scored: ScoredModel) -> None:
     plans: list[Plan] = []
 
     def plan_of(ratio: float) -> Plan:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from pxcompress.checks import read_record
 from pxcompress.cost import count as cost
 from pxcompress.deploy import measure, runtime, stopwatch
-from pxcompress.deploy.answers import answers, torch_accuracy
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment as environment_of
 from pxcompress.deploy.intervals import guesses, noise, speedup
+from pxcompress.deploy.predictions import answers, torch_accuracy
 from pxcompress.deploy.profile import operator_shares
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.proof import ClassChange, Environment, Measurement, Placement, Speedup

@@ -15,10 +15,10 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from pxcompress.deploy import runtime
-from pxcompress.deploy.answers import Answers
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.measure import Tried, try_files
+from pxcompress.deploy.measure import FileTiming, try_files
 from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, activation_ranges, convert
+from pxcompress.deploy.predictions import Predictions
 from pxcompress.errors import InputError, ModelError
 from pxcompress.proof import Speedup
 from pxcompress.recipe import Recipe
@@ -221,9 +221,9 @@ def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
 @pytest.mark.parametrize(("factor", "words"), [(0.5, "slower than"), (1.0, "not shown to be faster than"), (2.0, "")])
 def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, words: str) -> None:
     """Seconds are drawn, not measured."""
-    answers = Answers(np.arange(5), np.arange(5))
+    answers = Predictions(np.arange(5), np.arange(5))
     session, seconds = runtime.session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
-    source, other = (Tried(session, runs, answers, 1) for runs in (seconds, seconds[::-1] / factor))
+    source, other = (FileTiming(session, runs, answers, 1) for runs in (seconds, seconds[::-1] / factor))
     notes = targets._warnings(other, source)
     assert len(notes) == bool(words)
     assert all(f"is {words} model.onnx here" in note.text for note in notes)

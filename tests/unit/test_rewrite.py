@@ -15,7 +15,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 from pxcompress.graph import find_groups, prune, removal_error
 from pxcompress.models.rewrite import ExplicitAttention, plain, unwrapped
-from pxcompress.state import observed, seeded
+from pxcompress.state import evaluating, seeded
 
 
 class Encoder(nn.Module):
@@ -128,14 +128,14 @@ def _size(model: nn.Module) -> int:
 
 def _assert_plain(model: nn.Module, inputs: Tensor) -> nn.Module:
     """The plain version of `model`, which is as it was: same outputs as in eval mode, no more parameters."""
-    with torch.no_grad(), observed(model):
+    with torch.no_grad(), evaluating(model):
         expected = model(inputs)
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     twin = plain(model, lambda each: each(inputs))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    with torch.no_grad(), observed(twin):
+    with torch.no_grad(), evaluating(twin):
         torch.testing.assert_close(twin(inputs), expected, rtol=1e-5, atol=1e-6)
     assert _size(twin) <= _size(model)
     return twin

@@ -343,14 +343,14 @@ class _Forbidden:
 def test_test_and_certify_are_never_read(
     px: Px, args: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run_module.load_subject
+    real = run_module.load_workload
 
     def guarded(recipe: Recipe) -> Any:
         found = real(recipe)
         splits = dataclasses.replace(found.splits, test=_Forbidden(), certify=_Forbidden())
         return dataclasses.replace(found, splits=splits)
 
-    monkeypatch.setattr(run_module, "load_subject", guarded)
+    monkeypatch.setattr(run_module, "load_workload", guarded)
     _search(px, args, tmp_path / "a", "--trials", 1)
     assert (tmp_path / "a" / "composite.json").is_file()
 

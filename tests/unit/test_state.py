@@ -9,7 +9,7 @@ import torch
 from models import FlattenCNN, Subject, snapshot
 from torch import Tensor, nn
 
-from pxcompress.state import best_device, device_of, observed, seeded
+from pxcompress.state import best_device, device_of, evaluating, seeded
 
 
 def _draw() -> tuple[float, float, float, float]:
@@ -60,7 +60,7 @@ def _busy() -> nn.Module:
 
 def test_inside_the_model_is_ready_to_be_read() -> None:
     model = _busy()
-    with observed(model) as found:
+    with evaluating(model) as found:
         assert found is model
         assert not any(module.training for module in model.modules())
         assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -77,7 +77,7 @@ def _register(model: nn.Module) -> None:
 def test_afterwards_all_is_as_before() -> None:
     model = _busy()
     before = snapshot(model)
-    with observed(model):
+    with evaluating(model):
         _register(model)
         model(torch.randn(2, 3, 16, 16))
     assert snapshot(model) == before
@@ -86,7 +86,7 @@ def test_afterwards_all_is_as_before() -> None:
 def test_afterwards_hooks_with_keywords_are_gone_too() -> None:
     model = _busy()
     before = snapshot(model)
-    with observed(model):
+    with evaluating(model):
         model.conv1.register_forward_hook(lambda *args: None, with_kwargs=True, always_call=True)
         model.conv1.register_forward_pre_hook(lambda *args: None, with_kwargs=True)
     assert snapshot(model) == before
@@ -95,14 +95,14 @@ def test_afterwards_hooks_with_keywords_are_gone_too() -> None:
 def test_afterwards_backward_hooks_are_gone_too() -> None:
     model = _busy()
     before = snapshot(model)
-    with observed(model):
+    with evaluating(model):
         model.conv1.register_full_backward_hook(lambda module, before, after: None)
         model.conv1.register_full_backward_pre_hook(lambda module, after: None)
     assert snapshot(model) == before
 
 
 def _fail_inside(model: nn.Module) -> None:
-    with observed(model):
+    with evaluating(model):
         _register(model)
         raise ArithmeticError
 
@@ -117,7 +117,7 @@ def test_afterwards_all_is_as_before_in_spite_of_an_exception() -> None:
 
 def test_a_hook_that_its_owner_removes_inside_stays_removed() -> None:
     model = FlattenCNN()
-    with observed(model):
+    with evaluating(model):
         model.conv1.register_forward_hook(lambda module, args, output: None).remove()
     assert not model.conv1._forward_hooks
 
@@ -125,8 +125,8 @@ def test_a_hook_that_its_owner_removes_inside_stays_removed() -> None:
 def test_observed_may_be_nested() -> None:
     model = _busy()
     before = snapshot(model)
-    with observed(model):
-        with observed(model):
+    with evaluating(model):
+        with evaluating(model):
             _register(model)
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert not model.training
@@ -138,7 +138,7 @@ def test_observed_outputs_are_those_of_eval_mode(small: Subject) -> None:
     model = copy.deepcopy(small.model).train()
     with torch.no_grad():
         expected = small.model(small.inputs)
-        with observed(model):
+        with evaluating(model):
             assert torch.equal(model(small.inputs), expected)
 
 

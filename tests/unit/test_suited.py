@@ -23,7 +23,7 @@ from pxcompress.models.rebuilding import check_rebuilds, outside_state
 from pxcompress.models.suited import check_suited, count_classes
 from pxcompress.planning.plan_file import plan_to_json
 from pxcompress.run_folder import saved, written
-from pxcompress.state import observed, seeded
+from pxcompress.state import evaluating, seeded
 from pxcompress.types import Preprocessing
 
 INPUTS = torch.zeros(2, 3, 12, 12)
@@ -92,7 +92,7 @@ def test_gradient_checkpointing_is_off_while_a_model_is_observed(reentrant: bool
         model, inputs = Saving().eval(), torch.randn(4, 3, 12, 12)
     calls: list[object] = []
     model.conv1.register_forward_hook(lambda *_: calls.append(_))
-    with observed(model):
+    with evaluating(model):
         model(inputs.requires_grad_()).sum().backward()
     assert len(calls) == 1
     model.conv1._forward_hooks.clear()

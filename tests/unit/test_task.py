@@ -25,7 +25,7 @@ from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import from_json
 from pxcompress.report.summary import command
 from pxcompress.state import seeded
-from pxcompress.subject import load_subject, with_baseline
+from pxcompress.workload import load_workload, with_baseline
 
 OUTPUTS = (3, 0, 1)
 KEPT = ("8", "3", "5")
@@ -161,7 +161,7 @@ def test_all_classes_in_their_order_are_no_task(images: Path) -> None:
     source = open_source(str(images))
     assert restricted(source, source.classes) is source
     assert (
-        load_subject(Recipe("models:FlattenCNN", 0.5, data=str(images), classes=source.classes, input_size=16)).whole
+        load_workload(Recipe("models:FlattenCNN", 0.5, data=str(images), classes=source.classes, input_size=16)).whole
         is None
     )
 
@@ -183,7 +183,7 @@ def test_a_users_weights_are_sliced_as_the_data_are(images: Path, tmp_path: Path
     recipe = Recipe(
         "models:FlattenCNN", 0.5, data=str(images), checkpoint=str(tmp_path / "w.safetensors"), input_size=16
     )
-    whole, task = load_subject(recipe), load_subject(recipe.but(classes=("class3", "class0")))
+    whole, task = load_workload(recipe), load_workload(recipe.but(classes=("class3", "class0")))
     assert task.loaded.classes == 2
     assert (task.source.classes, task.loaded.weights) == (("class3", "class0"), "checkpoint")
     assert torch.equal(task.loaded.model.fc2.weight, weights["fc2.weight"][[3, 0]])
@@ -230,9 +230,9 @@ def test_load_gives_the_sliced_model_that_was_exported(finished: Path) -> None:
 def test_the_baseline_of_a_task_is_that_of_all_classes(cache: Path) -> None:
     told: list[str] = []
     recipe = Recipe(MODEL, 0.5, input_size=8)
-    whole = with_baseline(load_subject(recipe), 0, told.append)
+    whole = with_baseline(load_workload(recipe), 0, told.append)
     assert [line.partition(":")[0] for line in told] == [f"baseline read from {next((cache / 'baselines').iterdir())}"]
-    task = with_baseline(load_subject(recipe.but(classes=KEPT)), 0, told.append)
+    task = with_baseline(load_workload(recipe.but(classes=KEPT)), 0, told.append)
     assert task.loaded.weights == "trained-here"
     rows = [int(name) for name in KEPT]
     assert torch.equal(task.loaded.model[-1].weight, whole.loaded.model[-1].weight[rows])  # type: ignore[index]
@@ -243,7 +243,7 @@ def test_the_certificate_of_a_task_can_be_recomputed(px: Px, finished: Path, ima
     assert px("verify", finished, "--quiet").code == 0
     told = json.loads((finished / "certificate.json").read_text())
     recipe = Recipe.from_json((finished / "recipe.json").read_text())
-    assert told["n"] == len(load_subject(recipe).splits.ids["certify"])
+    assert told["n"] == len(load_workload(recipe).splits.ids["certify"])
     for given in ([finished], [finished / "dense.onnx", finished / "model.onnx", "--data", "digits"]):
         again = json.loads(px("certify", *given, "--max-drop", 0.1, "--json").out)
         assert (again["n"], again["hashes"]["split"]) == (told["n"], told["hashes"]["split"])

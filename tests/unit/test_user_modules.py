@@ -21,7 +21,7 @@ from pxcompress.deploy.runtime import session
 from pxcompress.graph import masked
 from pxcompress.models.adapter import adapted
 from pxcompress.state import seeded
-from pxcompress.types import Slim
+from pxcompress.types import PruneResult
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
@@ -195,7 +195,7 @@ def test_what_cannot_be_handled_is_refused_with_one_line(name: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def _distance(slim: Slim, whole: Any, inputs: Any) -> float:
+def _distance(slim: PruneResult, whole: Any, inputs: Any) -> float:
     """Squared error of all outputs, as shares of their power."""
     pairs = zip(tree_flatten(_called(slim.pruned.model, inputs))[0], tree_flatten(whole)[0], strict=True)
     shares = [(a - b).square().sum() / b.square().sum() for a, b in pairs if b.is_floating_point()]

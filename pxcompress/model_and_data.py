@@ -11,7 +11,7 @@ from pxcompress.registry import names_in, option
 
 
 @dataclass(frozen=True)
-class Given:
+class ModelAndData:
     """A model, where its weights come from, and the data it is for.
 
     `classes` are the only ones of the data and of the model's outputs that are kept, in this order (none: all);

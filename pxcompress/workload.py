@@ -17,7 +17,7 @@ from pxcompress.data import (
     restricted,
 )
 from pxcompress.errors import InputError
-from pxcompress.given import Given
+from pxcompress.model_and_data import ModelAndData
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import sliced
 from pxcompress.notes import Note
@@ -41,7 +41,7 @@ class Whole:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Workload:
     """A loaded model, the data it is for, and where both come from; `whole` is there where they are those of a task."""
 
     loaded: Loaded
@@ -55,7 +55,7 @@ class Subject:
         return (*self.loaded.notes, *self.source.notes, *self.splits.notes)
 
 
-def load_subject(given: Given) -> Subject:
+def load_workload(given: ModelAndData) -> Workload:
     """Load model and data of what is `given`, both with its classes only.
 
     Pretrained weights are asked for only when the data is the user's own.
@@ -76,25 +76,25 @@ def load_subject(given: Given) -> Subject:
     task = restricted(source, given.classes or source.classes, given.seed)
     splits = load_splits(task, loaded.preprocessing, seed=given.seed)
     if task is source:
-        return Subject(loaded, source, splits)
+        return Workload(loaded, source, splits)
     whole = Whole(loaded, source, tuple(source.classes.index(name) for name in task.classes))
-    return Subject(whole.sliced(splits.example), task, splits, whole)
+    return Workload(whole.sliced(splits.example), task, splits, whole)
 
 
-def with_baseline(subject: Subject, seed: int, note: Note) -> Subject:
-    """`subject` with weights: a model that has none is trained on the embedded data, or read from the cache.
+def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:
+    """`workload` with weights: a model that has none is trained on the embedded data, or read from the cache.
 
     It learns all classes, also where a task needs only some of them, so that its weights do not depend on the task.
     What there is to know of weights and data is told.
     """
-    for message in subject.notes:
+    for message in workload.notes:
         note(message)
-    if subject.loaded.weights != "untrained":
-        return subject
-    data = EMBEDDED.build(subject.source.name)
-    if subject.whole is None:
-        return replace(subject, loaded=data.trained(subject.loaded, subject.source, subject.splits, seed, note))
-    loaded, source = subject.whole.loaded, subject.whole.source
+    if workload.loaded.weights != "untrained":
+        return workload
+    data = EMBEDDED.build(workload.source.name)
+    if workload.whole is None:
+        return replace(workload, loaded=data.trained(workload.loaded, workload.source, workload.splits, seed, note))
+    loaded, source = workload.whole.loaded, workload.whole.source
     splits = load_splits(source, loaded.preprocessing, seed=seed)
-    whole = replace(subject.whole, loaded=data.trained(loaded, source, splits, seed, note))
-    return replace(subject, loaded=whole.sliced(subject.splits.example), whole=whole)
+    whole = replace(workload.whole, loaded=data.trained(loaded, source, splits, seed, note))
+    return replace(workload, loaded=whole.sliced(workload.splits.example), whole=whole)

@@ -15,14 +15,14 @@ from pxcompress.deploy.session import Array, Session
 from pxcompress.errors import DataError, ModelError
 from pxcompress.processes import summed
 from pxcompress.proof import ClassChange
-from pxcompress.state import device_of, observed
+from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batches
 
 Classes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Predictions:
     """What a file `decided` on samples, and their `labels`, both (n,).
 
     `broken` counts samples with logits that are not finite; `max_abs` is the largest difference of a logit to that of
@@ -50,14 +50,14 @@ class Answers:
         """Share in [0, 1]."""
         return float(self.right.mean())
 
-    def agreement(self, other: Answers) -> float:
+    def agreement(self, other: Predictions) -> float:
         """Share of the samples on which both decide alike."""
         return float((self.decided == other.decided).mean())
 
 
-def answers(sessions: Mapping[str, Session], reference: str, batches: Batches) -> dict[str, Answers]:
+def answers(sessions: Mapping[str, Session], reference: str, batches: Batches) -> dict[str, Predictions]:
     """How every session decides on `batches`, and how far it is from the one named `reference`."""
-    found: dict[str, list[Answers]] = {name: [] for name in sessions}
+    found: dict[str, list[Predictions]] = {name: [] for name in sessions}
     for inputs, labels in batches:
         logits = {name: session.predict(inputs) for name, session in sessions.items()}
         for name, values in logits.items():
@@ -67,15 +67,15 @@ def answers(sessions: Mapping[str, Session], reference: str, batches: Batches) -
     return {name: _together(of) for name, of in found.items()}
 
 
-def _answers(logits: Array, reference: Array, labels: Classes) -> Answers:
+def _answers(logits: Array, reference: Array, labels: Classes) -> Predictions:
     """Of one batch: logits (n, classes), labels (n,)."""
     with np.errstate(invalid="ignore"):  # infinity less infinity; `broken` counts them
         difference = float(np.abs(logits - reference).max())
-    return Answers(logits.argmax(1), labels, int((~np.isfinite(logits).all(1)).sum()), difference)
+    return Predictions(logits.argmax(1), labels, int((~np.isfinite(logits).all(1)).sum()), difference)
 
 
-def _together(batches: Sequence[Answers]) -> Answers:
-    return Answers(
+def _together(batches: Sequence[Predictions]) -> Predictions:
+    return Predictions(
         np.concatenate([batch.decided for batch in batches]),
         np.concatenate([batch.labels for batch in batches]),
         sum(batch.broken for batch in batches),
@@ -83,7 +83,7 @@ def _together(batches: Sequence[Answers]) -> Answers:
     )
 
 
-def class_changes(dense: Answers, pruned: Answers, names: Sequence[str]) -> tuple[ClassChange, ...]:
+def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str]) -> tuple[ClassChange, ...]:
     """What became of every class that the samples have, in the order of the `names` of all."""
     found = []
     for number, name in enumerate(names):
@@ -100,7 +100,7 @@ def torch_accuracy(model: nn.Module, batches: Batches) -> float:
     that are NaN or infinite.
     """
     device = device_of(model)
-    with observed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         pairs = ((_decided(model(inputs.to(device))), labels.cpu().numpy()) for inputs, labels in batches)
         right, total = summed(torch.tensor(_counts(pairs), dtype=torch.float64, device=device)).tolist()
     return _share(right, total)
