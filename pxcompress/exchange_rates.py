@@ -20,6 +20,7 @@ from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import moments
 from pxcompress.passes.parts import spread_samples
 from pxcompress.processes import from_first
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Group, Plan, Repair, ScoredModel, Scores
 
 REMOVED = 0.25
@@ -36,7 +37,7 @@ SPREAD = 100.0
 
 
 def with_measured_rates(
-    candidates: Sequence[ScoredModel], repairs: Sequence[Repair], fit: Batches, held_out: Batches
+    candidates: Sequence[ScoredModel], repairs: Sequence[Repair], fit: Batches, held_out: Batches, task: Task | None
 ) -> list[ScoredModel]:
     """One model scored in several ways, the scores of every group times what one point of them costs in divergence.
 
@@ -47,7 +48,7 @@ def with_measured_rates(
     scored = candidates[0]
     groups = scored.structure.groups
     samples = min(MOST, max(FEWEST, PASSES // max(len(groups), 1)))
-    dense = DenseOutputs(scored.model, spread_samples(held_out, samples))
+    dense = DenseOutputs(scored.model, spread_samples(held_out, samples), task)
     if repairs:  # one pass for all groups, where `fit` remembers it
         moments(scored.model, input_layouts(scored.model, groups), fit)
     divergences: dict[str, float] = {}

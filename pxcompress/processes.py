@@ -7,7 +7,7 @@ RANK, WORLD_SIZE and LOCAL_RANK. In a single process nothing here has an effect.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -78,6 +78,18 @@ def summed(value: Tensor) -> Tensor:
     with _heard():
         dist.all_reduce(total)
     return total
+
+
+def gathered(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of `parts` of all processes, in their order, on the CPU; every process calls this, also without rows."""
+    mine = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
+    if not _together():
+        return mine
+    everyone: list[Any] = [None] * processes()
+    with _heard():
+        dist.all_gather_object(everyone, mine)
+    rows = [each for each in everyone if len(each)]
+    return torch.cat(rows) if rows else mine
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class Port:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """An ONNX model, ready to run; `placement` says on what. Outputs after the first are not computed.
+    """An ONNX model, ready to run; `placement` says on what.
 
     `threads` are CPU threads, not pinned to cores.
     """
@@ -91,7 +92,7 @@ class Session:
     placement: Placement
     providers: tuple[str, ...]
     inputs: tuple[Port, ...]
-    output: Port
+    outputs: tuple[Port, ...]
     threads: int
     _model: Any
 
@@ -99,8 +100,8 @@ class Session:
     def of(cls, path: Path, model: Any, placement: Placement, threads: int) -> Session:
         """What ONNX Runtime's session `model` is; `InputError` for inputs or outputs of a type that is none of ours."""
         inputs = tuple(_port(path, node) for node in model.get_inputs())
-        output = _port(path, model.get_outputs()[0])
-        return cls(path, placement, tuple(model.get_providers()), inputs, output, threads, model)
+        outputs = tuple(_port(path, node) for node in model.get_outputs())
+        return cls(path, placement, tuple(model.get_providers()), inputs, outputs, threads, model)
 
     @property
     def input(self) -> Port:
@@ -109,6 +110,11 @@ class Session:
             names = ", ".join(port.name for port in self.inputs)
             raise InputError(f"{self.path} has {len(self.inputs)} inputs ({names}); expected one: images")
         return self.inputs[0]
+
+    @property
+    def output(self) -> Port:
+        """The first output."""
+        return self.outputs[0]
 
     @property
     def device(self) -> str:
@@ -132,18 +138,26 @@ class Session:
         return dict(self._model.get_modelmeta().custom_metadata_map)
 
     def predict(self, inputs: Inputs) -> Array:
-        """First output for a batch of inputs, from and to host memory; `InputError` where it cannot run.
+        """First output for a batch of inputs; as `outputs_of`."""
+        return self._predict(inputs, [self.output.name])[0]
 
-        A file with one input and a fixed batch is called as often as it takes, at the end with repeated inputs.
+    def outputs_of(self, inputs: Inputs) -> dict[str, Tensor]:
+        """All outputs for a batch of inputs by name, from and to host memory; `InputError` where it cannot run.
+
+        A file with a fixed batch is called as often as it takes, at the end with repeated inputs.
         """
+        names = [port.name for port in self.outputs]
+        arrays = self._predict(inputs, names)
+        return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+
+    def _predict(self, inputs: Inputs, names: Sequence[str]) -> list[Array]:
         feed = self._feed(inputs)
-        if isinstance(inputs, Mapping):
-            return self._run(feed)
-        array, fixed = feed[self.input.name], self.input.shape[0]
-        if fixed in (None, len(array)):
-            return self._run(feed)
-        parts = (self._run({self.input.name: part}) for part in whole_batches(array, fixed))
-        return np.concatenate(list(parts))[: len(array)]
+        samples, fixed = len(next(iter(feed.values()))), self.inputs[0].shape[0] if self.inputs[0].shape else None
+        if fixed in (None, samples):
+            return self._run(feed, names)
+        chunks = zip(*(whole_batches(array, fixed) for array in feed.values()), strict=True)
+        parts = [self._run(dict(zip(feed, chunk, strict=True)), names) for chunk in chunks]
+        return [np.concatenate(arrays)[:samples] for arrays in zip(*parts, strict=True)]
 
     def runner(self, inputs: Inputs) -> Bound:
         """One inference call on buffers bound once, on the device; returns when the result is there.
@@ -156,26 +170,31 @@ class Session:
             if port.shape and port.shape[0] not in (None, len(feed[port.name])):
                 given = len(feed[port.name])
                 raise InputError(f"{self.path} has a fixed batch of {port.shape[0]}; given {given} samples")
-        outputs = self._run(feed)  # its shape is needed to bind the output
+        names = [port.name for port in self.outputs]
+        outputs = self._run(feed, names)  # their shapes are needed to bind them
         binding = self._model.io_binding()
         try:
             sources = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in feed.items()}
-            target = ort.OrtValue.ortvalue_from_shape_and_type(outputs.shape, outputs.dtype.type, self.device, 0)
+            targets = {
+                name: ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype.type, self.device, 0)
+                for name, value in zip(names, outputs, strict=True)
+            }
             for name, source in sources.items():
                 binding.bind_ortvalue_input(name, source)
-            binding.bind_ortvalue_output(self.output.name, target)
-            run = Bound(self._model, binding, sources, target, _run_options(next(_graphs)))
+            for name, target in targets.items():
+                binding.bind_ortvalue_output(name, target)
+            run = Bound(self._model, binding, sources, targets, _run_options(next(_graphs)))
             run()  # takes all memory that it needs, and records the graph where there is one
         except ORT_ERRORS as error:
             raise self._unable(feed, error) from error
         return run
 
-    def _run(self, feed: Mapping[str, Array]) -> Array:
+    def _run(self, feed: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
         try:
-            (outputs,) = self._model.run([self.output.name], dict(feed), _run_options(_NO_GRAPH))
+            outputs = self._model.run(list(names), dict(feed), _run_options(_NO_GRAPH))
         except ORT_ERRORS as error:
             raise self._unable(feed, error) from error
-        return np.asarray(outputs)
+        return [np.asarray(value) for value in outputs]
 
     def _unable(self, feed: Mapping[str, Array], error: Exception) -> InputError:
         shapes = " and ".join(str(array.shape) for array in feed.values())
@@ -202,7 +221,7 @@ class Bound:
     model: Any
     binding: Any
     sources: Mapping[str, Any]
-    target: Any
+    targets: Mapping[str, Any]
     options: Any
 
     def __call__(self) -> None:
