@@ -39,6 +39,10 @@ class ModelError(InputError):
     """The model cannot be found, loaded or traced."""
 
 
+class NoClassifierError(ModelError):
+    """The model returns features, where class scores are expected."""
+
+
 class DataError(InputError):
     """The data cannot be found, read or split."""
 

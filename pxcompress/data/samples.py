@@ -122,6 +122,8 @@ class Source:
     letters: str = ""
     select_from: Origin = "held-out"
     other_order: tuple[str, ...] = ()
+    layout: str = "classes"
+    outputs: int | None = None
 
 
 def drawing_order(labels: Integers, rng: np.random.Generator, *, even: bool) -> Integers:

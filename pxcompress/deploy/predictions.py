@@ -13,7 +13,7 @@ from pxcompress.deploy.intervals import Interval, bootstrap, paired, wilson
 from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models.adapter import named_outputs
-from pxcompress.models.outputs import is_real
+from pxcompress.models.outputs import max_difference
 from pxcompress.processes import gathered
 from pxcompress.proof import Change, ClassChange, Quality
 from pxcompress.state import device_of, evaluating
@@ -87,12 +87,6 @@ def predictions(
     if not any(part.samples for part in parts[reference]):
         raise DataError("no samples to measure quality on; expected at least one")
     return {name: _joined(of) for name, of in parts.items()}
-
-
-def max_difference(outputs: Outputs, reference: Outputs) -> float:
-    """Largest absolute difference of a floating-point output to that of the same place."""
-    pairs = [pair for pair in zip(outputs.values(), reference.values(), strict=True) if is_real(pair[0])]
-    return max((float((value.double() - other.double()).abs().max()) for value, other in pairs), default=0.0)
 
 
 def _finite(value: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from pxcompress.deploy.session import Array, Session
 RUNS = 20
 
 
-def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
-    """Share of the time of all operators by their type, largest first, over some calls with `inputs` (n, ...).
+def operator_shares(session: Session, inputs: Mapping[str, Array]) -> Mapping[str, float]:
+    """Share of the time of all operators by their type, largest first, over some calls with `inputs`, (n, ...) by name.
 
     Profiling slows every operator down, so only shares are told, of each operator's median. Empty where the profile
     names no operator or cannot be kept, and on a GPU, of which it has the time to launch an operator, not to run it.
@@ -31,7 +31,7 @@ def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
         options.profile_file_prefix = str(Path(folder) / "profile")
         model = ort.InferenceSession(session.path, options, providers=list(session.providers))
         for _ in range(RUNS):
-            model.run([session.output.name], {session.input.name: inputs})
+            model.run(None, dict(inputs))
         try:
             events = json.loads(Path(model.end_profiling()).read_text())
         except (OSError, ValueError):  # a full disk is no reason to lose the run

@@ -30,12 +30,12 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
-from pxcompress.models.suited import check_suited, count_classes
+from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.state import best_device, device_of, evaluating
 from pxcompress.types import Preprocessing
 
@@ -119,13 +119,15 @@ def load_model(
     pretrained: bool = False,
     input_size: int | tuple[int, ...] | None = None,
     device: torch.device | str | None = None,
+    classifier: bool = True,
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
     With `pretrained` a factory's weights are taken as it made them.
-    `classes` is the data's class count, None for the model's own; `input_size` the side of a square input in pixels, or
+    `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
+    is asked for, and the model may return anything. `input_size` the side of a square input in pixels, or
     the shape of an input that is no image.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
@@ -158,19 +160,31 @@ def load_model(
     zeros = torch.zeros(1, *preprocessing.input_size)
     model = plain(unwrapped(model), lambda twin: twin(zeros)).to(device or best_device())
     model.eval()
+    if not classifier:
+        check_runs(model, preprocessing, name)
+        return Loaded(model, architecture, preprocessing, _weights(weights_file, source, own), 0, (), notes)
     found = count_classes(model, preprocessing, name)
     if not classifier_names(model, zeros.to(device_of(model))):
-        raise ModelError(f"model {name!r} has no classifier, only features; expected an image classifier")
+        raise NoClassifierError(f"model {name!r} has no classifier, only features; give --task embedding, or a classifier")
     if classes is not None and found != classes:
-        raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")
+        raise ModelError(
+            f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}, or give "
+            "--task embedding or --task agreement"
+        )
     labels = (weights_file and weights_file.class_names) or config_of(model).get("label_names") or ()
     class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
-    weights: Weights = "untrained"
-    if weights_file is not None:
-        weights = "checkpoint"
-    elif own:
-        weights = "factory" if source is None else "pretrained"
-    return Loaded(model, architecture, preprocessing, weights, found, class_names, notes)
+    return Loaded(
+        model, architecture, preprocessing, _weights(weights_file, source, own), found, class_names, notes
+    )
+
+
+def _weights(file: Any, source: _Source | None, own: bool) -> Weights:
+    """Where the weights come from."""
+    if file is not None:
+        return "checkpoint"
+    if not own:
+        return "untrained"
+    return "factory" if source is None else "pretrained"
 
 
 def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[str, ...]:
@@ -319,25 +333,31 @@ def _factory_architecture(name: str, classes: int | None, input_size: int | None
     return Architecture(name, kwargs)
 
 
-def _find_factory(name: str) -> Callable[..., object]:
-    """The callable `package.module:factory`."""
+def find_object(name: str, what: str) -> Any:
+    """The object "package.module:name", `what` says what for; the current folder is importable. `ModelError`."""
     module_name, _, path = name.partition(":")
     if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
-        raise ModelError(f"model {name!r} refused: {module_name!r} belongs to Python; expected a module with models")
+        raise ModelError(f"{what} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own")
     try:
         with _current_directory_importable():
             found: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
-        raise ModelError(f"model {name!r}: importing {module_name!r} failed: {_described(error)}") from error
+        raise ModelError(f"{what} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
     for part in path.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "expected a callable that returns an nn.Module"
-            raise ModelError(f"model {name!r}: {module_name!r} has no {path!r}; {hint}")
+            raise ModelError(f"{what} {name!r}: {module_name!r} has no {path!r}; {hint}")
         found = getattr(found, part)
-    if not callable(found) or isinstance(found, nn.Module):
-        raise ModelError(f"model {name!r} is a {type(found).__name__}; expected a callable that returns an nn.Module")
     return found
+
+
+def _find_factory(name: str) -> Callable[..., object]:
+    """The callable `package.module:factory`."""
+    factory = find_object(name, "model")
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ModelError(f"model {name!r} is a {type(factory).__name__}; expected a callable that returns an nn.Module")
+    return factory  # type: ignore[no-any-return]
 
 
 def _call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
@@ -350,13 +370,22 @@ def _call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
     factory = _find_factory(name)
     try:
         with _current_directory_importable():
-            model = factory(**kwargs)
+            model = factory(**kwargs, **_without_backbone_weights(factory))
     except Exception as error:  # the user's callable may fail in any way
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         raise ModelError(f"model {name!r}: calling it with ({given}) failed: {_described(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
     return model
+
+
+def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]:
+    """Arguments that keep torchvision's builders from fetching weights of a backbone, which others replace anyway."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: None for name in ("weights_backbone", "encoder_weights") if name in parameters}
 
 
 @contextmanager

@@ -61,6 +61,13 @@ def _free(name: str, taken: Mapping[str, Tensor]) -> str:
     return name if name not in taken else f"{name}_{len(taken)}"
 
 
+def max_difference(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """Largest absolute difference of a floating-point output to that of the same place."""
+    pairs = [pair for pair in zip(outputs.values(), reference.values(), strict=True) if is_real(pair[0])]
+    differences = [(value.double() - other.double()).abs().max() for value, other in pairs if value.numel()]
+    return float(torch.stack(differences).max()) if differences else 0.0
+
+
 def floats(outputs: Any) -> list[Tensor]:
     """The tensors in `outputs` that have gradients, complex ones as pairs of real numbers."""
     return [

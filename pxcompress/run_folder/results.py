@@ -30,6 +30,8 @@ from pxcompress.run import Run
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
+from pxcompress.tasks.choice import task_text
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import PruneResult
 from pxcompress.workload import Workload
 
@@ -65,7 +67,7 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Me
     )
     paths = (dense.path, pruned.path, *made.files)
     with run.clock.stage("measure"):
-        tried = try_files(paths, workload.splits.test, **asdict(run.recipe.bench))
+        tried = try_files(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, tried, workload.source.classes)
     return Measured(files, comparison, _targets(files, made, tried), layers)
@@ -99,7 +101,15 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
     return Report(
         recipe=recipe,
         environment=environment(comparison.threads),
-        data=DataSummary(workload.source.name, workload.source.classes, skipped=workload.splits.skipped, **counts),
+        data=DataSummary(
+            workload.source.name,
+            workload.source.classes,
+            skipped=workload.splits.skipped,
+            layout=workload.source.layout,
+            **counts,
+        ),
+        task=task_text(workload.task),
+        metric=workload.task.metric,
         weights=workload.loaded.weights,
         input_shape=tuple(workload.splits.example.shape[1:]),
         dense=comparison.dense,
@@ -128,6 +138,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         missed=_missed(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,
+        change=comparison.change,
         class_changes=comparison.classes,
         layers=measured.layers,
         operators=comparison.operators,
@@ -137,7 +148,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
 
 def write_report(folder: Path, report: Report) -> None:
     """Write report.json, report.html, and for images predict.py, with which the model runs without pxcompress."""
-    if takes_images(report):
+    if takes_images(report) and report.task.startswith("classification"):
         shutil.copyfile(PREDICT, folder / PREDICT.name)
     (folder / "report.json").write_text(to_json(report))
     (folder / "report.html").write_text(to_html(report))
@@ -219,13 +230,13 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
     if weights == "factory":
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
     dense = comparison.dense
-    if guesses(dense.top1, dense.samples, classes):
+    if isinstance(workload.task, Classification) and guesses(dense.quality.value, dense.samples, classes):
         why = (
             "as untrained ones do; give --checkpoint"
             if weights == "factory"
             else "check its weights, and --input-size: images are resized to that of the model"
         )
-        text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}"
+        text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.quality.value:.1%} of {classes} classes; {why}"
         yield Warning("near-chance", text)
 
 

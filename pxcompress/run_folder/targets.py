@@ -15,7 +15,7 @@ from pxcompress.proof import Target, Warning
 from pxcompress.types import Batches
 
 LOSS = 0.01
-"""Share of top-1 that a precision may lose against float32 without a warning."""
+"""What a precision may lose against float32 without a warning: a share of the samples, or of a number's value."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> M
 def rate_targets(tried: Sequence[FileTiming]) -> Targets:
     """What was measured of dense.onnx, model.onnx, and the files made of it, in this order.
 
-    A file whose logits are not finite is removed. Notes name it, and a file that loses more than `LOSS` of the top-1 or
+    A file whose outputs are not finite is removed. Notes name it, and a file that loses more than `LOSS` of the quality or
     is not shown to be faster than model.onnx.
     """
     dense, source, *made = tried
     notes, whole = [], [dense, source]
     for each in made:
-        answers, path = each.answers, each.session.path
-        if answers.broken:
-            reason = f"its logits are not finite on {answers.broken} of {answers.samples} test samples"
+        made_of, path = each.predictions, each.session.path
+        if made_of.broken:
+            reason = f"its outputs are not finite on {made_of.broken} of {made_of.samples} test samples"
             notes.append(Warning("precision", f"NO {path.name}: {reason}"))
             for file in onnx_files(path):
                 file.unlink()
@@ -71,30 +71,32 @@ def rate_targets(tried: Sequence[FileTiming]) -> Targets:
 
 
 def _row(tried: FileTiming, dense: FileTiming, source: FileTiming) -> Target:
-    session, answers = tried.session, tried.answers
+    session, results = tried.session, tried.predictions
     return Target(
         file=session.path.name,
         precision=session.precision,
         onnx_bytes=file_bytes(session.path),
-        top1=answers.top1,
-        samples=answers.samples,
-        agreement=answers.agreement(source.answers),
-        max_abs=answers.max_abs,
+        quality=results.quality,
+        samples=results.samples,
+        agreement=float(results.agreement.mean()),
+        max_abs=results.max_abs,
         latency_ms=latency(tried.seconds),
         throughput=throughput(tried),
         speedup=speedup(dense.seconds, tried.seconds),
         provider=session.placement,
-        both_right=int((answers.right & dense.answers.right).sum()),
+        change=results.change(dense.predictions),
     )
 
 
 def _warnings(tried: FileTiming, source: FileTiming) -> list[Warning]:
     """What speaks against shipping a file instead of the float32 one."""
     name, than = tried.session.path.name, source.session.path.name
-    lost = source.answers.top1 - tried.answers.top1
+    metric, before = tried.predictions.task.metric, source.predictions.quality.value
+    lost = -metric.gain(tried.predictions.quality.value - before)
     notes = []
-    if lost > LOSS:
-        notes.append(Warning("precision", f"{name} LOSES {100 * lost:.1f} POINTS of top-1 against {than}"))
+    if lost > LOSS * (1 if metric.unit == "share" else abs(before)):
+        amount = f"{100 * lost:.1f} POINTS of {metric.name}" if metric.unit == "share" else f"{lost:.3g} of {metric.name}"
+        notes.append(Warning("precision", f"{name} LOSES {amount} against {than}"))
     change = speedup(source.seconds, tried.seconds)
     if change.low <= 1:
         provider = tried.session.placement.got.removesuffix("ExecutionProvider")
