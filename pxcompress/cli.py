@@ -48,8 +48,8 @@ for command in COMMANDS:
     app.command(cls=PanelCommand)(command)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_asked_for: bool) -> None:
+    if is_asked_for:
         print(f"pxcompress {__version__}")
         raise typer.Exit
 

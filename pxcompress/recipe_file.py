@@ -24,9 +24,9 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe file, .json, .toml or .yaml, unchecked; `InputError` where it holds none."""
-    read = _READERS.get(path.suffix.lower(), json.loads)
+    parse = _READERS.get(path.suffix.lower(), json.loads)
     try:
-        content = read(path.read_text())
+        content = parse(path.read_text())
     except OSError as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:

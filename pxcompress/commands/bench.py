@@ -66,12 +66,12 @@ def bench(
     precisions = [name.strip() for name in precision.split(",") if name.strip()]
     check_precisions(precisions, data=bool(data))
     with tempfile.TemporaryDirectory() as folder:
-        made = dict.fromkeys(files, "")
+        sources = dict.fromkeys(files, "")
         if precisions:
-            made = in_precisions(files, precisions, lambda of: calibration(of, data, size), Path(folder))
+            sources = in_precisions(files, precisions, lambda of: calibration(of, data, size), Path(folder))
         where = Where(working, threads, strict_provider)
-        rows = time_files(list(made), batches, where=where, sizes=Sizes.parsed(size, shapes))
-    names = {str(path): name for path, name in made.items() if name}
+        rows = time_files(list(sources), batches, where=where, sizes=Sizes.parsed(size, shapes))
+    names = {str(path): name for path, name in sources.items() if name}
     rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else bench_table(rows))
 

@@ -82,10 +82,10 @@ def verify_parity(
     differences, scales, agreements = [], [1.0], []
     with _on_cpu(model):
         for batch in (enough[:1], enough[:2], *enough.split(_PARITY_BATCH)):
-            expected, given = model(batch).numpy(), session.predict(batch)
-            differences.append(np.abs(expected - given).max())
-            scales.append(np.abs(expected).max())
-            agreements.append(expected.argmax(1) == given.argmax(1))
+            torch_logits, onnx_logits = model(batch).numpy(), session.predict(batch)
+            differences.append(np.abs(torch_logits - onnx_logits).max())
+            scales.append(np.abs(torch_logits).max())
+            agreements.append(torch_logits.argmax(1) == onnx_logits.argmax(1))
     max_abs = float(np.max(differences))
     return Parity(
         samples=len(everything),
@@ -217,8 +217,8 @@ def _exported(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
 def _any_batch(model: nn.Module) -> tuple[Any, ...]:
     """The input's sizes for the exporter: any batch. A forward(*args) has its input in a tuple."""
     sizes = {0: torch.export.Dim("batch")}
-    first = next(iter(inspect.signature(model.forward).parameters.values()))
-    return ((sizes,),) if first.kind is first.VAR_POSITIONAL else (sizes,)
+    parameter = next(iter(inspect.signature(model.forward).parameters.values()))
+    return ((sizes,),) if parameter.kind is parameter.VAR_POSITIONAL else (sizes,)
 
 
 def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:
@@ -251,8 +251,8 @@ def _write(program: Any, path: Path) -> None:
             onnx.checker.check_model(str(Path(folder) / path.name))
         except onnx.checker.ValidationError as error:
             raise ModelError(f"model cannot be exported: the result is not valid ONNX: {_first_line(error)}") from error
-        written, *weights = onnx_files(Path(folder) / path.name)
-        for file in (*weights, written):  # the file that names the others comes last
+        onnx_file, *weights = onnx_files(Path(folder) / path.name)
+        for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
 
 

@@ -40,8 +40,12 @@ def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
     for each in events:
         if each.get("cat") == "Node" and each["name"].endswith("_kernel_time"):
             calls.setdefault((each["args"]["op_name"], each["name"]), []).append(each["dur"])
-    spent: dict[str, float] = {}
+    time_of: dict[str, float] = {}
     for (operator, _), microseconds in calls.items():
-        spent[operator] = spent.get(operator, 0.0) + median(microseconds)
-    total = sum(spent.values())
-    return {name: spent[name] / total for name in sorted(spent, key=spent.__getitem__, reverse=True)} if total else {}
+        time_of[operator] = time_of.get(operator, 0.0) + median(microseconds)
+    total = sum(time_of.values())
+    return (
+        {name: time_of[name] / total for name in sorted(time_of, key=time_of.__getitem__, reverse=True)}
+        if total
+        else {}
+    )

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 def captured() -> Iterator[Callable[[], str]]:
     """Keeps stdout and stderr quiet, also of C++ (by redirecting file descriptor 2); yields a reader of the latter."""
     sys.stderr.flush()
-    saved = os.dup(2)
+    terminal = os.dup(2)
     text = ""
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
@@ -25,8 +25,8 @@ def captured() -> Iterator[Callable[[], str]]:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
                 yield lambda: text
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            os.dup2(terminal, 2)
+            os.close(terminal)
             file.seek(0)
             text = file.read().decode(errors="replace")
 

@@ -57,13 +57,13 @@ def session(path: Path | str, provider: str = "auto", *, threads: int = 0, stric
     if not path.is_file():
         raise InputError(f"no ONNX file at {path}; check the path")
     threads = threads or torch.get_num_threads()
-    used, reason = _choose(provider)
-    model, failure = _create(path, used, threads)
-    if failure and used != "cpu" and provider == "auto":
-        used, reason = "cpu", f"{used} failed on this model: {failure}"
-        model, failure = _create(path, used, threads)
+    place, reason = _choose(provider)
+    model, failure = _create(path, place, threads)
+    if failure and place != "cpu" and provider == "auto":
+        place, reason = "cpu", f"{place} failed on this model: {failure}"
+        model, failure = _create(path, place, threads)
     if failure:
-        raise InputError(f"{path} cannot be loaded by ONNX Runtime on {used}: {failure}")
+        raise InputError(f"{path} cannot be loaded by ONNX Runtime on {place}: {failure}")
     placement = _placement(model, provider, reason)
     if strict and placement.fallback_reason:
         raise ResultError(f"{path.name} does not run on {provider} alone: {placement.fallback_reason}")
@@ -108,13 +108,13 @@ def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int
 
     The lower tenth of all calls: what else the machine does only ever adds to them.
     """
-    used, _ = _choose(provider)
-    model, failure = _create(graph, used, threads or torch.get_num_threads())
+    place, _ = _choose(provider)
+    model, failure = _create(graph, place, threads or torch.get_num_threads())
     if failure:
-        raise ResultError(f"an operator cannot be timed on {used}: {failure}")
-    loaded = Session.of(Path("operator"), model, _placement(model, provider, ""), threads)
-    run = loaded.runner(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-    return float(np.quantile(time_interleaved({"it": run}, warmup=5, runs=30, max_seconds=0.2)["it"], 0.1))
+        raise ResultError(f"an operator cannot be timed on {place}: {failure}")
+    operator = Session.of(Path("operator"), model, _placement(model, provider, ""), threads)
+    call = operator.runner(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    return float(np.quantile(time_interleaved({"it": call}, warmup=5, runs=30, max_seconds=0.2)["it"], 0.1))
 
 
 def device_name(provider: str, threads: int) -> str:
@@ -191,7 +191,7 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     return model, ""
 
 
-def _placement(model: Any, asked: str, reason: str) -> Placement:
+def _placement(model: Any, provider_name: str, reason: str) -> Placement:
     """Counts the nodes per provider, as ONNX Runtime assigned them (before it fuses nodes)."""
     got = model.get_providers()[0]
     nodes = [
@@ -202,4 +202,4 @@ def _placement(model: Any, asked: str, reason: str) -> Placement:
         names = ", ".join(f"{count} {name}" for name, count in elsewhere.most_common(5))
         reason = f"{elsewhere.total()} of {len(nodes)} nodes run elsewhere: {names}"
     counts = dict(Counter(provider for provider, _ in nodes if provider != got))
-    return Placement(asked, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts)
+    return Placement(provider_name, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts)

@@ -121,8 +121,8 @@ class Session:
 
         cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
         """
-        if stated := self.metadata.get("precision") or _of_weights(self.path):
-            return stated
+        if weights_precision := self.metadata.get("precision") or _of_weights(self.path):
+            return weights_precision
         tf32 = self.device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
         return "tf32" if tf32 else "fp32"
 
@@ -139,10 +139,10 @@ class Session:
         feed = self._feed(inputs)
         if isinstance(inputs, Mapping):
             return self._run(feed)
-        array, fixed = feed[self.input.name], self.input.shape[0]
-        if fixed in (None, len(array)):
+        array, file_batch = feed[self.input.name], self.input.shape[0]
+        if file_batch in (None, len(array)):
             return self._run(feed)
-        parts = (self._run({self.input.name: part}) for part in whole_batches(array, fixed))
+        parts = (self._run({self.input.name: part}) for part in whole_batches(array, file_batch))
         return np.concatenate(list(parts))[: len(array)]
 
     def runner(self, inputs: Inputs) -> Bound:
@@ -154,8 +154,8 @@ class Session:
         feed = self._feed(inputs)
         for port in self.inputs:
             if port.shape and port.shape[0] not in (None, len(feed[port.name])):
-                given = len(feed[port.name])
-                raise InputError(f"{self.path} has a fixed batch of {port.shape[0]}; given {given} samples")
+                samples = len(feed[port.name])
+                raise InputError(f"{self.path} has a fixed batch of {port.shape[0]}; given {samples} samples")
         outputs = self._run(feed)  # its shape is needed to bind the output
         binding = self._model.io_binding()
         try:
@@ -164,11 +164,11 @@ class Session:
             for name, source in sources.items():
                 binding.bind_ortvalue_input(name, source)
             binding.bind_ortvalue_output(self.output.name, target)
-            run = Bound(self._model, binding, sources, target, _run_options(next(_graphs)))
-            run()  # takes all memory that it needs, and records the graph where there is one
+            call = Bound(self._model, binding, sources, target, _run_options(next(_graphs)))
+            call()  # takes all memory that it needs, and records the graph where there is one
         except ORT_ERRORS as error:
             raise self._unable(feed, error) from error
-        return run
+        return call
 
     def _run(self, feed: Mapping[str, Array]) -> Array:
         try:
@@ -184,10 +184,10 @@ class Session:
 
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes."""
-        given = inputs if isinstance(inputs, Mapping) else {self.input.name: inputs}
+        arrays = inputs if isinstance(inputs, Mapping) else {self.input.name: inputs}
         feed = {}
         for port in self.inputs:
-            value = given[port.name]
+            value = arrays[port.name]
             array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
             if not port.fits(array.shape):
                 raise InputError(f"{self.path.name} expects inputs of shape {port}; given {array.shape}")
@@ -212,8 +212,8 @@ class Bound:
 
 def whole_batches(array: Array, size: int) -> list[Array]:
     """`array` in parts of `size` rows; the last one is filled up with its last row."""
-    filled = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)], mode="edge")
-    return np.split(filled, len(filled) // size)
+    padded = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)], mode="edge")
+    return np.split(padded, len(padded) // size)
 
 
 def _of_weights(path: Path) -> str:

@@ -16,10 +16,10 @@ FP32 = "fp32"
 
 def check_precisions(names: Sequence[str], *, data: bool) -> None:
     """Raise `InputError` for a precision that there is none of, and for int8 without `data` to calibrate on."""
-    known = (FP32, *PRECISIONS)
+    precisions = (FP32, *PRECISIONS)
     for name in names:
-        if name not in known:
-            raise unknown("precision", name, known)
+        if name not in precisions:
+            raise unknown("precision", name, precisions)
     if "int8" in names and not data:
         raise InputError("precision int8 is calibrated on images; give some with --data, or leave it out")
     if data and not set(names) & set(PRECISIONS):
@@ -34,7 +34,7 @@ def in_precisions(
     What is made goes into `folder`; `images` gives what a file is calibrated on. Raises `InputError` for a file that is
     not float32, and where one cannot be made.
     """
-    found: dict[Path, str] = {}
+    sources: dict[Path, str] = {}
     for place, file in enumerate(dict.fromkeys(files)):
         session = runtime.session(file, "cpu")
         if session.precision != FP32:
@@ -43,5 +43,5 @@ def in_precisions(
             path = file if name == FP32 else folder / f"{place}.{name}.onnx"
             if name != FP32:
                 convert(file, path, name, images(session))
-            found[path] = str(file)
-    return found
+            sources[path] = str(file)
+    return sources

@@ -108,8 +108,8 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _text(text: str) -> str:
     """Words that are not markup, on one line."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
+    harmless = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in harmless)
 
 
 def _code(text: str) -> str:

@@ -18,10 +18,10 @@ _MOST = 20
 def changes_line(report: Report) -> str:
     """How many classes lost and gained answers, and the one that lost most."""
     changes = _most_lost_first(report)
-    lost, gained = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
+    losers, winners = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
     worst = changes[0]
-    most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if lost else ""
-    return f"{lost} of {len(changes)} classes lost answers, {gained} gained some{most}"
+    most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if losers else ""
+    return f"{losers} of {len(changes)} classes lost answers, {winners} gained some{most}"
 
 
 def class_line(report: Report) -> str:
@@ -43,7 +43,7 @@ def class_view(report: Report) -> Mapping[str, Any]:
     """What the page shows of classes, the largest losses first."""
     changes, worst = _most_lost_first(report), _worst_first(report)
     line, relevance = changes_line(report), class_line(report)
-    unscored = [row.name for row in report.class_shares if row.removed is None]
+    names_without_samples = [row.name for row in report.class_shares if row.removed is None]
     return {
         "changes_line": line[:1].upper() + line[1:],
         "changes": [_changed(of) for of in changes[:_MOST]],
@@ -51,8 +51,8 @@ def class_view(report: Report) -> Mapping[str, Any]:
         "class_line": relevance[:1].upper() + relevance[1:],
         "class_shares": [_carried(*of) for of in worst[:_MOST]],
         "more_class_shares": max(0, len(worst) - _MOST),
-        "classes_without_samples": ", ".join(unscored[:_MOST])
-        + (f" and {len(unscored) - _MOST} more" if len(unscored) > _MOST else ""),
+        "classes_without_samples": ", ".join(names_without_samples[:_MOST])
+        + (f" and {len(names_without_samples) - _MOST} more" if len(names_without_samples) > _MOST else ""),
     }
 
 
@@ -62,17 +62,17 @@ def _most_lost_first(report: Report) -> list[ClassChange]:
 
 
 def _changed(of: ClassChange) -> Row:
-    before, after = of.dense / of.samples, of.pruned / of.samples
-    words = f"{of.name}: dense {percent(before)}, pruned {percent(after)}"
-    change = Stacked(points(after - before), spread(paired(of.dense, of.pruned, of.both, of.samples)))
-    drawing = Bars(words, (Bar(before, "dense"), Bar(after, "pruned")))
-    return Stacked(of.name, f"{of.samples} samples"), drawing, percent(before), percent(after), change
+    dense, pruned = of.dense / of.samples, of.pruned / of.samples
+    words = f"{of.name}: dense {percent(dense)}, pruned {percent(pruned)}"
+    change = Stacked(points(pruned - dense), spread(paired(of.dense, of.pruned, of.both, of.samples)))
+    drawing = Bars(words, (Bar(dense, "dense"), Bar(pruned, "pruned")))
+    return Stacked(of.name, f"{of.samples} samples"), drawing, percent(dense), percent(pruned), change
 
 
 def _worst_first(report: Report) -> list[tuple[str, float, int]]:
     """Name, removed share and samples of every class that was scored, the largest share first."""
-    scored = [(row.name, row.removed, row.samples) for row in report.class_shares if row.removed is not None]
-    return sorted(scored, key=lambda row: -row[1])
+    shares = [(row.name, row.removed, row.samples) for row in report.class_shares if row.removed is not None]
+    return sorted(shares, key=lambda row: -row[1])
 
 
 def _carried(name: str, share: float, samples: int) -> Row:

@@ -67,17 +67,17 @@ class Row:
 def comparison_rows(reports: Named) -> list[Row]:
     """Every run's files, float32 first; a dense model stands once, before the first of its runs."""
     rows: list[Row] = []
-    seen: set[tuple[object, ...]] = set()
+    identities: set[tuple[object, ...]] = set()
     for name, report in reports.items():
         dense = report.dense
-        if _identity(report) not in seen:
+        if _identity(report) not in identities:
             rows.append(Row(name, "dense", dense, dense))
-            seen.add(_identity(report))
+            identities.add(_identity(report))
         rows.append(
             Row(name, report.pruned.precision, report.pruned, dense, report.speedup, both_right(report.class_changes))
         )
         for of in report.targets[2:]:
-            measured = replace(
+            measurement = replace(
                 report.pruned,
                 top1=of.top1,
                 samples=of.samples,
@@ -86,15 +86,15 @@ def comparison_rows(reports: Named) -> list[Row]:
                 throughput=of.throughput,
                 precision=of.precision,
             )
-            rows.append(Row(name, of.precision, measured, dense, of.speedup, of.both_right))
+            rows.append(Row(name, of.precision, measurement, dense, of.speedup, of.both_right))
     return rows
 
 
 def _identity(report: Report) -> tuple[object, ...]:
     """What makes two dense models the same; their files differ in what they say about the run."""
     recipe = report.recipe
-    made = (recipe.model, recipe.checkpoint, recipe.seed, report.weights)
-    return (*made, report.data, report.input_shape, report.dense.params, report.dense.top1)
+    origin = (recipe.model, recipe.checkpoint, recipe.seed, report.weights)
+    return (*origin, report.data, report.input_shape, report.dense.params, report.dense.top1)
 
 
 def described(reports: Named) -> tuple[str, dict[str, str]]:
@@ -134,10 +134,10 @@ def _setting(report: Report) -> str:
 
 def all_notes(reports: Named) -> tuple[str, ...]:
     """What cannot be compared, then what the runs told: once what all did, else with the name of the run."""
-    first = next(iter(reports.values())).notes
-    shared = [note.text for note in first if all(note in of.notes for of in reports.values())]
-    own = [f"{name}: {note.text}" for name, of in reports.items() for note in of.notes if note.text not in shared]
-    return (*differences(reports), *own, *shared)
+    notes_of_first = next(iter(reports.values())).notes
+    common = [note.text for note in notes_of_first if all(note in of.notes for of in reports.values())]
+    own = [f"{name}: {note.text}" for name, of in reports.items() for note in of.notes if note.text not in common]
+    return (*differences(reports), *own, *common)
 
 
 def to_comparison_table(reports: Named) -> str:

@@ -77,13 +77,13 @@ def operator_rows(report: Report) -> Sequence[Row]:
     return [
         (
             name,
-            _pair(name, before / largest, after / largest),
-            milliseconds(before),
-            milliseconds(after),
-            pretty(change(before, after, "less", "more")),
+            _pair(name, dense_ms / largest, pruned_ms / largest),
+            milliseconds(dense_ms),
+            milliseconds(pruned_ms),
+            pretty(change(dense_ms, pruned_ms, "less", "more")),
         )
-        for name, before, after in times
-        if max(before, after) >= _LEAST * max(dense, pruned)
+        for name, dense_ms, pruned_ms in times
+        if max(dense_ms, pruned_ms) >= _LEAST * max(dense, pruned)
     ]
 
 

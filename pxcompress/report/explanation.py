@@ -157,8 +157,8 @@ def explanation_json(explanation: Explanation) -> str:
 
 def _plain(record: Any) -> Any:
     if dataclasses.is_dataclass(record):
-        shown = [each for each in dataclasses.fields(record) if each.metadata.get("json", True)]
-        return {each.name: _plain(getattr(record, each.name)) for each in shown}
+        visible = [each for each in dataclasses.fields(record) if each.metadata.get("json", True)]
+        return {each.name: _plain(getattr(record, each.name)) for each in visible}
     if isinstance(record, tuple):
         return [_plain(each) for each in record]
     return dict(record) if isinstance(record, Mapping) else record
@@ -175,9 +175,11 @@ def explanation_table(explanation: Explanation) -> str:
         *describe_findings(explanation),
         *(f"note: {note}" for note in explanation.notes),
     ]
-    lost = sorted(explanation.layers, key=lambda row: -row.removed)[:_LAYERS]
+    worst_layers = sorted(explanation.layers, key=lambda row: -row.removed)[:_LAYERS]
     layers = [("layer", "units", "kept", "relevance that the removed ones carried")]
-    layers += [(textwrap.shorten(row.name, 30), str(row.units), str(row.kept), percent(row.removed)) for row in lost]
+    layers += [
+        (textwrap.shorten(row.name, 30), str(row.units), str(row.kept), percent(row.removed)) for row in worst_layers
+    ]
     parts = [aligned(rows), _wrapped(sentences), aligned(layers), _wrapped(map(case_line, explanation.cases))]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -194,9 +196,9 @@ def figures(row: Alike) -> tuple[str, ...]:
 
 def describe_method(explanation: Explanation) -> str:
     """In one sentence how the maps were made."""
-    pruned = f", {explanation.share:.0%} of the mass pruned in each layer" if explanation.share else ""
+    pruning_note = f", {explanation.share:.0%} of the mass pruned in each layer" if explanation.share else ""
     return (
-        f"{explanation.inputs}; {explanation.method} with rules {explanation.composite}{pruned}; "
+        f"{explanation.inputs}; {explanation.method} with rules {explanation.composite}{pruning_note}; "
         "relevance of the class that the dense model predicts, in both models; "
         "own class: cosine where each explains its own decision"
     )

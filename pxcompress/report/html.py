@@ -215,8 +215,8 @@ def _widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
     totals = []
     for kind in dict.fromkeys(group.kind for group in groups):
         same = [group for group in groups if group.kind == kind]
-        units, kept = sum(group.units for group in same), sum(group.kept for group in same)
-        totals.append(f"{kind}s: {units:,}{_ARROW}{kept:,} in {len(same)} group{'' if len(same) == 1 else 's'}")
+        units, remaining = sum(group.units for group in same), sum(group.kept for group in same)
+        totals.append(f"{kind}s: {units:,}{_ARROW}{remaining:,} in {len(same)} group{'' if len(same) == 1 else 's'}")
     bars = [
         Bars(
             f"{group.name}: {group.kept} of {group.units} {group.kind}s kept",

@@ -31,12 +31,12 @@ def _busy(report: Report) -> bool:
 
 
 def _repair(report: Report) -> str:
-    given = report.recipe.repair
-    if not given:
+    repairs = report.recipe.repair
+    if not repairs:
         return "to win accuracy back: leave out --repair none; or a smaller --ratio"
-    if any(each.startswith("finetune") for each in given):
+    if any(each.startswith("finetune") for each in repairs):
         return f"to lose less: a smaller --ratio, more {_samples(report)}, or more steps for finetune"
-    words = " ".join(f"--repair {shlex.quote(each)}" for each in (*given, "finetune"))
+    words = " ".join(f"--repair {shlex.quote(each)}" for each in (*repairs, "finetune"))
     return f"to win accuracy back: {words}; or a smaller --ratio"
 
 

@@ -124,9 +124,9 @@ def nodes(placement: Placement) -> str:
     """Which provider runs how many nodes: "118 nodes on CUDA", or "115 of 118 on CUDA, 3 on CPU"."""
     short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
     others = [f"{count} on {short[name]}" for name, count in placement.elsewhere.items()]
-    here = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
+    share = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
     suffix = " graph" if placement.asked == "cuda-graph" else ""
-    return ", ".join([f"{here} on {short[placement.got]}{suffix}", *others])
+    return ", ".join([f"{share} on {short[placement.got]}{suffix}", *others])
 
 
 def percent(share: float) -> str:
@@ -251,26 +251,26 @@ def is_faster(report: Report) -> bool:
 
 def accuracy_change(report: Report) -> str:
     """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the points where none is shown."""
-    words, lost = accuracy_words(report), drop_interval(report)
+    words, interval = accuracy_words(report), drop_interval(report)
     if dense_guesses(report):
         return f"{words} (the dense model guesses: top-1 {percent(report.dense.top1)})"
-    difference = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
-    return f"{words} ({difference}95 % interval of the change {spread(lost)})"
+    difference = f"{points(-report.ratios.top1_drop)} points, " if interval.low <= 0 <= interval.high else ""
+    return f"{words} ({difference}95 % interval of the change {spread(interval)})"
 
 
 def accuracy_words(report: Report, what: str = " top-1") -> str:
     """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
     if dense_guesses(report):
         return "no accuracy to lose"
-    lost = drop_interval(report)
-    if lost.low <= 0 <= lost.high:
+    interval = drop_interval(report)
+    if interval.low <= 0 <= interval.high:
         return f"no{what} difference shown"
-    return f"{abs(100 * report.ratios.top1_drop):.1f} points{what} {'lost' if lost.low > 0 else 'gained'}"
+    return f"{abs(100 * report.ratios.top1_drop):.1f} points{what} {'lost' if interval.low > 0 else 'gained'}"
 
 
-def spread(lost: Interval) -> str:
+def spread(loss: Interval) -> str:
     """The interval of a loss as that of the change, in points: "-4.1 to -1.3"."""
-    return f"{points(-lost.high)} to {points(-lost.low)}"
+    return f"{points(-loss.high)} to {points(-loss.low)}"
 
 
 def hardware(report: Report) -> str:
@@ -344,7 +344,7 @@ def describe_removal(report: Report) -> str:
     plan = report.plan
     kinds = {kind: f"{kind}s" for kind in ("channel", "neuron", "head") if kind in {of.kind for of in report.groups}}
     units = " and ".join(", ".join(kinds.values()).rsplit(", ", 1))
-    removed = {
+    share_by_unit = {
         plan.unit: 1 - plan.cost_planned / plan.cost_dense,
         "MACs": 1 - report.ratios.macs,
         "units": 1 - sum(of.kept for of in report.groups) / max(1, sum(of.units for of in report.groups)),
@@ -355,7 +355,7 @@ def describe_removal(report: Report) -> str:
         f"{share:.2f} of the {names.get(unit, unit)}"
         if share > -0.005
         else f"{-share:.2f} more {names.get(unit, unit)}"
-        for unit, share in removed.items()
+        for unit, share in share_by_unit.items()
     )
     return f"{first} removed: {', '.join(others)}"
 

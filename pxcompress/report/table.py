@@ -118,9 +118,11 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
         files.append((*name, size(row.onnx_bytes), milliseconds(row.cold_start_ms), change))
         where.append(f"{name[0]}: {row.precision}, {nodes(row.placement)}{_on_device(row)}{_several_inputs(row)}")
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
-    broken = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
+    broken_files = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
     reasons |= dict.fromkeys(_disagreements(names, rows))
-    reasons |= {f"{name} RETURNS NaN OR INFINITY for random inputs: time a file that works": None for name in broken}
+    reasons |= {
+        f"{name} RETURNS NaN OR INFINITY for random inputs: time a file that works": None for name in broken_files
+    }
     notes = (f"note: {reason}" for reason in reasons)
     return "\n".join(
         [*aligned(calls), "", *aligned(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]
@@ -129,9 +131,9 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
 
 def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:
     """Files of which p50 and the mean say the opposite."""
-    first: dict[int, BenchRow] = {}
+    reference_of_batch: dict[int, BenchRow] = {}
     for (name, batch), row in zip(names, rows, strict=True):
-        reference = first.setdefault(row.batch_size, row)
+        reference = reference_of_batch.setdefault(row.batch_size, row)
         if row.speedup and disagree(row.speedup, reference.latency_ms, row.latency_ms):
             mean = mean_speedup(reference.latency_ms, row.latency_ms)
             yield (

@@ -30,8 +30,8 @@ AGREE = "agree: share of the test samples on which a file decides as model.onnx"
 
 def faster(change: Speedup) -> str:
     """ "2.00x (1.90 to 2.10)", or "not shown (0.97 to 1.02)"."""
-    shown = "not shown" if change.low <= 1 <= change.high else f"{change.ratio:.2f}x"
-    return f"{shown} ({change.interval})"
+    text = "not shown" if change.low <= 1 <= change.high else f"{change.ratio:.2f}x"
+    return f"{text} ({change.interval})"
 
 
 def placed(report: Report) -> str:

@@ -97,8 +97,8 @@ def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor]) -
     dense.eval()
     if "outputs" in facts:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
-    found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
-    groups = planned_groups(plan, found)
+    all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
+    groups = planned_groups(plan, all_groups)
     pruned = prune(dense, groups, plan_from_json(plan, groups), example)
     model = pruned.model
     outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}

@@ -60,10 +60,10 @@ def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResul
 
 
 def describe(
-    folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, exported: tuple[Artifact, Artifact]
+    folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, artifacts: tuple[Artifact, Artifact]
 ) -> Files:
     """Write recipe, plan, scores and slim weights beside the `exported` dense and slim ONNX files, and check parity."""
-    dense, small = exported
+    dense, small = artifacts
     (folder / RECIPE).write_text(recipe.to_json())
     (folder / PLAN).write_text(_plan(slim))
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
