@@ -46,7 +46,7 @@ def _plain(message: str) -> str:
     return message.replace("Input should be", "expected").replace("Field required", "it is missing")
 
 
-def known_keys(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
+def check_keys(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
     """`content` as a dict; `InputError` for a key that the dataclass `cls` has no field for."""
     names = [field.name for field in fields(cls)]
     for key in content:
@@ -55,6 +55,6 @@ def known_keys(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
     return dict(content)
 
 
-def safe_name(text: str) -> str:
+def make_file_name(text: str) -> str:
     """`text` with everything that a file may not be called turned into "_"."""
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in text)

@@ -49,7 +49,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Where:
-    """On what to time; with `strict` no node may run on another provider than asked. Threads as `runtime.session`."""
+    """Providers and number of CPU threads to time on; with `strict` no node may run on another provider."""
 
     providers: tuple[str, ...] = ("auto",)
     threads: int = 0
@@ -83,7 +83,7 @@ class _Opened:
         return call
 
 
-def usable(providers: Sequence[str], *, strict: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def choose_providers(providers: Sequence[str], *, strict: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Which of `providers` work here, and why the others do not, one line each.
 
     Raises `InputError` for an unknown one, where none works, and with `strict` where one does not.
@@ -110,7 +110,7 @@ def bench(
 
     Without batch sizes it is the one that the first file is fixed to, or 1. `sizes` fill the dimensions that a file
     leaves open, only those. Raises `InputError` where one stays open, for a fixed batch of another size, and for what
-    `runtime.session` refuses, and `ResultError` where that is strict.
+    `runtime.open_session` refuses, and `ResultError` where that is strict.
     """
     where, sizes = where or Where(), sizes or Sizes()
     for batch_size in batch_sizes:
@@ -141,7 +141,7 @@ def _numbered(opened: Sequence[_Opened]) -> list[tuple[str, _Opened]]:
 def _opened(path: str, provider: str, where: Where, sizes: Sizes, batch_sizes: Sequence[int]) -> _Opened:
     """The file, opened, checked and called once."""
     bytes_before, start = hardware.memory_in_use(), time.perf_counter()
-    session = runtime.session(path, provider, threads=where.threads, strict=where.strict)
+    session = runtime.open_session(path, provider, threads=where.threads, strict=where.strict)
     for batch_size in batch_sizes:
         _check_fixed_batch(session, batch_size)
     shapes = {port.name: sample_shape(session, port, sizes) for port in session.inputs}

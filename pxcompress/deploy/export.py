@@ -78,7 +78,7 @@ def verify_parity(
     """
     everything = _first(inputs, samples)
     enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
-    session = runtime.session(artifact_path, "cpu")
+    session = runtime.open_session(artifact_path, "cpu")
     differences, scales, agreements = [], [1.0], []
     with _on_cpu(model):
         for batch in (enough[:1], enough[:2], *enough.split(_PARITY_BATCH)):

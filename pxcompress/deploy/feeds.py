@@ -69,9 +69,7 @@ def sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
         return sample
     if len(port.shape) != 4:
         open_ports = [each for each in session.inputs if None in each.shape[1:] and len(each.shape) != 4]
-        option = ",".join(
-            f"{each.name}:{'x'.join(str(size or 128) for size in each.shape[1:])}" for each in open_ports
-        )
+        option = ",".join(f"{each.name}:{'x'.join(str(size or 128) for size in each.shape[1:])}" for each in open_ports)
         raise InputError(f"{session.path} takes {port.name!r} of any size {port}; say which: --shapes {option}")
     if sizes.image is None or min(sizes.image) < 1:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")

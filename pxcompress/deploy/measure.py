@@ -48,7 +48,7 @@ def try_files(
     They take turns. Raises `ResultError` when one of them runs on another provider than the others.
     """
     check_batch_size(batch_size)
-    sessions = {path.name: runtime.session(path, provider, threads=threads) for path in paths}
+    sessions = {path.name: runtime.open_session(path, provider, threads=threads) for path in paths}
     used = {name: session.placement.got for name, session in sessions.items()}
     if len(set(used.values())) > 1:
         told = " and ".join(f"{name} on {where}" for name, where in used.items())

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def captured() -> Iterator[Callable[[], str]]:
+def capture_output() -> Iterator[Callable[[], str]]:
     """Keeps stdout and stderr quiet, also of C++ (by redirecting file descriptor 2); yields a reader of the latter."""
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -31,7 +31,7 @@ def captured() -> Iterator[Callable[[], str]]:
             text = file.read().decode(errors="replace")
 
 
-def one_line(message: str) -> str:
+def shorten_message(message: str) -> str:
     """What matters of an ONNX Runtime message: the library that could not be loaded, else the text after the codes."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     if cause := re.search(r"with error: (.+)", message):

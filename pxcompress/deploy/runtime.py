@@ -20,7 +20,7 @@ from onnxruntime.capi import build_and_package_info
 
 from pxcompress.choices import PROVIDERS as PROVIDERS
 from pxcompress.deploy.hardware import cpu_name, load_tensorrt, missing_gpu
-from pxcompress.deploy.quiet import captured, one_line
+from pxcompress.deploy.quiet import capture_output, shorten_message
 from pxcompress.deploy.session import CPU, ORT_ERRORS, Array, Session
 from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
 from pxcompress.errors import InputError, ResultError
@@ -44,7 +44,7 @@ _STACKS: Mapping[str, list[Any]] = {
 """What a session is asked for, by our names. "cuda-graph" records the kernels of a call once and replays them."""
 
 
-def session(path: Path | str, provider: str = "auto", *, threads: int = 0, strict: bool = False) -> Session:
+def open_session(path: Path | str, provider: str = "auto", *, threads: int = 0, strict: bool = False) -> Session:
     """Load an ONNX file.
 
     `provider`: "cpu", "cuda", "cuda-graph", "tensorrt", or "auto" (CUDA where it works, else the CPU; the reason stands
@@ -141,7 +141,7 @@ def unusable(provider: str) -> str:
     if provider != "cpu":
         if reason := missing_gpu():
             return reason
-        with captured():
+        with capture_output():
             ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
             if provider == "tensorrt":
                 load_tensorrt()
@@ -151,7 +151,7 @@ def unusable(provider: str) -> str:
     try:
         Session.of(Path("probe"), model, _placement(model, provider, ""), 1).runner(np.zeros((1, 1, 2, 2), np.float32))
     except (InputError, *ORT_ERRORS) as error:
-        return one_line(str(error))
+        return shorten_message(str(error))
     return ""
 
 
@@ -179,15 +179,15 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     # Idle threads of one session otherwise spin on the cores that another one is timed on (1.7x on 2 cores).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model, failure = None, ""
-    with captured() as noise:
+    with capture_output() as noise:
         try:
             model = ort.InferenceSession(source, options, providers=_STACKS[provider], enable_fallback=0)
         except ORT_ERRORS as error:
             failure = str(error)
     if model is None:
-        return None, one_line(f"{failure}\n{noise()}")
+        return None, shorten_message(f"{failure}\n{noise()}")
     if model.get_providers()[0] != _NAMES[provider]:
-        return None, one_line(noise()) or f"ONNX Runtime gave {model.get_providers()[0]} instead"
+        return None, shorten_message(noise()) or f"ONNX Runtime gave {model.get_providers()[0]} instead"
     return model, ""
 
 

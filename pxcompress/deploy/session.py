@@ -18,7 +18,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from pxcompress.deploy.quiet import one_line
+from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError
 from pxcompress.proof import Placement
 
@@ -180,7 +180,7 @@ class Session:
     def _unable(self, feed: Mapping[str, Array], error: Exception) -> InputError:
         shapes = " and ".join(str(array.shape) for array in feed.values())
         where = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
-        return InputError(f"{where}: {one_line(str(error))}")
+        return InputError(f"{where}: {shorten_message(str(error))}")
 
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes."""

@@ -26,7 +26,7 @@ def check_precisions(names: Sequence[str], *, data: bool) -> None:
         raise InputError("--data has no effect without --precision fp16 or int8; add it")
 
 
-def in_precisions(
+def convert_files(
     files: Sequence[Path], names: Sequence[str], images: Callable[[Session], Batches], folder: Path
 ) -> dict[Path, str]:
     """Every float32 file of `files` in each of the precisions `names`: where it is -> the file it stands for.
@@ -36,7 +36,7 @@ def in_precisions(
     """
     sources: dict[Path, str] = {}
     for place, file in enumerate(dict.fromkeys(files)):
-        session = runtime.session(file, "cpu")
+        session = runtime.open_session(file, "cpu")
         if session.precision != FP32:
             raise InputError(f"{file} is {session.precision} already; --precision takes float32 files")
         for name in dict.fromkeys(names):

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from pxcompress.checks import safe_name
+from pxcompress.checks import make_file_name
 from pxcompress.report.record import Report
 from pxcompress.report.summary import wilson
 
@@ -34,7 +34,7 @@ Named = Mapping[str, Report]
 
 
 @mpl.rc_context(_STYLE)
-def tradeoffs(reports: Named) -> Mapping[str, Figure]:
+def draw_tradeoffs(reports: Named) -> Mapping[str, Figure]:
     """Top-1 with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
     return {what: _tradeoff(reports, label, value) for what, label, value in _COSTS}
 
@@ -86,7 +86,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float, int], float]], ...] = (
 
 
 @mpl.rc_context(_STYLE)
-def widths(report: Report) -> Figure:
+def draw_widths(report: Report) -> Figure:
     """Units of every group before and after."""
     groups = report.groups[::-1]
     figure = Figure(figsize=(7, max(2.0, 0.8 + _LAYER_INCHES * len(groups))), layout="constrained")
@@ -101,7 +101,7 @@ def widths(report: Report) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def stages(report: Report) -> Figure:
+def draw_stages(report: Report) -> Figure:
     """Top-1 on the select split after every stage that changed the model."""
     accuracies = [
         (_plain(stage.name), 100 * stage.top1_after) for stage in report.stages if stage.top1_after is not None
@@ -115,7 +115,7 @@ def stages(report: Report) -> Figure:
     return figure
 
 
-def picture(figure: Figure, form: Literal["svg", "png"]) -> bytes:
+def render_figure(figure: Figure, form: Literal["svg", "png"]) -> bytes:
     """`figure` as a file's content; the same figure always gives the same SVG."""
     stream = io.BytesIO()
     with mpl.rc_context(_STYLE):
@@ -125,17 +125,17 @@ def picture(figure: Figure, form: Literal["svg", "png"]) -> bytes:
 
 def write_figures(reports: Named, folder: Path) -> list[Path]:
     """Every figure as SVG and as PNG in `folder`, which is made; returns the files."""
-    figures = {f"tradeoff-{what}": figure for what, figure in tradeoffs(reports).items()}
+    figures = {f"tradeoff-{what}": figure for what, figure in draw_tradeoffs(reports).items()}
     for name, report in reports.items():
-        label = safe_name(name)
-        figures |= {f"{label}-widths": widths(report), f"{label}-stages": stages(report)}
+        label = make_file_name(name)
+        figures |= {f"{label}-widths": draw_widths(report), f"{label}-stages": draw_stages(report)}
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     forms: Sequence[Literal["svg", "png"]] = ("svg", "png")
     for name, figure in figures.items():
         for form in forms:
             files.append(folder / f"{name}.{form}")
-            files[-1].write_bytes(picture(figure, form))
+            files[-1].write_bytes(render_figure(figure, form))
     return files
 
 

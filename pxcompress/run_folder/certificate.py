@@ -227,7 +227,7 @@ def _settled(part: Part, dense: Path, samples: Reserved) -> Part:
 
 def _predictions(file: Path, batches: Batches) -> tuple[Array, Array]:
     """Logits (n, classes) and labels (n,)."""
-    model = runtime.session(file, "cpu")
+    model = runtime.open_session(file, "cpu")
     pairs = [(model.predict(inputs), labels.cpu().numpy()) for inputs, labels in batches]
     return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
 
@@ -268,7 +268,7 @@ def _recorded(
 
 def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
-    facts = [runtime.session(file, "cpu").metadata for file in files]
+    facts = [runtime.open_session(file, "cpu").metadata for file in files]
     preprocessing = preprocessing_of(facts[0])
     for file, other in zip(files, facts, strict=True):
         if preprocessing_of(other) != preprocessing or other.get("classes") != facts[0].get("classes"):
