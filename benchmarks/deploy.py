@@ -112,7 +112,7 @@ def bare_loop(path: Path) -> Callable[[], None]:
 def loops(path: Path, model: str) -> dict[str, Any]:
     """p50 of the tool's own runner beside that of a bare loop on the same file."""
     image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
-    runners = {"tool": open_session(path, "cpu", threads=THREADS).runner(image), "loop": bare_loop(path)}
+    runners = {"tool": open_session(path, "cpu", threads=THREADS).bind(image), "loop": bare_loop(path)}
     seconds = time_interleaved(runners, runs=200, max_seconds=15)
     p50 = {name: 1e3 * float(np.median(values)) for name, values in seconds.items()}
     return {"part": "loop", "model": model, "file": path.stem, "p50_ms": p50, "ratio": p50["tool"] / p50["loop"]}

@@ -81,11 +81,11 @@ class Bench:
     threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
 
     def __post_init__(self) -> None:
-        from pxcompress.deploy.runtime import check_threads
+        from pxcompress.deploy.runtime import check_threads, list_providers
 
         check_types(self)
-        if self.provider not in PROVIDERS:
-            raise unknown("provider", self.provider, PROVIDERS)
+        if self.provider not in list_providers():
+            raise unknown("provider", self.provider, list_providers())
         if self.batch_size < 1:
             raise InputError(f"batch-size is {self.batch_size}; expected 1 or more")
         check_threads(self.threads)

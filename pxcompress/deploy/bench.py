@@ -12,7 +12,7 @@ import numpy as np
 from pxcompress.deploy import hardware, runtime, stopwatch
 from pxcompress.deploy.feeds import Sizes, random_feed, sample_shape
 from pxcompress.deploy.intervals import Seconds, noise, speedup
-from pxcompress.deploy.measure import check_batch_size, file_bytes, latency
+from pxcompress.deploy.measure import check_batch_size, latency
 from pxcompress.deploy.session import Array, Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Latency, Placement, Speedup
@@ -78,7 +78,7 @@ class _Opened:
     def runner(self, batch_size: int) -> Callable[[], None]:
         """A call on random inputs; the memory that it takes is counted."""
         bytes_before = hardware.memory_in_use()
-        call = self.session.runner(self.feed(batch_size))
+        call = self.session.bind(self.feed(batch_size))
         self.device_bytes += max(hardware.memory_in_use() - bytes_before, 0)
         return call
 
@@ -89,9 +89,9 @@ def choose_providers(providers: Sequence[str], *, strict: bool = False) -> tuple
     Raises `InputError` for an unknown one, where none works, and with `strict` where one does not.
     """
     for name in providers:
-        if name not in runtime.PROVIDERS or strict:
+        if name not in runtime.list_providers() or strict:
             runtime.check_provider(name)
-    reasons = {name: "" if name == "auto" else runtime.unusable(name) for name in dict.fromkeys(providers)}
+    reasons = {name: "" if name == "auto" else runtime.explain_failure(name) for name in dict.fromkeys(providers)}
     working = tuple(name for name, reason in reasons.items() if not reason)
     if not working:
         runtime.check_provider(providers[0])
@@ -161,7 +161,7 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
         batch_size=batch_size,
         latency_ms=latency(seconds),
         throughput=float(batch_size / seconds.mean()),
-        onnx_bytes=file_bytes(each.session.path),
+        onnx_bytes=runtime.find_backend(each.session.placement.asked).size(each.session.path),
         precision=each.session.precision,
         threads=each.session.threads,
         affinity=hardware.affinity(),

@@ -20,6 +20,7 @@ import torch
 
 from pxcompress.cache import cache_dir
 from pxcompress.deploy import hardware, runtime
+from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION
 from pxcompress.errors import InputError
 
 _GIGABYTE = 10**9
@@ -83,14 +84,14 @@ def _processor() -> Iterator[Finding]:
 
 def _providers() -> Iterator[Finding]:
     """Each opens a session on a model of one convolution and runs it."""
-    for name in runtime.PROVIDERS[1:]:
-        reason = runtime.unusable(name)
+    for name in runtime.list_providers()[1:]:
+        reason = runtime.explain_failure(name)
         yield Finding(f"provider {name}", not reason, reason or "creates a session and runs", _advice(reason))
 
 
 def _advice(reason: str) -> str:
     """What makes a provider work that does not, by what it complains about."""
-    needs = runtime.CUDA_VERSION or "?"
+    needs = CUDA_VERSION or "?"
     advice_of_part = {
         "": "",
         "no NVIDIA driver": "without an NVIDIA GPU nothing is to be done; else install its driver",
@@ -106,10 +107,10 @@ def _advice(reason: str) -> str:
 
 def _cuda() -> Iterator[Finding]:
     """What ONNX Runtime and PyTorch were built for, and what is there."""
-    yield Finding("CUDA of ONNX Runtime", None, runtime.CUDA_VERSION or "built without")
+    yield Finding("CUDA of ONNX Runtime", None, CUDA_VERSION or "built without")
     yield Finding("CUDA of PyTorch", None, torch.version.cuda or "built without")
     for what, (pattern, file) in _CUDA_LIBRARIES.items():
-        yield _library(what, pattern, file.format(cuda=runtime.CUDA_VERSION.partition(".")[0]))
+        yield _library(what, pattern, file.format(cuda=CUDA_VERSION.partition(".")[0]))
     yield Finding("NVIDIA driver", *_driver())
     if torch.cuda.is_available():
         for place in range(torch.cuda.device_count()):

@@ -1,4 +1,4 @@
-"""PyTorch model -> ONNX file, and the proof that both compute the same."""
+"""A PyTorch model written as an ONNX file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -25,18 +24,15 @@ import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from pxcompress.deploy import runtime
-from pxcompress.errors import DataError, InputError, ModelError
-from pxcompress.proof import Artifact, Parity
+from pxcompress.errors import InputError, ModelError
+from pxcompress.proof import Artifact
 from pxcompress.state import device_of, evaluating
-from pxcompress.types import Batches
 
 OPSET = 20
 """Has Gelu as one operator and writes attention as MatMul and Softmax, which every execution provider runs. From
 opset 23 on attention is one `Attention` node, which some GPU builds of ONNX Runtime leave to the CPU."""
 
 INPUT, OUTPUT = "input", "logits"
-_PARITY_BATCH = 16
 
 
 def export_onnx(
@@ -52,7 +48,7 @@ def export_onnx(
     `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
-    with _on_cpu(model):
+    with on_cpu(model):
         _check_output(model, inputs)
         program = _exported(model, inputs, dynamic=batch is None)
     if batch is None:
@@ -63,41 +59,14 @@ def export_onnx(
     return artifact_of(path)
 
 
-def verify_parity(
-    model: nn.Module,
-    artifact_path: Path,
-    inputs: Iterable[Tensor] | Batches,
-    *,
-    tolerance: float = 1e-3,
-    samples: int = 64,
-) -> Parity:
-    """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
-
-    `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
-    max |difference| <= tolerance * max(1, max |logits of PyTorch|), so never with a NaN. `model` is left as it was.
-    """
-    everything = _first(inputs, samples)
-    enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
-    session = runtime.open_session(artifact_path, "cpu")
-    differences, scales, agreements = [], [1.0], []
-    with _on_cpu(model):
-        for batch in (enough[:1], enough[:2], *enough.split(_PARITY_BATCH)):
-            torch_logits, onnx_logits = model(batch).numpy(), session.predict(batch)
-            differences.append(np.abs(torch_logits - onnx_logits).max())
-            scales.append(np.abs(torch_logits).max())
-            agreements.append(torch_logits.argmax(1) == onnx_logits.argmax(1))
-    max_abs = float(np.max(differences))
-    return Parity(
-        samples=len(everything),
-        max_abs=max_abs,
-        top1_agreement=float(np.concatenate(agreements[2:]).mean()),
-        passed=bool(max_abs <= tolerance * np.max(scales)),
-    )
-
-
 def onnx_files(path: Path) -> tuple[Path, ...]:
     """The ONNX file and the files beside it that hold its weights, if any."""
     return _files(path, onnx.load(path, load_external_data=False))
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and the weights beside it."""
+    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def artifact_of(path: Path) -> Artifact:
@@ -129,7 +98,7 @@ def _files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _on_cpu(model: nn.Module) -> Iterator[None]:
+def on_cpu(model: nn.Module) -> Iterator[None]:
     """`model` on the CPU in eval mode without gradients; put back on exit."""
     device = device_of(model)
     with evaluating(model), torch.no_grad():
@@ -254,21 +223,6 @@ def _write(program: Any, path: Path) -> None:
         onnx_file, *weights = onnx_files(Path(folder) / path.name)
         for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
-
-
-def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
-    """The first `samples` inputs as one tensor on the CPU."""
-    parts: list[Tensor] = []
-    missing = samples
-    for item in inputs:
-        batch = item if isinstance(item, Tensor) else item[0]
-        parts.append(batch[:missing].detach().cpu())
-        missing -= len(parts[-1])
-        if missing <= 0:
-            break
-    if missing == samples:
-        raise DataError("no inputs to compare the exported file with PyTorch on; expected at least one sample")
-    return torch.cat(parts)
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pxcompress.deploy import runtime, stopwatch
-from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.export import file_bytes as file_bytes
 from pxcompress.deploy.intervals import Seconds
 from pxcompress.deploy.predictions import Predictions, answers
 from pxcompress.deploy.session import Session
@@ -65,11 +65,6 @@ def try_files(
 def throughput(tried: FileTiming) -> float:
     """Samples a second."""
     return float(tried.batch_size / tried.seconds.mean())
-
-
-def file_bytes(path: Path) -> int:
-    """Bytes of an ONNX file and the weights beside it."""
-    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def check_batch_size(batch_size: int) -> None:

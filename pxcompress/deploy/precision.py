@@ -18,8 +18,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+from pxcompress.deploy.backends.onnxruntime import ORT_ERRORS
 from pxcompress.deploy.export import artifact_of, onnx_files
-from pxcompress.deploy.session import ORT_ERRORS, whole_batches
+from pxcompress.deploy.session import whole_batches
 from pxcompress.errors import ModelError
 from pxcompress.proof import Artifact
 from pxcompress.types import Batches

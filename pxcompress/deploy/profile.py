@@ -10,6 +10,7 @@ from statistics import median
 
 import onnxruntime as ort
 
+from pxcompress.deploy.backends.onnxruntime import OrtSession
 from pxcompress.deploy.session import Array, Session
 
 RUNS = 20
@@ -19,9 +20,10 @@ def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
     """Share of the time of all operators by their type, largest first, over some calls with `inputs` (n, ...).
 
     Profiling slows every operator down, so only shares are told, of each operator's median. Empty where the profile
-    names no operator or cannot be kept, and on a GPU, of which it has the time to launch an operator, not to run it.
+    names no operator or cannot be kept, on other runtimes, and on a GPU, of which the profile has the time to launch an
+    operator, not to run it.
     """
-    if session.device != "cpu":
+    if not isinstance(session, OrtSession) or session.device != "cpu":
         return {}
     options = ort.SessionOptions()
     options.log_severity_level = 4

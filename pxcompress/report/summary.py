@@ -13,6 +13,7 @@ from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import disagree, drop, guesses
 from pxcompress.deploy.intervals import wilson as wilson
+from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.proof import Measurement, Placement, Speedup, both_right
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
@@ -275,8 +276,7 @@ def format_change_interval(loss: Interval) -> str:
 
 def describe_hardware(report: Report) -> str:
     """The processor on which latency was measured."""
-    on_cpu = report.provider.got == "CPUExecutionProvider"
-    return report.environment.cpu_name if on_cpu else report.environment.device_name
+    return report.environment.cpu_name if runs_on_cpu(report.provider) else report.environment.device_name
 
 
 _WEIGHTS = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import BUSY, disagree, mean_speedup
+from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.proof import Measurement
 from pxcompress.report.alike import describe_similarity
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
@@ -177,7 +178,7 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     )
     noise = max(row.noise for row in rows)
     busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
-    on_gpu = any(row.placement.got != "CPUExecutionProvider" for row in rows)
+    on_gpu = any(not runs_on_cpu(row.placement) for row in rows)
     words = "GPU: time on the device, without copies; memory: by how much its use grew for the file, at most"
     return (
         f"{runs} runs of each file, in turns; CPU threads: {threads}, {affinity}; random inputs",

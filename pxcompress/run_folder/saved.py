@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pxcompress.deploy.export import verify_parity
+from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, short
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.checkpoint import load_state

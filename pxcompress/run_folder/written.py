@@ -14,7 +14,8 @@ from torch import nn
 from pxcompress import __version__
 from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.deploy.export import export_onnx, verify_parity
+from pxcompress.deploy.parity import verify_parity
+from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import ParityError
 from pxcompress.models.rebuilding import outside_state
 from pxcompress.planning.plan_file import plan_to_json
@@ -49,14 +50,16 @@ def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) 
 def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
     """Write the dense model as ONNX."""
     facts = {**_facts(recipe, workload), "pruned": "no"}
-    return export_onnx(workload.loaded.model, workload.splits.example, path, facts, batch=recipe.onnx_batch)
+    backend = find_backend(recipe.bench.provider)
+    return backend.export(workload.loaded.model, workload.splits.example, path, facts, batch=recipe.onnx_batch)
 
 
 def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResult) -> Artifact:
     """Write a slim model as ONNX."""
     plan = sha256(_plan(slim).encode()).hexdigest()
     facts = {**_facts(recipe, workload), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
-    return export_onnx(slim.pruned.model, workload.splits.example, path, facts, batch=recipe.onnx_batch)
+    backend = find_backend(recipe.bench.provider)
+    return backend.export(slim.pruned.model, workload.splits.example, path, facts, batch=recipe.onnx_batch)
 
 
 def describe(

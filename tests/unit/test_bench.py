@@ -20,7 +20,7 @@ from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
 from pxcompress.report.table import format_bench
 
-without_gpu = pytest.mark.skipif(not runtime.unusable("cuda"), reason="says what happens without a GPU")
+without_gpu = pytest.mark.skipif(not runtime.explain_failure("cuda"), reason="says what happens without a GPU")
 
 
 def _classifier(path: Path, shape: list[int | str], kind: int = TensorProto.FLOAT, last: bool = False) -> Path:
@@ -109,7 +109,7 @@ def test_without_a_gpu_none_of_its_memory_is_taken() -> None:
     assert hardware.memory_in_use() == 0
 
 
-@pytest.mark.skipif(runtime.unusable("cuda") != "", reason="needs an NVIDIA GPU")
+@pytest.mark.skipif(runtime.explain_failure("cuda") != "", reason="needs an NVIDIA GPU")
 def test_peak_memory_on_the_gpu_holds_the_weights_and_grows_with_the_batch(wide_cnn: Exported) -> None:
     rows = bench([wide_cnn.path], (1, 4096), where=Where(("cuda", "cuda-graph")), runs=5)
     for small, large in zip(rows[:2], rows[2:], strict=True):

@@ -14,7 +14,8 @@ from conftest import METADATA, Exported, make_cnn
 from torch import Tensor, nn
 
 from pxcompress.deploy import precision, runtime
-from pxcompress.deploy.export import OPSET, artifact_of, export_onnx, onnx_files, verify_parity
+from pxcompress.deploy.export import OPSET, artifact_of, export_onnx, onnx_files
+from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import DataError, ModelError
 
 

@@ -18,12 +18,13 @@ from conftest import Exported
 from onnx import TensorProto, helper
 
 from pxcompress.deploy import quiet, runtime, stopwatch
-from pxcompress.deploy import session as session_module
+from pxcompress.deploy.backends import BACKENDS
+from pxcompress.deploy.backends import onnxruntime as backend
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.session import Port, Session, whole_batches
 from pxcompress.errors import InputError, ResultError
 
-GPU = not runtime.unusable("cuda")
+GPU = not runtime.explain_failure("cuda")
 without_gpu = pytest.mark.skipif(GPU, reason="says what happens without a GPU")
 
 
@@ -103,7 +104,7 @@ def test_default_threads_are_those_of_pytorch(wide_cnn: Exported) -> None:
 
 @without_gpu
 def test_auto_falls_back_quietly_and_says_why(wide_cnn: Exported, capfd: pytest.CaptureFixture[str]) -> None:
-    runtime.unusable.cache_clear()
+    runtime.explain_failure.cache_clear()
     placement = runtime.open_session(wide_cnn.path, "auto").placement
     assert (placement.asked, placement.got) == ("auto", "CPUExecutionProvider")
     assert placement.fallback_reason.startswith("CUDA cannot be used: ")
@@ -129,7 +130,7 @@ def test_an_asked_gpu_that_is_not_there(name: str, tmp_path: Path, capfd: pytest
 def test_a_gpu_session_is_never_a_cpu_session_in_disguise(
     name: str, wide_cnn: Exported, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model, failure = runtime._create(wide_cnn.path, name, threads=1)
+    model, failure = backend._create(wide_cnn.path, name, threads=1)
     assert model is None
     assert failure
     assert "\n" not in failure
@@ -142,7 +143,7 @@ def test_a_recorded_graph_computes_the_same_at_every_batch_size(wide_cnn: Export
     graph, cpu = runtime.open_session(wide_cnn.path, "cuda-graph"), runtime.open_session(wide_cnn.path, "cpu")
     rng = np.random.default_rng(0)
     batches = [rng.standard_normal((size, 3, 16, 16), dtype=np.float32) for size in (4, 1, 4)]
-    runs = [graph.runner(batch) for batch in batches]
+    runs = [graph.bind(batch) for batch in batches]
     for _ in range(3):  # as it is, while it is recorded, and replayed
         for batch, run in zip(batches, runs, strict=True):
             run()
@@ -157,7 +158,7 @@ def test_cuda_runs_and_agrees_with_the_cpu(wide_cnn: Exported) -> None:
     assert 0 < cuda.placement.nodes_on_provider <= cuda.placement.nodes_total
     inputs = np.random.default_rng(0).standard_normal((4, 3, 16, 16), dtype=np.float32)
     np.testing.assert_allclose(cuda.predict(inputs), cpu.predict(inputs), atol=1e-2)  # TF32
-    run = cuda.runner(inputs)
+    run = cuda.bind(inputs)
     run()
     np.testing.assert_allclose(run.target.numpy(), cuda.predict(inputs), atol=1e-2)
 
@@ -199,7 +200,7 @@ def test_several_inputs_are_given_by_name(tmp_path: Path) -> None:
     two = runtime.open_session(_save(tmp_path / "two.onnx", {"a": 2, "b": 2}), "cpu")
     feed = {"a": np.ones((3, 2)), "b": np.full((3, 2), 4)}
     np.testing.assert_array_equal(two.predict(feed), np.full((3, 2), 5, np.float32), strict=True)
-    run = two.runner(feed)
+    run = two.bind(feed)
     run()
     np.testing.assert_array_equal(run.target.numpy(), np.full((3, 2), 5, np.float32))
 
@@ -227,9 +228,9 @@ def test_a_fixed_batch_is_filled_up(fixed: Session, wide_cnn: Exported, count: i
 
 
 def test_a_fixed_batch_is_timed_as_it_is(fixed: Session) -> None:
-    fixed.runner(np.zeros((4, 3, 16, 16), np.float32))()
+    fixed.bind(np.zeros((4, 3, 16, 16), np.float32))()
     with pytest.raises(InputError, match="has a fixed batch of 4; given 2 samples"):
-        fixed.runner(np.zeros((2, 3, 16, 16), np.float32))
+        fixed.bind(np.zeros((2, 3, 16, 16), np.float32))
 
 
 @pytest.mark.parametrize("rows", range(1, 9))
@@ -246,19 +247,19 @@ def test_what_cuda_is_asked_for() -> None:
     """As the documentation of ONNX Runtime's CUDA execution provider has it; options are texts."""
     search = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
     cpu = "CPUExecutionProvider"
-    assert runtime._STACKS["cuda"] == [("CUDAExecutionProvider", search), cpu]
-    assert runtime._STACKS["cuda-graph"] == [("CUDAExecutionProvider", {**search, "enable_cuda_graph": "1"}), cpu]
-    assert runtime._STACKS["tensorrt"] == ["TensorrtExecutionProvider", ("CUDAExecutionProvider", search), cpu]
-    assert runtime._STACKS.keys() == set(runtime.PROVIDERS) - {"auto"}
+    assert backend._STACKS["cuda"] == [("CUDAExecutionProvider", search), cpu]
+    assert backend._STACKS["cuda-graph"] == [("CUDAExecutionProvider", {**search, "enable_cuda_graph": "1"}), cpu]
+    assert backend._STACKS["tensorrt"] == ["TensorrtExecutionProvider", ("CUDAExecutionProvider", search), cpu]
+    assert backend._STACKS.keys() == {name for name in BACKENDS if BACKENDS.get(name) is backend.OnnxRuntime}
 
 
 def test_every_bound_call_records_a_graph_of_its_own(wide_cnn: Exported) -> None:
     session = runtime.open_session(wide_cnn.path, "cpu")
-    runs = [session.runner(np.zeros((size, 3, 16, 16), np.float32)) for size in (1, 1, 2)]
+    runs = [session.bind(np.zeros((size, 3, 16, 16), np.float32)) for size in (1, 1, 2)]
     numbers = [int(run.options.get_run_config_entry("gpu_graph_id")) for run in runs]
     assert len(set(numbers)) == 3
     assert min(numbers) > 0  # 0 is ONNX Runtime's own, -1 neither records nor replays
-    assert session_module._run_options(session_module._NO_GRAPH).get_run_config_entry("gpu_graph_id") == "-1"
+    assert backend._run_options(backend._NO_GRAPH).get_run_config_entry("gpu_graph_id") == "-1"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_half_precision_inputs_are_converted(tmp_path: Path) -> None:
 
 
 def test_the_probe_is_a_model_that_runs() -> None:
-    model, failure = runtime._create(runtime._one_convolution(), "cpu", threads=1)
+    model, failure = backend._create(backend._make_convolution(), "cpu", threads=1)
     assert failure == ""
     assert model.run(None, {"x": np.ones((1, 1, 2, 2), np.float32)})[0] == 4
 
@@ -306,7 +307,7 @@ def test_placement_counts_nodes_that_run_elsewhere() -> None:
             part("CPUExecutionProvider", "Shape", "Gather"),
         ],
     )
-    placement = runtime._placement(model, "cuda", "")
+    placement = backend._describe_placement(model, "cuda")
     assert (placement.got, placement.nodes_on_provider, placement.nodes_total) == ("CUDAExecutionProvider", 3, 6)
     assert placement.elsewhere == {"CPUExecutionProvider": 3}
     assert placement.fallback_reason == (
@@ -318,7 +319,7 @@ def test_runner_computes_what_predict_does_whatever_memory_is_reused(wide_cnn: E
     session = runtime.open_session(wide_cnn.path, "cpu")
     inputs = np.random.default_rng(0).standard_normal((3, 3, 16, 16), dtype=np.float32)
     expected = session.predict(inputs)
-    run = session.runner(inputs.astype(np.float64))  # converted: nobody but the runner holds the bound array
+    run = session.bind(inputs.astype(np.float64))  # converted: nobody but the runner holds the bound array
     _ = [np.full(inputs.shape, 9, np.float32) for _ in range(100)]
     run()
     np.testing.assert_array_equal(run.target.numpy(), expected)
