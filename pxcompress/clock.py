@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from pxcompress import interrupts
-from pxcompress.guard import named_failures
+from pxcompress.guard import name_failures
 from pxcompress.notes import Note
 from pxcompress.passes.memory import is_out_of_memory, out_of_memory
 from pxcompress.proof import Metric, StageTime
@@ -33,7 +33,7 @@ class Clock:
         """Time the block as stage `name`; `OutOfMemoryError` where it does not fit into memory, else `StageError`."""
         self._note(f"{name} ...")
         begin = time.perf_counter()
-        with named_failures(f"stage {name!r}"):
+        with name_failures(f"stage {name!r}"):
             try:
                 yield
             except (MemoryError, RuntimeError) as error:

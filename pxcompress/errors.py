@@ -91,5 +91,5 @@ def short(text: object, limit: int = 200) -> str:
 
 def reason_of(error: BaseException) -> str:
     """The class of an exception and the first line of what it says."""
-    first = next(iter(str(error).strip().splitlines()), "no message")
-    return f"{type(error).__name__}: {short(first)}"
+    line = next(iter(str(error).strip().splitlines()), "no message")
+    return f"{type(error).__name__}: {short(line)}"

@@ -18,7 +18,7 @@ from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
 from pxcompress.graph import find_groups
-from pxcompress.guard import named_failures
+from pxcompress.guard import name_failures
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.rewrite import plain, unwrapped
@@ -46,7 +46,7 @@ from pxcompress.types import Batches, FileBudget, PruneResult
 from pxcompress.workload import Workload, load_workload, with_baseline
 
 
-@named_failures("compress")
+@name_failures("compress")
 def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent) -> Report:
     """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns what was measured.
 
@@ -153,7 +153,7 @@ def _shared(workload: Workload) -> dict[str, Batches]:
     return shares(workload.splits.parts)
 
 
-@named_failures("compress_module")
+@name_failures("compress_module")
 def compress_module(  # noqa: PLR0913  (the door for users in Python)
     model: nn.Module,
     example: Inputs,

@@ -12,8 +12,9 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "choices", "types", "state", "interrupts", "elimination", "notes"),
+    ("errors", "types", "state", "interrupts", "elimination", "notes"),
     ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
+    ("choices",),
     ("passes", "certify", "model_and_data"),
     ("models",),
     ("tasks",),

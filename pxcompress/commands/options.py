@@ -64,7 +64,7 @@ SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 Command = Callable[..., None]
 
 
-def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Command], Command]:
+def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[Command], Command]:
     """Decorator: the command's first parameter, a recipe, becomes one option for each of its fields.
 
     Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a `fixed`
@@ -76,7 +76,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
             each.replace(kind=each.KEYWORD_ONLY)
             for each in inspect.signature(command, eval_str=True).parameters.values()
         ][1:]
-        known = {
+        own_options = {
             field.name: _parameter(cls, field)
             for part, cls in (("", Recipe), ("guarantee", Guarantee), ("bench", Bench))
             for field in fields(cls)
@@ -87,12 +87,12 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
             typer.Option(help="A recipe.json; .toml or .yaml, same keys; options said here count more."),
         ]
         others = [_to_its_panel(each) for each in (_keyword("config", config, None), *own)]
-        parameters = [*known.values(), *others]
+        parameters = [*own_options.values(), *others]
 
         @functools.wraps(command)
         def with_options(**given: Any) -> None:
-            said = {name: given.pop(name) for name in known}
-            said = {name: value for name, value in said.items() if value is not None and value is not False} | fixed
+            said = {name: given.pop(name) for name in own_options}
+            said = {name: value for name, value in said.items() if value is not None and value is not False} | preset
             command(recipe_of(said, given.pop("config")), **given)
 
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -109,10 +109,10 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
     options = {name: _read(name, value) for name, value in options.items()}
     for key, cls in (("bench", Bench), ("guarantee", Guarantee)):
         part = {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}
-        there = content.get(key) or {}
-        if not isinstance(there, dict):
-            raise InputError(f"{key} is {there!r} in {str(config)!r}; expected keys and values as in recipe.json")
-        content[key] = {**there, **part} or None
+        in_file = content.get(key) or {}
+        if not isinstance(in_file, dict):
+            raise InputError(f"{key} is {in_file!r} in {str(config)!r}; expected keys and values as in recipe.json")
+        content[key] = {**in_file, **part} or None
         if key == "bench" and isinstance(content.get("budget"), str):
             content["budget"] = _without(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
@@ -123,27 +123,27 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
 
 
-def _stale(content: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
+def _stale(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
     """Fields of a file that do not outlive what was `said`: another goal's, and what only followed from old values."""
-    if any(name in said for name in GOALS):
+    if any(name in options for name in GOALS):
         return {*GOALS, "budget", "round_to", "normalise"}
-    followed: dict[str, Any] = {}
+    derived: dict[str, Any] = {}
     budget = content.get("budget")
-    if "budget" in said and isinstance(budget, str):
-        followed = {"normalise": auto_normalise(budget), "round_to": auto_round_to(budget)}
-    return {name for name, value in followed.items() if content.get(name) == value}
+    if "budget" in options and isinstance(budget, str):
+        derived = {"normalise": auto_normalise(budget), "round_to": auto_round_to(budget)}
+    return {name for name, value in derived.items() if content.get(name) == value}
 
 
 def _without(text: str, names: Collection[str]) -> str:
     """A method's text without the options `names`."""
     name, _, options = text.partition(":")
-    left = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
-    return ":".join([name, ",".join(left)] if left else [name])
+    remaining = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
+    return ":".join([name, ",".join(remaining)] if remaining else [name])
 
 
-def guarantee_of(max_drop: float, **said: Any) -> Guarantee:
+def guarantee_of(max_drop: float, **options: Any) -> Guarantee:
     """What --max-drop and its companions ask for."""
-    return Guarantee(max_drop, **{name: value for name, value in said.items() if value is not None})
+    return Guarantee(max_drop, **{name: value for name, value in options.items() if value is not None})
 
 
 def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:

@@ -26,7 +26,7 @@ from pxcompress.cost.count import Widths
 from pxcompress.cost.operators import Operator, operators
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import check_batch_size
-from pxcompress.deploy.runtime import VERSION, device_name, session, time_graph, time_runs
+from pxcompress.deploy.runtime import describe_device, open_session, time_graph, time_runs
 from pxcompress.graph import prune
 from pxcompress.types import Group, Meter, Plan
 
@@ -81,8 +81,8 @@ class Table:
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
-        device = device_name(conditions.provider, conditions.threads)
-        name = "".join(letter if letter.isalnum() else "-" for letter in f"{device}-{VERSION}")
+        device = describe_device(conditions.provider, conditions.threads)
+        name = "".join(letter if letter.isalnum() else "-" for letter in device)
         self._path = cache_dir() / "latency" / f"{name}.json"
         self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
@@ -265,7 +265,7 @@ def whole_model(
 
 def file_latencies(files: Sequence[Path], example: Tensor, conditions: Conditions) -> list[float]:
     """Median milliseconds of one call of every ONNX file, taken in turns."""
-    loaded = {str(path): session(path, conditions.provider, threads=conditions.threads) for path in files}
+    loaded = {str(path): open_session(path, conditions.provider, threads=conditions.threads) for path in files}
     seconds = time_runs(
         loaded, example.cpu().numpy(), batch_size=conditions.batch_size, runs=100, max_seconds=4.0 * len(files)
     )

@@ -1,4 +1,4 @@
-"""PyTorch model -> ONNX file, and the proof that both compute the same."""
+"""A PyTorch model written as an ONNX file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -25,22 +24,17 @@ import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from pxcompress.deploy import runtime
-from pxcompress.errors import DataError, InputError, ModelError
+from pxcompress.errors import InputError, ModelError
 from pxcompress.models.adapter import Adapter, named_outputs
-from pxcompress.models.outputs import by_name, max_difference
-from pxcompress.proof import Artifact, Parity
+from pxcompress.models.outputs import by_name
+from pxcompress.proof import Artifact
 from pxcompress.state import device_of, evaluating
-from pxcompress.tasks.classification import Classification
-from pxcompress.tasks.task import Task
-from pxcompress.types import Batches
 
 OPSET = 20
 """Has Gelu as one operator and writes attention as MatMul and Softmax, which every execution provider runs. From
 opset 23 on attention is one `Attention` node, which some GPU builds of ONNX Runtime leave to the CPU."""
 
 INPUT, OUTPUT = "input", "logits"
-_PARITY_BATCH = 16
 
 
 def export_onnx(
@@ -62,7 +56,7 @@ def export_onnx(
     `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
-    with _on_cpu(model):
+    with on_cpu(model):
         names = list(_check_outputs(model, inputs, output_name))
         program = _exported(_Flat.of(model, names, output_name), inputs, names, dynamic=batch is None)
     if batch is None:
@@ -73,44 +67,14 @@ def export_onnx(
     return artifact_of(path)
 
 
-def verify_parity(
-    model: nn.Module,
-    artifact_path: Path,
-    inputs: Iterable[Tensor] | Batches,
-    *,
-    task: Task | None = None,
-    tolerance: float = 1e-3,
-    samples: int = 64,
-) -> Parity:
-    """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
-
-    All outputs are compared; agreement is what the `task` says of them, by default the class with the largest logit.
-
-    `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
-    max |difference| <= tolerance * max(1, max |outputs of PyTorch|), so never with a NaN. `model` is left as it was.
-    """
-    everything = _first(inputs, samples)
-    enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
-    session, judge = runtime.session(artifact_path, "cpu"), task or Classification()
-    differences, scales, agreements = [], [1.0], []
-    with _on_cpu(model):
-        for batch in (enough[:1], enough[:2], *enough.split(_PARITY_BATCH)):
-            expected, given = named_outputs(model, batch, judge.output_name), session.outputs_of(batch)
-            differences.append(max_difference(expected, given))
-            scales.append(max(float(value.abs().max()) for value in expected.values()))
-            agreements.append(judge.agreement(given, expected))
-    max_abs = float(np.max(differences))
-    return Parity(
-        samples=len(everything),
-        max_abs=max_abs,
-        agreement=float(torch.cat(agreements[2:]).mean()),
-        passed=bool(max_abs <= tolerance * np.max(scales)),
-    )
-
-
 def onnx_files(path: Path) -> tuple[Path, ...]:
     """The ONNX file and the files beside it that hold its weights, if any."""
     return _files(path, onnx.load(path, load_external_data=False))
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and the weights beside it."""
+    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def artifact_of(path: Path) -> Artifact:
@@ -142,7 +106,7 @@ def _files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _on_cpu(model: nn.Module) -> Iterator[None]:
+def on_cpu(model: nn.Module) -> Iterator[None]:
     """`model` on the CPU in eval mode without gradients; put back on exit."""
     device = device_of(model)
     with evaluating(model), torch.no_grad():
@@ -249,8 +213,8 @@ def _exported(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic
 def _any_batch(model: nn.Module) -> tuple[Any, ...]:
     """The input's sizes for the exporter: any batch. A forward(*args) has its input in a tuple."""
     sizes = {0: torch.export.Dim("batch")}
-    first = next(iter(inspect.signature(model.forward).parameters.values()))
-    return ((sizes,),) if first.kind is first.VAR_POSITIONAL else (sizes,)
+    parameter = next(iter(inspect.signature(model.forward).parameters.values()))
+    return ((sizes,),) if parameter.kind is parameter.VAR_POSITIONAL else (sizes,)
 
 
 def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:
@@ -283,24 +247,9 @@ def _write(program: Any, path: Path) -> None:
             onnx.checker.check_model(str(Path(folder) / path.name))
         except onnx.checker.ValidationError as error:
             raise ModelError(f"model cannot be exported: the result is not valid ONNX: {_first_line(error)}") from error
-        written, *weights = onnx_files(Path(folder) / path.name)
-        for file in (*weights, written):  # the file that names the others comes last
+        onnx_file, *weights = onnx_files(Path(folder) / path.name)
+        for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
-
-
-def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
-    """The first `samples` inputs as one tensor on the CPU."""
-    parts: list[Tensor] = []
-    missing = samples
-    for item in inputs:
-        batch = item if isinstance(item, Tensor) else item[0]
-        parts.append(batch[:missing].detach().cpu())
-        missing -= len(parts[-1])
-        if missing <= 0:
-            break
-    if missing == samples:
-        raise DataError("no inputs to compare the exported file with PyTorch on; expected at least one sample")
-    return torch.cat(parts)
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,10 +25,10 @@ def cpu_name() -> str:
 def affinity() -> str:
     """On which cores this process may run; ONNX Runtime pins none of its threads to one where their number is set."""
     cores = os.cpu_count() or 1
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
-    if len(allowed) == cores:
+    usable_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
+    if len(usable_cores) == cores:
         return f"not pinned, of {cores} cores"
-    return f"bound to {len(allowed)} of {cores} cores ({', '.join(map(str, allowed))})"
+    return f"bound to {len(usable_cores)} of {cores} cores ({', '.join(map(str, usable_cores))})"
 
 
 def library() -> ctypes.CDLL:
@@ -79,5 +79,5 @@ def memory_in_use() -> int:
 def _context() -> ctypes.c_void_p | None:
     """The context that CUDA libraries share, if any. It is kept, since what it takes itself is nobody's peak."""
     driver, device, context = library(), ctypes.c_int(0), ctypes.c_void_p()
-    found = driver.cuDeviceGet(ctypes.byref(device), 0) == 0
-    return context if found and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0 else None
+    has_device = driver.cuDeviceGet(ctypes.byref(device), 0) == 0
+    return context if has_device and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0 else None

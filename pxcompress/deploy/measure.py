@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pxcompress.deploy import runtime, stopwatch
-from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.export import file_bytes as file_bytes
 from pxcompress.deploy.intervals import Seconds
 from pxcompress.deploy.predictions import Predictions, predictions
 from pxcompress.deploy.session import Session
@@ -52,7 +52,7 @@ def try_files(
     They take turns. Raises `ResultError` when one of them runs on another provider than the others.
     """
     check_batch_size(batch_size)
-    sessions = {path.name: runtime.session(path, provider, threads=threads) for path in paths}
+    sessions = {path.name: runtime.open_session(path, provider, threads=threads) for path in paths}
     used = {name: session.placement.got for name, session in sessions.items()}
     if len(set(used.values())) > 1:
         told = " and ".join(f"{name} on {where}" for name, where in used.items())
@@ -69,11 +69,6 @@ def try_files(
 def throughput(tried: FileTiming) -> float:
     """Samples a second."""
     return float(tried.batch_size / tried.seconds.mean())
-
-
-def file_bytes(path: Path) -> int:
-    """Bytes of an ONNX file and the weights beside it."""
-    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -43,13 +43,13 @@ def time_interleaved(
     pace = max(_warm_up(run, warmup, share / 4) for run in runners.values())
     turn = int(np.clip(share / LEAST / pace, 1, min(BLOCK, max(runs // LEAST, 1))))
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    start, turns, done = time.perf_counter(), 0, 0
-    while done < runs and (turns < LEAST or time.perf_counter() - start < max_seconds):
-        turn = min(turn, runs - done)
+    start, turns, runs_done = time.perf_counter(), 0, 0
+    while runs_done < runs and (turns < LEAST or time.perf_counter() - start < max_seconds):
+        turn = min(turn, runs - runs_done)
         for name, run in runners.items():
             run()
             seconds[name].extend(_seconds(run) for _ in range(turn))
-        turns, done = turns + 1, done + turn
+        turns, runs_done = turns + 1, runs_done + turn
     return {name: np.array(values) for name, values in seconds.items()}
 
 

@@ -44,7 +44,7 @@ class Inputs:
 
 def dense_subject(folder: Path, data: str, note: Note) -> Workload:
     """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
-    session, recipe = runtime.session(folder / DENSE, "cpu"), read_run(folder)
+    session, recipe = runtime.open_session(folder / DENSE, "cpu"), read_run(folder)
     if (
         data and recipe.data.partition(":")[0] not in EMBEDDED
     ):  # what was trained here was trained on the run's own data

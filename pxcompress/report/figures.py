@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from pxcompress.checks import safe_name
+from pxcompress.checks import make_file_name
 from pxcompress.report.record import Report
 from pxcompress.report.summary import wilson
 
@@ -34,7 +34,7 @@ Named = Mapping[str, Report]
 
 
 @mpl.rc_context(_STYLE)
-def tradeoffs(reports: Named) -> Mapping[str, Figure]:
+def draw_tradeoffs(reports: Named) -> Mapping[str, Figure]:
     """Top-1 with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
     return {what: _tradeoff(reports, label, value) for what, label, value in _COSTS}
 
@@ -58,12 +58,12 @@ def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) 
     return figure
 
 
-def _points(axes: Axes, report: Report, value: Callable[[float, int], float], named: tuple[str, str]) -> None:
+def _points(axes: Axes, report: Report, value: Callable[[float, int], float], style: tuple[str, str]) -> None:
     """The models of one run from dense to smallest, joined."""
     models = [("fp32", of.top1, of.samples, of.latency_ms.p50, of.onnx_bytes) for of in (report.dense, report.pruned)]
     models += [(of.precision, of.top1, of.samples, of.latency_ms.p50, of.onnx_bytes) for of in report.targets[2:]]
     across = [value(p50, size) for _, _, _, p50, size in models]
-    axes.plot(across, [100 * top1 for _, top1, *_ in models], color=named[1], alpha=0.4, linewidth=1)
+    axes.plot(across, [100 * top1 for _, top1, *_ in models], color=style[1], alpha=0.4, linewidth=1)
     for place, (precision, top1, samples, _, _) in enumerate(models):
         interval = wilson(top1, samples)
         bars = [[100 * (top1 - interval.low)], [100 * (interval.high - top1)]]
@@ -72,9 +72,9 @@ def _points(axes: Axes, report: Report, value: Callable[[float, int], float], na
             100 * top1,
             yerr=bars,
             fmt=_MARKS.get(precision, "o"),
-            color=_DENSE if place == 0 else named[1],
+            color=_DENSE if place == 0 else style[1],
             capsize=3,
-            label=named[0] if place == 1 else f"{named[0]}, {precision}" if place else None,
+            label=style[0] if place == 1 else f"{style[0]}, {precision}" if place else None,
         )
 
 
@@ -86,7 +86,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float, int], float]], ...] = (
 
 
 @mpl.rc_context(_STYLE)
-def widths(report: Report) -> Figure:
+def draw_widths(report: Report) -> Figure:
     """Units of every group before and after."""
     groups = report.groups[::-1]
     figure = Figure(figsize=(7, max(2.0, 0.8 + _LAYER_INCHES * len(groups))), layout="constrained")
@@ -101,7 +101,7 @@ def widths(report: Report) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def stages(report: Report) -> Figure:
+def draw_stages(report: Report) -> Figure:
     """Top-1 on the select split after every stage that changed the model."""
     accuracies = [
         (_plain(stage.name), 100 * stage.top1_after) for stage in report.stages if stage.top1_after is not None
@@ -115,7 +115,7 @@ def stages(report: Report) -> Figure:
     return figure
 
 
-def picture(figure: Figure, form: Literal["svg", "png"]) -> bytes:
+def render_figure(figure: Figure, form: Literal["svg", "png"]) -> bytes:
     """`figure` as a file's content; the same figure always gives the same SVG."""
     stream = io.BytesIO()
     with mpl.rc_context(_STYLE):
@@ -125,18 +125,18 @@ def picture(figure: Figure, form: Literal["svg", "png"]) -> bytes:
 
 def write_figures(reports: Named, folder: Path) -> list[Path]:
     """Every figure as SVG and as PNG in `folder`, which is made; returns the files."""
-    drawn = {f"tradeoff-{what}": figure for what, figure in tradeoffs(reports).items()}
+    figures = {f"tradeoff-{what}": figure for what, figure in draw_tradeoffs(reports).items()}
     for name, report in reports.items():
-        label = safe_name(name)
-        drawn |= {f"{label}-widths": widths(report), f"{label}-stages": stages(report)}
+        label = make_file_name(name)
+        figures |= {f"{label}-widths": draw_widths(report), f"{label}-stages": draw_stages(report)}
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    files = []
     forms: Sequence[Literal["svg", "png"]] = ("svg", "png")
-    for name, figure in drawn.items():
+    for name, figure in figures.items():
         for form in forms:
-            written.append(folder / f"{name}.{form}")
-            written[-1].write_bytes(picture(figure, form))
-    return written
+            files.append(folder / f"{name}.{form}")
+            files[-1].write_bytes(render_figure(figure, form))
+    return files
 
 
 def _plain(text: str) -> str:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 
 from pxcompress.report.record import Report
-from pxcompress.report.summary import command, dense_guesses, drop_interval, is_faster, takes_images
+from pxcompress.report.summary import dense_guesses, estimate_drop, format_command, is_faster, takes_images
 
 LARGE = 0.01
 """Share of top-1 from which on a loss calls for more repair."""
@@ -23,7 +23,7 @@ def _uncertified(report: Report) -> bool:
 
 def _lossy(report: Report) -> bool:
     """Whether a loss is shown that is more than small."""
-    return drop_interval(report).low > 0 and report.ratios.top1_drop > LARGE
+    return estimate_drop(report).low > 0 and report.ratios.top1_drop > LARGE
 
 
 def _busy(report: Report) -> bool:
@@ -31,12 +31,12 @@ def _busy(report: Report) -> bool:
 
 
 def _repair(report: Report) -> str:
-    given = report.recipe.repair
-    if not given:
+    repairs = report.recipe.repair
+    if not repairs:
         return "to win accuracy back: leave out --repair none; or a smaller --ratio"
-    if any(each.startswith("finetune") for each in given):
+    if any(each.startswith("finetune") for each in repairs):
         return f"to lose less: a smaller --ratio, more {_samples(report)}, or more steps for finetune"
-    words = " ".join(f"--repair {shlex.quote(each)}" for each in (*given, "finetune"))
+    words = " ".join(f"--repair {shlex.quote(each)}" for each in (*repairs, "finetune"))
     return f"to win accuracy back: {words}; or a smaller --ratio"
 
 
@@ -54,7 +54,7 @@ def _samples(report: Report) -> str:
 def _own(report: Report) -> str:
     if not takes_images(report):
         return "the same for your own net and its inputs: pxcompress.compress_module in Python, see README"
-    return f"the same on your own images: {command(report.recipe.but(data='path/to/images'))}"
+    return f"the same on your own images: {format_command(report.recipe.but(data='path/to/images'))}"
 
 
 def _ship(report: Report) -> str:
@@ -71,7 +71,7 @@ def _shipped(report: Report) -> Iterator[str]:
                 best, least = of.file, of.speedup.high
     runs = "; predict.py beside it runs it without pxcompress" if takes_images(report) else ""
     yield f"ship {shlex.quote(f'{report.folder}/{best}')}{runs}."
-    if drop_interval(report).high <= 2 * LARGE and report.certificate is None:
+    if estimate_drop(report).high <= 2 * LARGE and report.certificate is None:
         yield "A larger --ratio may cost nothing either"
 
 

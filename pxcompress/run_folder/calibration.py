@@ -22,7 +22,7 @@ IMAGES = 128
 _AT_ONCE = 16
 
 
-def calibration(session: Session, data: str, input_size: tuple[int, int, int] | None) -> Batches:
+def read_calibration(session: Session, data: str, input_size: tuple[int, int, int] | None) -> Batches:
     """Inputs of `session` in batches that it takes: images of `data`, or random numbers where there are none.
 
     A file that does not say how images become its inputs gets them as ImageNet models do.

@@ -25,7 +25,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
 from pxcompress.report.record import PlanCosts, Report
-from pxcompress.report.summary import milliseconds, size, takes_images
+from pxcompress.report.summary import format_bytes, format_milliseconds, takes_images
 from pxcompress.run import Run
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
@@ -179,7 +179,7 @@ def _loop(recipe: Recipe, slim: PruneResult, comparison: Comparison) -> Iterator
     """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
     if not slim.attempts:
         return
-    shown = size if slim.pruned.plan.unit == "bytes" else milliseconds
+    shown = format_bytes if slim.pruned.plan.unit == "bytes" else format_milliseconds
     tried = ", ".join(
         f"{shown(attempt.measured)} (planned {shown(attempt.planned)}{', corrected' if turn else ''})"
         for turn, attempt in enumerate(slim.attempts)
@@ -191,10 +191,11 @@ def _loop(recipe: Recipe, slim: PruneResult, comparison: Comparison) -> Iterator
     if recipe.speedup is not None:
         then, now = allowed * recipe.speedup, comparison.dense.latency_ms.p50
         if abs(now / then - 1) > DRIFT:
-            planned = f"{milliseconds(then)} when {recipe.speedup:g}x was planned"
+            planned = f"{format_milliseconds(then)} when {recipe.speedup:g}x was planned"
             yield Warning(
                 "machine-changed",
-                f"THE MACHINE CHANGED: the dense model took {planned}, and {milliseconds(now)} in the end; run again",
+                f"THE MACHINE CHANGED: the dense model took {planned}, and {format_milliseconds(now)} in the end; "
+                "run again",
             )
 
 
@@ -218,8 +219,8 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
     weights, classes = workload.loaded.weights, len(workload.source.classes)
     if workload.source.embedded:
         side = workload.splits.example.shape[-1]
-        size = f" at {side} x {side} pixels" if workload.loaded.preprocessing.is_image else ""
-        text = f"embedded data {workload.source.name!r}{size}: a demonstration, not your task"
+        pixels = f" at {side} x {side} pixels" if workload.loaded.preprocessing.is_image else ""
+        text = f"embedded data {workload.source.name!r}{pixels}: a demonstration, not your task"
         yield Warning("demonstration", text)
     if workload.whole:
         whole = len(workload.whole.source.classes)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pxcompress.deploy.export import verify_parity
+from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, short
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.adapter import released_
@@ -103,8 +103,8 @@ def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor]) -
     if "outputs" in facts:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
     dense = as_judged(dense, example, build_task(facts.get("task", "classification")))
-    found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
-    groups = planned_groups(plan, found)
+    all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
+    groups = planned_groups(plan, all_groups)
     pruned = prune(dense, groups, plan_from_json(plan, groups), example)
     model = pruned.model
     outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}

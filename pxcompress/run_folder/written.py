@@ -14,7 +14,8 @@ from torch import nn
 from pxcompress import __version__
 from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.deploy.export import export_onnx, verify_parity
+from pxcompress.deploy.parity import verify_parity
+from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import ParityError
 from pxcompress.models.rebuilding import outside_state
 from pxcompress.planning.plan_file import plan_to_json
@@ -62,15 +63,16 @@ def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResul
 
 
 def _export(model: nn.Module, path: Path, facts: dict[str, str], recipe: Recipe, workload: Workload) -> Artifact:
-    name = workload.task.output_name
-    return export_onnx(model, workload.splits.example, path, facts, batch=recipe.onnx_batch, output_name=name)
+    """Write `model` for the recipe's backend."""
+    backend, name = find_backend(recipe.bench.provider), workload.task.output_name
+    return backend.export(model, workload.splits.example, path, facts, batch=recipe.onnx_batch, output_name=name)
 
 
 def describe(
-    folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, exported: tuple[Artifact, Artifact]
+    folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, artifacts: tuple[Artifact, Artifact]
 ) -> Files:
     """Write recipe, plan, scores and slim weights beside the `exported` dense and slim ONNX files, and check parity."""
-    dense, small = exported
+    dense, small = artifacts
     (folder / RECIPE).write_text(recipe.to_json())
     (folder / PLAN).write_text(_plan(slim))
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}

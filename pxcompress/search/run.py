@@ -22,9 +22,9 @@ from pxcompress.notes import Note
 from pxcompress.pipeline import aligned
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
-from pxcompress.report.figures import picture
+from pxcompress.report.figures import render_figure
 from pxcompress.report.pages import Picture, render
-from pxcompress.report.summary import percent, wilson
+from pxcompress.report.summary import format_percent, wilson
 from pxcompress.search.objectives import Workbench
 from pxcompress.search.space import Space, Value, pxp_space_of, space_of
 from pxcompress.search.study import SearchPlan, open_storage, open_study, usable, work
@@ -62,7 +62,8 @@ class SearchResult:
         shown = [each for place, each in enumerate(ranked) if place < count or each == self.default]
         names = [f"{each.trial + 1}{' (default)' if each == self.default else ''}" for each in shown]
         return [
-            (name, percent(of.value), f"{of.scorer}, {of.normalise}") for name, of in zip(names, shown, strict=True)
+            (name, format_percent(of.value), f"{of.scorer}, {of.normalise}")
+            for name, of in zip(names, shown, strict=True)
         ]
 
 
@@ -132,7 +133,7 @@ def _result(study: Study, space: Space, bench: Workbench, samples: int) -> Searc
     states = [trial.state for trial in trials]
     notes = [
         f"{len(measured)} trials measured to the end, {states.count(TrialState.PRUNED)} ended early, "
-        f"{states.count(TrialState.FAIL)} failed, on {samples} images of select; dense {percent(bench.dense)}",
+        f"{states.count(TrialState.FAIL)} failed, on {samples} images of select; dense {format_percent(bench.dense)}",
         f"trials are repaired by {', '.join(space.recipe.repair) or 'nothing'}; `run` measures the best one on test",
     ]
     if default and wilson(default.value, samples).high > best.value:
@@ -150,7 +151,7 @@ def _page(result: SearchResult, study: Study, recipe: Recipe) -> str:
         drawn = {"Value of every trial, and the best so far": plots.plot_optimization_history(study)}
         if len({trial.value for trial in done}) >= 8:
             drawn["Importance of each parameter"] = plots.plot_param_importances(study)
-        files = {words: picture(cast(Figure, axes.figure), "svg") for words, axes in drawn.items()}
+        files = {words: render_figure(cast(Figure, axes.figure), "svg") for words, axes in drawn.items()}
         pyplot.close("all")
     return render(
         "search.html",

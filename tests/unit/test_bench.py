@@ -14,13 +14,13 @@ from conftest import Exported
 from onnx import TensorProto, helper
 
 from pxcompress.deploy import hardware, runtime
-from pxcompress.deploy.bench import Where, bench, usable
+from pxcompress.deploy.bench import Where, bench, choose_providers
 from pxcompress.deploy.feeds import Sizes
 from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
-from pxcompress.report.table import bench_table
+from pxcompress.report.table import format_bench
 
-without_gpu = pytest.mark.skipif(not runtime.unusable("cuda"), reason="says what happens without a GPU")
+without_gpu = pytest.mark.skipif(not runtime.explain_failure("cuda"), reason="says what happens without a GPU")
 
 
 def _classifier(path: Path, shape: list[int | str], kind: int = TensorProto.FLOAT, last: bool = False) -> Path:
@@ -83,10 +83,10 @@ def test_a_broken_file_is_one_line(px: Px, wide_cnn: Exported, tmp_path: Path, s
 
 def test_the_table_says_what_a_gpu_ran(slim_cnn: Exported) -> None:
     (row,) = bench([slim_cnn.path], where=Where(("cpu",), 1), runs=6)
-    assert "GPU" not in bench_table([row])
+    assert "GPU" not in format_bench([row])
     lost = "1 of 9 nodes run elsewhere: 1 TopK on CPUExecutionProvider"
     placement = Placement("cuda-graph", "CUDAExecutionProvider", 8, 9, lost, {"CPUExecutionProvider": 1})
-    text = bench_table([replace(row, placement=placement, device_bytes=3_210_000, precision="tf32")])
+    text = format_bench([replace(row, placement=placement, device_bytes=3_210_000, precision="tf32")])
     assert "tf32, 8 of 9 on CUDA graph, 1 on CPU, 3.21 MB of GPU memory" in text
     assert "GPU: time on the device, without copies" in text
     assert text.endswith(f"note: {lost}")
@@ -109,7 +109,7 @@ def test_without_a_gpu_none_of_its_memory_is_taken() -> None:
     assert hardware.memory_in_use() == 0
 
 
-@pytest.mark.skipif(runtime.unusable("cuda") != "", reason="needs an NVIDIA GPU")
+@pytest.mark.skipif(runtime.explain_failure("cuda") != "", reason="needs an NVIDIA GPU")
 def test_peak_memory_on_the_gpu_holds_the_weights_and_grows_with_the_batch(wide_cnn: Exported) -> None:
     rows = bench([wide_cnn.path], (1, 4096), where=Where(("cuda", "cuda-graph")), runs=5)
     for small, large in zip(rows[:2], rows[2:], strict=True):
@@ -238,16 +238,16 @@ def test_several_providers_are_timed_side_by_side(slim_cnn: Exported) -> None:
 
 @without_gpu
 def test_providers_that_cannot_be_used_are_named(slim_cnn: Exported) -> None:
-    assert usable(["cpu", "auto", "cpu"]) == (("cpu", "auto"), ())
-    working, left_out = usable(["cuda", "cpu"])
+    assert choose_providers(["cpu", "auto", "cpu"]) == (("cpu", "auto"), ())
+    working, left_out = choose_providers(["cuda", "cpu"])
     assert working == ("cpu",)
     assert len(left_out) == 1
     assert left_out[0].startswith("provider cuda is left out: ")
     for names, strict in ((["cuda"], False), (["cpu", "cuda"], True)):
         with pytest.raises(InputError, match="provider 'cuda' cannot be used"):
-            usable(names, strict=strict)
+            choose_providers(names, strict=strict)
     with pytest.raises(InputError, match="unknown provider 'gpu'"):
-        usable(["cpu", "gpu"])
+        choose_providers(["cpu", "gpu"])
     with pytest.raises(ResultError, match="does not run on auto alone"):
         bench([slim_cnn.path], where=Where(strict=True))
 

@@ -24,7 +24,7 @@ def test_everything_is_tried_and_what_fails_comes_with_advice(px: Px) -> None:
     found = {each["what"]: each for each in json.loads(outcome.out)}
     assert found["provider cpu"]["works"] is True
     for name in ("cuda", "tensorrt"):
-        assert found[f"provider {name}"]["works"] == (not runtime.unusable(name))
+        assert found[f"provider {name}"]["works"] == (not runtime.explain_failure(name))
     assert {
         "python",
         "packages",

@@ -18,7 +18,8 @@ from test_graph import _silenced
 from torch import Tensor, nn
 
 from pxcompress.cost.count import count_macs, count_params, macs_meter, params_meter
-from pxcompress.deploy.export import export_onnx, verify_parity
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.parity import verify_parity
 from pxcompress.graph import find_groups, prune, removal_error
 from pxcompress.planning.rounds import groups_left, prune_further
 from pxcompress.repair import REPAIRS

@@ -1,0 +1,66 @@
+"""The proof that an ONNX file computes what its PyTorch model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pxcompress.deploy import runtime
+from pxcompress.deploy.export import on_cpu
+from pxcompress.errors import DataError
+from pxcompress.proof import Parity
+from pxcompress.types import Batches
+
+_BATCH = 16
+"""Samples in a batch of the comparison, at most."""
+
+
+def verify_parity(
+    model: nn.Module,
+    artifact_path: Path,
+    inputs: Iterable[Tensor] | Batches,
+    *,
+    tolerance: float = 1e-3,
+    samples: int = 64,
+) -> Parity:
+    """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
+
+    `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
+    max |difference| <= tolerance * max(1, max |logits of PyTorch|), so never with a NaN. `model` is left as it was.
+    """
+    everything = _first(inputs, samples)
+    enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
+    session = runtime.open_session(artifact_path, "cpu")
+    differences, scales, agreements = [], [1.0], []
+    with on_cpu(model):
+        for batch in (enough[:1], enough[:2], *enough.split(_BATCH)):
+            torch_logits, onnx_logits = model(batch).numpy(), session.predict(batch)
+            differences.append(np.abs(torch_logits - onnx_logits).max())
+            scales.append(np.abs(torch_logits).max())
+            agreements.append(torch_logits.argmax(1) == onnx_logits.argmax(1))
+    max_abs = float(np.max(differences))
+    return Parity(
+        samples=len(everything),
+        max_abs=max_abs,
+        top1_agreement=float(np.concatenate(agreements[2:]).mean()),
+        passed=bool(max_abs <= tolerance * np.max(scales)),
+    )
+
+
+def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
+    """The first `samples` inputs as one tensor on the CPU."""
+    parts: list[Tensor] = []
+    missing = samples
+    for item in inputs:
+        batch = item if isinstance(item, Tensor) else item[0]
+        parts.append(batch[:missing].detach().cpu())
+        missing -= len(parts[-1])
+        if missing <= 0:
+            break
+    if missing == samples:
+        raise DataError("no inputs to compare the exported file with PyTorch on; expected at least one sample")
+    return torch.cat(parts)
