@@ -49,10 +49,11 @@ def export_onnx(
     """Write `model` in eval mode, float32, as ONNX for any batch, or for one of `batch`; returns what was written.
 
     `example` is one input or several, shape (n, ...). The file's input is "input"; a single output is `output_name`,
-    several have the names of `models.outputs.by_name`. Its metadata_props are `metadata` and nothing else; source paths and stack traces that the exporter leaves in the
-    nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or not at all.
-    The exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm elsewhere
-    stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a ViT 36 of 455 nodes, for 1 to 2 % of p50.
+    several have the names of `models.outputs.by_name`. Its metadata_props are `metadata` and nothing else; source paths
+    and stack traces that the exporter leaves in the nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside
+    it. The file appears whole or not at all. The exporter has folded constants, and every BatchNorm that follows a
+    convolution into it; a BatchNorm elsewhere stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a
+    ViT 36 of 455 nodes, for 1 to 2 % of p50.
     `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
@@ -146,7 +147,9 @@ def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, 
         shape = tuple(inputs.shape)
         raise ModelError(f"model does not run on an input of shape {shape}: {_first_line(error)}") from error
     if not outputs:
-        raise ModelError(f"model returns no tensor ({len(inputs)}, ...) for {len(inputs)} inputs; expected at least one")
+        raise ModelError(
+            f"model returns no tensor ({len(inputs)}, ...) for {len(inputs)} inputs; expected at least one"
+        )
     return outputs
 
 

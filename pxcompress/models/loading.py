@@ -111,7 +111,7 @@ class _Source:
     holds_weights: bool = False
 
 
-def load_model(
+def load_model(  # noqa: PLR0913  (one door for all models)
     name: str,
     *,
     classes: int | None,
@@ -165,7 +165,9 @@ def load_model(
         return Loaded(model, architecture, preprocessing, _weights(weights_file, source, own), 0, (), notes)
     found = count_classes(model, preprocessing, name)
     if not classifier_names(model, zeros.to(device_of(model))):
-        raise NoClassifierError(f"model {name!r} has no classifier, only features; give --task embedding, or a classifier")
+        raise NoClassifierError(
+            f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
+        )
     if classes is not None and found != classes:
         raise ModelError(
             f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}, or give "
@@ -173,9 +175,7 @@ def load_model(
         )
     labels = (weights_file and weights_file.class_names) or config_of(model).get("label_names") or ()
     class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
-    return Loaded(
-        model, architecture, preprocessing, _weights(weights_file, source, own), found, class_names, notes
-    )
+    return Loaded(model, architecture, preprocessing, _weights(weights_file, source, own), found, class_names, notes)
 
 
 def _weights(file: Any, source: _Source | None, own: bool) -> Weights:
@@ -357,7 +357,7 @@ def _find_factory(name: str) -> Callable[..., object]:
     factory = find_object(name, "model")
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ModelError(f"model {name!r} is a {type(factory).__name__}; expected a callable that returns an nn.Module")
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def _call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:

@@ -84,7 +84,7 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     with seeded(recipe.seed):
         workload = with_baseline(load_workload(recipe), recipe.seed, note)
         model, splits = workload.loaded.model, workload.splits
-        bench = Workbench.of(model, splits.example, splits.parts, recipe)
+        bench = Workbench.of(model, splits.example, splits.parts, recipe, workload.task)
         space = space_for(recipe, plan.objective, attention=has_attention(model, splits.example))
         with usable(url):
             study = open_study(storage, space, plan)
