@@ -23,7 +23,7 @@ SAMPLES = 32
 
 def composite_of(recipe: Recipe) -> str:
     """The rules of the recipe's scorer, where it has any."""
-    return getattr(SCORERS.build(recipe.scorers[0]), "composite", Method.composite)
+    return SCORERS.build(recipe.scorers[0]).composite or Method.composite
 
 
 def compared_explanations(

@@ -41,7 +41,7 @@ from pxcompress.processes import from_first, mean_gradients_, processes, rank, s
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, seeded
-from pxcompress.types import Batch, Batches, Phase, Pruned
+from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
 WARM_UP = 0.1  # share of the steps
 CHECKS = 12  # at most, on held-out samples, evenly over the steps
@@ -52,7 +52,7 @@ POOL = 1024
 
 @REPAIRS.register("finetune")
 @dataclass(frozen=True)
-class FineTune:
+class FineTune(Repair):
     """AdamW towards the dense model's predictions, without labels; what does best on held-out samples is kept."""
 
     phase: ClassVar[Phase] = "train"

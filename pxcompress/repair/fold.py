@@ -18,12 +18,12 @@ from pxcompress.passes.moments import InputMoments, Moments, moments
 from pxcompress.passes.ridges import RIDGES, USUAL, best_ridge
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
-from pxcompress.types import Batches, Phase, Pruned
+from pxcompress.types import Batches, Phase, Pruned, Repair
 
 
 @REPAIRS.register("fold")
 @dataclass(frozen=True)
-class Fold:
+class Fold(Repair):
     """Ridge prediction of removed inputs from kept ones, folded into every consumer's weights."""
 
     phase: ClassVar[Phase] = "absorb"

@@ -30,7 +30,7 @@ from pxcompress.processes import processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, gradients
-from pxcompress.types import Batches, Phase, Pruned
+from pxcompress.types import Batches, Phase, Pruned, Repair
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 @REPAIRS.register("least-squares")
 @dataclass(frozen=True)
-class LeastSquares:
+class LeastSquares(Repair):
     """Least-squares refit of every convolution and linear layer that lost inputs.
 
     Layers that lost none could make up for earlier ones as well, but what they learn of few samples does harm: on an

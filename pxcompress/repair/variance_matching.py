@@ -14,12 +14,12 @@ from pxcompress.layout.consumers import add_, consumers
 from pxcompress.passes.matching import moment_changes
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating
-from pxcompress.types import Batch, Batches, Phase, Pruned
+from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
 
 @REPAIRS.register("variance-matching")
 @dataclass(frozen=True)
-class VarianceMatching:
+class VarianceMatching(Repair):
     """Scale and shift every output of a consumer so that its mean and variance are those it had in the dense model."""
 
     phase: ClassVar[Phase] = "statistics"

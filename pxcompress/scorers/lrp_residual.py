@@ -19,7 +19,7 @@ from pxcompress.passes.moments import InputMoments, moments
 from pxcompress.passes.ridges import best_ridge
 from pxcompress.registry import option, searched
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Axis, Batches, Group, Member, Scores
+from pxcompress.types import Axis, Batches, Group, Member, Scorer, Scores
 
 METRICS: Mapping[str, tuple[Axis, bool]] = {
     "outputs": ("out", True),
@@ -35,7 +35,7 @@ CHUNK = 2**23
 
 @SCORERS.register("lrp-residual")
 @dataclass(frozen=True)
-class LRPResidual:
+class LRPResidual(Scorer):
     """Expected squared change of the logit that remains after a unit was folded into the units that stay.
 
     A unit c of a layer with input covariance Sigma and consumers W costs sum_o w_o |W_oc|^2 / [Sigma_S^-1]_cc, with

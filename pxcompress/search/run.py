@@ -103,7 +103,7 @@ def space_for(recipe: Recipe, objective: str, *, attention: bool) -> Space:
     """What is varied for an objective; repairs that cost many times what a trial does otherwise are left to `run`."""
     if objective == "pxp":
         return pxp_space_of(recipe, attention=attention)
-    quick = [text for text in recipe.repair if not getattr(REPAIRS.get(text.partition(":")[0]), "costly", False)]
+    quick = [text for text in recipe.repair if not REPAIRS.get(text.partition(":")[0]).costly]
     return space_of(recipe.but(repair=tuple(quick)), attention=attention)
 
 
