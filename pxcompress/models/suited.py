@@ -61,9 +61,10 @@ def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> 
             f"model {name!r} does not run on a {shape} input: {reason_of(error)}; {_remedy(model, preprocessing)}"
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
-        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        output_kind = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ModelError(
-            f"model {name!r} returns {found} for 2 inputs; expected class scores of shape (2, classes): {IN_PYTHON}"
+            f"model {name!r} returns {output_kind} for 2 inputs; expected class scores of shape (2, classes): "
+            f"{IN_PYTHON}"
         )
     if not output.isfinite().all():
         raise ModelError(f"model {name!r} returns NaN or infinity for an input of zeros; check its weights")
@@ -75,12 +76,14 @@ def _remedy(model: nn.Module, preprocessing: Preprocessing) -> str:
     if not preprocessing.is_image:
         return "give other data"
     channels, *sides = preprocessing.input_size
-    near = sorted(SIDES, key=lambda side: abs(side - sides[-1]))
-    if (fitting := _first_that_runs(model, near, lambda side: torch.zeros(2, channels, side, side))) is not None:
-        return f"set --input-size {fitting}"
-    if (fitting := _first_that_runs(model, (1, 3, 4, 2), lambda count: torch.zeros(2, count, *sides))) is not None:
-        shape = (fitting, *sides)
-        return f"it takes images of {fitting} channels: give the module pretrained_cfg = {{'input_size': {shape}}}"
+    nearest_sides = sorted(SIDES, key=lambda side: abs(side - sides[-1]))
+    if (
+        working_size := _first_that_runs(model, nearest_sides, lambda side: torch.zeros(2, channels, side, side))
+    ) is not None:
+        return f"set --input-size {working_size}"
+    if (working_size := _first_that_runs(model, (1, 3, 4, 2), lambda count: torch.zeros(2, count, *sides))) is not None:
+        shape = (working_size, *sides)
+        return f"it takes images of {working_size} channels: give the module pretrained_cfg = {{'input_size': {shape}}}"
     return IN_PYTHON
 
 
