@@ -150,7 +150,7 @@ def _page(result: SearchResult, study: Study, recipe: Recipe) -> str:
         axes_by_caption = {"Value of every trial, and the best so far": plots.plot_optimization_history(study)}
         if len({trial.value for trial in finished_trials}) >= 8:
             axes_by_caption["Importance of each parameter"] = plots.plot_param_importances(study)
-        files = {words: picture(cast(Figure, axes.figure), "svg") for words, axes in axes_by_caption.items()}
+        files = {words: render_figure(cast(Figure, axes.figure), "svg") for words, axes in axes_by_caption.items()}
         pyplot.close("all")
     return render(
         "search.html",
