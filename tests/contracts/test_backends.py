@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,3 +230,13 @@ def test_a_backend_from_elsewhere_measures_a_run(numpy_provider: str, file: Path
 def test_a_provider_that_two_backends_claim_is_refused(numpy_provider: str) -> None:
     with pytest.raises(ValueError, match="'numpy' is registered twice"):
         BACKENDS.register("numpy")(NumpyRuntime)
+
+
+def test_a_runtime_that_is_not_installed_is_named_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    runtime.explain_failure.cache_clear()
+    with pytest.raises(InputError, match=r"provider 'openvino' cannot be used: .+ \(pip install openvino\)"):
+        runtime.open_session(file, "openvino")
+    runtime.explain_failure.cache_clear()
