@@ -23,6 +23,7 @@ from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Placement
 from pxcompress.recipe import Bench
+from pxcompress.report.table import format_bench
 
 EXAMPLE = torch.arange(18, dtype=torch.float32).reshape(3, 6) / 9 - 1
 
@@ -216,6 +217,9 @@ def test_a_backend_from_elsewhere_is_timed_beside_the_others(numpy_provider: str
     ]
     assert all(row.speedup is not None for row in rows[1::2])
     assert all(row.onnx_bytes == file.stat().st_size for row in rows)
+    table = format_bench(rows)
+    assert "model.onnx on cpu: fp32, 2 nodes on CPU" in table
+    assert "model.onnx on numpy: fp32, 2 nodes on NumPyCPU" in table
 
 
 def test_a_backend_from_elsewhere_measures_a_run(numpy_provider: str, file: Path, tmp_path: Path) -> None:
