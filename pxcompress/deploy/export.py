@@ -50,7 +50,7 @@ def export_onnx(
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
         _check_output(model, inputs)
-        program = _exported(model, inputs, dynamic=batch is None)
+        program = _export(model, inputs, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
     _strip(program.model)
@@ -116,7 +116,7 @@ def _check_output(model: nn.Module, inputs: Tensor) -> None:
         output = model(inputs)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shape = tuple(inputs.shape)
-        raise ModelError(f"model does not run on an input of shape {shape}: {_first_line(error)}") from error
+        raise ModelError(f"model does not run on an input of shape {shape}: {_get_first_line(error)}") from error
     if not isinstance(output, Tensor):
         raise ModelError(f"model returns a {type(output).__name__}; expected one tensor of logits (batch, classes)")
     if output.ndim != 2 or len(output) != len(inputs):
@@ -124,7 +124,7 @@ def _check_output(model: nn.Module, inputs: Tensor) -> None:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """No prints, log lines and warnings of the exporter; what goes wrong is raised as an exception anyway."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -162,10 +162,10 @@ def _flat_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = attention
 
 
-def _exported(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
+def _export(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
-        with _silent(), _flat_attention():
+        with _silence(), _flat_attention():
             return torch.onnx.export(
                 model,
                 (inputs,),
@@ -180,7 +180,7 @@ def _exported(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_first_line(cause)}") from error
+        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_get_first_line(cause)}") from error
 
 
 def _any_batch(model: nn.Module) -> tuple[Any, ...]:
@@ -219,13 +219,15 @@ def _write(program: Any, path: Path) -> None:
         try:
             onnx.checker.check_model(str(Path(folder) / path.name))
         except onnx.checker.ValidationError as error:
-            raise ModelError(f"model cannot be exported: the result is not valid ONNX: {_first_line(error)}") from error
+            raise ModelError(
+                f"model cannot be exported: the result is not valid ONNX: {_get_first_line(error)}"
+            ) from error
         onnx_file, *weights = onnx_files(Path(folder) / path.name)
         for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
 
 
-def _first_line(error: BaseException) -> str:
+def _get_first_line(error: BaseException) -> str:
     """The first line of the message, without terminal colours."""
     lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -32,7 +32,7 @@ def verify_parity(
     `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
     max |difference| <= tolerance * max(1, max |logits of PyTorch|), so never with a NaN. `model` is left as it was.
     """
-    everything = _first(inputs, samples)
+    everything = _take(inputs, samples)
     enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
     session = runtime.open_session(artifact_path, "cpu")
     differences, scales, agreements = [], [1.0], []
@@ -51,7 +51,7 @@ def verify_parity(
     )
 
 
-def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
+def _take(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
     """The first `samples` inputs as one tensor on the CPU."""
     parts: list[Tensor] = []
     missing = samples
