@@ -59,7 +59,7 @@ def export_onnx(
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
         names = list(_check_outputs(model, inputs, output_name))
-        program = _exported(_Flat.of(model, names, output_name), inputs, names, dynamic=batch is None)
+        program = _export(_Flat.of(model, names, output_name), inputs, names, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
     _strip(program.model)
@@ -145,7 +145,7 @@ def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, 
         outputs = named_outputs(model, inputs, only)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shape = tuple(inputs.shape)
-        raise ModelError(f"model does not run on an input of shape {shape}: {_first_line(error)}") from error
+        raise ModelError(f"model does not run on an input of shape {shape}: {_get_first_line(error)}") from error
     if not outputs:
         raise ModelError(
             f"model returns no tensor ({len(inputs)}, ...) for {len(inputs)} inputs; expected at least one"
@@ -154,7 +154,7 @@ def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, 
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """No prints, log lines and warnings of the exporter; what goes wrong is raised as an exception anyway."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -192,10 +192,10 @@ def _flat_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = attention
 
 
-def _exported(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic: bool) -> Any:
+def _export(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
-        with _silent(), _flat_attention():
+        with _silence(), _flat_attention():
             return torch.onnx.export(
                 model,
                 (inputs,),
@@ -210,7 +210,7 @@ def _exported(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_first_line(cause)}") from error
+        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_get_first_line(cause)}") from error
 
 
 def _any_batch(model: nn.Module) -> tuple[Any, ...]:
@@ -249,13 +249,15 @@ def _write(program: Any, path: Path) -> None:
         try:
             onnx.checker.check_model(str(Path(folder) / path.name))
         except onnx.checker.ValidationError as error:
-            raise ModelError(f"model cannot be exported: the result is not valid ONNX: {_first_line(error)}") from error
+            raise ModelError(
+                f"model cannot be exported: the result is not valid ONNX: {_get_first_line(error)}"
+            ) from error
         onnx_file, *weights = onnx_files(Path(folder) / path.name)
         for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
 
 
-def _first_line(error: BaseException) -> str:
+def _get_first_line(error: BaseException) -> str:
     """The first line of the message, without terminal colours."""
     lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -39,7 +39,7 @@ def verify_parity(
     `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
     max |difference| <= tolerance * max(1, max |outputs of PyTorch|), so never with a NaN. `model` is left as it was.
     """
-    everything = _first(inputs, samples)
+    everything = _take(inputs, samples)
     enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
     session, judge = runtime.open_session(artifact_path, "cpu"), task or Classification()
     differences, scales, agreements = [], [1.0], []
@@ -58,7 +58,7 @@ def verify_parity(
     )
 
 
-def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
+def _take(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
     """The first `samples` inputs as one tensor on the CPU."""
     parts: list[Tensor] = []
     missing = samples

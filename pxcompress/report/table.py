@@ -115,8 +115,7 @@ def _accuracy(report: Report) -> list[_Line]:
 
 def format_bench(rows: Sequence[BenchRow]) -> str:
     """What `pxcompress bench` prints; `speed` is against the first line at the same batch. No newline at the end."""
-    folders = {str(Path(row.path).parent) for row in rows}
-    names = [(Path(row.path).name if len(folders) == 1 else row.path, str(row.batch_size)) for row in rows]
+    names = _name_rows(rows)
     calls: list[_Line] = [("file", "batch", "mean", "p50", "p90", "p99", "throughput")]
     files: list[_Line] = [("file", "batch", "size", "cold", "speed")]
     where: list[str] = []
@@ -144,6 +143,15 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
     return "\n".join(
         [*align(calls), "", *align(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]
     )
+
+
+def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
+    """File and batch size of each row: without its folder where all have the same, with the provider where several."""
+    folders, providers = {Path(row.path).parent for row in rows}, {row.placement.asked for row in rows}
+    names = [Path(row.path).name if len(folders) == 1 else row.path for row in rows]
+    if len(providers) > 1:
+        names = [f"{name} on {row.placement.asked}" for name, row in zip(names, rows, strict=True)]
+    return [(name, str(row.batch_size)) for name, row in zip(names, rows, strict=True)]
 
 
 def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from pxcompress.notes import Note
 from pxcompress.pipeline import aligned
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
+from pxcompress.report.figures import render_figure
 from pxcompress.report.pages import Picture, render
 from pxcompress.report.summary import format_percent, wilson
 from pxcompress.search.objectives import Workbench

@@ -20,7 +20,7 @@ from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
-from pxcompress.deploy.hardware import load_tensorrt, missing_gpu
+from pxcompress.deploy.hardware import explain_missing_gpu, load_tensorrt
 from pxcompress.deploy.quiet import capture_output, shorten_message
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
@@ -171,7 +171,7 @@ def _try_provider(provider: str) -> str:
     if _name(provider) not in ort.get_available_providers():
         return f"onnxruntime {VERSION} was built without {_name(provider)} (the onnxruntime-gpu package has it)"
     if provider != "cpu":
-        if reason := missing_gpu():
+        if reason := explain_missing_gpu():
             return reason
         with capture_output():
             ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
