@@ -282,12 +282,15 @@ class Scorer(Protocol):
 
 
 class Budget(Protocol):
-    """Prices a width for every group.
-
-    `normalise` and `round_to`, where it has them, are what a recipe takes when it says nothing else.
-    """
+    """Prices a width for every group. Classes derive from it: it holds the defaults of what they may declare."""
 
     unit: str
+
+    normalise: ClassVar[str] = "knapsack"
+    """How scores of different groups are made comparable when the recipe does not say it."""
+
+    round_to: ClassVar[int] = 8
+    """Step of widths when the recipe does not say it, in units; 0 stands for the step that is measured as fastest."""
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """A pure function from units kept to cost."""

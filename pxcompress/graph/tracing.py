@@ -15,7 +15,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError
+from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
 from pxcompress.models.adapter import everything
 from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
@@ -76,7 +76,7 @@ def _candidates(
         except TimeoutError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever torch-pruning stumbles over: the others go on)
-            yield Fixed(names[module], units, f"its units cannot be followed: {_first_line(error)}")
+            yield Fixed(names[module], units, f"its units cannot be followed: {reason_of(error)}")
             continue
         if wide is not None:
             yield Fixed(names[module], units, f"its one output is broadcast over those of {names[wide]}")
@@ -106,16 +106,12 @@ def _guarded(what: str) -> Iterator[None]:
             with time_limit(TRACING_SECONDS):
                 yield
         except Exception as error:  # a user's forward and torch-pruning may raise anything
-            raise ModelError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+            raise ModelError(f"{what}: {reason_of(error)}") from error
 
 
 def _is_single(layer: nn.Module) -> bool:
     """Whether a convolution has no channel to lose; torch-pruning takes what it runs along for channels (ECA)."""
     return bool(layer.in_channels == layer.out_channels == 1)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def _producers(dependencies: Any, raw: Any) -> set[Any]:
