@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.factory import is_factory, open_factory
 from pxcompress.data.folder import Files, open_folder
 from pxcompress.data.samples import Integers, Layout, Samples, Source, UserData, pools
 from pxcompress.data.tables import SUFFIXES, open_table
@@ -25,7 +26,7 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
     `digits`; `spiral`; `glyphs` and `dna`, also smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
     ImageFolder layout, with or without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with
     options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`; a folder with images/ and masks/; a folder of image
-    files; a table, .csv or .jsonl. `seed` cuts the pools of a user's data; those of
+    files; a table, .csv or .jsonl; `package.module:factory`, a data set of the user's. `seed` cuts the pools of a user's data; those of
     embedded data are always the same, so that a baseline trained once never meets its training images again. Raises
     `DataError`.
     """
@@ -62,6 +63,8 @@ def _user_data(spec: str, layout: Layout | None) -> UserData:
         return _timm(name, _parse_options(spec, options))
     if spec.lower().endswith(SUFFIXES) and not Path(spec).expanduser().is_dir():
         return open_table(spec)
+    if is_factory(spec) and not Path(spec).exists():
+        return open_factory(spec)
     return _folder(spec, layout)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
-from pxcompress.data.samples import Samples, UserData
+from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Values
 from pxcompress.errors import DataError
 
@@ -49,7 +49,7 @@ def open_table(spec: str) -> UserData:
     table = _Table(spec, rows, tuple(rows[0]))
     images = _image_paths(table, path.parent)
     if _LABELS in table.names:
-        layout = "labels"
+        layout: Layout = "labels"
         classes, targets = _read_labels(table)
     else:
         layout = "numbers"
