@@ -64,7 +64,7 @@ def _call(spec: str) -> object:
 
 def _halves(spec: str, data: object) -> Mapping[str, Iterable[object]]:
     """The parts of what the factory returned, training data first."""
-    halves = data if isinstance(data, Mapping) else {"all": data}
+    halves: Mapping[str, Any] = data if isinstance(data, Mapping) else {"all": data}
     if isinstance(data, Mapping) and set(data) not in ({"train"}, {"train", "val"}):
         raise DataError(f"data {spec!r} returned the keys {short(str(list(data)))}; expected 'train' and 'val'")
     for part in halves.values():

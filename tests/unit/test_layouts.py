@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pxcompress.data import load_splits, open_source, restricted
 from pxcompress.data import batches as batches_module
+from pxcompress.data import load_splits, open_source, restricted
 from pxcompress.data.samples import Source
 from pxcompress.errors import DataError
 from pxcompress.types import Preprocessing
@@ -103,7 +103,7 @@ def test_modes_of_masks(tmp_path, mode):
     for path in (root / "masks").iterdir():
         values = mask_of(int(path.stem))
         if mode == "P":
-            image = Image.frombytes("P", image.size, values.tobytes())
+            image = Image.frombytes("P", (8, 8), values.tobytes())
             image.putpalette([7, 8, 9] * 256)
         else:
             image = Image.fromarray(values.astype(np.uint16) if mode == "I;16" else values == 1)
@@ -129,7 +129,8 @@ def test_bad_masks(tmp_path):
     root = save_masked(tmp_path / "d")
     Image.new("L", (8, 9)).save(root / "masks/3.png")
     message = error_of(root)
-    assert "'masks/3.png' is 8x9" in message and "'images/3.png' 8x8" in message
+    assert "'masks/3.png' is 8x9" in message
+    assert "'images/3.png' 8x8" in message
     Image.new("RGB", (8, 8)).save(root / "masks/3.png")
     assert "mode RGB" in error_of(root)
     (root / "masks/3.png").write_bytes(b"nothing")
@@ -299,7 +300,8 @@ def test_factories(factories, layout, classes, target_of):
 
 def test_factory_with_halves(factories):
     source = open_source(f"{factories}:halves")
-    assert set(source.train.labels) == {1} and set(source.held_out.labels) == {0}
+    assert set(source.train.labels) == {1}
+    assert set(source.held_out.labels) == {0}
     assert all(name.startswith("val/") for name in source.held_out.ids)
 
 
