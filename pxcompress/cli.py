@@ -79,7 +79,7 @@ def main() -> None:
     except (PxError, OSError) as error:
         if debug:
             traceback.print_exception(error)
-        message, code = _told(error)
+        message, code = _describe_error(error)
         hint = "" if debug or not isinstance(error, StageError) else " (--debug shows where)"
         print(f"pxcompress: {message}{hint}", file=sys.stderr)
         sys.exit(code)
@@ -89,7 +89,7 @@ def main() -> None:
         raise
 
 
-def _told(error: PxError | OSError) -> tuple[str, int]:
+def _describe_error(error: PxError | OSError) -> tuple[str, int]:
     """The line that the user reads, and the exit code."""
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename or 'while writing'}; nothing was written", 2

@@ -62,15 +62,15 @@ def with_measured_rates(
 
 
 def _lowest(group: Group, scored: ScoredModel) -> list[int]:
-    """The units that are removed to measure."""
+    """The share `REMOVED` of the group's units with the lowest scores, at least one."""
     order = torch.argsort(scored.scores[group.name], stable=True).tolist()
     return list(order[: max(1, round(REMOVED * group.units))])
 
 
 def _alone(group: Group, units: Sequence[int]) -> Plan:
     """The plan that removes `units` of one group and nothing else."""
-    left = group.units - len(units)
-    return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, left, left)
+    units_left = group.units - len(units)
+    return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, units_left, units_left)
 
 
 def _rated(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel:

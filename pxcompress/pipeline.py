@@ -211,7 +211,7 @@ def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | Non
 def _check_answers(module: Adapted, recipe: Recipe) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
     needs_labels = recipe.class_scores
-    needs_labels |= any(getattr(SCORERS.build(text), "target", "") == "label" for text in recipe.scorers)
+    needs_labels |= any(SCORERS.build(text).target == "label" for text in recipe.scorers)
     if needs_labels and not module.labelled:
         raise InputError(
             f"scorer {recipe.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "

@@ -108,11 +108,11 @@ def shares(parts: Mapping[str, Batches]) -> dict[str, Batches]:
     """What this process has of every part; all of it where it is alone. Raises `DataError` for an empty share."""
     if processes() == 1:
         return dict(parts)
-    mine: dict[str, Batches] = {role: _Share(part, rank(), processes()) for role, part in parts.items()}
-    for role, part in mine.items():
+    own_shares: dict[str, Batches] = {role: _Share(part, rank(), processes()) for role, part in parts.items()}
+    for role, part in own_shares.items():
         if next(iter(part), None) is None:
             raise DataError(f"role {role!r} has no batch for process {rank()}; use fewer than {processes()} processes")
-    return mine
+    return own_shares
 
 
 def from_first(value: Any) -> Any:

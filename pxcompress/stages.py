@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
-from pxcompress.clock import Clock
 from pxcompress.cost.count import uncounted
 from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import BudgetError, ResultError

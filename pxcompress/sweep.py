@@ -29,7 +29,7 @@ from pxcompress.types import ScoredModel
 
 @dataclass(frozen=True)
 class Point:
-    """One size: shares of the dense model's cost (in the budget's unit), parameters and MACs that are left, and quality.
+    """One size: shares of the dense model's cost (in the budget's unit), parameters and MACs left, and quality.
 
     Quality is PyTorch's on the select split, by the task's metric: the test split stays unseen until a ratio is chosen.
     `ratio` 0 is the dense model.
@@ -75,7 +75,15 @@ def sweep(
         scored = score(workload.loaded.model, workload.splits.example, run)
         points = tuple(_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
-        result = Sweep(recipe, scored.price.unit, workload.task.metric, points, len(workload.splits.ids["select"]), unreachable, place)
+        result = Sweep(
+            recipe,
+            scored.price.unit,
+            workload.task.metric,
+            points,
+            len(workload.splits.ids["select"]),
+            unreachable,
+            place,
+        )
         (folder / RECIPE).write_text(recipe.to_json())
         (folder / "sweep.json").write_text(to_json(result))
         (folder / "sweep.csv").write_text(to_csv(result))
@@ -149,7 +157,11 @@ def draw(result: Sweep, path: Path) -> None:
     values = [point.quality * (100 if share else 1) for point in result.points]
     axes.plot([point.cost for point in result.points], values, marker="o")
     axes.axhline(values[0], color="grey", linewidth=0.8, label="dense")
-    axes.set(xlabel=f"{result.unit} left, share of the dense model's", ylabel=f"{result.metric.name}{', %' if share else ''}", title=result.recipe.model)
+    axes.set(
+        xlabel=f"{result.unit} left, share of the dense model's",
+        ylabel=f"{result.metric.name}{', %' if share else ''}",
+        title=result.recipe.model,
+    )
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path, metadata={"Date": None})

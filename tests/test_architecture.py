@@ -37,6 +37,7 @@ PLACE = {name: place for place, names in enumerate(LINE) for name in names}
 DOORS = {
     "torch_pruning": {"graph"},
     "onnxruntime": {"deploy"},
+    "openvino": {"deploy"},
     "zennit": {"attribution"},
     "optuna": {"search"},
 }

@@ -48,8 +48,8 @@ BOUNDS: dict[str, Callable[[Array, float], Array]] = {
 
 def fixed_sequence(p_values: ArrayLike, delta: float) -> int:
     """How many models pass, from the first on: stops at the first p-value above delta."""
-    is_above = np.asarray(p_values) > delta
-    return int(is_above.argmax()) if is_above.any() else len(is_above)
+    above = np.asarray(p_values) > delta
+    return int(above.argmax()) if above.any() else len(above)
 
 
 def first_whole(holds: Callable[[int], bool]) -> int:

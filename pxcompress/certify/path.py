@@ -282,14 +282,14 @@ def sentence(certificate: Certificate) -> str:
     """The certificate in plain words, with what it does not promise."""
     goal, classes = certificate.goal, len(certificate.rows[0].classes)
     scope = f"{goal.scope} in each of the {classes} classes" if classes else goal.scope
-    promise = RISKS[goal.risk].promise.format(alpha=_percent(goal.alpha), scope=scope)
-    target = f"With {_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}"
+    promise = RISKS[goal.risk].promise.format(alpha=_format_percent(goal.alpha), scope=scope)
+    target = f"With {_format_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}"
     row = certificate.rows[certificate.chosen or 0]
     part = row.weakest
     where = f" in {part.name!r}, the weakest class" if classes else ""
     evidence = f"{part.errors:g} of {part.n} samples{where}"
     if certificate.chosen is None:
-        short = f"; it takes at least {fewest} samples" if (fewest := _needed(goal)) > part.n else ""
+        short = f"; it takes at least {fewest} samples" if (fewest := _count_needed(goal)) > part.n else ""
         outcome = f"{row.name!r} lost {evidence} (p = {row.p_value:.3g}{short})"
         return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {outcome}."
     others = ["other predictions"] * (goal.scope != EVERYTHING) + ["single classes"] * (not classes)
@@ -298,7 +298,7 @@ def sentence(certificate: Certificate) -> str:
     return f"{target}. ({row.name!r}: {evidence}, p = {row.p_value:.3g}.) {limits}{silent}"
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * share:.6g} %"
 
 
@@ -311,13 +311,13 @@ def check_samples(n: int, goal: Goal, where: str = "to certify on") -> None:
     `where` says in words which samples were counted: those of the smallest class, where every class must pass.
     """
     # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
-    if goal.alpha <= 0 or n >= (fewest := _needed(goal)):
+    if goal.alpha <= 0 or n >= (fewest := _count_needed(goal)):
         return
-    goal_words = f"{goal.risk} <= {_percent(goal.alpha)} at {_percent(1 - goal.delta)} confidence"
+    goal_words = f"{goal.risk} <= {_format_percent(goal.alpha)} at {_format_percent(1 - goal.delta)} confidence"
     raise DataError(f"{n} samples {where}; {goal_words} needs at least {fewest}: give more data or a larger --max-drop")
 
 
-def _needed(goal: Goal) -> int:
+def _count_needed(goal: Goal) -> int:
     """The fewest samples (of each class) that pass without an error; 0 where no number is known."""
     if goal.alpha <= 0:
         return 0
@@ -344,7 +344,7 @@ def spent(uses: int, delta: float) -> Spent:
         return Spent(each, "")
     times = "once" if uses == 1 else f"{uses} times"
     message = (
-        f"these samples certified {times} before, so their guarantee is spent: for {_percent(1 - delta)} over all "
-        f"{uses + 1} uses give each --confidence {1 - each:.6g}, or certify on fresh samples"
+        f"these samples certified {times} before, so their guarantee is spent: for {_format_percent(1 - delta)} over "
+        f"all {uses + 1} uses give each --confidence {1 - each:.6g}, or certify on fresh samples"
     )
     return Spent(each, message)

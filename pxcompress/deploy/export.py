@@ -49,16 +49,17 @@ def export_onnx(
     """Write `model` in eval mode, float32, as ONNX for any batch, or for one of `batch`; returns what was written.
 
     `example` is one input or several, shape (n, ...). The file's input is "input"; a single output is `output_name`,
-    several have the names of `models.outputs.by_name`. Its metadata_props are `metadata` and nothing else; source paths and stack traces that the exporter leaves in the
-    nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or not at all.
-    The exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm elsewhere
-    stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a ViT 36 of 455 nodes, for 1 to 2 % of p50.
+    several have the names of `models.outputs.by_name`. Its metadata_props are `metadata` and nothing else; source paths
+    and stack traces that the exporter leaves in the nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside
+    it. The file appears whole or not at all. The exporter has folded constants, and every BatchNorm that follows a
+    convolution into it; a BatchNorm elsewhere stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a
+    ViT 36 of 455 nodes, for 1 to 2 % of p50.
     `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
         names = list(_check_outputs(model, inputs, output_name))
-        program = _exported(_Flat.of(model, names, output_name), inputs, names, dynamic=batch is None)
+        program = _export(_Flat.of(model, names, output_name), inputs, names, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
     _strip(program.model)
@@ -144,14 +145,16 @@ def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, 
         outputs = named_outputs(model, inputs, only)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shape = tuple(inputs.shape)
-        raise ModelError(f"model does not run on an input of shape {shape}: {_first_line(error)}") from error
+        raise ModelError(f"model does not run on an input of shape {shape}: {_get_first_line(error)}") from error
     if not outputs:
-        raise ModelError(f"model returns no tensor ({len(inputs)}, ...) for {len(inputs)} inputs; expected at least one")
+        raise ModelError(
+            f"model returns no tensor ({len(inputs)}, ...) for {len(inputs)} inputs; expected at least one"
+        )
     return outputs
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """No prints, log lines and warnings of the exporter; what goes wrong is raised as an exception anyway."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -189,10 +192,10 @@ def _flat_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = attention
 
 
-def _exported(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic: bool) -> Any:
+def _export(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
-        with _silent(), _flat_attention():
+        with _silence(), _flat_attention():
             return torch.onnx.export(
                 model,
                 (inputs,),
@@ -207,7 +210,7 @@ def _exported(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_first_line(cause)}") from error
+        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_get_first_line(cause)}") from error
 
 
 def _any_batch(model: nn.Module) -> tuple[Any, ...]:
@@ -246,13 +249,15 @@ def _write(program: Any, path: Path) -> None:
         try:
             onnx.checker.check_model(str(Path(folder) / path.name))
         except onnx.checker.ValidationError as error:
-            raise ModelError(f"model cannot be exported: the result is not valid ONNX: {_first_line(error)}") from error
+            raise ModelError(
+                f"model cannot be exported: the result is not valid ONNX: {_get_first_line(error)}"
+            ) from error
         onnx_file, *weights = onnx_files(Path(folder) / path.name)
         for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
 
 
-def _first_line(error: BaseException) -> str:
+def _get_first_line(error: BaseException) -> str:
     """The first line of the message, without terminal colours."""
     lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -48,12 +48,12 @@ class Sizes:
                 raise InputError(f"shapes names {name!r}, an input that no file has; expected: {known_names}")
 
 
-def image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
+def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
     """Of one sample of a file with one input: what the file says, else what was asked. Raises `InputError`."""
-    return sample_shape(session, session.input, Sizes(image))
+    return get_sample_shape(session, session.input, Sizes(image))
 
 
-def sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
+def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
     """Of one sample, such as channels, height and width: what the file says, else what was asked.
 
     An image whose last axis alone is as short as channels are takes height, width, channels. Raises `InputError` where
@@ -78,17 +78,17 @@ def sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
     return tuple(int(own or size) for own, size in zip(port.shape[1:], sample, strict=True))
 
 
-def random_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:
+def make_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:
     """Random numbers for every input, of which `shapes` has that of one sample."""
     rng = np.random.default_rng(0)
     feed = {}
     for port in session.inputs:
         rows = (port.shape[0] or batch_size,) if port.shape else ()
-        feed[port.name] = _random(port, (*rows, *shapes[port.name]), rng)
+        feed[port.name] = _draw(port, (*rows, *shapes[port.name]), rng)
     return feed
 
 
-def _random(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _draw(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Floats around 0; whole numbers as bytes of an image are, or 0 and 1, which any table of embeddings has; masks of
     1, as nothing is padded.
     """

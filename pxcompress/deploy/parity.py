@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import on_cpu
 from pxcompress.errors import DataError
+from pxcompress.models.adapter import named_outputs
+from pxcompress.models.outputs import max_difference
 from pxcompress.proof import Parity
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches
 
 _BATCH = 16
@@ -24,34 +28,37 @@ def verify_parity(
     artifact_path: Path,
     inputs: Iterable[Tensor] | Batches,
     *,
+    task: Task | None = None,
     tolerance: float = 1e-3,
     samples: int = 64,
 ) -> Parity:
     """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
 
+    All outputs are compared; agreement is what the `task` says of them, by default the class with the largest logit.
+
     `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
-    max |difference| <= tolerance * max(1, max |logits of PyTorch|), so never with a NaN. `model` is left as it was.
+    max |difference| <= tolerance * max(1, max |outputs of PyTorch|), so never with a NaN. `model` is left as it was.
     """
-    everything = _first(inputs, samples)
+    everything = _take(inputs, samples)
     enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
-    session = runtime.open_session(artifact_path, "cpu")
+    session, judge = runtime.open_session(artifact_path, "cpu"), task or Classification()
     differences, scales, agreements = [], [1.0], []
     with on_cpu(model):
         for batch in (enough[:1], enough[:2], *enough.split(_BATCH)):
-            torch_logits, onnx_logits = model(batch).numpy(), session.predict(batch)
-            differences.append(np.abs(torch_logits - onnx_logits).max())
-            scales.append(np.abs(torch_logits).max())
-            agreements.append(torch_logits.argmax(1) == onnx_logits.argmax(1))
+            expected, outputs = named_outputs(model, batch, judge.output_name), session.outputs_of(batch)
+            differences.append(max_difference(outputs, expected))
+            scales.append(max(float(value.abs().max()) for value in expected.values()))
+            agreements.append(judge.agreement(outputs, expected))
     max_abs = float(np.max(differences))
     return Parity(
         samples=len(everything),
         max_abs=max_abs,
-        top1_agreement=float(np.concatenate(agreements[2:]).mean()),
+        agreement=float(torch.cat(agreements[2:]).mean()),
         passed=bool(max_abs <= tolerance * np.max(scales)),
     )
 
 
-def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
+def _take(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
     """The first `samples` inputs as one tensor on the CPU."""
     parts: list[Tensor] = []
     missing = samples

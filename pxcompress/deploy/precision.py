@@ -47,7 +47,7 @@ def to_fp16(source: Path, path: Path, batches: Batches) -> Artifact:
 
     Operators that float16 cannot do, and nodes that take or give more than `FP16_LIMIT` on `batches`, stay in float32.
     """
-    ranges = activation_ranges(source, batches)
+    ranges = measure_ranges(source, batches)
     graph = onnx.load(source, load_external_data=False).graph
     float32_nodes = [
         node.name
@@ -94,14 +94,14 @@ def convert(source: Path, path: Path, precision: str, batches: Batches) -> Artif
     then nothing is written.
     """
     try:
-        with _quiet():
+        with _silence():
             return PRECISIONS[precision](source, path, batches)
     except _CONVERTER_ERRORS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{source.name} cannot be made {precision}: {reason}") from error
 
 
-def activation_ranges(source: Path, batches: Batches) -> dict[str, float]:
+def measure_ranges(source: Path, batches: Batches) -> dict[str, float]:
     """Largest absolute value on `batches` of every float tensor that a node of `source` takes or gives."""
     with tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(str(source), augmented_model_path=str(Path(folder) / "augmented.onnx"))
@@ -157,7 +157,7 @@ def _save(model: onnx_ir.Model, source: Path, path: Path, precision: str) -> Art
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """No log lines and warnings of the converters; what goes wrong is raised."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

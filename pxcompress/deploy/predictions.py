@@ -69,7 +69,7 @@ class Predictions:
 def predictions(
     sessions: Mapping[str, Session], dense: str, reference: str, batches: Batches, task: Task
 ) -> dict[str, Predictions]:
-    """What every session makes of `batches`, beside that named `dense`, and how far it is from that named `reference`."""
+    """What every session makes of `batches`, beside the one named `dense`, and how far it is from `reference`."""
     parts: dict[str, list[Predictions]] = {name: [] for name in sessions}
     for inputs, targets in batches:
         outputs = {name: session.outputs_of(inputs) for name, session in sessions.items()}

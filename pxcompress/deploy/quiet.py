@@ -32,9 +32,10 @@ def capture_output() -> Iterator[Callable[[], str]]:
 
 
 def shorten_message(message: str) -> str:
-    """What matters of an ONNX Runtime message: the library that could not be loaded, else the text after the codes."""
+    """What matters of a runtime's message: the library that could not be loaded, else the text behind the codes."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     if cause := re.search(r"with error: (.+)", message):
         return cause[1].strip()
+    message = re.sub(r"(Exception from|Check '.*' failed at) [^\n]*:\n", "", message)  # OpenVINO's, one a line
     message = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
     return message.splitlines()[0][:300] if message else ""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
-from pxcompress.deploy.hardware import cpu_name
+from pxcompress.deploy.hardware import get_cpu_name
 from pxcompress.deploy.session import Array, Session
 from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
 from pxcompress.errors import InputError, ResultError
@@ -120,7 +120,7 @@ def describe_device(provider: str, threads: int) -> str:
     """
     backend = find_backend(provider)
     if backend.get_device(_choose(provider)[0]) == "cpu":
-        return f"{cpu_name()}, {threads or torch.get_num_threads()} threads-{backend.version}"
+        return f"{get_cpu_name()}, {threads or torch.get_num_threads()} threads-{backend.version}"
     return f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'GPU'} {provider}-{backend.version}"
 
 

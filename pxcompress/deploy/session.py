@@ -176,8 +176,8 @@ def runs_on_cpu(placement: Placement) -> bool:
 
 def whole_batches(array: Array, size: int) -> list[Array]:
     """`array` in parts of `size` rows; the last one is filled up with its last row."""
-    padded = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)], mode="edge")
-    return np.split(padded, len(padded) // size)
+    rows = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)], mode="edge")
+    return np.split(rows, len(rows) // size)
 
 
 def _of_weights(path: Path) -> str:

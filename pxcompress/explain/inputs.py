@@ -73,8 +73,8 @@ def samples_of(workload: Workload, data: str, count: int, recipe: Recipe) -> Inp
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
     values, labels = first_of(splits.test, count)
     names = splits.ids["test"][: len(values)]
-    told = f"{len(values)} inputs of the test split of {source.name}"
-    return Inputs(values, names, told, labels, _masks(source, names, values), source.letters)
+    description = f"{len(values)} inputs of the test split of {source.name}"
+    return Inputs(values, names, description, labels, _masks(source, names, values), source.letters)
 
 
 def _masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor | None:

@@ -62,22 +62,22 @@ def attentions(model: nn.Module) -> Iterator[Attention]:
         linear = [layer for layer, part in module.named_modules() if isinstance(part, nn.Linear)]
         others = [layer for layer in linear if layer not in (*inputs, *outputs)]
         followers = [layer for layer in others if module.get_submodule(layer).out_features == heads]
-        made, normed, following, out = (
+        input_names, norm_names, follower_names, output_names = (
             tuple(f"{name}.{layer}".lstrip(".") for layer in layers) for layers in (inputs, norms, followers, outputs)
         )
-        yield Attention(name, heads, made, out[0], normed, following)
+        yield Attention(name, heads, input_names, output_names[0], norm_names, follower_names)
 
 
 def head_group(model: nn.Module, attention: Attention) -> Group:
     """The heads of one attention module as units."""
     module = model.get_submodule(attention.name)
     inner: int = model.get_submodule(attention.output).in_features  # type: ignore[assignment]
-    together = any(getattr(module, key, False) for key in TOGETHER)
+    is_per_head = any(getattr(module, key, False) for key in TOGETHER)
     heads = torch.arange(attention.heads).unsqueeze(1)
     members = [Member(attention.output, "in", torch.arange(inner).reshape(attention.heads, -1))]
     for name in (*attention.inputs, *attention.norms):
         rows = len(model.get_submodule(name).weight)  # type: ignore[arg-type]
-        members.append(Member(name, "out", _rows(rows, inner, attention.heads, together=together)))
+        members.append(Member(name, "out", _rows(rows, inner, attention.heads, is_per_head=is_per_head)))
     members += [Member(name, "out", heads) for name in attention.followers]
     for name, tensor in _own(module):
         path = f"{attention.name}.{name}".lstrip(".")
@@ -122,8 +122,8 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """An attention module's parameters and buffers of floating point, and the tables of what it is made of."""
     for path, part in module.named_modules():
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-            own = part is module or (tensor.dim() > 1 and not isinstance(part, PRODUCERS))
-            if own and tensor.is_floating_point() and tensor.dim():
+            is_head_tensor = part is module or (tensor.dim() > 1 and not isinstance(part, PRODUCERS))
+            if is_head_tensor and tensor.is_floating_point() and tensor.dim():
                 yield f"{path}.{name}".lstrip("."), tensor
 
 
@@ -133,8 +133,8 @@ def _axes_of_heads(name: str, tensor: Tensor, heads: int) -> list[int]:
     return [dim for dim in ends if tensor.shape[dim] == heads]
 
 
-def _rows(rows: int, inner: int, heads: int, *, together: bool) -> Tensor:
+def _rows(rows: int, inner: int, heads: int, *, is_per_head: bool) -> Tensor:
     """Rows of every head (heads, k): blocks of all heads one after the other, or all that a head has together."""
-    if together or rows % inner:
+    if is_per_head or rows % inner:
         return torch.arange(rows).reshape(heads, -1)
     return torch.arange(rows).reshape(rows // inner, heads, inner // heads).transpose(0, 1).reshape(heads, -1)

@@ -84,12 +84,14 @@ def _remedy(model: nn.Module, preprocessing: Preprocessing) -> str:
     if not preprocessing.is_image:
         return "give other data"
     channels, *sides = preprocessing.input_size
-    near = sorted(SIDES, key=lambda side: abs(side - sides[-1]))
-    if (fitting := _first_that_runs(model, near, lambda side: torch.zeros(2, channels, side, side))) is not None:
-        return f"set --input-size {fitting}"
-    if (fitting := _first_that_runs(model, (1, 3, 4, 2), lambda count: torch.zeros(2, count, *sides))) is not None:
-        shape = (fitting, *sides)
-        return f"it takes images of {fitting} channels: give the module pretrained_cfg = {{'input_size': {shape}}}"
+    nearest_sides = sorted(SIDES, key=lambda side: abs(side - sides[-1]))
+    if (
+        working_size := _first_that_runs(model, nearest_sides, lambda side: torch.zeros(2, channels, side, side))
+    ) is not None:
+        return f"set --input-size {working_size}"
+    if (working_size := _first_that_runs(model, (1, 3, 4, 2), lambda count: torch.zeros(2, count, *sides))) is not None:
+        shape = (working_size, *sides)
+        return f"it takes images of {working_size} channels: give the module pretrained_cfg = {{'input_size': {shape}}}"
     return IN_PYTHON
 
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from pxcompress.proof import Measurement
+from pxcompress.proof import Metric, Quality
 from pxcompress.report.alike import describe_similarity
 from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     compare_figures,
     describe_conditions,
-    estimate_drop,
+    format_change_span,
     format_command,
     format_percent,
-    format_points,
+    format_span,
     make_badge,
     takes_images,
-    wilson,
     write_headline,
 )
-from pxcompress.report.targets import HEAD, list_targets
+from pxcompress.report.targets import list_columns, list_targets
 
 _CLASSES = 20
 """Class names that a card lists; the ONNX file has all."""
@@ -53,27 +52,26 @@ def to_card(report: Report) -> str:
         f"    {format_command(report.recipe)}",
         _table(("file", "sha256"), [(f"`{_code(name)}`", f"`{digest}`") for name, digest in report.sha256.items()]),
         f"Parity with PyTorch on {report.parity.samples} samples: largest difference {report.parity.max_abs:.1e}, "
-        f"{format_percent(report.parity.top1_agreement)} of the decisions the same.",
+        f"{format_percent(report.parity.agreement)} agreement of the decisions.",
     )
     return "\n\n".join(parts) + "\n"
 
 
 def _figures(report: Report) -> list[tuple[str, ...]]:
-    drop = estimate_drop(report)
-    change = (
-        f"{format_points(-report.ratios.top1_drop)} points ({format_points(-drop.high)} to {format_points(-drop.low)})"
-    )
-    accuracy = ("top-1 (95 % interval)", _accuracy(report.dense), _accuracy(report.pruned), change)
+    metric = report.metric
+    unit = f" {metric.change_unit}" if metric.change_unit else ""
+    change = f"{metric.format_change(report.change.value)}{unit} ({format_change_span(report.change, metric)})"
+    values = (_quality(of.quality, metric) for of in (report.dense, report.pruned))
+    accuracy = (f"{metric.name} (95 % interval)", *values, change)
     return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in compare_figures(report))]
 
 
-def _accuracy(of: Measurement) -> str:
-    interval = wilson(of.top1, of.samples)
-    return f"{format_percent(of.top1)} ({format_percent(interval.low)} to {format_percent(interval.high)})"
+def _quality(of: Quality, metric: Metric) -> str:
+    return f"{metric.format(of.value)} ({format_span(of.low, of.high, metric)})"
 
 
 def _precisions(report: Report) -> Sequence[str]:
-    return ("## Precisions", _table(HEAD, list_targets(report))) if report.targets else ()
+    return ("## Precisions", _table(list_columns(report), list_targets(report))) if report.targets else ()
 
 
 def _certified(report: Report) -> Sequence[str]:

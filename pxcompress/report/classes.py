@@ -16,8 +16,10 @@ _MOST = 20
 
 
 def describe_class_changes(report: Report) -> str:
-    """How many classes lost and gained answers, and the one that lost most."""
+    """How many classes lost and gained answers, and the one that lost most; empty where samples have no class."""
     changes = _most_lost_first(report)
+    if not changes:
+        return ""
     losers, winners = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
     worst = changes[0]
     most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if losers else ""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pxcompress.deploy.intervals import drop
-from pxcompress.proof import Measurement, Speedup, both_right
+from pxcompress.proof import Change, Measurement, Metric, Speedup
 from pxcompress.report.figures import Named, draw_tradeoffs, render_figure
 from pxcompress.report.pages import Cell, Picture, Stacked, render
 from pxcompress.report.record import Report
@@ -15,30 +14,29 @@ from pxcompress.report.summary import (
     describe_goal,
     describe_hardware,
     format_bytes,
-    format_change_interval,
+    format_change_span,
     format_command,
     format_count,
     format_milliseconds,
-    format_percent,
-    format_points,
+    format_span,
     make_badge,
-    wilson,
 )
 from pxcompress.report.table import align
 
-HEAD = ("run", "top-1", "points", "MACs", "parameters", "file size", "latency p50", "faster")
+HEAD = ("run", "quality", "change", "MACs", "parameters", "file size", "latency p50", "faster")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One file of a run. `speedup` is against the run's own dense model; None for that one."""
+    """One file of a run. `speedup` and `change` are against the run's own dense model; None for that one."""
 
     run: str
     precision: str
     of: Measurement
     dense: Measurement
+    metric: Metric
     speedup: Speedup | None = None
-    both_right: int = 0
+    change: Change | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -46,14 +44,19 @@ class Row:
         return self.of is self.dense
 
     @property
-    def change(self) -> str:
-        """Of top-1 against the dense model, in points, signed as a change."""
-        return "" if self.is_dense else format_points(self.of.top1 - self.dense.top1)
+    def quality(self) -> str:
+        """The value with the metric's name."""
+        return f"{self.metric.format(self.of.quality.value)} {self.metric.name}"
+
+    @property
+    def difference(self) -> str:
+        """The change against the dense model, signed."""
+        return "" if self.change is None else self.metric.format_change(self.change.value)
 
     @property
     def interval(self) -> str:
-        """That of the change, in points."""
-        return "" if self.is_dense else format_change_interval(drop(self.dense, self.of, self.both_right))
+        """That of the change."""
+        return "" if self.change is None else format_change_span(self.change, self.metric)
 
     @property
     def faster(self) -> str:
@@ -71,22 +74,22 @@ def list_rows(reports: Named) -> list[Row]:
     for name, report in reports.items():
         dense = report.dense
         if _identity(report) not in identities:
-            rows.append(Row(name, "dense", dense, dense))
+            rows.append(Row(name, "dense", dense, dense, report.metric))
             identities.add(_identity(report))
         rows.append(
-            Row(name, report.pruned.precision, report.pruned, dense, report.speedup, both_right(report.class_changes))
+            Row(name, report.pruned.precision, report.pruned, dense, report.metric, report.speedup, report.change)
         )
         for of in report.targets[2:]:
             measurement = replace(
                 report.pruned,
-                top1=of.top1,
+                quality=of.quality,
                 samples=of.samples,
                 onnx_bytes=of.onnx_bytes,
                 latency_ms=of.latency_ms,
                 throughput=of.throughput,
                 precision=of.precision,
             )
-            rows.append(Row(name, of.precision, measurement, dense, of.speedup, of.both_right))
+            rows.append(Row(name, of.precision, measurement, dense, report.metric, of.speedup, of.change))
     return rows
 
 
@@ -94,7 +97,7 @@ def _identity(report: Report) -> tuple[object, ...]:
     """What makes two dense models the same; their files differ in what they say about the run."""
     recipe = report.recipe
     origin = (recipe.model, recipe.checkpoint, recipe.seed, report.weights)
-    return (*origin, report.data, report.input_shape, report.dense.params, report.dense.top1)
+    return (*origin, report.data, report.input_shape, report.dense.params, report.dense.quality)
 
 
 def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
@@ -143,7 +146,7 @@ def list_notes(reports: Named) -> tuple[str, ...]:
 def to_comparison_table(reports: Named) -> str:
     """The same for the terminal: under each run its files, 80 columns wide. No newline at the end."""
     rows = list_rows(reports)
-    head, *lines = align([("", "top-1", "points (95 %)", "size", "p50", "faster"), *map(_narrow, rows)])
+    head, *lines = align([("", "quality", "change (95 %)", "size", "p50", "faster"), *map(_narrow, rows)])
     common, asked_for = describe_runs(reports)
     lines_of_runs = [f"all: {common}"] if common else []
     lines_of_runs.append(head)
@@ -154,16 +157,16 @@ def to_comparison_table(reports: Named) -> str:
     return "\n".join([*lines_of_runs, "", _READING, *(f"note: {note}" for note in list_notes(reports))])
 
 
-_READING = "points, faster: against the dense model, timed in turns with it in the same run"
+_READING = "change, faster: against the dense model, timed in turns with it in the same run"
 
 
 def _narrow(row: Row) -> tuple[str, ...]:
     of = row.of
-    change = row.change and f"{row.change} ({row.interval})"
+    change = row.difference and f"{row.difference} ({row.interval})"
     name = f"  {row.precision}"
     return (
         name,
-        format_percent(of.top1),
+        row.quality,
         change,
         format_bytes(of.onnx_bytes),
         format_milliseconds(of.latency_ms.p50),
@@ -173,12 +176,12 @@ def _narrow(row: Row) -> tuple[str, ...]:
 
 def _wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
     """A row of the page: intervals stand under what they are of, and under a run how it was asked for."""
-    of, interval = row.of, wilson(row.of.top1, row.of.samples)
+    of, metric = row.of, row.metric
     name = _stacked(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
     return (
         f"{report.recipe.model}, dense" if row.is_dense else name,
-        Stacked(format_percent(of.top1), f"{format_percent(interval.low)} to {format_percent(interval.high)}"),
-        _stacked(row.change, row.interval),
+        Stacked(row.quality, format_span(of.quality.low, of.quality.high, metric)),
+        _stacked(row.difference, row.interval),
         format_count(of.macs),
         format_count(of.params),
         format_bytes(of.onnx_bytes),

@@ -14,7 +14,6 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from pxcompress.checks import make_file_name
 from pxcompress.report.record import Report
-from pxcompress.report.summary import wilson
 
 _DENSE, _PRUNED = "#808b9a", "#0b7a75"
 _STYLE: Any = {
@@ -35,7 +34,7 @@ Named = Mapping[str, Report]
 
 @mpl.rc_context(_STYLE)
 def draw_tradeoffs(reports: Named) -> Mapping[str, Figure]:
-    """Top-1 with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
+    """Quality with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
     return {what: _tradeoff(reports, label, value) for what, label, value in _COSTS}
 
 
@@ -44,7 +43,7 @@ def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) 
     axes = figure.subplots()
     for place, (name, report) in enumerate(reports.items()):
         _points(axes, report, value, (_plain(name), f"C{place % 10}"))
-    axes.set(xlabel=label, ylabel="top-1, %")
+    axes.set(xlabel=label, ylabel=_axis_label(next(iter(reports.values()))))
     low, high = axes.dataLim.intervalx
     if high > _DECADE * low:
         axes.set_xscale("log")
@@ -60,16 +59,16 @@ def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) 
 
 def _points(axes: Axes, report: Report, value: Callable[[float, int], float], style: tuple[str, str]) -> None:
     """The models of one run from dense to smallest, joined."""
-    models = [("fp32", of.top1, of.samples, of.latency_ms.p50, of.onnx_bytes) for of in (report.dense, report.pruned)]
-    models += [(of.precision, of.top1, of.samples, of.latency_ms.p50, of.onnx_bytes) for of in report.targets[2:]]
-    across = [value(p50, size) for _, _, _, p50, size in models]
-    axes.plot(across, [100 * top1 for _, top1, *_ in models], color=style[1], alpha=0.4, linewidth=1)
-    for place, (precision, top1, samples, _, _) in enumerate(models):
-        interval = wilson(top1, samples)
-        bars = [[100 * (top1 - interval.low)], [100 * (interval.high - top1)]]
+    scale = _scale(report)
+    models = [("fp32", of.quality, of.latency_ms.p50, of.onnx_bytes) for of in (report.dense, report.pruned)]
+    models += [(of.precision, of.quality, of.latency_ms.p50, of.onnx_bytes) for of in report.targets[2:]]
+    across = [value(p50, size) for _, _, p50, size in models]
+    axes.plot(across, [scale * of.value for _, of, *_ in models], color=style[1], alpha=0.4, linewidth=1)
+    for place, (precision, of, _, _) in enumerate(models):
+        bars = [[scale * (of.value - of.low)], [scale * (of.high - of.value)]]
         axes.errorbar(
             across[place],
-            100 * top1,
+            scale * of.value,
             yerr=bars,
             fmt=_MARKS.get(precision, "o"),
             color=_DENSE if place == 0 else style[1],
@@ -102,14 +101,15 @@ def draw_widths(report: Report) -> Figure:
 
 @mpl.rc_context(_STYLE)
 def draw_stages(report: Report) -> Figure:
-    """Top-1 on the select split after every stage that changed the model."""
-    accuracies = [
-        (_plain(stage.name), 100 * stage.top1_after) for stage in report.stages if stage.top1_after is not None
+    """Quality on the select split after every stage that changed the model."""
+    scale = _scale(report)
+    qualities = [
+        (_plain(stage.name), scale * stage.quality_after) for stage in report.stages if stage.quality_after is not None
     ]
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    axes.plot([name for name, _ in accuracies], [top1 for _, top1 in accuracies], marker="o", color=_PRUNED)
-    axes.set_ylabel(f"top-1, % of {report.data.select}")
+    axes.plot([name for name, _ in qualities], [value for _, value in qualities], marker="o", color=_PRUNED)
+    axes.set_ylabel(f"{_axis_label(report)} of {report.data.select}")
     axes.tick_params(axis="x", labelsize=7, rotation=20)
     axes.grid(alpha=0.25)
     return figure
@@ -137,6 +137,15 @@ def write_figures(reports: Named, folder: Path) -> list[Path]:
             files.append(folder / f"{name}.{form}")
             files[-1].write_bytes(render_figure(figure, form))
     return files
+
+
+def _scale(report: Report) -> float:
+    """What a quality is multiplied by where it is drawn: shares are in percent."""
+    return 100.0 if report.metric.unit == "share" else 1.0
+
+
+def _axis_label(report: Report) -> str:
+    return f"{report.metric.name}, %" if report.metric.unit == "share" else report.metric.name
 
 
 def _plain(text: str) -> str:

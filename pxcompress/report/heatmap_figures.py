@@ -28,14 +28,16 @@ _LUMA = (0.299, 0.587, 0.114)
 
 def list_panels(case: Case) -> Sequence[tuple[str, NDArray[np.uint8]]]:
     """What is shown of a case, in this order: title and picture, (height, width, 3) uint8."""
-    titled = [
+    pictures = [
         ("input", case.pictures.image),
         (f"dense: why {case.dense.name}", colour(case.pictures.dense)),
         (f"pruned: why {case.dense.name}", colour(case.pictures.pruned)),
     ]
     if case.pictures.own is not None:
-        titled.append((f"pruned: why {case.pruned.name}", colour(case.pictures.own)))
-    return [(title, draw_line(each, case.pictures.text)) if each.ndim == 2 else (title, each) for title, each in titled]
+        pictures.append((f"pruned: why {case.pruned.name}", colour(case.pictures.own)))
+    return [
+        (title, draw_line(each, case.pictures.text)) if each.ndim == 2 else (title, each) for title, each in pictures
+    ]
 
 
 def draw_line(colours: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
@@ -68,12 +70,12 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
 
 def draw_case(case: Case) -> dict[str, bytes]:
     """A case side by side, lines under each other, as the files "png" and "svg"."""
-    titled = list_panels(case)
-    across, down = (1, len(titled)) if case.pictures.is_line else (len(titled), 1)
+    pictures = list_panels(case)
+    across, down = (1, len(pictures)) if case.pictures.is_line else (len(pictures), 1)
     size = (8, 1.9 * down) if case.pictures.is_line else (2.4 * across, 2.9)
     canvas = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(canvas)
-    for axes, (title, picture) in zip(canvas.subplots(down, across), titled, strict=True):
+    for axes, (title, picture) in zip(canvas.subplots(down, across), pictures, strict=True):
         axes.imshow(picture, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(title, fontsize=8, wrap=True, parse_math=False)

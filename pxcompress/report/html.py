@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pxcompress.inspection.survey import by_reason
-from pxcompress.proof import GroupWidth
+from pxcompress.proof import GroupWidth, Quality
 from pxcompress.report.alike import describe_heatmap_samples, list_similarities
 from pxcompress.report.classes import view_classes
 from pxcompress.report.costs import list_blocks, list_operators, view_latency
@@ -27,21 +27,22 @@ from pxcompress.report.summary import (
     describe_share,
     describe_size_change,
     describe_speed_briefly,
-    estimate_drop,
     format_bytes,
+    format_change_span,
     format_command,
     format_milliseconds,
     format_percent,
-    format_points,
     format_seconds,
+    format_span,
     is_faster,
     list_path_rows,
+    loss_is_shown,
     make_badge,
     typeset_factors,
     wilson,
     write_headline,
 )
-from pxcompress.report.targets import HEAD, list_targets
+from pxcompress.report.targets import list_columns, list_targets
 
 _MINUS = "\N{MINUS SIGN}"
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
@@ -109,14 +110,18 @@ def sentence(text: str) -> str:
 def _tiles(report: Report) -> Sequence[Tile]:
     by_label = {figure.label: figure for figure in compare_figures(report)}
     latency = by_label["latency p50"]
-    top1 = _ARROW.join(format_percent(of.top1) for of in (report.dense, report.pruned))
-    accuracies = f"{top1}, {report.pruned.samples} samples"
+    metric = report.metric
+    values = _ARROW.join(metric.format(of.quality.value) for of in (report.dense, report.pruned))
+    qualities = f"{values}, {report.pruned.samples} samples"
     speed = "good" if is_faster(report) else "bad"
     return (
         Tile(latency.label, typeset_factors(describe_speed_briefly(report)), _before_after(latency), speed),
         *(_tile(by_label[label]) for label in ("file size", "MACs")),
         Tile(
-            "top-1", describe_accuracy_briefly(report, ""), accuracies, "bad" if estimate_drop(report).low > 0 else ""
+            metric.name,
+            describe_accuracy_briefly(report, named=False),
+            qualities,
+            "bad" if loss_is_shown(report) else "",
         ),
     )
 
@@ -131,15 +136,13 @@ def _before_after(figure: Figure) -> str:
 
 
 def _intervals(report: Report) -> str:
-    """What stands behind the headline: speed-up and change of top-1, with their 95 % intervals."""
-    drop, speedup = estimate_drop(report), report.speedup
-    change = f"top-1 {_signed(-report.ratios.top1_drop)} ({_signed(-drop.high)} to {_signed(-drop.low)}) points"
+    """What stands behind the headline: speed-up and change of the quality, with their 95 % intervals."""
+    metric, speedup = report.metric, report.speedup
+    value, span = metric.format_change(report.change.value), format_change_span(report.change, metric)
+    change = f"{metric.name} {value} ({span}) {metric.change_unit}".replace("-", _MINUS).rstrip()
+    change = change.replace(metric.name.replace("-", _MINUS), metric.name, 1)
     faster = f"{typeset_factors(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed"
     return f"{faster}, {change}; 95\N{NO-BREAK SPACE}% intervals"
-
-
-def _signed(share: float) -> str:
-    return format_points(share).replace("-", _MINUS)
 
 
 def _measured(report: Report) -> Mapping[str, Any]:
@@ -154,7 +157,7 @@ def _measured(report: Report) -> Mapping[str, Any]:
             (name, *(format_milliseconds(value) for value in (of.mean, of.p50, of.p90, of.p99)), str(of.runs))
             for name, of in latencies.items()
         ],
-        "targets_head": HEAD,
+        "targets_head": list_columns(report),
         "targets": list_targets(report),
         "blocks": list_blocks(report),
         "operators": list_operators(report),
@@ -165,20 +168,26 @@ def _measured(report: Report) -> Mapping[str, Any]:
 
 
 def _accuracy_row(report: Report) -> Row:
-    intervals = [wilson(of.top1, of.samples) for of in (report.dense, report.pruned)]
-    texts = [format_percent(of.top1) for of in (report.dense, report.pruned)]
+    metric, qualities = report.metric, (report.dense.quality, report.pruned.quality)
+    texts = [metric.format(of.value) for of in qualities]
     drawing = Bars(
-        f"top-1: dense {texts[0]}, pruned {texts[1]}",
-        (Bar(report.dense.top1, "dense", intervals[0]), Bar(report.pruned.top1, "pruned", intervals[1])),
+        f"{metric.name}: dense {texts[0]}, pruned {texts[1]}",
+        tuple(_quality_bar(of, name, report) for of, name in zip(qualities, ("dense", "pruned"), strict=True)),
     )
-    cells = [Stacked(text, _span(of)) for text, of in zip(texts, intervals, strict=True)]
-    drop = estimate_drop(report)
-    change = Stacked(describe_accuracy_briefly(report, ""), f"{_signed(-drop.high)} to {_signed(-drop.low)}")
-    return "top-1", drawing, *cells, change
+    cells = [
+        Stacked(text, format_span(of.low, of.high, metric).replace("%", ""))
+        for text, of in zip(texts, qualities, strict=True)
+    ]
+    span = format_change_span(report.change, metric).replace("-", _MINUS)
+    return metric.name, drawing, *cells, Stacked(describe_accuracy_briefly(report, named=False), span)
 
 
-def _span(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+def _quality_bar(of: Quality, name: str, report: Report) -> Bar:
+    """A bar from 0: shares as they are, numbers as shares of the largest that the page shows."""
+    largest = 1.0
+    if report.metric.unit == "number":
+        largest = max(abs(each.quality.high) for each in (report.dense, report.pruned)) or 1.0
+    return Bar(of.value / largest, name, Interval(of.low / largest, of.high / largest))
 
 
 def _figure_row(figure: Figure) -> Row:
@@ -192,12 +201,14 @@ def _figure_row(figure: Figure) -> Row:
 
 def _stage_accuracies(report: Report) -> Sequence[Row]:
     """How accuracy fell with the removal and came back with the repairs."""
+    metric = report.metric
     rows: list[Row] = []
     for stage in report.stages:
-        if stage.top1_after is not None:
-            bar = Bar(stage.top1_after, "pruned" if rows else "dense", wilson(stage.top1_after, report.data.select))
-            title = f"top-1 after {stage.name}: {format_percent(stage.top1_after)}"
-            rows.append((stage.name, Bars(title, (bar,)), format_percent(stage.top1_after)))
+        if (value := stage.quality_after) is not None:
+            interval = wilson(value, report.data.select) if metric.binary else Interval(value, value)
+            bar = _quality_bar(Quality(value, interval.low, interval.high), "pruned" if rows else "dense", report)
+            title = f"{metric.name} after {stage.name}: {metric.format(value)}"
+            rows.append((stage.name, Bars(title, (bar,)), metric.format(value)))
     return rows
 
 
@@ -243,7 +254,7 @@ def _provenance(report: Report) -> Mapping[str, Any]:
             "passed": "yes" if parity.passed else "NO",
             "samples": parity.samples,
             "largest difference": f"{parity.max_abs:.2e}",
-            "same top-1": format_percent(parity.top1_agreement),
+            "agreement": format_percent(parity.agreement),
         },
         "provider": {
             "asked": provider.asked,

@@ -50,8 +50,8 @@ class Report:
     `certificate` is None where no guarantee was asked for. `class_shares` is empty where no class scores were,
     `attempts` where the budget is counted and not measured, `targets` where float32 alone was made, `explanations` None
     where the models' heatmaps could not be compared. `speedup` has the interval of that in `ratios`. `missed` says how
-    far a goal in milliseconds is from what was measured in the end. `task` says what outputs mean, `metric` how they are
-    judged; `change` is that of the quality, pruned less dense. `operators` is empty on a GPU. `sha256` has every
+    far a goal in milliseconds is from what was measured in the end. `task` says what outputs mean, `metric` how they
+    are judged; `change` is that of the quality, pruned less dense. `operators` is empty on a GPU. `sha256` has every
     file of the folder but the report's own and predict.py, by name.
     """
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import Interval as Interval
-from pxcompress.deploy.intervals import disagree, drop, guesses
+from pxcompress.deploy.intervals import disagree, guesses
 from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.deploy.session import runs_on_cpu
-from pxcompress.proof import Measurement, Placement, Speedup, both_right
+from pxcompress.proof import Change, Measurement, Metric, Placement, Speedup
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
     DEFAULT_REPAIR,
@@ -52,8 +52,15 @@ class Figure:
 
 
 def dense_guesses(report: Report) -> bool:
-    """Whether the dense model has nothing to lose."""
-    return guesses(report.dense.top1, report.dense.samples, len(report.data.classes))
+    """Whether the dense model is a classifier that has nothing to lose."""
+    if not is_classifier(report):
+        return False
+    return guesses(report.dense.quality.value, report.dense.samples, len(report.data.classes))
+
+
+def is_classifier(report: Report) -> bool:
+    """Whether outputs are the scores of classes, of which a sample has one."""
+    return report.task.partition(":")[0] == "classification"
 
 
 def takes_images(report: Report) -> bool:
@@ -61,13 +68,29 @@ def takes_images(report: Report) -> bool:
     return len(report.input_shape) == 3
 
 
-def estimate_drop(report: Report) -> Interval:
-    """95 % interval of dense top-1 minus pruned top-1."""
-    return drop(report.dense, report.pruned, both_right(report.class_changes))
+def loss_is_shown(report: Report) -> bool:
+    """Whether the whole interval of the change is for the worse."""
+    return report.change.is_shown and report.metric.gain(report.change.value) < 0
+
+
+def loss_share(report: Report, change: float) -> float:
+    """How much of the quality a `change` loses: a share of the samples, or of a number's dense value."""
+    scale = 1.0 if report.metric.unit == "share" else abs(report.dense.quality.value) or 1.0
+    return -report.metric.gain(change) / scale
+
+
+def format_span(low: float, high: float, metric: Metric) -> str:
+    """Both ends of an interval of the metric: "96.1% to 97.9%"."""
+    return f"{metric.format(low)} to {metric.format(high)}"
+
+
+def format_change_span(change: Change, metric: Metric) -> str:
+    """Both ends of the interval of a change, signed: "-4.1 to -1.3"."""
+    return f"{metric.format_change(change.low)} to {metric.format_change(change.high)}"
 
 
 def compare_figures(report: Report) -> tuple[Figure, ...]:
-    """Cost and speed of both models, one figure a row; top-1 is apart, as it has an interval."""
+    """Cost and speed of both models, one figure a row; quality is apart, as it has an interval."""
     return tuple(_figure(report, *figure) for figure in _FIGURES)
 
 
@@ -251,26 +274,32 @@ def is_faster(report: Report) -> bool:
 
 
 def describe_accuracy(report: Report) -> str:
-    """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the points where none is shown."""
-    words, interval = describe_accuracy_briefly(report), estimate_drop(report)
+    """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the change where none is shown."""
+    metric, change = report.metric, report.change
+    words = describe_accuracy_briefly(report)
     if dense_guesses(report):
-        return f"{words} (the dense model guesses: top-1 {format_percent(report.dense.top1)})"
-    difference = f"{format_points(-report.ratios.top1_drop)} points, " if interval.low <= 0 <= interval.high else ""
-    return f"{words} ({difference}95 % interval of the change {format_change_interval(interval)})"
+        return f"{words} (the dense model guesses: {metric.name} {metric.format(report.dense.quality.value)})"
+    difference = "" if change.is_shown else f"{metric.format_change(change.value)} {metric.change_unit}".rstrip() + ", "
+    return f"{words} ({difference}95 % interval of the change {format_change_span(change, metric)})"
 
 
-def describe_accuracy_briefly(report: Report, what: str = " top-1") -> str:
+def describe_accuracy_briefly(report: Report, named: bool = True) -> str:
     """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
+    metric, change = report.metric, report.change
     if dense_guesses(report):
         return "no accuracy to lose"
-    interval = estimate_drop(report)
-    if interval.low <= 0 <= interval.high:
+    what = f" {metric.name}" if named else ""
+    if not change.is_shown:
         return f"no{what} difference shown"
-    return f"{abs(100 * report.ratios.top1_drop):.1f} points{what} {'lost' if interval.low > 0 else 'gained'}"
+    amount = metric.format_change(abs(change.value)).lstrip("+")
+    if not metric.higher_is_better:
+        return f"{amount}{what} {'more' if change.value > 0 else 'less'}"
+    unit = f" {metric.change_unit}" if metric.change_unit else ""
+    return f"{amount}{unit}{what} {'gained' if change.value > 0 else 'lost'}"
 
 
 def format_change_interval(loss: Interval) -> str:
-    """The interval of a loss as that of the change, in points: "-4.1 to -1.3"."""
+    """The interval of a loss of shares as that of the change, in points: "-4.1 to -1.3"."""
     return f"{format_points(-loss.high)} to {format_points(-loss.low)}"
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import BUSY, disagree, mean_speedup
 from pxcompress.deploy.session import runs_on_cpu
-from pxcompress.proof import Measurement
 from pxcompress.report.alike import describe_similarity
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
 from pxcompress.report.next_step import next_step
@@ -23,17 +22,16 @@ from pxcompress.report.summary import (
     describe_removal,
     describe_share,
     describe_speedup,
-    estimate_drop,
     format_bytes,
+    format_change_span,
     format_milliseconds,
     format_percent,
-    format_points,
     format_rate,
+    format_span,
     list_path_rows,
     make_badge,
-    wilson,
 )
-from pxcompress.report.targets import AGREE, HEAD, describe_placement, list_targets
+from pxcompress.report.targets import AGREE, describe_placement, list_columns, list_targets
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -52,7 +50,12 @@ def to_table(report: Report) -> str:
     notes = [f"note: {note.text}" for note in report.notes if note.code != "spent"]  # the certificate's table says that
     targets: list[str] = []
     if report.targets:
-        targets = ["", *align([row[:-1] for row in (HEAD, *list_targets(report))]), AGREE, describe_placement(report)]
+        targets = [
+            "",
+            *align([row[:-1] for row in (list_columns(report), *list_targets(report))]),
+            AGREE,
+            describe_placement(report),
+        ]
     findings = [
         line
         for line in (
@@ -91,33 +94,28 @@ def format_certificate(record: CertificateRecord) -> str:
 
 
 def _accuracy(report: Report) -> list[_Line]:
-    """Top-1, and under it the 95 % intervals of both shares and of their difference."""
-    drop = estimate_drop(report)
+    """Quality, and under it the 95 % intervals of both values and of their difference."""
+    metric, change = report.metric, report.change
+    unit = f" {metric.change_unit}" if metric.change_unit else ""
     return [
         (
-            "top-1",
-            format_percent(report.dense.top1),
-            format_percent(report.pruned.top1),
-            f"{format_points(report.pruned.top1 - report.dense.top1)} points",
+            metric.name,
+            metric.format(report.dense.quality.value),
+            metric.format(report.pruned.quality.value),
+            f"{metric.format_change(change.value)}{unit}",
         ),
         (
             "  95 % interval",
-            _interval(report.dense),
-            _interval(report.pruned),
-            f"{format_points(-drop.high)} to {format_points(-drop.low)} points",
+            format_span(report.dense.quality.low, report.dense.quality.high, metric),
+            format_span(report.pruned.quality.low, report.pruned.quality.high, metric),
+            f"{format_change_span(change, metric)}{unit}",
         ),
     ]
 
 
-def _interval(measurement: Measurement) -> str:
-    interval = wilson(measurement.top1, measurement.samples)
-    return f"{format_percent(interval.low)} to {format_percent(interval.high)}"
-
-
 def format_bench(rows: Sequence[BenchRow]) -> str:
     """What `pxcompress bench` prints; `speed` is against the first line at the same batch. No newline at the end."""
-    folders = {str(Path(row.path).parent) for row in rows}
-    names = [(Path(row.path).name if len(folders) == 1 else row.path, str(row.batch_size)) for row in rows]
+    names = _name_rows(rows)
     calls: list[_Line] = [("file", "batch", "mean", "p50", "p90", "p99", "throughput")]
     files: list[_Line] = [("file", "batch", "size", "cold", "speed")]
     where: list[str] = []
@@ -145,6 +143,15 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
     return "\n".join(
         [*align(calls), "", *align(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]
     )
+
+
+def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
+    """File and batch size of each row: without its folder where all have the same, with the provider where several."""
+    folders, providers = {Path(row.path).parent for row in rows}, {row.placement.asked for row in rows}
+    names = [Path(row.path).name if len(folders) == 1 else row.path for row in rows]
+    if len(providers) > 1:
+        names = [f"{name} on {row.placement.asked}" for name, row in zip(names, rows, strict=True)]
+    return [(name, str(row.batch_size)) for name, row in zip(names, rows, strict=True)]
 
 
 def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:

@@ -6,15 +6,18 @@ from pxcompress.proof import Speedup
 from pxcompress.report.record import Report
 from pxcompress.report.summary import describe_nodes, format_bytes, format_milliseconds, format_percent
 
-HEAD = ("file", "top-1", "agree", "size", "p50", "faster than dense", "nodes")
+
+def list_columns(report: Report) -> tuple[str, ...]:
+    """The names of the columns."""
+    return ("file", report.metric.name, "agree", "size", "p50", "faster than dense", "nodes")
 
 
 def list_targets(report: Report) -> list[tuple[str, ...]]:
-    """One line for every file, under `HEAD`; none where float32 alone was asked for."""
+    """One line for every file, under `list_columns`; none where float32 alone was asked for."""
     return [
         (
             of.file,
-            format_percent(of.top1),
+            report.metric.format(of.quality.value),
             format_percent(of.agreement),
             format_bytes(of.onnx_bytes),
             format_milliseconds(of.latency_ms.p50),
@@ -25,7 +28,7 @@ def list_targets(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-AGREE = "agree: share of the test samples on which a file decides as model.onnx"
+AGREE = "agree: how far the decisions of a file on the test samples are those of model.onnx"
 
 
 def describe_speed(change: Speedup) -> str:

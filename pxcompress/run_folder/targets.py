@@ -52,8 +52,8 @@ def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> M
 def rate_targets(timings: Sequence[FileTiming]) -> Targets:
     """What was measured of dense.onnx, model.onnx, and the files made of it, in this order.
 
-    A file whose outputs are not finite is removed. Notes name it, and a file that loses more than `LOSS` of the quality or
-    is not shown to be faster than model.onnx.
+    A file whose outputs are not finite is removed. Notes name it, and a file that loses more than `LOSS` or is not
+    shown to be faster than model.onnx.
     """
     dense, source, *converted = timings
     notes, whole = [], [dense, source]
@@ -95,7 +95,9 @@ def _warnings(timing: FileTiming, source: FileTiming) -> list[Warning]:
     lost = -metric.gain(timing.predictions.quality.value - before)
     notes = []
     if lost > LOSS * (1 if metric.unit == "share" else abs(before)):
-        amount = f"{100 * lost:.1f} POINTS of {metric.name}" if metric.unit == "share" else f"{lost:.3g} of {metric.name}"
+        amount = (
+            f"{100 * lost:.1f} POINTS of {metric.name}" if metric.unit == "share" else f"{lost:.3g} of {metric.name}"
+        )
         notes.append(Warning("precision", f"{name} LOSES {amount} against {than}"))
     change = speedup(source.seconds, timing.seconds)
     if change.low <= 1:

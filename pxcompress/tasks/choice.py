@@ -31,7 +31,7 @@ def build_task(text: str) -> Task:
 
     Raises `InputError` for what is none.
     """
-    name, _, rest = text.partition(":")
+    name = text.partition(":")[0]
     if name in TASKS or "." not in name:
         return TASKS.build(text)
     task: Any = find_object(text, "task")

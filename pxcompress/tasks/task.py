@@ -96,6 +96,6 @@ def relative_errors(value: Tensor, reference: Tensor) -> Tensor:
 
 
 def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL divergence from the distributions over axis 1 of `reference` to those of `logits`, meaned over positions, (n,)."""
+    """KL divergence of distributions over axis 1 from those of `reference`, as a mean over positions, (n,)."""
     one, other = reference.double().log_softmax(1), logits.double().log_softmax(1)
     return (one.exp() * (one - other)).sum(1).reshape(len(logits), -1).mean(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Placement
 from pxcompress.recipe import Bench
+from pxcompress.report.table import format_bench
 
 EXAMPLE = torch.arange(18, dtype=torch.float32).reshape(3, 6) / 9 - 1
 
@@ -215,6 +217,9 @@ def test_a_backend_from_elsewhere_is_timed_beside_the_others(numpy_provider: str
     ]
     assert all(row.speedup is not None for row in rows[1::2])
     assert all(row.onnx_bytes == file.stat().st_size for row in rows)
+    table = format_bench(rows)
+    assert "model.onnx on cpu: fp32, 2 nodes on CPU" in table
+    assert "model.onnx on numpy: fp32, 2 nodes on NumPyCPU" in table
 
 
 def test_a_backend_from_elsewhere_measures_a_run(numpy_provider: str, file: Path, tmp_path: Path) -> None:
@@ -229,3 +234,13 @@ def test_a_backend_from_elsewhere_measures_a_run(numpy_provider: str, file: Path
 def test_a_provider_that_two_backends_claim_is_refused(numpy_provider: str) -> None:
     with pytest.raises(ValueError, match="'numpy' is registered twice"):
         BACKENDS.register("numpy")(NumpyRuntime)
+
+
+def test_a_runtime_that_is_not_installed_is_named_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    runtime.explain_failure.cache_clear()
+    with pytest.raises(InputError, match=r"provider 'openvino' cannot be used: .+ \(pip install openvino\)"):
+        runtime.open_session(file, "openvino")
+    runtime.explain_failure.cache_clear()

@@ -97,16 +97,16 @@ def test_the_affinity_of_this_process_is_said() -> None:
     first = min(allowed)
     os.sched_setaffinity(0, {first})
     try:
-        said = hardware.affinity()
+        said = hardware.describe_affinity()
     finally:
         os.sched_setaffinity(0, allowed)
     assert said == (f"bound to 1 of {cores} cores ({first})" if cores > 1 else "not pinned, of 1 cores")
-    assert f"of {cores} cores" in hardware.affinity()
+    assert f"of {cores} cores" in hardware.describe_affinity()
 
 
 @without_gpu
 def test_without_a_gpu_none_of_its_memory_is_taken() -> None:
-    assert hardware.memory_in_use() == 0
+    assert hardware.measure_memory() == 0
 
 
 @pytest.mark.skipif(runtime.explain_failure("cuda") != "", reason="needs an NVIDIA GPU")
@@ -129,7 +129,7 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
         assert row.onnx_bytes == Path(row.path).stat().st_size
         assert row.cold_start_ms > 0
         assert 0 <= row.noise < float("inf")
-        assert row.affinity == hardware.affinity()
+        assert row.affinity == hardware.describe_affinity()
     assert [row.speedup is None for row in rows] == [row.path == str(paths[0]) for row in rows]
     for reference, row in ((rows[0], rows[1]), (rows[3], rows[4])):
         assert row.speedup.ratio == pytest.approx(reference.latency_ms.p50 / row.latency_ms.p50)

@@ -17,7 +17,7 @@ from torch import nn
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import FileTiming, try_files
-from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, activation_ranges, convert
+from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, convert, measure_ranges
 from pxcompress.deploy.predictions import Predictions
 from pxcompress.errors import InputError, ModelError
 from pxcompress.proof import Speedup
@@ -128,7 +128,7 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 def test_what_float16_cannot_hold_stays_in_float32(loud: Exported, tmp_path: Path) -> None:
-    assert max(activation_ranges(loud.path, images()).values()) > 65504
+    assert max(measure_ranges(loud.path, images()).values()) > 65504
     path = convert(loud.path, tmp_path / "m.onnx", "fp16", images()).path
     np.testing.assert_allclose(logits(path), logits(loud.path), rtol=0, atol=5e-3)
     kinds = dtypes(path)
@@ -137,7 +137,7 @@ def test_what_float16_cannot_hold_stays_in_float32(loud: Exported, tmp_path: Pat
 
 
 def test_ranges_are_those_of_the_activations(wide_cnn: Exported) -> None:
-    largest = activation_ranges(wide_cnn.path, images())
+    largest = measure_ranges(wide_cnn.path, images())
     assert largest["input"] == max(float(inputs.abs().max()) for inputs, _ in images())
     assert largest["logits"] == pytest.approx(float(np.abs(logits(wide_cnn.path)).max()), rel=1e-5)
     assert max(largest.values()) < FP16_LIMIT

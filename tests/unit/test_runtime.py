@@ -164,9 +164,7 @@ def test_cuda_runs_and_agrees_with_the_cpu(wide_cnn: Exported) -> None:
 
 
 def test_unknown_provider() -> None:
-    with pytest.raises(
-        InputError, match="unknown provider 'gpu'; expected one of: auto, cpu, cuda, cuda-graph, tensorrt"
-    ):
+    with pytest.raises(InputError, match="unknown provider 'gpu'; expected one of: auto, cpu, cuda, cuda-graph, "):
         runtime.check_provider("gpu")
     runtime.check_provider("auto")
     runtime.check_provider("cpu")

@@ -19,7 +19,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from pxcompress.deploy.export import export_onnx, file_bytes
+from pxcompress.deploy.export import OUTPUT, export_onnx, file_bytes
 from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Artifact
@@ -46,7 +46,14 @@ class Backend(Protocol):
         """Why `provider` does not work on this machine, in one line, with what to install; "" where it works."""
 
     def export(
-        self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], *, batch: int | None = None
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        metadata: Mapping[str, str],
+        *,
+        batch: int | None = None,
+        output_name: str = OUTPUT,
     ) -> Artifact:
         """Write `model` for any batch, or for one of `batch` samples, as `export.export_onnx` does."""
 
@@ -68,10 +75,17 @@ class OnnxFiles:
     """What backends share that open ONNX files: how these are written, and how large they are."""
 
     def export(
-        self, model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], *, batch: int | None = None
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        metadata: Mapping[str, str],
+        *,
+        batch: int | None = None,
+        output_name: str = OUTPUT,
     ) -> Artifact:
         """Write `model` as an ONNX file."""
-        return export_onnx(model, example, path, metadata, batch=batch)
+        return export_onnx(model, example, path, metadata, batch=batch, output_name=output_name)
 
     def size(self, path: Path) -> int:
         """Bytes of an ONNX file and of the weights beside it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
-from pxcompress.deploy.hardware import load_tensorrt, missing_gpu
+from pxcompress.deploy.hardware import explain_missing_gpu, load_tensorrt
 from pxcompress.deploy.quiet import capture_output, shorten_message
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
@@ -121,28 +121,32 @@ class OrtSession(Session):
             path=path,
             placement=_describe_placement(model, provider),
             inputs=tuple(_port(path, node) for node in model.get_inputs()),
-            output=_port(path, model.get_outputs()[0]),
+            outputs=tuple(_port(path, node) for node in model.get_outputs()),
             threads=threads,
             metadata=dict(model.get_modelmeta().custom_metadata_map),
             providers=tuple(model.get_providers()),
             _model=model,
         )
 
-    def run(self, feed: Mapping[str, Array]) -> Array:
-        """The output for one batch."""
-        (outputs,) = self._model.run([self.output.name], dict(feed), _run_options(_NO_GRAPH))
-        return np.asarray(outputs)
+    def run(self, feed: Mapping[str, Array]) -> list[Array]:
+        """The outputs for one batch."""
+        names = [port.name for port in self.outputs]
+        return [np.asarray(value) for value in self._model.run(names, dict(feed), _run_options(_NO_GRAPH))]
 
     def bind_feed(self, feed: Mapping[str, Array]) -> Bound:
         """One inference call on buffers bound once, on the device, after one that allocates and records."""
-        outputs = self.run(feed)  # its shape is needed to bind the output
+        outputs = self.run(feed)  # their shapes are needed to bind them
         binding = self._model.io_binding()
         sources = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in feed.items()}
-        target = ort.OrtValue.ortvalue_from_shape_and_type(outputs.shape, outputs.dtype.type, self.device, 0)
+        targets = [
+            ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype.type, self.device, 0)
+            for value in outputs
+        ]
         for name, source in sources.items():
             binding.bind_ortvalue_input(name, source)
-        binding.bind_ortvalue_output(self.output.name, target)
-        call = Bound(self._model, binding, sources, target, _run_options(next(_graphs)))
+        for port, target in zip(self.outputs, targets, strict=True):
+            binding.bind_ortvalue_output(port.name, target)
+        call = Bound(self._model, binding, sources, targets, _run_options(next(_graphs)))
         call()  # takes all memory that it needs, and records the graph where there is one
         return call
 
@@ -154,7 +158,7 @@ class Bound:
     model: Any
     binding: Any
     sources: Mapping[str, Any]
-    target: Any
+    targets: Sequence[Any]
     options: Any
 
     def __call__(self) -> None:
@@ -167,7 +171,7 @@ def _try_provider(provider: str) -> str:
     if _name(provider) not in ort.get_available_providers():
         return f"onnxruntime {VERSION} was built without {_name(provider)} (the onnxruntime-gpu package has it)"
     if provider != "cpu":
-        if reason := missing_gpu():
+        if reason := explain_missing_gpu():
             return reason
         with capture_output():
             ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
