@@ -176,16 +176,18 @@ def _reshape_sizes(grad_fn: Any) -> SimpleNamespace:
 
 
 def _concat_sizes(node: Any) -> list[int] | None:
-    """Channels of the parts of a concatenation of feature maps; None where not every part has a node of its own.
+    """Channels of the parts of a concatenation, on axis 1 of feature maps or the last one of anything.
 
-    torch-pruning guesses them from the layers above, and takes the one channel of a gate for that of what it gates.
+    None where it joins something else, or not every part has a node of its own. torch-pruning guesses them from the
+    layers above, and takes the one channel of a gate for that of what it gates, and a part of a split for the whole.
     """
     edges, dims = node.grad_fn.next_functions, len(node.grad_fn._input_metadata[0].shape)
-    if len(edges) != len(node.inputs) or dims == 3 or node.grad_fn._saved_dim != 1:
+    axis = min(node.grad_fn._saved_dim, dims - 1)  # -1 reads as 2^64 - 1
+    if len(edges) != len(node.inputs) or (axis != dims - 1 and (dims == 3 or axis != 1)):
         return None
     if any(function is None for function, _ in edges):
         return None
-    return [function._input_metadata[place].shape[1] for function, place in edges]
+    return [function._input_metadata[place].shape[axis] for function, place in edges]
 
 
 def _split_sizes(grad_fn: Any) -> SimpleNamespace:
