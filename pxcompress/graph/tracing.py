@@ -205,10 +205,18 @@ def _members(
         unit = unit_of_root[torch.tensor(item.root_idxs)]
         order = torch.argsort(unit, stable=True)
         rows = torch.tensor(item.idxs)[order]
-        if item.dep.target.module in names:
-            yield Member(names[item.dep.target.module], _axis(dependencies, item), rows), unit[order]
+        module = item.dep.target.module
+        if module in names:
+            dim = _axis_of_vector(module) if isinstance(module, nn.Parameter) else None
+            yield Member(names[module], _axis(dependencies, item), rows, dim), unit[order]
         elif sizes := _held_sizes(names, item.dep.target):
             yield Member(sizes, "out", rows, 0), unit[order]
+
+
+def _axis_of_vector(parameter: Tensor) -> int | None:
+    """The only dimension of a parameter with more than one row; None where there are several, or none."""
+    dims = [dim for dim, size in enumerate(parameter.shape) if size > 1]
+    return dims[0] if len(dims) == 1 else None
 
 
 def _held_sizes(names: dict[Any, str], node: Any) -> str:
@@ -253,7 +261,7 @@ def _why_fixed(names: dict[Any, str], raw: Any, kept: set[str], dependencies: An
             return f"{type(module).__name__} {name} takes its statistics over these channels"
         if isinstance(module, WHOLE):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
-        if isinstance(module, nn.Parameter):
+        if isinstance(module, nn.Parameter) and _axis_of_vector(module) is None:
             return f"parameter {name} is added or multiplied outside any layer"
         if module in dependencies.partners:
             return f"{name} has a weight that {names[dependencies.partners[module]]} has as well"

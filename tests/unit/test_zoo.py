@@ -26,6 +26,7 @@ SAMPLE: Mapping[str, Mapping[str, object]] = {
     "xcit_nano_12_p16_224": {"img_size": 32, "depth": 1},
     "cait_xxs24_224": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 4},
     "tnt_s_legacy_patch16_224": {"img_size": 32, "embed_dim": 24, "inner_dim": 12, "depth": 2, "num_heads_outer": 4},
+    "convnextv2_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
     "mambaout_femto": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 16)},
     "efficientvit_m0": {
         "img_size": 64,
