@@ -54,6 +54,8 @@ class Graph(tp.DependencyGraph):
         for node in self.module2node.values():
             if node.type == tp.ops.OPTYPE.SPLIT and node.module.offsets and hasattr(node.grad_fn, "split"):
                 _map_parts(node)
+            if node.type == tp.ops.OPTYPE.RESHAPE:
+                _map_paths(node)
             if is_depthwise(node.module) and node.module.out_channels > node.module.in_channels:
                 self._link_ends(node)
         return self
@@ -218,3 +220,32 @@ def _map_parts(node: Any) -> None:
             for dependency, part in zip(between, parts, strict=False):
                 mapping = tp.dependency.index_mapping._SplitIndexMapping(offset=part, reverse=reverse)
                 dependency.index_mapping[0] = mapping
+
+
+def _map_paths(node: Any) -> None:
+    """Map channels to their paths, where a reshape makes two axes of them and a softmax over the first picks a path.
+
+    A channel is in every path then, and goes with all of its rows: those of selective kernels.
+    """
+    picks = [reader.grad_fn for reader in node.outputs if "Softmax" in getattr(reader.grad_fn, "name", str)()]
+    shapes = {(*pick._saved_result.shape[:3], pick._saved_dim % pick._saved_result.dim()) for pick in picks}
+    if len(picks) != len(node.outputs) or len(shapes) != 1 or (shape := shapes.pop())[-1] != 1 or len(shape) < 4:
+        return
+    _, paths, channels, _ = shape
+    for source in node.inputs:
+        for dependency in source.dependencies:
+            if dependency.target is node:
+                dependency.index_mapping[0] = partial(_path_merged, channels)
+        for dependency in node.dependencies:
+            if dependency.target is source:
+                dependency.index_mapping[0] = partial(_in_all_paths, paths, channels)
+
+
+def _path_merged(channels: int, rows: Any) -> Any:
+    """The channels of rows (paths x channels,), each once: all of its rows lead back to it."""
+    return list({row.idx % channels: row._replace(idx=row.idx % channels) for row in rows}.values())
+
+
+def _in_all_paths(paths: int, channels: int, rows: Any) -> Any:
+    """The rows of channels in all paths."""
+    return [row._replace(idx=row.idx + path * channels) for row in rows for path in range(paths)]

@@ -480,6 +480,27 @@ def test_units_that_own_different_layers_are_groups_of_their_own() -> None:
     assert rows["conv"] == read
 
 
+class HalfGate(nn.Module):
+    """Cuts its channels in two halves, of which a convolution reads one: both have to lose as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        half = x.shape[1] // 2
+        return self.head(torch.cat([torch.relu(self.part(x[:, :half])), x[:, half:]], 1).mean((2, 3)))
+
+
+def test_groups_of_one_layer_are_tried_apart() -> None:
+    with seeded(0):
+        structure = find_groups(HalfGate().eval(), torch.randn(1, 3, 12, 12))
+    assert not structure.groups
+    assert {layer.name for layer in structure.fixed} >= {"stem", "part"}
+
+
 def test_sizes_of_a_split_follow_in_every_round() -> None:
     with seeded(0):
         model, inputs = PartialGate().eval(), torch.randn(2, 3, 12, 12)

@@ -28,6 +28,7 @@ SAMPLE: Mapping[str, Mapping[str, object]] = {
     "tnt_s_legacy_patch16_224": {"img_size": 32, "embed_dim": 24, "inner_dim": 12, "depth": 2, "num_heads_outer": 4},
     "convnextv2_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
     "mambaout_femto": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 16)},
+    "skresnet18": {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)},
     "efficientvit_m0": {
         "img_size": 64,
         "embed_dim": (8, 8, 16),
