@@ -20,6 +20,7 @@ from models import (
 )
 from models import subject as subject_named
 from odd_models import ODD, PartialGate, Raises, Uncopyable
+from timm.layers import SelectiveKernel
 from torch import Tensor, nn
 
 from pxcompress.cost.count import count_params
@@ -492,6 +493,22 @@ class HalfGate(nn.Module):
         x = self.stem(x)
         half = x.shape[1] // 2
         return self.head(torch.cat([torch.relu(self.part(x[:, :half])), x[:, half:]], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("paths", [2, 3])
+def test_a_channel_of_selective_kernels_is_in_every_path(paths: int) -> None:
+    with seeded(0):
+        kernels = SelectiveKernel(4, 6, [3, 5, 7][:paths], rd_channels=3, split_input=False)
+        model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), kernels, nn.Conv2d(6, CLASSES, 9))).eval()
+        inputs = torch.randn(3, 3, 11, 11)
+    groups = find_groups(model, inputs[:1]).groups
+    rows = {m.module: m.index.tolist() for group in groups if group.units == 6 for m in group.members}
+    assert rows["1.attn.fc_select"] == [[channel + 6 * path for path in range(paths)] for channel in range(6)]
+    alone = [f"1.paths.{path}.{layer}" for path in range(paths) for layer in ("conv", "bn")]
+    for name in (*alone, "1.attn.fc_reduce", "2"):
+        assert rows[name] == [[channel] for channel in range(6)]
+    for seed in range(2):
+        assert removal_error(prune(model, groups, random_plan(groups, seed), inputs[:1]), inputs) < 1e-5
 
 
 def test_groups_of_one_layer_are_tried_apart() -> None:
