@@ -184,7 +184,7 @@ def _concat_sizes(node: Any) -> list[int] | None:
     layers above, and takes the one channel of a gate for that of what it gates, and a part of a split for the whole.
     """
     edges, dims = node.grad_fn.next_functions, len(node.grad_fn._input_metadata[0].shape)
-    axis = min(node.grad_fn._saved_dim, dims - 1)  # -1 reads as 2^64 - 1
+    axis = _saved_axis(node.grad_fn, dims)
     if len(edges) != len(node.inputs) or (axis != dims - 1 and (dims == 3 or axis != 1)):
         return None
     if any(function is None for function, _ in edges):
@@ -192,10 +192,16 @@ def _concat_sizes(node: Any) -> list[int] | None:
     return [function._input_metadata[place].shape[axis] for function, place in edges]
 
 
+def _saved_axis(grad_fn: Any, dims: int) -> int:
+    """The axis that an operation saved, from 0 on: -1 reads as 2^64 - 1."""
+    axis: int = grad_fn._saved_dim
+    return axis if axis < dims else axis - 2**64 + dims
+
+
 def _split_sizes(grad_fn: Any) -> SimpleNamespace:
     """A split's axis, 1 for the last of several, and the sizes of its parts."""
-    sizes, axis = grad_fn._saved_self_sym_sizes, grad_fn._saved_dim
-    axis = len(sizes) - 1 if axis >= len(sizes) else axis  # -1 reads as 2^64 - 1
+    sizes = grad_fn._saved_self_sym_sizes
+    axis = _saved_axis(grad_fn, len(sizes))
     if hasattr(grad_fn, "_saved_split_sizes"):
         parts = grad_fn._saved_split_sizes
     else:
@@ -228,7 +234,7 @@ def _map_paths(node: Any) -> None:
     A channel is in every path then, and goes with all of its rows: those of selective kernels.
     """
     picks = [reader.grad_fn for reader in node.outputs if "Softmax" in getattr(reader.grad_fn, "name", str)()]
-    shapes = {(*pick._saved_result.shape[:3], pick._saved_dim % pick._saved_result.dim()) for pick in picks}
+    shapes = {(*pick._saved_result.shape[:3], _saved_axis(pick, pick._saved_result.dim())) for pick in picks}
     if len(picks) != len(node.outputs) or len(shapes) != 1 or (shape := shapes.pop())[-1] != 1 or len(shape) < 4:
         return
     _, paths, channels, _ = shape

@@ -11,6 +11,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from pxcompress.state import evaluating
 
@@ -34,8 +35,8 @@ class ExplicitResponseNorm(nn.Module):
         self.eps, self.positions = eps, (1, 2) if channels_last else (2, 3)
         self.shape = (-1,) if channels_last else (-1, 1, 1)
         self.weight, self.bias = (nn.Parameter(value.detach().flatten().clone()) for value in (weight, bias))
-        mean = nn.Linear(channels, 1, bias=False) if channels_last else nn.Conv2d(channels, 1, 1, bias=False)
-        self.mean = mean.to(weight).requires_grad_(requires_grad=False)
+        layer, size = (nn.Linear, ()) if channels_last else (nn.Conv2d, (1,))
+        self.mean = skip_init(layer, channels, 1, *size, bias=False).to(weight).requires_grad_(requires_grad=False)
         nn.init.constant_(self.mean.weight, 1 / channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def explicit_response_norm(module: nn.Module) -> ExplicitResponseNorm | None:
     weight, bias = parameters
     if weight is None or bias is None or weight.shape != bias.shape or weight.numel() < 2:
         return None
-    eps = getattr(module, "eps", EPSILON)
+    eps = float(getattr(module, "eps", None) or EPSILON)
     for channels_last in (True, False):
         if _is_same(module, ExplicitResponseNorm(weight, bias, eps, channels_last=channels_last)):
             return ExplicitResponseNorm(weight, bias, eps, channels_last=channels_last)
@@ -67,18 +68,19 @@ def explicit_response_norm(module: nn.Module) -> ExplicitResponseNorm | None:
 
 def _is_same(module: nn.Module, explicit: ExplicitResponseNorm) -> bool:
     """Whether both compute the same, with weights of which none is zero: at first a norm's are, and it does nothing."""
-    draw = torch.Generator().manual_seed(0)
-    twin, channels = copy.deepcopy(module), explicit.weight.numel()
+    draw, channels = torch.Generator().manual_seed(0), explicit.weight.numel()
     inputs = torch.randn(2, 3, 5, channels, generator=draw).to(explicit.weight)
-    with torch.no_grad(), evaluating(twin):
-        for given, own in zip(twin.parameters(), explicit.parameters(), strict=False):
-            own.copy_(torch.randn(channels, generator=draw))
-            given.copy_(own.view_as(given))
-        inputs = inputs if explicit.shape == (-1,) else inputs.movedim(-1, 1)
-        try:
+    inputs = inputs if explicit.shape == (-1,) else inputs.movedim(-1, 1)
+    try:
+        twin = copy.deepcopy(module)
+        with torch.no_grad(), evaluating(twin):
+            for given, own in zip(twin.parameters(), explicit.parameters(), strict=False):
+                own.copy_(torch.randn(channels, generator=draw))
+                given.copy_(own.view_as(given))
             expected = twin(inputs)
-        except Exception:  # noqa: BLE001  (a user's forward may raise anything, or want another input)
-            return False
-        if not isinstance(expected, Tensor) or expected.shape != inputs.shape:
-            return False
+    except Exception:  # noqa: BLE001  (a user's module may refuse to be copied, or want another input)
+        return False
+    if not isinstance(expected, Tensor) or expected.shape != inputs.shape:
+        return False
+    with torch.no_grad():
         return bool((explicit(inputs) - expected).abs().max() <= TOLERANCE * expected.abs().max())

@@ -1,9 +1,8 @@
 """The same model in plain layers, so that what a layer computes with is what it holds: same numbers, removable units.
 
 nn.MultiheadAttention becomes explicit q, k, v and output layers, a global response norm one whose mean over channels is
-a layer; a layer that derives its weights at every call (weight
-standardisation, weight or spectral norm, masks) becomes one that holds the weights it has in eval mode. Compiled and
-parallel modules become the module inside.
+a layer; a layer that derives its weights at every call (weight standardisation, weight or spectral norm, masks) becomes
+one that holds the weights it has in eval mode. Compiled and parallel modules become the module inside.
 """
 
 from __future__ import annotations

@@ -71,8 +71,9 @@ def test_the_explicit_norm_computes_the_same(name: str, at_first: bool) -> None:
     with seeded(0):
         norm, inputs = NORMS[name](), torch.randn(2, CHANNELS, 5, CHANNELS)
         norm = norm if at_first else _drawn(norm)
-    before = snapshot(norm)
+    before, drawn = snapshot(norm), torch.get_rng_state()
     explicit = explicit_response_norm(norm)
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert isinstance(explicit, ExplicitResponseNorm)
     torch.testing.assert_close(explicit(inputs), norm(inputs))
     assert snapshot(norm) == before
