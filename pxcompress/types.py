@@ -86,7 +86,8 @@ class Member:
 
     `axis` "out": rows the module produces or carries (convolution, linear, norm, depthwise convolution, parameter).
     `axis` "in": rows it consumes. A group's consumers are exactly its "in" members.
-    For a parameter or buffer outside any layer `module` is its name, and `dim` the dimension that the rows lie in.
+    For a parameter or buffer outside any layer `module` is its name, and `dim` the dimension that the rows lie in. For
+    an attribute that holds the sizes of a split it is the same, with 0 as `dim`: the rows are those that are split.
     """
 
     module: str

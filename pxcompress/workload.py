@@ -73,7 +73,7 @@ def load_workload(given: ModelAndData) -> Workload:
     """
     task = None if given.task == AUTO else build_task(given.task)
     unlabelled = "unlabelled" if task is not None and "unlabelled" in task.layouts else None
-    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed)
+    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=unlabelled)
     check_classes(source, given.classes)
     if given.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
