@@ -35,7 +35,8 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
     if layout == "unlabelled" and not Path(spec).expanduser().is_dir():
         raise DataError(f"data {spec!r} is no folder; the layout 'unlabelled' takes folders of images")
     if spec.partition(":")[0] in EMBEDDED and layout is None:
-        return EMBEDDED.build(spec).source(spec)
+        source = EMBEDDED.build(spec).source(spec)
+        return replace(source, outputs=len(source.classes))
     data = _user_data(spec, layout)
     if data.layout == "classes" and len(data.classes) < 2:
         raise DataError(f"data {spec!r} has only one class ({data.classes[0]}); at least two are needed")
@@ -93,7 +94,15 @@ def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
     number = np.full(len(source.classes), -1)
     number[[source.classes.index(name) for name in classes]] = np.arange(len(classes))
     train, select, held_out = (_renumbered(pool, number) for pool in (source.train, source.select, source.held_out))
-    smaller = replace(source, classes=tuple(classes), train=train, select=select, held_out=held_out, other_order=())
+    smaller = replace(
+        source,
+        classes=tuple(classes),
+        outputs=len(classes),
+        train=train,
+        select=select,
+        held_out=held_out,
+        other_order=(),
+    )
     return smaller if source.embedded or set(classes) == set(source.classes) else _cut_anew(smaller, seed)
 
 

@@ -231,6 +231,8 @@ def test_any_folder_as_unlabelled(tmp_path):
 
 
 def test_no_classes_to_choose_from(tmp_path):
+    assert restricted(open_source("digits"), ("3", "1")).outputs == 2
+    assert open_source("digits").outputs == 10
     with pytest.raises(DataError, match="no class per image"):
         restricted(open_source(str(save_masked(tmp_path / "d"))), ("0", "1"))
 
