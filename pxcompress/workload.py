@@ -17,6 +17,7 @@ from pxcompress.data import (
     open_source,
     restricted,
 )
+from pxcompress.data.samples import Layout
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.model_and_data import ModelAndData
 from pxcompress.models.adapter import named_outputs
@@ -72,9 +73,12 @@ def load_workload(given: ModelAndData) -> Workload:
     Pretrained weights are asked for only when the data is the user's own.
     """
     task = None if given.task == AUTO else build_task(given.task)
-    unlabelled = "unlabelled" if task is not None and "unlabelled" in task.layouts else None
-    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=unlabelled)
-    check_classes(source, given.classes)
+    layout: Layout | None = None
+    if task is not None and "unlabelled" in task.layouts and Path(given.data).is_dir():
+        layout = "unlabelled"
+    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)
+    if given.classes:
+        check_classes(source, given.classes)
     if given.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
     task = task or TASKS.build(BY_LAYOUT[source.layout])
