@@ -70,7 +70,7 @@ def show(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> st
         mask = (scores[0] > 0) if len(scores) == 1 else scores.argmax(0)
         Image.fromarray(mask.astype(np.uint8)).save(f"{path}.mask.png")
         return f"{path}.mask.png"
-    np.savez(f"{path}.npz", **outputs)
+    np.savez(f"{path}.npz", **outputs)  # type: ignore[arg-type]
     return f"{path}.npz: {', '.join(f'{name} {value.shape}' for name, value in outputs.items())}"
 
 
