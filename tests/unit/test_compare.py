@@ -15,11 +15,11 @@ from xml.etree import ElementTree
 import pytest
 from command import Px, one_line
 from PIL import Image
-from test_report import NASTY, REPORT, Page, certified, make_report, measurement
+from test_report import NASTY, REPORT, Page, certified, make_report, make_target, measurement
 
 from pxcompress.deploy.comparison import ratios
 from pxcompress.errors import InputError
-from pxcompress.proof import DataSummary, Speedup, Target, Warning
+from pxcompress.proof import DataSummary, Speedup, Warning
 from pxcompress.report import to_json
 from pxcompress.report.build import read_report
 from pxcompress.report.card import to_card
@@ -41,20 +41,7 @@ RUNS = {"half": REPORT, "tenth": smaller(0.7, 1.5, 4)}
 def with_targets() -> Report:
     """REPORT with an int8 file beside dense and slim."""
     rows = [
-        Target(
-            file,
-            precision,
-            of.onnx_bytes,
-            of.top1,
-            400,
-            1.0,
-            0.0,
-            of.latency_ms,
-            9.0,
-            Speedup(4, 3, 5),
-            REPORT.provider,
-            round(0.9 * of.top1 * 400),
-        )
+        make_target(file, precision, of, Speedup(4, 3, 5), round(0.9 * of.quality.value * 400))
         for file, precision, of in (
             ("dense.onnx", "fp32", REPORT.dense),
             ("model.onnx", "fp32", REPORT.pruned),
