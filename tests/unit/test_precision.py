@@ -204,7 +204,7 @@ def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
     found = _rated(folder, (broken,))
     assert [row.file for row in found.rows] == ["dense.onnx", "model.onnx"]
     assert [note.text for note in found.notes] == [
-        "NO model.int8.onnx: its logits are not finite on 64 of 64 test samples"
+        "NO model.int8.onnx: its outputs are not finite on 64 of 64 test samples"
     ]
     assert not broken.exists()
 
