@@ -63,10 +63,10 @@ def test_a_dense_model_that_runs_share_has_one_row() -> None:
 def test_rows_say_what_the_reports_do() -> None:
     """Changes are signed as `run` signs them."""
     dense, half, tenth = list_rows(RUNS)
-    assert (dense.change, dense.interval, dense.faster) == ("", "", "reference")
-    assert (half.change, half.interval, half.faster) == ("-5.0", "-9.6 to -0.4", "4.00x")
+    assert (dense.difference, dense.interval, dense.faster) == ("", "", "reference")
+    assert (half.difference, half.interval, half.faster) == ("-5.0", "-9.6 to -0.4", "4.00x")
     assert "-5.0 points" in to_table(REPORT)
-    assert tenth.change == "-20.0"
+    assert tenth.difference == "-20.0"
     slow, same = make_report(0.7, 0.9, 15.0), make_report(0.9, 1.5, 10.0)
     found = [row.faster for row in list_rows({"slow": slow, "same": same})]
     assert found == ["reference", "0.80x, slower", "1.20x, not shown"]
