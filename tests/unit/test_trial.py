@@ -127,7 +127,7 @@ def test_the_trial_has_the_range_of_the_example(domain: Callable[[Tensor], Tenso
         (lambda s, x: F.dropout(_simple(s, x), 0.5), "another output for the same input each time"),
         (lambda s, x: _simple(s, x.abs().neg().log()), "returns NaN for the example"),
         (lambda s, x: _simple(s, x.reshape(1, *IMAGES)), "runs on one sample, but not on two at once: RuntimeError"),
-        (lambda s, x: _simple(s, x[:, :2]), "does not run on the example: RuntimeError: ModelAndData groups=1"),
+        (lambda s, x: _simple(s, x[:, :2]), "does not run on the example: RuntimeError: Given groups=1"),
     ],
 )
 def test_what_is_wrong_with_the_dense_model_is_said(forward: Callable[..., Any], message: str) -> None:
