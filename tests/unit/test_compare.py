@@ -80,15 +80,15 @@ def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
     lines = to_comparison_table({"one": busy, "two": other}).splitlines()
     assert lines == [
         "all: resnet18, repair fold + least-squares + batchnorm",
-        "         top-1         points (95 %)    size    p50  faster",
+        "             quality         change (95 %)    size    p50  faster",
         "one: 50.0% of the MACs to remove, score magnitude; 20 M MACs, 10 k parameters",
-        "  dense  90.0%                        200 kB  12 ms  reference",
-        "  fp32   85.0%   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
-        "  int8   84.0%  -6.0 (-10.7 to -1.3)   15 kB   1 ms  4.00x",
+        "  dense  90.0% top-1                        200 kB  12 ms  reference",
+        "  fp32   85.0% top-1   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
+        "  int8   84.0% top-1  -6.0 (-10.7 to -1.3)   15 kB   1 ms  4.00x",
         "two: 30.0% of the MACs to remove, score taylor; 20 M MACs, 10 k parameters",
-        "  fp32   85.0%   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
+        "  fp32   85.0% top-1   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
         "",
-        "points, faster: against the dense model, timed in turns with it in the same run",
+        "change, faster: against the dense model, timed in turns with it in the same run",
         "note: one: THE MACHINE IS BUSY: x",
         "note: embedded data: a demonstration",
     ]

@@ -299,7 +299,7 @@ def broken(path: str, value: object = ...) -> str:
         (broken("dense", []), r"dense: expected an object"),
         (broken("certificate", []), r"certificate: expected an object"),
         (broken("recipe.rounds", "two"), r"recipe\.rounds: expected a valid integer, not 'two'"),
-        (broken("pruned.quality.value", 2), r"pruned\.quality\.value: expected less than or equal to 1, not 2"),
+        (broken("pruned.quality.value", 2), r"pruned\.quality\.value: expected a share from 0 to 1, not 2"),
         (broken("pruned.samples", -1), r"pruned\.samples: expected greater than or equal to 0, not -1"),
         (broken("stages.0.quality_after", "x"), r"stages\.0\.quality_after: expected a valid number, not 'x'"),
         (broken("dense.latency_ms.p50", float("inf")), r"p50: expected a finite number, not inf"),
