@@ -105,7 +105,9 @@ def test_predict_writes_a_mask(segmented: tuple[Report, Path], masks: Path, tmp_
     _, folder = segmented
     image = tmp_path / "image.png"
     image.write_bytes((masks / "images" / "0.png").read_bytes())
-    subprocess.run([sys.executable, folder / "predict.py", image], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [sys.executable, folder / "predict.py", image], check=True, capture_output=True, timeout=60, cwd=tmp_path
+    )
     mask = np.asarray(Image.open(f"{image}.mask.png"))
     assert mask.shape == (SIDE, SIDE)
     assert set(np.unique(mask)) <= {0, 1, 2, 3}
