@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import pxcompress
+from pxcompress.commands.options import read_input_size
 from pxcompress.errors import InputError
 from pxcompress.recipe import Recipe
 from pxcompress.report.record import Report
@@ -132,6 +133,18 @@ def test_images_without_labels_are_enough(masks: Path) -> None:
     )
     assert workload.task.metric.name == "agreement"
     assert next(iter(workload.splits.score))[0].shape[1:] == (3, SIDE, SIDE)
+
+
+def test_inputs_need_not_be_square(masks: Path) -> None:
+    assert (read_input_size("24"), read_input_size("16x24")) == (24, (16, 24))
+    recipe = Recipe("test_task_runs:map_net", 0.4, data=str(masks), input_size=read_input_size("16x24"))
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    inputs, targets = next(iter(load_workload(recipe).splits.score))
+    assert inputs.shape[1:] == (3, 16, 24)
+    assert targets.shape[1:] == (16, 24)
+    for text in ("4x40", "24x", "axb", "1x2x3"):
+        with pytest.raises(InputError, match="input-size is"):
+            recipe.but(input_size=read_input_size(text))
 
 
 def test_a_task_of_ones_own_is_taken_by_its_name() -> None:
