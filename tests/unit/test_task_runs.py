@@ -152,3 +152,15 @@ def test_a_task_of_ones_own_is_taken_by_its_name() -> None:
     assert type(task) is WeightedError
     with pytest.raises(InputError, match="expected a subclass"):
         build_task("test_task_runs:SIDE")
+
+
+def test_a_module_of_ones_own_is_judged_by_its_task() -> None:
+    torch.manual_seed(1)
+    batches = [torch.randn(12, 3, SIDE, SIDE) for _ in range(6)]
+    net = map_net().eval()
+    result = pxcompress.compress_module(net, batches[0][:1], batches, 0.3, task="segmentation", repair=("fold",))
+    assert result.agreements is not None
+    with torch.no_grad():
+        dense, pruned = net(batches[0]), result.pruned.model(batches[0])
+    assert {name: value.shape for name, value in pruned.items()} == {name: value.shape for name, value in dense.items()}
+    assert 0.5 < result.agreements.held_out.share < 1
