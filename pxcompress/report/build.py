@@ -25,7 +25,9 @@ def from_json(text: str) -> Report:
     if report.metric.unit == "share":
         for name, quality in _qualities(report).items():
             if not 0 <= quality <= 1:
-                raise not_as_written("report.json", f"{name}.quality.value: expected a share from 0 to 1, not {quality}")
+                raise not_as_written(
+                    "report.json", f"{name}.quality.value: expected a share from 0 to 1, not {quality}"
+                )
     return report
 
 
