@@ -20,6 +20,7 @@ from pxcompress.registry import names_in, option
 if TYPE_CHECKING:
     from pxcompress.certify.parts import Part
     from pxcompress.certify.path import Goal
+    from pxcompress.types import Budget
 
 DEFAULT_BUDGET = "macs"
 MEASURED = 0
@@ -56,20 +57,21 @@ AUTO_SCORERS = ("lrp-residual", "lrp-residual:metric=weights")
 
 def auto_normalise(budget: str) -> str:
     """How groups are made comparable where nothing is said, for a budget's text: as the budget wants it."""
-    return getattr(_budget(budget), "normalise", "knapsack")
+    return _budget(budget).normalise
 
 
 def auto_round_to(budget: str) -> int:
     """The step of widths where nothing is said, for a budget's text: as the budget wants it."""
-    return getattr(_budget(budget), "round_to", 8)
+    return _budget(budget).round_to
 
 
-def _budget(text: str) -> type:
-    """The budget's class; that of an unknown one, which a report may hold, says nothing."""
+def _budget(text: str) -> type[Budget]:
+    """The budget's class; for an unknown one, which a report may hold, the class with the defaults."""
     from pxcompress.budgets import BUDGETS
+    from pxcompress.types import Budget
 
     name = text.partition(":")[0]
-    return BUDGETS.get(name) if name in BUDGETS else object
+    return BUDGETS.get(name) if name in BUDGETS else Budget
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -26,6 +26,13 @@ Meter = Callable[[Mapping[str, int]], float]
 
 Kind = Literal["channel", "neuron", "head"]
 Axis = Literal["out", "in"]
+
+
+class ImageSize(NamedTuple):
+    """Sides of an image in pixels."""
+
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ class Member:
 
     `axis` "out": rows the module produces or carries (convolution, linear, norm, depthwise convolution, parameter).
     `axis` "in": rows it consumes. A group's consumers are exactly its "in" members.
-    For a parameter or buffer outside any layer `module` is its name, and `dim` the dimension that the rows lie in.
+    For a parameter or buffer outside any layer `module` is its name, and `dim` the dimension that the rows lie in. For
+    an attribute that holds the sizes of a split it is the same, with 0 as `dim`: the rows are those that are split.
     """
 
     module: str
@@ -282,12 +290,15 @@ class Scorer(Protocol):
 
 
 class Budget(Protocol):
-    """Prices a width for every group.
-
-    `normalise` and `round_to`, where it has them, are what a recipe takes when it says nothing else.
-    """
+    """Prices a width for every group. Classes derive from it: it holds the defaults of what they may declare."""
 
     unit: str
+
+    normalise: ClassVar[str] = "knapsack"
+    """How scores of different groups are made comparable when the recipe does not say it."""
+
+    round_to: ClassVar[int] = 8
+    """Step of widths when the recipe does not say it, in units; 0 stands for the step that is measured as fastest."""
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """A pure function from units kept to cost."""

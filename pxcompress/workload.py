@@ -17,6 +17,7 @@ from pxcompress.data import (
     open_source,
     restricted,
 )
+from pxcompress.data.samples import Layout
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.model_and_data import ModelAndData
 from pxcompress.models.adapter import named_outputs
@@ -29,7 +30,7 @@ from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, chec
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
-from pxcompress.types import Splits
+from pxcompress.types import ImageSize, Splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +73,12 @@ def load_workload(given: ModelAndData) -> Workload:
     Pretrained weights are asked for only when the data is the user's own.
     """
     task = None if given.task == AUTO else build_task(given.task)
-    unlabelled = "unlabelled" if task is not None and "unlabelled" in task.layouts else None
-    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed)
-    check_classes(source, given.classes)
+    layout: Layout | None = None
+    if task is not None and "unlabelled" in task.layouts and Path(given.data).is_dir():
+        layout = "unlabelled"
+    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)
+    if given.classes:
+        check_classes(source, given.classes)
     if given.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
     task = task or TASKS.build(BY_LAYOUT[source.layout])
@@ -108,9 +112,16 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             classes=0 if isinstance(task, Embedding) else source.outputs,
             checkpoint=None if given.checkpoint is None else Path(given.checkpoint),
             pretrained=not source.embedded,
-            input_size=given.input_size or source.native_size,
+            input_size=_input_size(given, source),
             classifier=isinstance(task, Classification),
         )
+
+
+def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
+    """Pixels, or the shape of inputs that are no images."""
+    if isinstance(given.input_size, tuple):
+        return ImageSize(*given.input_size)
+    return given.input_size or source.native_size
 
 
 def _judged_by(task: Task, loaded: Loaded, splits: Splits) -> Loaded:

@@ -133,7 +133,8 @@ class Widths:
 def _rows(model: nn.Module, name: str, member: Member) -> int:
     if member.dim is not None:
         path, _, attribute = name.rpartition(".")
-        return int(getattr(model.get_submodule(path), attribute).shape[member.dim])
+        value = getattr(model.get_submodule(path), attribute)
+        return int(value.shape[member.dim] if isinstance(value, Tensor) else sum(value))
     module = model.get_submodule(name)
     weight: Tensor = module.weight  # type: ignore[assignment]
     if isinstance(module, nn.Embedding):

@@ -59,6 +59,11 @@ def _deformable(inputs: Shape, weight: Shape, *args: Any, out_shape: Shape, **kw
     return 2 * prod(out_shape) * prod(weight[1:])
 
 
+def _norm(*args: Any, **kwargs: Any) -> int:
+    """Linear in the size of its input, as an element-wise operation is: zero."""
+    return 0
+
+
 def formulas() -> dict[Any, Callable[..., int]]:
     """Operator -> floating-point operations (two a multiply-accumulate), from the shapes of its arguments."""
     aten = torch.ops.aten
@@ -72,6 +77,7 @@ def formulas() -> dict[Any, Callable[..., int]]:
         aten.vdot: _dot,
         aten._trilinear: _trilinear,
         aten._cdist_forward: _distances,
+        aten.linalg_vector_norm: _norm,
     }
     deformable = getattr(torch.ops.torchvision, "deform_conv2d", None)  # there where torchvision was imported
     return table if deformable is None else {**table, deformable: _deformable}

@@ -15,7 +15,7 @@ from pxcompress.errors import DataError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.outputs import max_difference
 from pxcompress.proof import Parity
-from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.agreement import Agreement
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches
 
@@ -34,14 +34,14 @@ def verify_parity(
 ) -> Parity:
     """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
 
-    All outputs are compared; agreement is what the `task` says of them, by default the class with the largest logit.
+    All outputs are compared; agreement is what the `task` says of them, by default the place of the largest logit.
 
     `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
     max |difference| <= tolerance * max(1, max |outputs of PyTorch|), so never with a NaN. `model` is left as it was.
     """
     everything = _take(inputs, samples)
     enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
-    session, judge = runtime.open_session(artifact_path, "cpu"), task or Classification()
+    session, judge = runtime.open_session(artifact_path, "cpu"), task or Agreement()
     differences, scales, agreements = [], [1.0], []
     with on_cpu(model):
         for batch in (enough[:1], enough[:2], *enough.split(_BATCH)):

@@ -134,10 +134,14 @@ def _remove_(module: Any, axis: Axis, rows: list[int], *, alone: bool) -> None:
 
 
 def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
-    """Remove `rows` of a parameter or buffer that no layer holds."""
+    """Remove `rows` of a parameter or buffer that no layer holds, or of what is split into parts of such sizes."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
-    value: Tensor = getattr(module, attribute)
+    value: Tensor | Sequence[int] = getattr(module, attribute)
+    if not isinstance(value, Tensor):
+        parts = [torch.isin(part, rows) for part in torch.arange(sum(value)).split(list(value))]
+        setattr(module, attribute, type(value)(int((~removed).sum()) for removed in parts))  # type: ignore[call-arg]
+        return
     remaining_values = value.detach().index_select(dim, others(value.shape[dim], rows).to(value.device))
     setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
 

@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +50,15 @@ class Trial:
             return f"its units cannot be removed: {reason_of(error)}"
 
     def faults(self, groups: Sequence[Group]) -> dict[str, str]:
-        """Why groups must stay, by name; all others can go together. Found by halving the set of suspects."""
+        """Why groups must stay, by name; all others can go together. Found by halving the set of suspects.
+
+        Groups of the same first layer are tried apart as well: a forward that cuts its outputs in two halves runs
+        where both lose as many.
+        """
         faults: dict[str, str] = {}
         self._accepted([], groups, faults)
+        for part in _apart(groups):
+            self._accepted([], [group for group in part if group.name not in faults], faults)
         return faults
 
     def _accepted(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
@@ -66,6 +72,16 @@ class Trial:
         middle = len(suspects) // 2
         accepted_groups = self._accepted(accepted_groups, suspects[:middle], faults)
         return self._accepted(accepted_groups, suspects[middle:], faults)
+
+
+def _apart(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """The groups whose first layer others begin with as well, in parts without two of the same."""
+    places: dict[str, list[Group]] = {}
+    for group in groups:
+        places.setdefault(group.members[0].module, []).append(group)
+    several = [alike for alike in places.values() if len(alike) > 1]
+    for place in range(max(map(len, several), default=0)):
+        yield [alike[place] for alike in several if place < len(alike)]
 
 
 def prepared(model: nn.Module, example: Tensor) -> Trial:

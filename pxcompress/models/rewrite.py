@@ -1,8 +1,8 @@
 """The same model in plain layers, so that what a layer computes with is what it holds: same numbers, removable units.
 
-nn.MultiheadAttention becomes explicit q, k, v and output layers; a layer that derives its weights at every call (weight
-standardisation, weight or spectral norm, masks) becomes one that holds the weights it has in eval mode. Compiled and
-parallel modules become the module inside.
+nn.MultiheadAttention becomes explicit q, k, v and output layers, a global response norm one whose mean over channels is
+a layer; a layer that derives its weights at every call (weight standardisation, weight or spectral norm, masks) becomes
+one that holds the weights it has in eval mode. Compiled and parallel modules become the module inside.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from pxcompress.models.outputs import difference, leaves
+from pxcompress.models.response_norm import explicit_response_norm, is_response_norm
 from pxcompress.state import evaluating, hooks_of
 
 TOLERANCE = 1e-5
@@ -111,6 +112,8 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if _has_own_forward(module):
         convolution = _with_its_weights(module)
         return convolution and _with_hooks_of(module, convolution)
+    if (norm := explicit_response_norm(module)) is not None:
+        return _with_hooks_of(module, norm)
     return module
 
 
@@ -248,7 +251,7 @@ class _Weights(TorchFunctionMode):
 
 def _may_be_rewritten(module: nn.Module) -> bool:
     derives_weights = parametrize.is_parametrized(module) or _weight_hooks(module) or _inside(module) is not None
-    return bool(derives_weights) or _is_attention(module) or _has_own_forward(module)
+    return bool(derives_weights) or _is_attention(module) or _has_own_forward(module) or is_response_norm(module)
 
 
 def _is_attention(module: nn.Module) -> bool:

@@ -148,7 +148,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
 
 def write_report(folder: Path, report: Report) -> None:
     """Write report.json, report.html, and for images predict.py, with which the model runs without pxcompress."""
-    if takes_images(report) and report.task.startswith("classification"):
+    if takes_images(report):
         shutil.copyfile(PREDICT, folder / PREDICT.name)
     (folder / "report.json").write_text(to_json(report))
     (folder / "report.html").write_text(to_html(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 
 AUTO = "auto"
+
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""package.module:Class; the options of a registered task have an = in them."""
 
 BY_LAYOUT = {
     "classes": "classification",
@@ -32,7 +36,7 @@ def build_task(text: str) -> Task:
     Raises `InputError` for what is none.
     """
     name = text.partition(":")[0]
-    if name in TASKS or "." not in name:
+    if name in TASKS or not _OWN.fullmatch(text):
         return TASKS.build(text)
     task: Any = find_object(text, "task")
     task = task() if isinstance(task, type) else task

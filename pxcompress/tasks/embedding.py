@@ -31,7 +31,8 @@ class Embedding(Task):
     def logits(self, outputs: Outputs) -> Tensor:
         """Length of the embedding along its own direction, (n,)."""
         vectors = self._vectors(outputs)
-        return (vectors * normalize(vectors.detach(), dim=1)).sum(1)
+        direction = vectors.detach()
+        return (vectors * direction).sum(1) / direction.square().sum(1).sqrt().clamp_min(1e-12)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
         """The direction of the embedding and the label, (n, features + 1)."""
@@ -46,11 +47,14 @@ class Embedding(Task):
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """Cosine of the two embeddings of a sample; 0 where it is negative."""
-        return cosine_similarity(self._vectors(outputs).double(), self._vectors(dense).double()).clamp(0, 1)
+        return self._cosine(outputs, dense).clamp(0, 1)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """1 less the cosine."""
-        return 1 - cosine_similarity(self._vectors(outputs).double(), self._vectors(dense).double())
+        return (1 - self._cosine(outputs, dense)).clamp_min(0)
+
+    def _cosine(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        return cosine_similarity(self._vectors(outputs).double(), self._vectors(dense).double())
 
     def _vectors(self, outputs: Outputs) -> Tensor:
         maps = [value for value in outputs.values() if value.dim() == 4]
