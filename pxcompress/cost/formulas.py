@@ -42,13 +42,13 @@ def _trilinear(
     a: Shape, b: Shape, c: Shape, expand_a: list[int], expand_b: list[int], expand_c: list[int], *args: Any, **rest: Any
 ) -> int:
     """nn.Bilinear: a product of three tensors that are spread along each other's axes."""
-    spread = []
+    broadcast_shapes = []
     for shape, axes in ((a, expand_a), (b, expand_b), (c, expand_c)):
         sizes = list(shape)
         for axis in sorted(axes):
             sizes.insert(axis, 1)
-        spread.append(sizes)
-    return 2 * prod(max(sizes) for sizes in zip(*spread, strict=True))
+        broadcast_shapes.append(sizes)
+    return 2 * prod(max(sizes) for sizes in zip(*broadcast_shapes, strict=True))
 
 
 def _distances(a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:

@@ -39,12 +39,12 @@ class Graph(tp.DependencyGraph):
 
     def _build_dependency(self, module2node: Any) -> None:
         super()._build_dependency(module2node)
-        mended = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
+        size_readers = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
         for node in module2node.values():
             if node.type == tp.ops.OPTYPE.CONCAT:
                 node.module.concat_sizes = _concat_sizes(node)
-            if node.type in mended and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
-                node.grad_fn = mended[node.type](node.grad_fn)
+            if node.type in size_readers and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
+                node.grad_fn = size_readers[node.type](node.grad_fn)
                 node.enable_index_mapping = True  # off where a position embedding comes before
 
     def build_dependency(self, model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
@@ -136,8 +136,8 @@ class _Linked(tp.dependency.Group):
         for item in self.items:
             if item.dep.target == dep.target and item.dep.handler == dep.handler:
                 roots = {index.idx: index.root_idx for index in item.idxs}
-                met = {(roots[index.idx], index.root_idx) for index in idxs if index.idx in roots}
-                self.links |= {pair for pair in met if pair[0] != pair[1] and None not in pair}
+                meeting_rows = {(roots[index.idx], index.root_idx) for index in idxs if index.idx in roots}
+                self.links |= {pair for pair in meeting_rows if pair[0] != pair[1] and None not in pair}
         super().add_and_merge(dep, idxs)
 
 

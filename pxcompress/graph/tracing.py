@@ -16,7 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError
+from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
 from pxcompress.models.adapter import everything
 from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
@@ -32,7 +32,7 @@ TRACING_SECONDS = 90.0
 
 
 def traced_groups(
-    model: nn.Module, example: Tensor, keep: Collection[str], known: Collection[str]
+    model: nn.Module, example: Tensor, keep: Collection[str], head_layers: Collection[str]
 ) -> list[Group | Fixed]:
     """Groups as torch-pruning sees them, and what is known to stay; none that layers named in `known` make.
 
@@ -50,7 +50,7 @@ def traced_groups(
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     with _guarded("model's groups cannot be found"), settled(twin):
-        return list(_candidates(graph, names, set(keep), known))
+        return list(_candidates(graph, names, set(keep), head_layers))
 
 
 def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
@@ -58,11 +58,13 @@ def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
     return [value for value in everything(model, example) if value.requires_grad]
 
 
-def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collection[str]) -> Iterator[Group | Fixed]:
+def _candidates(
+    graph: Any, names: dict[Any, str], keep: set[str], head_layers: Collection[str]
+) -> Iterator[Group | Fixed]:
     """One group, or the reason why there is none, for every convolution and linear layer that is not in one already."""
-    seen: set[Any] = set()
+    covered_layers: set[Any] = set()
     for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
-        if module in seen or names[module] in known:
+        if module in covered_layers or names[module] in head_layers:
             continue
         units = len(module.weight)
         if isinstance(module, CONVOLUTIONS) and module.groups == units > 1 and not is_depthwise(module):
@@ -75,25 +77,25 @@ def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collec
         except TimeoutError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever torch-pruning stumbles over: the others go on)
-            yield Fixed(names[module], units, f"its units cannot be followed: {_first_line(error)}")
+            yield Fixed(names[module], units, f"its units cannot be followed: {reason_of(error)}")
             continue
         if wide is not None:
             yield Fixed(names[module], units, f"its one output is broadcast over those of {names[wide]}")
             continue
         producers = _producers(graph, raw)
-        seen |= producers
-        if not any(names.get(producer) in known for producer in producers):
-            for found in _producer_groups(graph, names, raw, keep):
-                yield found
-                if isinstance(found, Fixed):
-                    yield from _beside(found, producers, names)
+        covered_layers |= producers
+        if not any(names.get(producer) in head_layers for producer in producers):
+            for group in _producer_groups(graph, names, raw, keep):
+                yield group
+                if isinstance(group, Fixed):
+                    yield from _beside(group, producers, names)
 
 
-def _beside(found: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
+def _beside(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
     """The other layers that write what `found` writes: they stay with it."""
     for module, name in names.items():
-        if isinstance(module, PRODUCERS) and module in producers and name != found.name:
-            yield Fixed(name, len(module.weight), f"its outputs meet those of {found.name}, which stay")
+        if isinstance(module, PRODUCERS) and module in producers and name != fixed.name:
+            yield Fixed(name, len(module.weight), f"its outputs meet those of {fixed.name}, which stay")
 
 
 @contextmanager
@@ -105,16 +107,12 @@ def _guarded(what: str) -> Iterator[None]:
             with time_limit(TRACING_SECONDS):
                 yield
         except Exception as error:  # a user's forward and torch-pruning may raise anything
-            raise ModelError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+            raise ModelError(f"{what}: {reason_of(error)}") from error
 
 
 def _is_single(layer: nn.Module) -> bool:
     """Whether a convolution has no channel to lose; torch-pruning takes what it runs along for channels (ECA)."""
     return bool(layer.in_channels == layer.out_channels == 1)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def _producers(dependencies: Any, raw: Any) -> set[Any]:
@@ -153,12 +151,12 @@ def _from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any:
 
 
 def _producer_groups(
-    dependencies: Any, names: dict[Any, str], raw: Any, kept: set[str]
+    dependencies: Any, names: dict[Any, str], raw: Any, keep: set[str]
 ) -> Sequence[Group] | Sequence[Fixed]:
     """The groups of a convolution's or linear layer's outputs, or why they stay."""
     first, units = raw[0].dep.target.module, len(raw[0].idxs)
     name = names[first]
-    reason = _why_fixed(names, raw, kept, dependencies)
+    reason = _why_fixed(names, raw, keep, dependencies)
     if is_depthwise(first):
         reason, units = reason or "it is depthwise, and reads channels that no other layer makes", len(first.weight)
     if reason:
@@ -249,13 +247,13 @@ def _is_input_of_depthwise(dependencies: Any, item: Any) -> bool:
     return several and bool(item.dep.handler == dependencies.get_pruner_of_module(module).prune_in_channels)
 
 
-def _why_fixed(names: dict[Any, str], raw: Any, kept: set[str], dependencies: Any) -> str:
+def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: Any) -> str:
     """Why the outputs of this group must stay; empty when they need not."""
-    consumers, last = 0, False
+    consumers, reaches_output = 0, False
     for item in raw:
         module = item.dep.target.module
         name, reads = names.get(module, ""), _axis(dependencies, item) == "in"
-        if name in kept and not reads:
+        if name in keep and not reads:
             return "the classifier's outputs are the classes"
         if isinstance(module, SPANNING_NORMS):
             return f"{type(module).__name__} {name} takes its statistics over these channels"
@@ -270,10 +268,12 @@ def _why_fixed(names: dict[Any, str], raw: Any, kept: set[str], dependencies: An
         if reads and max(item.idxs) >= dependencies.get_in_channels(module):
             return f"{name} reads fewer channels: a sum, mean or product of all lies between"
         consumers += bool(name) and reads
-        last |= item.dep.target.type == tp.ops.OPTYPE.OUTPUT or not item.dep.target.outputs
+        reaches_output |= item.dep.target.type == tp.ops.OPTYPE.OUTPUT or not item.dep.target.outputs
     if consumers:
         return ""
-    return "its outputs reach the model's output" if last else "no convolution or linear layer reads its outputs"
+    return (
+        "its outputs reach the model's output" if reaches_output else "no convolution or linear layer reads its outputs"
+    )
 
 
 def _axis(dependencies: Any, item: Any) -> Axis:
@@ -290,17 +290,17 @@ def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
     equal parts (`chunk`) cuts at the same places only when every part loses as many.
     """
     label = torch.arange(rows)
-    places = [found for item in raw if (found := _places(dependencies, item)) is not None]
+    places = [pair for item in raw if (pair := _places(dependencies, item)) is not None]
     if raw.links:
         first, second = torch.tensor(sorted(raw.links)).T
         places.append((torch.cat([first, second]), torch.arange(len(first)).repeat(2)))
-    changed = True
-    while changed:
-        before = label.clone()
+    has_changed = True
+    while has_changed:
+        previous_label = label.clone()
         for root, place in places:
             lowest = torch.full((int(place.max()) + 1,), rows).scatter_reduce(0, place, label[root], "amin")
             label[root] = lowest[place]
-        changed = not torch.equal(before, label)
+        has_changed = not torch.equal(previous_label, label)
     return torch.unique(label, return_inverse=True)[1]
 
 

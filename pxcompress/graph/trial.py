@@ -66,17 +66,17 @@ class Trial:
             self._accepted([], [group for group in part if group.name not in faults], faults)
         return faults
 
-    def _accepted(self, sure: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
+    def _accepted(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
         """`sure` and those of the suspects that pass beside them; the others go to `faults`."""
-        together = [*sure, *suspects]
-        if not suspects or not (fault := self.fault(together)):
-            return together
+        candidate_groups = [*accepted_groups, *suspects]
+        if not suspects or not (fault := self.fault(candidate_groups)):
+            return candidate_groups
         if len(suspects) == 1:
             faults[suspects[0].name] = fault
-            return sure
+            return accepted_groups
         middle = len(suspects) // 2
-        sure = self._accepted(sure, suspects[:middle], faults)
-        return self._accepted(sure, suspects[middle:], faults)
+        accepted_groups = self._accepted(accepted_groups, suspects[:middle], faults)
+        return self._accepted(accepted_groups, suspects[middle:], faults)
 
 
 def _error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:
@@ -115,19 +115,19 @@ def tried_inputs(model: nn.Module, example: Tensor) -> Tensor:
     The model is defined at both, and gives the same each time. Raises `ModelError` where there are no such inputs.
     """
     example = example.to(device_of(model))
-    once = _outputs(model, example, "does not run on the example")
-    defined = [each for each in (example, perturbed(model, example)) if _is_defined(model, each)]
-    if not defined:
-        shapes = ", ".join(str(tuple(value.shape)) for value in once)
+    outputs = _outputs(model, example, "does not run on the example")
+    valid_inputs = [each for each in (example, perturbed(model, example)) if _is_defined(model, each)]
+    if not valid_inputs:
+        shapes = ", ".join(str(tuple(value.shape)) for value in outputs)
         raise ModelError(
             f"{type(model).__name__} returns NaN for the example (outputs of shape {shapes}); expected an input that "
             "the model is made for, and finite weights"
         )
-    inputs = torch.cat([defined[0], defined[-1]])
+    inputs = torch.cat([valid_inputs[0], valid_inputs[-1]])
     first, second = (_outputs(model, inputs, "runs on one sample, but not on two at once") for _ in range(2))
-    if not (change := difference(second, first)) <= REMOVAL_TOLERANCE:
+    if not (error := difference(second, first)) <= REMOVAL_TOLERANCE:
         raise ModelError(
-            f"{type(model).__name__} gives another output for the same input each time ({_described(change)}): it "
+            f"{type(model).__name__} gives another output for the same input each time ({_described(error)}): it "
             "draws at random or keeps a state; expected a forward that repeats itself in eval mode, such as "
             "F.dropout(x, p, self.training)"
         )
