@@ -29,7 +29,8 @@ class Risk:
     """A loss per sample whose mean is to stay at or below alpha.
 
     `function` maps predicted classes (dense, pruned, labels), each (n,), to losses (n,) in [low, high]. `bound` names
-    the p-value, one of `BOUNDS`; `promise` is the sentence with {alpha} and {scope} left open.
+    the p-value, one of `BOUNDS`; `promise` is the sentence with {alpha} and {scope} left open. `zero_where_equal` says
+    that the loss is 0 wherever both models answer alike, whatever the label is.
     """
 
     function: Callable[[Array, Array, Array], Array]
@@ -38,6 +39,7 @@ class Risk:
     promise: str
     low: float = 0.0
     high: float = 1.0
+    zero_where_equal: bool = True
 
 
 RISKS: dict[str, Risk] = {
@@ -65,6 +67,7 @@ RISKS: dict[str, Risk] = {
         needs_labels=True,
         bound="binomial",
         promise="at most {alpha} of {scope} are wrong",
+        zero_where_equal=False,
     ),
 }
 """`negative-flips` counts over all samples, as the negative flip rate does (Yan et al., 2021). For the share of the
