@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from pxcompress.certify.parts import Part
-from pxcompress.certify.path import Certificate, Goal, Tested, judge, sentence
+from pxcompress.certify.path import Certificate, Goal, Tested, judge, sentence, spent
 from pxcompress.errors import InputError
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """How many samples needed a label, since models disagree on them, and how many of these got one."""
+
+    asked: int
+    answered: int
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class CertificateRecord:
 
     `risk` to `bound` are the goal and its p-value, `part` to `threshold` the samples that count; `n` of the `reserved`
     ones do. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the samples of `data`
-    served `uses_before` certificates.
+    served `uses_before` certificates. `labels` is there where the data had none.
     """
 
     risk: str
@@ -40,6 +48,7 @@ class CertificateRecord:
     data: str
     uses_before: int
     spent: str
+    labels: LabelCount | None = None
     schema_version: Literal[1] = 1
 
     @classmethod
@@ -64,6 +73,10 @@ class CertificateRecord:
             uses_before=0,
             spent="",
         )
+
+    def used(self, before: int) -> CertificateRecord:
+        """The same, on samples that served as many certificates `before`."""
+        return replace(self, uses_before=before, spent=spent(before, self.delta).message)
 
     @property
     def certificate(self) -> Certificate:

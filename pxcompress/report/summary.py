@@ -219,6 +219,18 @@ def describe_part(record: CertificateRecord) -> str:
     return sentences[record.part]
 
 
+def describe_labels(record: CertificateRecord) -> str:
+    """How many labels a certificate on unlabelled images took, in one sentence; nothing where all were labelled."""
+    if record.labels is None:
+        return ""
+    asked, answered = record.labels.asked, record.labels.answered
+    missing = f"; {asked - answered} have none and count as errors" if answered < asked else ""
+    return (
+        f"{answered} of {record.reserved} images have a label: on {record.reserved - asked} the models agree, and the "
+        f"loss is 0 whatever they show{missing}."
+    )
+
+
 def headline(report: Report) -> str:
     """Speed, size and accuracy in one line, with the intervals that a reader must know."""
     return f"{speed(report)}, {smaller(report)}, {accuracy_change(report)}"

@@ -17,6 +17,7 @@ from pxcompress.report.summary import (
     agreement_line,
     badge,
     conditions,
+    describe_labels,
     describe_part,
     describe_removal,
     describe_share,
@@ -73,7 +74,7 @@ def to_table(report: Report) -> str:
 def certificate_table(record: CertificateRecord) -> str:
     """The path of a certificate, model by model, and what it promises. No newline at the end."""
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(record)]
-    notes = [f"note: {note}" for note in (describe_part(record), record.spent) if note]
+    notes = [f"note: {note}" for note in (describe_part(record), describe_labels(record), record.spent) if note]
     outcome = badge(record)
     return "\n".join([*aligned(lines), *notes, f"{outcome.title}: {outcome.text}"])
 

@@ -47,7 +47,7 @@ from pxcompress.run import Run
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
-from pxcompress.types import Batches, PruneResult, Splits
+from pxcompress.types import Batches, Preprocessing, PruneResult, Splits
 from pxcompress.workload import Workload
 
 FILE = "certificate.json"
@@ -156,7 +156,7 @@ def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: 
     samples = _reserved(files, data, seed, skip_corrupt)
     guarantee.counted.check(guarantee.goal, samples.counts)
     named = [(str(file), float(file_bytes(file)), file) for file in files]
-    _check_descending(named)
+    check_descending(named)
     part = _settled(guarantee.counted, files[0], samples)
     certificate = judge_files(named, samples, guarantee.goal, part)
     hashes = {name: artifact_of(file).sha256 for name, _, file in named}
@@ -192,7 +192,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
     named = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
     again = judge_files(named, samples, certificate.goal, settled)
-    problems += _differences(rows, again.rows)
+    problems += differences(rows, again.rows)
     problems += _altered(certificate)
     if record.sentence != sentence(certificate) or again.goal != certificate.goal:
         problems.append("its sentence is not what it shows")
@@ -209,7 +209,7 @@ def judge_files(
     dense: Array | None = None
     labels = np.empty(0, dtype=np.int64)
     for name, size, file in named:
-        predicted, labels = _predictions(file, samples.batches)
+        predicted, labels = predict_samples(file, samples.batches)
         dense = predicted if dense is None else dense
         candidates.append(Candidate(name, size, losses(goal.risk, dense, predicted, labels, part.mask(dense))))
     return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
@@ -222,11 +222,11 @@ def is_smaller(certificate: Certificate) -> bool:
 
 def _settled(part: Part, dense: Path, samples: Reserved) -> Part:
     """`part` with the threshold that the select split gives, where it has one."""
-    return part if part.coverage is None else part.chosen_on(_predictions(dense, samples.select)[0])
+    return part if part.coverage is None else part.chosen_on(predict_samples(dense, samples.select)[0])
 
 
-def _predictions(file: Path, batches: Batches) -> tuple[Array, Array]:
-    """Logits (n, classes) and labels (n,)."""
+def predict_samples(file: Path, batches: Batches) -> tuple[Array, Array]:
+    """Logits (n, classes) of an ONNX file on the CPU, and labels (n,)."""
     model = runtime.session(file, "cpu")
     pairs = [(model.predict(inputs), labels.cpu().numpy()) for inputs, labels in batches]
     return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
@@ -268,6 +268,18 @@ def _recorded(
 
 def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
+    preprocessing, classes = task_of(files)
+    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed)
+    if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
+        source = restricted(source, classes, seed)
+    if source.classes != classes:
+        raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
+    splits = load_splits(source, preprocessing, seed=seed)
+    return Reserved.of(data, source, splits)
+
+
+def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
+    """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
     facts = [runtime.session(file, "cpu").metadata for file in files]
     preprocessing = preprocessing_of(facts[0])
     for file, other in zip(files, facts, strict=True):
@@ -275,17 +287,10 @@ def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -
             raise InputError(
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )
-    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed)
-    classes = json.loads(facts[0].get("classes", "[]"))
-    if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
-        source = restricted(source, classes, seed)
-    if json.dumps(source.classes) != facts[0].get("classes"):
-        raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
-    splits = load_splits(source, preprocessing, seed=seed)
-    return Reserved.of(data, source, splits)
+    return preprocessing, tuple(json.loads(facts[0].get("classes", "[]")))
 
 
-def _check_descending(named: Sequence[tuple[str, float, Path]]) -> None:
+def check_descending(named: Sequence[tuple[str, float, Path]]) -> None:
     """Refuse a path out of order before it is run: `certify` would only say so afterwards."""
     for (before, large, _), (after, small, _) in itertools.pairwise(named):
         if small > large:
@@ -295,7 +300,7 @@ def _check_descending(named: Sequence[tuple[str, float, Path]]) -> None:
             )
 
 
-def _differences(rows: Sequence[Tested], again: Sequence[Tested]) -> list[str]:
+def differences(rows: Sequence[Tested], again: Sequence[Tested]) -> list[str]:
     """Rows of the certificate that are not what was found again."""
     problems = []
     for old, new in zip(rows, again, strict=True):

@@ -14,8 +14,8 @@ from pxcompress.certify.few_labels import (
     check_few_labels,
     completed_labels,
     pessimistic_losses,
-    samples_to_label,
     random_order,
+    samples_to_label,
 )
 from pxcompress.certify.path import RISKS, Candidate, Goal, certify, losses
 from pxcompress.errors import InputError
