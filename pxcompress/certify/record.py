@@ -49,6 +49,7 @@ class CertificateRecord:
     uses_before: int
     spent: str
     labels: LabelCount | None = None
+    anytime: bool = False
     schema_version: Literal[1] = 1
 
     @classmethod
@@ -81,7 +82,7 @@ class CertificateRecord:
     @property
     def certificate(self) -> Certificate:
         """The certificate, judged again; `InputError` where the choice does not follow from its own p-values."""
-        judged = judge(Goal(self.risk, self.alpha, self.delta, self.scope), self.rows)
+        judged = judge(Goal(self.risk, self.alpha, self.delta, self.scope, self.anytime), self.rows)
         if (judged.chosen, judged.certified) != (self.chosen, self.certified):
             raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
         return judged

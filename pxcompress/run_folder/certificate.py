@@ -324,7 +324,7 @@ def _counts(row: Tested) -> list[tuple[str, int, float]]:
 
 def _altered(certificate: Certificate) -> list[str]:
     """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
-    if certificate.goal.bound == "betting":
+    if certificate.goal.bound != "binomial":
         return []
     altered = []
     for row in certificate.rows:
