@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pxcompress.certify.learn_then_test import Array, log_wealth
-from pxcompress.certify.path import Goal
+from pxcompress.certify.path import Candidate, Certificate, Goal, certify
 from pxcompress.errors import InputError
 
 STAKE = 0.5
@@ -64,6 +64,16 @@ def staked(total: float, lost: float, begins: int, are: int) -> Budget:
             f"of {total:.4g} are lost; certify on fresh samples, or give a lower --confidence"
         )
     return Budget(total, left, STAKE * left, begins, begins, are)
+
+
+def certify_anytime(candidates: Sequence[Candidate], goal: Goal, budget: Budget) -> tuple[Certificate, Budget]:
+    """The certificate of a path by the losses of samples from where the `budget` begins, in the order of the test.
+
+    Losses end where labels do; the test stops there or earlier. Returns the budget with what was used of it, too.
+    """
+    stop = stopping_time([np.asarray(each.losses) for each in candidates], goal)
+    certificate = certify([each._replace(losses=np.asarray(each.losses)[:stop]) for each in candidates], goal)
+    return certificate, replace(budget, ends=budget.begins + stop, lost=not all(certificate.certified))
 
 
 def stopping_time(path: Sequence[Array], goal: Goal) -> int:

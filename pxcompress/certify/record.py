@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from pxcompress.certify.anytime import Budget
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Certificate, Goal, Tested, judge, sentence, spent
 from pxcompress.errors import InputError
@@ -25,7 +26,8 @@ class CertificateRecord:
 
     `risk` to `bound` are the goal and its p-value, `part` to `threshold` the samples that count; `n` of the `reserved`
     ones do. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the samples of `data`
-    served `uses_before` certificates. `labels` is there where the data had none.
+    served `uses_before` certificates. `labels` is there where the data had none, `budget` for
+    a test that may stop at any time: what it used, and what is left; 1 / p of a row is the wealth of its bet so far.
     """
 
     risk: str
@@ -50,6 +52,7 @@ class CertificateRecord:
     spent: str
     labels: LabelCount | None = None
     anytime: bool = False
+    budget: Budget | None = None
     schema_version: Literal[1] = 1
 
     @classmethod

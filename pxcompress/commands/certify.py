@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pxcompress.choices import LOSS_RISKS
 from pxcompress.commands.options import AsJson, Confidence, Coverage, Part, Quiet, Risk, guarantee_of
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError, ResultError
@@ -34,6 +36,19 @@ def certify(
     out: Annotated[Path, typer.Option(help="Folder for what is to be labelled, and the certificate.")] = Path(
         "certificate"
     ),
+    losses: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of models: CSV of their losses in [0, 1], a column a model, from dense to smallest."
+        ),
+    ] = None,
+    anytime: Annotated[
+        bool,
+        typer.Option(
+            "--anytime",
+            help="Stop when it is decided; samples not looked at stay fresh; one error budget for all tests.",
+        ),
+    ] = False,
     confidence: Confidence = None,
     risk: Risk = None,
     part: Part = None,
@@ -46,28 +61,43 @@ def certify(
 
     Without labels: --unlabelled DIR writes to_label.csv and to_label.html, to be filled; --answers FILE goes on.
     """
+    from pxcompress.certify.path import Goal
     from pxcompress.run_folder.certificate import certify_files
     from pxcompress.run_folder.labelling import QUESTIONS, certify_answers, request_labels
+    from pxcompress.run_folder.loss_table import certify_losses
 
     note = notes(quiet)
+    given = {"a model": files, "--data": data, "--unlabelled": unlabelled, "--part": part}
     if answers is not None:
-        given = {"a model": files, "--max-drop": max_drop, "--data": data, "--unlabelled": unlabelled, "--risk": risk}
-        if extra := [name for name, value in given.items() if value]:
-            raise InputError(f"{extra[0]} is given with --answers; {str(out)!r} says what is tested: leave it out")
+        _refuse(
+            {**given, "--max-drop": max_drop, "--risk": risk, "--losses": losses, "--anytime": anytime}, "--answers"
+        )
         return _show(certify_answers(answers, out, note), as_json)
     if max_drop is None:
         raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
+    if losses is not None:
+        _refuse(given, "--losses")
+        delta = round(1 - (0.95 if confidence is None else confidence), 12)
+        return _show(certify_losses(losses, Goal(risk or LOSS_RISKS[0], max_drop, delta, anytime=anytime)), as_json)
     guarantee = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
     if not unlabelled:
+        if anytime:
+            raise InputError("--anytime goes with --unlabelled or --losses; add one of them")
         if not files:
             raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
         return _show(certify_files(files, data, guarantee, seed), as_json)
     if data:
         raise InputError("--data and --unlabelled are given; give one of them")
-    request = request_labels(files or [], unlabelled, guarantee, out, note)
+    request = request_labels(files or [], unlabelled, guarantee, out, anytime=anytime, note=note)
     if not request.to_label:
         return _show(certify_answers(out / QUESTIONS, out, note), as_json)
     print(json.dumps(dataclasses.asdict(request), indent=1) if as_json else _to_do(request, out))
+
+
+def _refuse(given: Mapping[str, object], beside: str) -> None:
+    """Raise `InputError` where something is given beside an option that says everything already."""
+    if extra := [name for name, value in given.items() if value]:
+        raise InputError(f"{extra[0]} is given with {beside}, which says what is tested; leave it out")
 
 
 def _to_do(request: LabelRequest, folder: Path) -> str:

@@ -200,6 +200,7 @@ def path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]
     for place, (row, certified) in enumerate(zip(record.rows, record.certified, strict=True)):
         outcome = "chosen" if place == record.chosen else "passed" if certified else "not certified"
         cost = size(row.size) if record.size_unit == "bytes" else f"{count(row.size)} {record.size_unit}"
+        cost = cost if record.size_unit else "unknown"
         part = row.weakest
         errors = f"{part.errors:g} of {part.n}" + (f" in {part.name!r}" if row.classes else "")
         rows.append((row.name, cost, errors, f"{row.p_value:.3g}", outcome))
@@ -224,11 +225,9 @@ def describe_labels(record: CertificateRecord) -> str:
     if record.labels is None:
         return ""
     asked, answered = record.labels.asked, record.labels.answered
-    missing = f"; {asked - answered} have none and count as errors" if answered < asked else ""
-    return (
-        f"{answered} of {record.reserved} images have a label: on {record.reserved - asked} the models agree, and the "
-        f"loss is 0 whatever they show{missing}."
-    )
+    fate = "the test ends before the first of them" if record.anytime else "they count as errors"
+    missing = f"; {asked - answered} of {asked} that need one have none: {fate}" if answered < asked else ""
+    return f"{answered} labels for {record.reserved} images: where the models agree, the loss is 0 anyway{missing}."
 
 
 def headline(report: Report) -> str:

@@ -74,7 +74,8 @@ def to_table(report: Report) -> str:
 def certificate_table(record: CertificateRecord) -> str:
     """The path of a certificate, model by model, and what it promises. No newline at the end."""
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(record)]
-    notes = [f"note: {note}" for note in (describe_part(record), describe_labels(record), record.spent) if note]
+    left = record.budget.words if record.budget else ""
+    notes = [f"note: {note}" for note in (describe_part(record), describe_labels(record), left, record.spent) if note]
     outcome = badge(record)
     return "\n".join([*aligned(lines), *notes, f"{outcome.title}: {outcome.text}"])
 

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from pxcompress.certify.anytime import Budget, certify_anytime
 from pxcompress.certify.few_labels import (
     MISSING,
     check_few_labels,
@@ -32,7 +33,7 @@ from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import RISKS, Candidate, Goal, certify
 from pxcompress.certify.record import CertificateRecord, LabelCount
-from pxcompress.certify.used import record_use, split_hash
+from pxcompress.certify.used import split_hash
 from pxcompress.checks import read_record
 from pxcompress.data import open_images, open_source
 from pxcompress.data.batches import ImageBatches, read_images
@@ -55,6 +56,7 @@ from pxcompress.run_folder.certificate import (
     predict_samples,
     task_of,
 )
+from pxcompress.run_folder.ledger import budget_of, used
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
 from pxcompress.run_folder.saved import read_run
 
@@ -67,7 +69,8 @@ _SIDE = 320
 @dataclass(frozen=True)
 class LabelRequest:
     """What request.json holds. `files` are the models from dense to smallest, name -> path; `hashes` their sha256, and
-    under "split" that of the images; `to_label` of the `images` need a label.
+    under "split" that of the images; `to_label` of the `images` need a label. With a `budget` the test may stop at
+    any time, and begins where others on these images ended.
     """
 
     files: Mapping[str, str]
@@ -78,22 +81,27 @@ class LabelRequest:
     hashes: Mapping[str, str]
     images: int
     to_label: int
+    budget: Budget | None = None
     schema_version: Literal[1] = 1
 
     @property
     def goal(self) -> Goal:
         """What is to be certified."""
-        return Goal(self.risk, self.alpha, self.delta)
+        return Goal(self.risk, self.alpha, self.delta, anytime=self.budget is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label."""
+    """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
+
+    `order` is that of the test, in positions; images that others have looked at are not in it.
+    """
 
     samples: Samples
     classes: tuple[str, ...]
     predicted: Array
     asked: Array
+    order: Array
     hashes: Mapping[str, str]
 
     @property
@@ -106,31 +114,45 @@ class Observed:
 
 
 def request_labels(
-    files: Sequence[Path], unlabelled: str, guarantee: Guarantee, folder: Path, note: Note = silent
+    files: Sequence[Path],
+    unlabelled: str,
+    guarantee: Guarantee,
+    folder: Path,
+    *,
+    anytime: bool = False,
+    note: Note = silent,
 ) -> LabelRequest:
     """Write to `folder`, a new one, which images below `unlabelled` need a label for `guarantee`; none may need any.
 
-    `files` are a run folder, or ONNX files from dense to smallest. Raises `InputError`.
+    `files` are a run folder, or ONNX files from dense to smallest. With `anytime` labelling may stop at any line, and
+    what is not looked at stays fresh. Raises `InputError`.
     """
     named = _named(files, unlabelled)
-    goal = guarantee.goal
+    goal = replace(guarantee.goal, anytime=anytime)
     check_few_labels(goal.risk)
     if guarantee.part != "all":
         raise InputError(f"part {guarantee.part!r} needs labelled data; give --data, or leave --part out")
     if folder.exists():
         raise InputError(f"{str(folder)!r} exists, perhaps with answers; choose another with --out, or remove it")
     check_descending([(name, float(file_bytes(file)), file) for name, file in named.items()])
-    observed = _observe(named, unlabelled, goal, note)
-    guarantee.counted.check(goal, {"all": len(observed.samples)})
+    observed = _observe(named, unlabelled, note)
+    where = str(Path(unlabelled).expanduser().resolve())
+    budget = None
+    if anytime:
+        budget = budget_of(where, observed.hashes["split"], goal.delta, len(observed.samples))
+        goal = replace(goal, delta=budget.stake)
+    observed = _to_label(observed, goal, budget)
+    guarantee.counted.check(goal, {"all": len(observed.order)})
     request = LabelRequest(
         files={name: str(file.resolve()) for name, file in named.items()},
-        unlabelled=str(Path(unlabelled).resolve()),
+        unlabelled=where,
         risk=goal.risk,
         alpha=goal.alpha,
         delta=goal.delta,
         hashes=observed.hashes,
         images=len(observed.samples),
         to_label=len(observed.asked),
+        budget=budget,
     )
     folder.mkdir(parents=True)
     (folder / REQUEST).write_text(json.dumps(asdict(request), indent=1))
@@ -146,12 +168,12 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
     the table. Raises `InputError`, also where models or images have changed meanwhile.
     """
     request = read_request(folder)
-    observed = _observe(_files(request), request.unlabelled, request.goal, note)
+    observed = _to_label(_observe(_files(request), request.unlabelled, note), request.goal, request.budget)
     if problems := _changed(request, observed.hashes):
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
     # More answers to the same request are no new use: goal and path were chosen before the first of them.
-    record = record.used(record_use(request.unlabelled, request.hashes["split"], (folder / REQUEST).read_text()))
+    record = used(record, (folder / REQUEST).read_text())
     (folder / ANSWERS).write_bytes(answers.read_bytes())
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     return record
@@ -170,7 +192,7 @@ def verify_answers(folder: Path, data: str = "", note: Note = silent) -> Verific
         raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); certify --answers makes one") from error
     except InputError as error:
         raise ResultError(str(error)) from error
-    observed = _observe(_files(request), data or request.unlabelled, request.goal, note)
+    observed = _to_label(_observe(_files(request), data or request.unlabelled, note), request.goal, request.budget)
     if problems := _changed(request, observed.hashes):  # the answers are to other questions
         return Verification(record, tuple(problems))
     again = _certificate(folder, request, observed, folder / ANSWERS).used(record.uses_before)
@@ -232,7 +254,8 @@ def _files(request: LabelRequest) -> dict[str, Path]:
     return files
 
 
-def _observe(files: Mapping[str, Path], unlabelled: str, goal: Goal, note: Note) -> Observed:
+def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> Observed:
+    """What `files` answer on the images below `unlabelled`; nothing is asked for yet."""
     preprocessing, classes = task_of(list(files.values()))
     note("reading the images ...")
     reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
@@ -243,41 +266,46 @@ def _observe(files: Mapping[str, Path], unlabelled: str, goal: Goal, note: Note)
     logits = [predict_samples(file, batches)[0] for file in files.values()]
     predicted = np.stack([each.argmax(axis=1) for each in logits])
     split = split_hash(f"{store.samples.ids[i]} {reading.digests[place].hex()}" for i, place in enumerate(first))
-    asked = samples_to_label(goal.risk, predicted, random_order(len(store), split), anytime=False)
     hashes = {**{name: artifact_of(file).sha256 for name, file in files.items()}, "split": split}
     names = classes or tuple(str(index) for index in range(logits[0].shape[1]))
-    return Observed(store.samples, names, predicted, asked, hashes)
+    return Observed(store.samples, names, predicted, np.empty(0, int), random_order(len(store), split), hashes)
+
+
+def _to_label(observed: Observed, goal: Goal, budget: Budget | None) -> Observed:
+    """The same, with the images that need a label for `goal`, among those that the `budget` leaves."""
+    order = observed.order[budget.begins :] if budget else observed.order
+    asked = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
+    return replace(observed, asked=asked, order=order)
 
 
 def _certificate(folder: Path, request: LabelRequest, observed: Observed, answers: Path) -> CertificateRecord:
     """The certificate by the filled table `answers`, with the hashes of the table and of the request."""
     given = read_answers(answers, observed.questions, observed.classes)
+    goal, dense, budget = request.goal, observed.predicted[0], request.budget
     labels = completed_labels(
-        observed.predicted[0], {place: given.get(observed.samples.ids[place], MISSING) for place in observed.asked}
+        dense, {place: given.get(observed.samples.ids[place], MISSING) for place in observed.asked}
     )
-    goal = request.goal
-    if goal.bound != "binomial" and len(given) < len(observed.asked):
+    missing = (labels == MISSING)[observed.order]
+    if goal.bound == "betting" and missing.any():
         raise InputError(
-            f"{len(observed.asked) - len(given)} of {len(observed.asked)} images have no label in {str(answers)!r}; "
-            f"{goal.risk} needs all of them"
+            f"{missing.sum()} of {len(observed.asked)} images have no label in {str(answers)!r}; {goal.risk} needs all "
+            "of them: fill them in, or ask with --anytime"
         )
-    dense = observed.predicted[0]
+    counted = observed.order[: missing.argmax()] if goal.anytime and missing.any() else observed.order
     candidates = [
-        Candidate(name, float(file_bytes(Path(path))), pessimistic_losses(goal.risk, dense, predicted, labels))
+        Candidate(name, float(file_bytes(Path(path))), pessimistic_losses(goal.risk, dense, predicted, labels)[counted])
         for (name, path), predicted in zip(request.files.items(), observed.predicted, strict=True)
     ]
+    if budget is None:
+        certificate = certify(candidates, goal)
+    else:
+        certificate, budget = certify_anytime(candidates, goal, budget)
     own = {"answers": answers, "request": folder / REQUEST}
     hashes = {**observed.hashes, **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in own.items()}}
-    record = CertificateRecord.of(
-        certify(candidates, goal),
-        Part(),
-        reserved=request.images,
-        hashes=hashes,
-        unit="bytes",
-        data=request.unlabelled,
-    )
+    where = request.unlabelled
+    record = CertificateRecord.of(certificate, Part(), reserved=request.images, hashes=hashes, unit="bytes", data=where)
     count = LabelCount(len(observed.asked), len(given)) if RISKS[goal.risk].needs_labels else None
-    return replace(record, labels=count)
+    return replace(record, labels=count, budget=budget)
 
 
 def _altered(record: CertificateRecord, again: CertificateRecord) -> list[str]:

@@ -139,7 +139,7 @@ def test_labels_may_stop_where_the_path_does(asked: Path, place: Path, px: Px) -
     some = filled(asked, lambda row: truth[row["image"]] if row["image"] in needed else "")
     outcome = px("certify", "--answers", some, "--out", asked, "--quiet")
     assert outcome.code == 0, outcome.err
-    assert "have none and count as errors" in outcome.out
+    assert "have none: they count as errors" in outcome.out
     record = json.loads((asked / "certificate.json").read_text())
     assert (record["chosen"], record["labels"]["answered"]) == (1, len(needed))
     assert px("verify", asked, "--quiet").code == 0
@@ -157,7 +157,7 @@ def test_disagreement_needs_no_label_at_all(place: Path, px: Px, tmp_path: Path)
     outcome = px(
         "certify", *models(place), "--unlabelled", place / "photos", *goal("--risk", "disagreement"), "--out", out
     )
-    assert "images have a label" not in outcome.out
+    assert "labels for" not in outcome.out
     classes, _ = predicted(place)
     rows = json.loads((out / "certificate.json").read_text())["rows"]
     assert [row["errors"] for row in rows] == (classes != classes[0]).sum(axis=1).tolist()
@@ -355,3 +355,45 @@ def test_the_page_fills_the_table(asked: Path, tmp_path: Path) -> None:
         chosen = place == 0 or place % 2 == 0
         row["label"] = min(row["dense"], *row["pruned"].split(" | ")) if chosen else ""
     assert list(csv.DictReader(table[1].splitlines())) == rows
+
+
+# --- anytime
+
+
+def test_labelling_may_stop_at_any_line_and_what_is_not_looked_at_stays_fresh(
+    place: Path, px: Px, tmp_path: Path
+) -> None:
+    truth, command = truth_of(place), ["certify", *models(place)[:2], "--unlabelled", place / "photos"]
+    out = tmp_path / "first"
+    asked = [*command, *goal("--max-drop", 0.2), "--anytime", "--out"]
+    px(*asked, out)
+    everything = filled(out, lambda row: truth[row["image"]])
+    half = everything.read_text().splitlines()
+    cut = half[: len(half) // 2] + [line[: line.rindex(",") + 1] for line in half[len(half) // 2 :]]
+    everything.write_text("\n".join(cut))
+    outcome = px("certify", "--answers", everything, "--out", out, "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert "LEFT for other tests" in outcome.out
+    record = json.loads((out / "certificate.json").read_text())
+    assert (record["bound"], record["delta"], record["spent"]) == ("e-process", 0.025, "")
+    seen = record["budget"]["ends"]
+    assert [row["n"] for row in record["rows"]] == [seen, seen]
+    assert 0 < seen < COUNT / 2
+    assert px("verify", out, "--quiet").code == 0
+    px(*asked, tmp_path / "second")
+    request = json.loads((tmp_path / "second" / "request.json").read_text())
+    assert request["budget"] == {**record["budget"], "begins": seen, "ends": seen, "lost": False}
+    _edit("request.json", lambda it: it["budget"].update(stake=0.05))(out)
+    assert px("verify", out, "--quiet").code == 3
+
+
+def test_a_test_that_fails_loses_its_stake(place: Path, px: Px, tmp_path: Path) -> None:
+    truth = truth_of(place)
+    asked = ["certify", *models(place), "--unlabelled", place / "photos", *goal("--anytime")]
+    px(*asked, "--out", tmp_path / "first")
+    px("certify", "--answers", filled(tmp_path / "first", lambda row: truth[row["image"]]), "--out", tmp_path / "first")
+    record = json.loads((tmp_path / "first" / "certificate.json").read_text())
+    assert (record["budget"]["lost"], record["chosen"]) == (True, 1)
+    if record["budget"]["ends"] < COUNT:
+        px(*asked, "--max-drop", 0.3, "--out", tmp_path / "second")
+        assert json.loads((tmp_path / "second" / "request.json").read_text())["delta"] == 0.0125
