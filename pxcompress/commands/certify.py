@@ -81,11 +81,9 @@ def certify(
         return _show(certify_losses(losses, Goal(risk or LOSS_RISKS[0], max_drop, delta, anytime=anytime)), as_json)
     guarantee = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
     if not unlabelled:
-        if anytime:
-            raise InputError("--anytime goes with --unlabelled or --losses; add one of them")
         if not files:
             raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
-        return _show(certify_files(files, data, guarantee, seed), as_json)
+        return _show(certify_files(files, data, guarantee, seed, anytime=anytime), as_json)
     if data:
         raise InputError("--data and --unlabelled are given; give one of them")
     request = request_labels(files or [], unlabelled, guarantee, out, anytime=anytime, note=note)
@@ -105,6 +103,8 @@ def _to_do(request: LabelRequest, folder: Path) -> str:
     from pxcompress.run_folder.labelling import PAGE, QUESTIONS, next_command
 
     count = f"{request.to_label} of {request.images} images need a label"
+    if request.budget is not None:
+        count = f"{count}, from the first line on until --answers says that the path is decided"
     return (
         f"{count}: on the others the models agree, so that their loss is 0\n"
         f"next: fill in {folder / PAGE} in a browser and save, or {folder / QUESTIONS} in a spreadsheet; then\n"

@@ -44,6 +44,7 @@ from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import sha256_of
 from pxcompress.run import Run
+from pxcompress.run_folder.ledger import certify_next, used
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
@@ -135,12 +136,17 @@ def smallest_certified(
     return slim, replace(files, certificate=record)
 
 
-def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0) -> CertificateRecord:
+def certify_files(
+    files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0, *, anytime: bool = False
+) -> CertificateRecord:
     """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
     Returns what certificate.json would hold; sizes are bytes. A single run folder stands for its dense and its pruned
-    file. `data` may be empty for it: its own. Raises `InputError`, also for files that are not in order.
+    file. `data` may be empty for it: its own. With `anytime` the test stops when it is decided, and what it has not
+    looked at stays fresh. Raises `InputError`, also for files that are not in order.
     """
+    if anytime and guarantee.part != "all":
+        raise InputError(f"--anytime is about all predictions, not part {guarantee.part!r}; leave one of them out")
     if len(files) == 1 and files[0].is_dir():
         recipe = read_run(files[0], data)
         data, seed, skip_corrupt = recipe.data, recipe.seed, recipe.skip_corrupt
@@ -157,10 +163,18 @@ def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: 
     guarantee.counted.check(guarantee.goal, samples.counts)
     named = [(str(file), float(file_bytes(file)), file) for file in files]
     check_descending(named)
+    split = split_hash(samples.ids)
+    hashes = {**{name: artifact_of(file).sha256 for name, _, file in named}, "split": split}
+    if anytime:
+        goal = replace(guarantee.goal, anytime=True)
+        certificate, budget = certify_next(_candidates(named, samples, goal.risk, WHOLE)[0], goal, data, split)
+        record = CertificateRecord.of(
+            certificate, WHOLE, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data
+        )
+        return used(replace(record, budget=budget), f"{budget.begins} {asdict(record)}")
     part = _settled(guarantee.counted, files[0], samples)
     certificate = judge_files(named, samples, guarantee.goal, part)
-    hashes = {name: artifact_of(file).sha256 for name, _, file in named}
-    return _recorded(certificate, part, samples, {**hashes, "split": split_hash(samples.ids)}, "bytes")
+    return _recorded(certificate, part, samples, hashes, "bytes")
 
 
 def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
@@ -205,14 +219,22 @@ def judge_files(
     named: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal, part: Part = WHOLE
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
+    candidates, labels = _candidates(named, samples, goal.risk, part)
+    return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
+
+
+def _candidates(
+    named: Iterable[tuple[str, float, Path]], samples: Reserved, risk: str, part: Part
+) -> tuple[list[Candidate], Array]:
+    """The models of a path with their losses, and the labels (n,) of all samples."""
     candidates: list[Candidate] = []
     dense: Array | None = None
     labels = np.empty(0, dtype=np.int64)
     for name, size, file in named:
         predicted, labels = predict_samples(file, samples.batches)
         dense = predicted if dense is None else dense
-        candidates.append(Candidate(name, size, losses(goal.risk, dense, predicted, labels, part.mask(dense))))
-    return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
+        candidates.append(Candidate(name, size, losses(risk, dense, predicted, labels, part.mask(dense))))
+    return candidates, labels
 
 
 def is_smaller(certificate: Certificate) -> bool:

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress.certify.anytime import Budget, certify_anytime
+from pxcompress.certify.anytime import Budget
 from pxcompress.certify.bounded import path_losses
-from pxcompress.certify.few_labels import random_order
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Candidate, Goal, certify, check_samples
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.errors import InputError
-from pxcompress.run_folder.ledger import budget_of, used
+from pxcompress.run_folder.ledger import certify_next, used
 
 
 def certify_losses(path: Path, goal: Goal) -> CertificateRecord:
@@ -28,22 +27,18 @@ def certify_losses(path: Path, goal: Goal) -> CertificateRecord:
     names, table = read_losses(path)
     split = hashlib.sha256(path.read_bytes()).hexdigest()
     where = str(path.resolve())
-    budget: Budget | None = None
-    order = random_order(len(table), split)
-    if goal.anytime:
-        budget = budget_of(where, split, goal.delta, len(table))
-        goal, order = replace(goal, delta=budget.stake), order[budget.begins :]
-    check_samples(len(order), goal)
     rows = path_losses(goal.risk, table)
-    candidates = [Candidate(name, -place, rows[place][order]) for place, name in enumerate(names)]
-    if budget is None:
-        certificate = certify(candidates, goal)
+    candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
+    budget: Budget | None = None
+    if goal.anytime:
+        certificate, budget = certify_next(candidates, goal, where, split)
     else:
-        certificate, budget = certify_anytime(candidates, goal, budget)
+        check_samples(len(table), goal)
+        certificate = certify(candidates, goal)
     record = CertificateRecord.of(
         certificate, Part(), reserved=len(table), hashes={"split": split}, unit="", data=where
     )
-    return used(replace(record, budget=budget), f"{goal} {len(order)}")
+    return used(replace(record, budget=budget), f"{goal} {budget}")
 
 
 def read_losses(path: Path) -> tuple[tuple[str, ...], Array]:

@@ -429,6 +429,18 @@ def test_every_class_by_hand(px: Px, certified: tuple[Path, Outcome], images: Pa
     assert f"the weakest of {CLASSES} classes (by true label)" in table.out
 
 
+def test_an_anytime_test_leaves_samples_to_the_next(
+    px: Px, certified: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    asked = ["certify", certified[0], "--max-drop", 0.6, "--anytime"]
+    first, second = (json.loads(px(*asked, "--json").out) for _ in range(2))
+    assert (first["bound"], first["delta"], first["budget"]["lost"]) == ("e-process", 0.025, False)
+    assert 0 < first["n"] == first["budget"]["ends"] == second["budget"]["begins"] < 75
+    assert "not part 'classes'" in one_line(px(*asked, "--part", "classes"))
+    assert "LEFT for other tests" in px(*asked[:2], "--max-drop", 0.7, "--anytime").out
+
+
 def test_where_too_few_are_confident_after_all_nothing_is_certified(
     px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path
 ) -> None:
