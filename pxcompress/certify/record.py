@@ -27,7 +27,8 @@ class CertificateRecord:
     `risk` to `bound` are the goal and its p-value, `part` to `threshold` the samples that count; `n` of the `reserved`
     ones do. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the samples of `data`
     served `uses_before` certificates. `labels` is there where the data had none, `budget` for
-    a test that may stop at any time: what it used, and what is left; 1 / p of a row is the wealth of its bet so far.
+    a test that may stop at any time: what it used, and what is left, `group` the column of a table
+    whose words are the classes; 1 / p of a row is the wealth of its bet so far.
     """
 
     risk: str
@@ -53,6 +54,7 @@ class CertificateRecord:
     labels: LabelCount | None = None
     anytime: bool = False
     budget: Budget | None = None
+    group: str = ""
     schema_version: Literal[1] = 1
 
     @classmethod

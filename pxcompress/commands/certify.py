@@ -42,6 +42,7 @@ def certify(
             help="Instead of models: CSV of their losses in [0, 1], a column a model, from dense to smallest."
         ),
     ] = None,
+    group: Annotated[str, typer.Option(help="With --losses: column of words; the risk is held for each of them.")] = "",
     anytime: Annotated[
         bool,
         typer.Option(
@@ -67,18 +68,19 @@ def certify(
     from pxcompress.run_folder.loss_table import certify_losses
 
     note = notes(quiet)
-    given = {"a model": files, "--data": data, "--unlabelled": unlabelled, "--part": part}
+    given: dict[str, object] = {"a model": files, "--data": data, "--unlabelled": unlabelled, "--part": part}
     if answers is not None:
-        _refuse(
-            {**given, "--max-drop": max_drop, "--risk": risk, "--losses": losses, "--anytime": anytime}, "--answers"
-        )
+        given |= {"--max-drop": max_drop, "--confidence": confidence, "--risk": risk, "--losses": losses}
+        _refuse({**given, "--anytime": anytime, "--group": group}, "--answers")
         return _show(certify_answers(answers, out, note), as_json)
     if max_drop is None:
         raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
     if losses is not None:
         _refuse(given, "--losses")
         delta = round(1 - (0.95 if confidence is None else confidence), 12)
-        return _show(certify_losses(losses, Goal(risk or LOSS_RISKS[0], max_drop, delta, anytime=anytime)), as_json)
+        goal = Goal(risk or LOSS_RISKS[0], max_drop, delta, anytime=anytime)
+        return _show(certify_losses(losses, goal, group), as_json)
+    _refuse({"--group": group}, "models")
     guarantee = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
     if not unlabelled:
         if not files:

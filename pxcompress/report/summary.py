@@ -214,8 +214,8 @@ def describe_part(record: CertificateRecord) -> str:
         "confident": f"{record.n} of {record.reserved} samples count: those whose largest softmax probability "
         f"in the dense model is at least {record.threshold or 0:.10g}. The select split chose it, for a coverage "
         f"of {record.coverage}.",
-        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} classes (by true label): "
-        "all have to pass.",
+        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} classes (by "
+        f"{record.group or 'true label'}): all have to pass.",
     }
     return sentences[record.part]
 

@@ -15,16 +15,19 @@ from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Candidate, Goal, certify, check_samples
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.errors import InputError
+from pxcompress.errors import InputError, unknown
 from pxcompress.run_folder.ledger import certify_next, used
 
 
-def certify_losses(path: Path, goal: Goal) -> CertificateRecord:
+def certify_losses(path: Path, goal: Goal, group: str = "") -> CertificateRecord:
     """The certificate of the models whose losses the table `path` holds; the goal says whether it is an anytime one.
 
-    The models are named in its first line. Raises `InputError`.
+    The models are named in its first line. With `group`, a column of words, the risk is held for each of them by
+    itself. Raises `InputError`.
     """
-    names, table = read_losses(path)
+    if group and goal.anytime:
+        raise InputError("--anytime is about all samples, not each group; leave one of them out")
+    names, table, groups = read_losses(path, group)
     split = hashlib.sha256(path.read_bytes()).hexdigest()
     where = str(path.resolve())
     rows = path_losses(goal.risk, table)
@@ -33,16 +36,23 @@ def certify_losses(path: Path, goal: Goal) -> CertificateRecord:
     if goal.anytime:
         certificate, budget = certify_next(candidates, goal, where, split)
     else:
-        check_samples(len(table), goal)
-        certificate = certify(candidates, goal)
-    record = CertificateRecord.of(
-        certificate, Part(), reserved=len(table), hashes={"split": split}, unit="", data=where
-    )
-    return used(replace(record, budget=budget), f"{goal} {budget}")
+        masks = {name: groups == name for name in np.unique(groups).tolist()} if group else {}
+        smallest = min(masks, key=lambda name: masks[name].sum(), default="")
+        least = masks[smallest].sum() if masks else len(table)
+        check_samples(
+            int(least), goal, f"of {smallest!r}, the smallest group, to certify on" if group else "to certify on"
+        )
+        certificate = certify(candidates, goal, masks)
+    part = Part("classes" if group else "all")
+    record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=where)
+    return used(replace(record, budget=budget, group=group), f"{goal} {group} {budget}")
 
 
-def read_losses(path: Path) -> tuple[tuple[str, ...], Array]:
-    """Names of the models, and their losses (n, models); `InputError` names the line that holds no numbers."""
+def read_losses(path: Path, group: str = "") -> tuple[tuple[str, ...], Array, Array]:
+    """Names of the models, their losses (n, models), and the words (n,) of the column `group`, where one is named.
+
+    `InputError` names the line that holds no numbers.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *lines = csv.reader(file)
@@ -50,16 +60,21 @@ def read_losses(path: Path) -> tuple[tuple[str, ...], Array]:
         raise InputError(
             f"{str(path)!r} cannot be read ({error}); give a CSV whose first line names the models"
         ) from error
+    if group and group not in header:
+        raise unknown("column", group, header)
+    place = header.index(group) if group else len(header)
+    names = tuple(name for name in header if name != group)
+    if len(names) < 2:
+        raise InputError(f"{str(path)!r} has {len(names)} models; expected a column for each, the dense one first")
     rows = []
     for number, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            raise InputError(f"{str(path)!r}, line {number} has {len(line)} values for {len(header)} columns")
         try:
-            rows.append([float(value) for value in line])
+            rows.append([float(value) for value in (*line[:place], *line[place + 1 :])])
         except ValueError as error:
             raise InputError(
                 f"{str(path)!r}, line {number}: {error}; expected a loss in [0, 1] for each model"
             ) from error
-        if len(line) != len(header):
-            raise InputError(f"{str(path)!r}, line {number} has {len(line)} values for {len(header)} models")
-    if len(header) < 2:
-        raise InputError(f"{str(path)!r} has {len(header)} column; expected one for each model, the dense one first")
-    return tuple(header), np.array(rows).reshape(len(rows), len(header))
+    words = np.array([line[place] for line in lines] if group else [])
+    return names, np.array(rows).reshape(len(rows), len(names)), words

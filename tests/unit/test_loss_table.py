@@ -67,12 +67,15 @@ def test_anytime_leaves_samples_and_budget_to_others(px: Px, table: Path) -> Non
     ("text", "more", "words"),
     [
         ("a,b\n0,x\n", [], "line 2: could not convert"),
-        ("a,b\n0\n", [], "line 2 has 1 values for 2 models"),
+        ("a,b\n0\n", [], "line 2 has 1 values for 2 columns"),
         ("a,b\n0,1.5\n", [], "divide them by the largest possible one"),
-        ("a\n0\n", [], "expected one for each model"),
+        ("a\n0\n", [], "expected a column for each"),
         ("", [], "cannot be read"),
         ("a,b\n0,0\n", [], "1 samples to certify on"),
         ("a,b\n0,0.5\n", ["--risk", "flips"], "unknown risk"),
+        ("a,b,c\n0,0,x\n", ["--group", "C"], "unknown column 'C'"),
+        ("a,b,c\n0,0,x\n", ["--group", "c"], "1 samples of 'x', the smallest group"),
+        ("a,b,c\n0,0,x\n", ["--group", "c", "--anytime"], "not each group"),
         ("a,b\n0,0.5\n", ["--data", "digits"], "--data is given with --losses"),
     ],
 )
@@ -85,3 +88,23 @@ def test_tables_that_cannot_be_certified(px: Px, tmp_path: Path, text: str, more
 
 def test_a_risk_of_losses_is_none_of_a_run(px: Px) -> None:
     assert "unknown risk 'mean-loss'" in one_line(px("certify", "nothing", "--max-drop", 0.1, "--risk", "mean-loss"))
+
+
+def test_the_risk_is_held_in_every_group(px: Px, table: Path) -> None:
+    """Losses of the night are larger; the mean over all would pass."""
+    lines = table.read_text().splitlines()
+    day = ["when", *("night" if place % 5 == 0 else "day" for place in range(ROWS))]
+    values = [line.split(",") for line in lines]
+    for line, when in zip(values[1:], day[1:], strict=True):
+        line[1] = f"{float(line[1]) / 2 + 0.15 * (when == 'night'):.4f}"
+    table.write_text("\n".join(",".join([when, *line]) for when, line in zip(day, values, strict=True)))
+    command = ["--losses", table, "--max-drop", 0.15, "--group", "when"]
+    record = told(px, *command)
+    assert [(each["name"], each["n"]) for each in record["rows"][0]["classes"]] == [("day", 1200), ("night", 300)]
+    assert record["chosen"] == 0
+    values_of = np.array([float(line[1]) for line in values[1:]])
+    night = np.array(day[1:]) == "night"
+    assert record["rows"][1]["p_value"] == pytest.approx(Goal("mean-loss", 0.15).p_value(values_of[night]))
+    assert "the weakest of 2 classes (by when)" in px("certify", *command).out
+    table.write_text("\n".join(line.partition(",")[2] for line in table.read_text().splitlines()))
+    assert told(px, "--losses", table, "--max-drop", 0.15)["chosen"] == 1
