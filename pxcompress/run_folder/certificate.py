@@ -42,7 +42,7 @@ from pxcompress.errors import InputError, ResultError
 from pxcompress.notes import Note
 from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.report.build import sha256_of
+from pxcompress.report.build import read_report, sha256_of
 from pxcompress.run import Run
 from pxcompress.run_folder.ledger import certify_next, used
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
@@ -180,7 +180,7 @@ def certify_files(
 def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
     """Recompute the certificate of a run folder from its files and its data, or from `data` where that has moved.
 
-    Checked are the hashes of model, plan, weights and split, which samples count, the losses of dense and pruned model,
+    Checked are the hashes of all files and of the split, which samples count, the losses of dense and pruned model,
     and that the decision follows from the p-values of the whole path. The models between them are not kept: their
     errors are taken from the certificate. Raises `InputError` where the folder or the data cannot be read.
     """
@@ -199,6 +199,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     samples = _reserved(files, recipe.data, recipe.seed, recipe.skip_corrupt)
     hashes = _hashes(folder, samples)
     problems = [f"the {what} is not the certified one" for what in hashes if hashes[what] != record.hashes.get(what)]
+    problems += _altered_files(folder)
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
     settled = _settled(replace(part, threshold=None), files[0], samples)
     if not math.isclose(settled.threshold or 0, part.threshold or 0, rel_tol=1e-6):
@@ -213,6 +214,23 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
     return Verification(record, tuple(problems))
+
+
+def _altered_files(folder: Path) -> list[str]:
+    """Files that are not those that the run wrote, by report.json, beside those that the certificate itself names.
+
+    Some may be missing.
+    """
+    try:
+        sha256 = read_report(folder).sha256
+    except InputError as error:
+        return [str(error)]
+    others = [name for name in sha256 if name not in (DENSE, SLIM, PLAN, WEIGHTS)]
+    return [
+        f"{name!r} is not the file that the run wrote"
+        for name in others
+        if (folder / name).is_file() and sha256_of(folder / name) != sha256[name]
+    ]
 
 
 def judge_files(
