@@ -29,9 +29,9 @@ def check_disjoint(certify_ids: Iterable[str], other_ids: Mapping[str, Iterable[
             f"{len(own) - len(ids)} certify samples are given twice; expected independent samples: drop them"
         )
     for role, others in other_ids.items():
-        if shared := sorted(ids.intersection(others)):
-            found = f"{len(shared)} certify samples also serve {role!r}, such as {shared[0]!r}"
-            raise DataError(f"{found}; certify on samples of their own")
+        if both := sorted(ids.intersection(others)):
+            problem = f"{len(both)} certify samples also serve {role!r}, such as {both[0]!r}"
+            raise DataError(f"{problem}; certify on samples of their own")
 
 
 def split_hash(ids: Iterable[str]) -> str:

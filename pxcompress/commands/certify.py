@@ -116,8 +116,8 @@ def _to_do(request: LabelRequest, folder: Path) -> str:
 
 def _show(record: CertificateRecord, as_json: bool) -> None:
     """Print a certificate; `ResultError` where it certifies no smaller model."""
-    from pxcompress.report.table import certificate_table
+    from pxcompress.report.table import format_certificate
 
-    print(json.dumps(dataclasses.asdict(record), indent=1) if as_json else certificate_table(record))
+    print(json.dumps(dataclasses.asdict(record), indent=1) if as_json else format_certificate(record))
     if not record.chosen:
         raise ResultError("not certified: no model smaller than the first one passes")

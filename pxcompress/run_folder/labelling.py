@@ -51,7 +51,7 @@ from pxcompress.run_folder.certificate import (
     FILE,
     Verification,
     check_descending,
-    differences,
+    find_differences,
     is_smaller,
     predict_samples,
     task_of,
@@ -196,7 +196,7 @@ def verify_answers(folder: Path, data: str = "", note: Note = silent) -> Verific
     if problems := _changed(request, observed.hashes):  # the answers are to other questions
         return Verification(record, tuple(problems))
     again = _certificate(folder, request, observed, folder / ANSWERS).used(record.uses_before)
-    problems = differences(record.rows, again.rows) or _altered(record, again)
+    problems = find_differences(record.rows, again.rows) or _altered(record, again)
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
     return Verification(record, tuple(problems))

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import pxcompress
 from pxcompress.commands.terminal import notes, show
-from pxcompress.deploy.runtime import session
+from pxcompress.deploy.runtime import open_session
 from pxcompress.notes import LIVE
 from pxcompress.passes.parts import watched
 from pxcompress.recipe import Recipe
@@ -92,7 +92,7 @@ def test_the_report_says_what_happened(finished: tuple[Path, Outcome]) -> None:
     assert report.schema_version == 1
     assert report.weights == "checkpoint"
     assert report.parity.passed
-    assert report.parity.top1_agreement == 1.0
+    assert report.parity.agreement == 1.0
     assert report.recipe.budget == report.plan.budget == "macs"
     assert 0.4 < report.ratios.macs <= 0.5
     assert report.pruned.params < report.dense.params
@@ -101,7 +101,7 @@ def test_the_report_says_what_happened(finished: tuple[Path, Outcome]) -> None:
     assert [stage.name for stage in report.stages][-3:] == ["export", "measure", "compare explanations"]
     assert report.explanations is not None
     assert report.explanations.samples == report.data.select
-    assert {stage.name for stage in report.stages if stage.top1_after is not None} >= {"weights", "prune", "fold"}
+    assert {stage.name for stage in report.stages if stage.quality_after is not None} >= {"weights", "prune", "fold"}
     assert report.data.test + report.data.certify == 12 * CLASSES
     assert report.provider.got == "CPUExecutionProvider"
     assert report.provider.nodes_on_provider == report.provider.nodes_total > 0
@@ -111,7 +111,7 @@ def test_load_gives_the_model_that_was_exported(finished: tuple[Path, Outcome]) 
     folder, _ = finished
     model = pxcompress.load(folder)
     inputs = torch.randn(3, 3, SIZE, SIZE)
-    expected = session(folder / "model.onnx", "cpu").predict(inputs)
+    expected = open_session(folder / "model.onnx", "cpu").predict(inputs)
     with torch.no_grad():
         np.testing.assert_allclose(model(inputs).numpy(), expected, atol=1e-4)
 
@@ -142,10 +142,10 @@ def test_a_run_for_a_fixed_batch(px: Px, finished: tuple[Path, Outcome], tmp_pat
     assert outcome.code == 0, outcome.err
     report, free = json.loads(outcome.out), json.loads((folder / "report.json").read_text())
     for name in ("dense", "model", "model.fp16", "model.int8"):
-        assert session(place / f"{name}.onnx", "cpu").input.shape == (4, 3, SIZE, SIZE)
+        assert open_session(place / f"{name}.onnx", "cpu").input.shape == (4, 3, SIZE, SIZE)
     for model in ("dense", "pruned"):
         assert report[model]["batch_size"] == 4
-        assert report[model]["top1"] == free[model]["top1"]
+        assert report[model]["quality"] == free[model]["quality"]
     rows = json.loads(px("bench", place, "--provider", "cpu", "--json").out)
     assert [(row["batch_size"], row["precision"]) for row in rows] == [(4, p) for p in ("fp32", "fp32", "fp16", "int8")]
 

@@ -29,8 +29,8 @@ from pxcompress.pipeline import compress
 from pxcompress.recipe import Recipe
 from pxcompress.report import to_html
 from pxcompress.report.build import check_files, read_report, sha256_of
-from pxcompress.report.explanation import MARKED, explanation_table
-from pxcompress.report.heatmap_figures import line
+from pxcompress.report.explanation import MARKED, format_explanation
+from pxcompress.report.heatmap_figures import draw_line
 from pxcompress.run_folder.saved import load_pruned
 from pxcompress.state import seeded
 
@@ -224,9 +224,9 @@ def test_dense_weights_that_are_gone_or_others(px: Px, folder: Path, weights: Pa
 
 def test_report_json_that_was_altered(px: Px, folder: Path) -> None:
     content = json.loads((folder / "report.json").read_text())
-    content["dense"]["top1"] = 2
+    content["dense"]["quality"]["value"] = 2
     (folder / "report.json").write_text(json.dumps(content))
-    assert "dense.top1: expected less than or equal to 1, not 2" in one_line(px("explain", folder, "--quiet"))
+    assert "dense.quality.value: expected a share from 0 to 1, not 2" in one_line(px("explain", folder, "--quiet"))
     content |= {"dense": content["pruned"], "certificate": {"chosen": 1}}
     (folder / "report.json").write_text(json.dumps(content))
     said = one_line(px("explain", folder, "--samples", 2, "--quiet"))
@@ -262,7 +262,7 @@ def test_sequences_are_lines_of_letters(sequences: Path) -> None:
         assert case.pictures.text == "".join(LETTERS[row] for row in letters.argmax(0))
         assert ((case.pictures.image != 255).any(1) == planted).all()
         assert case.pictures.dense.shape == case.pictures.pruned.shape == (LENGTH,)
-    assert "relevance where the data know" in explanation_table(found)
+    assert "relevance where the data know" in format_explanation(found)
 
 
 def test_sequences_are_no_images(px: Px, sequences: Path, tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_sequences_are_no_images(px: Px, sequences: Path, tmp_path: Path) -> Non
 
 def test_a_line_has_a_cell_for_every_position() -> None:
     colours = np.zeros((41, 3), np.uint8)
-    picture = line(colours, "")
+    picture = draw_line(colours, "")
     assert picture.shape == (2 * 28 + 8, 40 * 20, 3)
     assert (picture == 0).all(2).sum() == 41 * 20 * 28
-    assert (line(colours, "A" * 41) == 255).all(2).sum() > (picture == 255).all(2).sum()  # ink, white on black
+    assert (draw_line(colours, "A" * 41) == 255).all(2).sum() > (picture == 255).all(2).sum()  # ink, white on black
 
 
 def test_numbers_are_shades_of_grey() -> None:

@@ -17,15 +17,16 @@ from torch import nn
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import FileTiming, try_files
-from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, activation_ranges, convert
+from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, convert, measure_ranges
 from pxcompress.deploy.predictions import Predictions
 from pxcompress.errors import InputError, ModelError
 from pxcompress.proof import Speedup
 from pxcompress.recipe import Recipe
-from pxcompress.report.targets import faster, target_rows
+from pxcompress.report.targets import describe_speed, list_targets
 from pxcompress.run_folder import targets
 from pxcompress.run_folder.targets import make_targets, rate_targets
 from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch, Batches
 
 
@@ -48,7 +49,7 @@ def files(wide_cnn: Exported, small_vit: Exported, tmp_path_factory: pytest.Temp
 
 
 def logits(path: Path) -> np.ndarray:
-    model = runtime.session(path, "cpu", threads=1)
+    model = runtime.open_session(path, "cpu", threads=1)
     return np.concatenate([model.predict(inputs) for inputs, _ in images()])
 
 
@@ -70,10 +71,10 @@ def dtypes(path: Path) -> Counter[int]:
 
 @pytest.mark.parametrize("family", ["cnn", "vit"])
 def test_callers_need_no_change(files: dict[str, Path], family: str) -> None:
-    before = runtime.session(files[family], "cpu")
+    before = runtime.open_session(files[family], "cpu")
     for precision in PRECISIONS:
-        after = runtime.session(files[f"{family} {precision}"], "cpu")
-        assert (after.input, after.output) == (before.input, before.output)
+        after = runtime.open_session(files[f"{family} {precision}"], "cpu")
+        assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
         assert after.metadata == {**METADATA, "precision": precision}
         assert (before.precision, after.precision) == ("fp32", precision)
         assert after.predict(np.zeros((3, 3, 16, 16), np.float32)).dtype == np.float32
@@ -128,7 +129,7 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 def test_what_float16_cannot_hold_stays_in_float32(loud: Exported, tmp_path: Path) -> None:
-    assert max(activation_ranges(loud.path, images()).values()) > 65504
+    assert max(measure_ranges(loud.path, images()).values()) > 65504
     path = convert(loud.path, tmp_path / "m.onnx", "fp16", images()).path
     np.testing.assert_allclose(logits(path), logits(loud.path), rtol=0, atol=5e-3)
     kinds = dtypes(path)
@@ -137,7 +138,7 @@ def test_what_float16_cannot_hold_stays_in_float32(loud: Exported, tmp_path: Pat
 
 
 def test_ranges_are_those_of_the_activations(wide_cnn: Exported) -> None:
-    largest = activation_ranges(wide_cnn.path, images())
+    largest = measure_ranges(wide_cnn.path, images())
     assert largest["input"] == max(float(inputs.abs().max()) for inputs, _ in images())
     assert largest["logits"] == pytest.approx(float(np.abs(logits(wide_cnn.path)).max()), rel=1e-5)
     assert max(largest.values()) < FP16_LIMIT
@@ -166,7 +167,7 @@ def folder(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> Path:
 
 def _rated(folder: Path, made: tuple[Path, ...] = (), batches: Batches = ()) -> targets.Targets:
     files = (folder / "dense.onnx", folder / "model.onnx", *made)
-    return rate_targets(try_files(files, batches or images(), provider="cpu", threads=1))
+    return rate_targets(try_files(files, batches or images(), Classification(), provider="cpu", threads=1))
 
 
 def test_targets_are_measured_on_the_files_beside_the_others(folder: Path) -> None:
@@ -179,7 +180,7 @@ def test_targets_are_measured_on_the_files_beside_the_others(folder: Path) -> No
     expected, labels = logits(folder / "model.onnx"), np.concatenate([each.numpy() for _, each in images()])
     for row in found.rows:
         given = logits(folder / row.file)
-        assert row.top1 == (given.argmax(1) == labels).mean()
+        assert row.quality.value == (given.argmax(1) == labels).mean()
         assert row.agreement == (given.argmax(1) == expected.argmax(1)).mean()
         assert row.max_abs == pytest.approx(np.abs(given - expected).max())
         assert row.onnx_bytes == (folder / row.file).stat().st_size
@@ -203,7 +204,7 @@ def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
     found = _rated(folder, (broken,))
     assert [row.file for row in found.rows] == ["dense.onnx", "model.onnx"]
     assert [note.text for note in found.notes] == [
-        "NO model.int8.onnx: its logits are not finite on 64 of 64 test samples"
+        "NO model.int8.onnx: its outputs are not finite on 64 of 64 test samples"
     ]
     assert not broken.exists()
 
@@ -212,7 +213,7 @@ def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
     right = [(inputs, torch.from_numpy(_decisions(folder / "model.onnx", inputs))) for inputs, _ in images()]
     wrong = _with_weights(folder / "model.onnx", -1.0)
     found = _rated(folder, (wrong,), right)
-    lost = 100 * (1 - found.rows[2].top1)
+    lost = 100 * (1 - found.rows[2].quality.value)
     assert lost > 1
     texts = [note.text for note in found.notes]
     assert f"model.int8.onnx LOSES {lost:.1f} POINTS of top-1 against model.onnx" in texts
@@ -221,9 +222,9 @@ def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
 @pytest.mark.parametrize(("factor", "words"), [(0.5, "slower than"), (1.0, "not shown to be faster than"), (2.0, "")])
 def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, words: str) -> None:
     """Seconds are drawn, not measured."""
-    answers = Predictions(np.arange(5), np.arange(5))
-    session, seconds = runtime.session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
-    source, other = (FileTiming(session, runs, answers, 1) for runs in (seconds, seconds[::-1] / factor))
+    predictions = Predictions(Classification(), torch.eye(5)[:, :3], torch.ones(5))
+    session, seconds = runtime.open_session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
+    source, other = (FileTiming(session, runs, predictions, 1) for runs in (seconds, seconds[::-1] / factor))
     notes = targets._warnings(other, source)
     assert len(notes) == bool(words)
     assert all(f"is {words} model.onnx here" in note.text for note in notes)
@@ -231,7 +232,7 @@ def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, wo
 
 
 def _decisions(path: Path, inputs: torch.Tensor) -> np.ndarray:
-    return runtime.session(path, "cpu", threads=1).predict(inputs).argmax(1)
+    return runtime.open_session(path, "cpu", threads=1).predict(inputs).argmax(1)
 
 
 def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
@@ -247,12 +248,12 @@ def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
 def test_the_table_says_no_difference_where_it_cannot_tell(folder: Path) -> None:
     from test_report import make_report
 
-    assert faster(Speedup(1.04, 0.98, 1.1)) == "not shown (0.98 to 1.10)"
-    assert faster(Speedup(2.0, 1.9, 2.1)) == "2.00x (1.90 to 2.10)"
-    assert faster(Speedup(0.5, 0.4, 0.6)) == "0.50x (0.40 to 0.60)"
+    assert describe_speed(Speedup(1.04, 0.98, 1.1)) == "not shown (0.98 to 1.10)"
+    assert describe_speed(Speedup(2.0, 1.9, 2.1)) == "2.00x (1.90 to 2.10)"
+    assert describe_speed(Speedup(0.5, 0.4, 0.6)) == "0.50x (0.40 to 0.60)"
     found = _rated(folder)
-    cells = target_rows(make_report(targets=found.rows))
+    cells = list_targets(make_report(targets=found.rows))
     assert cells[0][0] == "dense.onnx"
     assert "reference" in cells[0]
     assert cells[1][-1].endswith(" on CPU")
-    assert target_rows(make_report(targets=())) == []
+    assert list_targets(make_report(targets=())) == []

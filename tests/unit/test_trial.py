@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pxcompress import InputError, compress_module
 from pxcompress.errors import BudgetError, ModelError
-from pxcompress.graph import find_groups, prune, removal_error
+from pxcompress.graph import dependencies, find_groups, prune, removal_error
 from pxcompress.state import seeded
 
 IMAGES = (3, 12, 12)
@@ -127,7 +127,7 @@ def test_the_trial_has_the_range_of_the_example(domain: Callable[[Tensor], Tenso
         (lambda s, x: F.dropout(_simple(s, x), 0.5), "another output for the same input each time"),
         (lambda s, x: _simple(s, x.abs().neg().log()), "returns NaN for the example"),
         (lambda s, x: _simple(s, x.reshape(1, *IMAGES)), "runs on one sample, but not on two at once: RuntimeError"),
-        (lambda s, x: _simple(s, x[:, :2]), "does not run on the example: RuntimeError: ModelAndData groups=1"),
+        (lambda s, x: _simple(s, x[:, :2]), "does not run on the example: RuntimeError: Given groups=1"),
     ],
 )
 def test_what_is_wrong_with_the_dense_model_is_said(forward: Callable[..., Any], message: str) -> None:
@@ -266,6 +266,13 @@ def test_an_exception_is_the_reason() -> None:
     reason = _reasons(model, inputs)["c1"]
     assert reason.startswith("its units cannot be removed: RuntimeError: shape '[2, 16, 12, 12]' is invalid")
     assert "\n" not in reason
+
+
+def test_what_torch_pruning_stumbles_over_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dependencies, "MOST_VISITS", 0)
+    model, inputs = _drawn(_net(_simple))
+    reasons = {layer.name: layer.reason for layer in find_groups(model, inputs[:1]).fixed}
+    assert reasons["c1"] == "its units cannot be followed: RecursionError: torch-pruning does not come to an end"
 
 
 def test_the_only_unit_of_a_layer_stays() -> None:
