@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from pxcompress import choices
 from pxcompress.certify.few_labels import (
     MISSING,
     NEITHER,
@@ -101,7 +102,7 @@ def test_a_missing_label_changes_nothing_where_the_models_agree_or_none_is_neede
 
 
 def test_top1_error_needs_every_label() -> None:
-    for risk in RISKS:
+    for risk in choices.RISKS:
         if risk in FEW:
             check_few_labels(risk)
             assert losses(risk, [2, 2], [2, 2], [2, 0]).tolist() == [0, 0]
