@@ -224,6 +224,7 @@ def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, 
     for place, (row, certified) in enumerate(zip(record.rows, record.certified, strict=True)):
         outcome = "chosen" if place == record.chosen else "passed" if certified else "not certified"
         cost = format_bytes(row.size) if record.size_unit == "bytes" else f"{format_count(row.size)} {record.size_unit}"
+        cost = cost if record.size_unit else "unknown"
         part = row.weakest
         errors = f"{part.errors:g} of {part.n}" + (f" in {part.name!r}" if row.classes else "")
         rows.append((row.name, cost, errors, f"{row.p_value:.3g}", outcome))
@@ -237,10 +238,20 @@ def describe_part(record: CertificateRecord) -> str:
         "confident": f"{record.n} of {record.reserved} samples count: those whose largest softmax probability "
         f"in the dense model is at least {record.threshold or 0:.10g}. The select split chose it, for a coverage "
         f"of {record.coverage}.",
-        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} classes (by true label): "
-        "all have to pass.",
+        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} classes (by "
+        f"{record.group or 'true label'}): all have to pass.",
     }
     return sentences[record.part]
+
+
+def describe_labels(record: CertificateRecord) -> str:
+    """How many labels a certificate on unlabelled images took, in one sentence; nothing where all were labelled."""
+    if record.labels is None:
+        return ""
+    asked, answered = record.labels.asked, record.labels.answered
+    fate = "the test ends before the first of them" if record.anytime else "they count as errors"
+    missing = f"; {asked - answered} of {asked} that need one have none: {fate}" if answered < asked else ""
+    return f"{answered} labels for {record.reserved} images: where the models agree, the loss is 0 anyway{missing}."
 
 
 def write_headline(report: Report) -> str:

@@ -17,6 +17,7 @@ from pxcompress.report.summary import (
     compare_figures,
     describe_agreement,
     describe_conditions,
+    describe_labels,
     describe_nodes,
     describe_part,
     describe_removal,
@@ -88,7 +89,8 @@ def to_table(report: Report) -> str:
 def format_certificate(record: CertificateRecord) -> str:
     """The path of a certificate, model by model, and what it promises. No newline at the end."""
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *list_path_rows(record)]
-    notes = [f"note: {note}" for note in (describe_part(record), record.spent) if note]
+    left = record.budget.words if record.budget else ""
+    notes = [f"note: {note}" for note in (describe_part(record), describe_labels(record), left, record.spent) if note]
     outcome = make_badge(record)
     return "\n".join([*align(lines), *notes, f"{outcome.title}: {outcome.text}"])
 
