@@ -122,6 +122,8 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     if isinstance(task, Classification):
         return
     labels = [text for text in recipe.scorers if SCORERS.build(text).target == "label"]
+    if any(REPAIRS.build(text).phase == "train" for text in recipe.repair):
+        raise InputError("repairs that train are for classifiers; leave out finetune")
     for wanted, words in ((recipe.class_scores, "class scores"), (labels, f"scorer {recipe.scorer!r}")):
         if wanted:
             raise InputError(f"{words} need one label a sample; leave them out, or give --task classification")

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -37,6 +36,7 @@ from pxcompress.layout.rows import rows_first
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.passes.parts import InParts
+from pxcompress.passes.shuffled import ShuffledBatches, mixed_seed
 from pxcompress.processes import from_first, mean_gradients_, processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
@@ -51,9 +51,6 @@ CHECKS = 12
 
 SAVE_SECONDS = 60.0
 """Time between two checkpoints, seconds."""
-
-POOL = 1024
-"""Samples that are shuffled together. Batches stream through the pool: memory does not grow with their number."""
 
 
 @REPAIRS.register("finetune")
@@ -101,7 +98,7 @@ class FineTune(Repair):
         facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
-        feed = _Feed(batches, samples, options.batch_size, seed)
+        feed = ShuffledBatches(batches, samples, options.batch_size, seed)
         with (
             evaluating(model),
             evaluating(dense),
@@ -184,39 +181,6 @@ def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)
 
 
-class _Feed:
-    """Samples in batches of `size` without end, every epoch in a new order that the seed decides on."""
-
-    def __init__(self, batches: Batches, samples: int, size: int, seed: int) -> None:
-        self._batches = batches
-        self._samples = samples
-        self._size = min(size, samples)
-        self._seed = seed
-
-    def after(self, batches_drawn: int) -> Iterator[Batch]:
-        """From where `taken` batches have been drawn on."""
-        first, place = divmod(batches_drawn, self._samples // self._size)
-        for epoch in count(first):
-            yield from islice(self._epoch(epoch), place if epoch == first else 0, None)
-
-    def _epoch(self, epoch: int) -> Iterator[Batch]:
-        """All samples but the last few that fill no batch, shuffled within the pool."""
-        draw = torch.Generator().manual_seed(_mixed(self._seed, 0, epoch))
-        pool: list[Batch] = []
-        for inputs, labels in self._batches:
-            pool += zip(inputs, labels, strict=True)
-            if len(pool) >= max(POOL, self._size):
-                yield from self._drawn(pool, draw)
-        yield from self._drawn(pool, draw)
-
-    def _drawn(self, pool: list[Batch], draw: torch.Generator) -> Iterator[Batch]:
-        """Batches out of `pool` until fewer samples than one are left in it."""
-        pool[:] = [pool[place] for place in torch.randperm(len(pool), generator=draw).tolist()]
-        while len(pool) >= self._size:
-            inputs, labels = zip(*(pool.pop() for _ in range(self._size)), strict=True)
-            yield torch.stack(inputs), torch.stack(labels)
-
-
 class _Judge:
     """How wrong a model is on held-out samples, on average."""
 
@@ -265,7 +229,7 @@ class _Training:
         self._optimizer = adamw(model, options.learning_rate, weight_decay=0.0)
         self._progress = _Progress()
 
-    def run(self, feed: _Feed, judge: _Judge | None, path: Path) -> None:
+    def run(self, feed: ShuffledBatches, judge: _Judge | None, path: Path) -> None:
         """Train to the end, from the checkpoint in `path` on where there is one; what did best is in the model then."""
         self._model.zero_grad()
         self._resume(path)
@@ -289,7 +253,7 @@ class _Training:
     def _step(self, batches: Iterator[Batch]) -> None:
         """One step of the optimiser. What it draws follows from the seed and its number alone: it can be redone."""
         options, progress = self._options, self._progress
-        torch.manual_seed(_mixed(self._seed, 1 + rank(), progress.step))
+        torch.manual_seed(mixed_seed(self._seed, 1 + rank(), progress.step))
         total = 0.0
         for inputs, labels in islice(batches, options.accumulate):
             loss = self._loss(inputs, labels) / options.accumulate
@@ -381,11 +345,6 @@ def _copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
-
-
-def _mixed(*numbers: int) -> int:
-    """A seed that depends on all of the numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _survey(batches: Batches) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     dense_guesses,
     format_command,
+    is_classifier,
     is_faster,
     loss_is_shown,
     loss_share,
@@ -41,6 +42,8 @@ def _repair(report: Report) -> str:
     repairs = report.recipe.repair
     if not repairs:
         return "to win accuracy back: leave out --repair none; or a smaller --ratio"
+    if not is_classifier(report):
+        return f"to lose less: a smaller --ratio, or more {_samples(report)}"
     if any(each.startswith("finetune") for each in repairs):
         return f"to lose less: a smaller --ratio, more {_samples(report)}, or more steps for finetune"
     words = " ".join(f"--repair {shlex.quote(each)}" for each in (*repairs, "finetune"))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.graph import prune
 from pxcompress.layout.consumers import consumers
+from pxcompress.passes import shuffled
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS, finetune
 from pxcompress.state import seeded
@@ -334,9 +335,9 @@ def test_it_comes_after_the_closed_form_repairs() -> None:
 
 @pytest.mark.parametrize("pool", [1, 10, 1024])
 def test_every_epoch_has_all_samples_in_a_new_order(pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "POOL", pool)
+    monkeypatch.setattr(shuffled, "POOL", pool)
     batches = [(torch.arange(start, start + 5)[:, None], torch.arange(start, start + 5)) for start in range(0, 25, 5)]
-    feed = finetune._Feed(batches, 25, 4, 0)
+    feed = shuffled.ShuffledBatches(batches, 25, 4, 0)
     drawn = list(islice(feed.after(0), 18))  # three epochs of six
     assert all(len(labels) == 4 and torch.equal(inputs[:, 0], labels) for inputs, labels in drawn)
     epochs = [torch.cat([labels for _, labels in drawn[start : start + 6]]).tolist() for start in (0, 6, 12)]
@@ -384,7 +385,7 @@ def test_an_interrupted_training_goes_on(
     """Within an epoch and between two; bit by bit as if nothing had happened, and without doing it all again."""
     start, batches, held_out, options = case
     text = f"steps=16,batch_size=8,accumulate=2,{options}"
-    monkeypatch.setattr(finetune, "POOL", 10)  # batches are read while training goes on, not all before the first step
+    monkeypatch.setattr(shuffled, "POOL", 10)  # batches are read while training goes on, not all before the first step
     expected, resumed = start(), start()
     every = Counted(expected.model)
     tuned(text, expected, batches, held_out)
