@@ -37,7 +37,7 @@ from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.state import best_device, device_of, evaluating
-from pxcompress.types import Preprocessing
+from pxcompress.types import ImageSize, Preprocessing
 
 Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here"]
 
@@ -48,6 +48,10 @@ _FACTORY_OPTIONS = ("num_classes", "img_size")
 _FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+Side = int | ImageSize | None
+"""Size of an image in pixels: the side of a square, or height and width; None for the model's own."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     classes: int | None,
     checkpoint: Path | None = None,
     pretrained: bool = False,
-    input_size: int | tuple[int, ...] | None = None,
+    input_size: int | ImageSize | tuple[int, ...] | None = None,
     device: torch.device | str | None = None,
     classifier: bool = True,
 ) -> Loaded:
@@ -127,12 +131,12 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
-    is asked for, and the model may return anything. `input_size` the side of a square input in pixels, or
+    is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
     the shape of an input that is no image.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
-    side = input_size if isinstance(input_size, int) else None
-    if side is not None and side < 1:
+    side = input_size if isinstance(input_size, int | ImageSize) else None
+    if isinstance(side, int) and side < 1:
         raise ModelError(f"input size is {side}; expected a positive number of pixels")
     if path := _PATH.fullmatch(name):
         module = path[1].strip("./").replace("/", ".")
@@ -150,7 +154,8 @@ def load_model(  # noqa: PLR0913  (one door for all models)
         if classes is None and (width := _head_width(model, fit)) is not None:
             model, architecture = _build(name, source, width, side, with_own_weights)
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
-        example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
+        shape = None if isinstance(input_size, int | ImageSize) else input_size
+        example = None if shape is None else torch.zeros(1, *shape)
         load_state(model, fit.state, classifier_names(model, example), label)
         notes = (choice,) if choice else ()
     check_suited(model)
@@ -219,7 +224,7 @@ def _head_width(model: nn.Module, fit: Fit) -> int | None:
 
 
 def _build(
-    name: str, source: _Source | None, classes: int | None, input_size: int | None, with_own_weights: bool
+    name: str, source: _Source | None, classes: int | None, input_size: Side, with_own_weights: bool
 ) -> tuple[nn.Module, Architecture]:
     """The module and how to build it again; a timm model has its own weights and head if `own`, else random ones."""
     if source is None:
@@ -246,11 +251,11 @@ def _fetched(name: str, source: _Source, kwargs: Mapping[str, Any]) -> nn.Module
         raise ModelError(f"weights of model {name!r} could not be {failed_step}: {short(error)}; {remedy}") from error
 
 
-def _sized(source: _Source, classes: int | None, input_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+def _sized(source: _Source, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
     """An empty model and the arguments that build it again without the folder's configuration."""
     config = source.config or {}
     model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    size: Any = input_size
+    size: Any = list(input_size) if isinstance(input_size, ImageSize) else input_size
     if size is None and config.get("fixed_input_size") and "img_size" not in source.kwargs:
         size = list(config["input_size"][-2:])
     if config and config.get("input_size", (3,))[0] != 3:
@@ -324,7 +329,7 @@ def _config_source(name: str, kind: str, place: str) -> _Source:
     )
 
 
-def _factory_architecture(name: str, classes: int | None, input_size: int | None) -> Architecture:
+def _factory_architecture(name: str, classes: int | None, input_size: Side) -> Architecture:
     """A user's callable, given the class count and the input size where it takes them."""
     factory = _find_factory(name)
     try:
@@ -335,7 +340,7 @@ def _factory_architecture(name: str, classes: int | None, input_size: int | None
     kwargs: dict[str, object] = {}
     if classes is not None and ("num_classes" in parameters or takes_any):
         kwargs["num_classes"] = classes
-    if input_size is not None and "img_size" in parameters:
+    if isinstance(input_size, int) and "img_size" in parameters:
         kwargs["img_size"] = input_size
     return Architecture(name, kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,7 +50,12 @@ def as_judged(model: nn.Module, example: Tensor, task: Task) -> nn.Module:
     """A view of `model` whose forward gives the logits of `task`, (n, k); a classifier is one already."""
     if isinstance(task, Classification):
         return model
-    return adapted_view(model, example, lambda raw: task.logits(by_name(raw, task.output_name)))
+    return adapted_view(model, example, start_logits(task))
+
+
+def start_logits(task: Task) -> Callable[[Any], Tensor]:
+    """A function from what a module returns to the numbers at which relevance starts."""
+    return lambda outputs: task.logits(by_name(outputs, task.output_name))
 
 
 def task_text(task: Task) -> str:

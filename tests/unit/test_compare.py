@@ -19,7 +19,7 @@ from test_report import NASTY, REPORT, Page, certified, make_report, make_target
 
 from pxcompress.deploy.comparison import ratios
 from pxcompress.errors import InputError
-from pxcompress.proof import DataSummary, Speedup, Warning
+from pxcompress.proof import DataSummary, Metric, Speedup, Warning
 from pxcompress.report import to_json
 from pxcompress.report.build import read_report
 from pxcompress.report.card import to_card
@@ -72,6 +72,14 @@ def test_rows_say_what_the_reports_do() -> None:
     assert found == ["reference", "0.80x, slower", "1.20x, not shown"]
 
 
+def test_values_of_several_metrics_have_the_name_of_their_own() -> None:
+    error = Metric("error", "number", higher_is_better=False)
+    lines = to_comparison_table({"one": REPORT, "two": make_report(metric=error)}).splitlines()
+    assert lines[1].split()[:2] == ["quality", "change"]
+    assert lines[4].split()[:5] == ["fp32", "85.0%", "top-1", "-5.0", "(-9.6"]
+    assert "change, faster: against the dense model, timed in turns with it in the same run" in lines
+
+
 def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
     report = with_targets()
     busy = dataclasses.replace(report, notes=(*report.notes, Warning("busy", "THE MACHINE IS BUSY: x")))
@@ -80,15 +88,15 @@ def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
     lines = to_comparison_table({"one": busy, "two": other}).splitlines()
     assert lines == [
         "all: resnet18, repair fold + least-squares + batchnorm",
-        "             quality         change (95 %)    size    p50  faster",
+        "         top-1         points (95 %)    size    p50  faster",
         "one: 50.0% of the MACs to remove, score magnitude; 20 M MACs, 10 k parameters",
-        "  dense  90.0% top-1                        200 kB  12 ms  reference",
-        "  fp32   85.0% top-1   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
-        "  int8   84.0% top-1  -6.0 (-10.7 to -1.3)   15 kB   1 ms  4.00x",
+        "  dense  90.0%                        200 kB  12 ms  reference",
+        "  fp32   85.0%   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
+        "  int8   84.0%  -6.0 (-10.7 to -1.3)   15 kB   1 ms  4.00x",
         "two: 30.0% of the MACs to remove, score taylor; 20 M MACs, 10 k parameters",
-        "  fp32   85.0% top-1   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
+        "  fp32   85.0%   -5.0 (-9.6 to -0.4)   50 kB   3 ms  4.00x",
         "",
-        "change, faster: against the dense model, timed in turns with it in the same run",
+        "points, faster: against the dense model, timed in turns with it in the same run",
         "note: one: THE MACHINE IS BUSY: x",
         "note: embedded data: a demonstration",
     ]

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import pxcompress
+from pxcompress.commands.options import read_input_size
 from pxcompress.errors import InputError
 from pxcompress.recipe import Recipe
 from pxcompress.report.record import Report
@@ -134,8 +135,32 @@ def test_images_without_labels_are_enough(masks: Path) -> None:
     assert next(iter(workload.splits.score))[0].shape[1:] == (3, SIDE, SIDE)
 
 
+def test_inputs_need_not_be_square(masks: Path) -> None:
+    assert (read_input_size("24"), read_input_size("16x24")) == (24, (16, 24))
+    recipe = Recipe("test_task_runs:map_net", 0.4, data=str(masks), input_size=read_input_size("16x24"))
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    inputs, targets = next(iter(load_workload(recipe).splits.score))
+    assert inputs.shape[1:] == (3, 16, 24)
+    assert targets.shape[1:] == (16, 24)
+    for text in ("4x40", "24x", "axb", "1x2x3"):
+        with pytest.raises(InputError, match="input-size is"):
+            recipe.but(input_size=read_input_size(text))
+
+
 def test_a_task_of_ones_own_is_taken_by_its_name() -> None:
     task = build_task("test_task_runs:WeightedError")
     assert type(task) is WeightedError
     with pytest.raises(InputError, match="expected a subclass"):
         build_task("test_task_runs:SIDE")
+
+
+def test_a_module_of_ones_own_is_judged_by_its_task() -> None:
+    torch.manual_seed(1)
+    batches = [torch.randn(12, 3, SIDE, SIDE) for _ in range(6)]
+    net = map_net().eval()
+    result = pxcompress.compress_module(net, batches[0][:1], batches, 0.3, task="segmentation", repair=("fold",))
+    assert result.agreements is not None
+    with torch.no_grad():
+        dense, pruned = net(batches[0]), result.pruned.model(batches[0])
+    assert {name: value.shape for name, value in pruned.items()} == {name: value.shape for name, value in dense.items()}
+    assert 0.5 < result.agreements.held_out.share < 1
