@@ -121,7 +121,7 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     """Refuse what only classifiers have, before any work."""
     if isinstance(task, Classification):
         return
-    labels = [text for text in recipe.scorers if getattr(SCORERS.build(text), "target", "") == "label"]
+    labels = [text for text in recipe.scorers if SCORERS.build(text).target == "label"]
     for wanted, words in ((recipe.class_scores, "class scores"), (labels, f"scorer {recipe.scorer!r}")):
         if wanted:
             raise InputError(f"{words} need one label a sample; leave them out, or give --task classification")

@@ -11,14 +11,11 @@ No pickle that could run code is ever opened.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import json
 import pickle
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +29,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
+from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
@@ -44,7 +42,6 @@ Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-h
 _FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH or package.module:factory"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH = re.compile(r"(?!local-dir:|hf-hub:)(.+)\.py:(.+)")
-_FACTORY_OPTIONS = ("num_classes", "img_size")
 _FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -67,7 +64,7 @@ class Architecture:
     def build(self) -> nn.Module:
         """A new module on the CPU; its initial weights come from PyTorch's global generator. Raises `ModelError`."""
         if _FACTORY.fullmatch(self.name):
-            return _call_factory(self.name, self.kwargs)
+            return call_factory(self.name, self.kwargs)
         return _create(_timm_source(self.name), self.kwargs)
 
     def to_json(self) -> str:
@@ -331,7 +328,7 @@ def _config_source(name: str, kind: str, place: str) -> _Source:
 
 def _factory_architecture(name: str, classes: int | None, input_size: Side) -> Architecture:
     """A user's callable, given the class count and the input size where it takes them."""
-    factory = _find_factory(name)
+    factory = find_factory(name)
     try:
         parameters: Mapping[str, inspect.Parameter] = inspect.signature(factory).parameters
     except (TypeError, ValueError):  # some built-in callables have no signature
@@ -345,72 +342,6 @@ def _factory_architecture(name: str, classes: int | None, input_size: Side) -> A
     return Architecture(name, kwargs)
 
 
-def find_object(name: str, what: str) -> Any:
-    """The object "package.module:name", `what` says what for; the current folder is importable. `ModelError`."""
-    module_name, _, path = name.partition(":")
-    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
-        raise ModelError(f"{what} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own")
-    try:
-        with _current_directory_importable():
-            target: Any = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way
-        raise ModelError(f"{what} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
-    for part in path.split("."):
-        if not hasattr(target, part):
-            close_names = difflib.get_close_matches(part, dir(target), n=3)
-            hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
-            raise ModelError(f"{what} {name!r}: {module_name!r} has no {path!r}; {hint}")
-        target = getattr(target, part)
-    return target
-
-
-def _find_factory(name: str) -> Callable[..., object]:
-    """The callable `package.module:factory`."""
-    factory = find_object(name, "model")
-    if not callable(factory) or isinstance(factory, nn.Module):
-        raise ModelError(f"model {name!r} is a {type(factory).__name__}; expected a callable that returns an nn.Module")
-    return factory
-
-
-def _call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
-    # Architectures are read from files: such a name must not become a way to call any function with any arguments.
-    refused_keys = [key for key, value in kwargs.items() if key not in _FACTORY_OPTIONS or not isinstance(value, int)]
-    if refused_keys:
-        raise ModelError(
-            f"model {name!r} refused: argument {refused_keys[0]!r}; expected only {_FACTORY_OPTIONS} as integers"
-        )
-    factory = _find_factory(name)
-    try:
-        with _current_directory_importable():
-            model = factory(**kwargs, **_without_backbone_weights(factory))
-    except Exception as error:  # the user's callable may fail in any way
-        arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        raise ModelError(f"model {name!r}: calling it with ({arguments}) failed: {_described(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
-    return model
-
-
-def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]:
-    """Arguments that keep torchvision's builders from fetching weights of a backbone, which others replace anyway."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return {}
-    return {name: None for name in ("weights_backbone", "encoder_weights") if name in parameters}
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        yield
-    finally:
-        sys.path.remove(here)
-
-
 def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     if example is None:
         example = torch.zeros(1, *preprocessing_of(model).input_size, device=device_of(model))
@@ -421,7 +352,3 @@ def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
                 module.register_forward_hook(lambda *_, name=name: executed_names.append(name))
         model(example)
     return tuple(executed_names[-1:])
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {short(error)}"

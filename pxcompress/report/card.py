@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pxcompress.proof import Metric, Quality
 from pxcompress.report.alike import describe_similarity
+from pxcompress.report.certificates import make_badge
 from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
@@ -17,7 +18,6 @@ from pxcompress.report.summary import (
     format_percent,
     format_span,
     is_classifier,
-    make_badge,
     takes_images,
     write_headline,
 )

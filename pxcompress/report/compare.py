@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pxcompress.proof import Change, Measurement, Metric, Speedup
+from pxcompress.report.certificates import make_badge
 from pxcompress.report.figures import Named, draw_tradeoffs, render_figure
 from pxcompress.report.pages import Cell, Picture, Stacked, render
 from pxcompress.report.record import Report
@@ -19,7 +20,6 @@ from pxcompress.report.summary import (
     format_count,
     format_milliseconds,
     format_span,
-    make_badge,
 )
 from pxcompress.report.table import align
 

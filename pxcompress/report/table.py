@@ -10,6 +10,7 @@ from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import BUSY, disagree, mean_speedup
 from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.report.alike import describe_similarity
+from pxcompress.report.certificates import describe_labels, describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
 from pxcompress.report.next_step import next_step
 from pxcompress.report.record import Report
@@ -17,9 +18,7 @@ from pxcompress.report.summary import (
     compare_figures,
     describe_agreement,
     describe_conditions,
-    describe_labels,
     describe_nodes,
-    describe_part,
     describe_removal,
     describe_share,
     describe_speedup,
@@ -29,8 +28,6 @@ from pxcompress.report.summary import (
     format_percent,
     format_rate,
     format_span,
-    list_path_rows,
-    make_badge,
 )
 from pxcompress.report.targets import AGREE, describe_placement, list_columns, list_targets
 

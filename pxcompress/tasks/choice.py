@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import InputError
 from pxcompress.models.adapter import adapted_view
-from pxcompress.models.loading import find_object
+from pxcompress.models.factories import find_object
 from pxcompress.models.outputs import by_name
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.classification import Classification

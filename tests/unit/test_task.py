@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from format_command import Px, image_folder, one_line
+from command import Px, image_folder, one_line
 from models import CLASSES, CLASSIFIERS, FlattenCNN, Subject, snapshot
 from safetensors.torch import save_file
 from torch import Tensor, nn

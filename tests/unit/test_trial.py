@@ -53,6 +53,16 @@ def _units(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     return {group.name: group.units for group in groups}
 
 
+def test_a_wrong_removal_shows_where_outputs_hardly_depend_on_the_input() -> None:
+    def faint(s: Any, x: Tensor) -> Tensor:
+        x = F.relu(s.c1(x))
+        return 1 + 1e-3 * _pooled(s, x - x.mean(1, keepdim=True))
+
+    model, inputs = _drawn(_net(faint))
+    assert _units(model, inputs) == {"c2": 16}
+    assert _reasons(model, inputs)["c1"].startswith("removing its units is not the same as zeroing them")
+
+
 # --- everything that comes out ---
 
 
