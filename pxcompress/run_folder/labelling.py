@@ -264,6 +264,8 @@ def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> Observed
     note(f"{len(files)} models answer on {len(store)} images ...")
     batches = ImageBatches(store, 64)
     logits = [predict_samples(file, batches)[0] for file in files.values()]
+    if any(each.ndim != 2 for each in logits):
+        raise InputError("labels are asked for where classifiers disagree, and these are none; give --losses instead")
     predicted = np.stack([each.argmax(axis=1) for each in logits])
     split = split_hash(f"{store.samples.ids[i]} {reading.digests[place].hex()}" for i, place in enumerate(first))
     hashes = {**{name: artifact_of(file).sha256 for name, file in files.items()}, "split": split}
