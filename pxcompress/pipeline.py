@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pxcompress.budgets import BUDGETS
+from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, best_step
 from pxcompress.deploy.intervals import guesses
@@ -127,8 +128,11 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     for wanted, words in ((recipe.class_scores, "class scores"), (labels, f"scorer {recipe.scorer!r}")):
         if wanted:
             raise InputError(f"{words} need one label a sample; leave them out, or give --task classification")
-    if recipe.guarantee is not None:
-        raise InputError(f"a guarantee is for classifiers; leave --max-drop out for task {type(task).__name__!r}")
+    if recipe.guarantee is not None and (recipe.guarantee.risk not in LOSS_RISKS or recipe.guarantee.part != "all"):
+        raise InputError(
+            f"risk {recipe.guarantee.risk!r} and --part are for classifiers; give --risk {one_of(LOSS_RISKS)}, which "
+            "bound the task's loss of a sample"
+        )
 
 
 def _check_names(recipe: Recipe, workload: Workload) -> None:

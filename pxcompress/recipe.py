@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pxcompress.checks import check_keys, check_types, make_file_name, read_record
-from pxcompress.choices import NORMALISATIONS, PARTS, PROVIDERS, RISKS, SCOPES, one_of
+from pxcompress.choices import LOSS_RISKS, NORMALISATIONS, PARTS, PROVIDERS, RISKS, SCOPES, one_of
 from pxcompress.choices import TARGETS as TARGETS
 from pxcompress.errors import InputError, short, unknown
 from pxcompress.model_and_data import ModelAndData
@@ -103,7 +103,10 @@ class Guarantee:
 
     max_drop: float = option(MISSING, "Certify that the risk is at most this, such as 0.03.")
     confidence: float = option(0.95, "Confidence with which a certificate holds, over the draw of its samples.")
-    risk: str = option("negative-flips", f"What is certified: {one_of(RISKS)}.")
+    risk: str = option(
+        "negative-flips",
+        f"What is certified: {one_of(RISKS)}; {one_of(LOSS_RISKS)} for any task.",
+    )
     steps: int = option(8, "Models on the path to --ratio that --max-drop tests.")
     part: str = option(
         "all",
@@ -122,8 +125,8 @@ class Guarantee:
             raise InputError(f"max-drop is {self.max_drop}; expected a share of the predictions, such as 0.03")
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}; expected 1 or more models to test")
-        if self.risk not in RISKS:
-            raise unknown("risk", self.risk, RISKS)
+        if self.risk not in (*RISKS, *LOSS_RISKS):
+            raise unknown("risk", self.risk, (*RISKS, *LOSS_RISKS))
         object.__setattr__(self, "coverage", self.counted.coverage)
 
     @property

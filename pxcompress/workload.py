@@ -17,7 +17,6 @@ from pxcompress.data import (
     open_source,
     restricted,
 )
-from pxcompress.data.samples import Layout
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.model_and_data import ModelAndData
 from pxcompress.models.adapter import named_outputs
@@ -26,7 +25,7 @@ from pxcompress.models.task import sliced
 from pxcompress.notes import Note
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout
+from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout, layout_of
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
@@ -73,9 +72,7 @@ def load_workload(given: ModelAndData) -> Workload:
     Pretrained weights are asked for only when the data is the user's own.
     """
     task = None if given.task == AUTO else build_task(given.task)
-    layout: Layout | None = None
-    if task is not None and "unlabelled" in task.layouts and Path(given.data).is_dir():
-        layout = "unlabelled"
+    layout = layout_of(task, given.data)
     source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)
     if given.classes:
         check_classes(source, given.classes)

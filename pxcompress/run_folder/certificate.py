@@ -13,12 +13,13 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from pxcompress.cache import cache_dir
+from pxcompress.certify.bounded import path_losses
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part
 from pxcompress.certify.path import (
@@ -34,10 +35,12 @@ from pxcompress.certify.path import (
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import check_disjoint, record_use, split_hash
 from pxcompress.checks import read_record
+from pxcompress.choices import LOSS_RISKS
 from pxcompress.data import Source, load_splits, open_source, restricted
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
 from pxcompress.deploy.measure import file_bytes
+from pxcompress.deploy.predictions import predictions
 from pxcompress.errors import InputError, ResultError
 from pxcompress.notes import Note
 from pxcompress.proof import Artifact
@@ -48,6 +51,9 @@ from pxcompress.run_folder.ledger import certify_next, used
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
+from pxcompress.tasks.choice import build_task, layout_of
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, PruneResult, Splits
 from pxcompress.workload import Workload
 
@@ -59,7 +65,8 @@ WHOLE = Part()
 class Reserved:
     """The samples that are kept for certificates, and those of `select`, which choose what confident means.
 
-    `data` is the spec they come from; `counts` says how many are kept of each class, name -> number.
+    `data` is the spec they come from; `counts` says how many are kept of each class, name -> number, or of all
+    where the `task` is no classification.
     """
 
     data: str
@@ -67,11 +74,14 @@ class Reserved:
     ids: tuple[str, ...]
     select: Batches
     counts: Mapping[str, int]
+    task: Task = field(default_factory=Classification)
 
     @classmethod
-    def of(cls, data: str, source: Source, splits: Splits) -> Reserved:
+    def of(cls, data: str, source: Source, splits: Splits, task: Task) -> Reserved:
         """Those of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
+        if not isinstance(task, Classification):
+            return cls(data, splits.certify, ids, splits.select, {"": len(ids)}, task)
         labels = dict(zip(source.held_out.ids, source.held_out.labels.tolist(), strict=True))
         counts = Counter(source.classes[labels[sample]] for sample in ids)
         return cls(data, splits.certify, ids, splits.select, {name: counts[name] for name in source.classes})
@@ -93,7 +103,7 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     ids = workload.splits.ids
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
-    counts = Reserved.of(recipe.data, workload.source, workload.splits).counts
+    counts = Reserved.of(recipe.data, workload.source, workload.splits, workload.task).counts
     recipe.guarantee.counted.check(recipe.guarantee.goal, counts)
 
 
@@ -108,7 +118,7 @@ def smallest_certified(
     recipe, clock = run.recipe, run.clock
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
-    samples = Reserved.of(recipe.data, workload.source, workload.splits)
+    samples = Reserved.of(recipe.data, workload.source, workload.splits, workload.task)
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
@@ -244,7 +254,9 @@ def judge_files(
 def _candidates(
     path: Iterable[tuple[str, float, Path]], samples: Reserved, risk: str, part: Part
 ) -> tuple[list[Candidate], Array]:
-    """The models of a path with their losses, and the labels (n,) of all samples."""
+    """The models of a path with their losses, and the labels (n,) of all samples, if their losses need them."""
+    if risk in LOSS_RISKS:
+        return _judge_losses(list(path), samples, risk), np.empty(0, dtype=np.int64)
     candidates: list[Candidate] = []
     dense: Array | None = None
     labels = np.empty(0, dtype=np.int64)
@@ -253,6 +265,16 @@ def _candidates(
         dense = logits if dense is None else dense
         candidates.append(Candidate(name, size, losses(risk, dense, logits, labels, part.mask(dense))))
     return candidates, labels
+
+
+def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: Reserved, risk: str) -> list[Candidate]:
+    """The models of a path with the losses that the task gives them on every sample."""
+    sessions = {name: runtime.open_session(file, "cpu") for name, _, file in path}
+    dense = path[0][0]
+    results = predictions(sessions, dense, dense, samples.batches, samples.task)
+    table = np.stack([samples.task.loss(results[name].statistics).numpy() for name, _, _ in path], 1)
+    rows = path_losses(risk, table)
+    return [Candidate(name, size, row) for (name, size, _), row in zip(path, rows, strict=True)]
 
 
 def is_smaller(certificate: Certificate) -> bool:
@@ -309,13 +331,14 @@ def _record(
 def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
     preprocessing, classes = task_of(files)
-    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed)
+    task = build_task(runtime.open_session(files[0], "cpu").metadata.get("task", "classification"))
+    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed, layout=layout_of(task, data))
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
         source = restricted(source, classes, seed)
     if source.classes != classes:
         raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
     splits = load_splits(source, preprocessing, seed=seed)
-    return Reserved.of(data, source, splits)
+    return Reserved.of(data, source, splits, task)
 
 
 def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:

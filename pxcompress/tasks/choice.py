@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -18,10 +19,13 @@ from pxcompress.tasks.task import Task
 
 AUTO = "auto"
 
+Layout = Literal["classes", "masks", "labels", "numbers", "unlabelled"]
+"""How targets lie in data."""
+
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """package.module:Class; the options of a registered task have an = in them."""
 
-BY_LAYOUT = {
+BY_LAYOUT: dict[Layout, str] = {
     "classes": "classification",
     "masks": "segmentation",
     "labels": "multi-label",
@@ -64,7 +68,12 @@ def task_text(task: Task) -> str:
     return TASKS.text(task) if cls in {TASKS.get(name) for name in TASKS} else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def check_layout(task: Task, text: str, layout: str, data: str) -> None:
+def layout_of(task: Task | None, data: str) -> Layout | None:
+    """The layout that a folder is read in for a task which needs no targets; None: as it is."""
+    return "unlabelled" if task is not None and "unlabelled" in task.layouts and Path(data).is_dir() else None
+
+
+def check_layout(task: Task, text: str, layout: Layout, data: str) -> None:
     """Raise `InputError` where data of this layout have no targets that the task reads."""
     if task.layouts and layout not in task.layouts and "unlabelled" not in task.layouts:
         raise InputError(

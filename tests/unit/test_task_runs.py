@@ -17,11 +17,14 @@ from torch import Tensor, nn
 import pxcompress
 from pxcompress.commands.options import read_input_size
 from pxcompress.errors import InputError
-from pxcompress.recipe import Recipe
+from pxcompress.pipeline import _check_task
+from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.record import Report
 from pxcompress.report.table import to_table
+from pxcompress.run_folder.certificate import certify_files
 from pxcompress.tasks.choice import build_task
 from pxcompress.tasks.regression import Regression
+from pxcompress.tasks.segmentation import Segmentation
 from pxcompress.tasks.task import Outputs
 from pxcompress.workload import load_workload
 
@@ -165,3 +168,14 @@ def test_a_module_of_ones_own_is_judged_by_its_task() -> None:
         dense, pruned = net(batches[0]), result.pruned.model(batches[0])
     assert {name: value.shape for name, value in pruned.items()} == {name: value.shape for name, value in dense.items()}
     assert 0.5 < result.agreements.held_out.share < 1
+
+
+def test_a_segmenter_is_certified_by_its_loss(segmented: tuple[Report, Path]) -> None:
+    _, folder = segmented
+    record = certify_files([folder], "", Guarantee(0.7, risk="loss-increase"))
+    assert [row.n for row in record.rows] == [record.reserved] * 2
+    assert record.certificate.goal.bound == "betting"
+    assert abs(record.rows[0].errors) < 1e-9  # the dense model against itself
+    recipe = Recipe("test_task_runs:map_net", 0.4, data="never read", guarantee=Guarantee(0.5))
+    with pytest.raises(InputError, match="risk 'negative-flips' and --part are for classifiers; give --risk"):
+        _check_task(recipe, Segmentation())
