@@ -33,7 +33,7 @@ from pxcompress.deploy.intervals import wilson
 LENGTH = 48  # tokens of a text, at most
 CALIBRATION, JUDGE = 256, 600
 BATCH = 32
-REMOVED = (0.1, 0.3, 0.5)
+REMOVED = (0.3,)
 METHODS: dict[str, dict[str, object]] = {
     "defaults": {},
     "magnitude, ridge fold": {"scorer": "magnitude", "repair": ("fold",)},

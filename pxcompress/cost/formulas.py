@@ -15,6 +15,9 @@ Shape = tuple[int, ...]
 MULTIPLYING = ("_fft", "linalg_", "cholesky", "lu_", "triangular_solve", "_cudnn_", "miopen_", "mkldnn_", "_thnn_fused")
 """What the names of PyTorch's own operators begin with that multiply a lot and have no formula here."""
 
+ELEMENTWISE = ("linalg_vector_norm", "linalg_cross")
+"""Operators named like those that multiply no more than an element-wise one does."""
+
 
 def _recurrent_layer(inputs: Shape, weight: Shape, recurrent: Shape, *args: Any, **kwargs: Any) -> int:
     """A layer of an LSTM as oneDNN runs it: both weights once for every step of every sequence."""
@@ -99,4 +102,4 @@ class Uncounted(TorchDispatchMode):
         """Whether an operator is another library's, of which nothing is known, or one of `MULTIPLYING`."""
         if func.namespace != "aten":
             return func.namespace not in ("prim", "prims", "profiler")
-        return func._opname.startswith(MULTIPLYING)
+        return func._opname.startswith(MULTIPLYING) and func._opname not in ELEMENTWISE

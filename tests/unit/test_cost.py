@@ -175,6 +175,14 @@ def test_what_nothing_counts_is_named() -> None:
     assert set(macs_by_module(model, torch.randn(1, 3, 8, 8))) == {"0"}
 
 
+def test_a_norm_of_vectors_is_no_matrix_product() -> None:
+    class Embedding(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.normalize(super().forward(x), dim=1)
+
+    assert uncounted(Embedding(nn.Linear(6, 4)), torch.randn(1, 6)) == {}
+
+
 def test_everything_is_counted(subject: Subject) -> None:
     assert uncounted(subject.model, subject.example) == {}
 
