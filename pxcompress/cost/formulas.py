@@ -15,6 +15,9 @@ Shape = tuple[int, ...]
 MULTIPLYING = ("_fft", "linalg_", "cholesky", "lu_", "triangular_solve", "_cudnn_", "miopen_", "mkldnn_", "_thnn_fused")
 """What the names of PyTorch's own operators begin with that multiply a lot and have no formula here."""
 
+ELEMENTWISE = ("linalg_vector_norm", "linalg_cross")
+"""Operators named like those that multiply no more than an element-wise one does."""
+
 
 def _recurrent_layer(inputs: Shape, weight: Shape, recurrent: Shape, *args: Any, **kwargs: Any) -> int:
     """A layer of an LSTM as oneDNN runs it: both weights once for every step of every sequence."""
@@ -59,11 +62,6 @@ def _deformable(inputs: Shape, weight: Shape, *args: Any, out_shape: Shape, **kw
     return 2 * prod(out_shape) * prod(weight[1:])
 
 
-def _norm(*args: Any, **kwargs: Any) -> int:
-    """Linear in the size of its input, as an element-wise operation is: zero."""
-    return 0
-
-
 def formulas() -> dict[Any, Callable[..., int]]:
     """Operator -> floating-point operations (two a multiply-accumulate), from the shapes of its arguments."""
     aten = torch.ops.aten
@@ -77,7 +75,6 @@ def formulas() -> dict[Any, Callable[..., int]]:
         aten.vdot: _dot,
         aten._trilinear: _trilinear,
         aten._cdist_forward: _distances,
-        aten.linalg_vector_norm: _norm,
     }
     deformable = getattr(torch.ops.torchvision, "deform_conv2d", None)  # there where torchvision was imported
     return table if deformable is None else {**table, deformable: _deformable}
@@ -105,4 +102,4 @@ class Uncounted(TorchDispatchMode):
         """Whether an operator is another library's, of which nothing is known, or one of `MULTIPLYING`."""
         if func.namespace != "aten":
             return func.namespace not in ("prim", "prims", "profiler")
-        return func._opname.startswith(MULTIPLYING)
+        return func._opname.startswith(MULTIPLYING) and func._opname not in ELEMENTWISE

@@ -190,11 +190,15 @@ class RowSums:
     second: Tensor | float = 0.0
 
     def add(self, rows: Tensor) -> None:
-        """Add rows (n, rows, positions)."""
-        rows = rows.detach().double()
-        self.count += rows.shape[0] * rows.shape[2]
-        self.first = self.first + rows.sum((0, 2))
-        self.second = self.second + rows.square().sum((0, 2))
+        """Add rows (n, rows, positions): in their own precision around each sample's mean, the rest in float64."""
+        rows = rows.detach() if rows.dtype == torch.float64 else rows.detach().float()
+        samples, _, positions = rows.shape
+        mean = rows.mean(2)
+        around = torch.linalg.vector_norm(rows - mean[..., None], dim=2).double().square()
+        mean = mean.double()
+        self.count += samples * positions
+        self.first = self.first + positions * mean.sum(0)
+        self.second = self.second + (around + positions * mean.square()).sum(0)
 
     def include(self, sums: RowSums) -> None:
         """Add sums over other rows of the same tensor."""
