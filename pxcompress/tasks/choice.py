@@ -18,6 +18,7 @@ AUTO = "auto"
 
 BY_LAYOUT = {
     "classes": "classification",
+    "identities": "embedding",
     "masks": "segmentation",
     "labels": "multi-label",
     "numbers": "regression",
