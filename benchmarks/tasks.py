@@ -2,11 +2,11 @@
 
     python benchmarks/tasks.py [--quick] [--model LABEL ...] [--part PART ...]
 
-The data are embedded sets made of glyphs, the dense nets are trained here. Ours has the defaults (budget MACs, widths in
-steps of 4) and no labels; Torch-Pruning's Taylor reads labels, with the loss that the net was trained with, and its
-models get BatchNorm statistics anew. Quality and its change, with paired 95 % intervals, are PyTorch's on the test split;
-speeds are those of the exported files, in turns, on one thread. Cost is CPU time on one thread in units of one forward
-pass over the images for scoring and repair. Rows not measured anew are kept from the result file.
+The data are embedded sets made of glyphs, the dense nets are trained here. Ours has the defaults (budget MACs, widths
+in steps of 4) and no labels; Torch-Pruning's Taylor reads labels, with the loss that the net was trained with, and its
+models get BatchNorm statistics anew. Quality and its change, with paired 95 % intervals, are PyTorch's on the test
+split; speeds are those of the exported files, in turns, on one thread. Cost is CPU time on one thread in units of one
+forward pass over the images for scoring and repair. Rows not measured anew are kept from the result file.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def rival_rows(bench: Bench, sizes: Sequence[float]) -> Iterator[dict[str, Any]]
 
 
 def training_loss(bench: Bench) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """The loss that the net was trained with; of embeddings, whose directions are gone, that to the batch's own means."""
+    """The loss that the net was trained with; for embeddings, by directions that are the batch's own means."""
     task = bench.workload.task
     with torch.no_grad():
         loss = loss_for(task, bench.workload.source, named_outputs(bench.model, bench.example, task.output_name))
