@@ -51,7 +51,7 @@ class PixelLoss(Loss):
 class LabelLoss(Loss):
     """Binary cross-entropy of every label."""
 
-    duration = 3.0
+    duration = 2.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(single(outputs, "logits", 2, "logits (n, labels)"), targets)
@@ -61,7 +61,7 @@ class NumberLoss(Loss):
     """Smooth L1 distance from every number."""
 
     moves = False
-    duration = 3.0
+    duration = 2.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
         return F.smooth_l1_loss(single(outputs, "output", 2, "numbers (n, k)"), targets, beta=0.2)
@@ -73,7 +73,7 @@ class IdentityLoss(Loss):
     Wang et al., https://arxiv.org/abs/1801.09414. The directions are dropped after training.
     """
 
-    duration = 2.0
+    duration = 1.5
     scale, margin = 16.0, 0.2
 
     def __init__(self, task: Embedding, identities: int, features: int) -> None:
