@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from pxcompress import Recipe
 from pxcompress.data import load_splits, open_source, training_batches
-from pxcompress.demo.baseline import train_baseline
+from pxcompress.demo.baseline import Problem, train_baseline
 from pxcompress.demo.nets import MLP
 from pxcompress.demo.spiral import spiral_arrays
 from pxcompress.errors import BudgetError
@@ -66,7 +66,7 @@ def trained(width: int, splits: Splits, seed: int) -> nn.Module:
     with seeded(seed):
         model = MLP((2, width, width, width, 2))
     batches = training_batches(open_source("spiral"), Preprocessing((2,)), batch_size=64, seed=seed)
-    train_baseline(model, batches, splits.select, key=f"spiral-{width}-{seed}", seed=seed, note=lambda message: None)
+    train_baseline(model, Problem(batches, splits.select), key=f"spiral-{width}-{seed}", seed=seed, note=print)
     return model.eval()
 
 

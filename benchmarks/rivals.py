@@ -11,7 +11,7 @@ import copy
 import importlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +53,13 @@ FAILURES = (
 
 Kept = TypeVar("Kept")
 Shape = tuple[int, ...]
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""The loss of a model on inputs and targets."""
+
+
+def class_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of a classifier."""
+    return cross_entropy(model(inputs), labels)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class TorchPruning:
     else every trial prunes the dense model in one step (its README). Which of them loses less depends on the
     importance. Timm's ViTs keep the width of their residual stream (`--bottleneck` of its ViT example; without that
     they lose far more) and lose dimensions of every head, or whole heads with `whole_heads` (in one step; iterative,
-    the pruner fails).
+    the pruner fails). Layers named in `whole` stay as they are, beside the classifier; gradients are those of `loss`.
     """
 
     importance: str
@@ -128,6 +135,8 @@ class TorchPruning:
     iterative: bool = False
     whole_heads: bool = False
     round_to: int = 4
+    loss: Loss = class_loss
+    whole: tuple[str, ...] = ()
 
     def __call__(
         self, model: nn.Module, example: Tensor, batches: Batches, targets: Sequence[float]
@@ -144,7 +153,7 @@ class TorchPruning:
             twin, scorer, dense = _trainable(model), IMPORTANCES[self.importance](), count_macs(model, example)
             pruner = self._pruner(twin, example, scorer, _shares())
             for _ in range(TRIALS):
-                accumulate(twin, scorer, batches)
+                accumulate(twin, scorer, batches, self.loss)
                 _step(twin, pruner)
                 yield _share(twin, example, dense), copy.deepcopy(twin)
         except FAILURES as error:
@@ -154,7 +163,7 @@ class TorchPruning:
         self, model: nn.Module, example: Tensor, batches: Batches
     ) -> Iterator[tuple[float, nn.Module] | Refused]:
         source, scorer, dense = _trainable(model), IMPORTANCES[self.importance](), count_macs(model, example)
-        accumulate(source, scorer, batches)
+        accumulate(source, scorer, batches, self.loss)
         for share in _shares()[1:]:
             twin, twins_scorer = copy.deepcopy((source, scorer))
             try:
@@ -175,7 +184,7 @@ class TorchPruning:
         Every dictionary is given, because the default ones are shared by all pruners of the process.
         """
         attentions = _attentions(model)
-        kept = [model.get_submodule(name) for name in classifier_names(model, example)]
+        kept = [model.get_submodule(name) for name in (*classifier_names(model, example), *self.whole)]
         if attentions:
             kept += [module.fc2 for module in model.modules() if isinstance(module, Mlp)]
         return tp.pruner.BasePruner(
@@ -207,8 +216,8 @@ def _trainable(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(True)
 
 
-def accumulate(model: nn.Module, scorer: tp.importance.Importance, batches: Batches) -> None:
-    """Gradients of the cross-entropy, as the package's ViT example collects them for `scorer`.
+def accumulate(model: nn.Module, scorer: tp.importance.Importance, batches: Batches, loss: Loss = class_loss) -> None:
+    """Gradients of the loss, as the package's ViT example collects them for `scorer`.
 
     For Hessian importance sample by sample, which is what its loop over a batch's losses comes to.
     """
@@ -216,13 +225,13 @@ def accumulate(model: nn.Module, scorer: tp.importance.Importance, batches: Batc
     device = device_of(model)
     if isinstance(scorer, tp.importance.GroupTaylorImportance):
         for inputs, labels in batches:
-            cross_entropy(model(inputs.to(device)), labels.to(device)).backward()
+            loss(model, inputs.to(device), labels.to(device)).backward()
     if isinstance(scorer, tp.importance.GroupHessianImportance):
         scorer.zero_grad()
         for inputs, labels in batches:
             for image, label in zip(inputs.to(device).split(1), labels.to(device).split(1), strict=True):
                 model.zero_grad()
-                cross_entropy(model(image), label).backward()
+                loss(model, image, label).backward()
                 scorer.accumulate_grad(model)
 
 

@@ -143,8 +143,9 @@ def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:
         return workload
     data = EMBEDDED.build(workload.source.name)
     if workload.whole is None:
-        return replace(workload, loaded=data.trained(workload.loaded, workload.source, workload.splits, seed, note))
+        source, splits = workload.source, workload.splits
+        return replace(workload, loaded=data.trained(workload.loaded, source, splits, workload.task, seed, note))
     loaded, source = workload.whole.loaded, workload.whole.source
     splits = load_splits(source, loaded.preprocessing, seed=seed)
-    whole = replace(workload.whole, loaded=data.trained(loaded, source, splits, seed, note))
+    whole = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
     return replace(workload, loaded=whole.sliced(workload.splits.example), whole=whole)

@@ -8,6 +8,7 @@ from pxcompress.data.samples import Source
 from pxcompress.models.loading import Loaded
 from pxcompress.notes import Note
 from pxcompress.registry import Registry
+from pxcompress.tasks.task import Task
 from pxcompress.types import Splits
 
 
@@ -21,8 +22,11 @@ class EmbeddedData(Protocol):
         """The data, under the name `spec`."""
         ...
 
-    def trained(self, loaded: Loaded, source: Source, splits: Splits, seed: int, note: Note) -> Loaded:
-        """A model without weights after training on `source`, or with those that an earlier run left in the cache."""
+    def trained(self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note) -> Loaded:
+        """A model without weights after training on `source`, or with those that an earlier run left in the cache.
+
+        `task` says what its outputs mean, and how good it is.
+        """
         ...
 
 

@@ -28,8 +28,9 @@ SPARE = 500
 Origin = Literal["held-out", "train", "everything"]
 """What the select pool is cut from: held-out data, training data, or data that come in one piece."""
 
-Layout = Literal["classes", "masks", "labels", "numbers", "unlabelled"]
-"""What the targets are: a class, a class per pixel, several labels or numbers for each input; or there are none."""
+Layout = Literal["classes", "identities", "masks", "labels", "numbers", "unlabelled"]
+"""What the targets are: a class, an identity to be found again, a class per pixel, several labels or numbers for each
+input; or there are none."""
 
 
 @dataclass(frozen=True, eq=False)

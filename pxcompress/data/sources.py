@@ -23,7 +23,8 @@ from pxcompress.types import Preprocessing
 def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout: Layout | None = None) -> Source:
     """The data that `spec` names; the `layout` "unlabelled" takes any images below a folder, without targets.
 
-    `digits`; `spiral`; `glyphs` and `dna`, also smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
+    `digits`; `spiral`; `glyphs`, `glyph-masks`, `glyph-counts`, `glyph-labels`, `glyph-identities` and `dna`, also
+    smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
     ImageFolder layout, with or without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with
     options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`; a folder with images/ and masks/; a folder of image
     files; a table, .csv or .jsonl; `package.module:factory`, a data set of the user's.
@@ -36,7 +37,7 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
         raise DataError(f"data {spec!r} is no folder; the layout 'unlabelled' takes folders of images")
     if spec.partition(":")[0] in EMBEDDED and layout is None:
         source = EMBEDDED.build(spec).source(spec)
-        return replace(source, outputs=len(source.classes))
+        return replace(source, outputs=0 if source.layout == "identities" else len(source.classes))
     data = _user_data(spec, layout)
     if data.layout == "classes" and len(data.classes) < 2:
         raise DataError(f"data {spec!r} has only one class ({data.classes[0]}); at least two are needed")

@@ -1,8 +1,9 @@
 """Train a dense baseline on the spot for embedded data, and keep it.
 
 From scratch on small images: AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101) under one learning-rate
-cycle (Smith and Topin, https://arxiv.org/abs/1708.07120), label smoothing, small random shifts, turns and zooms; no
-flips, since characters are not their mirror images. Not a general trainer: it lets a model without weights be tried.
+cycle (Smith and Topin, https://arxiv.org/abs/1708.07120), small random shifts, turns and zooms where they leave the
+targets as they are; no flips, since characters are not their mirror images. Not a general trainer: it lets a model
+without weights be tried.
 """
 
 from __future__ import annotations
@@ -12,32 +13,36 @@ import json
 import math
 import time
 from collections.abc import Sized
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.data import Source, training_batches
+from pxcompress.demo.losses import ClassLoss, Loss, loss_for
+from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import DataError, ModelError, short
+from pxcompress.models.adapter import named_outputs
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, Loaded
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
 from pxcompress.notes import Note
-from pxcompress.state import device_of, seeded
+from pxcompress.state import device_of, evaluating, seeded
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, Splits
 
 TRAINER_VERSION = 1
 """Part of every key: raise it when the training changes, so that older baselines are not taken for new ones."""
 
-LABEL_SMOOTHING = 0.05
 WARM_UP = 0.2  # share of the steps
 SATURATED = 0.999
-"""Training ends early when top-1 on the select part is this good twice in a row, in the second half of the cycle."""
+"""Training ends early when a metric that is a share is this good on the select part twice in a row, in the second half
+of the cycle."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +73,41 @@ WIDE = 20_000
 
 @dataclass(frozen=True)
 class BaselineInfo:
-    """How good a baseline is on the select part (`top1`, a share), and what it took; `cached` if it was only read."""
+    """How good a baseline is on the select part, by its task's metric, and what it took; `cached` if only read."""
 
-    top1: float
+    quality: float
     epochs: int
     seconds: float
     cached: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a baseline learns: it is trained on `training`, by default as a classifier, and judged on `select`.
+
+    `training` should come in a new order every epoch.
+    """
+
+    training: Batches
+    select: Batches
+    task: Task = field(default_factory=Classification)
+    loss: Loss = field(default_factory=ClassLoss)
+
+
 class LearnedHere:
     """An embedded data set on which a model without weights is trained."""
 
-    def trained(self, loaded: Loaded, source: Source, splits: Splits, seed: int, note: Note) -> Loaded:
+    def trained(self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note) -> Loaded:
         """`loaded` with the weights of a baseline, in place."""
         training = training_batches(source, loaded.preprocessing, batch_size=64, seed=seed)
-        key = baseline_key(loaded.architecture, source.name, loaded.preprocessing, seed)
-        train_baseline(loaded.model, training, splits.select, key=key, seed=seed, note=note)
+        with evaluating(loaded.model), torch.no_grad():
+            outputs = named_outputs(loaded.model, splits.example.to(device_of(loaded.model)), task.output_name)
+        with seeded(seed):
+            loss = loss_for(task, source, outputs).to(device_of(loaded.model))
+        name = source.name if isinstance(loss, ClassLoss) else f"{source.name} by {type(loss).__name__}"
+        key = baseline_key(loaded.architecture, name, loaded.preprocessing, seed)
+        problem = Problem(training, splits.select, task, loss)
+        train_baseline(loaded.model, problem, key=key, seed=seed, note=note)
         return replace(loaded, weights="trained-here")
 
 
@@ -93,60 +117,59 @@ def baseline_key(architecture: Architecture, data: str, preprocessing: Preproces
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-def train_baseline(
-    model: nn.Module,
-    training: Batches,
-    select: Batches,
-    *,
-    key: str,
-    seed: int = 0,
-    note: Note,
-) -> BaselineInfo:
-    """Give `model` weights, in place: those kept under `key`, else trained on `training` and then kept.
+def train_baseline(model: nn.Module, problem: Problem, *, key: str, seed: int = 0, note: Note) -> BaselineInfo:
+    """Give `model` weights, in place: those kept under `key`, else those that it learns, which are then kept.
 
-    `training` should come in a new order every epoch. `select` tells when to stop. The model is left in eval
-    mode. Same initial weights, batches, seed and machine: same weights. `note` is told about every epoch. Raises
-    `ModelError` when training diverges.
+    The model is left in eval mode. Same initial weights, batches, seed and machine: same weights. `note` is told about
+    every epoch. Raises `ModelError` when training diverges.
     """
     path = cache_dir() / "baselines" / f"{key}.safetensors"
     cached_info = _read(model, path, note)
     if cached_info is not None:
-        note(f"baseline read from {path}: select top-1 {cached_info.top1:.1%} after {cached_info.epochs} epochs")
+        value = _shown(problem.task, cached_info.quality)
+        note(f"baseline read from {path}: select {value} after {cached_info.epochs} epochs")
         return cached_info
     with seeded(seed), flushed_denormals(), deterministic():
-        info = _train(model, training, select, note)
+        info = _train(model, problem, note)
     _write(model, path, info, note)
     return info
 
 
-def _train(model: nn.Module, training: Batches, select: Batches, note: Note) -> BaselineInfo:
-    start = time.perf_counter()
+def _train(model: nn.Module, problem: Problem, note: Note) -> BaselineInfo:
+    start, training, metric = time.perf_counter(), problem.training, problem.task.metric
     steps = len(training) if isinstance(training, Sized) else sum(1 for _ in training)
     if not steps:
         raise DataError("no image to train a baseline on; give data with more images, or weights with --checkpoint")
-    images = next(iter(select))[0].ndim == 4
+    images = next(iter(problem.select))[0].ndim == 4
     schedule = _schedule_of(model) if images else SCHEDULES["numbers"]
-    epochs = max(schedule.epochs, math.ceil(schedule.steps / steps))
+    epochs = math.ceil(problem.loss.duration * max(schedule.epochs, math.ceil(schedule.steps / steps)))
     if images:
         model.to(memory_format=torch.channels_last)
-    optimizer = adamw(model, schedule.learning_rate, schedule.weight_decay)
+    learner = nn.ModuleList([model, problem.loss])
+    optimizer = adamw(learner, schedule.learning_rate, schedule.weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, schedule.learning_rate, total_steps=max(epochs * steps, 2), pct_start=WARM_UP, cycle_momentum=False
     )
     history: list[float] = []
     for epoch in range(1, epochs + 1):
-        loss = _train_epoch(model, training, optimizer, cycle)
-        history.append(_top1(model, select))
-        note(f"baseline: epoch {epoch} of at most {epochs}, loss {loss:.3f}, select top-1 {history[-1]:.1%}")
+        loss = _train_epoch(learner, problem, optimizer, cycle)
         if not math.isfinite(loss):
             raise ModelError(
                 f"training a baseline diverged in epoch {epoch} (loss {loss}); give weights with --checkpoint"
             )
-        if 2 * epoch >= epochs and min(history[-2:]) >= SATURATED and len(history) > 1:
+        history.append(torch_quality(model.eval(), problem.select, problem.task))
+        shown = _shown(problem.task, history[-1])
+        note(f"baseline: epoch {epoch} of at most {epochs}, loss {loss:.3f}, select {shown}")
+        is_saturated = metric.unit == "share" and len(history) > 1 and min(history[-2:]) >= SATURATED
+        if 2 * epoch >= epochs and is_saturated:
             break
     zero_denormals(model)
     model.to(memory_format=torch.contiguous_format)
     return BaselineInfo(history[-1], len(history), time.perf_counter() - start)
+
+
+def _shown(task: Task, value: float) -> str:
+    return f"{task.metric.name} {task.metric.format(value)}"
 
 
 def _schedule_of(model: nn.Module) -> Schedule:
@@ -165,35 +188,24 @@ def _schedule_of(model: nn.Module) -> Schedule:
 
 
 def _train_epoch(
-    model: nn.Module,
-    training: Batches,
+    learner: nn.Module,
+    problem: Problem,
     optimizer: torch.optim.Optimizer,
     cycle: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
-    """One pass over `training`; returns the mean loss of its batches."""
+    """One pass of a model and its loss, which both learn, over the training batches; returns the mean loss of these."""
+    model, compute_loss = learner.children()
     device = device_of(model)
     losses: list[Tensor] = []
-    model.train()
-    for inputs, labels in training:
-        loss = F.cross_entropy(
-            model(_fed(inputs, device, moves=True)), labels.to(device), label_smoothing=LABEL_SMOOTHING
-        )
+    learner.train()
+    for inputs, targets in problem.training:
+        outputs = named_outputs(model, _fed(inputs, device, moves=problem.loss.moves), problem.task.output_name)
+        loss = compute_loss(outputs, targets.to(device))
         loss.backward()
-        update(model, optimizer)
+        update(learner, optimizer)
         cycle.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
-
-
-def _top1(model: nn.Module, batches: Batches) -> float:
-    device = device_of(model)
-    right = samples = 0
-    model.eval()
-    with torch.no_grad():
-        for inputs, labels in batches:
-            right += int((model(_fed(inputs, device)).argmax(dim=1) == labels.to(device)).sum())
-            samples += len(labels)
-    return right / max(samples, 1)
 
 
 def _fed(inputs: Tensor, device: torch.device, *, moves: bool = False) -> Tensor:
@@ -210,7 +222,8 @@ def _read(model: nn.Module, path: Path, note: Note) -> BaselineInfo | None:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["baseline"])
-        info = BaselineInfo(facts["top1"], facts["epochs"], facts["seconds"], cached=True)
+        quality = facts["quality"] if "quality" in facts else facts["top1"]  # as it was called before there were tasks
+        info = BaselineInfo(quality, facts["epochs"], facts["seconds"], cached=True)
         load_state(model, load_file(path), (), f"baseline {str(path)!r}")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, ModelError) as error:
         note(f"baseline {path} cannot be used ({short(error)}); training it again")

@@ -1,10 +1,14 @@
-"""Nets for embedded data that are no images: `--model pxcompress.demo.nets:dna_cnn --data dna`."""
+"""Nets for embedded data: `--model pxcompress.demo.nets:dna_cnn --data dna`, `...:unet --data glyph-masks`."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from itertools import pairwise
 
+import torch
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 
@@ -53,3 +57,80 @@ class DNAConvNet(nn.Module):
 def dna_cnn(num_classes: int = 6) -> nn.Module:
     """A convolutional net for sequences of 200 letters, one-hot (4, 200)."""
     return DNAConvNet(num_classes)
+
+
+def _convolutions(channels: int, width: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions with BatchNorm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    )
+
+
+class UNet(nn.Module):
+    """A U-Net of four levels with BatchNorm, for images whose sides are multiples of 8.
+
+    Ronneberger et al., https://arxiv.org/abs/1505.04597; upsampled by transposed convolutions.
+    """
+
+    def __init__(self, num_classes: int = 5, widths: tuple[int, ...] = (16, 32, 64, 96)) -> None:
+        super().__init__()
+        self.default_cfg = {"input_size": (3, 40, 40)}
+        self.down = nn.ModuleList(_convolutions(*pair) for pair in pairwise((3, *widths)))
+        self.pool = nn.MaxPool2d(2)
+        upwards = list(pairwise(reversed(widths)))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(below, width, 2, stride=2) for below, width in upwards)
+        self.merge = nn.ModuleList(_convolutions(2 * width, width) for _, width in upwards)
+        self.head = nn.Conv2d(widths[0], num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = []
+        for level, block in enumerate(self.down):
+            x = block(self.pool(x) if level else x)
+            maps.append(x)
+        for up, merge, skipped in zip(self.up, self.merge, reversed(maps[:-1]), strict=True):
+            x = merge(torch.cat([skipped, up(x)], 1))
+        return self.head(x)
+
+
+def unet(num_classes: int = 5) -> nn.Module:
+    """A class for every pixel of an image of 40 x 40 pixels."""
+    return UNet(num_classes)
+
+
+def scene_cnn(num_classes: int = 10) -> nn.Module:
+    """Six convolutions with BatchNorm and a linear layer, for images of 40 x 40 pixels."""
+    return nn.Sequential(
+        _strided((3, 24, 1), (24, 32, 2), (32, 48, 1), (48, 64, 2), (64, 96, 1), (96, 128, 2)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, num_classes),
+    )
+
+
+def _strided(*steps: tuple[int, int, int]) -> nn.Sequential:
+    """3 x 3 convolutions with BatchNorm and ReLU; each step is channels in, channels out and stride."""
+    layers: list[nn.Module] = []
+    for channels, width, stride in steps:
+        layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def scene_vit(num_classes: int = 10) -> nn.Module:
+    """timm's ViT of 100 tokens, 4 blocks, 4 heads, width 96, behind four convolutions, for images of 40 x 40 pixels."""
+    stem = _strided((3, 24, 2), (24, 48, 1), (48, 64, 2), (64, 64, 1))
+    return VisionTransformer(
+        img_size=40,
+        patch_size=1,
+        embed_dim=96,
+        depth=4,
+        num_heads=4,
+        num_classes=num_classes,
+        class_token=False,
+        global_pool="avg",
+        embed_layer=partial(HybridEmbed, stem),
+    )

@@ -27,6 +27,7 @@ _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 BY_LAYOUT: dict[Layout, str] = {
     "classes": "classification",
+    "identities": "embedding",
     "masks": "segmentation",
     "labels": "multi-label",
     "numbers": "regression",

@@ -25,18 +25,18 @@ class Embedding(Task):
     output: str = option("embedding", "name of the output with the embedding; else the first (n, features)")
 
     metric = Metric("recall@1", binary=True)
-    layouts = ("classes",)
+    layouts = ("classes", "identities")
     output_name = "embedding"
 
     def logits(self, outputs: Outputs) -> Tensor:
         """Length of the embedding along its own direction, (n,)."""
-        vectors = self._vectors(outputs)
+        vectors = self.vectors(outputs)
         direction = vectors.detach()
         return (vectors * direction).sum(1) / direction.square().sum(1).sqrt().clamp_min(1e-12)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
         """The direction of the embedding and the label, (n, features + 1)."""
-        return torch.cat([normalize(self._vectors(outputs).double(), dim=1), targets.double()[:, None]], 1)
+        return torch.cat([normalize(self.vectors(outputs).double(), dim=1), targets.double()[:, None]], 1)
 
     def complete(self, statistics: Tensor) -> Tensor:
         """Whether the nearest other sample has the same label, (n, 1)."""
@@ -54,9 +54,10 @@ class Embedding(Task):
         return (1 - self._cosine(outputs, dense)).clamp_min(0)
 
     def _cosine(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        return cosine_similarity(self._vectors(outputs).double(), self._vectors(dense).double())
+        return cosine_similarity(self.vectors(outputs).double(), self.vectors(dense).double())
 
-    def _vectors(self, outputs: Outputs) -> Tensor:
+    def vectors(self, outputs: Outputs) -> Tensor:
+        """The embeddings among the outputs, (n, features)."""
         maps = [value for value in outputs.values() if value.dim() == 4]
         if maps and self.output not in outputs:
             return maps[-1].mean((2, 3))

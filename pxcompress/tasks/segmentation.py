@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, one_hot
 
 from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.task import Outputs, Task, kl_divergence, single
+from pxcompress.tasks.task import Outputs, Task, single
 
 
 @TASKS.register("segmentation")
@@ -28,6 +28,15 @@ class Segmentation(Task):
 
     metric = Metric("mIoU")
     layouts = ("masks",)
+
+    def logits(self, outputs: Outputs) -> Tensor:
+        """The predicted class's logit as a mean over that class's region, summed over the regions, (n,).
+
+        As in the mIoU every region counts the same: as a mean over all pixels the background would hide the others.
+        """
+        values = _two_classes(self._map(outputs))
+        regions = _regions(values)
+        return _region_means(values * regions, regions).sum(1)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
         """Pixels in both map and mask, and pixels in either, for every class, (n, 2 * classes)."""
@@ -45,8 +54,11 @@ class Segmentation(Task):
         return _mean_iou(counts)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """KL divergence from the dense model's distribution over classes, as a mean over pixels."""
-        return kl_divergence(_two_classes(self._map(outputs)), _two_classes(self._map(dense)))
+        """KL divergence from the dense model's distribution over classes, as a mean over regions of the dense map."""
+        pruned, reference = (_two_classes(self._map(each)).double().log_softmax(1) for each in (outputs, dense))
+        regions = _regions(reference)
+        divergences = (reference.exp() * (reference - pruned)).sum(1, keepdim=True)
+        return _region_means(divergences * regions, regions).sum(1) / regions.flatten(2).any(2).sum(1)
 
     def loss(self, statistics: Tensor) -> Tensor:
         """1 less the mean IoU of each sample's own map and mask."""
@@ -78,6 +90,16 @@ class Segmentation(Task):
 def _two_classes(logits: Tensor) -> Tensor:
     """Logits with a background of 0 beside a map of one channel; others as they are."""
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+def _regions(values: Tensor) -> Tensor:
+    """Where each class is the predicted one, (n, classes, height, width), zeros and ones."""
+    return one_hot(values.detach().argmax(1), values.shape[1]).movedim(-1, 1).to(values)
+
+
+def _region_means(values: Tensor, regions: Tensor) -> Tensor:
+    """Mean over every region of values that are zero outside it, (n, classes); 0 for empty regions."""
+    return values.sum((2, 3)) / regions.sum((2, 3)).clamp_min(1)
 
 
 def _overlaps(predicted: Tensor, targets: Tensor, classes: int, ignore_index: int | None) -> Tensor:

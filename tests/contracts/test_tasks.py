@@ -173,6 +173,24 @@ def test_a_map_of_one_channel_says_foreground_above_zero() -> None:
     assert statistics.tolist() == [[2, 1, 3, 2]]
 
 
+def test_every_region_of_a_map_counts_the_same() -> None:
+    """The same error in a region of one pixel costs as much as in all of one that is fifteen times as large."""
+    dense = torch.zeros(1, 3, 4, 4)
+    dense[:, 0] = 2.0
+    dense[:, :2, 0, 0] = torch.tensor([0.0, 2.0])
+    small, large = dense.clone(), dense.clone()
+    small[:, 1, 0, 0] -= 1.5
+    large[:, 0].flatten(1)[:, 1:] -= 1.5
+    task = Segmentation()
+    changes = [task.divergence({"out": each}, {"out": dense}) for each in (small, large)]
+    assert changes[0] > 0
+    assert torch.allclose(*changes)
+    values = dense.requires_grad_()
+    task.logits({"out": values}).sum().backward()
+    assert values.grad is not None
+    assert values.grad[0].sum((1, 2)).tolist() == pytest.approx([1.0, 1.0, 0.0])
+
+
 MISFITS: Mapping[str, tuple[Task, dict[str, Tensor], Tensor, str]] = {
     "a mask of an unknown class": (
         Segmentation(),

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from pxcompress.demo import baseline
-from pxcompress.demo.baseline import BaselineInfo, baseline_key, train_baseline
+from pxcompress.demo.baseline import BaselineInfo, Problem, baseline_key, train_baseline
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models.loading import Architecture
 from pxcompress.state import seeded
@@ -69,7 +69,8 @@ def train(
 ) -> BaselineInfo:
     inputs, labels = data
     select = [(inputs[1000:1150], labels[1000:1150])]
-    return train_baseline(model, Shuffled(inputs[:1000], labels[:1000]), select, key=key, seed=seed, note=notes.append)
+    problem = Problem(Shuffled(inputs[:1000], labels[:1000]), select)
+    return train_baseline(model, problem, key=key, seed=seed, note=notes.append)
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -91,7 +92,7 @@ def test_baseline_learns(digits: tuple[Tensor, Tensor], notes: list[str]) -> Non
     with torch.no_grad():
         top1 = float((model(test).argmax(1) == labels).float().mean())
     assert top1 >= 0.9  # written by other people than the images it was trained on
-    assert info.top1 >= 0.9
+    assert info.quality >= 0.9
     assert not info.cached
     assert len(notes) == info.epochs
     assert not any(module.training for module in model.modules())
@@ -174,8 +175,8 @@ def test_cache_that_cannot_be_written_costs_only_the_cache(
 @pytest.mark.usefixtures("short")
 def test_single_batch_is_enough(digits: tuple[Tensor, Tensor], notes: list[str]) -> None:
     batches = [(digits[0][:8], digits[1][:8])]
-    info = train_baseline(small_net(), iter_again(batches), batches, key=KEY, note=notes.append)
-    assert 0.0 <= info.top1 <= 1.0
+    info = train_baseline(small_net(), Problem(iter_again(batches), batches), key=KEY, note=notes.append)
+    assert 0.0 <= info.quality <= 1.0
 
 
 def iter_again(batches: list[Batch]) -> object:
@@ -190,14 +191,14 @@ def iter_again(batches: list[Batch]) -> object:
 
 def test_no_images(notes: list[str]) -> None:
     with pytest.raises(DataError, match="no image"):
-        train_baseline(small_net(), [], [], key=KEY, note=notes.append)
+        train_baseline(small_net(), Problem([], []), key=KEY, note=notes.append)
 
 
 def test_divergence_is_told_and_nothing_is_kept(digits: tuple[Tensor, Tensor], notes: list[str], cache: Path) -> None:
     inputs, labels = digits
     broken = [(torch.full_like(inputs[:64], float("nan")), labels[:64])]
     with pytest.raises(ModelError, match="diverged in epoch 1"):
-        train_baseline(small_net(), broken, broken, key=KEY, note=notes.append)
+        train_baseline(small_net(), Problem(broken, broken), key=KEY, note=notes.append)
     assert not cache.exists()
 
 

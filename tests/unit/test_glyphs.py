@@ -7,8 +7,9 @@ import pytest
 from PIL import ImageFont
 
 from pxcompress.cache import cache_dir
-from pxcompress.demo import glyphs
-from pxcompress.demo.glyphs import CLASSES, FONTS, PARTS, SIZE, font_path, glyph_arrays, glyph_image, glyph_mask
+from pxcompress.demo import images as images_of_demo
+from pxcompress.demo.drawing import FONTS, character_mask, font_path
+from pxcompress.demo.glyphs import CLASSES, PARTS, SIZE, glyph_arrays, glyph_image, glyph_mask
 from pxcompress.errors import InputError
 
 
@@ -34,7 +35,7 @@ def test_fonts_are_latin_and_not_symbols(font):
     """A symbol font draws other shapes in the letters' places: an upright letter must resemble DejaVu's."""
 
     def masks(name: str) -> np.ndarray:
-        drawn = [np.asarray(glyphs._mask(character, name), dtype=np.float64) for character in "DEHLXZ347"]
+        drawn = [np.asarray(character_mask(character, name), dtype=np.float64) for character in "DEHLXZ347"]
         return np.stack([mask.reshape(8, 8, 8, 8).mean((1, 3)) for mask in drawn])
 
     ours, reference = masks(font).reshape(9, -1), masks("DejaVuSans").reshape(9, -1)
@@ -85,7 +86,7 @@ def test_failed_write_leaves_nothing(cache, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(glyphs.np, "savez", full)
+    monkeypatch.setattr(images_of_demo.np, "savez", full)
     with pytest.raises(OSError, match="no space"):
         glyph_arrays("select", 3)
     assert list(cache.iterdir()) == []

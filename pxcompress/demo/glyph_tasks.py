@@ -1,0 +1,188 @@
+"""Embedded data for tasks other than classification, made of the characters of `glyphs`.
+
+`glyph-masks`, `glyph-counts` and `glyph-labels` show one to four characters in the quarters of an image of 40 x 40
+pixels: which pixels belong to what kind of character, how many there are, and which ones. `glyph-identities` are single
+characters, and those of select and held-out are none of those trained on. A sample depends only on its part and index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.samples import Layout, Samples, Source
+from pxcompress.data.targets import Targets, Values
+from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduced
+from pxcompress.demo.glyphs import CLASSES, PARTS, glyph_image
+from pxcompress.demo.images import SIDE, StoredImages, StoredMasks, cached_arrays
+from pxcompress.registry import option
+
+SCENE = 40
+"""Side of an image with several characters, pixels."""
+
+KINDS = {"digit": "23456789", "vowel": "AEIOUY", "consonant": "BCDFGHJKLMNPQRSTVWXZ", "lower case": "adehnr"}
+"""What the masks of `glyph-masks` tell apart, beside the background."""
+
+LABELS = tuple("2478AEKRSX")
+"""The characters of `glyph-labels`."""
+
+COUNTS = ("characters", "digits")
+"""The numbers of `glyph-counts`."""
+
+LIMITS = {"score": 512, "repair": 1024, "select": 600, "certify": 500}
+
+_VERSION = 1  # part of the cache key: raise it whenever an image changes
+_QUARTER = SCENE / 2  # of the canvas, which is twice the image, in its pixels: where the first character's middle is
+_MOST = 4
+
+Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]
+"""An image (40, 40, 3); the number of the character that each pixel shows, from 1 on, 0 for none; the characters."""
+
+
+@dataclass(frozen=True)
+class _Drawn(LearnedHere):
+    """Images that are drawn on the spot, and how many."""
+
+    train: int = option(6000, "images to train, score and repair on", low=1)
+    select: int = option(600, "images to select with", low=1)
+    held_out: int = option(2500, "images to certify and test on", low=1)
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        return self.train, self.select, self.held_out
+
+
+@EMBEDDED.register("glyph-masks")
+@dataclass(frozen=True)
+class GlyphMasks(_Drawn):
+    """Pixels of digits, vowels, consonants, lower-case letters, and background."""
+
+    def source(self, spec: str) -> Source:
+        """The first images of each part, with masks."""
+        kinds = tuple(KINDS.values())
+        number = {character: 1 + kind for kind, characters in enumerate(kinds) for character in characters}
+
+        def pool(part: str, count: int) -> Samples:
+            images, owners, characters = scenes(part, count, kinds)
+            kinds_shown = np.array([[0, *(number.get(each, 0) for each in row)] for row in characters], np.uint8)
+            masks = kinds_shown[np.arange(count)[:, None, None], owners]
+            return _samples(f"glyph-masks/{part}", images, StoredMasks(masks))
+
+        return _source(spec, ("background", *KINDS), "masks", SCENE, [*map(pool, PARTS, self._counts)])
+
+
+@EMBEDDED.register("glyph-counts")
+@dataclass(frozen=True)
+class GlyphCounts(_Drawn):
+    """How many characters there are, and how many of them are digits."""
+
+    def source(self, spec: str) -> Source:
+        """The first images of each part, with two numbers each."""
+        digits = KINDS["digit"]
+
+        def pool(part: str, count: int) -> Samples:
+            images, _, characters = scenes(part, count, (digits, "".join(CLASSES[len(digits) :])))
+            counts = np.stack([characters != "", np.isin(characters, list(digits))]).sum(2).T.astype(np.float32)
+            return _samples(f"glyph-counts/{part}", images, Values(counts))
+
+        return _source(spec, COUNTS, "numbers", SCENE, [*map(pool, PARTS, self._counts)])
+
+
+@EMBEDDED.register("glyph-labels")
+@dataclass(frozen=True)
+class GlyphLabels(_Drawn):
+    """Which of ten characters occur."""
+
+    def source(self, spec: str) -> Source:
+        """The first images of each part, with a yes or no for every character."""
+
+        def pool(part: str, count: int) -> Samples:
+            images, _, characters = scenes(part, count, LABELS)
+            occurs = (characters[:, :, None] == np.array(LABELS)).any(1).astype(np.float32)
+            return _samples(f"glyph-labels/{part}", images, Values(occurs))
+
+        return _source(spec, LABELS, "labels", SCENE, [*map(pool, PARTS, self._counts)])
+
+
+@EMBEDDED.register("glyph-identities")
+@dataclass(frozen=True)
+class GlyphIdentities(_Drawn):
+    """Single characters, to be found again: those of select and held-out are not trained on."""
+
+    def source(self, spec: str) -> Source:
+        """The first images of each part; half of the 40 characters are for training."""
+        identities = np.arange(len(CLASSES))
+        parts = [identities[1::2], identities[2::4], identities[0::4]]
+
+        def pool(part: str, count: int, shown: NDArray[np.int64]) -> Samples:
+            labels = shown[np.arange(count) % len(shown)]
+
+            def draw() -> dict[str, NDArray[np.generic]]:
+                drawn = [glyph_image(int(label), _rng(part, index)) for index, label in enumerate(labels)]
+                return {"images": np.stack([np.asarray(image) for image in drawn])}
+
+            key = f"{_VERSION}/{part}/{count}/{CLASSES}/{FONTS}/{shown.tolist()}"
+            shape = {"images": (count, SIDE, SIDE, 3)}
+            images = cached_arrays(f"glyph-identities-{part}-{count}", key, shape, draw)["images"]
+            ids = [f"glyph-identities/{part}/{index}" for index in range(count)]
+            return Samples.of(ids, labels, StoredImages(images.astype(np.uint8, copy=False)))
+
+        return _source(spec, CLASSES, "identities", SIDE, [*map(pool, PARTS, self._counts, parts)])
+
+
+def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
+    """One to four characters on clutter, each in a quarter of its own; the kind of each is drawn first."""
+    ground = rng.uniform(30, 225, 3)
+    canvas = gradient(ground, rng, 2 * SCENE)
+    draw_clutter(canvas, ground, rng)
+    owners = np.zeros((SCENE, SCENE), np.uint8)
+    quarters = rng.permutation(4)[: rng.integers(1, _MOST + 1)]
+    shown = []
+    for number, quarter in enumerate(quarters, 1):
+        kind = characters[rng.integers(len(characters))]
+        shown.append(kind[rng.integers(len(kind))])
+        place = Place(_QUARTER * (1 + 2 * (quarter % 2)), _QUARTER * (1 + 2 * (quarter // 2)), 5, 0.75)
+        mask = paste(canvas, shown[-1], near(ground, rng, 55, 125), rng, place)
+        owners[np.asarray(mask.reduce(2)) >= 128] = number
+    return reduced(canvas, rng), owners, tuple(shown)
+
+
+def scenes(
+    part: str, count: int, characters: tuple[str, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.str_]]:
+    """The first `count` scenes of a part: images, owners of the pixels, and characters (n, 4), "" where there is none.
+
+    `characters` are kinds of characters, all kinds equally likely. Kept in the cache folder.
+    """
+
+    def draw() -> dict[str, NDArray[np.generic]]:
+        drawn = [scene(characters, _rng(part, index)) for index in range(count)]
+        names = [(*shown, *[""] * (_MOST - len(shown))) for _, _, shown in drawn]
+        images, owners = (np.stack([each[place] for each in drawn]) for place in (0, 1))
+        return {"images": images, "owners": owners, "characters": np.array(names)}
+
+    sizes = (count, SCENE, SCENE)
+    shapes = {"images": (*sizes, 3), "owners": sizes, "characters": (count, _MOST)}
+    arrays = cached_arrays(
+        f"glyph-scenes-{part}-{count}", f"{_VERSION}/{part}/{count}/{characters}/{FONTS}", shapes, draw
+    )
+    images, owners = (arrays[name].astype(np.uint8, copy=False) for name in ("images", "owners"))
+    return images, owners, arrays["characters"].astype(np.str_, copy=False)
+
+
+def _samples(name: str, images: NDArray[np.uint8], targets: Targets) -> Samples:
+    ids = [f"{name}/{index}" for index in range(len(images))]
+    return Samples.of(ids, np.zeros(len(images), np.int64), StoredImages(images), targets)
+
+
+def _source(spec: str, names: tuple[str, ...], layout: Layout, side: int, pools: list[Samples]) -> Source:
+    train, select, held_out = pools
+    return Source(spec, names, True, side, train, select, held_out, limits=LIMITS, layout=layout)
+
+
+def _rng(part: str, index: int) -> np.random.Generator:
+    return np.random.default_rng([0, PARTS.index(part), index])
