@@ -15,6 +15,7 @@ from PIL import Image
 from pxcompress.data.targets import Targets
 from pxcompress.deploy.predict import rgb
 from pxcompress.errors import DataError
+from pxcompress.tasks.task import Layout as Layout
 
 Integers = NDArray[np.int64]
 
@@ -27,10 +28,6 @@ SPARE = 500
 
 Origin = Literal["held-out", "train", "everything"]
 """What the select pool is cut from: held-out data, training data, or data that come in one piece."""
-
-Layout = Literal["classes", "identities", "masks", "labels", "numbers", "unlabelled"]
-"""What the targets are: a class, an identity to be found again, a class per pixel, several labels or numbers for each
-input; or there are none."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,12 +15,9 @@ from pxcompress.models.factories import find_object
 from pxcompress.models.outputs import by_name
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.classification import Classification
-from pxcompress.tasks.task import Task
+from pxcompress.tasks.task import Layout, Task
 
 AUTO = "auto"
-
-Layout = Literal["classes", "masks", "labels", "numbers", "unlabelled"]
-"""How targets lie in data."""
 
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """package.module:Class; the options of a registered task have an = in them."""

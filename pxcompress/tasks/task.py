@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ Outputs = Mapping[str, Tensor]
 """What a model returns for n samples: every tensor (n, ...) by its name in the ONNX file."""
 
 
+Layout = Literal["classes", "identities", "masks", "labels", "numbers", "unlabelled"]
+"""What the targets are: a class, an identity to be found again, a class per pixel, several labels or numbers for each
+input; or there are none."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What outputs mean. A subclass that is registered is a frozen dataclass; its fields are its options.
@@ -26,7 +31,7 @@ class Task:
     """
 
     metric: ClassVar[Metric]
-    layouts: ClassVar[tuple[str, ...]] = ()
+    layouts: ClassVar[tuple[Layout, ...]] = ()
     output_name: ClassVar[str] = "output"
     """Name in the ONNX file of the output of a model that returns a single tensor."""
 
