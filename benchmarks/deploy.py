@@ -29,11 +29,11 @@ import timm
 import torch
 
 from pxcompress import Recipe, compress, compress_module
-from pxcompress.deploy.bench import Where, bench, usable
+from pxcompress.deploy.bench import Where, bench, choose_providers
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import try_files
 from pxcompress.deploy.precision import convert
-from pxcompress.deploy.runtime import session
+from pxcompress.deploy.runtime import open_session
 from pxcompress.deploy.stopwatch import time_interleaved
 from pxcompress.errors import InputError
 from pxcompress.recipe import Bench
@@ -83,7 +83,7 @@ def files(name: str, size: int, folder: Path) -> dict[str, Path]:
 
 def latencies(found: dict[str, Path], model: str, batch_sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """One row for every file, batch size and provider that works here; the dense file there is the reference."""
-    for provider in usable(PROVIDERS)[0]:
+    for provider in choose_providers(PROVIDERS)[0]:
         labels = {str(path): label for label, path in found.items() if runs(path, provider)}
         for row in bench(list(labels), batch_sizes, where=Where((provider,), THREADS, strict=provider == "cpu")):
             yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
@@ -92,7 +92,7 @@ def latencies(found: dict[str, Path], model: str, batch_sizes: tuple[int, ...]) 
 def runs(path: Path, provider: str) -> bool:
     """Whether a provider takes a file: not every one can be recorded as a graph."""
     try:
-        session(path, provider, threads=THREADS)
+        open_session(path, provider, threads=THREADS)
     except InputError as error:
         print(f"left out: {error}", flush=True)
         return False
@@ -112,7 +112,7 @@ def bare_loop(path: Path) -> Callable[[], None]:
 def loops(path: Path, model: str) -> dict[str, Any]:
     """p50 of the tool's own runner beside that of a bare loop on the same file."""
     image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
-    runners = {"tool": session(path, "cpu", threads=THREADS).runner(image), "loop": bare_loop(path)}
+    runners = {"tool": open_session(path, "cpu", threads=THREADS).bind(image), "loop": bare_loop(path)}
     seconds = time_interleaved(runners, runs=200, max_seconds=15)
     p50 = {name: 1e3 * float(np.median(values)) for name, values in seconds.items()}
     return {"part": "loop", "model": model, "file": path.stem, "p50_ms": p50, "ratio": p50["tool"] / p50["loop"]}

@@ -14,7 +14,7 @@ from pxcompress.cost.count import count_macs
 from pxcompress.data import load_splits
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.predictions import answers, torch_accuracy
-from pxcompress.deploy.runtime import session
+from pxcompress.deploy.runtime import open_session
 from pxcompress.state import seeded
 from pxcompress.workload import Workload
 
@@ -60,5 +60,5 @@ def _onnxsim_rows(
             yield {**row, "refused": slim.reason}
             continue
         macs = rivals.onnx_macs(rivals.onnx.load(slim)) / dense
-        top1 = answers({"it": session(slim, "cpu")}, "it", splits.test)["it"].top1
+        top1 = answers({"it": open_session(slim, "cpu")}, "it", splits.test)["it"].top1
         yield {**row, "repair": "bare", "top1": top1, "macs_ratio": macs}

@@ -307,7 +307,7 @@ def _saved(model: onnx.ModelProto, path: Path) -> Path | Refused:
     """Writes the file and runs it once, on zeros."""
     onnx.save(model, path)
     try:
-        session = runtime.session(path, "cpu")
+        session = runtime.open_session(path, "cpu")
         outputs = session.predict(np.zeros((2, *session.input.shape[1:]), np.float32))
     except FAILURES as error:
         return Refused(_line(error))

@@ -25,7 +25,8 @@ from torch import nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.cost.count import count_params, macs_meter, params_meter
 from pxcompress.deploy import runtime  # noqa: F401  (loaded once, before the processes are forked)
-from pxcompress.deploy.export import export_onnx, verify_parity
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import ParityError, PxError, ResultError
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
 from pxcompress.guard import describe

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 
-from pxcompress.models.adapter import Adapter
-from pxcompress.models.outputs import floats
+from pxcompress.models.adapter import Adapter, named_outputs
+from pxcompress.models.outputs import is_real
 from pxcompress.notes import silent
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import InParts
 from pxcompress.processes import summed
 from pxcompress.state import device_of, evaluating
+from pxcompress.tasks.agreement import Agreement as AnyOutputs
+from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Agreement, Batches
 
 KEPT_BYTES = 1 << 28
@@ -22,12 +24,16 @@ KEPT_BYTES = 1 << 28
 
 
 class DenseOutputs:
-    """The dense model's outputs on a set of samples, to compare pruned models with. Empty batches are allowed."""
+    """The dense model's outputs on a set of samples, to compare pruned models with. Empty batches are allowed.
 
-    def __init__(self, model: nn.Module, batches: Batches) -> None:
+    What near means is said by the `task`; without one logits are compared where they are what counts, else all outputs.
+    """
+
+    def __init__(self, model: nn.Module, batches: Batches, task: Task | None = None) -> None:
         self._model = model
         self._batches = InParts(batches)
-        self._kept: list[Tensor] | None = None
+        self._task = task
+        self._kept: dict[str, Tensor] | None = None
 
     def compare(self, model: nn.Module) -> Agreement:
         """One pass of `model`, over all processes' samples; of the dense model too where its outputs are not kept.
@@ -39,58 +45,37 @@ class DenseOutputs:
         return Agreement(int(samples), share / max(samples, 1), divergence / max(samples, 1))
 
     def _sums(self, model: nn.Module, batches: Batches) -> Tensor:
+        """Samples, and the sums over them of what they share and of their divergence, (3,) float64."""
+        task = self._task or AnyOutputs()
         sums = torch.zeros(3, dtype=torch.float64)
-        seen: list[list[Tensor]] = []
+        kept: list[Mapping[str, Tensor]] = []
         first = size = 0
         for inputs, _ in batches:
             dense = self._dense(inputs, first)
             first += len(inputs)
-            size += sum(value.numel() * value.element_size() for value in dense)
+            size += sum(value.numel() * value.element_size() for value in dense.values())
             if self._kept is None and size <= KEPT_BYTES:
-                seen.append(dense)
-            with evaluating(model), torch.no_grad():
-                pruned = _outputs(model, inputs.to(device_of(model)))
-            sums += _compared(model, dense, pruned)
-        if self._kept is None and seen and size <= KEPT_BYTES:
-            self._kept = [torch.cat(parts) for parts in zip(*seen, strict=True)]
+                kept.append(dense)
+            pruned = _outputs(model, inputs, self._task)
+            same, distance = task.agreement(pruned, dense), task.divergence(pruned, dense)
+            sums += torch.stack([torch.tensor(float(len(inputs)), dtype=torch.float64), same.sum(), distance.sum()])
+        if self._kept is None and kept and size <= KEPT_BYTES:
+            self._kept = {name: torch.cat([outputs[name] for outputs in kept]) for name in kept[0]}
         return sums
 
-    def _dense(self, inputs: Tensor, first: int) -> list[Tensor]:
+    def _dense(self, inputs: Tensor, first: int) -> Outputs:
         """What the dense model makes of `inputs`, the first of which has the number `first`."""
         if self._kept is not None:
-            return [value[first : first + len(inputs)] for value in self._kept]
-        with evaluating(self._model), torch.no_grad():
-            return [value.cpu() for value in _outputs(self._model, inputs.to(device_of(self._model)))]
+            return {name: value[first : first + len(inputs)] for name, value in self._kept.items()}
+        return _outputs(self._model, inputs, self._task)
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """Logits alone where they are what counts, else every floating-point tensor (n, ...) that comes out."""
-    if not isinstance(model, Adapter) or model.signature_.logits is not None:
-        return [model(inputs)]
-    return [value for value in floats(model.outputs_(inputs)) if value.dim() and len(value) == len(inputs)]
-
-
-def _compared(model: nn.Module, dense: list[Tensor], pruned: list[Tensor]) -> Tensor:
-    """Samples, and the sums over them of what they share and of their divergence, (3,) float64."""
-    pairs = [(one.double(), other.double().cpu()) for one, other in zip(dense, pruned, strict=True)]
-    samples = len(pairs[0][0])
-    if len(pairs) == 1 and pairs[0][0].dim() == 2 and pairs[0][0].shape[1] > 1 and _are_logits(model):
-        one, other = pairs[0]
-        same = (one.argmax(1) == other.argmax(1)).double().sum()
-        divergence = kl_div(other.log_softmax(1), one.log_softmax(1), reduction="sum", log_target=True)
-    else:
-        errors = torch.stack([_relative_errors(one, other) for one, other in pairs]).mean(0)
-        same, divergence = (1 - errors).clamp_min(0).sum(), errors.sum()
-    return torch.stack([torch.tensor(float(samples), dtype=torch.float64), same, divergence])
-
-
-def _are_logits(model: nn.Module) -> bool:
-    return not isinstance(model, Adapter) or model.signature_.logits is not None
-
-
-def _relative_errors(dense: Tensor, pruned: Tensor) -> Tensor:
-    """Squared error of every sample over the mean squared size of the dense output around its mean, (n,)."""
-    scale = (dense - dense.mean()).square().mean().clamp_min(1e-12)
-    return (
-        (pruned - dense).square().flatten(1).mean(1) / scale if dense.dim() > 1 else (pruned - dense).square() / scale
-    )
+def _outputs(model: nn.Module, inputs: Tensor, task: Task | None) -> Outputs:
+    """What is compared, on the CPU: the task's outputs; without a task logits, or every floating-point output."""
+    with evaluating(model), torch.no_grad():
+        inputs = inputs.to(device_of(model))
+        if task is None and (not isinstance(model, Adapter) or model.signature_.logits is not None):
+            outputs = {"logits": model(inputs)}
+        else:
+            outputs = named_outputs(model, inputs)
+    return {name: value.cpu() for name, value in outputs.items() if is_real(value)}

@@ -15,8 +15,8 @@ def cache_dir() -> Path:
 
     Raises `InputError` where the folder cannot be made.
     """
-    given = os.environ.get("PXCOMPRESS_CACHE")
-    folder = Path(given) if given else Path.home() / ".cache" / "pxcompress"
+    cache_setting = os.environ.get("PXCOMPRESS_CACHE")
+    folder = Path(cache_setting) if cache_setting else Path.home() / ".cache" / "pxcompress"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -30,9 +30,9 @@ def cache_dir() -> Path:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to: it becomes `path` when the block ends well, and vanishes when it does not."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary_path
+        temporary_path.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)

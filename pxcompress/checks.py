@@ -22,10 +22,10 @@ def read_record(cls: type[T], text: str, what: str) -> T:
     try:
         return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] == "missing" or not where else f", not {short(repr(first['input']), 40)}"
-        problem = f"{where or 'the text'}: {_plain(first['msg'])}{given}"
+        details = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in details["loc"])
+        value = "" if details["type"] == "missing" or not where else f", not {short(repr(details['input']), 40)}"
+        problem = f"{where or 'the text'}: {_plain(details['msg'])}{value}"
         raise InputError(f"{what} is not as pxcompress writes it ({problem}); give another, or make it anew") from error
 
 
@@ -37,8 +37,8 @@ def check_types(record: Any) -> None:
         try:
             TypeAdapter(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:
-            expected = _plain(error.errors(include_url=False)[0]["msg"])
-            raise InputError(f"{name.replace('_', '-')} is {value!r}; {expected}") from error
+            expectation = _plain(error.errors(include_url=False)[0]["msg"])
+            raise InputError(f"{name.replace('_', '-')} is {value!r}; {expectation}") from error
 
 
 def _plain(message: str) -> str:
@@ -46,15 +46,15 @@ def _plain(message: str) -> str:
     return message.replace("Input should be", "expected").replace("Field required", "it is missing")
 
 
-def known_keys(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
+def check_keys(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
     """`content` as a dict; `InputError` for a key that the dataclass `cls` has no field for."""
-    known = [field.name for field in fields(cls)]
+    names = [field.name for field in fields(cls)]
     for key in content:
-        if key not in known:
-            raise unknown("recipe key", key, known)
+        if key not in names:
+            raise unknown("recipe key", key, names)
     return dict(content)
 
 
-def safe_name(text: str) -> str:
+def make_file_name(text: str) -> str:
     """`text` with everything that a file may not be called turned into "_"."""
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in text)

@@ -6,8 +6,10 @@ a test checks.
 
 from collections.abc import Iterable
 
-PROVIDERS = ("auto", "cpu", "cuda", "cuda-graph", "tensorrt")
-"""ONNX Runtime's execution providers, by our names; "auto" is CUDA where it works, else the CPU."""
+from pxcompress.registry import names_in
+
+PROVIDERS = ("auto", *names_in("pxcompress.deploy.backends"))
+"""Where a model can run, as the backends name it; "auto" is CUDA where it works, else the CPU."""
 
 RISKS = ("negative-flips", "disagreement", "accuracy-drop", "top1-error")
 """What can be certified, as keys of `certify.path.RISKS`."""

@@ -28,7 +28,7 @@ from pxcompress.commands.search import search
 from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError, StageError
-from pxcompress.guard import named_failures
+from pxcompress.guard import name_failures
 from pxcompress.interrupts import interrupt
 
 COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, report, methods, doctor)
@@ -48,8 +48,8 @@ for command in COMMANDS:
     app.command(cls=PanelCommand)(command)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_asked_for: bool) -> None:
+    if is_asked_for:
         print(f"pxcompress {__version__}")
         raise typer.Exit
 
@@ -74,12 +74,12 @@ def main() -> None:
     if debug:  # also behind the command, where it is added to what has just failed
         sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]
     try:
-        with named_failures("the command"):
+        with name_failures("the command"):
             app()
     except (PxError, OSError) as error:
         if debug:
             traceback.print_exception(error)
-        message, code = _told(error)
+        message, code = _describe_error(error)
         hint = "" if debug or not isinstance(error, StageError) else " (--debug shows where)"
         print(f"pxcompress: {message}{hint}", file=sys.stderr)
         sys.exit(code)
@@ -89,7 +89,7 @@ def main() -> None:
         raise
 
 
-def _told(error: PxError | OSError) -> tuple[str, int]:
+def _describe_error(error: PxError | OSError) -> tuple[str, int]:
     """The line that the user reads, and the exit code."""
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename or 'while writing'}; nothing was written", 2

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from pxcompress import interrupts
-from pxcompress.guard import named_failures
+from pxcompress.guard import name_failures
 from pxcompress.notes import Note
 from pxcompress.passes.memory import is_out_of_memory, out_of_memory
-from pxcompress.proof import StageTime
+from pxcompress.proof import Metric, StageTime
 
 
 class Clock:
     """Times stages in order; `note` is told about each when it starts and ends.
 
-    With `measures` off top-1 is not taken after a stage that changes the model.
+    With `measures` off quality is not taken after a stage that changes the model.
     """
 
     def __init__(self, note: Note, *, measures: bool = True) -> None:
@@ -33,7 +33,7 @@ class Clock:
         """Time the block as stage `name`; `OutOfMemoryError` where it does not fit into memory, else `StageError`."""
         self._note(f"{name} ...")
         begin = time.perf_counter()
-        with named_failures(f"stage {name!r}"):
+        with name_failures(f"stage {name!r}"):
             try:
                 yield
             except (MemoryError, RuntimeError) as error:
@@ -54,10 +54,10 @@ class Clock:
         self._note(message)
         self.remarks.append(message)
 
-    def accuracy(self, top1: float) -> None:
-        """Record the top-1 share that the model has after the last stage."""
-        self._stages[-1] = replace(self._stages[-1], top1_after=top1)
-        self._note(f"{self._stages[-1].name}: top-1 {top1:.1%} on the select split")
+    def quality(self, metric: Metric, value: float) -> None:
+        """Record how good the model is after the last stage, by the metric."""
+        self._stages[-1] = replace(self._stages[-1], quality_after=value)
+        self._note(f"{self._stages[-1].name}: {metric.name} {metric.format(value)} on the select split")
 
     @property
     def stages(self) -> tuple[StageTime, ...]:

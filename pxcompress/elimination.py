@@ -60,30 +60,30 @@ class ConsumerStatistics:
         return self.share * costs.diagonal(dim1=1, dim2=2).sum(1)
 
     def among(self, units: Tensor) -> ConsumerStatistics:
-        """A copy with eyes for `units` only."""
+        """A copy restricted to `units`."""
         rows = features(units, self.width)
         inverse, weights = (_block(matrix, rows) for matrix in (self.inverse, self.weights))
         check = None if self.check is None else _block(self.check, rows)
         return replace(self, inverse=inverse, weights=weights, check=check)
 
-    def fold_(self, gone: Tensor) -> None:
-        """Fold the units `gone` into the others."""
-        lost = features(gone, self.width)
-        rows = self.inverse[lost]
-        transfer = -torch.linalg.solve(rows[:, lost], rows)
+    def fold_(self, units: Tensor) -> None:
+        """Fold `units` into the others, in place."""
+        removed = features(units, self.width)
+        rows = self.inverse[removed]
+        transfer = -torch.linalg.solve(rows[:, removed], rows)
         self.inverse.addmm_(rows.T, transfer)
         matrices = [self.inverse]
         for matrix, changes in ((self.weights, self.follow), (self.check, True)):
             if matrix is not None:
                 if changes:
-                    read = matrix[lost]
-                    half = read + read[:, lost] @ transfer / 2
+                    read = matrix[removed]
+                    half = read + read[:, removed] @ transfer / 2
                     matrix.addmm_(half.T, transfer).addmm_(transfer.T, half)
                 matrices.append(matrix)
         for matrix in matrices:
-            matrix[lost] = 0
-            matrix[:, lost] = 0
-        self.inverse[lost, lost] = 1
+            matrix[removed] = 0
+            matrix[:, removed] = 0
+        self.inverse[removed, removed] = 1
 
 
 def _block(matrix: Tensor, rows: Tensor) -> Tensor:
@@ -97,42 +97,42 @@ def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
     used up.
     """
     scores = torch.zeros(units, dtype=torch.float64)
-    names, there = torch.arange(units), torch.ones(units, dtype=torch.bool)
+    names, remaining = torch.arange(units), torch.ones(units, dtype=torch.bool)
     level = 0.0
-    while there.any():
-        count = max(1, int(there.sum()) // SHARE)
-        near = torch.argsort(_saliency(readers, there), stable=True)[: CANDIDATES * count if count > 1 else 1]
-        order, costs = _cheapest([reader.among(near) for reader in readers], count)
-        gone = near[order]
-        for place, cost in zip(gone.tolist(), costs, strict=True):
+    while remaining.any():
+        count = max(1, int(remaining.sum()) // SHARE)
+        candidates = torch.argsort(_saliency(readers, remaining), stable=True)[: CANDIDATES * count if count > 1 else 1]
+        order, costs = _cheapest([reader.among(candidates) for reader in readers], count)
+        removed = candidates[order]
+        for place, cost in zip(removed.tolist(), costs, strict=True):
             level = max(level, cost)
             scores[names[place]] = level
         for reader in readers:
-            reader.fold_(gone)
-        there[gone] = False
-        if there.double().mean() < COMPACT:
-            kept = there.nonzero().flatten()
-            readers = [reader.among(kept) for reader in readers]
-            names, there = names[kept], there[kept]
+            reader.fold_(removed)
+        remaining[removed] = False
+        if remaining.double().mean() < COMPACT:
+            remaining_units = remaining.nonzero().flatten()
+            readers = [reader.among(remaining_units) for reader in readers]
+            names, remaining = names[remaining_units], remaining[remaining_units]
     return scores
 
 
-def _saliency(readers: Sequence[ConsumerStatistics], there: Tensor) -> Tensor:
-    """Summed over readers; infinite for the units that are gone."""
+def _saliency(readers: Sequence[ConsumerStatistics], remaining: Tensor) -> Tensor:
+    """Cost of removing each unit, summed over readers, (units,); infinite where not `remaining`."""
     total = torch.stack([reader.saliency() for reader in readers]).sum(0).clamp_min(0).cpu()
-    return total.masked_fill(~there, torch.inf)
+    return total.masked_fill(~remaining, torch.inf)
 
 
 def _cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[list[int], list[float]]:
     """The `count` units that go first, in order, and their costs when they go."""
-    there = torch.ones(len(readers[0].inverse) // readers[0].width, dtype=torch.bool)
+    remaining = torch.ones(len(readers[0].inverse) // readers[0].width, dtype=torch.bool)
     order, costs = [], []
     for _ in range(count):
-        saliency = _saliency(readers, there)
+        saliency = _saliency(readers, remaining)
         place = int(saliency.argmin())
         order.append(place)
         costs.append(float(saliency[place]))
-        there[place] = False
+        remaining[place] = False
         if len(order) < count:
             for reader in readers:
                 reader.fold_(torch.tensor([place]))
@@ -153,5 +153,5 @@ def features(units: Tensor, width: int) -> Tensor:
 def blocks(matrix: Tensor, width: int) -> Tensor:
     """The blocks on the diagonal, (units, width, width)."""
     units = len(matrix) // width
-    every = torch.arange(units)
-    return matrix.reshape(units, width, units, width)[every, :, every, :]
+    indices = torch.arange(units)
+    return matrix.reshape(units, width, units, width)[indices, :, indices, :]

@@ -39,6 +39,10 @@ class ModelError(InputError):
     """The model cannot be found, loaded or traced."""
 
 
+class NoClassifierError(ModelError):
+    """The model returns features, where class scores are expected."""
+
+
 class DataError(InputError):
     """The data cannot be found, read or split."""
 
@@ -69,14 +73,14 @@ class StageError(ResultError):
     """A stage ended with an exception that nobody foresaw; the message has its first line, `__cause__` is it."""
 
 
-def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:
+def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `known`: the nearest ones first, then all, if they are not many."""
-    known = sorted(known)
-    near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
-    if not near or len(known) <= FEW:
-        hints.append(f"known: {', '.join(known)}")
-    return InputError(f"unknown {kind} {given!r}; {' '.join(hints)}")
+    if not near or len(names) <= FEW:
+        hints.append(f"known: {', '.join(names)}")
+    return InputError(f"unknown {kind} {name!r}; {' '.join(hints)}")
 
 
 def short(text: object, limit: int = 200) -> str:
@@ -87,5 +91,5 @@ def short(text: object, limit: int = 200) -> str:
 
 def reason_of(error: BaseException) -> str:
     """The class of an exception and the first line of what it says."""
-    first = next(iter(str(error).strip().splitlines()), "no message")
-    return f"{type(error).__name__}: {short(first)}"
+    line = next(iter(str(error).strip().splitlines()), "no message")
+    return f"{type(error).__name__}: {short(line)}"

@@ -20,6 +20,7 @@ from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import moments
 from pxcompress.passes.parts import spread_samples
 from pxcompress.processes import from_first
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Group, Plan, Repair, ScoredModel, Scores
 
 REMOVED = 0.25
@@ -36,7 +37,7 @@ SPREAD = 100.0
 
 
 def with_measured_rates(
-    candidates: Sequence[ScoredModel], repairs: Sequence[Repair], fit: Batches, held_out: Batches
+    candidates: Sequence[ScoredModel], repairs: Sequence[Repair], fit: Batches, held_out: Batches, task: Task | None
 ) -> list[ScoredModel]:
     """One model scored in several ways, the scores of every group times what one point of them costs in divergence.
 
@@ -47,7 +48,7 @@ def with_measured_rates(
     scored = candidates[0]
     groups = scored.structure.groups
     samples = min(MOST, max(FEWEST, PASSES // max(len(groups), 1)))
-    dense = DenseOutputs(scored.model, spread_samples(held_out, samples))
+    dense = DenseOutputs(scored.model, spread_samples(held_out, samples), task)
     if repairs:  # one pass for all groups, where `fit` remembers it
         moments(scored.model, input_layouts(scored.model, groups), fit)
     divergences: dict[str, float] = {}
@@ -61,15 +62,15 @@ def with_measured_rates(
 
 
 def _lowest(group: Group, scored: ScoredModel) -> list[int]:
-    """The units that are removed to measure."""
+    """The share `REMOVED` of the group's units with the lowest scores, at least one."""
     order = torch.argsort(scored.scores[group.name], stable=True).tolist()
     return list(order[: max(1, round(REMOVED * group.units))])
 
 
 def _alone(group: Group, units: Sequence[int]) -> Plan:
     """The plan that removes `units` of one group and nothing else."""
-    left = group.units - len(units)
-    return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, left, left)
+    units_left = group.units - len(units)
+    return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, units_left, units_left)
 
 
 def _rated(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel:

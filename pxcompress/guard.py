@@ -11,7 +11,7 @@ from pxcompress.errors import PxError, StageError, short
 
 
 @contextmanager
-def named_failures(what: str) -> Iterator[None]:
+def name_failures(what: str) -> Iterator[None]:
     """`StageError` for any exception of the block that is not raised on purpose; `what` names the block.
 
     Errors of the operating system, which say what the matter is and with which file, pass.
@@ -23,7 +23,7 @@ def named_failures(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        layer = failing_layer(error.__traceback__)
+        layer = find_failing_layer(error.__traceback__)
         place = f" at layer {layer!r}" if layer else ""
         raise StageError(f"{what} failed{place}: {describe(error)}") from error
 
@@ -34,7 +34,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {short(lines[0])}" if lines else type(error).__name__
 
 
-def failing_layer(trace: TracebackType | None) -> str:
+def find_failing_layer(trace: TracebackType | None) -> str:
     """Name of the innermost module that ran, within the outermost one; nothing where no module did, or only one."""
     modules: list[Any] = []
     while trace is not None:

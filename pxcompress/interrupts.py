@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 
-_asked = threading.Event()
+_interrupted = threading.Event()
 
 
 def interrupt(number: int, frame: object) -> None:
     """A signal handler that interrupts at once, and is remembered."""
-    _asked.set()
+    _interrupted.set()
     raise KeyboardInterrupt
 
 
 def check() -> None:
     """Raise `KeyboardInterrupt` where one was asked for and dropped."""
-    if _asked.is_set():
+    if _interrupted.is_set():
         raise KeyboardInterrupt

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass
 
 from pxcompress.checks import check_types
+from pxcompress.choices import one_of
 from pxcompress.errors import InputError
 from pxcompress.registry import names_in, option
 
@@ -25,6 +26,11 @@ class ModelAndData:
     _: KW_ONLY
     data: str = option("digits", f"{', '.join(names_in('pxcompress.demo'))}, an image folder, or a timm dataset spec.")
     classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
+    task: str = option(
+        "auto",
+        f"What outputs mean: {one_of(names_in('pxcompress.tasks'))}, or package.module:Class of your own; agreement "
+        "judges any model without labels.  [default: by the data]",
+    )
     checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
     input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")
     skip_corrupt: bool = option(False, "Leave out images that cannot be read, and count them.")

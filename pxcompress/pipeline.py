@@ -14,12 +14,11 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, best_step
 from pxcompress.deploy.intervals import guesses
-from pxcompress.deploy.predictions import torch_accuracy
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
 from pxcompress.graph import find_groups
-from pxcompress.guard import named_failures
+from pxcompress.guard import name_failures
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.rewrite import plain, unwrapped
@@ -39,13 +38,15 @@ from pxcompress.run_folder.results import assemble, measure, write_report
 from pxcompress.run_folder.saved import check_loads
 from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
-from pxcompress.stages import ever_smaller, plan_and_cut, score, shrink, top1_of
+from pxcompress.stages import ever_smaller, plan_and_cut, quality_on_select, score, shrink
 from pxcompress.state import device_of, seeded, without_checkpointing
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, FileBudget, PruneResult
 from pxcompress.workload import Workload, load_workload, with_baseline
 
 
-@named_failures("compress")
+@name_failures("compress")
 def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent) -> Report:
     """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns what was measured.
 
@@ -96,21 +97,35 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
     """Model and data of `recipe`, with weights, and the run that they are for."""
     with clock.stage("load"):
         workload = load_workload(recipe)
+        _check_task(recipe, workload.task)
         check_certifiable(recipe, workload)
         _check_names(recipe, workload)
     with clock.stage("weights"):
         workload = with_baseline(workload, recipe.seed, clock.say)
-        run = Run(recipe, watched(_shared(workload), clock.say), clock).remembering("repair", workload.loaded.model)
-        top1 = top1_of(workload.loaded.model, run.parts["select"], clock)
-    clock.accuracy(top1)
+        model, task = workload.loaded.model, workload.task
+        run = Run(recipe, watched(_shared(workload), clock.say), clock, task).remembering("repair", model)
+        value = quality_on_select(model, model, run, task)
+    clock.quality(task.metric, value)
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
-    if guesses(top1, samples, classes):
+    if isinstance(task, Classification) and guesses(value, samples, classes):
         side = " x ".join(str(size) for size in workload.splits.example.shape[2:])
         clock.say(
-            f"THE DENSE MODEL IS NEAR CHANCE: top-1 {top1:.1%} of {classes} classes; check its weights, and "
+            f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights, and "
             f"--input-size (now {side})"
         )
     return workload, run
+
+
+def _check_task(recipe: Recipe, task: Task) -> None:
+    """Refuse what only classifiers have, before any work."""
+    if isinstance(task, Classification):
+        return
+    labels = [text for text in recipe.scorers if getattr(SCORERS.build(text), "target", "") == "label"]
+    for wanted, words in ((recipe.class_scores, "class scores"), (labels, f"scorer {recipe.scorer!r}")):
+        if wanted:
+            raise InputError(f"{words} need one label a sample; leave them out, or give --task classification")
+    if recipe.guarantee is not None:
+        raise InputError(f"a guarantee is for classifiers; leave --max-drop out for task {type(task).__name__!r}")
 
 
 def _check_names(recipe: Recipe, workload: Workload) -> None:
@@ -126,8 +141,9 @@ def assist(recipe: Recipe) -> None:
     recipe = aligned(recipe, Clock(silent))
     with seeded(recipe.seed):
         workload = load_workload(recipe)
-        run = Run(recipe, _shared(workload)).remembering("repair", workload.loaded.model)
-        torch_accuracy(workload.loaded.model, run.parts["select"])
+        model = workload.loaded.model
+        run = Run(recipe, _shared(workload), task=workload.task).remembering("repair", model)
+        quality_on_select(model, model, run, workload.task)
         shrink(workload.loaded.model, workload.splits.example, run)
 
 
@@ -137,7 +153,7 @@ def _shared(workload: Workload) -> dict[str, Batches]:
     return shares(workload.splits.parts)
 
 
-@named_failures("compress_module")
+@name_failures("compress_module")
 def compress_module(  # noqa: PLR0913  (the door for users in Python)
     model: nn.Module,
     example: Inputs,
@@ -195,7 +211,7 @@ def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | Non
 def _check_answers(module: Adapted, recipe: Recipe) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
     needs_labels = recipe.class_scores
-    needs_labels |= any(getattr(SCORERS.build(text), "target", "") == "label" for text in recipe.scorers)
+    needs_labels |= any(SCORERS.build(text).target == "label" for text in recipe.scorers)
     if needs_labels and not module.labelled:
         raise InputError(
             f"scorer {recipe.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "

@@ -7,7 +7,7 @@ RANK, WORLD_SIZE and LOCAL_RANK. In a single process nothing here has an effect.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -80,6 +80,18 @@ def summed(value: Tensor) -> Tensor:
     return total
 
 
+def gathered(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of `parts` of all processes, in their order, on the CPU; every process calls this, also without rows."""
+    mine = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
+    if not _together():
+        return mine
+    everyone: list[Any] = [None] * processes()
+    with _heard():
+        dist.all_gather_object(everyone, mine)
+    rows = [each for each in everyone if len(each)]
+    return torch.cat(rows) if rows else mine
+
+
 @dataclass(frozen=True)
 class _Share:
     """Every `of`-th batch, from `place` on: whole batches, so that BatchNorm sees what it sees in one process."""
@@ -96,11 +108,11 @@ def shares(parts: Mapping[str, Batches]) -> dict[str, Batches]:
     """What this process has of every part; all of it where it is alone. Raises `DataError` for an empty share."""
     if processes() == 1:
         return dict(parts)
-    mine: dict[str, Batches] = {role: _Share(part, rank(), processes()) for role, part in parts.items()}
-    for role, part in mine.items():
+    own_shares: dict[str, Batches] = {role: _Share(part, rank(), processes()) for role, part in parts.items()}
+    for role, part in own_shares.items():
         if next(iter(part), None) is None:
             raise DataError(f"role {role!r} has no batch for process {rank()}; use fewer than {processes()} processes")
-    return mine
+    return own_shares
 
 
 def from_first(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,8 +20,63 @@ Signed = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What models are judged by: its name, its unit, and which direction is better.
+
+    The unit "share" is a number in [0, 1], shown in percent; "number" is in the unit of the data. `binary` metrics are
+    the share of samples that are right.
+    """
+
+    name: str
+    unit: Literal["share", "number"] = "share"
+    higher_is_better: bool = True
+    binary: bool = False
+
+    def format(self, value: float) -> str:
+        """ "97.2%", or the number with three digits."""
+        return f"{value:.1%}" if self.unit == "share" else f"{value:.3g}"
+
+    def format_change(self, change: float) -> str:
+        """A signed difference of two values, in percentage points for a share: "-0.6", "0.0"."""
+        text = f"{100 * change:+.1f}" if self.unit == "share" else f"{change:+.3g}"
+        return text[1:] if float(text) == 0 else text
+
+    @property
+    def change_unit(self) -> str:
+        """What a difference is given in: "points" for a share."""
+        return "points" if self.unit == "share" else ""
+
+    def gain(self, change: float) -> float:
+        """`change` with the sign that is positive where it is for the better."""
+        return change if self.higher_is_better else -change
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good a model is by the metric, with its 95 % interval."""
+
+    value: Signed
+    low: Signed
+    high: Signed
+
+
+@dataclass(frozen=True)
+class Change:
+    """Quality of a model less that of the dense one on the same samples, with its 95 % interval."""
+
+    value: Signed
+    low: Signed
+    high: Signed
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval leaves out that nothing changed."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
 class Artifact:
-    """An exported ONNX file. `input_shape` has None for the dynamic batch."""
+    """An exported ONNX file. `input_shape` is that of its first input; it has None for the dynamic batch."""
 
     path: Path
     opset: int
@@ -32,11 +87,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the exported file is from the PyTorch model on the same inputs."""
+    """How far the exported file is from the PyTorch model on the same inputs, and how far their decisions agree."""
 
     samples: Count
     max_abs: Positive
-    top1_agreement: Share
+    agreement: Share
     passed: bool
 
 
@@ -84,9 +139,9 @@ class Placement:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one exported model costs and how often it is right. `top1` is a share in [0, 1]; throughput is samples/s."""
+    """What one exported model costs and how good it is on so many samples; throughput is samples/s."""
 
-    top1: Share
+    quality: Quality
     samples: Count
     params: Count
     macs: Count
@@ -102,14 +157,14 @@ class Measurement:
 class Target:
     """One ONNX file of a run folder, measured beside the others on the file itself.
 
-    `agreement` is the share of test samples with the top-1 of model.onnx, `max_abs` the largest difference of a logit
-    to it; `speedup` is against dense.onnx. On `both_right` samples dense.onnx is right as well.
+    `agreement` is how far its decisions are those of model.onnx, `max_abs` the largest difference of an output to it;
+    `speedup` and `change` of the quality are against dense.onnx.
     """
 
     file: str
     precision: str
     onnx_bytes: Count
-    top1: Share
+    quality: Quality
     samples: Count
     agreement: Share
     max_abs: Positive
@@ -117,17 +172,17 @@ class Target:
     throughput: Positive
     speedup: Speedup
     provider: Placement
-    both_right: Count
+    change: Change
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """One stage of a run; `top1_after`, a share of the select split, stands where the stage changed the model."""
+    """One stage of a run; `quality_after`, on the select split, stands where the stage changed the model."""
 
     name: str
     seconds: Positive
     peak_rss_bytes: Count
-    top1_after: Share | None = None
+    quality_after: Signed | None = None
 
 
 @dataclass(frozen=True)
@@ -158,11 +213,6 @@ class ClassChange:
     dense: Count
     pruned: Count
     both: Count
-
-
-def both_right(classes: Sequence[ClassChange]) -> int:
-    """Samples that both models are right on."""
-    return sum(each.both for each in classes)
 
 
 @dataclass(frozen=True)
@@ -211,18 +261,20 @@ class ExplanationSimilarity:
 
 @dataclass(frozen=True)
 class Ratios:
-    """pruned / dense, except `speedup_p50` (dense / pruned) and `top1_drop` (dense - pruned)."""
+    """pruned / dense, except `speedup_p50` (dense / pruned)."""
 
     params: Positive
     macs: Positive
     onnx_bytes: Positive
     speedup_p50: Positive
-    top1_drop: Signed
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Name and classes of the data, samples per role, and images left out because they could not be read."""
+    """Name and classes of the data, samples per role, and images left out because they could not be read.
+
+    `layout` says how the data lie there: "classes", "masks", "labels", "numbers", "unlabelled".
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -232,6 +284,7 @@ class DataSummary:
     certify: Count
     test: Count
     skipped: tuple[str, ...] = ()
+    layout: str = "classes"
 
 
 @dataclass(frozen=True)

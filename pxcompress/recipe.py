@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from pxcompress.checks import check_types, known_keys, read_record, safe_name
+from pxcompress.checks import check_keys, check_types, make_file_name, read_record
 from pxcompress.choices import NORMALISATIONS, PARTS, PROVIDERS, RISKS, SCOPES, one_of
 from pxcompress.choices import TARGETS as TARGETS
 from pxcompress.errors import InputError, short, unknown
@@ -20,6 +20,7 @@ from pxcompress.registry import names_in, option
 if TYPE_CHECKING:
     from pxcompress.certify.parts import Part
     from pxcompress.certify.path import Goal
+    from pxcompress.types import Budget
 
 DEFAULT_BUDGET = "macs"
 MEASURED = 0
@@ -56,20 +57,21 @@ AUTO_SCORERS = ("lrp-residual", "lrp-residual:metric=weights")
 
 def auto_normalise(budget: str) -> str:
     """How groups are made comparable where nothing is said, for a budget's text: as the budget wants it."""
-    return getattr(_budget(budget), "normalise", "knapsack")
+    return _budget(budget).normalise
 
 
 def auto_round_to(budget: str) -> int:
     """The step of widths where nothing is said, for a budget's text: as the budget wants it."""
-    return getattr(_budget(budget), "round_to", 8)
+    return _budget(budget).round_to
 
 
-def _budget(text: str) -> type:
-    """The budget's class; that of an unknown one, which a report may hold, says nothing."""
+def _budget(text: str) -> type[Budget]:
+    """The budget's class; for an unknown one, which a report may hold, the class with the defaults."""
     from pxcompress.budgets import BUDGETS
+    from pxcompress.types import Budget
 
     name = text.partition(":")[0]
-    return BUDGETS.get(name) if name in BUDGETS else object
+    return BUDGETS.get(name) if name in BUDGETS else Budget
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class Bench:
     threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
 
     def __post_init__(self) -> None:
-        from pxcompress.deploy.runtime import check_threads
+        from pxcompress.deploy.runtime import check_threads, list_providers
 
         check_types(self)
-        if self.provider not in PROVIDERS:
-            raise unknown("provider", self.provider, PROVIDERS)
+        if self.provider not in list_providers():
+            raise unknown("provider", self.provider, list_providers())
         if self.batch_size < 1:
             raise InputError(f"batch-size is {self.batch_size}; expected 1 or more")
         check_threads(self.threads)
@@ -240,7 +242,7 @@ class Recipe(ModelAndData):
     @property
     def stem(self) -> str:
         """Model and budget, as a folder may be named."""
-        return f"{safe_name(self.model)}-{self.budget.partition(':')[0]}"
+        return f"{make_file_name(self.model)}-{self.budget.partition(':')[0]}"
 
     @property
     def _goal_label(self) -> str:
@@ -301,7 +303,7 @@ class Recipe(ModelAndData):
         if not isinstance(content, Mapping):
             raise InputError(f"not a recipe but {short(repr(content), 40)}; expected what recipe.json holds")
         for part, values in ((cls, content), (Bench, content.get("bench")), (Guarantee, content.get("guarantee"))):
-            known_keys(part, values if isinstance(values, Mapping) else {})
+            check_keys(part, values if isinstance(values, Mapping) else {})
         try:
             return read_record(cls, json.dumps(content), "the recipe")
         except TypeError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pxcompress.checks import known_keys
+from pxcompress.checks import check_keys
 from pxcompress.errors import InputError
 from pxcompress.recipe import Recipe
 
@@ -24,9 +24,9 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe file, .json, .toml or .yaml, unchecked; `InputError` where it holds none."""
-    read = _READERS.get(path.suffix.lower(), json.loads)
+    parse = _READERS.get(path.suffix.lower(), json.loads)
     try:
-        content = read(path.read_text())
+        content = parse(path.read_text())
     except OSError as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
@@ -34,4 +34,4 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"config {str(path)!r} is not a recipe ({reason}); expected .json, .toml or .yaml") from error
     if not isinstance(content, dict):
         raise InputError(f"config {str(path)!r} holds a {type(content).__name__}; expected keys as in recipe.json")
-    return known_keys(Recipe, {str(key).replace("-", "_"): value for key, value in content.items()})
+    return check_keys(Recipe, {str(key).replace("-", "_"): value for key, value in content.items()})

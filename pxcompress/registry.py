@@ -117,7 +117,7 @@ class Registry(Generic[T]):
         cls = self.get(name.strip())
         fields = {field.name: field for field in self.options(name.strip())}
         hints = typing.get_type_hints(cls)
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for part in _split(rest):
             key, sign, value = part.partition("=")
             key = key.strip().replace("-", "_")
@@ -127,10 +127,10 @@ class Registry(Generic[T]):
                 raise unknown(f"option of {self.kind} {name!r}:", key, fields)
             if not sign:
                 raise InputError(f"option {key!r} of {self.kind} {name!r} needs a value: {key}=VALUE")
-            if key in given:
+            if key in values:
                 raise InputError(f"option {key!r} of {self.kind} {name!r} is given twice")
-            given[key] = _convert(value.strip(), hints[key], fields[key], f"option {key!r} of {self.kind} {name!r}")
-        return cls(**given)
+            values[key] = _convert(value.strip(), hints[key], fields[key], f"option {key!r} of {self.kind} {name!r}")
+        return cls(**values)
 
     def text(self, instance: T) -> str:
         """The shortest text that `build` turns into an equal instance."""
@@ -172,6 +172,6 @@ def _convert(value: str, hint: Any, field: dataclasses.Field[Any], where: str) -
         raise InputError(f"{where} is {value!r}; expected {'a whole number' if hint is int else 'a number'}") from None
     low, high = field.metadata.get("low"), field.metadata.get("high")
     if number != number or (low is not None and number < low) or (high is not None and number > high):
-        below, above = "" if low is None else f" from {low}", "" if high is None else f" to {high}"
-        raise InputError(f"{where} is {value}; expected a number{below}{above}")
+        lower, upper = "" if low is None else f" from {low}", "" if high is None else f" to {high}"
+        raise InputError(f"{where} is {value}; expected a number{lower}{upper}")
     return number

@@ -14,6 +14,7 @@ from pxcompress.notes import silent
 from pxcompress.passes.moments import Remembered
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Budget, Repair
 
 
@@ -21,13 +22,15 @@ from pxcompress.types import Batches, Budget, Repair
 class Run:
     """What all stages of a run have in common.
 
-    `parts` are this process's batches of the roles "score" and "repair"; with "select" as well, which has labels, top-1
-    is measured after every stage that changes the model. What is chosen is chosen by "select", or by "held-out".
+    `parts` are this process's batches of the roles "score" and "repair"; with "select" as well, quality is measured
+    after every stage that changes the model. What is chosen is chosen by "select", or by "held-out". The `task` says
+    what outputs mean; without one they are compared as they are.
     """
 
     recipe: Recipe
     parts: Mapping[str, Batches]
     clock: Clock = field(default_factory=lambda: Clock(silent))
+    task: Task | None = None
 
     @cached_property
     def budget(self) -> Budget:
@@ -66,5 +69,5 @@ class Run:
         return {name: size for name, size in sizes.items() if size[0] > size[1]}
 
     def unheard(self) -> Run:
-        """The same with a clock that nobody reads, and no top-1 between stages."""
+        """The same with a clock that nobody reads, and no quality taken between stages."""
         return replace(self, clock=Clock(silent, measures=False))

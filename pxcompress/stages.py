@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
-from pxcompress.clock import Clock
 from pxcompress.cost.count import uncounted
-from pxcompress.deploy.predictions import torch_accuracy
+from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import BudgetError, ResultError
 from pxcompress.exchange_rates import at_rates, with_measured_rates
 from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
@@ -34,6 +33,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
+from pxcompress.tasks.task import Task
 from pxcompress.types import (
     Agreement,
     Agreements,
@@ -154,10 +154,10 @@ def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
     if run.recipe.normalise in ACROSS_GROUPS and run.recipe.relevance_share is None:
         with run.clock.stage("measure groups"):
             fit, held_out = run.parts["repair"], run.held_out
-            candidates = [candidates[0], *with_measured_rates(candidates, absorbing, fit, held_out)]
+            candidates = [candidates[0], *with_measured_rates(candidates, absorbing, fit, held_out, run.task)]
         names = [f"{names[0]} as it is", *(f"{name} with measured rates" for name in names)]
     with run.clock.stage("choose the score"):
-        dense = DenseOutputs(candidates[0].model, run.held_out)
+        dense = DenseOutputs(candidates[0].model, run.held_out, run.task)
         divergences = []
         for scored in candidates:
             plan = from_first(plan_at(scored, ratios_of(scored.ratio, run.recipe.rounds)[0], run.recipe))
@@ -232,8 +232,8 @@ def _repaired(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Ag
     What helps is what brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
     repairs that follow it. Repairs that train choose by such samples themselves. Without any all are kept.
     """
-    dense = DenseOutputs(pruned.whole.dense, run.held_out) if run.held_out else None
-    _accuracy(pruned, run)
+    dense = DenseOutputs(pruned.whole.dense, run.held_out, run.task) if run.held_out else None
+    _measure_quality(pruned, run)
     with run.clock.stage("compare with the dense model"):
         paths = [_Repaired(pruned, dense.compare(pruned.model) if dense else None)]
     for text, repair in run.repairs.items():
@@ -243,7 +243,7 @@ def _repaired(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Ag
             paths = [after for path in paths for after in _with_repair(path, text, repair, dense, run)]
             if repair.phase != "refit":
                 paths = [_nearest(paths)]
-        _accuracy(_nearest(paths).pruned, run)
+        _measure_quality(_nearest(paths).pruned, run)
     best = _nearest(paths)
     for text in best.refused:
         run.clock.remark(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
@@ -283,7 +283,7 @@ def _distance(agreement: Agreement | None) -> float:
 
 def _on_calibration(pruned: Pruned, run: Run, samples: int) -> Agreement:
     """Agreement on about as many of the samples that repairs were fitted to."""
-    return DenseOutputs(pruned.dense, spread_samples(run.parts["repair"], samples)).compare(pruned.model)
+    return DenseOutputs(pruned.dense, spread_samples(run.parts["repair"], samples), run.task).compare(pruned.model)
 
 
 def _check_finite(pruned: Pruned) -> None:
@@ -314,7 +314,7 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
     """Ever smaller models, from the dense one on, each cut and repaired by itself when it is asked for.
 
     The plans are all made before. Ratios that lead to the same widths give one model; each is one stage of the clock,
-    and with "select" among the parts its top-1 is measured. Raises as `shrink` does.
+    and with "select" among the parts its quality is measured. Raises as `shrink` does.
     """
     with run.clock.stage("plan"):  # from the largest ratio on, so that an impossible one is named as it was asked for
         plans = [plan_at(scored, ratio, run.recipe) for ratio in sorted(ratios, reverse=True)]
@@ -329,7 +329,7 @@ def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[Prun
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = cut(scored, plan, run.unheard())
-        _accuracy(slim.pruned, run)
+        _measure_quality(slim.pruned, run)
         yield slim
 
 
@@ -342,14 +342,18 @@ def _limits(recipe: Recipe) -> Limits:
     return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors)
 
 
-def _accuracy(pruned: Pruned, run: Run) -> None:
-    if run.clock.measures and "select" in run.parts:
-        run.clock.accuracy(top1_of(pruned.model, run.parts["select"], run.clock))
+def _measure_quality(pruned: Pruned, run: Run) -> None:
+    if run.clock.measures and "select" in run.parts and run.task is not None:
+        run.clock.quality(run.task.metric, quality_on_select(pruned.model, pruned.whole.dense, run, run.task))
 
 
-def top1_of(model: nn.Module, batches: Batches, clock: Clock) -> float:
-    """Top-1 of the PyTorch model, a share in [0, 1]; in smaller batches where memory asks for them."""
-    return in_smaller_batches(partial(torch_accuracy, model), batches, clock.say)
+def quality_on_select(model: nn.Module, dense: nn.Module, run: Run, task: Task) -> float:
+    """The metric of the PyTorch model on the select split; in smaller batches where memory asks for them."""
+
+    def measure(batches: Batches) -> float:
+        return torch_quality(model, batches, task, dense)
+
+    return in_smaller_batches(measure, run.parts["select"], run.clock.say)
 
 
 def _check_removal(pruned: Pruned, example: Tensor) -> None:

@@ -99,8 +99,8 @@ def gradients(wanted: bool = True) -> Iterator[None]:
     Code written for inference may change in place what a gradient is computed from; PyTorch then keeps a copy here.
     Nothing is checkpointed: that would need gradients of parameters.
     """
-    kept = torch.autograd.graph.allow_mutation_on_saved_tensors() if wanted else nullcontext()
-    with torch.set_grad_enabled(wanted), without_checkpointing(), kept:
+    mutations_allowed = torch.autograd.graph.allow_mutation_on_saved_tensors() if wanted else nullcontext()
+    with torch.set_grad_enabled(wanted), without_checkpointing(), mutations_allowed:
         yield
 
 

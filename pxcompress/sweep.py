@@ -16,20 +16,22 @@ from pxcompress.deploy.environment import environment
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.notes import Note
 from pxcompress.pipeline import aligned, opened
+from pxcompress.proof import Metric
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.run_folder.names import RECIPE
 from pxcompress.run_folder.place import check_place, whole_folder
-from pxcompress.stages import cut, plan_at, score, top1_of
+from pxcompress.stages import cut, plan_at, quality_on_select, score
 from pxcompress.state import seeded
+from pxcompress.tasks.agreement import Agreement
 from pxcompress.types import ScoredModel
 
 
 @dataclass(frozen=True)
 class Point:
-    """One size: shares of the dense model's cost (in the budget's unit), parameters and MACs that are left, and top-1.
+    """One size: shares of the dense model's cost (in the budget's unit), parameters and MACs left, and quality.
 
-    Top-1 is PyTorch's on the select split, a share in [0, 1]: the test split stays unseen until a ratio is chosen.
+    Quality is PyTorch's on the select split, by the task's metric: the test split stays unseen until a ratio is chosen.
     `ratio` 0 is the dense model.
     """
 
@@ -37,15 +39,16 @@ class Point:
     cost: float
     params: float
     macs: float
-    top1: float
+    quality: float
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Points from the dense model on, the samples that their top-1 is of, and ratios that no plan reaches."""
+    """Points from the dense model on, the samples that their quality is of, and ratios that no plan reaches."""
 
     recipe: Recipe
     unit: str
+    metric: Metric
     points: tuple[Point, ...]
     samples: int
     unreachable: tuple[float, ...]
@@ -72,7 +75,15 @@ def sweep(
         scored = score(workload.loaded.model, workload.splits.example, run)
         points = tuple(_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
-        result = Sweep(recipe, scored.price.unit, points, len(workload.splits.ids["select"]), unreachable, place)
+        result = Sweep(
+            recipe,
+            scored.price.unit,
+            workload.task.metric,
+            points,
+            len(workload.splits.ids["select"]),
+            unreachable,
+            place,
+        )
         (folder / RECIPE).write_text(recipe.to_json())
         (folder / "sweep.json").write_text(to_json(result))
         (folder / "sweep.csv").write_text(to_csv(result))
@@ -82,7 +93,8 @@ def sweep(
 
 def _points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[Point]:
     params, macs = count_params(scored.model), count_macs(scored.model, scored.example)
-    yield Point(0.0, 1.0, 1.0, 1.0, top1_of(scored.model, run.parts["select"], run.clock))
+    task = run.task or Agreement()
+    yield Point(0.0, 1.0, 1.0, 1.0, quality_on_select(scored.model, scored.model, run, task))
     for ratio in ratios:
         try:
             plan = plan_at(scored, ratio, run.recipe)
@@ -91,10 +103,10 @@ def _points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[
         with run.clock.stage(f"ratio {ratio:g}"):
             pruned = cut(scored, plan, run.unheard()).pruned
         model = pruned.model
-        top1 = top1_of(model, run.parts["select"], run.clock)
-        run.clock.accuracy(top1)
+        value = quality_on_select(model, scored.model, run, task)
+        run.clock.quality(task.metric, value)
         cost = pruned.plan.cost_planned / plan.cost_dense  # dead paths may have gone as well
-        yield Point(ratio, cost, count_params(model) / params, count_macs(model, scored.example) / macs, top1)
+        yield Point(ratio, cost, count_params(model) / params, count_macs(model, scored.example) / macs, value)
 
 
 def to_json(result: Sweep) -> str:
@@ -104,6 +116,7 @@ def to_json(result: Sweep) -> str:
         "recipe": json.loads(result.recipe.to_json()),
         "environment": dataclasses.asdict(environment()),
         "unit": result.unit,
+        "metric": dataclasses.asdict(result.metric),
         "samples": result.samples,
         "unreachable": result.unreachable,
         "points": [dataclasses.asdict(point) for point in result.points],
@@ -123,11 +136,11 @@ def to_csv(result: Sweep) -> str:
 def to_table(result: Sweep) -> str:
     """The points as text for a terminal."""
     unit = result.unit
-    lines = [f"{'ratio':>6} {f'{unit} left':>16} {'parameters':>11} {'MACs':>7} {'top-1':>7}"]
+    lines = [f"{'ratio':>6} {f'{unit} left':>16} {'parameters':>11} {'MACs':>7} {result.metric.name:>9}"]
     for point in result.points:
         shares = f"{point.cost:>16.1%} {point.params:>11.1%} {point.macs:>7.1%}"
-        lines.append(f"{point.ratio:>6.2f} {shares} {point.top1:>7.1%}")
-    lines += ["", f"top-1 on {result.samples} images of the select split; no model was exported"]
+        lines.append(f"{point.ratio:>6.2f} {shares} {result.metric.format(point.quality):>9}")
+    lines += ["", f"{result.metric.name} on {result.samples} samples of the select split; no model was exported"]
     lines.append(f"as picture, JSON and CSV: {result.folder}")
     if result.unreachable:
         lines.append(f"no plan reaches ratio {', '.join(f'{ratio:g}' for ratio in result.unreachable)}")
@@ -135,14 +148,20 @@ def to_table(result: Sweep) -> str:
 
 
 def draw(result: Sweep, path: Path) -> None:
-    """Top-1 against what is left, as SVG."""
+    """Quality against what is left, as SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([point.cost for point in result.points], [100 * point.top1 for point in result.points], marker="o")
-    axes.axhline(100 * result.points[0].top1, color="grey", linewidth=0.8, label="dense")
-    axes.set(xlabel=f"{result.unit} left, share of the dense model's", ylabel="top-1, %", title=result.recipe.model)
+    share = result.metric.unit == "share"
+    values = [point.quality * (100 if share else 1) for point in result.points]
+    axes.plot([point.cost for point in result.points], values, marker="o")
+    axes.axhline(values[0], color="grey", linewidth=0.8, label="dense")
+    axes.set(
+        xlabel=f"{result.unit} left, share of the dense model's",
+        ylabel=f"{result.metric.name}{', %' if share else ''}",
+        title=result.recipe.model,
+    )
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path, metadata={"Date": None})

@@ -86,7 +86,8 @@ class Member:
 
     `axis` "out": rows the module produces or carries (convolution, linear, norm, depthwise convolution, parameter).
     `axis` "in": rows it consumes. A group's consumers are exactly its "in" members.
-    For a parameter or buffer outside any layer `module` is its name, and `dim` the dimension that the rows lie in.
+    For a parameter or buffer outside any layer `module` is its name, and `dim` the dimension that the rows lie in. For
+    an attribute that holds the sizes of a split it is the same, with 0 as `dim`: the rows are those that are split.
     """
 
     module: str
@@ -261,11 +262,20 @@ class PruneResult:
 
 
 class Scorer(Protocol):
-    """Says how much the model's decisions rest on each unit. A frozen dataclass; its fields are its options.
+    """A measure of how much the model's decisions rest on each unit: a frozen dataclass whose fields are its options.
 
-    An option `composite` holds rules of LRP: a search varies them, explanations are made with them. An option `target`
-    with the value "label" says that labels are needed; where they are not, those of the batches may mean nothing.
+    A scorer derives from this class; an option of the name `composite` or `target` overrides the property.
     """
+
+    @property
+    def composite(self) -> str:
+        """Rules of LRP, as a composite's text, which a search varies and explanations are made with; "" for none."""
+        return ""
+
+    @property
+    def target(self) -> str:
+        """Class whose output is attributed, "" for none. "label" needs labels; else those of the batches are unused."""
+        return ""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Scores of every group; `model` is left as it was."""
@@ -273,12 +283,15 @@ class Scorer(Protocol):
 
 
 class Budget(Protocol):
-    """Prices a width for every group.
-
-    `normalise` and `round_to`, where it has them, are what a recipe takes when it says nothing else.
-    """
+    """Prices a width for every group. Classes derive from it: it holds the defaults of what they may declare."""
 
     unit: str
+
+    normalise: ClassVar[str] = "knapsack"
+    """How scores of different groups are made comparable when the recipe does not say it."""
+
+    round_to: ClassVar[int] = 8
+    """Step of widths when the recipe does not say it, in units; 0 stands for the step that is measured as fastest."""
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """A pure function from units kept to cost."""
@@ -302,13 +315,14 @@ Phase = Literal["absorb", "refit", "statistics", "train"]
 
 
 class Repair(Protocol):
-    """Makes the pruned model compute again what the dense one did.
+    """A method that makes the pruned model compute again what the dense one did; a repair derives from this class.
 
-    `phase` says where it stands among others: a recipe's repairs go by the order of `Phase`, in one phase in any order.
-    `costly` is true where it takes many times what pruning and measuring do: searches leave it out of their trials.
+    `phase` says when it runs: a recipe's repairs run in the order of `Phase`, within one phase in any order.
+    `costly` is true where it takes many times as long as pruning and measuring: searches leave it out of their trials.
     """
 
     phase: ClassVar[Phase]
+    costly: ClassVar[bool] = False
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """May change `pruned.model` in place; never `pruned.dense`. `held_out` is for choosing, not for fitting."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pxcompress.data import (
@@ -16,18 +17,25 @@ from pxcompress.data import (
     open_source,
     restricted,
 )
-from pxcompress.errors import InputError
+from pxcompress.data.samples import Layout
+from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.model_and_data import ModelAndData
+from pxcompress.models.adapter import named_outputs
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import sliced
 from pxcompress.notes import Note
-from pxcompress.state import seeded
+from pxcompress.state import device_of, evaluating, seeded
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.embedding import Embedding
+from pxcompress.tasks.task import Task
 from pxcompress.types import Splits
 
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """What a task was cut from: a model and data with all classes, and the `outputs` that were kept."""
+    """What a part of the classes was cut from: a model and data with all classes, and the `outputs` that were kept."""
 
     loaded: Loaded
     source: Source
@@ -42,11 +50,15 @@ class Whole:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """A loaded model, the data it is for, and where both come from; `whole` is there where they are those of a task."""
+    """A loaded model, the data it is for, what its outputs mean, and where model and data come from.
+
+    `whole` is there where only some classes of both are taken.
+    """
 
     loaded: Loaded
     source: Source
     splits: Splits
+    task: Task
     whole: Whole | None = None
 
     @property
@@ -56,29 +68,63 @@ class Workload:
 
 
 def load_workload(given: ModelAndData) -> Workload:
-    """Load model and data of what is `given`, both with its classes only.
+    """Load model and data of what is `given`, both with its classes only, and choose the task.
 
     Pretrained weights are asked for only when the data is the user's own.
     """
-    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed)
-    check_classes(source, given.classes)
+    task = None if given.task == AUTO else build_task(given.task)
+    layout: Layout | None = None
+    if task is not None and "unlabelled" in task.layouts and Path(given.data).is_dir():
+        layout = "unlabelled"
+    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)
+    if given.classes:
+        check_classes(source, given.classes)
     if given.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
+    task = task or TASKS.build(BY_LAYOUT[source.layout])
+    check_layout(task, given.task, source.layout, source.name)
+    try:
+        loaded = _load_model(given, source, task)
+    except NoClassifierError:
+        if given.task != AUTO:
+            raise
+        task = TASKS.build("embedding")
+        loaded = _load_model(given, source, task)
+    if not isinstance(task, Classification):
+        if given.classes:
+            raise InputError(f"classes are given, but task {given.task!r} is no classification; leave them out")
+        splits = load_splits(source, loaded.preprocessing, seed=given.seed)
+        return Workload(_judged_by(task, loaded, splits), source, splits, task)
+    source = in_order_of(source, loaded)
+    part = restricted(source, given.classes or source.classes, given.seed)
+    splits = load_splits(part, loaded.preprocessing, seed=given.seed)
+    if part is source:
+        return Workload(loaded, source, splits, task)
+    whole = Whole(loaded, source, tuple(source.classes.index(name) for name in part.classes))
+    return Workload(whole.sliced(splits.example), part, splits, task, whole)
+
+
+def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
+    """The model, with as many outputs as the data need, where these say it."""
     with seeded(given.seed):
-        loaded = load_model(
+        return load_model(
             given.model,
-            classes=len(source.classes),
+            classes=0 if isinstance(task, Embedding) else source.outputs,
             checkpoint=None if given.checkpoint is None else Path(given.checkpoint),
             pretrained=not source.embedded,
             input_size=given.input_size or source.native_size,
+            classifier=isinstance(task, Classification),
         )
-    source = in_order_of(source, loaded)
-    task = restricted(source, given.classes or source.classes, given.seed)
-    splits = load_splits(task, loaded.preprocessing, seed=given.seed)
-    if task is source:
-        return Workload(loaded, source, splits)
-    whole = Whole(loaded, source, tuple(source.classes.index(name) for name in task.classes))
-    return Workload(whole.sliced(splits.example), task, splits, whole)
+
+
+def _judged_by(task: Task, loaded: Loaded, splits: Splits) -> Loaded:
+    """The model with the logits of `task`, whatever it returns. Raises `InputError` where its outputs do not fit."""
+    inputs, targets = next(iter(splits.score))
+    with evaluating(loaded.model), torch.no_grad():
+        outputs = named_outputs(loaded.model, inputs[:2].to(device_of(loaded.model)), task.output_name)
+    if task.layouts and "unlabelled" not in task.layouts:
+        task.check({name: value.cpu() for name, value in outputs.items()}, targets[:2])
+    return replace(loaded, model=as_judged(loaded.model, splits.example, task))
 
 
 def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:

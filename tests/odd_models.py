@@ -102,6 +102,24 @@ class Split(nn.Module):
         return self.head(torch.relu(self.join(x)).mean((2, 3)))
 
 
+class PartialGate(nn.Module):
+    """A gate over values of which a convolution reads a part: sizes that do not follow from any shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = (6, 4, 2)
+        self.embed, self.norm = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)
+        self.fc1, self.conv, self.fc2 = nn.Linear(8, 12), nn.Conv2d(2, 2, 3, padding=1, groups=2), nn.Linear(6, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.embed(x)).permute(0, 2, 3, 1)
+        gate, same, part = torch.split(self.fc1(x), self.sizes, -1)
+        part = self.conv(part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + self.fc2(torch.relu(gate) * torch.cat((same, part), -1))
+        return self.head(x.mean((1, 2)))
+
+
 class Shared(nn.Module):
     """One convolution used twice: its inputs and outputs are one group."""
 
@@ -176,6 +194,7 @@ ODD: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "nn.MultiheadAttention": (Multihead, (5, 6)),
     "transposed convolution": (Transposed, (3, 12, 12)),
     "chunk and concat": (Split, (3, 12, 12)),
+    "split into the sizes of an attribute": (PartialGate, (3, 12, 12)),
     "shared layer": (Shared, (3, 12, 12)),
     "softmax over channels": (ChannelSoftmax, (3, 12, 12)),
     "mean over channels": (ChannelMean, (3, 12, 12)),

@@ -12,10 +12,13 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "choices", "types", "state", "interrupts", "elimination", "notes"),
+    ("errors", "types", "state", "interrupts", "elimination", "notes"),
     ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
+    ("choices",),
     ("passes", "certify", "model_and_data"),
-    ("models", "deploy"),
+    ("models",),
+    ("tasks",),
+    ("deploy",),
     ("data", "graph", "attribution"),
     ("demo", "agreement"),
     ("scorers", "cost", "repair", "clock"),
@@ -34,6 +37,7 @@ PLACE = {name: place for place, names in enumerate(LINE) for name in names}
 DOORS = {
     "torch_pruning": {"graph"},
     "onnxruntime": {"deploy"},
+    "openvino": {"deploy"},
     "zennit": {"attribution"},
     "optuna": {"search"},
 }

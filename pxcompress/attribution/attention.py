@@ -71,13 +71,13 @@ def _attention_attn(func: Handler, query: Tensor, key: Tensor, value: Tensor, *a
 
 
 def _attention_zplus(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    given = dict(zip(("attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
-    if given.get("enable_gqa"):
+    arguments = dict(zip(("attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
+    if arguments.get("enable_gqa"):
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
-    scale = given.get("scale")
+    scale = arguments.get("scale")
     scores = product(torch.matmul, query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
-    mask = given.get("attn_mask")
-    if given.get("is_causal"):
+    mask = arguments.get("attn_mask")
+    if arguments.get("is_causal"):
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     return product(torch.matmul, _softmax_zplus(torch.softmax, _masked(scores, mask), -1), value)
 

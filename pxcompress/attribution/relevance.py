@@ -130,8 +130,8 @@ def unit_relevance(
     """
     rule = AGGREGATES[aggregate]
     origin = collect(model, groups, batches, lambda a, m: a.mean(2)) if centre else None
-    found = collect(model, groups, batches, lambda a, m: rule.each((a * m).sum(2)), start, origin)
-    return {name: rule.mean(values).mean(0).float() for name, values in found.items()}
+    relevances = collect(model, groups, batches, lambda a, m: rule.each((a * m).sum(2)), start, origin)
+    return {name: rule.mean(values).mean(0).float() for name, values in relevances.items()}
 
 
 PRECISIONS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -386,9 +386,9 @@ class _Ruled(torch.autograd.Function):
 
 def apply_rule(a: Tensor, layer: Layer, rule: Rule) -> tuple[Tensor, Saved]:
     """The layer's output, whose gradient towards `a` is the rule's multiplier, and the copy that backward will read."""
-    kept: list[Saved] = []
-    z = _Ruled.apply(a, layer, rule, kept)
-    return z, kept[0]
+    saved: list[Saved] = []
+    z = _Ruled.apply(a, layer, rule, saved)
+    return z, saved[0]
 
 
 def keep_before_change(value: Any) -> None:

@@ -222,10 +222,10 @@ def _group_norm(
 
 def _instance_norm(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if not given.get("use_input_stats", True):
-        return func(x, **given)
-    return _group_norm(func, x, x.shape[1], given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    if not arguments.get("use_input_stats", True):
+        return func(x, **arguments)
+    return _group_norm(func, x, x.shape[1], arguments.get("weight"), arguments.get("bias"), arguments.get("eps", 1e-5))
 
 
 def _normalize(func: Handler, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:

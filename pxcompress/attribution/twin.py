@@ -65,6 +65,6 @@ def classifier_names(twin: nn.Module) -> set[str]:
     get_classifier = getattr(twin, "get_classifier", None)
     if not callable(get_classifier):
         return set()
-    found = get_classifier()
-    heads = {id(head) for head in (found if isinstance(found, (tuple, list)) else (found,))}
+    classifier = get_classifier()
+    heads = {id(head) for head in (classifier if isinstance(classifier, (tuple, list)) else (classifier,))}
     return {name for name, module in twin.named_modules() if id(module) in heads}

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.cost.count import params_meter
 from pxcompress.deploy.export import artifact_of
-from pxcompress.types import Group, Meter
+from pxcompress.types import Budget, Group, Meter
 
-BYTES = 4
-"""Of one float32 weight."""
+BYTES_PER_WEIGHT = 4
+"""Size of a float32 weight, in bytes."""
 
 
 @BUDGETS.register("bytes")
 @dataclass(frozen=True)
-class Bytes:
+class Bytes(Budget):
     """Share of the bytes of the exported float32 weights."""
 
     unit = "bytes"
@@ -30,7 +30,7 @@ class Bytes:
         params = params_meter(model, groups)
 
         def cost(kept: Mapping[str, int]) -> float:
-            return BYTES * params(kept)
+            return BYTES_PER_WEIGHT * params(kept)
 
         return cost
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.types import Group, Meter
+from pxcompress.types import Budget, Group, Meter
 
 
 @BUDGETS.register("channels")
 @dataclass(frozen=True)
-class Channels:
+class Channels(Budget):
     """Share of all removable units, whatever they cost."""
 
     unit = "units"

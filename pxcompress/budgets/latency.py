@@ -12,12 +12,12 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.choices import PROVIDERS
 from pxcompress.cost.latency import Conditions, file_latencies, latency_meter
 from pxcompress.registry import option
-from pxcompress.types import Group, Meter
+from pxcompress.types import Budget, Group, Meter
 
 
 @BUDGETS.register("latency")
 @dataclass(frozen=True)
-class Latency:
+class Latency(Budget):
     """Share of the milliseconds that one call takes on ONNX Runtime; conditions are those of the bench."""
 
     unit = "ms"

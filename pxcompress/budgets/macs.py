@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
 from pxcompress.cost.count import macs_meter
-from pxcompress.types import Group, Meter
+from pxcompress.types import Budget, Group, Meter
 
 
 @BUDGETS.register("macs")
 @dataclass(frozen=True)
-class MACs:
+class MACs(Budget):
     """Share of the multiply-accumulates of convolutions, linear layers and attention."""
 
     unit = "MACs"

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
 from pxcompress.cost.count import params_meter
-from pxcompress.types import Group, Meter
+from pxcompress.types import Budget, Group, Meter
 
 
 @BUDGETS.register("params")
 @dataclass(frozen=True)
-class Params:
+class Params(Budget):
     """Share of the model's parameters."""
 
     unit = "parameters"

@@ -33,8 +33,8 @@ def betting(values: Array, alpha: float) -> Array:
     count = np.arange(2, n + 2)
     mean = (0.5 + values.cumsum(axis=-1)) / count
     variance = (0.25 + ((values - mean) ** 2).cumsum(axis=-1)) / count
-    before = np.concatenate([np.full_like(variance[..., :1], 0.25), variance[..., :-1]], axis=-1)
-    bet = np.minimum(1, np.sqrt(2 * math.log(20) / (n * before)))  # tuned for p = 1/20, valid for all
+    past_variance = np.concatenate([np.full_like(variance[..., :1], 0.25), variance[..., :-1]], axis=-1)
+    bet = np.minimum(1, np.sqrt(2 * math.log(20) / (n * past_variance)))  # tuned for p = 1/20, valid for all
     capital = np.log1p(-bet * (values - alpha)).cumsum(axis=-1)
     return np.minimum(1, np.exp(-capital.max(axis=-1)))
 
@@ -48,8 +48,8 @@ BOUNDS: dict[str, Callable[[Array, float], Array]] = {
 
 def fixed_sequence(p_values: ArrayLike, delta: float) -> int:
     """How many models pass, from the first on: stops at the first p-value above delta."""
-    failed = np.asarray(p_values) > delta
-    return int(failed.argmax()) if failed.any() else len(failed)
+    above = np.asarray(p_values) > delta
+    return int(above.argmax()) if above.any() else len(above)
 
 
 def first_whole(holds: Callable[[int], bool]) -> int:

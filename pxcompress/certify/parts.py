@@ -72,7 +72,9 @@ class Part:
         """`goal`, which names in words the predictions that count."""
         if self.threshold is None:
             return goal
-        sure = f"the predictions of which the dense model is confident (softmax at least {_share(self.threshold)})"
+        sure = (
+            f"the predictions of which the dense model is confident (softmax at least {_format_share(self.threshold)})"
+        )
         return replace(goal, scope=sure)
 
     def check(self, goal: Goal, counts: Mapping[str, int]) -> None:
@@ -88,6 +90,6 @@ class Part:
             check_samples(total, goal)
 
 
-def _share(value: float) -> str:
+def _format_share(value: float) -> str:
     """Three digits or more: a share just below 1 keeps two digits of what it lacks."""
     return f"{value:.{max(3, 1 - math.floor(math.log10(1 - value)))}f}" if value < 1 else "1"

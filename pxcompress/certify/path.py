@@ -104,8 +104,8 @@ def confidence(outputs: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(outputs, dtype=np.float64)
     if are_probabilities(values):
         return np.asarray(values.max(axis=1), dtype=np.float64)
-    shifted = np.exp(values - values.max(axis=1, keepdims=True))
-    return np.asarray(1 / shifted.sum(axis=1), dtype=np.float64)
+    weights = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(1 / weights.sum(axis=1), dtype=np.float64)
 
 
 def by_class(labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
@@ -242,16 +242,16 @@ def certify(candidates: Iterable[Candidate], goal: Goal, classes: Mapping[str, A
 
 
 def _check_order(candidates: Sequence[Candidate]) -> None:
-    before: Candidate | None = None
+    previous: Candidate | None = None
     names: set[str] = set()
     for candidate in candidates:
         if candidate.name in names:
             raise InputError(f"candidate {candidate.name!r} is given twice; every model of a path needs its own name")
-        if not math.isfinite(candidate.size) or (before and candidate.size > before.size):
-            after = f" after {before.name!r} of size {before.size:g}" if before else ""
-            wrong = f"{candidate.name!r} has size {candidate.size:g}{after}"
+        if not math.isfinite(candidate.size) or (previous and candidate.size > previous.size):
+            where = f" after {previous.name!r} of size {previous.size:g}" if previous else ""
+            wrong = f"{candidate.name!r} has size {candidate.size:g}{where}"
             raise InputError(f"path out of order: {wrong}; give the models from dense to smallest")
-        before = candidate
+        previous = candidate
         names.add(candidate.name)
 
 
@@ -273,32 +273,32 @@ def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> T
 
 def judge(goal: Goal, rows: tuple[Tested, ...]) -> Certificate:
     """Which models of a path pass, by the p-values in its `rows`."""
-    passed = fixed_sequence([row.p_value for row in rows], goal.delta)
-    certified = tuple(place < passed for place in range(len(rows)))
-    return Certificate(goal, rows, certified, passed - 1 if passed else None)
+    passes = fixed_sequence([row.p_value for row in rows], goal.delta)
+    certified = tuple(place < passes for place in range(len(rows)))
+    return Certificate(goal, rows, certified, passes - 1 if passes else None)
 
 
 def sentence(certificate: Certificate) -> str:
     """The certificate in plain words, with what it does not promise."""
     goal, classes = certificate.goal, len(certificate.rows[0].classes)
     scope = f"{goal.scope} in each of the {classes} classes" if classes else goal.scope
-    promise = RISKS[goal.risk].promise.format(alpha=_percent(goal.alpha), scope=scope)
-    target = f"With {_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}"
+    promise = RISKS[goal.risk].promise.format(alpha=_format_percent(goal.alpha), scope=scope)
+    target = f"With {_format_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}"
     row = certificate.rows[certificate.chosen or 0]
     part = row.weakest
     where = f" in {part.name!r}, the weakest class" if classes else ""
     evidence = f"{part.errors:g} of {part.n} samples{where}"
     if certificate.chosen is None:
-        short = f"; it takes at least {needed} samples" if (needed := _needed(goal)) > part.n else ""
-        lost = f"{row.name!r} lost {evidence} (p = {row.p_value:.3g}{short})"
-        return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {lost}."
+        short = f"; it takes at least {fewest} samples" if (fewest := _count_needed(goal)) > part.n else ""
+        outcome = f"{row.name!r} lost {evidence} (p = {row.p_value:.3g}{short})"
+        return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {outcome}."
     others = ["other predictions"] * (goal.scope != EVERYTHING) + ["single classes"] * (not classes)
     silent = f" It says nothing about {' or '.join(others)}." if others else ""
     limits = "It does not hold for data from elsewhere or later that differ from these."
     return f"{target}. ({row.name!r}: {evidence}, p = {row.p_value:.3g}.) {limits}{silent}"
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * share:.6g} %"
 
 
@@ -311,13 +311,13 @@ def check_samples(n: int, goal: Goal, where: str = "to certify on") -> None:
     `where` says in words which samples were counted: those of the smallest class, where every class must pass.
     """
     # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
-    if goal.alpha <= 0 or n >= (needed := _needed(goal)):
+    if goal.alpha <= 0 or n >= (fewest := _count_needed(goal)):
         return
-    goal_words = f"{goal.risk} <= {_percent(goal.alpha)} at {_percent(1 - goal.delta)} confidence"
-    raise DataError(f"{n} samples {where}; {goal_words} needs at least {needed}: give more data or a larger --max-drop")
+    goal_words = f"{goal.risk} <= {_format_percent(goal.alpha)} at {_format_percent(1 - goal.delta)} confidence"
+    raise DataError(f"{n} samples {where}; {goal_words} needs at least {fewest}: give more data or a larger --max-drop")
 
 
-def _needed(goal: Goal) -> int:
+def _count_needed(goal: Goal) -> int:
     """The fewest samples (of each class) that pass without an error; 0 where no number is known."""
     if goal.alpha <= 0:
         return 0
@@ -344,7 +344,7 @@ def spent(uses: int, delta: float) -> Spent:
         return Spent(each, "")
     times = "once" if uses == 1 else f"{uses} times"
     message = (
-        f"these samples certified {times} before, so their guarantee is spent: for {_percent(1 - delta)} over all "
-        f"{uses + 1} uses give each --confidence {1 - each:.6g}, or certify on fresh samples"
+        f"these samples certified {times} before, so their guarantee is spent: for {_format_percent(1 - delta)} over "
+        f"all {uses + 1} uses give each --confidence {1 - each:.6g}, or certify on fresh samples"
     )
     return Spent(each, message)

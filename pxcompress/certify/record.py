@@ -68,10 +68,10 @@ class CertificateRecord:
     @property
     def certificate(self) -> Certificate:
         """The certificate, judged again; `InputError` where the choice does not follow from its own p-values."""
-        judged = judge(Goal(self.risk, self.alpha, self.delta, self.scope), self.rows)
-        if (judged.chosen, judged.certified) != (self.chosen, self.certified):
+        verdict = judge(Goal(self.risk, self.alpha, self.delta, self.scope), self.rows)
+        if (verdict.chosen, verdict.certified) != (self.chosen, self.certified):
             raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
-        return judged
+        return verdict
 
     @property
     def counted(self) -> Part:

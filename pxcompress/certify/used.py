@@ -27,9 +27,9 @@ def check_disjoint(certify_ids: Iterable[str], other_ids: Mapping[str, Iterable[
             f"{len(own) - len(ids)} certify samples are given twice; expected independent samples: drop them"
         )
     for role, others in other_ids.items():
-        if shared := sorted(ids.intersection(others)):
-            found = f"{len(shared)} certify samples also serve {role!r}, such as {shared[0]!r}"
-            raise DataError(f"{found}; certify on samples of their own")
+        if both := sorted(ids.intersection(others)):
+            problem = f"{len(both)} certify samples also serve {role!r}, such as {both[0]!r}"
+            raise DataError(f"{problem}; certify on samples of their own")
 
 
 def split_hash(ids: Iterable[str]) -> str:
@@ -46,11 +46,11 @@ def record_use(data: str, split: str, certificate: str) -> int:
     path = cache_dir() / FILE
     record = _read(path)
     place = str(Path(data).resolve()) if Path(data).exists() else data
-    made = record.setdefault(_hash(f"{place}\n{split}"), [])
+    certificates = record.setdefault(_hash(f"{place}\n{split}"), [])
     this = _hash(certificate)
-    others = [each for each in made if each != this]
-    if len(others) == len(made):
-        made.append(this)
+    others = [each for each in certificates if each != this]
+    if len(others) == len(certificates):
+        certificates.append(this)
         beside = path.with_name(f".{FILE}.{os.getpid()}")
         beside.write_text(json.dumps(record, indent=1))
         beside.replace(path)
@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[str, list[str]]:
         return {}
     try:
         record = json.loads(path.read_text())
-        return {str(split): [str(each) for each in made] for split, made in record.items()}
+        return {str(split): [str(each) for each in certificates] for split, certificates in record.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
             f"the record of used splits {str(path)!r} is damaged ({error}); remove it, and take every split as used"

@@ -47,12 +47,12 @@ def bench(
     A provider that cannot be used is left out and named, unless it is the only one. With --precision every file is
     converted first; what is made is not kept: `run --targets` writes files to ship.
     """
-    from pxcompress.deploy.bench import Where, usable
+    from pxcompress.deploy.bench import Where, choose_providers
     from pxcompress.deploy.bench import bench as time_files
     from pxcompress.deploy.feeds import Sizes
-    from pxcompress.deploy.variants import check_precisions, in_precisions
-    from pxcompress.report.table import bench_table
-    from pxcompress.run_folder.calibration import calibration
+    from pxcompress.deploy.variants import check_precisions, convert_files
+    from pxcompress.report.table import format_bench
+    from pxcompress.run_folder.calibration import read_calibration
 
     try:
         batches = [int(part) for part in batch_size.split(",")] if batch_size else []
@@ -60,20 +60,20 @@ def bench(
         raise InputError(f"batch-size is {batch_size!r}; expected whole numbers with commas, like 1,8,32") from None
     size = None if input_size is None else (3, input_size, input_size)
     files = [part for file in files for part in (_models(file, bool(precision)) if file.is_dir() else [file])]
-    working, left_out = usable([name.strip() for name in provider.split(",")], strict=strict_provider)
+    working, left_out = choose_providers([name.strip() for name in provider.split(",")], strict=strict_provider)
     for reason in left_out:
         print(f"pxcompress: {reason}", file=sys.stderr)
     precisions = [name.strip() for name in precision.split(",") if name.strip()]
     check_precisions(precisions, data=bool(data))
     with tempfile.TemporaryDirectory() as folder:
-        made = dict.fromkeys(files, "")
+        sources = dict.fromkeys(files, "")
         if precisions:
-            made = in_precisions(files, precisions, lambda of: calibration(of, data, size), Path(folder))
+            sources = convert_files(files, precisions, lambda of: read_calibration(of, data, size), Path(folder))
         where = Where(working, threads, strict_provider)
-        rows = time_files(list(made), batches, where=where, sizes=Sizes.parsed(size, shapes))
-    names = {str(path): name for path, name in made.items() if name}
+        rows = time_files(list(sources), batches, where=where, sizes=Sizes.parsed(size, shapes))
+    names = {str(path): name for path, name in sources.items() if name}
     rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
-    print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else bench_table(rows))
+    print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else format_bench(rows))
 
 
 def _models(folder: Path, float32: bool) -> list[Path]:

@@ -25,11 +25,11 @@ def certify(
     as_json: AsJson = False,
 ) -> None:
     """Test a given path of models on the samples that the data keep for certificates; exit code 3 if none passes."""
-    from pxcompress.report.table import certificate_table
+    from pxcompress.report.table import format_certificate
     from pxcompress.run_folder.certificate import certify_files
 
     guarantee = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
     record = certify_files(files, data, guarantee, seed)
-    print(json.dumps(dataclasses.asdict(record), indent=1) if as_json else certificate_table(record))
+    print(json.dumps(dataclasses.asdict(record), indent=1) if as_json else format_certificate(record))
     if not record.chosen:
         raise ResultError("not certified: no model smaller than the first one passes")

@@ -38,11 +38,11 @@ def explain(
     from pxcompress.explain.compare import SAMPLES, Asked
     from pxcompress.explain.compare import explain as explained
     from pxcompress.explain.folder import write
-    from pxcompress.report.explanation import explanation_json, explanation_table
+    from pxcompress.report.explanation import format_explanation, format_explanation_json
 
     if image and samples is not None:
         raise InputError(f"--samples {samples} has no effect beside --image; leave one out")
     request = Asked(method, composite, share, SAMPLES if samples is None else samples)
     explanation = explained(folder, image or None, data, request, notes(quiet))
     page = write(explanation, folder, out)
-    print(explanation_json(explanation) if as_json else f"{explanation_table(explanation)}\n\n{page}")
+    print(format_explanation_json(explanation) if as_json else f"{format_explanation(explanation)}\n\n{page}")

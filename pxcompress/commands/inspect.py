@@ -48,17 +48,17 @@ def inspect(
     if data:
         if classes is not None:
             raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
-        loaded, inputs = _on_data(model, checkpoint, input_size, data)
+        model_of_data, inputs = _on_data(model, checkpoint, input_size, data)
     else:
-        loaded = load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size)
-        inputs = random_images(loaded.preprocessing.input_size)
+        model_of_data = load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size)
+        inputs = random_images(model_of_data.preprocessing.input_size)
     conditions = Conditions(batch_size, provider, threads) if latency else None
-    result = survey(model, loaded, conditions, notes(quiet=not latency))
-    words = {"data": data or "random images", "weights": loaded.weights}
-    flow = conservation(loaded.model, inputs, composite, **words) if relevance else None
+    result = survey(model, model_of_data, conditions, notes(quiet=not latency))
+    words = {"data": data or "random images", "weights": model_of_data.weights}
+    flow = conservation(model_of_data.model, inputs, composite, **words) if relevance else None
     if as_json:
-        added = {} if flow is None else {"relevance": dataclasses.asdict(flow)}
-        print(json.dumps({**dataclasses.asdict(result), **added}, indent=1))
+        relevance_record = {} if flow is None else {"relevance": dataclasses.asdict(flow)}
+        print(json.dumps({**dataclasses.asdict(result), **relevance_record}, indent=1))
     else:
         print(to_table(result) if flow is None else f"{to_table(result)}\n\n{flow_table(flow)}")
 
@@ -69,6 +69,6 @@ def _on_data(model: str, checkpoint: Path | None, input_size: int | None, data: 
     from pxcompress.workload import load_workload, with_baseline
 
     weights = None if checkpoint is None else str(checkpoint)
-    given = ModelAndData(model, data=data, checkpoint=weights, input_size=input_size)
-    workload = with_baseline(load_workload(given), given.seed, notes(quiet=False))
+    request = ModelAndData(model, data=data, checkpoint=weights, input_size=input_size)
+    workload = with_baseline(load_workload(request), request.seed, notes(quiet=False))
     return workload.loaded, next(iter(workload.splits.score))[0]

@@ -34,10 +34,10 @@ def _describe(field: Field[Any]) -> str:
     """The help of a field's option, with the default that it has unless the text says it."""
     text = str(field.metadata["help"])
     nothing = any(field.default is value for value in (MISSING, None, False, ()))
-    return text if "[default:" in text or nothing else f"{text}  [default: {_shown(field.default)}]"
+    return text if "[default:" in text or nothing else f"{text}  [default: {_show_default(field.default)}]"
 
 
-def _shown(default: object) -> str:
+def _show_default(default: object) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
@@ -64,7 +64,7 @@ SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 Command = Callable[..., None]
 
 
-def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Command], Command]:
+def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[Command], Command]:
     """Decorator: the command's first parameter, a recipe, becomes one option for each of its fields.
 
     Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a `fixed`
@@ -76,7 +76,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
             each.replace(kind=each.KEYWORD_ONLY)
             for each in inspect.signature(command, eval_str=True).parameters.values()
         ][1:]
-        known = {
+        own_options = {
             field.name: _parameter(cls, field)
             for part, cls in (("", Recipe), ("guarantee", Guarantee), ("bench", Bench))
             for field in fields(cls)
@@ -87,13 +87,15 @@ def takes_recipe(*, without: tuple[str, ...] = (), **fixed: Any) -> Callable[[Co
             typer.Option(help="A recipe.json; .toml or .yaml, same keys; options said here count more."),
         ]
         others = [_to_its_panel(each) for each in (_keyword("config", config, None), *own)]
-        parameters = [*known.values(), *others]
+        parameters = [*own_options.values(), *others]
 
         @functools.wraps(command)
-        def with_options(**given: Any) -> None:
-            said = {name: given.pop(name) for name in known}
-            said = {name: value for name, value in said.items() if value is not None and value is not False} | fixed
-            command(recipe_of(said, given.pop("config")), **given)
+        def with_options(**arguments: Any) -> None:
+            options = {name: arguments.pop(name) for name in own_options}
+            options = {
+                name: value for name, value in options.items() if value is not None and value is not False
+            } | preset
+            command(recipe_of(options, arguments.pop("config")), **arguments)
 
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -109,12 +111,12 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
     options = {name: _read(name, value) for name, value in options.items()}
     for key, cls in (("bench", Bench), ("guarantee", Guarantee)):
         part = {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}
-        there = content.get(key) or {}
-        if not isinstance(there, dict):
-            raise InputError(f"{key} is {there!r} in {str(config)!r}; expected keys and values as in recipe.json")
-        content[key] = {**there, **part} or None
+        in_file = content.get(key) or {}
+        if not isinstance(in_file, dict):
+            raise InputError(f"{key} is {in_file!r} in {str(config)!r}; expected keys and values as in recipe.json")
+        content[key] = {**in_file, **part} or None
         if key == "bench" and isinstance(content.get("budget"), str):
-            content["budget"] = _without(content["budget"], part)
+            content["budget"] = _drop_options(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
     content = {key: value for key, value in content.items() if key not in _stale(content, options)} | options
@@ -123,27 +125,27 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
 
 
-def _stale(content: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
+def _stale(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
     """Fields of a file that do not outlive what was `said`: another goal's, and what only followed from old values."""
-    if any(name in said for name in GOALS):
+    if any(name in options for name in GOALS):
         return {*GOALS, "budget", "round_to", "normalise"}
-    followed: dict[str, Any] = {}
+    consequences: dict[str, Any] = {}
     budget = content.get("budget")
-    if "budget" in said and isinstance(budget, str):
-        followed = {"normalise": auto_normalise(budget), "round_to": auto_round_to(budget)}
-    return {name for name, value in followed.items() if content.get(name) == value}
+    if "budget" in options and isinstance(budget, str):
+        consequences = {"normalise": auto_normalise(budget), "round_to": auto_round_to(budget)}
+    return {name for name, value in consequences.items() if content.get(name) == value}
 
 
-def _without(text: str, names: Collection[str]) -> str:
+def _drop_options(text: str, names: Collection[str]) -> str:
     """A method's text without the options `names`."""
     name, _, options = text.partition(":")
-    left = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
-    return ":".join([name, ",".join(left)] if left else [name])
+    remaining = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
+    return ":".join([name, ",".join(remaining)] if remaining else [name])
 
 
-def guarantee_of(max_drop: float, **said: Any) -> Guarantee:
+def guarantee_of(max_drop: float, **options: Any) -> Guarantee:
     """What --max-drop and its companions ask for."""
-    return Guarantee(max_drop, **{name: value for name, value in said.items() if value is not None})
+    return Guarantee(max_drop, **{name: value for name, value in options.items() if value is not None})
 
 
 def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
@@ -174,7 +176,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def _split_names(text: str) -> tuple[str, ...]:
     """What stands between commas in `text`, or on the lines of the file of this name."""
     try:
         parts = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
@@ -186,7 +188,7 @@ def _listed(text: str) -> tuple[str, ...]:
     return names
 
 
-def _times(text: str) -> float:
+def _parse_factor(text: str) -> float:
     """2 of "2x" or "2"."""
     try:
         return float(text.removesuffix("x"))
@@ -194,7 +196,7 @@ def _times(text: str) -> float:
         raise InputError(f"speedup is {text!r}; expected a factor above 1, such as 2x") from None
 
 
-def _bytes(text: str) -> int:
+def _parse_bytes(text: str) -> int:
     """20000000 of "20MB" or "20000000"."""
     parts = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text.strip())
     try:
@@ -230,10 +232,10 @@ def _read(name: str, value: Any) -> Any:
 
 
 _READ: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _listed),
+    **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _split_names),
     "repair": _repairs,
     "scorer": _scorer,
-    "speedup": _times,
-    "max_bytes": _bytes,
+    "speedup": _parse_factor,
+    "max_bytes": _parse_bytes,
 }
 """Options whose text is not their value."""

@@ -33,18 +33,18 @@ def report(
         raise InputError(f"{str(out)!r} exists; choose another --out or give --force")
     names = _names(folders)
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
-    for folder, read in zip(folders, reports.values(), strict=True):
-        check_files(folder, read.sha256)
-    first, note = next(iter(reports.values())), notes(quiet=False)
+    for folder, run_report in zip(folders, reports.values(), strict=True):
+        check_files(folder, run_report.sha256)
+    first_report, note = next(iter(reports.values())), notes(quiet=False)
     if out is not None:
         out.write_text(to_comparison(reports))
         note(f"page: {out}")
     if figures is not None:
         note(f"figures: {len(write_figures(reports, figures))} files in {figures}")
     if card:
-        print(to_card(first), end="")
+        print(to_card(first_report), end="")
     else:
-        show(to_table(first) if len(reports) == 1 else to_comparison_table(reports))
+        show(to_table(first_report) if len(reports) == 1 else to_comparison_table(reports))
 
 
 def _names(folders: list[Path]) -> list[str]:

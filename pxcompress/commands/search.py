@@ -48,8 +48,8 @@ def search(
     The folder gets composite.json (for `run --score @...`), search.json and search.html. Nothing is measured on the
     test or certify split.
     """
-    from pxcompress.report.summary import command
-    from pxcompress.report.table import aligned
+    from pxcompress.report.summary import format_command
+    from pxcompress.report.table import align
     from pxcompress.search import SearchPlan
     from pxcompress.search import search as run_search
     from pxcompress.search.run import COMPOSITE, HEAD
@@ -59,6 +59,6 @@ def search(
     if as_json:
         print(json.dumps(dataclasses.asdict(result), indent=1))
         return
-    print("\n".join([*aligned([HEAD, *result.rows(5)]), "", *result.notes]))
-    ships = command(recipe.but(scorer=Recipe.scorer, normalise=result.best.normalise))
+    print("\n".join([*align([HEAD, *result.rows(5)]), "", *result.notes]))
+    ships = format_command(recipe.but(scorer=Recipe.scorer, normalise=result.best.normalise))
     print(f"next: {ships} --score {shlex.quote(f'@{place / COMPOSITE}')}")

@@ -21,7 +21,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Recompute the certificate of a run folder from its data and ONNX files; exit code 3 if it does not hold."""
-    from pxcompress.report.table import certificate_table
+    from pxcompress.report.table import format_certificate
     from pxcompress.run_folder.certificate import verify as recompute
 
     result = recompute(folder, data, notes(quiet))
@@ -29,7 +29,7 @@ def verify(
         content = dataclasses.asdict(result.record)
         print(json.dumps({"holds": not result.problems, "problems": result.problems, **content}, indent=1))
     else:
-        print(certificate_table(result.record))
+        print(format_certificate(result.record))
     if result.problems:
         raise ResultError(f"the certificate does not hold: {'; '.join(result.problems)}")
     if not as_json:

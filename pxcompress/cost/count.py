@@ -36,26 +36,26 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
 def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Multiply-accumulates of one sample by module name, each without those of its children."""
     counter, _ = _run_counted(model, example)
-    total: dict[str, int] = {}
+    macs_by_name: dict[str, int] = {}
     for path, operations in counter.get_flop_counts().items():
         if path != "Global":
-            total[_name(path, model)] = sum(operations.values()) // 2
-    own = dict(total)
-    for name, macs in total.items():
+            macs_by_name[_name(path, model)] = sum(operations.values()) // 2
+    own_macs = dict(macs_by_name)
+    for name, macs in macs_by_name.items():
         if name:
             parent = name.rpartition(".")[0]
-            while parent not in own:
+            while parent not in own_macs:
                 parent = parent.rpartition(".")[0]
-            own[parent] -= macs
-    return {name: macs for name, macs in own.items() if macs}
+            own_macs[parent] -= macs
+    return {name: macs for name, macs in own_macs.items() if macs}
 
 
 def uncounted(model: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
     """Operators of `model` that multiply and count as zero: name -> names of the modules that run them."""
-    _, left_out = _run_counted(model, example)
+    _, uncounted_operators = _run_counted(model, example)
     return {
         operator: tuple(_name(path, model) or type(model).__name__ for path in paths)
-        for operator, paths in left_out.modules.items()
+        for operator, paths in uncounted_operators.modules.items()
     }
 
 
@@ -65,10 +65,17 @@ def _run_counted(model: nn.Module, example: Tensor) -> tuple[FlopCounterMode, Un
     Fused attention is computed unfused here, because the counter does not see inside the fused CPU kernel.
     """
     counter = FlopCounterMode(display=False, custom_mapping=formulas())
-    left_out = Uncounted(counter)
-    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter, left_out:
+    uncounted_operators = Uncounted(counter)
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        _no_fast_path(),
+        counter,
+        uncounted_operators,
+    ):
         model(example[:1].to(device_of(model)))
-    return counter, left_out
+    return counter, uncounted_operators
 
 
 def _name(path: str, model: nn.Module) -> str:
@@ -79,12 +86,12 @@ def _name(path: str, model: nn.Module) -> str:
 @contextmanager
 def _no_fast_path() -> Iterator[None]:
     """nn.MultiheadAttention as single operators: the counter sees nothing of its fused inference path."""
-    fused = torch.backends.mha.get_fastpath_enabled()
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def params_by_module(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -111,11 +118,11 @@ class Widths:
         """Rows kept and rows in all of a module's axis; (1, 1) where no group owns rows of it."""
         if (name, axis) not in self._owners:
             return 1, 1
-        total, owners = self._owners[name, axis]
-        lost = sum(
+        rows, owners = self._owners[name, axis]
+        removed_rows = sum(
             (group.units - kept.get(group.name, group.units)) * member.index.shape[1] for group, member in owners
         )
-        return total - lost, total
+        return rows - removed_rows, rows
 
     def heads(self, name: str, kept: Mapping[str, int]) -> tuple[int, int]:
         """Heads kept and heads in all of the attention module `name`; (1, 1) for any other module."""
@@ -126,7 +133,8 @@ class Widths:
 def _rows(model: nn.Module, name: str, member: Member) -> int:
     if member.dim is not None:
         path, _, attribute = name.rpartition(".")
-        return int(getattr(model.get_submodule(path), attribute).shape[member.dim])
+        value = getattr(model.get_submodule(path), attribute)
+        return int(value.shape[member.dim] if isinstance(value, Tensor) else sum(value))
     module = model.get_submodule(name)
     weight: Tensor = module.weight  # type: ignore[assignment]
     if isinstance(module, nn.Embedding):

@@ -42,13 +42,13 @@ def _trilinear(
     a: Shape, b: Shape, c: Shape, expand_a: list[int], expand_b: list[int], expand_c: list[int], *args: Any, **rest: Any
 ) -> int:
     """nn.Bilinear: a product of three tensors that are spread along each other's axes."""
-    spread = []
+    broadcast_shapes = []
     for shape, axes in ((a, expand_a), (b, expand_b), (c, expand_c)):
         sizes = list(shape)
         for axis in sorted(axes):
             sizes.insert(axis, 1)
-        spread.append(sizes)
-    return 2 * prod(max(sizes) for sizes in zip(*spread, strict=True))
+        broadcast_shapes.append(sizes)
+    return 2 * prod(max(sizes) for sizes in zip(*broadcast_shapes, strict=True))
 
 
 def _distances(a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:
@@ -57,6 +57,11 @@ def _distances(a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:
 
 def _deformable(inputs: Shape, weight: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
     return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def _norm(*args: Any, **kwargs: Any) -> int:
+    """Linear in the size of its input, as an element-wise operation is: zero."""
+    return 0
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
@@ -72,6 +77,7 @@ def formulas() -> dict[Any, Callable[..., int]]:
         aten.vdot: _dot,
         aten._trilinear: _trilinear,
         aten._cdist_forward: _distances,
+        aten.linalg_vector_norm: _norm,
     }
     deformable = getattr(torch.ops.torchvision, "deform_conv2d", None)  # there where torchvision was imported
     return table if deformable is None else {**table, deformable: _deformable}

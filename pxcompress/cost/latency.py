@@ -26,7 +26,7 @@ from pxcompress.cost.count import Widths
 from pxcompress.cost.operators import Operator, operators
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import check_batch_size
-from pxcompress.deploy.runtime import VERSION, device_name, session, time_graph, time_runs
+from pxcompress.deploy.runtime import describe_device, open_session, time_graph, time_runs
 from pxcompress.graph import prune
 from pxcompress.types import Group, Meter, Plan
 
@@ -81,15 +81,15 @@ class Table:
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
-        device = device_name(conditions.provider, conditions.threads)
-        name = "".join(letter if letter.isalnum() else "-" for letter in f"{device}-{VERSION}")
+        device = describe_device(conditions.provider, conditions.threads)
+        name = "".join(letter if letter.isalnum() else "-" for letter in device)
         self._path = cache_dir() / "latency" / f"{name}.json"
         self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def milliseconds(self, operator: Operator) -> float:
         """Time that `operator` adds to a call: alone it also has to bring its input and output into another layout."""
-        alone = self._call(operator)
-        return max(alone - self._beside(operator), LEAST * alone)
+        standalone_ms = self._call(operator)
+        return max(standalone_ms - self._beside(operator), LEAST * standalone_ms)
 
     def _beside(self, operator: Operator) -> float:
         """What a call takes beside `operator`: half of what comes with one copy of its input, and of its output."""
@@ -98,8 +98,8 @@ class Table:
     def fetch(self) -> float:
         """Milliseconds by which a weight is later there from memory, as in a whole model, than from the cache."""
         big, small = (MATRIX.at(width, width) for width in (MATRIX.inputs, CACHED))
-        near = (self._call(small) - self._call(NOTHING)) / CACHED**2
-        return max(0.0, self._call(big) / MATRIX.inputs**2 - near)
+        cached_ms_per_weight = (self._call(small) - self._call(NOTHING)) / CACHED**2
+        return max(0.0, self._call(big) / MATRIX.inputs**2 - cached_ms_per_weight)
 
     def _call(self, operator: Operator) -> float:
         batch = self._conditions.batch_size
@@ -160,15 +160,15 @@ def _between(points: Array, value: float) -> tuple[int, float]:
 def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions) -> Meter:
     """Milliseconds of one call at planned widths; exports and times the whole model at the widths `WHOLE`."""
     widths, table, step = Widths(model, groups), Table(conditions), best_step(conditions)
-    found = operators(model, groups, example)
-    surfaces = {name: _surface(operator, name, widths, table) for name, operator in found.items()}
+    dense_operators = operators(model, groups, example)
+    surfaces = {name: _surface(operator, name, widths, table) for name, operator in dense_operators.items()}
     fetch = table.fetch()
     table.save()
 
     def parts(kept: Mapping[str, int]) -> Array:
         """Milliseconds of all operators one by one, and elements that they write."""
         total = np.zeros(2)
-        for name, operator in found.items():
+        for name, operator in dense_operators.items():
             inputs, outputs = _widths(operator, name, widths, kept)
             if not (inputs and outputs):
                 continue
@@ -177,15 +177,15 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
                     min(whole, -(-width // step) * step)
                     for width, whole in ((inputs, operator.inputs), (outputs, operator.outputs))
                 )
-            fetched = fetch * operator.weights(inputs, outputs)
-            total += surfaces[name].at(inputs, outputs) + fetched, operator.positions * outputs
+            fetch_ms = fetch * operator.weights(inputs, outputs)
+            total += surfaces[name].at(inputs, outputs) + fetch_ms, operator.positions * outputs
         return total
 
     points = [{group.name: _near(group.units, share, group.kind == "head") for group in groups} for share in WHOLE]
-    measured = np.array([[whole_model(model, groups, example, conditions, kept)] for kept in points])
-    alone = np.array([parts(kept) for kept in points])
-    scale = alone.max(0)
-    factors = nnls(alone / scale / measured, np.ones(len(points)))[0] / scale  # relative errors count
+    measured_ms = np.array([[whole_model(model, groups, example, conditions, kept)] for kept in points])
+    predicted_parts = np.array([parts(kept) for kept in points])
+    scale = predicted_parts.max(0)
+    factors = nnls(predicted_parts / scale / measured_ms, np.ones(len(points)))[0] / scale  # relative errors count
 
     @cache
     def priced(kept: tuple[tuple[str, int], ...]) -> float:
@@ -199,9 +199,9 @@ def _widths(operator: Operator, name: str, widths: Widths, kept: Mapping[str, in
     if operator.kind == "attention":
         heads, _ = widths.heads(name, kept)
         return heads, heads
-    (inputs, whole), (outputs, out) = widths.share(name, "in", kept), widths.share(name, "out", kept)
-    outputs = outputs * operator.outputs // out
-    return outputs if operator.depthwise else inputs * operator.inputs // whole, outputs
+    (inputs, dense_inputs), (outputs, dense_outputs) = widths.share(name, "in", kept), widths.share(name, "out", kept)
+    outputs = outputs * operator.outputs // dense_outputs
+    return outputs if operator.depthwise else inputs * operator.inputs // dense_inputs, outputs
 
 
 def _surface(operator: Operator, name: str, widths: Widths, table: Table) -> _Surface:
@@ -215,13 +215,13 @@ def _surface(operator: Operator, name: str, widths: Widths, table: Table) -> _Su
         outputs = inputs[-1:]
     else:
         times = np.array([[table.milliseconds(operator.at(i, o)) for o in outputs] for i in inputs])
-    rising = np.maximum.accumulate(np.maximum.accumulate(times, axis=0), axis=1)
-    return _Surface(np.array(inputs, float), np.array(outputs, float), rising)
+    monotone_times = np.maximum.accumulate(np.maximum.accumulate(times, axis=0), axis=1)
+    return _Surface(np.array(inputs, float), np.array(outputs, float), monotone_times)
 
 
-def _points(operator: Operator, width: int, free: bool) -> list[int]:
+def _points(operator: Operator, width: int, is_prunable: bool) -> list[int]:
     """Widths to measure at: multiples of the step, of the groups of a convolution, or of one head."""
-    if not free:
+    if not is_prunable:
         return [width]
     if operator.groups > 1 and not operator.depthwise:
         return sorted({max(1, round(width * share / operator.groups)) * operator.groups for share in SHARES})
@@ -244,9 +244,9 @@ def best_step(conditions: Conditions) -> int:
     def seconds(width: int) -> float:
         return sum(table.milliseconds(probe.at(probe.inputs, width)) for probe in PROBES)
 
-    whole = seconds(PROBE)
-    found = (step for step in STEPS if seconds(PROBE - step // 2) >= (1 - SAVED * step / 2 / PROBE) * whole)
-    step = next(found, 1)
+    full_seconds = seconds(PROBE)
+    good_steps = (step for step in STEPS if seconds(PROBE - step // 2) >= (1 - SAVED * step / 2 / PROBE) * full_seconds)
+    step = next(good_steps, 1)
     table.save()
     return step
 
@@ -255,8 +255,8 @@ def whole_model(
     model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions, kept: Mapping[str, int]
 ) -> float:
     """Milliseconds of one call of `model` with the first units of every group, exported and measured."""
-    removed = {group.name: tuple(range(kept.get(group.name, group.units), group.units)) for group in groups}
-    slim = prune(model, groups, Plan(removed, "", "", 0.0, 0.0, 0.0), example).model
+    removed_units = {group.name: tuple(range(kept.get(group.name, group.units), group.units)) for group in groups}
+    slim = prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0), example).model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(slim, example, path, {}, batch=conditions.batch_size)  # any batch is not asked for here
@@ -265,8 +265,8 @@ def whole_model(
 
 def file_latencies(files: Sequence[Path], example: Tensor, conditions: Conditions) -> list[float]:
     """Median milliseconds of one call of every ONNX file, taken in turns."""
-    loaded = {str(path): session(path, conditions.provider, threads=conditions.threads) for path in files}
+    sessions = {str(path): open_session(path, conditions.provider, threads=conditions.threads) for path in files}
     seconds = time_runs(
-        loaded, example.cpu().numpy(), batch_size=conditions.batch_size, runs=100, max_seconds=4.0 * len(files)
+        sessions, example.cpu().numpy(), batch_size=conditions.batch_size, runs=100, max_seconds=4.0 * len(files)
     )
     return [float(np.median(seconds[str(path)]) * 1e3) for path in files]

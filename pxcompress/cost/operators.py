@@ -100,7 +100,7 @@ def operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dic
 
     Attention is listed under the names of the groups of heads. A module called twice counts as its last call.
     """
-    found: dict[str, Operator] = {}
+    operators_by_name: dict[str, Operator] = {}
     order: list[tuple[str, nn.Module]] = []
     heads = {group.name: group for group in groups if group.kind == "head"}
 
@@ -108,9 +108,9 @@ def operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dic
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             order.append((name, module))
             if isinstance(module, PRODUCERS) and isinstance(output, Tensor):
-                found[name] = _operator(module, args[0], output)
+                operators_by_name[name] = _operator(module, args[0], output)
             elif name in heads:
-                found[name] = _attention(heads[name], args[0])
+                operators_by_name[name] = _attention(heads[name], args[0])
 
         return read
 
@@ -120,24 +120,24 @@ def operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dic
                 module.register_forward_hook(hook(name))
         model(example[:1].to(device_of(model)))
     for (name, _), following in zip(order, _following(order), strict=True):
-        if name in found and following:
-            found[name] = replace(found[name], activation=following)
-    return found
+        if name in operators_by_name and following:
+            operators_by_name[name] = replace(operators_by_name[name], activation=following)
+    return operators_by_name
 
 
 def _following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
     """For every call, the operators of the activation that comes right after it, past norms that are folded."""
-    after: tuple[str, ...] = ()
+    next_activation: tuple[str, ...] = ()
     result = []
     for _, module in reversed(order):
-        result.append(after)
-        known = next((names for kind, names in ACTIVATIONS.items() if isinstance(module, kind)), None)
-        if known is None and hasattr(module, "act"):  # timm's norms that hold an activation
-            known = next((names for kind, names in ACTIVATIONS.items() if isinstance(module.act, kind)), None)
-        if known is not None:
-            after = known
+        result.append(next_activation)
+        activation = next((names for kind, names in ACTIVATIONS.items() if isinstance(module, kind)), None)
+        if activation is None and hasattr(module, "act"):  # timm's norms that hold an activation
+            activation = next((names for kind, names in ACTIVATIONS.items() if isinstance(module.act, kind)), None)
+        if activation is not None:
+            next_activation = activation
         elif not isinstance(module, _TRANSPARENT):
-            after = ()
+            next_activation = ()
     return result[::-1]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pxcompress.data.samples import Integers, Numbers, Samples
+from pxcompress.data.targets import Masks, Resize
 from pxcompress.errors import DataError
 from pxcompress.types import Batch, Preprocessing
 
@@ -82,7 +83,8 @@ def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bo
     store: Store = _Lazy(_Images(kept, preprocessing), _Normalize(preprocessing), skip_corrupt)
     if small:
         pixels = torch.stack([seen.pixels for seen in good.values()]) if good else torch.empty(0)
-        store = _Stored(kept, pixels, torch.from_numpy(kept.labels), _Normalize(preprocessing))
+        targets = torch.stack([seen.target for seen in good.values()]) if good else torch.empty(0)
+        store = _Stored(kept, pixels, targets, _Normalize(preprocessing))
     digests = tuple(seen.digest for seen in good.values())
     return Reading(store, damaged, digests, sum(seen.deep for seen in good.values()))
 
@@ -109,7 +111,15 @@ def _numbers(samples: Samples, numbers: Numbers, preprocessing: Preprocessing) -
         raise DataError(
             f"input {samples.ids[number]!r} holds NaN or infinity; expected finite numbers: mend or remove it"
         )
-    return _Stored(samples, values, torch.from_numpy(samples.labels), Tensor.float)
+    targets = torch.stack([_target(samples, index) for index in range(len(samples))]) if len(samples) else values[:0]
+    return _Stored(samples, values, targets, Tensor.float)
+
+
+def _target(samples: Samples, index: int, size: tuple[int, int] | None = None, resize: Resize | None = None) -> Tensor:
+    """What is asked of the model for sample `index`: its class, or what its targets say."""
+    if samples.targets is None:
+        return torch.tensor(samples.labels[index])
+    return samples.targets(int(samples.positions[index]), size, resize)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,13 +127,14 @@ class _Seen:
     """One image that was read: its resized `pixels`, empty where only a look was taken, and as in `Reading`."""
 
     pixels: Tensor
+    target: Tensor
     digest: bytes
     deep: bool
 
 
-class _Images(Dataset[tuple[Tensor, int] | DataError]):
-    """Resized and cropped images, (C, H, W) uint8, with labels. A damaged one is its error: raised in a worker process,
-    it would arrive with the worker's traceback as its message.
+class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
+    """Resized and cropped images, (C, H, W) uint8, with targets. A damaged one is its error: raised in a worker
+    process, it would arrive with the worker's traceback as its message.
     """
 
     def __init__(self, samples: Samples, preprocessing: Preprocessing) -> None:
@@ -136,12 +147,15 @@ class _Images(Dataset[tuple[Tensor, int] | DataError]):
             raise DataError(f"the model takes {channels} channels; image data has 1 (grey) or 3 (RGB)")
         self.samples = samples
         self._mode = _MODES[channels]
-        self._transform = create_transform(
-            input_size=(channels, height, width),
-            is_training=False,
-            interpolation=preprocessing.interpolation,
-            crop_pct=preprocessing.crop,
-            normalize=False,
+        self._transform, self._mask_transform = (
+            create_transform(
+                input_size=(channels, height, width),
+                is_training=False,
+                interpolation=interpolation,
+                crop_pct=preprocessing.crop,
+                normalize=False,
+            )
+            for interpolation in (preprocessing.interpolation, "nearest")
         )
 
     def __len__(self) -> int:
@@ -151,12 +165,13 @@ class _Images(Dataset[tuple[Tensor, int] | DataError]):
         """The images at `indices`, in that order."""
         return _Images(self.samples.take(indices), self._preprocessing)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DataError:
         try:
             image = self.samples.load(index)
+            target = _target(self.samples, index, image.size, self._mask_transform)
         except DataError as error:
             return error
-        return self._resized(image), int(self.samples.labels[index])
+        return self._resized(image), target
 
     def seen(self, index: int) -> _Seen | DataError:
         """The image, or why it cannot be read."""
@@ -169,10 +184,11 @@ class _Images(Dataset[tuple[Tensor, int] | DataError]):
     def _examined(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
         try:
             image, deep = self.samples.opened(index)
+            target = _target(self.samples, index, image.size, self._mask_transform)
         except DataError as error:
             return error
         digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-        return _Seen(pixels_of(image), digest, deep)
+        return _Seen(pixels_of(image), target, digest, deep)
 
     def _resized(self, image: Image.Image) -> Tensor:
         pixels: Tensor = self._transform(image.convert(self._mode))
@@ -192,11 +208,11 @@ class _Normalize:
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """Decoded images, (n, C, H, W) uint8, or other inputs, and labels, (n,) int64, in memory."""
+    """Decoded images, (n, C, H, W) uint8, or other inputs, and their targets, (n, ...), in memory."""
 
     samples: Samples
     pixels: Tensor
-    labels: Tensor
+    targets: Tensor
     normalize: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
@@ -205,11 +221,12 @@ class _Stored:
     def take(self, indices: Integers) -> Store:
         """The samples at `indices`, in that order."""
         chosen = torch.from_numpy(indices)
-        return replace(self, samples=self.samples.take(indices), pixels=self.pixels[chosen], labels=self.labels[chosen])
+        samples = self.samples.take(indices)
+        return replace(self, samples=samples, pixels=self.pixels[chosen], targets=self.targets[chosen])
 
     def batches(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
         for chunk in chunks:
-            yield self.normalize(self.pixels[chunk]), self.labels[chunk]
+            yield self.normalize(self.pixels[chunk]), self.targets[chunk]
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,25 +256,29 @@ class _Lazy:
             collate_fn=_collate,
             generator=torch.Generator(),  # the default would draw from the global one and so change later draws
         )
-        for pixels, labels, errors in loader:
+        for pixels, targets, errors in loader:
             if errors and not self.skip_corrupt:
                 raise errors[0]
-            if len(labels):
-                yield self.normalize(pixels), labels
+            if len(targets):
+                yield self.normalize(pixels), targets
 
 
 Store = _Stored | _Lazy
 
 
-def _collate(items: Sequence[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor, list[DataError]]:
+def _collate(items: Sequence[tuple[Tensor, Tensor] | DataError]) -> tuple[Tensor, Tensor, list[DataError]]:
     good = [item for item in items if not isinstance(item, DataError)]
     errors = [item for item in items if isinstance(item, DataError)]
     pixels = torch.stack([pixels for pixels, _ in good]) if good else torch.empty(0)
-    return pixels, torch.tensor([label for _, label in good], dtype=torch.int64), errors
+    targets = torch.stack([target for _, target in good]) if good else torch.empty(0)
+    return pixels, targets, errors
 
 
 def _fits(samples: Samples, preprocessing: Preprocessing) -> bool:
-    return len(samples) * int(np.prod(preprocessing.input_size)) <= _MEMORY_BYTES
+    size = int(np.prod(preprocessing.input_size))
+    if isinstance(samples.targets, Masks):
+        size += 8 * int(np.prod(preprocessing.input_size[-2:]))
+    return len(samples) * size <= _MEMORY_BYTES
 
 
 def _cores() -> int:

@@ -26,7 +26,7 @@ SURE = 0.01
 
 def in_order_of(source: Source, loaded: Loaded) -> Source:
     """`source` with its classes numbered as the outputs of the model are; its notes say what was found out."""
-    if source.embedded or loaded.weights == "untrained":
+    if source.embedded or source.layout != "classes" or loaded.weights == "untrained":
         return source
     own = {name.casefold(): name for name in source.classes}
     order = tuple(own.get(name.casefold(), "") for name in loaded.class_names)

@@ -1,4 +1,6 @@
-"""A folder of images, one sub-folder a class, with or without train/ and val/: every real file is one sample.
+"""A folder of images, with or without train/ and val/: every real file is one sample.
+
+One sub-folder is a class; images/ beside masks/ have a mask each; image files alone have no targets.
 
 Links are followed. A file is known by its device and inode, so that a folder which links to itself, or two links to one
 image, do not count it twice.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,14 @@ from PIL import Image
 from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pxcompress.data.samples import Samples, UserData
+from pxcompress.data.masks import Pair, class_names, pair_masks
+from pxcompress.data.samples import Layout, Samples, UserData
+from pxcompress.data.targets import Masks
 from pxcompress.errors import DataError, unknown
 
 # Folder names of the two halves, most usual first; compared in lower case.
-_TRAIN_FOLDERS = ("train", "training")
-_HELD_OUT_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
+TRAIN_FOLDERS = ("train", "training")
+HELD_OUT_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
 
 _Identity = tuple[int, int] | str
 """Device and inode of a file or folder; its path where a link leads nowhere."""
@@ -40,26 +44,76 @@ class Files:
         return image
 
 
-def open_folder(spec: str, others: Sequence[str]) -> UserData:
-    """The images of folder `spec`; `others` are names of data that are no folders, for the error message."""
+def open_folder(spec: str, others: Sequence[str], layout: Layout | None = None) -> UserData:
+    """The images of folder `spec`, laid out as it looks, or all of them without targets by the `layout` "unlabelled".
+
+    `others` are names of data that are no folders, for the error message.
+    """
     root = Path(spec).expanduser()
     _check_folder(spec, root, others)
     inner = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    train = next((inner[name] for name in _TRAIN_FOLDERS if name in inner), None)
-    held_out = [inner[name] for name in _HELD_OUT_FOLDERS if name in inner]
+    train = next((inner[name] for name in TRAIN_FOLDERS if name in inner), None)
+    held_out = [inner[name] for name in HELD_OUT_FOLDERS if name in inner]
     halves = [half for half in (train, *held_out[:1]) if half is not None]
     scan = _Scan(spec, root)
-    classes, train_samples = scan.half(halves[0] if halves else root)
-    held_out_samples = None  # one half alone is cut like a folder without halves
     if len(halves) == 2:
-        _, held_out_samples = scan.half(halves[1], classes)
         scan.notes += [f"{path.name}/ is not used; {halves[1].name}/ is the held-out half" for path in held_out[1:]]
-    if scan.repeated:
-        links = "1 link" if scan.repeated == 1 else f"{scan.repeated} links"
-        scan.notes.append(f"{links} below {spec!r} to images that are there anyway: every image counts once")
+    halves = halves or [root]  # one half alone is cut like a folder without halves
+    readers = {"classes": _read_classes, "masks": _read_masks, "unlabelled": _read_unlabelled}
+    data = readers[layout or _layout_of(halves[0])](scan, halves)
+    return replace(data, notes=(*scan.notes, *scan.links_note()))
+
+
+def _layout_of(half: Path) -> Layout:
+    """What a folder looks like: images/ with masks/, class folders, or image files alone."""
+    entries = list(_entries(half))
+    folders = {entry.name for entry in entries if os.path.isdir(entry)}
+    if "images" in folders and ("masks" in folders or folders == {"images"}):
+        return "masks"
+    flat = not folders and any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries)
+    return "unlabelled" if flat else "classes"
+
+
+def _read_classes(scan: _Scan, halves: Sequence[Path]) -> UserData:
+    classes, train = scan.half(halves[0])
+    held_out = scan.half(halves[1], classes)[1] if len(halves) == 2 else None
     natural = tuple(sorted(classes, key=natural_key))
     other_order = () if natural == classes else natural
-    return UserData(classes, train_samples, held_out_samples, tuple(scan.notes), other_order)
+    return UserData(classes, train, held_out, other_order=other_order, outputs=len(classes))
+
+
+def _read_masks(scan: _Scan, halves: Sequence[Path]) -> UserData:
+    pairs = []
+    for half in halves:
+        for name in ("images", "masks"):
+            if not (half / name).is_dir():
+                raise DataError(f"'{half}' has no folder {name}/; expected images/, and masks/ with a PNG for each")
+        pairs.append(pair_masks(scan.images(half, "images"), half))
+        if not pairs[-1]:
+            raise DataError(f"no images in '{half / 'images'}'; expected images with a PNG each in masks/")
+    classes = class_names(scan.spec, scan.root, [mask for half in pairs for _, mask in half])
+    train, *held_out = (_masked(scan.root, half, len(classes)) for half in pairs)
+    return UserData(classes, train, held_out[0] if held_out else None, layout="masks", outputs=len(classes))
+
+
+def _masked(root: Path, pairs: Sequence[Pair], classes: int) -> Samples:
+    images, masks = (tuple(pair[side].relative_to(root).as_posix() for pair in pairs) for side in (0, 1))
+    labels = np.zeros(len(images), dtype=np.int64)
+    return Samples.of(images, labels, Files(root, images), Masks(root, masks, images, classes))
+
+
+def _read_unlabelled(scan: _Scan, halves: Sequence[Path]) -> UserData:
+    """All images below the halves; those of images/ alone where masks/ lie beside them."""
+    parts = []
+    for half in halves:
+        masked = (half / "images").is_dir() and (half / "masks").is_dir()
+        paths = scan.images(half, "images" if masked else ".")
+        if not paths:
+            raise DataError(f"no images below '{half}'; expected files with one of: {' '.join(IMG_EXTENSIONS)}")
+        ids = tuple(path.relative_to(scan.root).as_posix() for path in paths)
+        parts.append(Samples.of(ids, np.zeros(len(ids), dtype=np.int64), Files(scan.root, ids)))
+    train, *held_out = parts
+    return UserData((), train, held_out[0] if held_out else None, layout="unlabelled")
 
 
 def _check_folder(spec: str, root: Path, others: Sequence[str]) -> None:
@@ -68,7 +122,9 @@ def _check_folder(spec: str, root: Path, others: Sequence[str]) -> None:
             raise DataError(f"data folder {spec!r} is empty; expected one folder of images per class")
         return
     if spec and root.exists():
-        raise DataError(f"data {spec!r} is a file; expected a folder with one folder of images per class")
+        raise DataError(
+            f"data {spec!r} is a file; expected a folder with one folder of images per class, or a table: .csv, .jsonl"
+        )
     if os.sep in spec or spec.startswith((".", "~")):
         raise DataError(f"data folder {spec!r} does not exist; give a folder, or one of: {', '.join(others)}")
     raise DataError(f"{unknown('data', spec, others)} (nor is there a folder of that name)")
@@ -93,7 +149,7 @@ class _Scan:
         With `classes` given, a folder that is not among them is an error.
         """
         folders = sorted(path.name for path in half.iterdir() if path.is_dir() and not path.name.startswith("."))
-        images = {name: self._images(half, name) for name in folders}
+        images = {name: self.images(half, name) for name in folders}
         names = classes or tuple(name for name in folders if images[name])
         if not any(images.values()):
             extensions = " ".join(IMG_EXTENSIONS)
@@ -113,8 +169,14 @@ class _Scan:
         labels = np.array([label for _, label in files], dtype=np.int64)
         return names, Samples.of(ids, labels, Files(self.root, ids))
 
-    def _images(self, half: Path, name: str) -> list[Path]:
-        """Image files of the class `name`, each real file once, sorted; files rather than links to them."""
+    def links_note(self) -> list[str]:
+        """How many links led to images that are there anyway; nothing without any."""
+        links = "1 link" if self.repeated == 1 else f"{self.repeated} links"
+        text = f"{links} below {self.spec!r} to images that are there anyway: every image counts once"
+        return [text] if self.repeated else []
+
+    def images(self, half: Path, name: str) -> list[Path]:
+        """Image files of the folder `name`, each real file once, sorted; files rather than links to them."""
         paths: dict[_Identity, Path] = {}
         for identity, path in self._walk(half / name, set()):
             first = paths.setdefault(identity, path)

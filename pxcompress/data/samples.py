@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pxcompress.data.targets import Targets
 from pxcompress.deploy.predict import rgb
 from pxcompress.errors import DataError
 
@@ -26,6 +27,9 @@ SPARE = 500
 
 Origin = Literal["held-out", "train", "everything"]
 """What the select pool is cut from: held-out data, training data, or data that come in one piece."""
+
+Layout = Literal["classes", "masks", "labels", "numbers", "unlabelled"]
+"""What the targets are: a class, a class per pixel, several labels or numbers for each input; or there are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +47,25 @@ class Samples:
     """Inputs by position: `ids[i]` is unique within the data, `labels[i]` an index into its classes, (n,) int64.
 
     `read(positions[i])` opens image i in whatever mode it has; `Numbers` hold inputs that are no images.
+    `targets` gives what is asked of the model where that is no class; labels then are zeros.
     """
 
     ids: tuple[str, ...]
     labels: Integers
     read: Callable[[int], Image.Image]
     positions: Integers
+    targets: Targets | None = None
 
     @classmethod
-    def of(cls, ids: Sequence[str], labels: Integers, read: Callable[[int], Image.Image]) -> Samples:
+    def of(
+        cls,
+        ids: Sequence[str],
+        labels: Integers,
+        read: Callable[[int], Image.Image],
+        targets: Targets | None = None,
+    ) -> Samples:
         """All inputs that `read` knows, in its order."""
-        return cls(tuple(ids), labels, read, np.arange(len(ids)))
+        return cls(tuple(ids), labels, read, np.arange(len(ids)), targets)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,12 +73,13 @@ class Samples:
     def take(self, indices: Integers) -> Samples:
         """The samples at `indices`, in that order."""
         ids = tuple(self.ids[index] for index in indices)
-        return Samples(ids, self.labels[indices], self.read, self.positions[indices])
+        return replace(self, ids=ids, labels=self.labels[indices], positions=self.positions[indices])
 
     def joined(self, other: Samples) -> Samples:
         """These samples, then those of `other`, which are read in the same way."""
         labels = np.concatenate([self.labels, other.labels])
-        return Samples(self.ids + other.ids, labels, self.read, np.concatenate([self.positions, other.positions]))
+        positions = np.concatenate([self.positions, other.positions])
+        return replace(self, ids=self.ids + other.ids, labels=labels, positions=positions)
 
     def load(self, index: int) -> Image.Image:
         """Image `index`, decoded, RGB. Raises `DataError` where it cannot be read."""
@@ -87,13 +100,16 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class UserData:
-    """A user's data as they lie there. `other_order` as in `Source`."""
+    """A user's data as they lie there; the rest as in `Source`."""
 
     classes: tuple[str, ...]
     train: Samples
     held_out: Samples | None
     notes: tuple[str, ...] = ()
     other_order: tuple[str, ...] = ()
+    layout: Layout = "classes"
+    outputs: int | None = None
+    native_size: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +121,9 @@ class Source:
     `native_size`: the side of an image in pixels, or the shape of an input that is none. `limits`: samples per role
     where the caller asks for nothing else; test has no limit. `mask` gives, by sample id, the positions of an input
     that make its class, where the data know them; `letters` are what the channels of one-hot inputs stand for.
-    `other_order` has the classes as timm numbers those of a folder, where that differs from `classes`.
+    `other_order` has the classes as timm numbers those of a folder, where that differs from `classes`. `layout` says
+    what the targets are, `classes` what they are named: classes, labels or columns; `outputs` is how many outputs a
+    model needs for them, where the data tell.
     """
 
     name: str
@@ -122,6 +140,8 @@ class Source:
     letters: str = ""
     select_from: Origin = "held-out"
     other_order: tuple[str, ...] = ()
+    layout: Layout = "classes"
+    outputs: int | None = None
 
 
 def drawing_order(labels: Integers, rng: np.random.Generator, *, even: bool) -> Integers:

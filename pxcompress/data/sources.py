@@ -11,37 +11,41 @@ from torch import Tensor
 
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.factory import is_factory, open_factory
 from pxcompress.data.folder import Files, open_folder
-from pxcompress.data.samples import Integers, Samples, Source, UserData, pools
+from pxcompress.data.samples import Integers, Layout, Samples, Source, UserData, pools
+from pxcompress.data.tables import SUFFIXES, open_table
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, short, unknown
 from pxcompress.types import Preprocessing
 
 
-def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Source:
-    """The data that `spec` names.
+def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout: Layout | None = None) -> Source:
+    """The data that `spec` names; the `layout` "unlabelled" takes any images below a folder, without targets.
 
     `digits`; `spiral`; `glyphs` and `dna`, also smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
     ImageFolder layout, with or without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with
-    options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`. `seed` cuts the pools of a user's data; those of
-    embedded data are always the same, so that a baseline trained once never meets its training images again. Raises
-    `DataError`.
+    options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`; a folder with images/ and masks/; a folder of image
+    files; a table, .csv or .jsonl; `package.module:factory`, a data set of the user's.
+    `seed` cuts the pools of a user's data; those of embedded data are always the same, so that a baseline trained once
+    never meets its training images again. Raises `DataError`.
     """
-    name, _, options = spec.partition(":")
-    if name in EMBEDDED:
-        return EMBEDDED.build(spec).source(spec)
-    if not Path(spec).exists() and name.partition("/")[0].lower() in PREFIXES and "/" in name:
-        data = _timm(name, _parse_options(spec, options))
-    else:
-        data = _folder(spec)
-    if len(data.classes) < 2:
+    if layout not in (None, "unlabelled"):
+        raise DataError(f"layout {layout!r}; expected 'unlabelled', or none to see from the data what they hold")
+    if layout == "unlabelled" and not Path(spec).expanduser().is_dir():
+        raise DataError(f"data {spec!r} is no folder; the layout 'unlabelled' takes folders of images")
+    if spec.partition(":")[0] in EMBEDDED and layout is None:
+        source = EMBEDDED.build(spec).source(spec)
+        return replace(source, outputs=len(source.classes))
+    data = _user_data(spec, layout)
+    if data.layout == "classes" and len(data.classes) < 2:
         raise DataError(f"data {spec!r} has only one class ({data.classes[0]}); at least two are needed")
     cut_data = pools(data.train, data.held_out, seed)
     return Source(
         name=spec,
         classes=data.classes,
         embedded=False,
-        native_size=None,
+        native_size=data.native_size,
         train=cut_data.train,
         select=cut_data.select,
         held_out=cut_data.held_out,
@@ -49,7 +53,20 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0) -> Sour
         notes=data.notes,
         select_from=cut_data.select_from,
         other_order=data.other_order,
+        layout=data.layout,
+        outputs=data.outputs,
     )
+
+
+def _user_data(spec: str, layout: Layout | None) -> UserData:
+    name, _, options = spec.partition(":")
+    if not Path(spec).exists() and name.partition("/")[0].lower() in PREFIXES and "/" in name:
+        return _timm(name, _parse_options(spec, options))
+    if spec.lower().endswith(SUFFIXES) and not Path(spec).expanduser().is_dir():
+        return open_table(spec)
+    if is_factory(spec) and not Path(spec).exists():
+        return open_factory(spec)
+    return _folder(spec, layout)
 
 
 def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
@@ -77,12 +94,22 @@ def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
     number = np.full(len(source.classes), -1)
     number[[source.classes.index(name) for name in classes]] = np.arange(len(classes))
     train, select, held_out = (_renumbered(pool, number) for pool in (source.train, source.select, source.held_out))
-    smaller = replace(source, classes=tuple(classes), train=train, select=select, held_out=held_out, other_order=())
+    smaller = replace(
+        source,
+        classes=tuple(classes),
+        outputs=len(classes),
+        train=train,
+        select=select,
+        held_out=held_out,
+        other_order=(),
+    )
     return smaller if source.embedded or set(classes) == set(source.classes) else _cut_anew(smaller, seed)
 
 
 def check_classes(source: Source, classes: Sequence[str]) -> None:
-    """Raise `DataError` for a name that `source` does not have."""
+    """Raise `DataError` for a name that `source` does not have, and where its targets are no classes."""
+    if source.layout != "classes":
+        raise DataError(f"data {source.name!r} hold {source.layout}, no class per image; no classes can be chosen")
     for name in classes:
         if name not in source.classes:
             raise DataError(short(unknown(f"class of data {source.name!r}:", name, source.classes), 400))
@@ -121,8 +148,8 @@ def _parse_options(spec: str, text: str) -> dict[str, str]:
     return options
 
 
-def _folder(spec: str) -> UserData:
-    return open_folder(spec, [*EMBEDDED, *(f"{prefix}/NAME" for prefix in PREFIXES)])
+def _folder(spec: str, layout: Layout | None = None) -> UserData:
+    return open_folder(spec, [*EMBEDDED, *(f"{prefix}/NAME" for prefix in PREFIXES)], layout)
 
 
 def _timm(name: str, options: Mapping[str, str]) -> UserData:
@@ -131,4 +158,4 @@ def _timm(name: str, options: Mapping[str, str]) -> UserData:
             raise DataError(f"data {name!r} takes one option, its folder; expected {name}:root=DIR")
         return _folder(options["root"])  # timm would take the whole folder for both halves without val/
     classes, train, held_out, notes = timm_pools(name, options)
-    return UserData(classes, train, held_out, notes)
+    return UserData(classes, train, held_out, notes, outputs=len(classes))

@@ -109,10 +109,10 @@ def train_baseline(
     `ModelError` when training diverges.
     """
     path = cache_dir() / "baselines" / f"{key}.safetensors"
-    kept = _read(model, path, note)
-    if kept is not None:
-        note(f"baseline read from {path}: select top-1 {kept.top1:.1%} after {kept.epochs} epochs")
-        return kept
+    cached_info = _read(model, path, note)
+    if cached_info is not None:
+        note(f"baseline read from {path}: select top-1 {cached_info.top1:.1%} after {cached_info.epochs} epochs")
+        return cached_info
     with seeded(seed), flushed_denormals(), deterministic():
         info = _train(model, training, select, note)
     _write(model, path, info, note)

@@ -62,15 +62,15 @@ def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8],
     rng = np.random.default_rng([seed, PARTS.index(part), index])
     strong = rng.uniform(0.3, 0.7) / 2
     letters = np.searchsorted((0.5 - strong, 0.5, 0.5 + strong), rng.uniform(size=LENGTH))
-    planted = np.zeros(LENGTH, np.bool_)
+    is_motif = np.zeros(LENGTH, np.bool_)
     pair = rng.permutation(PAIRS[index % len(PAIRS)])
     for motif, start in zip(pair, _starts(rng, [len(MOTIFS[motif]) for motif in pair]), strict=True):
         place = slice(start, start + len(MOTIFS[motif]))
-        drawn = rng.integers(4, size=len(MOTIFS[motif]))
-        wrong = rng.uniform(size=len(drawn)) < ERRORS
-        letters[place] = np.where(wrong, drawn, [LETTERS.index(letter) for letter in MOTIFS[motif]])
-        planted[place] = True
-    return (letters == np.arange(4)[:, None]).astype(np.uint8), planted
+        motif_letters = rng.integers(4, size=len(MOTIFS[motif]))
+        is_wrong = rng.uniform(size=len(motif_letters)) < ERRORS
+        letters[place] = np.where(is_wrong, motif_letters, [LETTERS.index(letter) for letter in MOTIFS[motif]])
+        is_motif[place] = True
+    return (letters == np.arange(4)[:, None]).astype(np.uint8), is_motif
 
 
 def dna_arrays(part: str, count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

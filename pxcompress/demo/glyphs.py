@@ -188,20 +188,20 @@ def _distortion(rng: np.random.Generator, spread: float) -> tuple[float, ...]:
     turn = math.radians(rng.uniform(-22, 22))
     stretch_x, stretch_y = rng.uniform(0.85, 1.15, 2) * rng.uniform(0.8, 1.4)
     to_origin = np.array([[1, 0, -shift_x], [0, 1, -shift_y], [0, 0, 1]])
-    turned = np.array([[math.cos(turn), math.sin(turn), 0], [-math.sin(turn), math.cos(turn), 0], [0, 0, 1]])
-    sheared = np.array([[1, rng.uniform(-0.2, 0.2), 0], [0, 1, 0], [0, 0, 1]])
-    scaled = np.diag([1 / stretch_x, 1 / stretch_y, 1])
-    tilted = np.array([[1, 0, 0], [0, 1, 0], [*rng.uniform(-0.004, 0.004, 2), 1]])
+    rotation = np.array([[math.cos(turn), math.sin(turn), 0], [-math.sin(turn), math.cos(turn), 0], [0, 0, 1]])
+    shear = np.array([[1, rng.uniform(-0.2, 0.2), 0], [0, 1, 0], [0, 0, 1]])
+    scale = np.diag([1 / stretch_x, 1 / stretch_y, 1])
+    tilt = np.array([[1, 0, 0], [0, 1, 0], [*rng.uniform(-0.004, 0.004, 2), 1]])
     to_middle = np.array([[1, 0, _CANVAS / 2], [0, 1, _CANVAS / 2], [0, 0, 1]])
-    matrix = to_middle @ tilted @ scaled @ sheared @ turned @ to_origin
+    matrix = to_middle @ tilt @ scale @ shear @ rotation @ to_origin
     return tuple((matrix / matrix[2, 2]).flatten()[:8].tolist())
 
 
 def _read(path: Path, count: int) -> Images | None:
     """Images of a cache file, or None where there is no such file or it is damaged."""
     try:
-        with np.load(path) as stored:
-            images: Images = stored["images"]
+        with np.load(path) as archive:
+            images: Images = archive["images"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return images if images.shape == (count, SIZE, SIZE, 3) else None

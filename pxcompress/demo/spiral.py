@@ -44,8 +44,8 @@ class Spiral(LearnedHere):
 def spiral_arrays() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Points (50 000, 2), standardised, and labels (50 000,); first the inner class, from the centre outwards."""
     points = np.concatenate([_along(_vertices(shift)) for shift in (-SHIFT, SHIFT)])
-    scaled = (points - points.mean(0)) / points.std(0)
-    return scaled.astype(np.float32), np.repeat(np.arange(2), POINTS)
+    standardised_points = (points - points.mean(0)) / points.std(0)
+    return standardised_points.astype(np.float32), np.repeat(np.arange(2), POINTS)
 
 
 def _vertices(shift: float) -> NDArray[np.float64]:

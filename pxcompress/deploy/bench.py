@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pxcompress.deploy import hardware, runtime, stopwatch
-from pxcompress.deploy.feeds import Sizes, random_feed, sample_shape
+from pxcompress.deploy.feeds import Sizes, get_sample_shape, make_feed
 from pxcompress.deploy.intervals import Seconds, noise, speedup
-from pxcompress.deploy.measure import check_batch_size, file_bytes, latency
+from pxcompress.deploy.measure import check_batch_size, latency
 from pxcompress.deploy.session import Array, Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Latency, Placement, Speedup
@@ -49,7 +49,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Where:
-    """On what to time; with `strict` no node may run on another provider than asked. Threads as `runtime.session`."""
+    """Providers and number of CPU threads to time on; with `strict` no node may run on another provider."""
 
     providers: tuple[str, ...] = ("auto",)
     threads: int = 0
@@ -69,29 +69,29 @@ class _Opened:
     @property
     def default(self) -> tuple[int]:
         """The batch size where none is asked for."""
-        return (_fixed_batch(self.session) or 1,)
+        return (_get_fixed_batch(self.session) or 1,)
 
     def feed(self, batch_size: int) -> dict[str, Array]:
         """Random inputs."""
-        return random_feed(self.session, self.shapes, batch_size)
+        return make_feed(self.session, self.shapes, batch_size)
 
     def runner(self, batch_size: int) -> Callable[[], None]:
         """A call on random inputs; the memory that it takes is counted."""
-        before = hardware.memory_in_use()
-        run = self.session.runner(self.feed(batch_size))
-        self.device_bytes += max(hardware.memory_in_use() - before, 0)
-        return run
+        bytes_before = hardware.measure_memory()
+        call = self.session.bind(self.feed(batch_size))
+        self.device_bytes += max(hardware.measure_memory() - bytes_before, 0)
+        return call
 
 
-def usable(providers: Sequence[str], *, strict: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def choose_providers(providers: Sequence[str], *, strict: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Which of `providers` work here, and why the others do not, one line each.
 
     Raises `InputError` for an unknown one, where none works, and with `strict` where one does not.
     """
     for name in providers:
-        if name not in runtime.PROVIDERS or strict:
+        if name not in runtime.list_providers() or strict:
             runtime.check_provider(name)
-    reasons = {name: "" if name == "auto" else runtime.unusable(name) for name in dict.fromkeys(providers)}
+    reasons = {name: "" if name == "auto" else runtime.explain_failure(name) for name in dict.fromkeys(providers)}
     working = tuple(name for name, reason in reasons.items() if not reason)
     if not working:
         runtime.check_provider(providers[0])
@@ -110,50 +110,50 @@ def bench(
 
     Without batch sizes it is the one that the first file is fixed to, or 1. `sizes` fill the dimensions that a file
     leaves open, only those. Raises `InputError` where one stays open, for a fixed batch of another size, and for what
-    `runtime.session` refuses, and `ResultError` where that is strict.
+    `runtime.open_session` refuses, and `ResultError` where that is strict.
     """
     where, sizes = where or Where(), sizes or Sizes()
     for batch_size in batch_sizes:
         check_batch_size(batch_size)
     for provider in where.providers:
         runtime.check_provider(provider)  # loads the libraries, which is no part of a cold start
-    opened = []
+    files = []
     for provider in where.providers:
         for path in dict.fromkeys(map(str, paths)):
-            opened.append(_opened(path, provider, where, sizes, batch_sizes))
-    sizes.check_used([each.session for each in opened])
+            files.append(_open_file(path, provider, where, sizes, batch_sizes))
+    sizes.check_used([each.session for each in files])
     rows: list[BenchRow] = []
-    for batch_size in batch_sizes or opened[0].default:
-        for each in opened:
+    for batch_size in batch_sizes or files[0].default:
+        for each in files:
             _check_fixed_batch(each.session, batch_size)
-        runners = {place: each.runner(batch_size) for place, each in _numbered(opened)}
+        runners = {place: each.runner(batch_size) for place, each in _number(files)}
         seconds = stopwatch.time_interleaved(runners, runs=runs, max_seconds=stopwatch.SECONDS * len(runners))
-        for place, each in _numbered(opened):
+        for place, each in _number(files):
             change = None if place == "0" else speedup(seconds["0"], seconds[place])
-            rows.append(_row(each, batch_size, seconds[place], change))
+            rows.append(_make_row(each, batch_size, seconds[place], change))
     return tuple(rows)
 
 
-def _numbered(opened: Sequence[_Opened]) -> list[tuple[str, _Opened]]:
+def _number(opened: Sequence[_Opened]) -> list[tuple[str, _Opened]]:
     return [(str(place), each) for place, each in enumerate(opened)]
 
 
-def _opened(path: str, provider: str, where: Where, sizes: Sizes, batch_sizes: Sequence[int]) -> _Opened:
+def _open_file(path: str, provider: str, where: Where, sizes: Sizes, batch_sizes: Sequence[int]) -> _Opened:
     """The file, opened, checked and called once."""
-    before, start = hardware.memory_in_use(), time.perf_counter()
-    session = runtime.session(path, provider, threads=where.threads, strict=where.strict)
+    bytes_before, start = hardware.measure_memory(), time.perf_counter()
+    session = runtime.open_session(path, provider, threads=where.threads, strict=where.strict)
     for batch_size in batch_sizes:
         _check_fixed_batch(session, batch_size)
-    shapes = {port.name: sample_shape(session, port, sizes) for port in session.inputs}
-    opened = _Opened(session, shapes)
-    outputs = session.predict(opened.feed((batch_sizes or opened.default)[0]))
-    opened.cold = time.perf_counter() - start
-    opened.device_bytes = max(hardware.memory_in_use() - before, 0)
-    opened.finite = bool(np.isfinite(outputs).all())
-    return opened
+    shapes = {port.name: get_sample_shape(session, port, sizes) for port in session.inputs}
+    file = _Opened(session, shapes)
+    outputs = session.predict(file.feed((batch_sizes or file.default)[0]))
+    file.cold = time.perf_counter() - start
+    file.device_bytes = max(hardware.measure_memory() - bytes_before, 0)
+    file.finite = bool(np.isfinite(outputs).all())
+    return file
 
 
-def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | None) -> BenchRow:
+def _make_row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | None) -> BenchRow:
     shapes = {name: array.shape for name, array in each.feed(batch_size).items()}
     return BenchRow(
         path=str(each.session.path),
@@ -161,10 +161,10 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
         batch_size=batch_size,
         latency_ms=latency(seconds),
         throughput=float(batch_size / seconds.mean()),
-        onnx_bytes=file_bytes(each.session.path),
+        onnx_bytes=runtime.find_backend(each.session.placement.asked).size(each.session.path),
         precision=each.session.precision,
         threads=each.session.threads,
-        affinity=hardware.affinity(),
+        affinity=hardware.describe_affinity(),
         placement=each.session.placement,
         cold_start_ms=1e3 * each.cold,
         noise=noise(seconds),
@@ -175,13 +175,15 @@ def _row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | Non
     )
 
 
-def _fixed_batch(session: Session) -> int | None:
+def _get_fixed_batch(session: Session) -> int | None:
     """The batch that the first input is fixed to; None where it takes any."""
     shape = session.inputs[0].shape if session.inputs else ()
     return shape[0] if shape else None
 
 
 def _check_fixed_batch(session: Session, batch_size: int) -> None:
-    fixed = _fixed_batch(session)
-    if fixed not in (None, batch_size):
-        raise InputError(f"{session.path} has a fixed batch of {fixed}; given batch size {batch_size}; ask for {fixed}")
+    file_batch = _get_fixed_batch(session)
+    if file_batch not in (None, batch_size):
+        raise InputError(
+            f"{session.path} has a fixed batch of {file_batch}; given batch size {batch_size}; ask for {file_batch}"
+        )

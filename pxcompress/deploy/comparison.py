@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress.deploy.intervals import disagree, drop, mean_speedup, noise, speedup
+from pxcompress.deploy.intervals import disagree, mean_speedup, noise, speedup
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
 from pxcompress.deploy.predictions import class_changes
 from pxcompress.deploy.profile import operator_shares
-from pxcompress.proof import ClassChange, Measurement, OperatorTime, Placement, Ratios, Speedup, both_right
+from pxcompress.proof import Change, ClassChange, Measurement, Metric, OperatorTime, Placement, Ratios, Speedup
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,16 @@ class Candidate:
 class Comparison:
     """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads, `noise` the larger one.
 
-    `classes` says what became of every class that the samples have; `operators` are shares of time.
+    `change` is that of the quality, by the `metric`; `classes` says what became of every class that the samples have;
+    `operators` are shares of time.
     """
 
     dense: Measurement
     pruned: Measurement
     placement: Placement
     speedup: Speedup
+    metric: Metric
+    change: Change
     threads: int
     classes: tuple[ClassChange, ...]
     noise: float = 0.0
@@ -59,25 +62,29 @@ def compare(dense: Candidate, pruned: Candidate, tried: Sequence[FileTiming], cl
         pruned=_measurement(pruned, second),
         placement=second.session.placement,
         speedup=speedup(first.seconds, second.seconds),
+        metric=second.predictions.task.metric,
+        change=second.predictions.change(first.predictions),
         threads=second.session.threads,
         noise=max(noise(first.seconds), noise(second.seconds)),
-        classes=class_changes(first.answers, second.answers, classes),
+        classes=class_changes(first.predictions, second.predictions, classes),
         operators=_operators(first, second),
     )
 
 
 def _operators(first: FileTiming, second: FileTiming) -> tuple[OperatorTime, ...]:
     """Shares of time by type of operator, largest of the first model first."""
-    shape = tuple(size or first.batch_size for size in first.session.input.shape)
-    inputs = np.zeros(shape, first.session.input.dtype)
+    inputs = {
+        port.name: np.zeros(tuple(size or first.batch_size for size in port.shape), port.dtype)
+        for port in first.session.inputs
+    }
     dense, pruned = (operator_shares(each.session, inputs) for each in (first, second))
     return tuple(OperatorTime(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in {**dense, **pruned})
 
 
 def _measurement(candidate: Candidate, tried: FileTiming) -> Measurement:
     return Measurement(
-        top1=tried.answers.top1,
-        samples=tried.answers.samples,
+        quality=tried.predictions.quality,
+        samples=tried.predictions.samples,
         params=candidate.params,
         macs=candidate.macs,
         onnx_bytes=file_bytes(candidate.path),
@@ -90,13 +97,12 @@ def _measurement(candidate: Candidate, tried: FileTiming) -> Measurement:
 
 
 def ratios(dense: Measurement, pruned: Measurement) -> Ratios:
-    """Pruned / dense; dense / pruned for the speed-up; dense - pruned for the accuracy."""
+    """Pruned / dense; dense / pruned for the speed-up."""
     return Ratios(
         params=pruned.params / dense.params,
         macs=pruned.macs / dense.macs,
         onnx_bytes=pruned.onnx_bytes / dense.onnx_bytes,
         speedup_p50=dense.latency_ms.p50 / pruned.latency_ms.p50,
-        top1_drop=dense.top1 - pruned.top1,
     )
 
 
@@ -108,11 +114,12 @@ def verdict(comparison: Comparison) -> str:
     speed = _speed(comparison)
     faster = comparison.speedup.low > 1 and not comparison.disagrees
     parts = [macs, speed, size] if faster else [speed, macs, size]
-    lost = drop(dense, pruned, both_right(comparison.classes))
-    change = f"95 % interval of the change {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points"
-    accuracies = f"{dense.top1:.1%} -> {pruned.top1:.1%} ({pruned.samples} samples, {change})"
-    shown = "top-1" if lost.low > 0 or lost.high < 0 else "no top-1 difference shown:"
-    return f"{', '.join(parts)}, {shown} {accuracies}"
+    metric, change = comparison.metric, comparison.change
+    low, high = metric.format_change(change.low), metric.format_change(change.high)
+    interval = f"95 % interval of the change {low} to {high} {metric.change_unit}".rstrip()
+    before, after = metric.format(dense.quality.value), metric.format(pruned.quality.value)
+    shown = metric.name if change.is_shown else f"no {metric.name} difference shown:"
+    return f"{', '.join(parts)}, {shown} {before} -> {after} ({pruned.samples} samples, {interval})"
 
 
 def _speed(comparison: Comparison) -> str:

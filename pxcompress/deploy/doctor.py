@@ -20,6 +20,7 @@ import torch
 
 from pxcompress.cache import cache_dir
 from pxcompress.deploy import hardware, runtime
+from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION
 from pxcompress.errors import InputError
 
 _GIGABYTE = 10**9
@@ -62,36 +63,36 @@ def to_table(findings: tuple[Finding, ...]) -> str:
     return "\n".join(lines)
 
 
-def _versions() -> Iterator[Finding]:
+def _check_versions() -> Iterator[Finding]:
     yield Finding("python", None, f"{platform.python_version()}, {sys.executable}")
     texts = [text for text in importlib.metadata.requires("pxcompress") or () if "extra ==" not in text]
-    required = [re.split(r"[^\w.-]", text)[0] for text in texts]
-    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
-    missing = [name for name in required if name not in installed]
-    found = ", ".join(f"{name} {installed[name]}" for name in required if name in installed)
-    yield Finding("packages", None, found)
+    names = [re.split(r"[^\w.-]", text)[0] for text in texts]
+    version_of = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+    missing = [name for name in names if name not in version_of]
+    listing = ", ".join(f"{name} {version_of[name]}" for name in names if name in version_of)
+    yield Finding("packages", None, listing)
     if missing:
         yield Finding("missing packages", False, ", ".join(missing), f"pip install {' '.join(missing)}")
 
 
-def _processor() -> Iterator[Finding]:
+def _check_processor() -> Iterator[Finding]:
     limit = os.environ.get("OMP_NUM_THREADS")
-    said = f", OMP_NUM_THREADS={limit}" if limit else ""
-    yield Finding("processor", None, f"{hardware.cpu_name()}, {hardware.affinity()}")
-    yield Finding("threads", None, f"{torch.get_num_threads()} (PyTorch and ONNX Runtime){said}")
+    limit_note = f", OMP_NUM_THREADS={limit}" if limit else ""
+    yield Finding("processor", None, f"{hardware.get_cpu_name()}, {hardware.describe_affinity()}")
+    yield Finding("threads", None, f"{torch.get_num_threads()} (PyTorch and ONNX Runtime){limit_note}")
 
 
-def _providers() -> Iterator[Finding]:
+def _try_providers() -> Iterator[Finding]:
     """Each opens a session on a model of one convolution and runs it."""
-    for name in runtime.PROVIDERS[1:]:
-        reason = runtime.unusable(name)
-        yield Finding(f"provider {name}", not reason, reason or "creates a session and runs", _advice(reason))
+    for name in runtime.list_providers()[1:]:
+        reason = runtime.explain_failure(name)
+        yield Finding(f"provider {name}", not reason, reason or "creates a session and runs", _advise(reason))
 
 
-def _advice(reason: str) -> str:
+def _advise(reason: str) -> str:
     """What makes a provider work that does not, by what it complains about."""
-    needs = runtime.CUDA_VERSION or "?"
-    known = {
+    needs = CUDA_VERSION or "?"
+    advice_of_part = {
         "": "",
         "no NVIDIA driver": "without an NVIDIA GPU nothing is to be done; else install its driver",
         "sees no GPU": "free or plug in a GPU; check CUDA_VISIBLE_DEVICES",
@@ -99,23 +100,25 @@ def _advice(reason: str) -> str:
         "libnvinfer": "pip install tensorrt",
         "libcu": f"pip install the CUDA {needs} packages of the table below, or use the container's",
     }
-    return next((text for part, text in known.items() if (part in reason if part else not reason)), "see the reason")
+    return next(
+        (text for part, text in advice_of_part.items() if (part in reason if part else not reason)), "see the reason"
+    )
 
 
-def _cuda() -> Iterator[Finding]:
+def _check_cuda() -> Iterator[Finding]:
     """What ONNX Runtime and PyTorch were built for, and what is there."""
-    yield Finding("CUDA of ONNX Runtime", None, runtime.CUDA_VERSION or "built without")
+    yield Finding("CUDA of ONNX Runtime", None, CUDA_VERSION or "built without")
     yield Finding("CUDA of PyTorch", None, torch.version.cuda or "built without")
     for what, (pattern, file) in _CUDA_LIBRARIES.items():
-        yield _library(what, pattern, file.format(cuda=runtime.CUDA_VERSION.partition(".")[0]))
-    yield Finding("NVIDIA driver", *_driver())
+        yield _find_library(what, pattern, file.format(cuda=CUDA_VERSION.partition(".")[0]))
+    yield Finding("NVIDIA driver", *_try_driver())
     if torch.cuda.is_available():
         for place in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(place)
             yield Finding(f"GPU {place}", True, f"{card.name}, {card.total_memory / _GIGABYTE:.0f} GB")
 
 
-def _library(what: str, pattern: str, file: str) -> Finding:
+def _find_library(what: str, pattern: str, file: str) -> Finding:
     """Whether a package or the system has it; containers have it without a package."""
     packages = [f"{d.name} {d.version}" for d in importlib.metadata.distributions() if re.fullmatch(pattern, d.name)]
     if packages:
@@ -128,38 +131,38 @@ def _library(what: str, pattern: str, file: str) -> Finding:
     return Finding(what, True, f"{file} of this system")
 
 
-def _driver() -> tuple[bool, str]:
+def _try_driver() -> tuple[bool, str]:
     """Whether it loads, and the newest CUDA version that it runs."""
     try:
-        return True, f"runs CUDA up to {hardware.newest_cuda()}"
+        return True, f"runs CUDA up to {hardware.get_newest_cuda()}"
     except OSError as error:
         return False, str(error)
 
 
-def _places() -> Iterator[Finding]:
+def _check_folders() -> Iterator[Finding]:
     try:
         cache = cache_dir()
     except InputError as error:
         yield Finding("cache", False, str(error), "set PXCOMPRESS_CACHE")
     else:
-        kept = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
-        yield _place("cache", cache, f", {kept / _GIGABYTE:.1f} GB kept")
-    yield _place("current folder", Path.cwd(), "")
+        cache_bytes = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        yield _check_folder("cache", cache, f", {cache_bytes / _GIGABYTE:.1f} GB kept")
+    yield _check_folder("current folder", Path.cwd(), "")
 
 
-def _place(what: str, folder: Path, more: str) -> Finding:
+def _check_folder(what: str, folder: Path, more: str) -> Finding:
     free = shutil.disk_usage(folder).free
-    found = f"{folder}, {free / _GIGABYTE:.0f} GB free{more}"
+    description = f"{folder}, {free / _GIGABYTE:.0f} GB free{more}"
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return Finding(what, False, f"{found}, cannot be written: {error.strerror}", "choose another folder")
+        return Finding(what, False, f"{description}, cannot be written: {error.strerror}", "choose another folder")
     enough = free >= _NEEDED_BYTES
-    return Finding(what, enough, found, "" if enough else f"free {_NEEDED_BYTES // _GIGABYTE} GB")
+    return Finding(what, enough, description, "" if enough else f"free {_NEEDED_BYTES // _GIGABYTE} GB")
 
 
-def _hub() -> Iterator[Finding]:
+def _try_hub() -> Iterator[Finding]:
     """Pretrained weights come from there; nothing else does."""
     place = os.environ.get("HF_ENDPOINT", _HUB)
     advice = "give weights with --checkpoint or --model local-dir:PATH"
@@ -170,29 +173,29 @@ def _hub() -> Iterator[Finding]:
         with urllib.request.urlopen(urllib.request.Request(place, method="HEAD"), timeout=_SECONDS):
             yield Finding("model hub", True, place)
     except (OSError, ValueError) as error:
-        answered = isinstance(error, urllib.error.HTTPError) and error.code < 500
-        yield Finding("model hub", answered, f"{place}: {error}", "" if answered else advice)
+        reachable = isinstance(error, urllib.error.HTTPError) and error.code < 500
+        yield Finding("model hub", reachable, f"{place}: {error}", "" if reachable else advice)
 
 
-def _processes() -> Iterator[Finding]:
-    here = torch.distributed.is_available()
+def _check_processes() -> Iterator[Finding]:
+    distributed = torch.distributed.is_available()
     backends = [
         name
         for name, works in (
             ("gloo", torch.distributed.is_gloo_available),
             ("nccl", torch.distributed.is_nccl_available),
         )
-        if here and works()
+        if distributed and works()
     ]
     yield Finding("several processes", bool(backends), ", ".join(backends) or "PyTorch was built without them")
 
 
 _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _versions,
-    _processor,
-    _providers,
-    _cuda,
-    _places,
-    _hub,
-    _processes,
+    _check_versions,
+    _check_processor,
+    _try_providers,
+    _check_cuda,
+    _check_folders,
+    _try_hub,
+    _check_processes,
 )

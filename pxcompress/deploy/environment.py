@@ -9,7 +9,8 @@ import platform
 import torch
 
 from pxcompress import __version__
-from pxcompress.deploy import hardware, runtime
+from pxcompress.deploy import hardware
+from pxcompress.deploy.backends.onnxruntime import VERSION
 from pxcompress.deploy.export import OPSET
 from pxcompress.proof import Environment
 
@@ -23,10 +24,10 @@ def environment(threads: int | None = None) -> Environment:
         pxcompress=__version__,
         python=platform.python_version(),
         **{name.replace("-", "_"): importlib.metadata.version(name) for name in _PACKAGES},
-        onnxruntime=runtime.VERSION,
+        onnxruntime=VERSION,
         onnx_opset=OPSET,
-        device_name=gpu or hardware.cpu_name(),
-        cpu_name=hardware.cpu_name(),
+        device_name=gpu or hardware.get_cpu_name(),
+        cpu_name=hardware.get_cpu_name(),
         cpu_count=os.cpu_count(),
         threads=threads or torch.get_num_threads(),
         platform=platform.platform(),

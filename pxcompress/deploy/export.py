@@ -1,4 +1,4 @@
-"""PyTorch model -> ONNX file, and the proof that both compute the same."""
+"""A PyTorch model written as an ONNX file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -25,36 +24,42 @@ import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from pxcompress.deploy import runtime
-from pxcompress.errors import DataError, InputError, ModelError
-from pxcompress.proof import Artifact, Parity
+from pxcompress.errors import InputError, ModelError
+from pxcompress.models.adapter import Adapter, named_outputs
+from pxcompress.models.outputs import by_name
+from pxcompress.proof import Artifact
 from pxcompress.state import device_of, evaluating
-from pxcompress.types import Batches
 
 OPSET = 20
 """Has Gelu as one operator and writes attention as MatMul and Softmax, which every execution provider runs. From
 opset 23 on attention is one `Attention` node, which some GPU builds of ONNX Runtime leave to the CPU."""
 
 INPUT, OUTPUT = "input", "logits"
-_PARITY_BATCH = 16
 
 
 def export_onnx(
-    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], *, batch: int | None = None
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    batch: int | None = None,
+    output_name: str = OUTPUT,
 ) -> Artifact:
     """Write `model` in eval mode, float32, as ONNX for any batch, or for one of `batch`; returns what was written.
 
-    `example` is one input or several, shape (n, ...). The file's input is "input", its output "logits". Its
-    metadata_props are `metadata` and nothing else; source paths and stack traces that the exporter leaves in the
-    nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or not at all.
-    The exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm elsewhere
-    stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a ViT 36 of 455 nodes, for 1 to 2 % of p50.
+    `example` is one input or several, shape (n, ...). The file's input is "input"; a single output is `output_name`,
+    several have the names of `models.outputs.by_name`. Its metadata_props are `metadata` and nothing else; source paths
+    and stack traces that the exporter leaves in the nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside
+    it. The file appears whole or not at all. The exporter has folded constants, and every BatchNorm that follows a
+    convolution into it; a BatchNorm elsewhere stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a
+    ViT 36 of 455 nodes, for 1 to 2 % of p50.
     `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
-    with _on_cpu(model):
-        _check_output(model, inputs)
-        program = _exported(model, inputs, dynamic=batch is None)
+    with on_cpu(model):
+        names = list(_check_outputs(model, inputs, output_name))
+        program = _export(_Flat.of(model, names, output_name), inputs, names, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
     _strip(program.model)
@@ -63,41 +68,14 @@ def export_onnx(
     return artifact_of(path)
 
 
-def verify_parity(
-    model: nn.Module,
-    artifact_path: Path,
-    inputs: Iterable[Tensor] | Batches,
-    *,
-    tolerance: float = 1e-3,
-    samples: int = 64,
-) -> Parity:
-    """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
-
-    `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
-    max |difference| <= tolerance * max(1, max |logits of PyTorch|), so never with a NaN. `model` is left as it was.
-    """
-    everything = _first(inputs, samples)
-    enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
-    session = runtime.session(artifact_path, "cpu")
-    differences, scales, agreements = [], [1.0], []
-    with _on_cpu(model):
-        for batch in (enough[:1], enough[:2], *enough.split(_PARITY_BATCH)):
-            expected, given = model(batch).numpy(), session.predict(batch)
-            differences.append(np.abs(expected - given).max())
-            scales.append(np.abs(expected).max())
-            agreements.append(expected.argmax(1) == given.argmax(1))
-    max_abs = float(np.max(differences))
-    return Parity(
-        samples=len(everything),
-        max_abs=max_abs,
-        top1_agreement=float(np.concatenate(agreements[2:]).mean()),
-        passed=bool(max_abs <= tolerance * np.max(scales)),
-    )
-
-
 def onnx_files(path: Path) -> tuple[Path, ...]:
     """The ONNX file and the files beside it that hold its weights, if any."""
     return _files(path, onnx.load(path, load_external_data=False))
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and the weights beside it."""
+    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def artifact_of(path: Path) -> Artifact:
@@ -129,7 +107,7 @@ def _files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _on_cpu(model: nn.Module) -> Iterator[None]:
+def on_cpu(model: nn.Module) -> Iterator[None]:
     """`model` on the CPU in eval mode without gradients; put back on exit."""
     device = device_of(model)
     with evaluating(model), torch.no_grad():
@@ -142,20 +120,41 @@ def _on_cpu(model: nn.Module) -> Iterator[None]:
                 model.to(device)
 
 
-def _check_output(model: nn.Module, inputs: Tensor) -> None:
+class _Flat(nn.Module):
+    """A model whose outputs are a tuple of tensors, which is what the exporter can name."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str], only: str) -> None:
+        super().__init__()
+        self.model, self._names, self._only = model, tuple(names), only
+
+    @classmethod
+    def of(cls, model: nn.Module, names: Sequence[str], only: str) -> nn.Module:
+        """`model` itself where it returns one tensor as it is."""
+        return model if list(names) == [only] and not isinstance(model, Adapter) else cls(model, names, only)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in the order of their names."""
+        outputs = self.model.outputs_(inputs) if isinstance(self.model, Adapter) else self.model(inputs)
+        named = by_name(outputs, self._only)
+        return tuple(named[name] for name in self._names)
+
+
+def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, Tensor]:
+    """The outputs by name. Raises `ModelError` where there are none with a batch."""
     try:
-        output = model(inputs)
+        outputs = named_outputs(model, inputs, only)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shape = tuple(inputs.shape)
-        raise ModelError(f"model does not run on an input of shape {shape}: {_first_line(error)}") from error
-    if not isinstance(output, Tensor):
-        raise ModelError(f"model returns a {type(output).__name__}; expected one tensor of logits (batch, classes)")
-    if output.ndim != 2 or len(output) != len(inputs):
-        raise ModelError(f"model returns shape {tuple(output.shape)}; expected logits ({len(inputs)}, classes)")
+        raise ModelError(f"model does not run on an input of shape {shape}: {_get_first_line(error)}") from error
+    if not outputs:
+        raise ModelError(
+            f"model returns no tensor ({len(inputs)}, ...) for {len(inputs)} inputs; expected at least one"
+        )
+    return outputs
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """No prints, log lines and warnings of the exporter; what goes wrong is raised as an exception anyway."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -193,16 +192,16 @@ def _flat_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = attention
 
 
-def _exported(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
+def _export(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
-        with _silent(), _flat_attention():
+        with _silence(), _flat_attention():
             return torch.onnx.export(
                 model,
                 (inputs,),
                 dynamo=True,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(names),
                 dynamic_shapes=_any_batch(model) if dynamic else None,
                 opset_version=OPSET,
                 verbose=False,
@@ -211,23 +210,23 @@ def _exported(model: nn.Module, inputs: Tensor, *, dynamic: bool) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_first_line(cause)}") from error
+        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_get_first_line(cause)}") from error
 
 
 def _any_batch(model: nn.Module) -> tuple[Any, ...]:
     """The input's sizes for the exporter: any batch. A forward(*args) has its input in a tuple."""
     sizes = {0: torch.export.Dim("batch")}
-    first = next(iter(inspect.signature(model.forward).parameters.values()))
-    return ((sizes,),) if first.kind is first.VAR_POSITIONAL else (sizes,)
+    parameter = next(iter(inspect.signature(model.forward).parameters.values()))
+    return ((sizes,),) if parameter.kind is parameter.VAR_POSITIONAL else (sizes,)
 
 
 def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:
-    shape = model.graph.outputs[0].shape
-    if shape is not None and isinstance(shape[0], int):
-        raise ModelError(
-            f"model cannot be exported: its output has a fixed batch of {shape[0]}; "
-            "its forward uses a number where it should use the input's batch size, such as reshape(2, -1)"
-        )
+    for output in model.graph.outputs:
+        if output.shape is not None and isinstance(output.shape[0], int):
+            raise ModelError(
+                f"model cannot be exported: its output {output.name!r} has a fixed batch of {output.shape[0]}; "
+                "its forward uses a number where it should use the input's batch size, such as reshape(2, -1)"
+            )
 
 
 def _strip(model: onnx_ir.Model) -> None:
@@ -250,28 +249,15 @@ def _write(program: Any, path: Path) -> None:
         try:
             onnx.checker.check_model(str(Path(folder) / path.name))
         except onnx.checker.ValidationError as error:
-            raise ModelError(f"model cannot be exported: the result is not valid ONNX: {_first_line(error)}") from error
-        written, *weights = onnx_files(Path(folder) / path.name)
-        for file in (*weights, written):  # the file that names the others comes last
+            raise ModelError(
+                f"model cannot be exported: the result is not valid ONNX: {_get_first_line(error)}"
+            ) from error
+        onnx_file, *weights = onnx_files(Path(folder) / path.name)
+        for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
 
 
-def _first(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
-    """The first `samples` inputs as one tensor on the CPU."""
-    parts: list[Tensor] = []
-    missing = samples
-    for item in inputs:
-        batch = item if isinstance(item, Tensor) else item[0]
-        parts.append(batch[:missing].detach().cpu())
-        missing -= len(parts[-1])
-        if missing <= 0:
-            break
-    if missing == samples:
-        raise DataError("no inputs to compare the exported file with PyTorch on; expected at least one sample")
-    return torch.cat(parts)
-
-
-def _first_line(error: BaseException) -> str:
+def _get_first_line(error: BaseException) -> str:
     """The first line of the message, without terminal colours."""
     lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -44,16 +44,16 @@ class Sizes:
         names = {port.name for session in sessions for port in session.inputs}
         for name in self.inputs:
             if name not in names:
-                listed = ", ".join(sorted(names))
-                raise InputError(f"shapes names {name!r}, an input that no file has; expected: {listed}")
+                known_names = ", ".join(sorted(names))
+                raise InputError(f"shapes names {name!r}, an input that no file has; expected: {known_names}")
 
 
-def image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
+def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
     """Of one sample of a file with one input: what the file says, else what was asked. Raises `InputError`."""
-    return sample_shape(session, session.input, Sizes(image))
+    return get_sample_shape(session, session.input, Sizes(image))
 
 
-def sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
+def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
     """Of one sample, such as channels, height and width: what the file says, else what was asked.
 
     An image whose last axis alone is as short as channels are takes height, width, channels. Raises `InputError` where
@@ -62,33 +62,33 @@ def sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
     if None not in port.shape[1:]:
         return tuple(int(size or 0) for size in port.shape[1:])
     if port.name in sizes.inputs:
-        wanted = sizes.inputs[port.name]
-        if not port.fits((1, *wanted)):
-            given = "x".join(map(str, wanted))
-            raise InputError(f"shapes gives {port.name!r} samples of {given}; {session.path} takes {port}")
-        return wanted
+        sample = sizes.inputs[port.name]
+        if not port.fits((1, *sample)):
+            text = "x".join(map(str, sample))
+            raise InputError(f"shapes gives {port.name!r} samples of {text}; {session.path} takes {port}")
+        return sample
     if len(port.shape) != 4:
-        asked = [each for each in session.inputs if None in each.shape[1:] and len(each.shape) != 4]
-        option = ",".join(f"{each.name}:{'x'.join(str(size or 128) for size in each.shape[1:])}" for each in asked)
+        open_ports = [each for each in session.inputs if None in each.shape[1:] and len(each.shape) != 4]
+        option = ",".join(f"{each.name}:{'x'.join(str(size or 128) for size in each.shape[1:])}" for each in open_ports)
         raise InputError(f"{session.path} takes {port.name!r} of any size {port}; say which: --shapes {option}")
     if sizes.image is None or min(sizes.image) < 1:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
     last = port.shape[1] is None and port.shape[3] in _CHANNELS
-    wanted = (*sizes.image[1:], sizes.image[0]) if last else sizes.image
-    return tuple(int(fixed or size) for fixed, size in zip(port.shape[1:], wanted, strict=True))
+    sample = (*sizes.image[1:], sizes.image[0]) if last else sizes.image
+    return tuple(int(own or size) for own, size in zip(port.shape[1:], sample, strict=True))
 
 
-def random_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:
+def make_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:
     """Random numbers for every input, of which `shapes` has that of one sample."""
     rng = np.random.default_rng(0)
     feed = {}
     for port in session.inputs:
         rows = (port.shape[0] or batch_size,) if port.shape else ()
-        feed[port.name] = _random(port, (*rows, *shapes[port.name]), rng)
+        feed[port.name] = _draw(port, (*rows, *shapes[port.name]), rng)
     return feed
 
 
-def _random(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _draw(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Floats around 0; whole numbers as bytes of an image are, or 0 and 1, which any table of embeddings has; masks of
     1, as nothing is padded.
     """

@@ -14,7 +14,7 @@ from pathlib import Path
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
-def cpu_name() -> str:
+def get_cpu_name() -> str:
     """The processor's model name, as Linux gives it; elsewhere what Python knows."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
@@ -22,24 +22,24 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def affinity() -> str:
+def describe_affinity() -> str:
     """On which cores this process may run; ONNX Runtime pins none of its threads to one where their number is set."""
     cores = os.cpu_count() or 1
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
-    if len(allowed) == cores:
+    usable_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
+    if len(usable_cores) == cores:
         return f"not pinned, of {cores} cores"
-    return f"bound to {len(allowed)} of {cores} cores ({', '.join(map(str, allowed))})"
+    return f"bound to {len(usable_cores)} of {cores} cores ({', '.join(map(str, usable_cores))})"
 
 
-def library() -> ctypes.CDLL:
+def load_driver() -> ctypes.CDLL:
     """The driver; `OSError` where there is none."""
     return ctypes.CDLL(LIBRARY)
 
 
-def missing_gpu() -> str:
+def explain_missing_gpu() -> str:
     """Why there is no GPU to use; "" where there is one."""
     try:
-        driver = library()
+        driver = load_driver()
     except OSError:
         return f"no NVIDIA driver ({LIBRARY} is not there)"
     count = ctypes.c_int(0)
@@ -54,30 +54,30 @@ def load_tensorrt() -> None:
         importlib.import_module("tensorrt")
 
 
-def newest_cuda() -> str:
+def get_newest_cuda() -> str:
     """The newest CUDA version that the driver runs, such as "13.1"; `OSError` where there is none."""
     version = ctypes.c_int(0)
-    library().cuDriverGetVersion(ctypes.byref(version))
+    load_driver().cuDriverGetVersion(ctypes.byref(version))
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
-def memory_in_use() -> int:
+def measure_memory() -> int:
     """Bytes of the first GPU's memory that are taken, by whomever; 0 where there is no GPU, or it does not tell.
 
     ONNX Runtime does not give memory back before its session ends, so that growth while one runs is its peak.
     """
-    context = None if missing_gpu() else _context()
-    if context is None or library().cuCtxPushCurrent_v2(context) != 0:
+    context = None if explain_missing_gpu() else _context()
+    if context is None or load_driver().cuCtxPushCurrent_v2(context) != 0:
         return 0
     free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-    failure = library().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
-    library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    failure = load_driver().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    load_driver().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     return 0 if failure else total.value - free.value
 
 
 @cache
 def _context() -> ctypes.c_void_p | None:
     """The context that CUDA libraries share, if any. It is kept, since what it takes itself is nobody's peak."""
-    driver, device, context = library(), ctypes.c_int(0), ctypes.c_void_p()
-    found = driver.cuDeviceGet(ctypes.byref(device), 0) == 0
-    return context if found and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0 else None
+    driver, device, context = load_driver(), ctypes.c_int(0), ctypes.c_void_p()
+    has_device = driver.cuDeviceGet(ctypes.byref(device), 0) == 0
+    return context if has_device and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0 else None

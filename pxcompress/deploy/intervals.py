@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -10,11 +11,16 @@ import numpy.typing as npt
 from scipy.stats import binomtest, norm, t
 
 from pxcompress.deploy.stopwatch import BLOCK, LEAST
-from pxcompress.proof import Latency, Measurement, Speedup
+from pxcompress.proof import Latency, Speedup
 
 Seconds = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 _RESAMPLES = 2000
+"""Draws for the interval of a speed-up."""
+
+_SET_RESAMPLES = 400
+"""Draws for the interval of a metric over a set of samples, which may take milliseconds to compute."""
 
 BUSY = 0.15
 """Noise above which a comparison of latencies is worth little."""
@@ -36,10 +42,14 @@ def wilson(share: float, samples: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def drop(dense: Measurement, pruned: Measurement, both: int) -> Interval:
-    """95 % interval of dense top-1 minus pruned top-1, on the same samples; both are right on `both` of them."""
-    right = round(dense.top1 * dense.samples), round(pruned.top1 * pruned.samples)
-    return paired(*right, both, dense.samples)
+def bootstrap(statistic: Callable[[Rows], float], samples: int, *, seed: int = 0) -> Interval:
+    """95 % percentile interval of a statistic of rows drawn anew, (n,), the same draws in every call."""
+    if not samples:
+        return Interval(0.0, 1.0)
+    rng = np.random.default_rng(seed)
+    values = [statistic(rng.integers(0, samples, samples)) for _ in range(_SET_RESAMPLES)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Interval(float(low), float(high))
 
 
 def paired(first: int, second: int, both: int, samples: int) -> Interval:

@@ -1,4 +1,4 @@
-"""The latency of files that take turns, and how they decide on samples."""
+"""The latency of files that take turns, and what they make of samples."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from pxcompress.deploy import runtime, stopwatch
-from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.export import file_bytes as file_bytes
 from pxcompress.deploy.intervals import Seconds
-from pxcompress.deploy.predictions import Predictions, answers
+from pxcompress.deploy.predictions import Predictions, predictions
 from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.proof import Latency
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches
 
 
 @dataclass(frozen=True, eq=False)
 class FileTiming:
-    """One file, measured beside others: seconds of every call with `batch_size` samples, and its answers."""
+    """One file, measured beside others: seconds of every call with `batch_size` samples, and its predictions."""
 
     session: Session
     seconds: Seconds
-    answers: Predictions
+    predictions: Predictions
     batch_size: int
 
 
@@ -38,17 +39,20 @@ def latency(seconds: Seconds) -> Latency:
 def try_files(
     paths: Sequence[Path],
     batches: Batches,
+    task: Task,
     *,
     batch_size: int = 1,
     provider: str = "auto",
     threads: int = 0,
 ) -> tuple[FileTiming, ...]:
-    """Predictions of every file of `paths` on `batches`, the second file as the reference, and the latency of all.
+    """Predictions of every file of `paths` on `batches`, beside the first, and the latency of all files.
+
+    Agreement is that with the second file.
 
     They take turns. Raises `ResultError` when one of them runs on another provider than the others.
     """
     check_batch_size(batch_size)
-    sessions = {path.name: runtime.session(path, provider, threads=threads) for path in paths}
+    sessions = {path.name: runtime.open_session(path, provider, threads=threads) for path in paths}
     used = {name: session.placement.got for name, session in sessions.items()}
     if len(set(used.values())) > 1:
         told = " and ".join(f"{name} on {where}" for name, where in used.items())
@@ -56,20 +60,15 @@ def try_files(
     example = next((inputs for inputs, _ in batches), None)
     if example is None:
         raise DataError("no samples to measure on; expected at least one")
-    found = answers(sessions, paths[1].name, batches)
+    results = predictions(sessions, paths[0].name, paths[1].name, batches, task)
     limit = stopwatch.SECONDS * len(sessions)
     seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size, max_seconds=limit)
-    return tuple(FileTiming(session, seconds[name], found[name], batch_size) for name, session in sessions.items())
+    return tuple(FileTiming(session, seconds[name], results[name], batch_size) for name, session in sessions.items())
 
 
 def throughput(tried: FileTiming) -> float:
     """Samples a second."""
     return float(tried.batch_size / tried.seconds.mean())
-
-
-def file_bytes(path: Path) -> int:
-    """Bytes of an ONNX file and the weights beside it."""
-    return sum(file.stat().st_size for file in onnx_files(path))
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -18,8 +18,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+from pxcompress.deploy.backends.onnxruntime import ORT_ERRORS
 from pxcompress.deploy.export import artifact_of, onnx_files
-from pxcompress.deploy.session import ORT_ERRORS, whole_batches
+from pxcompress.deploy.session import whole_batches
 from pxcompress.errors import ModelError
 from pxcompress.proof import Artifact
 from pxcompress.types import Batches
@@ -46,17 +47,17 @@ def to_fp16(source: Path, path: Path, batches: Batches) -> Artifact:
 
     Operators that float16 cannot do, and nodes that take or give more than `FP16_LIMIT` on `batches`, stay in float32.
     """
-    ranges = activation_ranges(source, batches)
+    ranges = measure_ranges(source, batches)
     graph = onnx.load(source, load_external_data=False).graph
-    blocked = [
+    float32_nodes = [
         node.name
         for node in graph.node
         if max((ranges.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0) > FP16_LIMIT
     ]
-    converted = convert_float_to_float16(
-        str(source), keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=blocked
+    proto = convert_float_to_float16(
+        str(source), keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=float32_nodes
     )
-    model = onnx_ir.from_proto(converted)
+    model = onnx_ir.from_proto(proto)
     _join(model.graph)
     return _save(model, source, path, "fp16")
 
@@ -93,20 +94,20 @@ def convert(source: Path, path: Path, precision: str, batches: Batches) -> Artif
     then nothing is written.
     """
     try:
-        with _quiet():
+        with _silence():
             return PRECISIONS[precision](source, path, batches)
     except _CONVERTER_ERRORS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{source.name} cannot be made {precision}: {reason}") from error
 
 
-def activation_ranges(source: Path, batches: Batches) -> dict[str, float]:
+def measure_ranges(source: Path, batches: Batches) -> dict[str, float]:
     """Largest absolute value on `batches` of every float tensor that a node of `source` takes or gives."""
     with tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(str(source), augmented_model_path=str(Path(folder) / "augmented.onnx"))
         calibrator.collect_data(_Reader(source, batches))
-        found = calibrator.compute_data()
-    return {name: max(float(np.abs(end).max()) for end in data.range_value) for name, data in found.items()}
+        ranges = calibrator.compute_data()
+    return {name: max(float(np.abs(end).max()) for end in data.range_value) for name, data in ranges.items()}
 
 
 class _Reader(CalibrationDataReader):
@@ -117,9 +118,11 @@ class _Reader(CalibrationDataReader):
         weights = {each.name for each in graph.initializer}  # old files list them among the inputs
         port = next((port for port in graph.input if port.name not in weights), onnx.ValueInfoProto())
         dims = port.type.tensor_type.shape.dim
-        self._input, fixed = port.name, dims[0].dim_value if dims else 0
+        self._input, file_batch = port.name, dims[0].dim_value if dims else 0
         arrays = (inputs.cpu().numpy() for inputs, _ in batches)
-        self._parts = (part for array in arrays for part in (whole_batches(array, fixed) if fixed else [array]))
+        self._parts = (
+            part for array in arrays for part in (whole_batches(array, file_batch) if file_batch else [array])
+        )
 
     def get_next(self) -> dict[str, Any] | None:
         part = next(self._parts, None)
@@ -129,11 +132,11 @@ class _Reader(CalibrationDataReader):
 def _join(graph: onnx_ir.Graph) -> None:
     """Let float32 nodes that follow each other hand on float32: the converter puts a float16 between them."""
     for node in graph:
-        before = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
-        back = before is not None and before.op_type == "Cast" and _casts_to(before) == onnx_ir.DataType.FLOAT16
-        if before is not None and back and _casts_to(node) == onnx_ir.DataType.FLOAT:
+        producer = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
+        back = producer is not None and producer.op_type == "Cast" and _casts_to(producer) == onnx_ir.DataType.FLOAT16
+        if producer is not None and back and _casts_to(node) == onnx_ir.DataType.FLOAT:
             for each, place in tuple(node.outputs[0].uses()):
-                each.replace_input_with(place, before.inputs[0])
+                each.replace_input_with(place, producer.inputs[0])
 
 
 def _casts_to(cast: onnx_ir.Node) -> int:
@@ -144,9 +147,9 @@ def _save(model: onnx_ir.Model, source: Path, path: Path, precision: str) -> Art
     """Write `model` without what it does not use, with the metadata of `source`."""
     for clean in _CLEANING:
         clean()(model)
-    told = onnx.load(source, load_external_data=False).metadata_props
+    entries = onnx.load(source, load_external_data=False).metadata_props
     model.metadata_props.clear()
-    model.metadata_props.update({entry.key: entry.value for entry in told}, precision=precision)
+    model.metadata_props.update({entry.key: entry.value for entry in entries}, precision=precision)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = f"{path.name}.data" if weights > EMBEDDED_BYTES else None
     onnx_ir.save(model, path, external_data=external)
@@ -154,7 +157,7 @@ def _save(model: onnx_ir.Model, source: Path, path: Path, precision: str) -> Art
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """No log lines and warnings of the converters; what goes wrong is raised."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

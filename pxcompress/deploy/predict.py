@@ -1,6 +1,8 @@
-"""Classify images with the model beside this file: python predict.py IMAGE ... [--model model.int8.onnx]
+"""Run the model beside this file on images: python predict.py IMAGE ... [--model model.int8.onnx]
 
-Needs onnxruntime, numpy and pillow, nothing else. Preprocessing and class names are read from the ONNX file.
+A classifier's answer is printed, as are labels and numbers; a segmentation is written as IMAGE.mask.png, in the size
+that the model takes, and any other output, such as an embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow,
+nothing else. Preprocessing, task and class names are read from the ONNX file.
 """
 
 import argparse
@@ -48,26 +50,49 @@ def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
     return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
 
 
+def show(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
+    """What to print for one image, by the task of the model; `outputs` are those of one image, by name."""
+    task, classes = facts.get("task", "classification").partition(":")[0], json.loads(facts["classes"])
+    values = next(iter(outputs.values()))
+    if task == "classification":
+        shares = values if facts.get("output") == "probabilities" else np.exp(values - values.max())
+        best = int(values.argmax())
+        return f"{classes[best]}\t{shares[best] / shares.sum():.4f}"
+    if task == "multi-label":
+        shares = 1 / (1 + np.exp(-values))
+        labels = [f"{name} {share:.4f}" for name, share in zip(classes, shares, strict=True) if share > 0.5]
+        return ", ".join(labels) or "none"
+    if task == "regression":
+        names = classes or [str(place) for place in range(values.size)]
+        return ", ".join(f"{name} {value:.6g}" for name, value in zip(names, values.flat, strict=True))
+    if task == "segmentation":
+        scores = next(value for value in outputs.values() if value.ndim == 3)
+        mask = (scores[0] > 0) if len(scores) == 1 else scores.argmax(0)
+        Image.fromarray(mask.astype(np.uint8)).save(f"{path}.mask.png")
+        return f"{path}.mask.png"
+    np.savez(f"{path}.npz", **outputs)
+    return f"{path}.npz: {', '.join(f'{name} {value.shape}' for name, value in outputs.items())}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the most probable class of every image, and its probability.")
+    parser = argparse.ArgumentParser(description="Print or write what the model makes of every image.")
     parser.add_argument("images", nargs="+")
     parser.add_argument("--model", default=Path(__file__).with_name("model.onnx"))
     options = parser.parse_args()
     session = ort.InferenceSession(options.model, providers=["CPUExecutionProvider"])  # on a GPU: "CUDA..." first
-    facts = session.get_modelmeta().custom_metadata_map
-    classes, port = json.loads(facts["classes"]), session.get_inputs()[0]
+    facts, port = session.get_modelmeta().custom_metadata_map, session.get_inputs()[0]
+    names = [output.name for output in session.get_outputs()]
     copies = port.shape[0] if isinstance(port.shape[0], int) else 1  # of the image, where the file has a fixed batch
     for path in options.images:
         try:
             batch = prepare(path, facts).repeat(copies, axis=0)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise SystemExit(f"predict.py: {path} cannot be read as an image: {error}") from error
-        outputs = session.run(None, {port.name: batch})[0][0].astype(np.float64)
-        if not np.isfinite(outputs).all():
+        results = session.run(names, {port.name: batch})
+        outputs = {name: value[0].astype(np.float64) for name, value in zip(names, results, strict=True)}
+        if not all(np.isfinite(value).all() for value in outputs.values()):
             raise SystemExit(f"predict.py: the model returns NaN or infinity for {path}; do not use it")
-        shares = outputs if facts.get("output") == "probabilities" else np.exp(outputs - outputs.max())
-        best = int(outputs.argmax())
-        print(f"{path}\t{classes[best]}\t{shares[best] / shares.sum():.4f}")
+        print(f"{path}\t{show(path, outputs, facts)}")
 
 
 if __name__ == "__main__":

@@ -1,130 +1,150 @@
-"""How files and models decide on samples."""
+"""What files and models make of samples, and how good that is by the task's metric."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pxcompress.deploy.session import Array, Session
+from pxcompress.deploy.intervals import Interval, bootstrap, paired, wilson
+from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, ModelError
-from pxcompress.processes import summed
-from pxcompress.proof import ClassChange
+from pxcompress.models.adapter import named_outputs
+from pxcompress.models.outputs import max_difference
+from pxcompress.processes import gathered
+from pxcompress.proof import Change, ClassChange, Quality
 from pxcompress.state import device_of, evaluating
+from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Batches
-
-Classes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a file `decided` on samples, and their `labels`, both (n,).
+    """What a model makes of n samples: completed `statistics` (n, t) of the task, in the order of the samples.
 
-    `broken` counts samples with logits that are not finite; `max_abs` is the largest difference of a logit to that of
-    a reference.
+    `agreement` (n,) is that with a reference, `max_abs` the largest difference of an output to it; `broken` counts
+    samples with outputs that are not finite.
     """
 
-    decided: Classes
-    labels: Classes
+    task: Task
+    statistics: Tensor
+    agreement: Tensor
     broken: int = 0
     max_abs: float = 0.0
 
     @property
     def samples(self) -> int:
         """How many there are."""
-        return len(self.labels)
+        return len(self.statistics)
 
     @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """Which of them are right, (n,)."""
-        found: npt.NDArray[np.bool_] = self.decided == self.labels
-        return found
+    def quality(self) -> Quality:
+        """The metric with its 95 % interval: Wilson's of a share of right samples, else by bootstrap."""
+        value = self.task.quality(self.statistics)
+        if self.task.metric.binary:
+            interval = wilson(value, self.samples)
+        else:
+            interval = bootstrap(lambda rows: self.task.quality(self.statistics[rows]), self.samples)
+        return Quality(value, min(interval.low, value), max(interval.high, value))
 
-    @property
-    def top1(self) -> float:
-        """Share in [0, 1]."""
-        return float(self.right.mean())
-
-    def agreement(self, other: Predictions) -> float:
-        """Share of the samples on which both decide alike."""
-        return float((self.decided == other.decided).mean())
-
-
-def answers(sessions: Mapping[str, Session], reference: str, batches: Batches) -> dict[str, Predictions]:
-    """How every session decides on `batches`, and how far it is from the one named `reference`."""
-    found: dict[str, list[Predictions]] = {name: [] for name in sessions}
-    for inputs, labels in batches:
-        logits = {name: session.predict(inputs) for name, session in sessions.items()}
-        for name, values in logits.items():
-            found[name].append(_answers(values, logits[reference], labels.cpu().numpy()))
-    if not any(batch.samples for batch in found[reference]):
-        raise DataError("no samples to measure accuracy on; expected at least one")
-    return {name: _together(of) for name, of in found.items()}
+    def change(self, dense: Predictions) -> Change:
+        """Quality less that of `dense` on the same samples, with its paired 95 % interval."""
+        task = self.task
+        value = task.quality(self.statistics) - task.quality(dense.statistics)
+        if task.metric.binary:
+            right, before = (each.statistics[:, 0] > 0.5 for each in (self, dense))
+            counts = int(before.sum()), int(right.sum()), int((right & before).sum())
+            lost = paired(*counts, self.samples)
+            interval = Interval(-lost.high, -lost.low)
+        else:
+            interval = bootstrap(
+                lambda rows: task.quality(self.statistics[rows]) - task.quality(dense.statistics[rows]), self.samples
+            )
+        return Change(value, min(interval.low, value), max(interval.high, value))
 
 
-def _answers(logits: Array, reference: Array, labels: Classes) -> Predictions:
-    """Of one batch: logits (n, classes), labels (n,)."""
-    with np.errstate(invalid="ignore"):  # infinity less infinity; `broken` counts them
-        difference = float(np.abs(logits - reference).max())
-    return Predictions(logits.argmax(1), labels, int((~np.isfinite(logits).all(1)).sum()), difference)
+def predictions(
+    sessions: Mapping[str, Session], dense: str, reference: str, batches: Batches, task: Task
+) -> dict[str, Predictions]:
+    """What every session makes of `batches`, beside the one named `dense`, and how far it is from `reference`."""
+    parts: dict[str, list[Predictions]] = {name: [] for name in sessions}
+    for inputs, targets in batches:
+        outputs = {name: session.outputs_of(inputs) for name, session in sessions.items()}
+        for name, values in outputs.items():
+            finite = torch.stack([_finite(value) for value in values.values()]).all(0)
+            parts[name].append(
+                Predictions(
+                    task,
+                    task.statistics(values, targets.cpu(), outputs[dense]),
+                    task.agreement(values, outputs[reference]),
+                    int((~finite).sum()),
+                    max_difference(values, outputs[reference]),
+                )
+            )
+    if not any(part.samples for part in parts[reference]):
+        raise DataError("no samples to measure quality on; expected at least one")
+    return {name: _joined(of) for name, of in parts.items()}
 
 
-def _together(batches: Sequence[Predictions]) -> Predictions:
+def _finite(value: Tensor) -> Tensor:
+    """Which samples of an output (n, ...) have no NaN or infinity, (n,)."""
+    return value.reshape(len(value), -1).isfinite().all(1)
+
+
+def _joined(batches: Sequence[Predictions]) -> Predictions:
+    task = batches[0].task
     return Predictions(
-        np.concatenate([batch.decided for batch in batches]),
-        np.concatenate([batch.labels for batch in batches]),
+        task,
+        task.complete(torch.cat([batch.statistics for batch in batches])),
+        torch.cat([batch.agreement for batch in batches]),
         sum(batch.broken for batch in batches),
-        max(batch.max_abs for batch in batches),
+        float(np.max([batch.max_abs for batch in batches])),  # max() would lose a NaN
     )
 
 
 def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str]) -> tuple[ClassChange, ...]:
-    """What became of every class that the samples have, in the order of the `names` of all."""
-    found = []
+    """What became of every class that the samples have, in the order of the `names` of all; for classification only."""
+    if dense.task.metric.name != "top-1" or dense.statistics.shape[1] < 3:
+        return ()
+    labels = dense.statistics[:, 2]
+    right, before = (of.statistics[:, 0] > 0.5 for of in (pruned, dense))
+    changes = []
     for number, name in enumerate(names):
-        before, after = (answers.right[answers.labels == number] for answers in (dense, pruned))
-        if len(before):
-            found.append(ClassChange(name, len(before), *(int(of.sum()) for of in (before, after, before & after))))
-    return tuple(found)
+        mine = labels == number
+        if count := int(mine.sum()):
+            sums = (int((of & mine).sum()) for of in (before, right, before & right))
+            changes.append(ClassChange(name, count, *sums))
+    return tuple(changes)
 
 
-def torch_accuracy(model: nn.Module, batches: Batches) -> float:
-    """Top-1 accuracy of a PyTorch model in eval mode on its device, a share in [0, 1]; `model` is left as it was.
+def torch_quality(model: nn.Module, batches: Batches, task: Task, dense: nn.Module | None = None) -> float:
+    """The metric of a PyTorch model in eval mode on its device; `model` is left as it was.
 
-    In several processes each has its own batches; the share is that of all samples. Raises `ModelError` for outputs
-    that are NaN or infinite.
+    `dense` is the model beside which it is judged, by default itself. In several processes each has its own batches;
+    the quality is that of all samples. Raises `ModelError` for outputs that are NaN or infinite.
     """
-    device = device_of(model)
+    rows = []
+    for inputs, targets in batches:
+        outputs = _outputs(model, inputs, task)
+        reference = outputs if dense is None or dense is model else _outputs(dense, inputs, task)
+        rows.append(task.statistics(outputs, targets.cpu(), reference))
+    statistics = gathered(rows)
+    if not len(statistics):
+        raise DataError("no samples to measure quality on; expected at least one")
+    return task.quality(task.complete(statistics))
+
+
+def _outputs(model: nn.Module, inputs: Tensor, task: Task) -> Outputs:
+    """Outputs by name, on the CPU. Raises `ModelError` where one is not finite."""
     with evaluating(model), torch.no_grad():
-        pairs = ((_decided(model(inputs.to(device))), labels.cpu().numpy()) for inputs, labels in batches)
-        right, total = summed(torch.tensor(_counts(pairs), dtype=torch.float64, device=device)).tolist()
-    return _share(right, total)
-
-
-def _decided(logits: Tensor) -> npt.NDArray[np.int64]:
-    """Classes (n,) with the largest of `logits` (n, classes)."""
-    if broken := int((~logits.isfinite().all(1)).sum()):
-        raise ModelError(
-            f"the model returns NaN or infinity for {broken} of {len(logits)} samples; check its weights and its inputs"
-        )
-    return logits.argmax(1).cpu().numpy()
-
-
-def _counts(pairs: Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> tuple[int, int]:
-    """How many of (predicted, labels) agree, and how many there are."""
-    right = total = 0
-    for predicted, labels in pairs:
-        right += int((predicted == labels).sum())
-        total += len(labels)
-    return right, total
-
-
-def _share(right: float, total: float) -> float:
-    if not total:
-        raise DataError("no samples to measure accuracy on; expected at least one")
-    return right / total
+        outputs = named_outputs(model, inputs.to(device_of(model)), task.output_name)
+    for value in outputs.values():
+        if broken := int((~_finite(value)).sum()):
+            raise ModelError(
+                f"the model returns NaN or infinity for {broken} of {len(inputs)} samples; check its weights and its "
+                "inputs"
+            )
+    return {name: value.cpu() for name, value in outputs.items()}

@@ -10,18 +10,20 @@ from statistics import median
 
 import onnxruntime as ort
 
+from pxcompress.deploy.backends.onnxruntime import OrtSession
 from pxcompress.deploy.session import Array, Session
 
 RUNS = 20
 
 
-def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
-    """Share of the time of all operators by their type, largest first, over some calls with `inputs` (n, ...).
+def operator_shares(session: Session, inputs: Mapping[str, Array]) -> Mapping[str, float]:
+    """Share of the time of all operators by their type, largest first, over some calls with `inputs`, (n, ...) by name.
 
     Profiling slows every operator down, so only shares are told, of each operator's median. Empty where the profile
-    names no operator or cannot be kept, and on a GPU, of which it has the time to launch an operator, not to run it.
+    names no operator or cannot be kept, on other runtimes, and on a GPU, of which the profile has the time to launch an
+    operator, not to run it.
     """
-    if session.device != "cpu":
+    if not isinstance(session, OrtSession) or session.device != "cpu":
         return {}
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -31,7 +33,7 @@ def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
         options.profile_file_prefix = str(Path(folder) / "profile")
         model = ort.InferenceSession(session.path, options, providers=list(session.providers))
         for _ in range(RUNS):
-            model.run([session.output.name], {session.input.name: inputs})
+            model.run(None, dict(inputs))
         try:
             events = json.loads(Path(model.end_profiling()).read_text())
         except (OSError, ValueError):  # a full disk is no reason to lose the run
@@ -40,8 +42,12 @@ def operator_shares(session: Session, inputs: Array) -> Mapping[str, float]:
     for each in events:
         if each.get("cat") == "Node" and each["name"].endswith("_kernel_time"):
             calls.setdefault((each["args"]["op_name"], each["name"]), []).append(each["dur"])
-    spent: dict[str, float] = {}
+    time_of: dict[str, float] = {}
     for (operator, _), microseconds in calls.items():
-        spent[operator] = spent.get(operator, 0.0) + median(microseconds)
-    total = sum(spent.values())
-    return {name: spent[name] / total for name in sorted(spent, key=spent.__getitem__, reverse=True)} if total else {}
+        time_of[operator] = time_of.get(operator, 0.0) + median(microseconds)
+    total = sum(time_of.values())
+    return (
+        {name: time_of[name] / total for name in sorted(time_of, key=time_of.__getitem__, reverse=True)}
+        if total
+        else {}
+    )

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def captured() -> Iterator[Callable[[], str]]:
+def capture_output() -> Iterator[Callable[[], str]]:
     """Keeps stdout and stderr quiet, also of C++ (by redirecting file descriptor 2); yields a reader of the latter."""
     sys.stderr.flush()
-    saved = os.dup(2)
+    terminal = os.dup(2)
     text = ""
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
@@ -25,16 +25,17 @@ def captured() -> Iterator[Callable[[], str]]:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
                 yield lambda: text
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            os.dup2(terminal, 2)
+            os.close(terminal)
             file.seek(0)
             text = file.read().decode(errors="replace")
 
 
-def one_line(message: str) -> str:
-    """What matters of an ONNX Runtime message: the library that could not be loaded, else the text after the codes."""
+def shorten_message(message: str) -> str:
+    """What matters of a runtime's message: the library that could not be loaded, else the text behind the codes."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     if cause := re.search(r"with error: (.+)", message):
         return cause[1].strip()
+    message = re.sub(r"(Exception from|Check '.*' failed at) [^\n]*:\n", "", message)  # OpenVINO's, one a line
     message = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
     return message.splitlines()[0][:300] if message else ""

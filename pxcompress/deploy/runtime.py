@@ -1,54 +1,33 @@
-"""The only door to ONNX Runtime: sessions whose execution provider is proven, and a stop-watch.
-
-Asked for a GPU that it cannot use, ONNX Runtime writes to stderr and hands out a CPU session. Here a provider is tried
-on a one-node model before any work starts, and every session knows which nodes run where.
-"""
+"""Models opened on the backend that has the asked provider, and timed; nothing here knows one runtime from another."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import torch
-from onnxruntime.capi import build_and_package_info
 
-from pxcompress.choices import PROVIDERS as PROVIDERS
-from pxcompress.deploy.hardware import cpu_name, load_tensorrt, missing_gpu
-from pxcompress.deploy.quiet import captured, one_line
-from pxcompress.deploy.session import CPU, ORT_ERRORS, Array, Session
+from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
+from pxcompress.deploy.hardware import get_cpu_name
+from pxcompress.deploy.session import Array, Session
 from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
 from pxcompress.errors import InputError, ResultError
-from pxcompress.proof import Placement
 
-VERSION: str = ort.__version__
-CUDA_VERSION: str = getattr(build_and_package_info, "cuda_version", "")
-"""What this ONNX Runtime was built for; "" for none."""
+AUTO = "auto"
+"""Name of the provider that is CUDA where it works, else the CPU."""
 
-_CUDA = "CUDAExecutionProvider"
-_NAMES = {"cpu": CPU, "cuda": _CUDA, "cuda-graph": _CUDA, "tensorrt": "TensorrtExecutionProvider"}
 MOST_THREADS = 1024
-
-_CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}  # DEFAULT is 4 to 50 times slower
-_STACKS: Mapping[str, list[Any]] = {
-    "cpu": [CPU],
-    "cuda": [(_CUDA, _CUDA_OPTIONS), CPU],
-    "cuda-graph": [(_CUDA, {**_CUDA_OPTIONS, "enable_cuda_graph": "1"}), CPU],
-    "tensorrt": ["TensorrtExecutionProvider", (_CUDA, _CUDA_OPTIONS), CPU],
-}
-"""What a session is asked for, by our names. "cuda-graph" records the kernels of a call once and replays them."""
+"""Largest number of CPU threads that can be asked for."""
 
 
-def session(path: Path | str, provider: str = "auto", *, threads: int = 0, strict: bool = False) -> Session:
+def open_session(path: Path | str, provider: str = AUTO, *, threads: int = 0, strict: bool = False) -> Session:
     """Load an ONNX file.
 
-    `provider`: "cpu", "cuda", "cuda-graph", "tensorrt", or "auto" (CUDA where it works, else the CPU; the reason stands
-    in `placement.fallback_reason`). `threads`: CPU threads; 0 takes PyTorch's number (the physical cores on x86, or
+    `provider`: one of `list_providers`; "auto" takes CUDA where it works, else the CPU, and says why in
+    `placement.fallback_reason`. `threads`: CPU threads; 0 takes PyTorch's number (the physical cores on x86, or
     OMP_NUM_THREADS). Raises `InputError` for a file that is missing or no model and for an asked provider that cannot
     be used; with `strict` `ResultError` when any node runs elsewhere.
     """
@@ -56,27 +35,44 @@ def session(path: Path | str, provider: str = "auto", *, threads: int = 0, stric
     check_provider(provider)
     if not path.is_file():
         raise InputError(f"no ONNX file at {path}; check the path")
+    check_threads(threads)
     threads = threads or torch.get_num_threads()
-    used, reason = _choose(provider)
-    model, failure = _create(path, used, threads)
-    if failure and used != "cpu" and provider == "auto":
-        used, reason = "cpu", f"{used} failed on this model: {failure}"
-        model, failure = _create(path, used, threads)
-    if failure:
-        raise InputError(f"{path} cannot be loaded by ONNX Runtime on {used}: {failure}")
-    placement = _placement(model, provider, reason)
-    if strict and placement.fallback_reason:
-        raise ResultError(f"{path.name} does not run on {provider} alone: {placement.fallback_reason}")
-    return Session.of(path, model, placement, threads)
+    place, reason = _choose(provider)
+    session, failure = _load(path, place, threads)
+    if failure and place != "cpu" and provider == AUTO:
+        place, reason = "cpu", f"{place} failed on this model: {failure}"
+        session, failure = _load(path, place, threads)
+    if session is None:
+        raise InputError(f"{path} cannot be loaded by {find_backend(place).title} on {place}: {failure}")
+    reason = reason or session.placement.fallback_reason
+    if strict and reason:
+        raise ResultError(f"{path.name} does not run on {provider} alone: {reason}")
+    return replace(session, placement=replace(session.placement, asked=provider, fallback_reason=reason))
+
+
+def list_providers() -> tuple[str, ...]:
+    """Names that `--provider` takes: "auto", and those of all backends."""
+    return (AUTO, *BACKENDS)
+
+
+def find_backend(provider: str) -> Backend:
+    """The backend that has a provider; for "auto" the one that is chosen on this machine."""
+    return BACKENDS.get(_choose(provider)[0])()
 
 
 def check_provider(name: str) -> None:
     """Raise `InputError` if a provider of this name is unknown or cannot be used here; "auto" and "cpu" always can."""
-    if name not in PROVIDERS:
-        raise InputError(f"unknown provider {name!r}; expected one of: {', '.join(PROVIDERS)}")
-    reason = "" if name == "auto" else unusable(name)
+    if name not in list_providers():
+        raise InputError(f"unknown provider {name!r}; expected one of: {', '.join(list_providers())}")
+    reason = "" if name == AUTO else explain_failure(name)
     if reason:
         raise InputError(f"provider {name!r} cannot be used: {reason}; use auto or cpu")
+
+
+@cache
+def explain_failure(provider: str) -> str:
+    """Why a provider does not work on this machine, found by trying it; "" when it does."""
+    return BACKENDS.get(provider)().explain_failure(provider)
 
 
 def check_threads(threads: int) -> None:
@@ -99,8 +95,8 @@ def time_runs(
     See `time_interleaved`; GPU times are device times, without copies from and to the host.
     """
     batch = np.repeat(example[:1], batch_size, axis=0)
-    runners = {name: session.runner(batch) for name, session in sessions.items()}
-    return time_interleaved(runners, warmup=warmup, runs=runs, max_seconds=max_seconds)
+    calls = {name: session.bind(batch) for name, session in sessions.items()}
+    return time_interleaved(calls, warmup=warmup, runs=runs, max_seconds=max_seconds)
 
 
 def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int) -> float:
@@ -108,98 +104,38 @@ def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int
 
     The lower tenth of all calls: what else the machine does only ever adds to them.
     """
-    used, _ = _choose(provider)
-    model, failure = _create(graph, used, threads or torch.get_num_threads())
-    if failure:
-        raise ResultError(f"an operator cannot be timed on {used}: {failure}")
-    loaded = Session.of(Path("operator"), model, _placement(model, provider, ""), threads)
-    run = loaded.runner(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-    return float(np.quantile(time_interleaved({"it": run}, warmup=5, runs=30, max_seconds=0.2)["it"], 0.1))
+    check_threads(threads)
+    place, _ = _choose(provider)
+    session, failure = _load(graph, place, threads or torch.get_num_threads())
+    if session is None:
+        raise ResultError(f"an operator cannot be timed on {place}: {failure}")
+    call = session.bind(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    return float(np.quantile(time_interleaved({"operator": call}, warmup=5, runs=30, max_seconds=0.2)["operator"], 0.1))
 
 
-def device_name(provider: str, threads: int) -> str:
-    """What a latency was measured on: the GPU, or the processor and how many threads of it."""
-    if _choose(provider)[0] != "cpu":
-        return f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'GPU'} {provider}"
-    return f"{cpu_name()}, {threads or torch.get_num_threads()} threads"
+def describe_device(provider: str, threads: int) -> str:
+    """What a latency was measured on: the GPU, or the processor and how many threads of it, and the runtime's version.
+
+    Times that are kept for later are kept under this name.
+    """
+    backend = find_backend(provider)
+    if backend.get_device(_choose(provider)[0]) == "cpu":
+        return f"{get_cpu_name()}, {threads or torch.get_num_threads()} threads-{backend.version}"
+    return f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'GPU'} {provider}-{backend.version}"
+
+
+def _load(source: Path | bytes, provider: str, threads: int) -> tuple[Session | None, str]:
+    """The session of a provider's backend, or None and why it does not take the model."""
+    try:
+        return find_backend(provider).open(source, provider, threads), ""
+    except CannotOpen as error:
+        return None, str(error)
 
 
 def _choose(provider: str) -> tuple[str, str]:
     """What to run on, and why it is not what "auto" would rather have taken. Raises as `check_provider` does."""
     check_provider(provider)
-    if provider != "auto":
+    if provider != AUTO:
         return provider, ""
-    reason = unusable("cuda")
+    reason = explain_failure("cuda")
     return ("cpu", f"CUDA cannot be used: {reason}") if reason else ("cuda", "")
-
-
-@cache
-def unusable(provider: str) -> str:
-    """Why a provider does not work here; "" when it does. `get_available_providers` only lists what was compiled in."""
-    if _NAMES[provider] not in ort.get_available_providers():
-        return f"onnxruntime {VERSION} was built without {_NAMES[provider]} (the onnxruntime-gpu package has it)"
-    if provider != "cpu":
-        if reason := missing_gpu():
-            return reason
-        with captured():
-            ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
-            if provider == "tensorrt":
-                load_tensorrt()
-    model, failure = _create(_one_convolution(), provider, threads=1)
-    if failure:
-        return failure
-    try:
-        Session.of(Path("probe"), model, _placement(model, provider, ""), 1).runner(np.zeros((1, 1, 2, 2), np.float32))
-    except (InputError, *ORT_ERRORS) as error:
-        return one_line(str(error))
-    return ""
-
-
-def _one_convolution() -> bytes:
-    """The smallest model that needs cuDNN."""
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"])],
-        "probe",
-        [helper.make_tensor_value_info("x", kind, [1, 1, 2, 2])],
-        [helper.make_tensor_value_info("y", kind, [1, 1, 1, 1])],
-        [helper.make_tensor("w", kind, [1, 1, 2, 2], [1.0] * 4)],
-    )
-    opset = helper.make_opsetid("", 18)
-    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
-
-
-def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str]:
-    """A session on `provider`, or why there is none (one line). Raises as `check_threads` does."""
-    check_threads(threads)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is in the exception, too
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # Idle threads of one session otherwise spin on the cores that another one is timed on (1.7x on 2 cores).
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    model, failure = None, ""
-    with captured() as noise:
-        try:
-            model = ort.InferenceSession(source, options, providers=_STACKS[provider], enable_fallback=0)
-        except ORT_ERRORS as error:
-            failure = str(error)
-    if model is None:
-        return None, one_line(f"{failure}\n{noise()}")
-    if model.get_providers()[0] != _NAMES[provider]:
-        return None, one_line(noise()) or f"ONNX Runtime gave {model.get_providers()[0]} instead"
-    return model, ""
-
-
-def _placement(model: Any, asked: str, reason: str) -> Placement:
-    """Counts the nodes per provider, as ONNX Runtime assigned them (before it fuses nodes)."""
-    got = model.get_providers()[0]
-    nodes = [
-        (part.ep_name, node.op_type) for part in model.get_provider_graph_assignment_info() for node in part.get_nodes()
-    ]
-    elsewhere = Counter(f"{op} on {provider}" for provider, op in nodes if provider != got)
-    if elsewhere and not reason:
-        names = ", ".join(f"{count} {name}" for name, count in elsewhere.most_common(5))
-        reason = f"{elsewhere.total()} of {len(nodes)} nodes run elsewhere: {names}"
-    counts = dict(Counter(provider for provider, _ in nodes if provider != got))
-    return Placement(asked, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts)

@@ -1,24 +1,23 @@
-"""An ONNX model, opened and ready to run: what it takes and gives, a call, and a call on bound buffers to time."""
+"""A model, opened and ready to run, on whatever runtime: what it takes and gives, a prediction, and a call to time."""
 
 from __future__ import annotations
 
-import itertools
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+import torch
 from torch import Tensor
 
-from pxcompress.deploy.quiet import one_line
+from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError
 from pxcompress.proof import Placement
 
@@ -27,21 +26,6 @@ Array = npt.NDArray[Any]
 Inputs = Array | Tensor | Mapping[str, Array]
 """A batch (n, ...) for a file with one input, or what every input takes, by name."""
 
-CPU = "CPUExecutionProvider"
-
-_graphs = itertools.count(1)
-"""Numbers of recorded graphs: every bound call has its own, or it would replay another one on that one's buffers."""
-
-_NO_GRAPH = -1
-"""Number of a call that is neither recorded nor replayed, as ONNX Runtime has it."""
-
-_WHOLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool")
-_DTYPES: Mapping[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(double)": np.dtype(np.float64),
-    **{f"tensor({name})": np.dtype(name) for name in _WHOLE},
-}
 _WEIGHTS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
@@ -49,18 +33,7 @@ _WEIGHTS: Mapping[int, str] = {
     onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.UINT8: "int8",
 }
-ORT_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.EPFail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    RuntimeError,
-    ValueError,
-)
+"""Names of precisions by ONNX's type of weights; float32 is the default and has none."""
 
 
 @dataclass(frozen=True)
@@ -77,30 +50,33 @@ class Port:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` can be given, whatever its first axis."""
         pairs = zip(self.shape[1:], shape[1:], strict=False)
-        return len(self.shape) == len(shape) and all(own in (None, given) for own, given in pairs)
+        return len(self.shape) == len(shape) and all(own in (None, size) for own, size in pairs)
 
 
 @dataclass(frozen=True, eq=False)
-class Session:
-    """An ONNX model, ready to run; `placement` says on what. Outputs after the first are not computed.
+class Session(ABC):
+    """A model, ready to run; `placement` says on what.
 
-    `threads` are CPU threads, not pinned to cores.
+    `threads` are CPU threads, not pinned to cores. `metadata` is what the file says about itself. A backend adds how
+    its runtime computes one batch (`run`) and how it prepares a call that is timed (`bind_feed`); both get arrays of
+    the right names, types and shapes, and raise one of `errors` where the runtime cannot run.
     """
 
     path: Path
     placement: Placement
-    providers: tuple[str, ...]
     inputs: tuple[Port, ...]
-    output: Port
+    outputs: tuple[Port, ...]
     threads: int
-    _model: Any
+    metadata: Mapping[str, str]
+    errors: ClassVar[tuple[type[Exception], ...]] = (RuntimeError, ValueError)
 
-    @classmethod
-    def of(cls, path: Path, model: Any, placement: Placement, threads: int) -> Session:
-        """What ONNX Runtime's session `model` is; `InputError` for inputs or outputs of a type that is none of ours."""
-        inputs = tuple(_port(path, node) for node in model.get_inputs())
-        output = _port(path, model.get_outputs()[0])
-        return cls(path, placement, tuple(model.get_providers()), inputs, output, threads, model)
+    @abstractmethod
+    def run(self, feed: Mapping[str, Array]) -> list[Array]:
+        """The outputs for one batch in the order of `outputs`, from and to host memory."""
+
+    @abstractmethod
+    def bind_feed(self, feed: Mapping[str, Array]) -> Callable[[], None]:
+        """A call on `feed` that was called once, copies nothing from the host, and returns when the result is there."""
 
     @property
     def input(self) -> Port:
@@ -111,9 +87,14 @@ class Session:
         return self.inputs[0]
 
     @property
+    def output(self) -> Port:
+        """The first output."""
+        return self.outputs[0]
+
+    @property
     def device(self) -> str:
-        """Where inputs and outputs live while timing: "cuda" or "cpu"."""
-        return "cpu" if self.placement.got == CPU else "cuda"
+        """Where inputs and outputs are while timing: "cuda" or "cpu"."""
+        return "cpu" if runs_on_cpu(self.placement) else "cuda"
 
     @property
     def precision(self) -> str:
@@ -121,73 +102,66 @@ class Session:
 
         cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
         """
-        if stated := self.metadata.get("precision") or _of_weights(self.path):
-            return stated
+        if weights_precision := self.metadata.get("precision") or _of_weights(self.path):
+            return weights_precision
         tf32 = self.device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
         return "tf32" if tf32 else "fp32"
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the file says about itself: its metadata_props."""
-        return dict(self._model.get_modelmeta().custom_metadata_map)
-
     def predict(self, inputs: Inputs) -> Array:
-        """First output for a batch of inputs, from and to host memory; `InputError` where it cannot run.
+        """First output for a batch of inputs; as `outputs_of`."""
+        return self._predict(inputs)[0]
 
-        A file with one input and a fixed batch is called as often as it takes, at the end with repeated inputs.
+    def outputs_of(self, inputs: Inputs) -> dict[str, Tensor]:
+        """All outputs for a batch of inputs by name, from and to host memory; `InputError` where it cannot run.
+
+        A file with a fixed batch is called as often as it takes, at the end with repeated inputs.
         """
-        feed = self._feed(inputs)
-        if isinstance(inputs, Mapping):
-            return self._run(feed)
-        array, fixed = feed[self.input.name], self.input.shape[0]
-        if fixed in (None, len(array)):
-            return self._run(feed)
-        parts = (self._run({self.input.name: part}) for part in whole_batches(array, fixed))
-        return np.concatenate(list(parts))[: len(array)]
+        arrays = self._predict(inputs)
+        return {port.name: torch.from_numpy(array) for port, array in zip(self.outputs, arrays, strict=True)}
 
-    def runner(self, inputs: Inputs) -> Bound:
+    def _predict(self, inputs: Inputs) -> list[Array]:
+        feed = self._feed(inputs)
+        samples, file_batch = len(next(iter(feed.values()))), self.inputs[0].shape[0] if self.inputs[0].shape else None
+        if file_batch in (None, samples):
+            return self._run(feed)
+        chunks = zip(*(whole_batches(array, file_batch) for array in feed.values()), strict=True)
+        parts = [self._run(dict(zip(feed, chunk, strict=True))) for chunk in chunks]
+        return [np.concatenate(arrays)[:samples] for arrays in zip(*parts, strict=True)]
+
+    def bind(self, inputs: Inputs) -> Callable[[], None]:
         """One inference call on buffers bound once, on the device; returns when the result is there.
 
         It was called once. On a GPU this is device time: copies from and to the host are not part of it. `InputError`
-        where it cannot run, also for inputs that are not the batch of a file where that is fixed.
+        where it cannot run, and for another batch than the file is fixed to.
         """
         feed = self._feed(inputs)
         for port in self.inputs:
             if port.shape and port.shape[0] not in (None, len(feed[port.name])):
-                given = len(feed[port.name])
-                raise InputError(f"{self.path} has a fixed batch of {port.shape[0]}; given {given} samples")
-        outputs = self._run(feed)  # its shape is needed to bind the output
-        binding = self._model.io_binding()
+                samples = len(feed[port.name])
+                raise InputError(f"{self.path} has a fixed batch of {port.shape[0]}; given {samples} samples")
         try:
-            sources = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in feed.items()}
-            target = ort.OrtValue.ortvalue_from_shape_and_type(outputs.shape, outputs.dtype.type, self.device, 0)
-            for name, source in sources.items():
-                binding.bind_ortvalue_input(name, source)
-            binding.bind_ortvalue_output(self.output.name, target)
-            run = Bound(self._model, binding, sources, target, _run_options(next(_graphs)))
-            run()  # takes all memory that it needs, and records the graph where there is one
-        except ORT_ERRORS as error:
+            return self.bind_feed(feed)
+        except self.errors as error:
             raise self._unable(feed, error) from error
-        return run
 
-    def _run(self, feed: Mapping[str, Array]) -> Array:
+    def _run(self, feed: Mapping[str, Array]) -> list[Array]:
         try:
-            (outputs,) = self._model.run([self.output.name], dict(feed), _run_options(_NO_GRAPH))
-        except ORT_ERRORS as error:
+            return self.run(feed)
+        except self.errors as error:
             raise self._unable(feed, error) from error
-        return np.asarray(outputs)
 
     def _unable(self, feed: Mapping[str, Array], error: Exception) -> InputError:
+        """The error for inputs that the model does not run on."""
         shapes = " and ".join(str(array.shape) for array in feed.values())
         where = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
-        return InputError(f"{where}: {one_line(str(error))}")
+        return InputError(f"{where}: {shorten_message(str(error))}")
 
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes."""
-        given = inputs if isinstance(inputs, Mapping) else {self.input.name: inputs}
+        arrays = inputs if isinstance(inputs, Mapping) else {self.input.name: inputs}
         feed = {}
         for port in self.inputs:
-            value = given[port.name]
+            value = arrays[port.name]
             array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
             if not port.fits(array.shape):
                 raise InputError(f"{self.path.name} expects inputs of shape {port}; given {array.shape}")
@@ -195,25 +169,15 @@ class Session:
         return feed
 
 
-@dataclass(frozen=True, eq=False)
-class Bound:
-    """A call on bound buffers. It holds the buffers because a binding on the CPU only points at their memory."""
-
-    model: Any
-    binding: Any
-    sources: Mapping[str, Any]
-    target: Any
-    options: Any
-
-    def __call__(self) -> None:
-        self.model.run_with_iobinding(self.binding, self.options)
-        self.binding.synchronize_outputs()
+def runs_on_cpu(placement: Placement) -> bool:
+    """Whether a model runs on the processor: runtimes say "CPU" in the name of that place, in no other one."""
+    return "CPU" in placement.got
 
 
 def whole_batches(array: Array, size: int) -> list[Array]:
     """`array` in parts of `size` rows; the last one is filled up with its last row."""
-    filled = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)], mode="edge")
-    return np.split(filled, len(filled) // size)
+    rows = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)], mode="edge")
+    return np.split(rows, len(rows) // size)
 
 
 def _of_weights(path: Path) -> str:
@@ -222,16 +186,3 @@ def _of_weights(path: Path) -> str:
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
         counts[tensor.data_type] += prod(tensor.dims)
     return _WEIGHTS.get(max(counts, key=lambda kind: counts[kind]), "") if counts else ""
-
-
-def _run_options(graph: int) -> Any:
-    """Options of one call, with the number of the graph that it records or replays; without effect elsewhere."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(graph))
-    return options
-
-
-def _port(path: Path, node: Any) -> Port:
-    if node.type not in _DTYPES:
-        raise InputError(f"{path}: {node.name!r} is a {node.type}; expected one of: {', '.join(_DTYPES)}")
-    return Port(node.name, tuple(s if isinstance(s, int) else None for s in node.shape), _DTYPES[node.type])

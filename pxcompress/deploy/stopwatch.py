@@ -40,35 +40,35 @@ def time_interleaved(
     it), but not before `LEAST` turns each.
     """
     share = max_seconds / len(runners)
-    pace = max(_warm_up(run, warmup, share / 4) for run in runners.values())
+    pace = max(_warm_up(call, warmup, share / 4) for call in runners.values())
     turn = int(np.clip(share / LEAST / pace, 1, min(BLOCK, max(runs // LEAST, 1))))
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    start, turns, done = time.perf_counter(), 0, 0
-    while done < runs and (turns < LEAST or time.perf_counter() - start < max_seconds):
-        turn = min(turn, runs - done)
-        for name, run in runners.items():
-            run()
-            seconds[name].extend(_seconds(run) for _ in range(turn))
-        turns, done = turns + 1, done + turn
+    start, turns, runs_done = time.perf_counter(), 0, 0
+    while runs_done < runs and (turns < LEAST or time.perf_counter() - start < max_seconds):
+        turn = min(turn, runs - runs_done)
+        for name, call in runners.items():
+            call()
+            seconds[name].extend(_seconds(call) for _ in range(turn))
+        turns, runs_done = turns + 1, runs_done + turn
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def _warm_up(run: Callable[[], None], runs: int, max_seconds: float) -> float:
+def _warm_up(call: Callable[[], None], runs: int, max_seconds: float) -> float:
     """Seconds of the fastest call of a warm-up that ends when calls no longer get faster.
 
     That is when, after `USUAL` calls, the median of `BLOCK` of them is not `SETTLED` below that of the block before;
     `runs` or `max_seconds` end it as well, after at least two calls.
     """
-    start, seconds = time.perf_counter(), [_seconds(run), _seconds(run)]
+    start, seconds = time.perf_counter(), [_seconds(call), _seconds(call)]
     while len(seconds) < runs and time.perf_counter() - start < max_seconds:
-        seconds.append(_seconds(run))
+        seconds.append(_seconds(call))
         whole = len(seconds) % BLOCK == 0 and len(seconds) >= USUAL
         if whole and np.median(seconds[-BLOCK:]) > (1 - SETTLED) * np.median(seconds[-2 * BLOCK : -BLOCK]):
             break
     return min(seconds)
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _seconds(call: Callable[[], None]) -> float:
     start = time.perf_counter()
-    run()
+    call()
     return time.perf_counter() - start

@@ -27,12 +27,12 @@ def chosen(views: Views) -> list[tuple[int, str]]:
     """For the reader: typical ones that agree, the surest of those that changed sides, and the largest changes."""
     alike, chance = views.similarity["cosine"], views.logits[1].softmax(1).amax(1)
     typical = (alike - alike.median()).abs()
-    found: dict[int, str] = {}
+    case_by_index: dict[int, str] = {}
     for kind, order in (("agreeing", typical), ("newly wrong", -chance), ("newly right", -chance)):
         ranked = [index for index in order.argsort().tolist() if views.kinds[index] == kind]
-        found.update(dict.fromkeys(ranked[:_SHOWN], kind))
-    left = [index for index in alike.argsort().tolist() if index not in found]
-    return [*found.items(), *((index, f"largest change, {views.kinds[index]}") for index in left[:_SHOWN])]
+        case_by_index.update(dict.fromkeys(ranked[:_SHOWN], kind))
+    remaining = [index for index in alike.argsort().tolist() if index not in case_by_index]
+    return [*case_by_index.items(), *((index, f"largest change, {views.kinds[index]}") for index in remaining[:_SHOWN])]
 
 
 def all_of(views: Views) -> list[tuple[int, str]]:

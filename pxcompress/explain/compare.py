@@ -153,9 +153,9 @@ def _carried(pruned: Pruned, values: Tensor, targets: Tensor, composite: str) ->
     sizes = relevance_of_units(pruned, batches, composite, "abs")
     rows = []
     for group in pruned.groups:
-        size, gone = sizes[group.name], list(pruned.plan.removed.get(group.name, ()))
-        share = float(size[gone].sum() / size.sum().clamp(min=1e-12))
-        rows.append(Carried(group.name, group.kind, group.units, group.units - len(gone), share))
+        size, removed_units = sizes[group.name], list(pruned.plan.removed.get(group.name, ()))
+        share = float(size[removed_units].sum() / size.sum().clamp(min=1e-12))
+        rows.append(Carried(group.name, group.kind, group.units, group.units - len(removed_units), share))
     return tuple(rows)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from pxcompress.cache import whole_file
 from pxcompress.errors import InputError
 from pxcompress.report.build import read_report
-from pxcompress.report.explanation import Explanation, explanation_json
-from pxcompress.report.explanation_page import explanation_page
-from pxcompress.report.heatmap_figures import figure
+from pxcompress.report.explanation import Explanation, format_explanation_json
+from pxcompress.report.explanation_page import render_explanation
+from pxcompress.report.heatmap_figures import draw_case
 from pxcompress.report.html import to_html
 
 PAGE, RECORD, FIGURES = "explain.html", "explain.json", "explain"
@@ -28,13 +28,13 @@ def write(found: Explanation, run: Path, out: Path | None = None) -> Path:
     if out is None:
         page, text = REPORT, to_html(read_report(run), found)
     else:
-        page, text = PAGE, explanation_page(found)
+        page, text = PAGE, render_explanation(found)
     files = {
         f"{FIGURES}/case-{place:02d}.{kind}": file
         for place, case in enumerate(found.cases, 1)
-        for kind, file in figure(case).items()
+        for kind, file in draw_case(case).items()
     }
-    files |= {RECORD: explanation_json(found).encode(), page: text.encode()}
+    files |= {RECORD: format_explanation_json(found).encode(), page: text.encode()}
     try:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for old in (folder / FIGURES).glob("case-*.*"):

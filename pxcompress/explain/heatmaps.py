@@ -63,8 +63,8 @@ def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper
                 logits = twin.model(x)
                 start = one_hot(targets.to(device), logits.shape[1]).to(logits)
                 (m,) = torch.autograd.grad(logits, x, start)
-            found = (x * m).detach().cpu()
-            return found.sum(1) if found.ndim > 2 else found
+            relevance = (x * m).detach().cpu()
+            return relevance.sum(1) if relevance.ndim > 2 else relevance
 
         def in_chunks(inputs: Tensor, targets: Tensor) -> Tensor:
             pairs = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)

@@ -44,7 +44,7 @@ class Inputs:
 
 def dense_subject(folder: Path, data: str, note: Note) -> Workload:
     """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
-    session, recipe = runtime.session(folder / DENSE, "cpu"), read_run(folder)
+    session, recipe = runtime.open_session(folder / DENSE, "cpu"), read_run(folder)
     if (
         data and recipe.data.partition(":")[0] not in EMBEDDED
     ):  # what was trained here was trained on the run's own data
@@ -73,8 +73,8 @@ def samples_of(workload: Workload, data: str, count: int, recipe: Recipe) -> Inp
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
     values, labels = first_of(splits.test, count)
     names = splits.ids["test"][: len(values)]
-    told = f"{len(values)} inputs of the test split of {source.name}"
-    return Inputs(values, names, told, labels, _masks(source, names, values), source.letters)
+    description = f"{len(values)} inputs of the test split of {source.name}"
+    return Inputs(values, names, description, labels, _masks(source, names, values), source.letters)
 
 
 def _masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor | None:

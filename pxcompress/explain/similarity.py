@@ -23,7 +23,7 @@ SAMPLES = 32
 
 def composite_of(recipe: Recipe) -> str:
     """The rules of the recipe's scorer, where it has any."""
-    return getattr(SCORERS.build(recipe.scorers[0]), "composite", Method.composite)
+    return SCORERS.build(recipe.scorers[0]).composite or Method.composite
 
 
 def compared_explanations(
@@ -67,7 +67,7 @@ def explanation_similarity(pruned: Pruned, method: Method, batches: Batches) -> 
 
     Raises `ResultError` where a map is not finite.
     """
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in SIMILARITIES}
+    values_by_name: dict[str, list[torch.Tensor]] = {name: [] for name in SIMILARITIES}
     dense_maps: list[torch.Tensor] = []
     for inputs, _ in batches:
         with torch.no_grad():
@@ -77,12 +77,12 @@ def explanation_similarity(pruned: Pruned, method: Method, batches: Batches) -> 
             raise ResultError(f"relevance under the rules {method.composite!r} is not finite")
         dense_maps.append(maps[0])
         for name, measure in SIMILARITIES.items():
-            found[name].append(measure(*maps))
-    means = {name: torch.cat(values) for name, values in found.items()}
-    every = torch.cat(dense_maps)
+            values_by_name[name].append(measure(*maps))
+    means = {name: torch.cat(values) for name, values in values_by_name.items()}
+    all_maps = torch.cat(dense_maps)
     return ExplanationSimilarity(
-        samples=len(every),
+        samples=len(all_maps),
         composite=method.composite,
-        unrelated=float(cosine(every, every.roll(1, 0)).mean()) if len(every) > 1 else 0.0,
+        unrelated=float(cosine(all_maps, all_maps.roll(1, 0)).mean()) if len(all_maps) > 1 else 0.0,
         **{name: float(values.mean()) for name, values in means.items()},
     )

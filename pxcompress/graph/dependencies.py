@@ -39,12 +39,12 @@ class Graph(tp.DependencyGraph):
 
     def _build_dependency(self, module2node: Any) -> None:
         super()._build_dependency(module2node)
-        mended = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
+        size_readers = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
         for node in module2node.values():
             if node.type == tp.ops.OPTYPE.CONCAT:
                 node.module.concat_sizes = _concat_sizes(node)
-            if node.type in mended and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
-                node.grad_fn = mended[node.type](node.grad_fn)
+            if node.type in size_readers and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
+                node.grad_fn = size_readers[node.type](node.grad_fn)
                 node.enable_index_mapping = True  # off where a position embedding comes before
 
     def build_dependency(self, model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
@@ -54,6 +54,8 @@ class Graph(tp.DependencyGraph):
         for node in self.module2node.values():
             if node.type == tp.ops.OPTYPE.SPLIT and node.module.offsets and hasattr(node.grad_fn, "split"):
                 _map_parts(node)
+            if node.type == tp.ops.OPTYPE.RESHAPE:
+                _map_paths(node)
             if is_depthwise(node.module) and node.module.out_channels > node.module.in_channels:
                 self._link_ends(node)
         return self
@@ -134,8 +136,8 @@ class _Linked(tp.dependency.Group):
         for item in self.items:
             if item.dep.target == dep.target and item.dep.handler == dep.handler:
                 roots = {index.idx: index.root_idx for index in item.idxs}
-                met = {(roots[index.idx], index.root_idx) for index in idxs if index.idx in roots}
-                self.links |= {pair for pair in met if pair[0] != pair[1] and None not in pair}
+                meeting_rows = {(roots[index.idx], index.root_idx) for index in idxs if index.idx in roots}
+                self.links |= {pair for pair in meeting_rows if pair[0] != pair[1] and None not in pair}
         super().add_and_merge(dep, idxs)
 
 
@@ -176,22 +178,30 @@ def _reshape_sizes(grad_fn: Any) -> SimpleNamespace:
 
 
 def _concat_sizes(node: Any) -> list[int] | None:
-    """Channels of the parts of a concatenation of feature maps; None where not every part has a node of its own.
+    """Channels of the parts of a concatenation, on axis 1 of feature maps or the last one of anything.
 
-    torch-pruning guesses them from the layers above, and takes the one channel of a gate for that of what it gates.
+    None where it joins something else, or not every part has a node of its own. torch-pruning guesses them from the
+    layers above, and takes the one channel of a gate for that of what it gates, and a part of a split for the whole.
     """
     edges, dims = node.grad_fn.next_functions, len(node.grad_fn._input_metadata[0].shape)
-    if len(edges) != len(node.inputs) or dims == 3 or node.grad_fn._saved_dim != 1:
+    axis = _saved_axis(node.grad_fn, dims)
+    if len(edges) != len(node.inputs) or (axis != dims - 1 and (dims == 3 or axis != 1)):
         return None
     if any(function is None for function, _ in edges):
         return None
-    return [function._input_metadata[place].shape[1] for function, place in edges]
+    return [function._input_metadata[place].shape[axis] for function, place in edges]
+
+
+def _saved_axis(grad_fn: Any, dims: int) -> int:
+    """The axis that an operation saved, from 0 on: -1 reads as 2^64 - 1."""
+    axis: int = grad_fn._saved_dim
+    return axis if axis < dims else axis - 2**64 + dims
 
 
 def _split_sizes(grad_fn: Any) -> SimpleNamespace:
     """A split's axis, 1 for the last of several, and the sizes of its parts."""
-    sizes, axis = grad_fn._saved_self_sym_sizes, grad_fn._saved_dim
-    axis = len(sizes) - 1 if axis >= len(sizes) else axis  # -1 reads as 2^64 - 1
+    sizes = grad_fn._saved_self_sym_sizes
+    axis = _saved_axis(grad_fn, len(sizes))
     if hasattr(grad_fn, "_saved_split_sizes"):
         parts = grad_fn._saved_split_sizes
     else:
@@ -216,3 +226,32 @@ def _map_parts(node: Any) -> None:
             for dependency, part in zip(between, parts, strict=False):
                 mapping = tp.dependency.index_mapping._SplitIndexMapping(offset=part, reverse=reverse)
                 dependency.index_mapping[0] = mapping
+
+
+def _map_paths(node: Any) -> None:
+    """Map channels to their paths, where a reshape makes two axes of them and a softmax over the first picks a path.
+
+    A channel is in every path then, and goes with all of its rows: those of selective kernels.
+    """
+    picks = [reader.grad_fn for reader in node.outputs if "Softmax" in getattr(reader.grad_fn, "name", str)()]
+    shapes = {(*pick._saved_result.shape[:3], _saved_axis(pick, pick._saved_result.dim())) for pick in picks}
+    if len(picks) != len(node.outputs) or len(shapes) != 1 or (shape := shapes.pop())[-1] != 1 or len(shape) < 4:
+        return
+    _, paths, channels, _ = shape
+    for source in node.inputs:
+        for dependency in source.dependencies:
+            if dependency.target is node:
+                dependency.index_mapping[0] = partial(_path_merged, channels)
+        for dependency in node.dependencies:
+            if dependency.target is source:
+                dependency.index_mapping[0] = partial(_in_all_paths, paths, channels)
+
+
+def _path_merged(channels: int, rows: Any) -> Any:
+    """The channels of rows (paths x channels,), each once: all of its rows lead back to it."""
+    return list({row.idx % channels: row._replace(idx=row.idx % channels) for row in rows}.values())
+
+
+def _in_all_paths(paths: int, channels: int, rows: Any) -> Any:
+    """The rows of channels in all paths."""
+    return [row._replace(idx=row.idx + path * channels) for row in rows for path in range(paths)]

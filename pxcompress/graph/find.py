@@ -23,17 +23,20 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
     Raises `ModelError` where the model cannot be traced or tried.
     """
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    missing = set(keep) - set(order)
-    if missing:
-        raise ModelError(f"model has no module {min(missing)!r} whose outputs could be kept")
+    unknown_names = set(keep) - set(order)
+    if unknown_names:
+        raise ModelError(f"model has no module {min(unknown_names)!r} whose outputs could be kept")
     trial = prepared(model, example) if prove else None
     heads = list(attentions(model))
-    known = {name for attention in heads for name in attention.layers}
-    found = [*traced_groups(model, example, keep, known), *(head_group(model, attention) for attention in heads)]
-    groups = [group for group in found if isinstance(group, Group)]
+    head_layers = {name for attention in heads for name in attention.layers}
+    candidates = [
+        *traced_groups(model, example, keep, head_layers),
+        *(head_group(model, attention) for attention in heads),
+    ]
+    groups = [group for group in candidates if isinstance(group, Group)]
     fixed = {group.name: Fixed(group.name, 1, "it has one unit") for group in groups if _is_single(group)}
     groups = [group for group in groups if not _is_single(group)]
-    fixed |= {layer.name: layer for layer in found if isinstance(layer, Fixed)}
+    fixed |= {layer.name: layer for layer in candidates if isinstance(layer, Fixed)}
     if trial:
         units = {group.name: group.units for group in groups}
         fixed |= {name: Fixed(name, units[name], reason) for name, reason in trial.faults(groups).items()}

@@ -47,17 +47,17 @@ class Idle:
         """What a slim model changes that an idle layer could read; empty where there is nothing."""
         if not self.layers:
             return ""
-        found = _shapes(slim, inputs) if self.shapes else {}
+        shapes_by_place = _shapes(slim, inputs) if self.shapes else {}
         for name, shapes in self.shapes.items():
             widths = _widths(self.layers[name])
-            if any(_narrowed(found.get(place), shape, widths) for place, shape in shapes.items()):
+            if any(_narrowed(shapes_by_place.get(place), shape, widths) for place, shape in shapes.items()):
                 return f"{name} could read or write its units, and {NOT_REACHED}; give an example that does"
         if self.trained is not None:
             try:
-                changed = kinds(_in_training(slim, inputs)) != self.trained
+                has_changed = kinds(_in_training(slim, inputs)) != self.trained
             except Exception as error:  # noqa: BLE001  (a model that does not fit together may fail in any way)
                 return f"without its units training mode fails, which runs {self._first}: {reason_of(error)}"
-            if changed:
+            if has_changed:
                 return f"without its units the outputs in training mode change, which runs {self._first}"
         return ""
 
@@ -68,51 +68,53 @@ class Idle:
 
 def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
     """The layers with weights that `model` does not run on `inputs` in eval mode, and what they could read."""
-    reached, called = _reached(model, lambda twin: everything(twin, inputs))
+    reached_layers, called_layers = _reached(model, lambda twin: everything(twin, inputs))
     layers = {
         name: module
         for name, module in model.named_modules()
-        if name not in reached and any(True for _ in module.parameters(recurse=False))
+        if name not in reached_layers and any(True for _ in module.parameters(recurse=False))
     }
     if not layers:
         return Idle()
-    training, trained = _trained(sharing(model), inputs)
-    known = _shapes(model, inputs)
+    training_layers, output_kinds = _trained(sharing(model), inputs)
+    dense_shapes = _shapes(model, inputs)
     shapes = {}
-    for name in [name for name in layers if name not in training and could_run(model, name)]:
-        shapes[name] = {place: shape for place, shape in known.items() if _is_visible(place[0], name, called)}
-    return Idle(layers, shapes, trained if training & set(layers) else None)
+    for name in [name for name in layers if name not in training_layers and could_run(model, name)]:
+        shapes[name] = {
+            place: shape for place, shape in dense_shapes.items() if _is_visible(place[0], name, called_layers)
+        }
+    return Idle(layers, shapes, output_kinds if training_layers & set(layers) else None)
 
 
 def _reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str], set[str]]:
     """Modules that run or have a parameter that the outputs depend on, and those that run alone."""
     twin = sharing(model)
     twin.eval()
-    called: set[str] = set()
+    called_layers: set[str] = set()
     for name, module in twin.named_modules():
-        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        module.register_forward_pre_hook(lambda *_, name=name: called_layers.add(name))
     with torch.enable_grad(), without_checkpointing():
-        used = _parameters_of(run(twin))
+        parameter_ids = _parameters_of(run(twin))
     owners = {
         name
         for name, module in twin.named_modules()
-        if any(id(parameter) in used for parameter in module.parameters(recurse=False))
+        if any(id(parameter) in parameter_ids for parameter in module.parameters(recurse=False))
     }
-    return called | owners, called
+    return called_layers | owners, called_layers
 
 
 def _parameters_of(outputs: Sequence[Tensor]) -> set[int]:
     """Ids of the leaves that the outputs depend on by gradients."""
     stack = [value.grad_fn for value in outputs if value.grad_fn is not None]
-    seen, used = set(stack), set()
+    visited_nodes, parameter_ids = set(stack), set()
     while stack:
         node = stack.pop()
         if hasattr(node, "variable"):
-            used.add(id(node.variable))
-        following = {function for function, _ in node.next_functions if function is not None} - seen
-        seen |= following
+            parameter_ids.add(id(node.variable))
+        following = {function for function, _ in node.next_functions if function is not None} - visited_nodes
+        visited_nodes |= following
         stack += following
-    return used
+    return parameter_ids
 
 
 def _trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[tuple[torch.Size, torch.dtype]] | None]:
@@ -156,14 +158,14 @@ def _shapes(model: nn.Module, inputs: Tensor) -> Shapes:
     return shapes
 
 
-def _is_visible(name: str, layer: str, called: set[str]) -> bool:
+def _is_visible(name: str, layer: str, called_layers: set[str]) -> bool:
     """Whether the code that would call `layer` can see what the module `name` takes and returns."""
-    return _caller(name, called) in {"", *_ancestors(layer)}
+    return _caller(name, called_layers) in {"", *_ancestors(layer)}
 
 
-def _caller(name: str, called: set[str]) -> str:
+def _caller(name: str, called_layers: set[str]) -> str:
     """The module whose forward calls `name`: the nearest that runs; lists of modules do not."""
-    return next((above for above in _ancestors(name) if above in called), "")
+    return next((above for above in _ancestors(name) if above in called_layers), "")
 
 
 def _ancestors(name: str) -> list[str]:
@@ -172,11 +174,11 @@ def _ancestors(name: str) -> list[str]:
     return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
 
 
-def _narrowed(found: torch.Size | None, shape: torch.Size, widths: set[int]) -> bool:
+def _narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]) -> bool:
     """Whether a tensor that had one of the `widths` along an axis, or flattened, has another there."""
-    if found is None or len(found) != len(shape):
+    if slim_shape is None or len(slim_shape) != len(shape):
         return True
-    sizes = zip((*shape[1:], shape[1:].numel()), (*found[1:], found[1:].numel()), strict=True)
+    sizes = zip((*shape[1:], shape[1:].numel()), (*slim_shape[1:], slim_shape[1:].numel()), strict=True)
     return any(before in widths and before != after for before, after in sizes)
 
 

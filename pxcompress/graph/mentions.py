@@ -32,17 +32,17 @@ def could_run(model: nn.Module, layer: str) -> bool:
 
 def _names(module: nn.Module) -> set[str]:
     """Names in the methods of a module's own classes, in functions it holds, and in those that they call."""
-    own = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.nn.modules")]
-    members = [value for kind in own for key, value in vars(kind).items() if key not in BUILDERS]
+    own_classes = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.nn.modules")]
+    members = [value for kind in own_classes for key, value in vars(kind).items() if key not in BUILDERS]
     pending = [function for value in (*members, *vars(module).values()) for function in _functions(value)]
-    seen: set[CodeType] = set()
+    visited_codes: set[CodeType] = set()
     names: set[str] = set()
     while pending:
         function = pending.pop()
         for code in _codes(function.__code__):
-            if code in seen:
+            if code in visited_codes:
                 continue
-            seen.add(code)
+            visited_codes.add(code)
             names |= {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
             pending += [each for name in code.co_names for each in _functions(function.__globals__.get(name))]
         cells = (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))

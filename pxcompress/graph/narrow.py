@@ -38,8 +38,8 @@ class Widths:
 
     def mended(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
         """`sizes` to which `x` is reshaped; where `x` does not have them, with the last as the kept heads have it."""
-        found = self._meant(x, sizes)
-        return found if found is sizes or -1 in sizes or prod(sizes) != x.numel() else sizes
+        head_sizes = self._meant(x, sizes)
+        return head_sizes if head_sizes is sizes or -1 in sizes or prod(sizes) != x.numel() else sizes
 
     def _meant(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
         *front, last = sizes
@@ -110,5 +110,5 @@ def _narrowed(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _empty(kind: type[nn.Module]) -> nn.Module:
-    made = _narrowed(kind)
-    return made.__new__(made)
+    subclass = _narrowed(kind)
+    return subclass.__new__(subclass)

@@ -34,7 +34,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
     Equals the dense model with the same units zeroed (`masked`), to rounding.
     """
     slim = sharing(model)
-    whole = list(slim.parameters())
+    original_parameters = list(slim.parameters())
     readers = {member.module for group in groups for member in group.consumers}
     rows: dict[tuple[str, Axis, int | None], list[Tensor]] = {}
     for group in groups:
@@ -45,13 +45,13 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
             set_heads_(slim, group, len(plan.kept(group)))
     for (name, axis, dim), parts in rows.items():
         if dim is None:
-            alone = name not in readers and is_depthwise(model.get_submodule(name))
-            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), alone=alone)
+            is_alone = name not in readers and is_depthwise(model.get_submodule(name))
+            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), alone=is_alone)
         else:
             _select_(slim, name, dim, torch.cat(parts))
-    uncut = {id(parameter) for parameter in whole}
+    original_ids = {id(parameter) for parameter in original_parameters}
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
-        if id(parameter) in uncut:
+        if id(parameter) in original_ids:
             parameter.data = parameter.data.clone()
         parameter.grad = None
         parameter.requires_grad_(original.requires_grad)
@@ -134,12 +134,16 @@ def _remove_(module: Any, axis: Axis, rows: list[int], *, alone: bool) -> None:
 
 
 def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
-    """Remove `rows` of a parameter or buffer that no layer holds."""
+    """Remove `rows` of a parameter or buffer that no layer holds, or of what is split into parts of such sizes."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
-    value: Tensor = getattr(module, attribute)
-    kept = value.detach().index_select(dim, others(value.shape[dim], rows).to(value.device))
-    setattr(module, attribute, nn.Parameter(kept) if isinstance(value, nn.Parameter) else kept)
+    value: Tensor | Sequence[int] = getattr(module, attribute)
+    if not isinstance(value, Tensor):
+        parts = [torch.isin(part, rows) for part in torch.arange(sum(value)).split(list(value))]
+        setattr(module, attribute, type(value)(int((~removed).sum()) for removed in parts))  # type: ignore[call-arg]
+        return
+    remaining_values = value.detach().index_select(dim, others(value.shape[dim], rows).to(value.device))
+    setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
 
 
 def _unread(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[nn.Module, Tensor]]:
@@ -154,12 +158,12 @@ def _unread(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[t
 def _zeroed(module: nn.Module, rows: Tensor) -> Iterator[None]:
     """What `module` reads from input channels `rows` is zero inside the block."""
     inputs, place = _columns(module, rows)
-    before = inputs[place].clone()
+    original_values = inputs[place].clone()
     inputs[place] = 0
     try:
         yield
     finally:
-        inputs[place] = before
+        inputs[place] = original_values
 
 
 def _columns(module: nn.Module, rows: Tensor) -> tuple[Tensor, tuple[Tensor | slice, ...]]:

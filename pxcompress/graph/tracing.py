@@ -7,15 +7,16 @@ read it from there and never ask again how a layer is shaped.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError
+from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
 from pxcompress.models.adapter import everything
 from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
@@ -31,7 +32,7 @@ TRACING_SECONDS = 90.0
 
 
 def traced_groups(
-    model: nn.Module, example: Tensor, keep: Collection[str], known: Collection[str]
+    model: nn.Module, example: Tensor, keep: Collection[str], head_layers: Collection[str]
 ) -> list[Group | Fixed]:
     """Groups as torch-pruning sees them, and what is known to stay; none that layers named in `known` make.
 
@@ -49,7 +50,7 @@ def traced_groups(
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     with _guarded("model's groups cannot be found"), settled(twin):
-        return list(_candidates(graph, names, set(keep), known))
+        return list(_candidates(graph, names, set(keep), head_layers))
 
 
 def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
@@ -57,11 +58,13 @@ def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
     return [value for value in everything(model, example) if value.requires_grad]
 
 
-def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collection[str]) -> Iterator[Group | Fixed]:
+def _candidates(
+    graph: Any, names: dict[Any, str], keep: set[str], head_layers: Collection[str]
+) -> Iterator[Group | Fixed]:
     """One group, or the reason why there is none, for every convolution and linear layer that is not in one already."""
-    seen: set[Any] = set()
+    covered_layers: set[Any] = set()
     for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
-        if module in seen or names[module] in known:
+        if module in covered_layers or names[module] in head_layers:
             continue
         units = len(module.weight)
         if isinstance(module, CONVOLUTIONS) and module.groups == units > 1 and not is_depthwise(module):
@@ -74,25 +77,25 @@ def _candidates(graph: Any, names: dict[Any, str], keep: set[str], known: Collec
         except TimeoutError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever torch-pruning stumbles over: the others go on)
-            yield Fixed(names[module], units, f"its units cannot be followed: {_first_line(error)}")
+            yield Fixed(names[module], units, f"its units cannot be followed: {reason_of(error)}")
             continue
         if wide is not None:
             yield Fixed(names[module], units, f"its one output is broadcast over those of {names[wide]}")
             continue
         producers = _producers(graph, raw)
-        seen |= producers
-        if not any(names.get(producer) in known for producer in producers):
-            found = _producer_group(graph, names, raw, keep)
-            yield found
-            if isinstance(found, Fixed):
-                yield from _beside(found, producers, names)
+        covered_layers |= producers
+        if not any(names.get(producer) in head_layers for producer in producers):
+            for group in _producer_groups(graph, names, raw, keep):
+                yield group
+                if isinstance(group, Fixed):
+                    yield from _beside(group, producers, names)
 
 
-def _beside(found: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
+def _beside(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
     """The other layers that write what `found` writes: they stay with it."""
     for module, name in names.items():
-        if isinstance(module, PRODUCERS) and module in producers and name != found.name:
-            yield Fixed(name, len(module.weight), f"its outputs meet those of {found.name}, which stay")
+        if isinstance(module, PRODUCERS) and module in producers and name != fixed.name:
+            yield Fixed(name, len(module.weight), f"its outputs meet those of {fixed.name}, which stay")
 
 
 @contextmanager
@@ -104,16 +107,12 @@ def _guarded(what: str) -> Iterator[None]:
             with time_limit(TRACING_SECONDS):
                 yield
         except Exception as error:  # a user's forward and torch-pruning may raise anything
-            raise ModelError(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+            raise ModelError(f"{what}: {reason_of(error)}") from error
 
 
 def _is_single(layer: nn.Module) -> bool:
     """Whether a convolution has no channel to lose; torch-pruning takes what it runs along for channels (ECA)."""
     return bool(layer.in_channels == layer.out_channels == 1)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def _producers(dependencies: Any, raw: Any) -> set[Any]:
@@ -151,38 +150,94 @@ def _from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any:
     return rooted if set(producers) <= _producers(dependencies, rooted) else raw
 
 
-def _producer_group(dependencies: Any, names: dict[Any, str], raw: Any, kept: set[str]) -> Group | Fixed:
-    """The group of a convolution's or linear layer's outputs, or why they stay."""
+def _producer_groups(
+    dependencies: Any, names: dict[Any, str], raw: Any, keep: set[str]
+) -> Sequence[Group] | Sequence[Fixed]:
+    """The groups of a convolution's or linear layer's outputs, or why they stay."""
     first, units = raw[0].dep.target.module, len(raw[0].idxs)
     name = names[first]
-    reason = _why_fixed(names, raw, kept, dependencies)
+    reason = _why_fixed(names, raw, keep, dependencies)
     if is_depthwise(first):
         reason, units = reason or "it is depthwise, and reads channels that no other layer makes", len(first.weight)
     if reason:
-        return Fixed(name, units, reason)
+        return [Fixed(name, units, reason)]
     kind: Kind = "neuron" if isinstance(first, nn.Linear) else "channel"
     return _build(dependencies, names, raw, (name, kind), _coupled(dependencies, raw, units))
 
 
 def _build(
     dependencies: Any, names: dict[Any, str], raw: Any, label: tuple[str, Kind], unit_of_root: Tensor
-) -> Group | Fixed:
-    """A `Group` from torch-pruning's items; `unit_of_root` (root rows,) says which unit each root row belongs to."""
+) -> Sequence[Group] | Sequence[Fixed]:
+    """Groups from torch-pruning's items; `unit_of_root` (root rows,) says which unit each root row belongs to.
+
+    There are several where the units own different layers, as with a convolution over a part of the channels. The one
+    of the fewest layers has the first layer's name, and each other one that of a layer which the former do not have.
+    """
     name, kind = label
     units = int(unit_of_root.max()) + 1
-    members = []
+    parts = list(_members(dependencies, names, raw, unit_of_root))
+    owned = torch.stack([torch.bincount(unit, minlength=units) for _, unit in parts])
+    groups: dict[str, Group] = {}
+    for shares in sorted(owned.unique(dim=1).T, key=torch.count_nonzero):
+        alike = (owned == shares[:, None]).all(0)
+        members = [
+            replace(member, index=member.index[alike[unit]].reshape(-1, share))
+            for (member, unit), share in zip(parts, shares.tolist(), strict=True)
+            if share
+        ]
+        others = {member.module for group in groups.values() for member in group.members}
+        free = [member.module for member in members if member.module not in others and member.dim is None]
+        if not free:
+            return [Fixed(name, units, f"its units own unequal shares of {members[0].module}")]
+        groups[free[0]] = Group(free[0], kind, int(alike.sum()), tuple(members))
+    return list(groups.values())
+
+
+def _members(
+    dependencies: Any, names: dict[Any, str], raw: Any, unit_of_root: Tensor
+) -> Iterator[tuple[Member, Tensor]]:
+    """torch-pruning's items as members with an index (rows,), and the unit of each of those rows, ascending."""
     for item in raw:
-        module = item.dep.target.module
-        if module not in names or _is_input_of_depthwise(dependencies, item):
+        if _is_input_of_depthwise(dependencies, item):
             continue
         unit = unit_of_root[torch.tensor(item.root_idxs)]
-        counts = torch.bincount(unit, minlength=units)
-        if len(set(counts.tolist())) != 1:
-            return Fixed(name, units, f"its units own unequal shares of {names[module]}")
         order = torch.argsort(unit, stable=True)
-        index = torch.tensor(item.idxs)[order].reshape(units, -1)
-        members.append(Member(names[module], _axis(dependencies, item), index))
-    return Group(name, kind, units, tuple(members))
+        rows = torch.tensor(item.idxs)[order]
+        module = item.dep.target.module
+        if module in names:
+            dim = _axis_of_vector(module) if isinstance(module, nn.Parameter) else None
+            yield Member(names[module], _axis(dependencies, item), rows, dim), unit[order]
+        elif sizes := _held_sizes(names, item.dep.target):
+            yield Member(sizes, "out", rows, 0), unit[order]
+
+
+def _axis_of_vector(parameter: Tensor) -> int | None:
+    """The only dimension of a parameter with more than one row; None where there are several, or none."""
+    dims = [dim for dim, size in enumerate(parameter.shape) if size > 1]
+    return dims[0] if len(dims) == 1 else None
+
+
+def _held_sizes(names: dict[Any, str], node: Any) -> str:
+    """The attribute with the sizes of a split into unequal parts; empty for any other operation, or where none has.
+
+    It is one of the modules around the layer whose outputs are split, the nearest that has such sizes.
+    """
+    sizes = list(node.module.split_sizes or ()) if node.type == tp.ops.OPTYPE.SPLIT else []
+    if len(set(sizes)) < 2:
+        return ""
+    while node.module not in names and node.inputs:
+        node = node.inputs[0]
+    inside_out = [module for module in reversed(names) if _is_around(names[module], names.get(node.module, ""))]
+    for module in inside_out:
+        for attribute, value in vars(module).items():
+            if isinstance(value, tuple | list) and list(value) == sizes:
+                return f"{names[module]}.{attribute}".lstrip(".")
+    return ""
+
+
+def _is_around(name: str, layer: str) -> bool:
+    """Whether the module `name` contains the module `layer`."""
+    return not name or layer.startswith(f"{name}.")
 
 
 def _is_input_of_depthwise(dependencies: Any, item: Any) -> bool:
@@ -192,19 +247,19 @@ def _is_input_of_depthwise(dependencies: Any, item: Any) -> bool:
     return several and bool(item.dep.handler == dependencies.get_pruner_of_module(module).prune_in_channels)
 
 
-def _why_fixed(names: dict[Any, str], raw: Any, kept: set[str], dependencies: Any) -> str:
+def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: Any) -> str:
     """Why the outputs of this group must stay; empty when they need not."""
-    consumers, last = 0, False
+    consumers, reaches_output = 0, False
     for item in raw:
         module = item.dep.target.module
         name, reads = names.get(module, ""), _axis(dependencies, item) == "in"
-        if name in kept and not reads:
+        if name in keep and not reads:
             return "the classifier's outputs are the classes"
         if isinstance(module, SPANNING_NORMS):
             return f"{type(module).__name__} {name} takes its statistics over these channels"
         if isinstance(module, WHOLE):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
-        if isinstance(module, nn.Parameter):
+        if isinstance(module, nn.Parameter) and _axis_of_vector(module) is None:
             return f"parameter {name} is added or multiplied outside any layer"
         if module in dependencies.partners:
             return f"{name} has a weight that {names[dependencies.partners[module]]} has as well"
@@ -213,10 +268,12 @@ def _why_fixed(names: dict[Any, str], raw: Any, kept: set[str], dependencies: An
         if reads and max(item.idxs) >= dependencies.get_in_channels(module):
             return f"{name} reads fewer channels: a sum, mean or product of all lies between"
         consumers += bool(name) and reads
-        last |= item.dep.target.type == tp.ops.OPTYPE.OUTPUT or not item.dep.target.outputs
+        reaches_output |= item.dep.target.type == tp.ops.OPTYPE.OUTPUT or not item.dep.target.outputs
     if consumers:
         return ""
-    return "its outputs reach the model's output" if last else "no convolution or linear layer reads its outputs"
+    return (
+        "its outputs reach the model's output" if reaches_output else "no convolution or linear layer reads its outputs"
+    )
 
 
 def _axis(dependencies: Any, item: Any) -> Axis:
@@ -233,17 +290,17 @@ def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
     equal parts (`chunk`) cuts at the same places only when every part loses as many.
     """
     label = torch.arange(rows)
-    places = [found for item in raw if (found := _places(dependencies, item)) is not None]
+    places = [pair for item in raw if (pair := _places(dependencies, item)) is not None]
     if raw.links:
         first, second = torch.tensor(sorted(raw.links)).T
         places.append((torch.cat([first, second]), torch.arange(len(first)).repeat(2)))
-    changed = True
-    while changed:
-        before = label.clone()
+    has_changed = True
+    while has_changed:
+        previous_label = label.clone()
         for root, place in places:
             lowest = torch.full((int(place.max()) + 1,), rows).scatter_reduce(0, place, label[root], "amin")
             label[root] = lowest[place]
-        changed = not torch.equal(before, label)
+        has_changed = not torch.equal(previous_label, label)
     return torch.unique(label, return_inverse=True)[1]
 
 

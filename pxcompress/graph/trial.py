@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,22 +50,38 @@ class Trial:
             return f"its units cannot be removed: {reason_of(error)}"
 
     def faults(self, groups: Sequence[Group]) -> dict[str, str]:
-        """Why groups must stay, by name; all others can go together. Found by halving the set of suspects."""
+        """Why groups must stay, by name; all others can go together. Found by halving the set of suspects.
+
+        Groups of the same first layer are tried apart as well: a forward that cuts its outputs in two halves runs
+        where both lose as many.
+        """
         faults: dict[str, str] = {}
         self._accepted([], groups, faults)
+        for part in _apart(groups):
+            self._accepted([], [group for group in part if group.name not in faults], faults)
         return faults
 
-    def _accepted(self, sure: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
+    def _accepted(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
         """`sure` and those of the suspects that pass beside them; the others go to `faults`."""
-        together = [*sure, *suspects]
-        if not suspects or not (fault := self.fault(together)):
-            return together
+        candidate_groups = [*accepted_groups, *suspects]
+        if not suspects or not (fault := self.fault(candidate_groups)):
+            return candidate_groups
         if len(suspects) == 1:
             faults[suspects[0].name] = fault
-            return sure
+            return accepted_groups
         middle = len(suspects) // 2
-        sure = self._accepted(sure, suspects[:middle], faults)
-        return self._accepted(sure, suspects[middle:], faults)
+        accepted_groups = self._accepted(accepted_groups, suspects[:middle], faults)
+        return self._accepted(accepted_groups, suspects[middle:], faults)
+
+
+def _apart(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """The groups whose first layer others begin with as well, in parts without two of the same."""
+    places: dict[str, list[Group]] = {}
+    for group in groups:
+        places.setdefault(group.members[0].module, []).append(group)
+    several = [alike for alike in places.values() if len(alike) > 1]
+    for place in range(max(map(len, several), default=0)):
+        yield [alike[place] for alike in several if place < len(alike)]
 
 
 def prepared(model: nn.Module, example: Tensor) -> Trial:
@@ -85,19 +101,19 @@ def tried_inputs(model: nn.Module, example: Tensor) -> Tensor:
     The model is defined at both, and gives the same each time. Raises `ModelError` where there are no such inputs.
     """
     example = example.to(device_of(model))
-    once = _outputs(model, example, "does not run on the example")
-    defined = [each for each in (example, perturbed(model, example)) if _is_defined(model, each)]
-    if not defined:
-        shapes = ", ".join(str(tuple(value.shape)) for value in once)
+    outputs = _outputs(model, example, "does not run on the example")
+    valid_inputs = [each for each in (example, perturbed(model, example)) if _is_defined(model, each)]
+    if not valid_inputs:
+        shapes = ", ".join(str(tuple(value.shape)) for value in outputs)
         raise ModelError(
             f"{type(model).__name__} returns NaN for the example (outputs of shape {shapes}); expected an input that "
             "the model is made for, and finite weights"
         )
-    inputs = torch.cat([defined[0], defined[-1]])
+    inputs = torch.cat([valid_inputs[0], valid_inputs[-1]])
     first, second = (_outputs(model, inputs, "runs on one sample, but not on two at once") for _ in range(2))
-    if not (change := difference(second, first)) <= REMOVAL_TOLERANCE:
+    if not (error := difference(second, first)) <= REMOVAL_TOLERANCE:
         raise ModelError(
-            f"{type(model).__name__} gives another output for the same input each time ({_described(change)}): it "
+            f"{type(model).__name__} gives another output for the same input each time ({_described(error)}): it "
             "draws at random or keeps a state; expected a forward that repeats itself in eval mode, such as "
             "F.dropout(x, p, self.training)"
         )

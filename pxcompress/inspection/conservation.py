@@ -82,13 +82,13 @@ def conservation(
     add up to 0, so that there is no relevance to follow. The model is left as it was.
     """
     scorer = LRP() if not composite else LRP(composite=composite)
-    chosen = parse_composite(scorer.composite)
+    rules = parse_composite(scorer.composite)
     inputs = inputs[:SAMPLES].to(device_of(model))
 
     def start(logits: Tensor) -> Tensor:
         return started(scorer.start, "prediction")(logits, logits.argmax(1))
 
-    with attributed(model, chosen, inputs[:1]) as twin:
+    with attributed(model, rules, inputs[:1]) as twin:
         with torch.no_grad():
             logits = twin.model(inputs)
         total = float((start(logits) * logits).sum()) / len(inputs)
@@ -99,7 +99,7 @@ def conservation(
             )
         flows = twin.flow(inputs, start)
         return Conservation(
-            str(chosen),
+            str(rules),
             scorer.start,
             "prediction",
             data,
@@ -127,33 +127,33 @@ def _unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ..
     rows = []
     for row in twin.unruled:
         key = (row.module, row.function)
-        seen = key in sizes
-        share, size = (shares[key], sizes[key]) if seen else (None, None)
+        followed = key in sizes
+        share, size = (shares[key], sizes[key]) if followed else (None, None)
         rows.append(UnruledFlow(row.module, row.kind, row.function, row.calls, share, size))
     return tuple(rows)
 
 
-def to_table(found: Conservation) -> str:
+def to_table(result: Conservation) -> str:
     """The record as text for a terminal."""
-    of = f", {found.weights} weights" if found.weights else ""
+    of = f", {result.weights} weights" if result.weights else ""
     lines = [
-        f"relevance of the {found.target} ({found.start}: {found.relevance:.4g} on average) with {found.composite} on "
-        f"{found.samples} x {found.inputs}{of}; shares of it, branches side by side have parts:",
+        f"relevance of the {result.target} ({result.start}: {result.relevance:.4g} on average) with {result.composite} "
+        f"on {result.samples} x {result.inputs}{of}; shares of it, branches side by side have parts:",
         "",
     ]
-    names = [row.name for row in found.layers] + [row.module for row in found.unruled]
+    names = [row.name for row in result.layers] + [row.module for row in result.unruled]
     width = max(map(len, names), default=5)
-    rules = max((len(row.rule) for row in found.layers), default=4)
+    rules = max((len(row.rule) for row in result.layers), default=4)
     lines.append(f"{'layer':<{width}}  {'rule':<{rules}} {'out':>9} {'in':>9} {'absorbed':>9}")
-    for row in found.layers:
+    for row in result.layers:
         figures = f"{row.relevance_out:>9.2%} {row.relevance_in:>9.2%} {row.absorbed:>9.2%}"
         lines.append(f"{row.name:<{width}}  {row.rule:<{rules}} {figures}")
-    absorbed = sum(row.absorbed for row in found.layers)
+    absorbed = sum(row.absorbed for row in result.layers)
     lines += ["", f"absorbed by biases, all layers together: {absorbed:.2%}", ""]
-    if not found.unruled:
+    if not result.unruled:
         return "\n".join([*lines, "everything that relevance passes through has a rule"])
     lines.append("without a rule (plain gradient), with the relevance that passed through, and its size:")
-    for without in found.unruled:
-        passed = "not followed" if without.share is None else f"{without.share:>9.2%} {without.size:>9.2%}"
-        lines.append(f"{without.module:<{width}}  {without.function} x {without.calls} in {without.kind}: {passed}")
+    for function in result.unruled:
+        passed = "not followed" if function.share is None else f"{function.share:>9.2%} {function.size:>9.2%}"
+        lines.append(f"{function.module:<{width}}  {function.function} x {function.calls} in {function.kind}: {passed}")
     return "\n".join(lines)

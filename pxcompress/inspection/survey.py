@@ -59,10 +59,10 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
     with clock.stage("find groups"):
         structure = find_groups(model, example, classifier_names(model, example))
     params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)
-    timed = None
+    latency = None
     if conditions:
         with clock.stage("time operators one by one; what was timed before is in the cache"):
-            timed = latency_meter(model, structure.groups, example, conditions)
+            latency = latency_meter(model, structure.groups, example, conditions)
     rows = tuple(
         GroupCost(
             group.name,
@@ -71,13 +71,13 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
             len({member.module for member in group.members}),
             1 - params({group.name: 0}) / params({}),
             1 - macs({group.name: 0}) / macs({}),
-            1 - timed({group.name: 0}) / timed({}) if timed else None,
+            1 - latency({group.name: 0}) / latency({}) if latency else None,
         )
         for group in structure.groups
     )
     units = sum(group.units for group in structure.groups)
     costs = int(params({})), int(macs({}))
-    milliseconds = timed({}) if timed else None
+    milliseconds = latency({}) if latency else None
     return Survey(name, shape, loaded.classes, *costs, units, milliseconds, rows, structure.fixed)
 
 

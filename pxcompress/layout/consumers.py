@@ -36,7 +36,7 @@ def consumers(pruned: Pruned) -> list[Consumer]:
     """All layers of `pruned` that lost inputs, by group."""
     layouts = input_layouts(pruned.dense, pruned.groups)
     producers = members_by_module(pruned.groups, "out")
-    found = []
+    layers = []
     for name, owners in members_by_module(pruned.groups, "in").items():
         rows = removed_rows(owners, pruned.plan)
         if len(rows):
@@ -44,8 +44,8 @@ def consumers(pruned: Pruned) -> list[Consumer]:
             weight: Tensor = dense.weight  # type: ignore[assignment]
             removed = torch.isin(layout[:, 0], rows).nonzero().flatten()
             outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
-            found.append(Consumer(name, dense, pruned.model.get_submodule(name), layout, removed, outputs))
-    return found
+            layers.append(Consumer(name, dense, pruned.model.get_submodule(name), layout, removed, outputs))
+    return layers
 
 
 def is_padded(module: nn.Module) -> bool:
@@ -57,13 +57,13 @@ def is_padded(module: nn.Module) -> bool:
 def constant_output(layer: Consumer, values: Tensor) -> Tensor:
     """W_P x_P, (kept outputs,): what `layer` made of its removed inputs, were they the constants `values` (rows,)."""
     weight: Tensor = layer.dense.weight.detach()  # type: ignore[operator]
-    lost = torch.zeros(layer.layout.numel(), dtype=torch.float64, device=weight.device)
+    constants = torch.zeros(layer.layout.numel(), dtype=torch.float64, device=weight.device)
     rows = layer.layout[layer.removed].flatten()
-    lost[rows] = values[rows].to(lost)
+    constants[rows] = values[rows].to(constants)
     parts = weight.double().chunk(getattr(layer.dense, "groups", 1))
     shifts = [
         torch.einsum("oik,i->o", part.reshape(len(part), len(value), -1), value)
-        for part, value in zip(parts, lost.chunk(len(parts)), strict=True)
+        for part, value in zip(parts, constants.chunk(len(parts)), strict=True)
     ]
     return torch.cat(shifts)[layer.outputs].to(weight.dtype)
 

@@ -38,20 +38,20 @@ def input_layouts(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor
         weight: Tensor = module.weight  # type: ignore[assignment]
         rows = torch.arange(weight.shape[1] * getattr(module, "groups", 1))
         group, member = owners[0]
-        flattened = isinstance(module, nn.Linear) and group.kind == "channel" and member.index.shape[1] > 1
-        whole = flattened and torch.equal(member.index.flatten(), rows)
-        layouts[name] = member.index if whole else rows.unsqueeze(1)
+        is_flattened = isinstance(module, nn.Linear) and group.kind == "channel" and member.index.shape[1] > 1
+        covers_all_rows = is_flattened and torch.equal(member.index.flatten(), rows)
+        layouts[name] = member.index if covers_all_rows else rows.unsqueeze(1)
     return layouts
 
 
 def members_by_module(groups: Sequence[Group], axis: Axis) -> dict[str, list[tuple[Group, Member]]]:
     """Module name -> the groups that own rows of its `axis`, and how."""
-    found: dict[str, list[tuple[Group, Member]]] = {}
+    owners_by_module: dict[str, list[tuple[Group, Member]]] = {}
     for group in groups:
         for member in group.members:
             if member.axis == axis:
-                found.setdefault(member.module, []).append((group, member))
-    return found
+                owners_by_module.setdefault(member.module, []).append((group, member))
+    return owners_by_module
 
 
 def removed_rows(owners: Sequence[tuple[Group, Member]], plan: Plan) -> Tensor:
@@ -62,9 +62,9 @@ def removed_rows(owners: Sequence[tuple[Group, Member]], plan: Plan) -> Tensor:
 
 def others(size: int, rows: Tensor) -> Tensor:
     """The indices below `size` that are not in `rows`, ascending."""
-    keep = torch.ones(size, dtype=torch.bool)
-    keep[rows] = False
-    return keep.nonzero().flatten()
+    is_other = torch.ones(size, dtype=torch.bool)
+    is_other[rows] = False
+    return is_other.nonzero().flatten()
 
 
 def unit_weights(model: nn.Module, member: Member) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import InputError, ModelError
 from pxcompress.models.input_values import checked
-from pxcompress.models.outputs import floats, leaves
+from pxcompress.models.outputs import by_name, floats, leaves
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
 
@@ -110,6 +110,10 @@ class Adapter(nn.Module):
                         hooks.enter_context(module.register_forward_hook(follow))
             return self.signature_.call(super().forward, packed)
 
+    def original_(self, *args: Any, **kwargs: Any) -> Any:
+        """What the user's module returns for its own inputs."""
+        return super().forward(*args, **kwargs)
+
     def forward(self, packed: Tensor) -> Tensor:
         """Logits (n, k), k > 1."""
         outputs = self.outputs_(packed)
@@ -124,6 +128,21 @@ class Adapter(nn.Module):
 def everything(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """All tensors that come out of `model`, adapted or not. Raises `ModelError` where they cannot be looked into."""
     return leaves(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs))
+
+
+def named_outputs(model: nn.Module, inputs: Tensor, only: str = "output") -> dict[str, Tensor]:
+    """All outputs (n, ...) of `model` by name, adapted or not; a single tensor is called `only`."""
+    outputs = by_name(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs), only)
+    return {name: value for name, value in outputs.items() if len(value) == len(inputs)}
+
+
+def adapted_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module:
+    """`model`, sharing all its parts, as one whose forward gives what `logits` makes of its outputs, (n, k).
+
+    Raises `ModelError` where it does not run on `example` (n, ...), or where nothing follows its inputs by gradients.
+    """
+    inputs = torch.cat([example, example]).detach().to(device_of(model)).requires_grad_()
+    return _view(model, Signature((), logits), inputs)
 
 
 def perturbed(model: nn.Module, example: Tensor) -> Tensor:

@@ -85,16 +85,16 @@ class Fit:
     @cached_property
     def rank(self) -> tuple[float, ...]:
         """Larger is better; the first entry is 1 where the model is covered and nothing is left over."""
-        shared = sum(key in self.state for key in self.own)
+        shared_keys = sum(key in self.state for key in self.own)
         names = [*self.place.split("."), *self.prefix.rstrip(".").split(".")]
-        unusual = sum(name not in _USUAL for name in names)
+        unusual_names = sum(name not in _USUAL for name in names)
         return (
-            not self.missing and shared == len(self.state),
+            not self.missing and shared_keys == len(self.state),
             not self.missing,
-            shared if self.missing else 0,
+            shared_keys if self.missing else 0,
             self.same_shapes,
             self.averaged,
-            -unusual,
+            -unusual_names,
         )
 
     @property
@@ -124,8 +124,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     sets = dict(_sets(content, ()))
     if not sets:
         keys = [str(key) for key in content if key] if isinstance(content, Mapping) else [type(content).__name__]
-        held = ", ".join(keys[:5]) or "nothing"
-        raise ModelError(f"{str(path)!r} is not a checkpoint: it holds {held}, no weights; {SAVE_HINT}")
+        content_names = ", ".join(keys[:5]) or "nothing"
+        raise ModelError(f"{str(path)!r} is not a checkpoint: it holds {content_names}, no weights; {SAVE_HINT}")
     return Checkpoint(str(path), sets, next(_named_classes(content, 0), ()))
 
 
@@ -134,8 +134,8 @@ def best_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[Fit, str]:
 
     Raises `ModelError` where two sets fit equally well and differ.
     """
-    own = model.state_dict()
-    fits = sorted(_fits(checkpoint, own), key=lambda fit: (fit.rank, fit.order), reverse=True)
+    model_state = model.state_dict()
+    fits = sorted(_fits(checkpoint, model_state), key=lambda fit: (fit.rank, fit.order), reverse=True)
     best, others = fits[0], fits[1:]
     for other in others:
         unusual = best.rank[-1] < 0 and not best.averaged
@@ -152,24 +152,28 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
 
     `ModelError` says what differs: the class counts when it is only those, else how many keys and the first of them.
     """
-    own = model.state_dict()
-    _check_numbers(own, state, label)
-    missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
-    unexpected = sorted(key for key in state if key not in own)
-    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if not (missing or unexpected or reshaped):
-        model.load_state_dict({**own, **state})
+    model_state = model.state_dict()
+    _check_numbers(model_state, state, label)
+    missing_keys = [key for key in model_state if key not in state and not key.endswith(_COUNTER)]
+    unexpected_keys = sorted(key for key in state if key not in model_state)
+    reshaped_keys = [key for key in model_state if key in state and model_state[key].shape != state[key].shape]
+    if not (missing_keys or unexpected_keys or reshaped_keys):
+        model.load_state_dict({**model_state, **state})
         return
-    shapes = [f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}" for key in reshaped]
-    differences = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    shapes = [f"{key} is {tuple(state[key].shape)}, not {tuple(model_state[key].shape)}" for key in reshaped_keys]
+    differences = {"missing": missing_keys, "unexpected": unexpected_keys, "of another shape": shapes}
     parts = [f"{len(keys)} keys {kind} (first: {keys[0]})" for kind, keys in differences.items() if keys]
     classifiers = [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
-    head = next((key for key in classifiers if key in reshaped), None)
+    head = next((key for key in classifiers if key in reshaped_keys), None)
     if head is not None:
-        counts = f"it has {state[head].shape[0]} classes, expected {own[head].shape[0]} as in the data"
-        alone = not (missing or unexpected or set(reshaped) - set(classifiers))
-        parts = [counts] if alone else [*parts, *([counts] if len(state[head]) != len(own[head]) else [])]
-    other = ": another architecture" if missing and unexpected else ""
+        counts = f"it has {state[head].shape[0]} classes, expected {model_state[head].shape[0]} as in the data"
+        only_classes_differ = not (missing_keys or unexpected_keys or set(reshaped_keys) - set(classifiers))
+        parts = (
+            [counts]
+            if only_classes_differ
+            else [*parts, *([counts] if len(state[head]) != len(model_state[head]) else [])]
+        )
+    other = ": another architecture" if missing_keys and unexpected_keys else ""
     raise ModelError(
         f"{label} does not fit{other}: {'; '.join(parts)}; give weights of this model trained on this data"
     )
@@ -189,12 +193,12 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _check_numbers(own: Mapping[str, Tensor], state: Mapping[str, Tensor], label: str) -> None:
+def _check_numbers(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor], label: str) -> None:
     """Refuse tensors without values, and whole numbers (int8) where the model has others."""
-    for key in [key for key in own if key in state]:
-        if state[key].is_meta or (own[key].is_floating_point() and not state[key].is_floating_point()):
-            held = "no values (it is on the meta device)" if state[key].is_meta else f"type {state[key].dtype}"
-            raise ModelError(f"{label}: {key} has {held}; expected floating-point weights: save the float model's")
+    for key in [key for key in model_state if key in state]:
+        if state[key].is_meta or (model_state[key].is_floating_point() and not state[key].is_floating_point()):
+            content = "no values (it is on the meta device)" if state[key].is_meta else f"type {state[key].dtype}"
+            raise ModelError(f"{label}: {key} has {content}; expected floating-point weights: save the float model's")
 
 
 def _unpickled(path: Path) -> Any:
@@ -236,43 +240,50 @@ def _in_order(value: Any) -> tuple[str, ...]:
             return ()
         numbers = sorted(number for number, _ in pairs)
         value = [name for _, name in sorted(pairs)] if numbers == list(range(len(pairs))) else ()
-    listed = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-    return tuple(value) if listed and len(set(value)) == len(value) else ()
+    is_list_of_names = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return tuple(value) if is_list_of_names and len(set(value)) == len(value) else ()
 
 
-def _fits(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> Iterator[Fit]:
+def _fits(checkpoint: Checkpoint, model_state: Mapping[str, Tensor]) -> Iterator[Fit]:
     """Every set under every prefix that leaves keys of the model."""
     for place, tensors in checkpoint.sets.items():
         prefixes: Counter[str] = Counter()
         for key in tensors:
             parts = key.split(".")
             suffixes = (".".join(parts[start:]) for start in range(len(parts)))
-            prefixes.update(key.removesuffix(suffix) for suffix in suffixes if suffix in own)
+            prefixes.update(key.removesuffix(suffix) for suffix in suffixes if suffix in model_state)
         for prefix in prefixes or [""]:
-            beside = [key for key in tensors if not key.startswith(prefix)]
+            extra_keys = [key for key in tensors if not key.startswith(prefix)]
             if not prefix:
-                beside = [key for key in tensors if key not in own and _words(key.split(".")[0]) & _BESIDE]
-            beside += [key for key in tensors if key.startswith(prefix) and key.endswith(_PROFILED)]
-            left_out = set(beside)
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key not in left_out}
-            yield Fit(place, prefix, state, tuple(beside), own)
+                extra_keys = [key for key in tensors if key not in model_state and _words(key.split(".")[0]) & _BESIDE]
+            extra_keys += [key for key in tensors if key.startswith(prefix) and key.endswith(_PROFILED)]
+            extra_key_set = set(extra_keys)
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key not in extra_key_set}
+            yield Fit(place, prefix, state, tuple(extra_keys), model_state)
 
 
 def _told(checkpoint: Checkpoint, best: Fit, others: Sequence[Fit]) -> str:
     """Which weights were taken and what was left out, in one line; "" where there was nothing to choose."""
-    whole = [other for other in others if not other.missing and other.label != best.label]
-    rivals = dict.fromkeys(other.label for other in whole if other.same_shapes == best.same_shapes)
-    misshapen = dict.fromkeys(other.label for other in whole if other.label not in rivals)
-    lacking = [other for other in others if other.averaged and other.missing and len(other.missing) < len(other.own)]
-    parts = [f"{', '.join(map(repr, rivals))} fits as well and is not used"] if rivals else []
-    parts += [f"{label!r} has other shapes and is not used" for label in misshapen]
-    if beside := [
-        key for key in best.beside if not any(key.startswith(f"{label}.") for label in (*rivals, *misshapen))
+    complete_fits = [other for other in others if not other.missing and other.label != best.label]
+    equal_labels = dict.fromkeys(other.label for other in complete_fits if other.same_shapes == best.same_shapes)
+    other_shaped_labels = dict.fromkeys(other.label for other in complete_fits if other.label not in equal_labels)
+    incomplete_averages = [
+        other for other in others if other.averaged and other.missing and len(other.missing) < len(other.own)
+    ]
+    parts = [f"{', '.join(map(repr, equal_labels))} fits as well and is not used"] if equal_labels else []
+    parts += [f"{label!r} has other shapes and is not used" for label in other_shaped_labels]
+    if extra_keys := [
+        key
+        for key in best.beside
+        if not any(key.startswith(f"{label}.") for label in (*equal_labels, *other_shaped_labels))
     ]:
-        tensors = "1 tensor beside it is" if len(beside) == 1 else f"{len(beside)} tensors beside it are"
-        parts.append(f"{tensors} left out, such as {beside[0]!r}")
-    if lacking and not best.averaged:
-        parts.append(f"the averaged {lacking[0].label!r} lacks {len(lacking[0].missing)} of the model's tensors")
+        tensors = "1 tensor beside it is" if len(extra_keys) == 1 else f"{len(extra_keys)} tensors beside it are"
+        parts.append(f"{tensors} left out, such as {extra_keys[0]!r}")
+    if incomplete_averages and not best.averaged:
+        parts.append(
+            f"the averaged {incomplete_averages[0].label!r} lacks {len(incomplete_averages[0].missing)} of the "
+            "model's tensors"
+        )
     kind = ", averaged" if best.averaged else ""
     if not parts and not best.averaged:
         return ""
@@ -289,8 +300,8 @@ def _words(name: str) -> set[str]:
 
 def _refuse(path: Path, error: pickle.UnpicklingError) -> NoReturn:
     """Say whether the unpickler met code or mere rubbish."""
-    blocked = re.search(r"GLOBAL (\S+)|reduce for unrecognized function (\S.*)", str(error))
-    if blocked:
-        culprit = short(next(group for group in blocked.groups() if group))
+    blocked_global = re.search(r"GLOBAL (\S+)|reduce for unrecognized function (\S.*)", str(error))
+    if blocked_global:
+        culprit = short(next(group for group in blocked_global.groups() if group))
         raise ModelError(f"{str(path)!r} refused: would execute code ({culprit}); {SAVE_HINT}") from error
     raise ModelError(f"{str(path)!r} is not a checkpoint: not a PyTorch file; {SAVE_HINT}") from error

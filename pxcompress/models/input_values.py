@@ -21,15 +21,15 @@ _NO_DATA = -9999.0
 def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The same batches. Raises `DataError` for a value that is no measurement; warns where all samples are alike."""
     first: Tensor | None = None
-    samples, alike = 0, True
+    samples, all_alike = 0, True
     for number, (inputs, labels) in enumerate(batches):
         if len(inputs):
             check_values(inputs, number)
             first = inputs[:1] if first is None else first
-            alike = alike and bool((inputs == first).all())
+            all_alike = all_alike and bool((inputs == first).all())
             samples += len(inputs)
         yield inputs, labels
-    if samples > 1 and alike:
+    if samples > 1 and all_alike:
         warnings.warn(f"all {samples} samples of the batches are alike: statistics of them say nothing", stacklevel=2)
 
 

@@ -36,11 +36,11 @@ def preprocessing_of(model: nn.Module, input_size: int | tuple[int, ...] | None 
             raise ModelError(f"the model takes inputs of shape {shape}, no images; give --data with such inputs")
         return Preprocessing((channels, *sides))
     args = {} if input_size is None else {"input_size": (channels, input_size, input_size)}
-    resolved = resolve_model_data_config(model, args=args, pretrained_cfg=config)
+    data_config = resolve_model_data_config(model, args=args, pretrained_cfg=config)
     return Preprocessing(
-        input_size=tuple(resolved["input_size"]),
-        mean=tuple(resolved["mean"]),
-        std=tuple(resolved["std"]),
-        interpolation=resolved["interpolation"],
-        crop=float(resolved["crop_pct"]),
+        input_size=tuple(data_config["input_size"]),
+        mean=tuple(data_config["mean"]),
+        std=tuple(data_config["std"]),
+        interpolation=data_config["interpolation"],
+        crop=float(data_config["crop_pct"]),
     )

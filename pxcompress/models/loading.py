@@ -30,12 +30,12 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
-from pxcompress.models.suited import check_suited, count_classes
+from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.state import best_device, device_of, evaluating
 from pxcompress.types import Preprocessing
 
@@ -111,7 +111,7 @@ class _Source:
     holds_weights: bool = False
 
 
-def load_model(
+def load_model(  # noqa: PLR0913  (one door for all models)
     name: str,
     *,
     classes: int | None,
@@ -119,13 +119,15 @@ def load_model(
     pretrained: bool = False,
     input_size: int | tuple[int, ...] | None = None,
     device: torch.device | str | None = None,
+    classifier: bool = True,
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
     With `pretrained` a factory's weights are taken as it made them.
-    `classes` is the data's class count, None for the model's own; `input_size` the side of a square input in pixels, or
+    `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
+    is asked for, and the model may return anything. `input_size` the side of a square input in pixels, or
     the shape of an input that is no image.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
@@ -140,13 +142,13 @@ def load_model(
         )
     weights_file = None if checkpoint is None else read_checkpoint(checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
-    own = weights_file is None and (pretrained or (source is not None and source.holds_weights))
-    model, architecture = _build(name, source, classes, side, own)
+    with_own_weights = weights_file is None and (pretrained or (source is not None and source.holds_weights))
+    model, architecture = _build(name, source, classes, side, with_own_weights)
     notes: tuple[str, ...] = ()
     if weights_file is not None:
         fit, choice = best_fit(weights_file, model)
         if classes is None and (width := _head_width(model, fit)) is not None:
-            model, architecture = _build(name, source, width, side, own)
+            model, architecture = _build(name, source, width, side, with_own_weights)
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
         example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
         load_state(model, fit.state, classifier_names(model, example), label)
@@ -158,19 +160,35 @@ def load_model(
     zeros = torch.zeros(1, *preprocessing.input_size)
     model = plain(unwrapped(model), lambda twin: twin(zeros)).to(device or best_device())
     model.eval()
+    if not classifier:
+        check_runs(model, preprocessing, name)
+        return Loaded(
+            model, architecture, preprocessing, _weights(weights_file, source, with_own_weights), 0, (), notes
+        )
     found = count_classes(model, preprocessing, name)
     if not classifier_names(model, zeros.to(device_of(model))):
-        raise ModelError(f"model {name!r} has no classifier, only features; expected an image classifier")
+        raise NoClassifierError(
+            f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
+        )
     if classes is not None and found != classes:
-        raise ModelError(f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}")
+        raise ModelError(
+            f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}, or give "
+            "--task embedding or --task agreement"
+        )
     labels = (weights_file and weights_file.class_names) or config_of(model).get("label_names") or ()
     class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
-    weights: Weights = "untrained"
-    if weights_file is not None:
-        weights = "checkpoint"
-    elif own:
-        weights = "factory" if source is None else "pretrained"
-    return Loaded(model, architecture, preprocessing, weights, found, class_names, notes)
+    return Loaded(
+        model, architecture, preprocessing, _weights(weights_file, source, with_own_weights), found, class_names, notes
+    )
+
+
+def _weights(file: Any, source: _Source | None, own: bool) -> Weights:
+    """Where the weights come from."""
+    if file is not None:
+        return "checkpoint"
+    if not own:
+        return "untrained"
+    return "factory" if source is None else "pretrained"
 
 
 def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[str, ...]:
@@ -183,14 +201,14 @@ def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[s
     get_classifier = getattr(model, "get_classifier", None)
     if get_classifier is None:
         return _last_executed(model, example)
-    declared = config_of(model).get("classifier") or ()
-    declared = (declared,) if isinstance(declared, str) else declared
-    heads = [module for module, name in names.items() if name in declared]
+    declared_names = config_of(model).get("classifier") or ()
+    declared_names = (declared_names,) if isinstance(declared_names, str) else declared_names
+    heads = [module for module, name in names.items() if name in declared_names]
     if not heads:
-        given = get_classifier()
-        heads = list(given) if isinstance(given, tuple | list) else [given]
+        classifier = get_classifier()
+        heads = list(classifier) if isinstance(classifier, tuple | list) else [classifier]
     layers = [[layer for layer in head.modules() if isinstance(layer, _LAYERS)] for head in heads]
-    return tuple(names[found[-1]] for found in layers if found)
+    return tuple(names[head_layers[-1]] for head_layers in layers if head_layers)
 
 
 def _head_width(model: nn.Module, fit: Fit) -> int | None:
@@ -201,19 +219,19 @@ def _head_width(model: nn.Module, fit: Fit) -> int | None:
 
 
 def _build(
-    name: str, source: _Source | None, classes: int | None, input_size: int | None, own: bool
+    name: str, source: _Source | None, classes: int | None, input_size: int | None, with_own_weights: bool
 ) -> tuple[nn.Module, Architecture]:
     """The module and how to build it again; a timm model has its own weights and head if `own`, else random ones."""
     if source is None:
         architecture = _factory_architecture(name, classes, input_size)
         return architecture.build(), architecture
-    model, kwargs = _sized(source, None if own else classes, input_size)
-    if own and classes not in (None, kwargs["num_classes"]):
+    model, kwargs = _sized(source, None if with_own_weights else classes, input_size)
+    if with_own_weights and classes not in (None, kwargs["num_classes"]):
         raise ModelError(
             f"weights of model {name!r} have {kwargs['num_classes']} classes, the data has {classes}; "
             f"give --checkpoint with weights trained on this data, or data with those classes"
         )
-    return (_fetched(name, source, kwargs) if own else model), Architecture(source.name, kwargs)
+    return (_fetched(name, source, kwargs) if with_own_weights else model), Architecture(source.name, kwargs)
 
 
 def _fetched(name: str, source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -223,39 +241,42 @@ def _fetched(name: str, source: _Source, kwargs: Mapping[str, Any]) -> nn.Module
     except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         if "weights_only" in str(error) or isinstance(error, pickle.UnpicklingError):
             raise ModelError(f"weights of model {name!r} refused: would execute code; {SAVE_HINT}") from error
-        done = "fetched" if isinstance(error, OSError) else "loaded"
+        failed_step = "fetched" if isinstance(error, OSError) else "loaded"
         remedy = "use --checkpoint FILE" if source.config else "use --checkpoint FILE or --model local-dir:PATH"
-        raise ModelError(f"weights of model {name!r} could not be {done}: {short(error)}; {remedy}") from error
+        raise ModelError(f"weights of model {name!r} could not be {failed_step}: {short(error)}; {remedy}") from error
 
 
 def _sized(source: _Source, classes: int | None, input_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
     """An empty model and the arguments that build it again without the folder's configuration."""
     config = source.config or {}
-    wanted: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     size: Any = input_size
     if size is None and config.get("fixed_input_size") and "img_size" not in source.kwargs:
         size = list(config["input_size"][-2:])
     if config and config.get("input_size", (3,))[0] != 3:
-        wanted["in_chans"] = config["input_size"][0]
+        model_kwargs["in_chans"] = config["input_size"][0]
     try:
-        model = _create(source, wanted if size is None else {**wanted, "img_size": size})
-        wanted |= {} if size is None else {"img_size": size}
+        model = _create(source, model_kwargs if size is None else {**model_kwargs, "img_size": size})
+        model_kwargs |= {} if size is None else {"img_size": size}
     except ModelError as error:
         # Most convolutional networks have no such argument: they take any size.
         if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error)):
             raise
-        model = _create(source, wanted)
-    return model, {**source.kwargs, **wanted, "num_classes": int(model.num_classes)}  # type: ignore[arg-type]
+        model = _create(source, model_kwargs)
+    return model, {**source.kwargs, **model_kwargs, "num_classes": int(model.num_classes)}  # type: ignore[arg-type]
 
 
 def _create(source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
     """An empty timm model; `ModelError` for arguments that its architecture does not take."""
     config = None if source.config is None else dict(source.config)
-    given = {**source.kwargs, **kwargs}
-    if fetching := [key for key in _FETCHING if key in given]:  # they are read from files, as those of factories are
-        raise ModelError(f"model {source.name!r} refused: argument {fetching[0]!r} would read weights; leave it out")
+    arguments = {**source.kwargs, **kwargs}
+    fetching_arguments = [key for key in _FETCHING if key in arguments]
+    if fetching_arguments:  # arguments are read from files, as those of factories are
+        raise ModelError(
+            f"model {source.name!r} refused: argument {fetching_arguments[0]!r} would read weights; leave it out"
+        )
     try:
-        return timm.create_model(source.name, pretrained_cfg=config, **given)
+        return timm.create_model(source.name, pretrained_cfg=config, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(f"model {source.name!r} cannot be built: {short(error)}") from error
 
@@ -269,12 +290,12 @@ def _timm_source(name: str) -> _Source:
         raise ModelError(f"model {name!r} is none of: {_FORMS}")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected {_FORMS}"
+        close_names = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(close_names)}?" if close_names else f"expected {_FORMS}"
         raise ModelError(f"unknown model {name!r}; {hint}")
-    known = get_arch_pretrained_cfgs(architecture)
-    if tag and name not in known:
-        raise ModelError(f"unknown weights {tag!r} of model {architecture!r}; known: {', '.join(sorted(known))}")
+    weight_names = get_arch_pretrained_cfgs(architecture)
+    if tag and name not in weight_names:
+        raise ModelError(f"unknown weights {tag!r} of model {architecture!r}; known: {', '.join(sorted(weight_names))}")
     return _Source(name, origin=name)
 
 
@@ -319,44 +340,59 @@ def _factory_architecture(name: str, classes: int | None, input_size: int | None
     return Architecture(name, kwargs)
 
 
-def _find_factory(name: str) -> Callable[..., object]:
-    """The callable `package.module:factory`."""
+def find_object(name: str, what: str) -> Any:
+    """The object "package.module:name", `what` says what for; the current folder is importable. `ModelError`."""
     module_name, _, path = name.partition(":")
     if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
-        raise ModelError(f"model {name!r} refused: {module_name!r} belongs to Python; expected a module with models")
+        raise ModelError(f"{what} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own")
     try:
         with _current_directory_importable():
-            found: Any = importlib.import_module(module_name)
+            target: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
-        raise ModelError(f"model {name!r}: importing {module_name!r} failed: {_described(error)}") from error
+        raise ModelError(f"{what} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
     for part in path.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "expected a callable that returns an nn.Module"
-            raise ModelError(f"model {name!r}: {module_name!r} has no {path!r}; {hint}")
-        found = getattr(found, part)
-    if not callable(found) or isinstance(found, nn.Module):
-        raise ModelError(f"model {name!r} is a {type(found).__name__}; expected a callable that returns an nn.Module")
-    return found
+        if not hasattr(target, part):
+            close_names = difflib.get_close_matches(part, dir(target), n=3)
+            hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
+            raise ModelError(f"{what} {name!r}: {module_name!r} has no {path!r}; {hint}")
+        target = getattr(target, part)
+    return target
+
+
+def _find_factory(name: str) -> Callable[..., object]:
+    """The callable `package.module:factory`."""
+    factory = find_object(name, "model")
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ModelError(f"model {name!r} is a {type(factory).__name__}; expected a callable that returns an nn.Module")
+    return factory
 
 
 def _call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
     # Architectures are read from files: such a name must not become a way to call any function with any arguments.
-    foreign = [key for key, value in kwargs.items() if key not in _FACTORY_OPTIONS or not isinstance(value, int)]
-    if foreign:
+    refused_keys = [key for key, value in kwargs.items() if key not in _FACTORY_OPTIONS or not isinstance(value, int)]
+    if refused_keys:
         raise ModelError(
-            f"model {name!r} refused: argument {foreign[0]!r}; expected only {_FACTORY_OPTIONS} as integers"
+            f"model {name!r} refused: argument {refused_keys[0]!r}; expected only {_FACTORY_OPTIONS} as integers"
         )
     factory = _find_factory(name)
     try:
         with _current_directory_importable():
-            model = factory(**kwargs)
+            model = factory(**kwargs, **_without_backbone_weights(factory))
     except Exception as error:  # the user's callable may fail in any way
-        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        raise ModelError(f"model {name!r}: calling it with ({given}) failed: {_described(error)}") from error
+        arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise ModelError(f"model {name!r}: calling it with ({arguments}) failed: {_described(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
     return model
+
+
+def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]:
+    """Arguments that keep torchvision's builders from fetching weights of a backbone, which others replace anyway."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: None for name in ("weights_backbone", "encoder_weights") if name in parameters}
 
 
 @contextmanager
@@ -373,13 +409,13 @@ def _current_directory_importable() -> Iterator[None]:
 def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     if example is None:
         example = torch.zeros(1, *preprocessing_of(model).input_size, device=device_of(model))
-    executed: list[str] = []
+    executed_names: list[str] = []
     with evaluating(model), torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, _LAYERS):
-                module.register_forward_hook(lambda *_, name=name: executed.append(name))
+                module.register_forward_hook(lambda *_, name=name: executed_names.append(name))
         model(example)
-    return tuple(executed[-1:])
+    return tuple(executed_names[-1:])
 
 
 def _described(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_leaves_with_path
 
 from pxcompress.errors import ModelError
 
@@ -26,6 +26,46 @@ def leaves(outputs: Any) -> list[Tensor]:
     Raises `ModelError` for an object of an unknown class: what it holds could change without a word.
     """
     return [tensor for leaf in tree_leaves(outputs) for tensor in _tensors(leaf)]
+
+
+def is_real(value: Tensor) -> bool:
+    """Whether it holds floating-point numbers."""
+    return value.is_floating_point()
+
+
+def by_name(outputs: Any, only: str = "output") -> dict[str, Tensor]:
+    """All tensors of a pytree of outputs by name, in order, as an ONNX file has them; single numbers are left out.
+
+    A single tensor is called `only`; others by their keys, joined by dots ("out", "features.0"), those of a plain tuple
+    or list "output_0", "output_1". Raises as `leaves` does.
+    """
+    if isinstance(outputs, Tensor):
+        return {only: outputs}
+    named: dict[str, Tensor] = {}
+    for path, leaf in tree_leaves_with_path(outputs):
+        name = ".".join(_key(key) for key in path) or only
+        tensors = [tensor for tensor in _tensors(leaf) if tensor.dim()]
+        for place, tensor in enumerate(tensors):
+            named[_free(name if len(tensors) == 1 else f"{name}.{place}", named)] = tensor
+    return named
+
+
+def _key(key: Any) -> str:
+    """The name of a step into a pytree: a key, or the place in a sequence."""
+    place = getattr(key, "idx", None)
+    return f"{place}" if place is not None else str(getattr(key, "key", getattr(key, "name", key)))
+
+
+def _free(name: str, taken: Mapping[str, Tensor]) -> str:
+    name = f"output_{name}" if name[0].isdigit() else name
+    return name if name not in taken else f"{name}_{len(taken)}"
+
+
+def max_difference(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """Largest absolute difference of a floating-point output to that of the same place."""
+    pairs = [pair for pair in zip(outputs.values(), reference.values(), strict=True) if is_real(pair[0])]
+    differences = [(value.double() - other.double()).abs().max() for value, other in pairs if value.numel()]
+    return float(torch.stack(differences).max()) if differences else 0.0
 
 
 def floats(outputs: Any) -> list[Tensor]:

@@ -24,12 +24,12 @@ OTHER_SEED = 1_000_003
 
 def outside_state(model: nn.Module) -> dict[str, Tensor]:
     """Tensors that the state dict leaves out, by name: buffers that do not persist, and plain attributes."""
-    inside = set(model.state_dict(keep_vars=True))
+    state_keys = set(model.state_dict(keep_vars=True))
     tensors = {}
     for path, module in model.named_modules():
-        held = {**vars(module), **module._buffers}
-        for name, value in held.items():
-            if isinstance(value, Tensor) and (full := f"{path}.{name}".lstrip(".")) not in inside:
+        attributes = {**vars(module), **module._buffers}
+        for name, value in attributes.items():
+            if isinstance(value, Tensor) and (full := f"{path}.{name}".lstrip(".")) not in state_keys:
                 tensors[full] = value.detach()
     return tensors
 
@@ -48,16 +48,18 @@ def check_rebuilds(model: nn.Module, architecture: Architecture, shape: tuple[in
     """
     inputs = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with seeded(OTHER_SEED):
-        again = architecture.build()
+        rebuilt_model = architecture.build()
     try:
-        again.load_state_dict(model.state_dict())
-        restore_outside_(again, {name: value.clone() for name, value in outside_state(model).items()})
-        with torch.no_grad(), evaluating(model), evaluating(again):
-            found, expected = (leaves(each(inputs.to(device_of(each)))) for each in (again, model))
+        rebuilt_model.load_state_dict(model.state_dict())
+        restore_outside_(rebuilt_model, {name: value.clone() for name, value in outside_state(model).items()})
+        with torch.no_grad(), evaluating(model), evaluating(rebuilt_model):
+            rebuilt_outputs, model_outputs = (
+                leaves(each(inputs.to(device_of(each)))) for each in (rebuilt_model, model)
+            )
     except Exception:  # noqa: BLE001  (a model that does not run on such inputs is refused elsewhere, with its reason)
         return
-    change = difference(found, expected)
-    if change > TOLERANCE:  # a NaN is no other model
+    error = difference(rebuilt_outputs, model_outputs)
+    if error > TOLERANCE:  # a NaN is no other model
         raise ModelError(
             f"model {architecture.name!r} is another one each time it is built, with the same weights: something is "
             "drawn or counted that is in no tensor of it; register what is drawn as buffers, or draw it from a seed"

@@ -1,8 +1,8 @@
 """The same model in plain layers, so that what a layer computes with is what it holds: same numbers, removable units.
 
-nn.MultiheadAttention becomes explicit q, k, v and output layers; a layer that derives its weights at every call (weight
-standardisation, weight or spectral norm, masks) becomes one that holds the weights it has in eval mode. Compiled and
-parallel modules become the module inside.
+nn.MultiheadAttention becomes explicit q, k, v and output layers, a global response norm one whose mean over channels is
+a layer; a layer that derives its weights at every call (weight standardisation, weight or spectral norm, masks) becomes
+one that holds the weights it has in eval mode. Compiled and parallel modules become the module inside.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from pxcompress.models.outputs import difference, leaves
+from pxcompress.models.response_norm import explicit_response_norm, is_response_norm
 from pxcompress.state import evaluating, hooks_of
 
 TOLERANCE = 1e-5
@@ -65,21 +66,21 @@ def plain(model: nn.Module, run: Run | None = None) -> nn.Module:
         return _rewritten(model, names)
 
     def is_same(twin: nn.Module) -> bool:
-        found = _outputs(twin, run) if run else None
-        return found is not None and difference(found, expected) <= AMPLIFIED
+        outputs = _outputs(twin, run) if run else None
+        return outputs is not None and difference(outputs, expected) <= AMPLIFIED
 
     return _rewritten(model, _sound([], names, lambda some: is_same(_rewritten(model, some))))
 
 
-def _sound(sure: list[str], suspects: Sequence[str], is_sound: Callable[[list[str]], bool]) -> list[str]:
+def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[list[str]], bool]) -> list[str]:
     """`sure` and those of the suspects that are sound beside them, found by halving."""
-    if not suspects or is_sound([*sure, *suspects]):
-        return [*sure, *suspects]
+    if not suspects or is_sound([*sound_names, *suspects]):
+        return [*sound_names, *suspects]
     if len(suspects) == 1:
-        return sure
+        return sound_names
     middle = len(suspects) // 2
-    sure = _sound(sure, suspects[:middle], is_sound)
-    return _sound(sure, suspects[middle:], is_sound)
+    sound_names = _sound(sound_names, suspects[:middle], is_sound)
+    return _sound(sound_names, suspects[middle:], is_sound)
 
 
 def _rewritten(model: nn.Module, names: Sequence[str]) -> nn.Module:
@@ -88,13 +89,13 @@ def _rewritten(model: nn.Module, names: Sequence[str]) -> nn.Module:
         return model
     twin = _copied(model)
     for module in reversed([twin.get_submodule(name) for name in names]):  # what is inside comes first
-        made = _plain_version(module)
-        if made is None:
+        plain_module = _plain_version(module)
+        if plain_module is None:
             continue
-        made.train(module.training)
-        twin = made if module is twin else twin
+        plain_module.train(module.training)
+        twin = plain_module if module is twin else twin
         for parent in twin.modules():
-            parent._modules.update({name: made for name, child in parent._modules.items() if child is module})
+            parent._modules.update({name: plain_module for name, child in parent._modules.items() if child is module})
     return twin
 
 
@@ -109,8 +110,10 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if _is_attention(module):
         return _with_hooks_of(module, _explicit(module))  # type: ignore[arg-type]
     if _has_own_forward(module):
-        made = _with_its_weights(module)
-        return made and _with_hooks_of(module, made)
+        convolution = _with_its_weights(module)
+        return convolution and _with_hooks_of(module, convolution)
+    if (norm := explicit_response_norm(module)) is not None:
+        return _with_hooks_of(module, norm)
     return module
 
 
@@ -141,10 +144,10 @@ def _weight_hooks(module: nn.Module) -> list[tuple[Any, Callable[[Any, str], obj
     return [(hook, remove) for hook in hooks for kind, remove in REMOVERS.items() if isinstance(hook, kind)]
 
 
-def _with_hooks_of(module: nn.Module, made: nn.Module) -> nn.Module:
+def _with_hooks_of(module: nn.Module, replacement: nn.Module) -> nn.Module:
     for name, hooks in hooks_of(module).items():
-        getattr(made, name).update(hooks)
-    return made
+        getattr(replacement, name).update(hooks)
+    return replacement
 
 
 def _owners(model: nn.Module) -> Mapping[int, set[int]]:
@@ -158,8 +161,8 @@ def _owners(model: nn.Module) -> Mapping[int, set[int]]:
 
 def _is_tied(module: nn.Module, owners: Mapping[int, set[int]]) -> bool:
     """Whether `module` shares a parameter with a module outside it: a copy of it would be one more."""
-    own = {id(part) for part in module.modules()}
-    return any(owners[id(parameter)] - own for parameter in module.parameters())
+    own_ids = {id(part) for part in module.modules()}
+    return any(owners[id(parameter)] - own_ids for parameter in module.parameters())
 
 
 class ExplicitAttention(nn.Module):
@@ -226,11 +229,11 @@ def _mask(attention: Tensor | None, padding: Tensor | None, like: Tensor) -> Ten
         parts.append(attention.unflatten(0, (len(like), -1)) if attention.dim() == 3 else attention)
     if padding is not None:  # (n, keys)
         parts.append(padding[:, None, None])
-    made = [
+    additive_masks = [
         torch.zeros_like(part, dtype=like.dtype).masked_fill(part, -torch.inf) if part.dtype == torch.bool else part
         for part in parts
     ]
-    return sum(made[1:], made[0]) if made else None
+    return sum(additive_masks[1:], additive_masks[0]) if additive_masks else None
 
 
 class _Weights(TorchFunctionMode):
@@ -247,14 +250,16 @@ class _Weights(TorchFunctionMode):
 
 
 def _may_be_rewritten(module: nn.Module) -> bool:
-    derived = parametrize.is_parametrized(module) or _weight_hooks(module) or _inside(module) is not None
-    return bool(derived) or _is_attention(module) or _has_own_forward(module)
+    derives_weights = parametrize.is_parametrized(module) or _weight_hooks(module) or _inside(module) is not None
+    return bool(derives_weights) or _is_attention(module) or _has_own_forward(module) or is_response_norm(module)
 
 
 def _is_attention(module: nn.Module) -> bool:
     """Whether a module is nn.MultiheadAttention, no subclass that does something else."""
-    own = isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
-    return own and module.bias_k is None and not module.add_zero_attn
+    is_torch_attention = (
+        isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+    )
+    return is_torch_attention and module.bias_k is None and not module.add_zero_attn
 
 
 def _has_own_forward(module: nn.Module) -> bool:
@@ -267,17 +272,19 @@ def _explicit(attention: nn.MultiheadAttention) -> nn.Module:
 
 def _settled(module: nn.Module) -> nn.Module:
     """A copy of a parametrized layer in which the tensors are what its parametrizations make of them in eval mode."""
-    made = copy.deepcopy(module)
-    made.__class__ = parametrize.type_before_parametrizations(module)  # the class is shared with `module`: not touched
-    del made.parametrizations
+    plain_layer = copy.deepcopy(module)
+    plain_layer.__class__ = parametrize.type_before_parametrizations(
+        module
+    )  # the class is shared with `module`: not touched
+    del plain_layer.parametrizations
     with torch.no_grad(), evaluating(module):  # spectral norm takes a step in training mode, whenever it is read
         for name, parts in module.parametrizations.items():  # type: ignore[union-attr, operator]
             value = getattr(module, name).detach().clone()
             if any(True for _ in parts.parameters(recurse=False)):
-                made.register_parameter(name, nn.Parameter(value))
+                plain_layer.register_parameter(name, nn.Parameter(value))
             else:
-                made.register_buffer(name, value)
-    return made
+                plain_layer.register_buffer(name, value)
+    return plain_layer
 
 
 def _with_its_weights(module: nn.Module) -> nn.Module | None:
@@ -287,23 +294,23 @@ def _with_its_weights(module: nn.Module) -> nn.Module | None:
     inputs = torch.randn(2, module.in_channels, *side, generator=torch.Generator().manual_seed(0))
     inputs = inputs.to(module.weight)
     try:
-        with torch.no_grad(), evaluating(module), _Weights() as seen:
+        with torch.no_grad(), evaluating(module), _Weights() as recorded_weights:
             expected = module(inputs)
     except Exception:  # noqa: BLE001  (a user's forward may raise anything, or want more than one input)
         return None
-    if len(seen.calls) != 1 or torch.equal(seen.calls[0][1], module.weight):
+    if len(recorded_weights.calls) != 1 or torch.equal(recorded_weights.calls[0][1], module.weight):
         return None
-    shape, weight = seen.calls[0]
-    made = _like(module, weight, padded=shape != inputs.shape)
-    with torch.no_grad(), evaluating(made):
-        found = made(inputs)
-    same = found.shape == expected.shape and (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
-    return made if same else None
+    shape, weight = recorded_weights.calls[0]
+    convolution = _like(module, weight, padded=shape != inputs.shape)
+    with torch.no_grad(), evaluating(convolution):
+        outputs = convolution(inputs)
+    is_same = outputs.shape == expected.shape and (outputs - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    return convolution if is_same else None
 
 
 def _like(module: nn.Conv2d, weight: Tensor, *, padded: bool) -> nn.Conv2d:
     """A convolution as `module`, with other weights; `padded` says that its inputs are padded to keep their size."""
-    made: nn.Conv2d = (Conv2dSame if padded else nn.Conv2d)(
+    convolution: nn.Conv2d = (Conv2dSame if padded else nn.Conv2d)(
         module.in_channels,
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
@@ -314,10 +321,10 @@ def _like(module: nn.Conv2d, weight: Tensor, *, padded: bool) -> nn.Conv2d:
         bias=module.bias is not None,
     ).to(weight)
     with torch.no_grad():
-        made.weight.copy_(weight)
-        if made.bias is not None and module.bias is not None:
-            made.bias.copy_(module.bias)
-    return made
+        convolution.weight.copy_(weight)
+        if convolution.bias is not None and module.bias is not None:
+            convolution.bias.copy_(module.bias)
+    return convolution
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
+from pxcompress.models.outputs import floats
 from pxcompress.state import device_of, without_checkpointing
 from pxcompress.types import Preprocessing
 
@@ -48,8 +50,8 @@ def check_suited(model: nn.Module) -> None:
             raise ModelError(f"{kind} has whole numbers for weights: {name} is {parameter.dtype}; give the float model")
 
 
-def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> int:
-    """Classes that `model` scores, found by running it on two inputs of zeros. Raises `ModelError`."""
+def check_runs(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any:
+    """What `model` returns for two inputs of zeros. Raises `ModelError` where it fails or is not finite."""
     size = preprocessing.input_size
     example = torch.zeros(2, *size, device=device_of(model))
     try:
@@ -60,13 +62,20 @@ def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> 
         raise ModelError(
             f"model {name!r} does not run on a {shape} input: {reason_of(error)}; {_remedy(model, preprocessing)}"
         ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
-        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ModelError(
-            f"model {name!r} returns {found} for 2 inputs; expected class scores of shape (2, classes): {IN_PYTHON}"
-        )
-    if not output.isfinite().all():
+    if not all(value.isfinite().all() for value in floats(output)):
         raise ModelError(f"model {name!r} returns NaN or infinity for an input of zeros; check its weights")
+    return output
+
+
+def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> int:
+    """Classes that `model` scores, found by running it on two inputs of zeros. Raises `ModelError`."""
+    output = check_runs(model, preprocessing, name)
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
+        shape = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ModelError(
+            f"model {name!r} returns {shape} for 2 inputs; expected class scores of shape (2, classes): give --task "
+            f"for what it returns, or {IN_PYTHON}"
+        )
     return int(output.shape[1])
 
 
@@ -75,12 +84,14 @@ def _remedy(model: nn.Module, preprocessing: Preprocessing) -> str:
     if not preprocessing.is_image:
         return "give other data"
     channels, *sides = preprocessing.input_size
-    near = sorted(SIDES, key=lambda side: abs(side - sides[-1]))
-    if (fitting := _first_that_runs(model, near, lambda side: torch.zeros(2, channels, side, side))) is not None:
-        return f"set --input-size {fitting}"
-    if (fitting := _first_that_runs(model, (1, 3, 4, 2), lambda count: torch.zeros(2, count, *sides))) is not None:
-        shape = (fitting, *sides)
-        return f"it takes images of {fitting} channels: give the module pretrained_cfg = {{'input_size': {shape}}}"
+    nearest_sides = sorted(SIDES, key=lambda side: abs(side - sides[-1]))
+    if (
+        working_size := _first_that_runs(model, nearest_sides, lambda side: torch.zeros(2, channels, side, side))
+    ) is not None:
+        return f"set --input-size {working_size}"
+    if (working_size := _first_that_runs(model, (1, 3, 4, 2), lambda count: torch.zeros(2, count, *sides))) is not None:
+        shape = (working_size, *sides)
+        return f"it takes images of {working_size} channels: give the module pretrained_cfg = {{'input_size': {shape}}}"
     return IN_PYTHON
 
 

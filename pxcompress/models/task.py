@@ -47,8 +47,8 @@ def sliced(model: nn.Module, example: Tensor, outputs: Sequence[int]) -> nn.Modu
 def _keep_rows(layer: nn.Module, rows: Tensor) -> None:
     """Take the outputs `rows` of a linear layer or convolution, in place."""
     for name, parameter in list(layer.named_parameters(recurse=False)):
-        kept = parameter.detach()[rows.to(parameter.device)].clone()
-        setattr(layer, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+        class_rows = parameter.detach()[rows.to(parameter.device)].clone()
+        setattr(layer, name, nn.Parameter(class_rows, requires_grad=parameter.requires_grad))
     setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(rows))
 
 
@@ -56,12 +56,15 @@ def _check(model: nn.Module, twin: nn.Module, example: Tensor, outputs: Sequence
     inputs = example.to(device_of(model))
     try:
         with torch.no_grad(), evaluating(model), evaluating(twin):
-            expected, found = model(inputs)[:, list(outputs)], twin(inputs)
+            dense_scores, twin_scores = model(inputs)[:, list(outputs)], twin(inputs)
     except Exception as error:  # what follows the classifier may fail in any way
         raise ModelError(
             f"{type(model).__name__} does not run with {len(outputs)} classes: {type(error).__name__}: {short(error)}"
         ) from error
-    if found.shape != expected.shape or not (found - expected).abs().max() <= TOLERANCE * expected.abs().max():
+    if (
+        twin_scores.shape != dense_scores.shape
+        or not (twin_scores - dense_scores).abs().max() <= TOLERANCE * dense_scores.abs().max()
+    ):
         raise ModelError(
             f"{type(model).__name__} gives classes another score when others are removed; expected its classifier's "
             "outputs as they are: leave a softmax behind it out"

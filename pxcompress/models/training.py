@@ -16,31 +16,31 @@ SHIFT, TURN, ZOOM = 0.06, 0.12, 0.08  # at most: share of the side, radians, sha
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """Numbers below 1.2e-38 count as zero in CPU arithmetic inside the block: they slow it down ten-fold."""
-    before = bool(torch.tensor([1e-40]).mul(1.0).eq(0.0))
+    was_flushing = bool(torch.tensor([1e-40]).mul(1.0).eq(0.0))
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(before)
+        torch.set_flush_denormal(was_flushing)
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
     """cuDNN sums in a fixed order inside the block."""
-    before = torch.backends.cudnn.deterministic
+    was_deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
         yield
     finally:
-        torch.backends.cudnn.deterministic = before
+        torch.backends.cudnn.deterministic = was_deterministic
 
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW on what requires gradients; biases and normalisation are not decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.ndim > 1]
-    others = [parameter for parameter in trained if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trainable if parameter.ndim > 1]
+    vectors = [parameter for parameter in trainable if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 

@@ -32,48 +32,48 @@ def without_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Li
     while True:
         groups = groups_left(pruned)
         constants = _constants(pruned.model, groups, example)
-        removed = dict(pruned.plan.removed)
+        removed_units = dict(pruned.plan.removed)
         for group, dense in zip(groups, pruned.groups, strict=True):
-            dead = _dead(pruned.model, group, constants)
-            surplus = group.units - narrowest(dense, group.units - len(dead), limits)
-            kept = pruned.plan.kept(dense)
+            dead_places = _dead(pruned.model, group, constants)
+            surplus = group.units - narrowest(dense, group.units - len(dead_places), limits)
+            kept_units = pruned.plan.kept(dense)
             if surplus > 0:
-                gone = (kept[unit] for unit in dead[:surplus])
-                removed[group.name] = tuple(sorted((*removed.get(group.name, ()), *gone)))
-        if removed == pruned.plan.removed:
+                dead_units = (kept_units[unit] for unit in dead_places[:surplus])
+                removed_units[group.name] = tuple(sorted((*removed_units.get(group.name, ()), *dead_units)))
+        if removed_units == pruned.plan.removed:
             return pruned
-        plan = replace(pruned.plan, removed=removed)
+        plan = replace(pruned.plan, removed=removed_units)
         widths = {group.name: len(plan.kept(group)) for group in pruned.groups}
-        further = prune_further(pruned, groups, replace(plan, cost_planned=meter(widths)), example)
-        _absorb(further, constants)
-        pruned = further.whole
+        pruned_further = prune_further(pruned, groups, replace(plan, cost_planned=meter(widths)), example)
+        _absorb(pruned_further, constants)
+        pruned = pruned_further.whole
 
 
 def _dead(model: nn.Module, group: Group, constants: Mapping[str, Tensor]) -> list[int]:
     """Units whose weights are zero in all consumers, or in all producers while their value never changes."""
     weights: dict[Axis, list[Tensor]] = {"in": [], "out": []}
     for member in group.members:
-        found = unit_weights(model, member)
-        if found is not None and not is_depthwise(model.get_submodule(member.module)):
-            weights[member.axis].append(found.any(1))
-    unread = ~torch.stack(weights["in"]).any(0) if weights["in"] else torch.zeros(group.units, dtype=torch.bool)
+        unit_rows = unit_weights(model, member)
+        if unit_rows is not None and not is_depthwise(model.get_submodule(member.module)):
+            weights[member.axis].append(unit_rows.any(1))
+    is_unread = ~torch.stack(weights["in"]).any(0) if weights["in"] else torch.zeros(group.units, dtype=torch.bool)
     if not weights["out"]:
-        return unread.nonzero().flatten().tolist()
+        return is_unread.nonzero().flatten().tolist()
     values = torch.stack([constants[member.module][member.index].isnan().any(1) for member in group.consumers])
-    unfed = ~torch.stack(weights["out"]).any(0) & ~values.any(0)
-    return (unread | unfed).nonzero().flatten().tolist()
+    is_unfed = ~torch.stack(weights["out"]).any(0) & ~values.any(0)
+    return (is_unread | is_unfed).nonzero().flatten().tolist()
 
 
 def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, Tensor]:
     """The value of every input row of the groups' consumers, (rows,); NaN where it varies, or is lost at a border."""
-    found: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = rows_first(args[0], module).transpose(0, 1).flatten(1)
             low, high = rows.amin(1), rows.amax(1)
-            varies = high - low > CONSTANT * high.abs().clamp_min(1)
-            found[name] = torch.where(varies | (is_padded(module) & (high != 0)), torch.nan, high)
+            is_varying = high - low > CONSTANT * high.abs().clamp_min(1)
+            constants[name] = torch.where(is_varying | (is_padded(module) & (high != 0)), torch.nan, high)
 
         return read
 
@@ -81,12 +81,12 @@ def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> di
         for name in members_by_module(groups, "in"):
             model.get_submodule(name).register_forward_pre_hook(hook(name))
         model(torch.randn(4, *example.shape[1:]).to(example).to(device_of(model)))
-    return found
+    return constants
 
 
-def _absorb(further: Pruned, constants: Mapping[str, Tensor]) -> None:
+def _absorb(pruned: Pruned, constants: Mapping[str, Tensor]) -> None:
     """Put the lost constants into the biases; those that nothing read leave nothing."""
-    for layer in consumers(further):
+    for layer in consumers(pruned):
         shift = constant_output(layer, constants[layer.name].nan_to_num())
         if shift.any():
             add_bias_(layer.slim, shift)

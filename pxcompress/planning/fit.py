@@ -49,13 +49,13 @@ def fitted(
                 break
             slim = _exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx", batch)
             of_dense, cost = budget.measured([dense, slim], scored.example)
-            allowed = (1 - scored.ratio) * of_dense if limit is None else limit
+            allowed_cost = (1 - scored.ratio) * of_dense if limit is None else limit
             plans.append(plan)
-            attempts.append(Attempt(factor * plan.cost_planned, cost, allowed))
-            if CLOSE * allowed <= cost <= allowed * (1 + budget.tolerance):
+            attempts.append(Attempt(factor * plan.cost_planned, cost, allowed_cost))
+            if CLOSE * allowed_cost <= cost <= allowed_cost * (1 + budget.tolerance):
                 break
             factor = cost / plan.cost_planned
-            ratio = max(1 - AIM * allowed / (factor * plan.cost_dense), ratio / 3)
+            ratio = max(1 - AIM * allowed_cost / (factor * plan.cost_dense), ratio / 3)
     best = taken(attempts, budget.tolerance)
     if best is None:
         raise BudgetError(_missed(attempts, budget.unit))
@@ -64,8 +64,8 @@ def fitted(
 
 def taken(attempts: Sequence[Attempt], tolerance: float) -> int | None:
     """Place of the attempt that costs most of those that fit; a share `tolerance` too much is within the noise."""
-    fitting = [place for place, each in enumerate(attempts) if each.measured <= each.allowed * (1 + tolerance)]
-    return max(fitting, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
+    fitting_places = [place for place, each in enumerate(attempts) if each.measured <= each.allowed * (1 + tolerance)]
+    return max(fitting_places, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 
 
 def _exported(scored: ScoredModel, plan: Plan, path: Path, batch: int | None) -> Path:
@@ -75,5 +75,5 @@ def _exported(scored: ScoredModel, plan: Plan, path: Path, batch: int | None) ->
 
 
 def _missed(attempts: Sequence[Attempt], unit: str) -> str:
-    tried = ", ".join(f"{attempt.measured:.4g}" for attempt in attempts)
-    return f"no file fits: {attempts[-1].allowed:.4g} {unit} are allowed, measured were {tried}; ask for a little more"
+    costs = ", ".join(f"{attempt.measured:.4g}" for attempt in attempts)
+    return f"no file fits: {attempts[-1].allowed:.4g} {unit} are allowed, measured were {costs}; ask for a little more"

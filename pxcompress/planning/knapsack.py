@@ -38,16 +38,16 @@ def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Wid
     Not always the optimum: costs of groups depend on each other, and the best of `SWEEPS` rounds is taken.
     """
     current = {choice.name: choice.widths[-1] for choice in choices}
-    best, least = {choice.name: choice.widths[0] for choice in choices}, np.inf
+    best, least_harm = {choice.name: choice.widths[0] for choice in choices}, np.inf
     for _ in range(SWEEPS):
         costs = [_costs(choice, meter, current) for choice in choices]
-        found = _filled(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
-        harm = _harm(choices, found)
-        if harm < least:
-            best, least = found, harm
-        if found == current:
+        widths = _filled(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
+        harm = _harm(choices, widths)
+        if harm < least_harm:
+            best, least_harm = widths, harm
+        if widths == current:
             break
-        current = found
+        current = widths
     return best
 
 
@@ -83,8 +83,8 @@ def _filled(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, lim
     for choice, cost in zip(choices, costs, strict=True):
         place = choice.widths.index(widths[choice.name])
         for wider in range(place + 1, len(choice.widths)):
-            undone = choice.saliency[place] - choice.saliency[wider]
-            steps.append((undone / max(cost[wider] - cost[place], 1e-12), choice.name, choice.widths[wider]))
+            regained_saliency = choice.saliency[place] - choice.saliency[wider]
+            steps.append((regained_saliency / max(cost[wider] - cost[place], 1e-12), choice.name, choice.widths[wider]))
     for _, name, width in sorted(steps, key=lambda step: step[0], reverse=True):
         if width > widths[name] and meter({**widths, name: width}) <= limit:
             widths[name] = width

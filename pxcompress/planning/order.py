@@ -71,9 +71,9 @@ def orders_of(groups: Sequence[Group], scores: Scores, meter: Meter, normalise: 
     for family in families.values():
         values = torch.cat([_checked(group, scores[group.name]) for group in family])
         prices = [(dense - meter({group.name: group.units - 1}),) * group.units for group in family]
-        there = values != GONE
+        is_present = values != GONE
         price = torch.tensor([each for part in prices for each in part], dtype=values.dtype)
-        values[there] = NORMALISATIONS[normalise](values[there], price[there])
+        values[is_present] = NORMALISATIONS[normalise](values[is_present], price[is_present])
         for group, part in zip(family, values.split([group.units for group in family]), strict=True):
             orders[group.name] = part, torch.argsort(part, stable=True)
     return orders
@@ -97,8 +97,8 @@ def lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str)
     """
     ways = NORMALISATIONS[normalise]
     values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])
-    gone = torch.zeros(len(values), dtype=torch.bool)
-    gone[torch.argsort(values, stable=True)[: round(rate * len(values))]] = True
-    parts = gone.split([group.units for group in groups])
+    is_removed = torch.zeros(len(values), dtype=torch.bool)
+    is_removed[torch.argsort(values, stable=True)[: round(rate * len(values))]] = True
+    parts = is_removed.split([group.units for group in groups])
     units = {group.name: tuple(part.nonzero().flatten().tolist()) for group, part in zip(groups, parts, strict=True)}
-    return Plan(units, "channels", "units", float(len(values)), float((~gone).sum()), (1 - rate) * len(values))
+    return Plan(units, "channels", "units", float(len(values)), float((~is_removed).sum()), (1 - rate) * len(values))

@@ -35,11 +35,11 @@ def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits:
     dense, least = price({}), price({group.name: aligned(group, 0, limits) for group in groups})
     if least > (1 - ratio) * dense * (1 + ROUNDING):
         reachable = math.floor((1 - least / dense if dense else 0.0) * 1000) / 1000  # never up: it can be asked for
-        untouched = price({group.name: 0 for group in groups})
+        unprunable_cost = price({group.name: 0 for group in groups})
         raise BudgetError(
             f"{what}: the largest reachable ratio is {reachable}, which leaves {_amount(least)} of {_amount(dense)} "
             f"{price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays; "
-            f"layers that cannot be pruned, or are not to be, take {_amount(untouched)} alone)"
+            f"layers that cannot be pruned, or are not to be, take {_amount(unprunable_cost)} alone)"
         )
 
 
@@ -58,11 +58,12 @@ def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: floa
     dense = price({})
     target = (1 - ratio) * dense
     solve = _knapsack if limits.normalise == KNAPSACK else _cut_ranking
-    kept = solve(groups, orders, price, target * (1 + ROUNDING), limits)
-    removed = {
-        group.name: tuple(sorted(orders[group.name][1][: group.units - kept[group.name]].tolist())) for group in groups
+    widths = solve(groups, orders, price, target * (1 + ROUNDING), limits)
+    removed_units = {
+        group.name: tuple(sorted(orders[group.name][1][: group.units - widths[group.name]].tolist()))
+        for group in groups
     }
-    return Plan(removed, price.budget, price.unit, dense, price(kept), target)
+    return Plan(removed_units, price.budget, price.unit, dense, price(widths), target)
 
 
 def _cut_ranking(
@@ -72,10 +73,10 @@ def _cut_ranking(
     ranking = _ranking(groups, orders)
 
     def widths(length: int) -> dict[str, int]:
-        taken = {group.name: 0 for group in groups}
+        removed_counts = {group.name: 0 for group in groups}
         for name in ranking[:length]:
-            taken[name] += 1
-        return {group.name: aligned(group, group.units - taken[group.name], limits) for group in groups}
+            removed_counts[name] += 1
+        return {group.name: aligned(group, group.units - removed_counts[group.name], limits) for group in groups}
 
     low, high = sum(int((values == GONE).sum()) for values, _ in orders.values()), len(ranking)
     while low < high:
@@ -98,16 +99,24 @@ def _knapsack(
     choices = []
     for group in groups:
         values, order = orders[group.name]
-        gone = int((values == GONE).sum())
-        every = {aligned(group, width, limits) for width in range(group.units + 1 - gone)}
-        widths = sorted(width for width in every if width <= group.units - gone) or [group.units - gone]
+        removed_count = int((values == GONE).sum())
+        aligned_widths = {aligned(group, width, limits) for width in range(group.units + 1 - removed_count)}
+        widths = sorted(width for width in aligned_widths if width <= group.units - removed_count) or [
+            group.units - removed_count
+        ]
         widths = [widths[place] for place in sorted({round(step) for step in _steps(len(widths))})]
-        lost = torch.cat([torch.zeros(1, dtype=values.dtype), values[order][gone:].cumsum(0)])
-        choices.append(Choice(group.name, tuple(widths), lost[[group.units - gone - w for w in widths]].numpy()))
+        cumulative_saliency = torch.cat([torch.zeros(1, dtype=values.dtype), values[order][removed_count:].cumsum(0)])
+        choices.append(
+            Choice(
+                group.name,
+                tuple(widths),
+                cumulative_saliency[[group.units - removed_count - w for w in widths]].numpy(),
+            )
+        )
     return least_saliency(choices, meter, enough)
 
 
 def _steps(count: int) -> list[float]:
     """At most `CHOICES` places among `count`, the first and the last with them."""
-    taken = min(count, CHOICES)
-    return [place * (count - 1) / max(taken - 1, 1) for place in range(taken)]
+    step_count = min(count, CHOICES)
+    return [place * (count - 1) / max(step_count - 1, 1) for place in range(step_count)]

@@ -29,16 +29,18 @@ def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:
     """Read plan.json back; `InputError` where its groups are not those of the model at hand."""
     try:
         content = json.loads(text)
-        made_for = content.pop("groups")
+        planned_for = content.pop("groups")
         content["removed"] = {name: tuple(units) for name, units in content["removed"].items()}
         plan = Plan(**content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"not a plan ({type(error).__name__}: {error}); expected what plan.json holds") from error
-    if made_for != {group.name: {"kind": group.kind, "units": group.units} for group in groups}:
+    if planned_for != {group.name: {"kind": group.kind, "units": group.units} for group in groups}:
         raise InputError("the plan was made for other groups than this model has; rebuild it with the same versions")
     sizes = {group.name: group.units for group in groups}
     for name, units in plan.removed.items():
-        legal = isinstance(units, tuple) and all(type(unit) is int and 0 <= unit < sizes.get(name, 0) for unit in units)
-        if not legal or len(set(units)) != len(units) or len(units) == sizes[name]:
+        is_legal = isinstance(units, tuple) and all(
+            type(unit) is int and 0 <= unit < sizes.get(name, 0) for unit in units
+        )
+        if not is_legal or len(set(units)) != len(units) or len(units) == sizes[name]:
             raise InputError(f"the plan removes units of {name!r} that it cannot: {str(units)[:60]}")
     return plan

@@ -21,18 +21,18 @@ def plan_by_share(groups: Sequence[Group], scores: Scores, price: Price, share: 
     Widths are aligned upwards, so that never more than the share is gone; floors hold. Raises
     `BudgetError` where nothing goes.
     """
-    removed: dict[str, tuple[int, ...]] = {}
+    removed_units: dict[str, tuple[int, ...]] = {}
     for group in groups:
         values = scores[group.name].double().cpu()
         order = torch.argsort(values, stable=True)
-        held = values[order].abs().cumsum(0)
-        least = int((held > share * held[-1] * (1 + ROUNDING)).sum())
-        width = max(narrowest(group, least, limits), least_width(group, limits))
-        removed[group.name] = tuple(sorted(order[: group.units - width].tolist()))
-    if not any(removed.values()):
+        cumulative_scores = values[order].abs().cumsum(0)
+        units_above_share = int((cumulative_scores > share * cumulative_scores[-1] * (1 + ROUNDING)).sum())
+        width = max(narrowest(group, units_above_share, limits), least_width(group, limits))
+        removed_units[group.name] = tuple(sorted(order[: group.units - width].tolist()))
+    if not any(removed_units.values()):
         raise BudgetError(
             f"no unit goes: the lowest of every layer hold more than {share:g} of its scores, or too few to leave a "
             f"multiple of {limits.round_to}; ask for a larger --relevance-share, or a smaller --round-to"
         )
-    cost = price({group.name: group.units - len(removed[group.name]) for group in groups})
-    return Plan(removed, price.budget, price.unit, price({}), cost, cost)
+    cost = price({group.name: group.units - len(removed_units[group.name]) for group in groups})
+    return Plan(removed_units, price.budget, price.unit, price({}), cost, cost)

@@ -32,33 +32,37 @@ def groups_left(pruned: Pruned) -> tuple[Group, ...]:
         for module, owners in members_by_module(pruned.groups, axis).items():
             rows[module, axis] = removed_rows(owners, pruned.plan)
 
-    def moved(member: Member, kept: list[int]) -> Member:
-        index = member.index[kept]
+    def moved(member: Member, kept_units: list[int]) -> Member:
+        index = member.index[kept_units]
         return replace(member, index=index - torch.searchsorted(rows[member.module, member.axis], index))
 
-    left = []
+    remaining_groups = []
     for group in pruned.groups:
-        kept = pruned.plan.kept(group)
-        left.append(replace(group, units=len(kept), members=tuple(moved(member, kept) for member in group.members)))
-    return tuple(left)
+        kept_units = pruned.plan.kept(group)
+        remaining_groups.append(
+            replace(group, units=len(kept_units), members=tuple(moved(member, kept_units) for member in group.members))
+        )
+    return tuple(remaining_groups)
 
 
 def spread(scores: Scores, pruned: Pruned) -> Scores:
     """Scores of the slim model's units at the places they have in the dense one; `GONE` for the others."""
-    placed = {}
+    dense_scores = {}
     for group in pruned.groups:
-        placed[group.name] = torch.full((group.units,), GONE)
-        placed[group.name][pruned.plan.kept(group)] = scores[group.name].float().cpu()
-    return placed
+        dense_scores[group.name] = torch.full((group.units,), GONE)
+        dense_scores[group.name][pruned.plan.kept(group)] = scores[group.name].float().cpu()
+    return dense_scores
 
 
 def step_of(pruned: Pruned, plan: Plan) -> Plan:
     """What `plan`, a plan for the dense model, removes beyond `pruned.plan`, in terms of the slim model."""
-    removed = {}
+    removed_places = {}
     for group in pruned.groups:
-        gone = set(plan.removed.get(group.name, ()))
-        removed[group.name] = tuple(place for place, unit in enumerate(pruned.plan.kept(group)) if unit in gone)
-    return replace(plan, removed=removed, cost_dense=pruned.plan.cost_planned)
+        planned_units = set(plan.removed.get(group.name, ()))
+        removed_places[group.name] = tuple(
+            place for place, unit in enumerate(pruned.plan.kept(group)) if unit in planned_units
+        )
+    return replace(plan, removed=removed_places, cost_dense=pruned.plan.cost_planned)
 
 
 def prune_further(pruned: Pruned, left: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
@@ -66,5 +70,5 @@ def prune_further(pruned: Pruned, left: Sequence[Group], plan: Plan, example: Te
 
     `left` are the groups of the slim model. The result stands beside that model; its `first` beside the dense one.
     """
-    further = prune(pruned.model, left, step_of(pruned, plan), example)
-    return replace(further, first=Pruned(further.model, pruned.dense, pruned.groups, plan))
+    pruned_further = prune(pruned.model, left, step_of(pruned, plan), example)
+    return replace(pruned_further, first=Pruned(pruned_further.model, pruned.dense, pruned.groups, plan))

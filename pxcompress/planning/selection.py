@@ -49,12 +49,20 @@ class Selection:
                         f"{option} {glob!r} fits no group; `pxcompress inspect` lists them: {_some(names)}"
                     )
         reasons = {group.name: self._reason(group, model) for group in structure.groups}
-        free = tuple(group for group in structure.groups if not reasons[group.name])
-        if structure.groups and not free:
-            told = ", ".join(f"{len([*held])} {reason}" for reason, held in groupby(sorted(reasons.values())))
-            raise InputError(f"nothing may be removed: all {len(names)} groups stay ({told}); leave some to prune")
-        held = [Fixed(group.name, group.units, reasons[group.name]) for group in structure.groups if group not in free]
-        return Structure(free, (*structure.fixed, *held))
+        prunable_groups = tuple(group for group in structure.groups if not reasons[group.name])
+        if structure.groups and not prunable_groups:
+            reason_counts = ", ".join(
+                f"{len([*kept_groups])} {reason}" for reason, kept_groups in groupby(sorted(reasons.values()))
+            )
+            raise InputError(
+                f"nothing may be removed: all {len(names)} groups stay ({reason_counts}); leave some to prune"
+            )
+        kept_groups = [
+            Fixed(group.name, group.units, reasons[group.name])
+            for group in structure.groups
+            if group not in prunable_groups
+        ]
+        return Structure(prunable_groups, (*structure.fixed, *kept_groups))
 
     def _reason(self, group: Group, model: nn.Module) -> str:
         """Why `group` stays whole; empty where it need not."""

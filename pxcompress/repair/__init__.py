@@ -6,6 +6,6 @@ from pxcompress.registry import Registry
 from pxcompress.types import Phase, Repair
 
 PHASES = get_args(Phase)
-"""In their order."""
+"""The phases of repair, in the order in which they run."""
 
 REPAIRS: Registry[Repair] = Registry("repair", __name__)

@@ -12,12 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pxcompress.layout.rows import members_by_module, others, removed_rows
 from pxcompress.passes.matching import Change, moment_changes
 from pxcompress.repair import REPAIRS
-from pxcompress.types import Batches, Phase, Pruned
+from pxcompress.types import Batches, Phase, Pruned, Repair
 
 
 @REPAIRS.register("batchnorm")
 @dataclass(frozen=True)
-class BatchNormStatistics:
+class BatchNormStatistics(Repair):
     """Running mean and variance such that every layer's output has the moments it has in the dense model.
 
     Both are taken on the same samples: those at hand are seldom like the ones that the weights were trained on, and

@@ -41,18 +41,24 @@ from pxcompress.processes import from_first, mean_gradients_, processes, rank, s
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, seeded
-from pxcompress.types import Batch, Batches, Phase, Pruned
+from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
-WARM_UP = 0.1  # share of the steps
-CHECKS = 12  # at most, on held-out samples, evenly over the steps
-SAVE_SECONDS = 60.0  # between two checkpoints
+WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises."""
+
+CHECKS = 12
+"""Most evaluations on held-out samples, spread evenly over the steps."""
+
+SAVE_SECONDS = 60.0
+"""Time between two checkpoints, seconds."""
+
 POOL = 1024
 """Samples that are shuffled together. Batches stream through the pool: memory does not grow with their number."""
 
 
 @REPAIRS.register("finetune")
 @dataclass(frozen=True)
-class FineTune:
+class FineTune(Repair):
     """AdamW towards the dense model's predictions, without labels; what does best on held-out samples is kept."""
 
     phase: ClassVar[Phase] = "train"
@@ -112,7 +118,7 @@ class FineTune:
         return pruned
 
     def _within(self, size: int) -> FineTune:
-        """The same with batches of at most `size` samples, and no fewer samples in a step."""
+        """These options with batches of at most `size` samples, and no fewer samples in a step."""
         if self.batch_size <= size:
             return self
         return replace(self, batch_size=size, accumulate=self.accumulate * -(-self.batch_size // size))
@@ -187,9 +193,9 @@ class _Feed:
         self._size = min(size, samples)
         self._seed = seed
 
-    def after(self, taken: int) -> Iterator[Batch]:
+    def after(self, batches_drawn: int) -> Iterator[Batch]:
         """From where `taken` batches have been drawn on."""
-        first, place = divmod(taken, self._samples // self._size)
+        first, place = divmod(batches_drawn, self._samples // self._size)
         for epoch in count(first):
             yield from islice(self._epoch(epoch), place if epoch == first else 0, None)
 

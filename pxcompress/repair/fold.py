@@ -18,12 +18,12 @@ from pxcompress.passes.moments import InputMoments, Moments, moments
 from pxcompress.passes.ridges import RIDGES, USUAL, best_ridge
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
-from pxcompress.types import Batches, Phase, Pruned
+from pxcompress.types import Batches, Phase, Pruned, Repair
 
 
 @REPAIRS.register("fold")
 @dataclass(frozen=True)
-class Fold:
+class Fold(Repair):
     """Ridge prediction of removed inputs from kept ones, folded into every consumer's weights."""
 
     phase: ClassVar[Phase] = "absorb"
@@ -50,7 +50,7 @@ class Fold:
             add_(layer.slim, weight[layer.outputs], None if bias is None else bias[layer.outputs])
         return pruned
 
-    def _delta(self, layer: Consumer, seen: InputMoments) -> tuple[Tensor, Tensor | None]:
+    def _delta(self, layer: Consumer, input_moments: InputMoments) -> tuple[Tensor, Tensor | None]:
         """What to add to the kept weights (outputs, inputs, ...) and, if centred, to the bias (outputs,)."""
         weight: Tensor = layer.dense.weight  # type: ignore[assignment]
         features, taps = layer.layout.shape
@@ -61,27 +61,36 @@ class Fold:
         for place, part in enumerate(weight.detach().double().chunk(conv_groups)):
             span = slice(place * width, (place + 1) * width)
             inside = layer.removed[(layer.removed >= span.start) & (layer.removed < span.stop)] - span.start
-            lost = part.reshape(part.shape[0], width, -1)[:, inside]
-            kept = others(width, inside)
-            ridge = self.ridge or self._best_ridge(seen, span, (kept, inside), lost, centred)
-            predict = _ridge(_matrix(seen.whole, seen.whole, span, centred), kept, inside, ridge)
-            parts.append(torch.einsum("opk,ps->osk", lost, predict))
-            mean = seen.whole.mean[span]
-            shifts.append(torch.einsum("opk,p->o", lost, mean[inside] - predict @ mean[kept]))
+            removed_weights = part.reshape(part.shape[0], width, -1)[:, inside]
+            kept_features = others(width, inside)
+            ridge = self.ridge or self._best_ridge(
+                input_moments, span, (kept_features, inside), removed_weights, centred
+            )
+            predict = _ridge(
+                _matrix(input_moments.whole, input_moments.whole, span, centred), kept_features, inside, ridge
+            )
+            parts.append(torch.einsum("opk,ps->osk", removed_weights, predict))
+            mean = input_moments.whole.mean[span]
+            shifts.append(torch.einsum("opk,p->o", removed_weights, mean[inside] - predict @ mean[kept_features]))
         delta = torch.cat(parts)
         kernel = weight.shape[2:] if taps == 1 else torch.Size()
         shaped = delta.reshape(weight.shape[0], delta.shape[1:].numel() // kernel.numel(), *kernel)
         return shaped.to(weight.dtype), torch.cat(shifts).to(weight.dtype) if centred else None
 
     def _best_ridge(
-        self, seen: InputMoments, span: slice, parts: tuple[Tensor, Tensor], lost: Tensor, centred: bool
+        self,
+        input_moments: InputMoments,
+        span: slice,
+        parts: tuple[Tensor, Tensor],
+        removed_weights: Tensor,
+        centred: bool,
     ) -> float:
         """The one whose error at the outputs is least on the half of the samples that is not fitted to."""
-        if not seen.folds:
+        if not input_moments.folds:
             return RIDGES[USUAL]
-        fit, check = seen.folds[0]
+        fit, check = input_moments.folds[0]
         matrices = _matrix(fit, fit, span, centred), _matrix(check, fit, span, centred)
-        return best_ridge(lambda ridge: _error(matrices[1], parts, lost, _ridge(matrices[0], *parts, ridge)))
+        return best_ridge(lambda ridge: _error(matrices[1], parts, removed_weights, _ridge(matrices[0], *parts, ridge)))
 
     def _is_centred(self, module: nn.Module) -> bool:
         if self.centred != "auto":

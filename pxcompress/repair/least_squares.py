@@ -30,7 +30,7 @@ from pxcompress.processes import processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, gradients
-from pxcompress.types import Batches, Phase, Pruned
+from pxcompress.types import Batches, Phase, Pruned, Repair
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 @REPAIRS.register("least-squares")
 @dataclass(frozen=True)
-class LeastSquares:
+class LeastSquares(Repair):
     """Least-squares refit of every convolution and linear layer that lost inputs.
 
     Layers that lost none could make up for earlier ones as well, but what they learn of few samples does harm: on an
@@ -103,15 +103,15 @@ class LeastSquares:
 
     def _rows(self, model: nn.Module, used: Mapping[_Layer, int], batches: Batches) -> dict[_Layer, list[_Rows]]:
         """Rows of the dense model's outputs, drawn from as many batches, in all processes, as `used` says."""
-        drawn: dict[_Layer, list[_Rows]] = {layer: [] for layer in used}
+        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in used}
 
         def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                turn = rank() + processes() * len(drawn[layer])  # the batch's number in one process
+                turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
                 if turn >= used[layer]:
                     return
                 rows = _drawn(layer, _channels_first(output.detach(), module), turn, used[layer])
-                drawn[layer].append(rows)
+                rows_by_layer[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
 
@@ -126,7 +126,7 @@ class LeastSquares:
                 logits = model(inputs)
                 if weighted:
                     torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(logits.device)))
-        return drawn
+        return rows_by_layer
 
 
 def _parts_used(wave: Sequence[_Layer], parts: int, samples: int) -> int:
@@ -157,13 +157,13 @@ class _Layer:
 
     @property
     def sum_bytes(self) -> int:
-        """Of two float64 matrices of the inputs' square."""
+        """Memory of two float64 matrices (inputs, inputs) of every convolution group, bytes."""
         groups, _, inputs = self.shape
         return 2 * 8 * groups * inputs**2
 
     @property
     def row_bytes(self) -> int:
-        """Of the dense model's rows, at most."""
+        """Most memory that the dense model's float32 output rows take, bytes."""
         return 4 * self.rows * len(self.outputs)
 
 
@@ -265,12 +265,12 @@ def _sums(
         groups = layer.shape[0]
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            drawn = next(streams[layer])
-            lack = drawn.values - _at(_channels_first(output, module), drawn.places)
-            x = _at(_patches(args[0], module), drawn.places, output.ndim - 2)
+            batch_rows = next(streams[layer])
+            lack = batch_rows.values - _at(_channels_first(output, module), batch_rows.places)
+            x = _at(_patches(args[0], module), batch_rows.places, output.ndim - 2)
             x, lack = (each.reshape(len(each), groups, -1).transpose(0, 1) for each in (x, lack))
-            for part, half in zip(sums[layer], (drawn.fits, ~drawn.fits), strict=True):
-                part.add_(x[:, half], lack[:, half], drawn.weights[half])
+            for part, half in zip(sums[layer], (batch_rows.fits, ~batch_rows.fits), strict=True):
+                part.add_(x[:, half], lack[:, half], batch_rows.weights[half])
             if layer is wave[-1]:
                 raise _WaveDone
 
@@ -311,19 +311,19 @@ def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
             if isinstance(module, nn.Linear | _ConvNd):
                 module.register_forward_hook(note(name))
         pruned.dense(example.to(device_of(pruned.dense)))
-    lost = {layer.name for layer in consumers(pruned)}
+    consumer_names = {layer.name for layer in consumers(pruned)}
     producers = members_by_module(pruned.groups, "out")
-    found = []
-    for name in (name for name in positions if name in lost):
+    layers = []
+    for name in (name for name in positions if name in consumer_names):
         slim = pruned.model.get_submodule(name)
-        weight, left = (model.get_submodule(name).weight for model in (pruned.dense, pruned.model))
+        weight, slim_weight = (model.get_submodule(name).weight for model in (pruned.dense, pruned.model))
         assert isinstance(weight, Tensor)
-        assert isinstance(left, Tensor)
-        inputs = left.shape[1:].numel()
+        assert isinstance(slim_weight, Tensor)
+        inputs = slim_weight.shape[1:].numel()
         if len(positions[name]) == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
             outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
-            found.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs), positions[name][0]))
-    return found
+            layers.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs), positions[name][0]))
+    return layers
 
 
 def _runs(items: Iterable[T], size: Callable[[T], float]) -> list[list[T]]:

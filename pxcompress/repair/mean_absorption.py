@@ -10,12 +10,12 @@ import torch
 from pxcompress.layout.consumers import add_bias_, constant_output, consumers
 from pxcompress.passes.moments import moments
 from pxcompress.repair import REPAIRS
-from pxcompress.types import Batches, Phase, Pruned
+from pxcompress.types import Batches, Phase, Pruned, Repair
 
 
 @REPAIRS.register("mean-absorption")
 @dataclass(frozen=True)
-class MeanAbsorption:
+class MeanAbsorption(Repair):
     """bias += W_P E[x_P] in every consumer. A centred fold does this too: give one of the two."""
 
     phase: ClassVar[Phase] = "absorb"

@@ -14,12 +14,12 @@ from pxcompress.layout.consumers import add_, consumers
 from pxcompress.passes.matching import moment_changes
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating
-from pxcompress.types import Batch, Batches, Phase, Pruned
+from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
 
 @REPAIRS.register("variance-matching")
 @dataclass(frozen=True)
-class VarianceMatching:
+class VarianceMatching(Repair):
     """Scale and shift every output of a consumer so that its mean and variance are those it had in the dense model."""
 
     phase: ClassVar[Phase] = "statistics"
@@ -49,19 +49,19 @@ class VarianceMatching:
 def _normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
     """Those of `names` whose output is the input of a BatchNorm layer."""
     owners: dict[int, str] = {}
-    kept: list[Tensor] = []
-    found: set[str] = set()
+    outputs: list[Tensor] = []
+    normalised: set[str] = set()
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            kept.append(output)  # so that no later tensor takes its id
+            outputs.append(output)  # so that no later tensor takes its id
             owners[id(output)] = name
 
         return add
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if id(args[0]) in owners:
-            found.add(owners[id(args[0])])
+            normalised.add(owners[id(args[0])])
 
     with evaluating(model), torch.no_grad():
         for name in names:
@@ -70,4 +70,4 @@ def _normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
             if isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(look)
         model(batch[0][:1].to(device_of(model)))
-    return found
+    return normalised

@@ -11,7 +11,7 @@ from pxcompress.report.record import Report
 _MEASURES = {"cosine": "cosine", "rank_correlation": "rank correlation", "top_overlap": "top 10 % in common"}
 
 
-def alike_line(report: Report) -> str:
+def describe_similarity(report: Report) -> str:
     """How alike the heatmaps are, in one line; empty where they were not compared."""
     similarity = report.explanations
     if similarity is None:
@@ -23,7 +23,7 @@ def alike_line(report: Report) -> str:
     )
 
 
-def similarity_rows(report: Report) -> Sequence[Row]:
+def list_similarities(report: Report) -> Sequence[Row]:
     """The same with bars; nothing where the heatmaps were not compared."""
     similarity = report.explanations
     return [] if similarity is None else [_row(text, getattr(similarity, name)) for name, text in _MEASURES.items()]
@@ -33,7 +33,7 @@ def _row(text: str, value: float) -> Row:
     return text, Bars(f"{text}: {value:.2f}", (Bar(value, "pruned"),), "thin"), f"{value:.2f}"
 
 
-def describe_similarity(report: Report) -> str:
+def describe_heatmap_samples(report: Report) -> str:
     """With which rules and on how many samples heatmaps were compared; empty where they were not."""
     return "" if report.explanations is None else _of(report.explanations)
 

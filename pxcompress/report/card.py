@@ -5,23 +5,22 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from pxcompress.proof import Measurement
-from pxcompress.report.alike import alike_line
-from pxcompress.report.classes import changes_line
+from pxcompress.proof import Metric, Quality
+from pxcompress.report.alike import describe_similarity
+from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
-    badge,
-    command,
-    conditions,
-    drop_interval,
-    figures,
-    headline,
-    percent,
-    points,
+    compare_figures,
+    describe_conditions,
+    format_change_span,
+    format_command,
+    format_percent,
+    format_span,
+    make_badge,
     takes_images,
-    wilson,
+    write_headline,
 )
-from pxcompress.report.targets import HEAD, target_rows
+from pxcompress.report.targets import list_columns, list_targets
 
 _CLASSES = 20
 """Class names that a card lists; the ONNX file has all."""
@@ -32,12 +31,12 @@ def to_card(report: Report) -> str:
     model, images = _text(report.recipe.model), takes_images(report)
     parts = (
         f"# {model}, compressed",
-        f"{_text(headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
+        f"{_text(write_headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
         f"pxcompress {report.environment.pxcompress}: units whose part in the model's decisions the "
         "others can take over were removed for good, and those repaired in closed form.",
         "## Figures",
         _table(("", "dense", "this model", "change"), _figures(report)),
-        f"Measured on the exported file: {_text(conditions(report))}.",
+        f"Measured on the exported file: {_text(describe_conditions(report))}.",
         *_precisions(report),
         *_certified(report),
         *_explained(report),
@@ -50,39 +49,40 @@ def to_card(report: Report) -> str:
         "## Limits",
         "\n".join(f"- {_text(note)}" for note in _limits(report)),
         "## Provenance",
-        f"    {command(report.recipe)}",
+        f"    {format_command(report.recipe)}",
         _table(("file", "sha256"), [(f"`{_code(name)}`", f"`{digest}`") for name, digest in report.sha256.items()]),
         f"Parity with PyTorch on {report.parity.samples} samples: largest difference {report.parity.max_abs:.1e}, "
-        f"{percent(report.parity.top1_agreement)} of the decisions the same.",
+        f"{format_percent(report.parity.agreement)} agreement of the decisions.",
     )
     return "\n\n".join(parts) + "\n"
 
 
 def _figures(report: Report) -> list[tuple[str, ...]]:
-    drop = drop_interval(report)
-    change = f"{points(-report.ratios.top1_drop)} points ({points(-drop.high)} to {points(-drop.low)})"
-    accuracy = ("top-1 (95 % interval)", _accuracy(report.dense), _accuracy(report.pruned), change)
-    return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in figures(report))]
+    metric = report.metric
+    unit = f" {metric.change_unit}" if metric.change_unit else ""
+    change = f"{metric.format_change(report.change.value)}{unit} ({format_change_span(report.change, metric)})"
+    values = (_quality(of.quality, metric) for of in (report.dense, report.pruned))
+    accuracy = (f"{metric.name} (95 % interval)", *values, change)
+    return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in compare_figures(report))]
 
 
-def _accuracy(of: Measurement) -> str:
-    interval = wilson(of.top1, of.samples)
-    return f"{percent(of.top1)} ({percent(interval.low)} to {percent(interval.high)})"
+def _quality(of: Quality, metric: Metric) -> str:
+    return f"{metric.format(of.value)} ({format_span(of.low, of.high, metric)})"
 
 
 def _precisions(report: Report) -> Sequence[str]:
-    return ("## Precisions", _table(HEAD, target_rows(report))) if report.targets else ()
+    return ("## Precisions", _table(list_columns(report), list_targets(report))) if report.targets else ()
 
 
 def _certified(report: Report) -> Sequence[str]:
     if report.certificate is None:
         return ()
-    outcome = badge(report.certificate)
+    outcome = make_badge(report.certificate)
     return ("## Guarantee", f"**{outcome.title}:** {_text(outcome.text)}")
 
 
 def _explained(report: Report) -> Sequence[str]:
-    line = alike_line(report)
+    line = describe_similarity(report)
     return (f"{_text(line[0].upper() + line[1:])}.",) if line else ()
 
 
@@ -97,7 +97,7 @@ def _limits(report: Report) -> Sequence[str]:
     return (
         *(note.text for note in report.notes),
         f"accuracy is of {data.test} test samples of {data.name!r}; other cameras, places and times are not measured",
-        changes_line(report),
+        describe_class_changes(report),
     )
 
 
@@ -108,8 +108,8 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _text(text: str) -> str:
     """Words that are not markup, on one line."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
+    harmless = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in harmless)
 
 
 def _code(text: str) -> str:

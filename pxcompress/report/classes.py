@@ -9,22 +9,24 @@ from pxcompress.deploy.intervals import paired
 from pxcompress.proof import ClassChange
 from pxcompress.report.pages import Bar, Bars, Row, Stacked
 from pxcompress.report.record import Report
-from pxcompress.report.summary import percent, points, spread
+from pxcompress.report.summary import format_change_interval, format_percent, format_points
 
 _MOST = 20
 """Classes that the page shows; report.json has all."""
 
 
-def changes_line(report: Report) -> str:
-    """How many classes lost and gained answers, and the one that lost most."""
+def describe_class_changes(report: Report) -> str:
+    """How many classes lost and gained answers, and the one that lost most; empty where samples have no class."""
     changes = _most_lost_first(report)
-    lost, gained = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
+    if not changes:
+        return ""
+    losers, winners = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
     worst = changes[0]
-    most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if lost else ""
-    return f"{lost} of {len(changes)} classes lost answers, {gained} gained some{most}"
+    most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if losers else ""
+    return f"{losers} of {len(changes)} classes lost answers, {winners} gained some{most}"
 
 
-def class_line(report: Report) -> str:
+def describe_class_relevance(report: Report) -> str:
     """The class that lost most and the mean over classes, in one line; empty where no class scores were asked for."""
     worst = _worst_first(report)
     if not worst:
@@ -34,16 +36,16 @@ def class_line(report: Report) -> str:
     unknown = len(report.class_shares) - len(worst)
     left_out = f"; {unknown} without samples in the score split left out" if unknown else ""
     return (
-        f"class relevance that the removed units carried: {percent(mean)} on average, {percent(most)} for {name!r}, "
-        f"the most of {len(worst)} classes, before repair{left_out}"
+        f"class relevance that the removed units carried: {format_percent(mean)} on average, "
+        f"{format_percent(most)} for {name!r}, the most of {len(worst)} classes, before repair{left_out}"
     )
 
 
-def class_view(report: Report) -> Mapping[str, Any]:
+def view_classes(report: Report) -> Mapping[str, Any]:
     """What the page shows of classes, the largest losses first."""
     changes, worst = _most_lost_first(report), _worst_first(report)
-    line, relevance = changes_line(report), class_line(report)
-    unscored = [row.name for row in report.class_shares if row.removed is None]
+    line, relevance = describe_class_changes(report), describe_class_relevance(report)
+    names_without_samples = [row.name for row in report.class_shares if row.removed is None]
     return {
         "changes_line": line[:1].upper() + line[1:],
         "changes": [_changed(of) for of in changes[:_MOST]],
@@ -51,8 +53,8 @@ def class_view(report: Report) -> Mapping[str, Any]:
         "class_line": relevance[:1].upper() + relevance[1:],
         "class_shares": [_carried(*of) for of in worst[:_MOST]],
         "more_class_shares": max(0, len(worst) - _MOST),
-        "classes_without_samples": ", ".join(unscored[:_MOST])
-        + (f" and {len(unscored) - _MOST} more" if len(unscored) > _MOST else ""),
+        "classes_without_samples": ", ".join(names_without_samples[:_MOST])
+        + (f" and {len(names_without_samples) - _MOST} more" if len(names_without_samples) > _MOST else ""),
     }
 
 
@@ -62,19 +64,21 @@ def _most_lost_first(report: Report) -> list[ClassChange]:
 
 
 def _changed(of: ClassChange) -> Row:
-    before, after = of.dense / of.samples, of.pruned / of.samples
-    words = f"{of.name}: dense {percent(before)}, pruned {percent(after)}"
-    change = Stacked(points(after - before), spread(paired(of.dense, of.pruned, of.both, of.samples)))
-    drawing = Bars(words, (Bar(before, "dense"), Bar(after, "pruned")))
-    return Stacked(of.name, f"{of.samples} samples"), drawing, percent(before), percent(after), change
+    dense, pruned = of.dense / of.samples, of.pruned / of.samples
+    words = f"{of.name}: dense {format_percent(dense)}, pruned {format_percent(pruned)}"
+    change = Stacked(
+        format_points(pruned - dense), format_change_interval(paired(of.dense, of.pruned, of.both, of.samples))
+    )
+    drawing = Bars(words, (Bar(dense, "dense"), Bar(pruned, "pruned")))
+    return Stacked(of.name, f"{of.samples} samples"), drawing, format_percent(dense), format_percent(pruned), change
 
 
 def _worst_first(report: Report) -> list[tuple[str, float, int]]:
     """Name, removed share and samples of every class that was scored, the largest share first."""
-    scored = [(row.name, row.removed, row.samples) for row in report.class_shares if row.removed is not None]
-    return sorted(scored, key=lambda row: -row[1])
+    shares = [(row.name, row.removed, row.samples) for row in report.class_shares if row.removed is not None]
+    return sorted(shares, key=lambda row: -row[1])
 
 
 def _carried(name: str, share: float, samples: int) -> Row:
-    drawing = Bars(f"{name}: {percent(share)} removed", (Bar(share, "pruned"),), "thin")
-    return name, drawing, percent(share), str(samples)
+    drawing = Bars(f"{name}: {format_percent(share)} removed", (Bar(share, "pruned"),), "thin")
+    return name, drawing, format_percent(share), str(samples)

@@ -5,40 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pxcompress.deploy.intervals import drop
-from pxcompress.proof import Measurement, Speedup, both_right
-from pxcompress.report.figures import Named, picture, tradeoffs
+from pxcompress.proof import Change, Measurement, Metric, Speedup
+from pxcompress.report.figures import Named, draw_tradeoffs, render_figure
 from pxcompress.report.pages import Cell, Picture, Stacked, render
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
-    badge,
-    command,
-    conditions,
-    count,
+    describe_conditions,
     describe_goal,
-    hardware,
-    milliseconds,
-    percent,
-    points,
-    size,
-    spread,
-    wilson,
+    describe_hardware,
+    format_bytes,
+    format_change_span,
+    format_command,
+    format_count,
+    format_milliseconds,
+    format_span,
+    make_badge,
 )
-from pxcompress.report.table import aligned
+from pxcompress.report.table import align
 
-HEAD = ("run", "top-1", "points", "MACs", "parameters", "file size", "latency p50", "faster")
+HEAD = ("run", "quality", "change", "MACs", "parameters", "file size", "latency p50", "faster")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One file of a run. `speedup` is against the run's own dense model; None for that one."""
+    """One file of a run. `speedup` and `change` are against the run's own dense model; None for that one."""
 
     run: str
     precision: str
     of: Measurement
     dense: Measurement
+    metric: Metric
     speedup: Speedup | None = None
-    both_right: int = 0
+    change: Change | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -46,14 +44,19 @@ class Row:
         return self.of is self.dense
 
     @property
-    def change(self) -> str:
-        """Of top-1 against the dense model, in points, signed as a change."""
-        return "" if self.is_dense else points(self.of.top1 - self.dense.top1)
+    def quality(self) -> str:
+        """The value with the metric's name."""
+        return f"{self.metric.format(self.of.quality.value)} {self.metric.name}"
+
+    @property
+    def difference(self) -> str:
+        """The change against the dense model, signed."""
+        return "" if self.change is None else self.metric.format_change(self.change.value)
 
     @property
     def interval(self) -> str:
-        """That of the change, in points."""
-        return "" if self.is_dense else spread(drop(self.dense, self.of, self.both_right))
+        """That of the change."""
+        return "" if self.change is None else format_change_span(self.change, self.metric)
 
     @property
     def faster(self) -> str:
@@ -64,40 +67,40 @@ class Row:
         return f"{self.speedup.ratio:.2f}x{words}"
 
 
-def comparison_rows(reports: Named) -> list[Row]:
+def list_rows(reports: Named) -> list[Row]:
     """Every run's files, float32 first; a dense model stands once, before the first of its runs."""
     rows: list[Row] = []
-    seen: set[tuple[object, ...]] = set()
+    identities: set[tuple[object, ...]] = set()
     for name, report in reports.items():
         dense = report.dense
-        if _identity(report) not in seen:
-            rows.append(Row(name, "dense", dense, dense))
-            seen.add(_identity(report))
+        if _identity(report) not in identities:
+            rows.append(Row(name, "dense", dense, dense, report.metric))
+            identities.add(_identity(report))
         rows.append(
-            Row(name, report.pruned.precision, report.pruned, dense, report.speedup, both_right(report.class_changes))
+            Row(name, report.pruned.precision, report.pruned, dense, report.metric, report.speedup, report.change)
         )
         for of in report.targets[2:]:
-            measured = replace(
+            measurement = replace(
                 report.pruned,
-                top1=of.top1,
+                quality=of.quality,
                 samples=of.samples,
                 onnx_bytes=of.onnx_bytes,
                 latency_ms=of.latency_ms,
                 throughput=of.throughput,
                 precision=of.precision,
             )
-            rows.append(Row(name, of.precision, measured, dense, of.speedup, of.both_right))
+            rows.append(Row(name, of.precision, measurement, dense, report.metric, of.speedup, of.change))
     return rows
 
 
 def _identity(report: Report) -> tuple[object, ...]:
     """What makes two dense models the same; their files differ in what they say about the run."""
     recipe = report.recipe
-    made = (recipe.model, recipe.checkpoint, recipe.seed, report.weights)
-    return (*made, report.data, report.input_shape, report.dense.params, report.dense.top1)
+    origin = (recipe.model, recipe.checkpoint, recipe.seed, report.weights)
+    return (*origin, report.data, report.input_shape, report.dense.params, report.dense.quality)
 
 
-def described(reports: Named) -> tuple[str, dict[str, str]]:
+def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
     """How the runs were asked for: what they have in common, in one line, and by name what they have not."""
     parts = {name: list(_asked(report)) for name, report in reports.items()}
     first, *others = parts.values()
@@ -114,10 +117,10 @@ def _asked(report: Report) -> Iterator[str]:
     yield f"score {recipe.scorer}"
     yield f"repair {' + '.join(recipe.repair) or 'none'}"
     if report.certificate is not None:
-        yield badge(report.certificate).title.lower()
+        yield make_badge(report.certificate).title.lower()
 
 
-def differences(reports: Named) -> tuple[str, ...]:
+def list_differences(reports: Named) -> tuple[str, ...]:
     """Why figures of these runs cannot be set side by side; nothing where they can."""
     settings = {_setting(report) for report in reports.values()}
     data = {(report.data.name, report.data.test, len(report.data.classes)) for report in reports.values()}
@@ -129,53 +132,60 @@ def differences(reports: Named) -> tuple[str, ...]:
 def _setting(report: Report) -> str:
     """What latency depends on beside the model."""
     threads, batch = report.environment.threads, report.pruned.batch_size
-    return f"{hardware(report)}, {report.provider.got}, {threads} CPU threads, batch {batch}"
+    return f"{describe_hardware(report)}, {report.provider.got}, {threads} CPU threads, batch {batch}"
 
 
-def all_notes(reports: Named) -> tuple[str, ...]:
+def list_notes(reports: Named) -> tuple[str, ...]:
     """What cannot be compared, then what the runs told: once what all did, else with the name of the run."""
-    first = next(iter(reports.values())).notes
-    shared = [note.text for note in first if all(note in of.notes for of in reports.values())]
-    own = [f"{name}: {note.text}" for name, of in reports.items() for note in of.notes if note.text not in shared]
-    return (*differences(reports), *own, *shared)
+    notes_of_first = next(iter(reports.values())).notes
+    common = [note.text for note in notes_of_first if all(note in of.notes for of in reports.values())]
+    own = [f"{name}: {note.text}" for name, of in reports.items() for note in of.notes if note.text not in common]
+    return (*list_differences(reports), *own, *common)
 
 
 def to_comparison_table(reports: Named) -> str:
     """The same for the terminal: under each run its files, 80 columns wide. No newline at the end."""
-    rows = comparison_rows(reports)
-    head, *lines = aligned([("", "top-1", "points (95 %)", "size", "p50", "faster"), *map(_narrow, rows)])
-    common, asked_for = described(reports)
+    rows = list_rows(reports)
+    head, *lines = align([("", "quality", "change (95 %)", "size", "p50", "faster"), *map(_narrow, rows)])
+    common, asked_for = describe_runs(reports)
     lines_of_runs = [f"all: {common}"] if common else []
     lines_of_runs.append(head)
     for name, report in reports.items():
-        costs = f"{count(report.pruned.macs)} MACs, {count(report.pruned.params)} parameters"
+        costs = f"{format_count(report.pruned.macs)} MACs, {format_count(report.pruned.params)} parameters"
         own = [line for row, line in zip(rows, lines, strict=True) if row.run == name]
         lines_of_runs += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *own]
-    return "\n".join([*lines_of_runs, "", _READING, *(f"note: {note}" for note in all_notes(reports))])
+    return "\n".join([*lines_of_runs, "", _READING, *(f"note: {note}" for note in list_notes(reports))])
 
 
-_READING = "points, faster: against the dense model, timed in turns with it in the same run"
+_READING = "change, faster: against the dense model, timed in turns with it in the same run"
 
 
 def _narrow(row: Row) -> tuple[str, ...]:
     of = row.of
-    change = row.change and f"{row.change} ({row.interval})"
+    change = row.difference and f"{row.difference} ({row.interval})"
     name = f"  {row.precision}"
-    return name, percent(of.top1), change, size(of.onnx_bytes), milliseconds(of.latency_ms.p50), row.faster
+    return (
+        name,
+        row.quality,
+        change,
+        format_bytes(of.onnx_bytes),
+        format_milliseconds(of.latency_ms.p50),
+        row.faster,
+    )
 
 
 def _wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
     """A row of the page: intervals stand under what they are of, and under a run how it was asked for."""
-    of, interval = row.of, wilson(row.of.top1, row.of.samples)
+    of, metric = row.of, row.metric
     name = _stacked(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
     return (
         f"{report.recipe.model}, dense" if row.is_dense else name,
-        Stacked(percent(of.top1), f"{percent(interval.low)} to {percent(interval.high)}"),
-        _stacked(row.change, row.interval),
-        count(of.macs),
-        count(of.params),
-        size(of.onnx_bytes),
-        milliseconds(of.latency_ms.p50),
+        Stacked(row.quality, format_span(of.quality.low, of.quality.high, metric)),
+        _stacked(row.difference, row.interval),
+        format_count(of.macs),
+        format_count(of.params),
+        format_bytes(of.onnx_bytes),
+        format_milliseconds(of.latency_ms.p50),
         row.faster,
     )
 
@@ -186,19 +196,19 @@ def _stacked(text: str, under: str) -> Cell:
 
 def to_comparison(reports: Named) -> str:
     """The page: table, figures, conditions and how to make every run again. One self-contained file in ASCII."""
-    common, asked_for = described(reports)
+    common, asked_for = describe_runs(reports)
     return render(
         "comparison.html",
         title=f"{len(reports)} runs side by side" if len(reports) > 1 else next(iter(reports)),
         images=True,
-        notes=all_notes(reports),
+        notes=list_notes(reports),
         head=HEAD,
-        rows=[_wide(row, reports[row.run], asked_for[row.run]) for row in comparison_rows(reports)],
+        rows=[_wide(row, reports[row.run], asked_for[row.run]) for row in list_rows(reports)],
         common=common,
         pictures=[
-            Picture.of(picture(figure, "svg"), "svg+xml", f"Accuracy against {what}")
-            for what, figure in tradeoffs(reports).items()
+            Picture.of(render_figure(figure, "svg"), "svg+xml", f"Accuracy against {what}")
+            for what, figure in draw_tradeoffs(reports).items()
         ],
-        conditions=[f"{name}: {conditions(of)}" for name, of in reports.items()],
-        commands=[command(report.recipe) for report in reports.values()],
+        conditions=[f"{name}: {describe_conditions(of)}" for name, of in reports.items()],
+        commands=[format_command(report.recipe) for report in reports.values()],
     )

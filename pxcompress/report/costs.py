@@ -8,7 +8,7 @@ from typing import Any
 from pxcompress.proof import Latency
 from pxcompress.report.pages import Bar, Bars, Row, Strip
 from pxcompress.report.record import Report
-from pxcompress.report.summary import change, count, milliseconds, pretty
+from pxcompress.report.summary import describe_change, format_count, format_milliseconds, typeset_factors
 
 _ROWS = 24
 """Blocks that the page shows; layers are put together by the longest names that give no more."""
@@ -17,17 +17,19 @@ _LEAST = 0.01
 """Share of the time below which a type of operator is not shown."""
 
 
-def latency_view(report: Report) -> Mapping[str, Any]:
+def view_latency(report: Report) -> Mapping[str, Any]:
     """How the calls of both models are distributed, on one scale."""
     models = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
     end = max(_percentile(of, 95) for of in models.values())
-    strips = [(name, _strip(name, of, end), milliseconds(of.p50), str(of.runs)) for name, of in models.items()]
-    return {"latency_end": milliseconds(end), "latency_strips": strips}
+    strips = [(name, _strip(name, of, end), format_milliseconds(of.p50), str(of.runs)) for name, of in models.items()]
+    return {"latency_end": format_milliseconds(end), "latency_strips": strips}
 
 
 def _strip(name: str, of: Latency, end: float) -> Strip:
     low, first, middle, third, high = (_percentile(of, share) for share in (5, 25, 50, 75, 95))
-    words = ", ".join(f"{share} % within {milliseconds(_percentile(of, share))}" for share in (5, 25, 50, 75, 95))
+    words = ", ".join(
+        f"{share} % within {format_milliseconds(_percentile(of, share))}" for share in (5, 25, 50, 75, 95)
+    )
     return Strip(f"{name}: {words}", (low / end, first / end, middle / end, third / end, high / end), name)
 
 
@@ -35,7 +37,7 @@ def _percentile(of: Latency, share: int) -> float:
     return of.quantiles[share // 5]
 
 
-def block_rows(report: Report) -> Sequence[Row]:
+def list_blocks(report: Report) -> Sequence[Row]:
     """Multiply-accumulates by block."""
     costs = _by_block(report)
     largest = max((dense for _, dense, _ in costs), default=0)
@@ -45,9 +47,9 @@ def block_rows(report: Report) -> Sequence[Row]:
         (
             name,
             _pair(name, dense / largest, pruned / largest),
-            count(dense),
-            count(pruned),
-            pretty(change(dense, pruned, "fewer", "more")),
+            format_count(dense),
+            format_count(pruned),
+            typeset_factors(describe_change(dense, pruned, "fewer", "more")),
         )
         for name, dense, pruned in costs
     ]
@@ -67,7 +69,7 @@ def _by_block(report: Report) -> list[tuple[str, int, int]]:
     return [(name, *both) for name, both in costs.items()]
 
 
-def operator_rows(report: Report) -> Sequence[Row]:
+def list_operators(report: Report) -> Sequence[Row]:
     """Time by type of operator: shares of either model's profile times its p50, as profiling slows all of them down."""
     dense, pruned = report.dense.latency_ms.p50, report.pruned.latency_ms.p50
     times = [(of.name, dense * of.dense, pruned * of.pruned) for of in report.operators]
@@ -77,13 +79,13 @@ def operator_rows(report: Report) -> Sequence[Row]:
     return [
         (
             name,
-            _pair(name, before / largest, after / largest),
-            milliseconds(before),
-            milliseconds(after),
-            pretty(change(before, after, "less", "more")),
+            _pair(name, dense_ms / largest, pruned_ms / largest),
+            format_milliseconds(dense_ms),
+            format_milliseconds(pruned_ms),
+            typeset_factors(describe_change(dense_ms, pruned_ms, "less", "more")),
         )
-        for name, before, after in times
-        if max(before, after) >= _LEAST * max(dense, pruned)
+        for name, dense_ms, pruned_ms in times
+        if max(dense_ms, pruned_ms) >= _LEAST * max(dense, pruned)
     ]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pxcompress.report.summary import percent
-from pxcompress.report.table import aligned
+from pxcompress.report.summary import format_percent
+from pxcompress.report.table import align
 from pxcompress.types import Kind
 
 _WIDTH = 80
@@ -150,35 +150,38 @@ class Explanation:
     notes: tuple[str, ...] = ()
 
 
-def explanation_json(explanation: Explanation) -> str:
+def format_explanation_json(explanation: Explanation) -> str:
     """explain.json: the fields of the records, without pictures."""
     return json.dumps({"schema_version": 1, **_plain(explanation)}, indent=1, allow_nan=False)
 
 
 def _plain(record: Any) -> Any:
     if dataclasses.is_dataclass(record):
-        shown = [each for each in dataclasses.fields(record) if each.metadata.get("json", True)]
-        return {each.name: _plain(getattr(record, each.name)) for each in shown}
+        visible = [each for each in dataclasses.fields(record) if each.metadata.get("json", True)]
+        return {each.name: _plain(getattr(record, each.name)) for each in visible}
     if isinstance(record, tuple):
         return [_plain(each) for each in record]
     return dict(record) if isinstance(record, Mapping) else record
 
 
-def explanation_table(explanation: Explanation) -> str:
+def format_explanation(explanation: Explanation) -> str:
     """For a terminal, 80 columns. No newline at the end."""
     rows: list[tuple[str, ...]] = [
         ("inputs", "n", "cosine", "rank corr.", "top 10 %", "own class", "Gini dense", "pruned")
     ]
-    rows += [(row.kind, str(row.samples), *figures(row)) for row in explanation.alike]
+    rows += [(row.kind, str(row.samples), *format_means(row)) for row in explanation.alike]
     sentences = [
         describe_method(explanation),
         *describe_findings(explanation),
         *(f"note: {note}" for note in explanation.notes),
     ]
-    lost = sorted(explanation.layers, key=lambda row: -row.removed)[:_LAYERS]
+    worst_layers = sorted(explanation.layers, key=lambda row: -row.removed)[:_LAYERS]
     layers = [("layer", "units", "kept", "relevance that the removed ones carried")]
-    layers += [(textwrap.shorten(row.name, 30), str(row.units), str(row.kept), percent(row.removed)) for row in lost]
-    parts = [aligned(rows), _wrapped(sentences), aligned(layers), _wrapped(map(case_line, explanation.cases))]
+    layers += [
+        (textwrap.shorten(row.name, 30), str(row.units), str(row.kept), format_percent(row.removed))
+        for row in worst_layers
+    ]
+    parts = [align(rows), _wrapped(sentences), align(layers), _wrapped(map(describe_case, explanation.cases))]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -186,7 +189,7 @@ def _wrapped(texts: Any) -> Sequence[str]:
     return [line for text in texts for line in textwrap.wrap(text, _WIDTH, subsequent_indent="  ")]
 
 
-def figures(row: Alike) -> tuple[str, ...]:
+def format_means(row: Alike) -> tuple[str, ...]:
     """The means of a row as text."""
     values = (row.cosine, row.rank_correlation, row.top_overlap, row.cosine_own, row.gini_dense, row.gini_pruned)
     return tuple(f"{value:.3f}" for value in values)
@@ -194,9 +197,9 @@ def figures(row: Alike) -> tuple[str, ...]:
 
 def describe_method(explanation: Explanation) -> str:
     """In one sentence how the maps were made."""
-    pruned = f", {explanation.share:.0%} of the mass pruned in each layer" if explanation.share else ""
+    pruning_note = f", {explanation.share:.0%} of the mass pruned in each layer" if explanation.share else ""
     return (
-        f"{explanation.inputs}; {explanation.method} with rules {explanation.composite}{pruned}; "
+        f"{explanation.inputs}; {explanation.method} with rules {explanation.composite}{pruning_note}; "
         "relevance of the class that the dense model predicts, in both models; "
         "own class: cosine where each explains its own decision"
     )
@@ -205,12 +208,12 @@ def describe_method(explanation: Explanation) -> str:
 def describe_findings(explanation: Explanation) -> Sequence[str]:
     """What is known beside similarity, a sentence each."""
     return [
-        flipping_line(explanation.flipping),
-        *([] if explanation.placed is None else [placed_line(explanation.placed)]),
+        describe_flipping(explanation.flipping),
+        *([] if explanation.placed is None else [describe_target_relevance(explanation.placed)]),
     ]
 
 
-def placed_line(placed: Placed) -> str:
+def describe_target_relevance(placed: Placed) -> str:
     """Relevance on what makes the class in one sentence."""
     return (
         f"relevance where the data know that the class is made, more is better: share of the mass dense "
@@ -219,7 +222,7 @@ def placed_line(placed: Placed) -> str:
     )
 
 
-def flipping_line(flipping: Flipping) -> str:
+def describe_flipping(flipping: Flipping) -> str:
     """Pixel flipping in one sentence."""
     return (
         f"pixel flipping, area under the curve of the class's probability, less is more faithful: dense "
@@ -228,7 +231,7 @@ def flipping_line(flipping: Flipping) -> str:
     )
 
 
-def case_line(case: Case) -> str:
+def describe_case(case: Case) -> str:
     """A case in one line."""
     label = "" if case.label is None else f" of class {case.label}"
     decisions = [f"{name} {each.name} ({each.probability:.0%})" for name, each in _models(case)]

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pxcompress.report.explanation import Alike, Carried, Case, Explanation, describe_findings, describe_method, figures
-from pxcompress.report.heatmap_figures import panels, png
+from pxcompress.report.explanation import (
+    Alike,
+    Carried,
+    Case,
+    Explanation,
+    describe_findings,
+    describe_method,
+    format_means,
+)
+from pxcompress.report.heatmap_figures import encode_png, list_panels
 from pxcompress.report.pages import Bar, Bars, Picture, Row, render
-from pxcompress.report.summary import percent
+from pxcompress.report.summary import format_percent
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class ExplanationView:
     layers: Sequence[Row]
 
 
-def explanation_page(explanation: Explanation) -> str:
+def render_explanation(explanation: Explanation) -> str:
     """The page: one self-contained HTML document in ASCII, figures embedded."""
     same = explanation.alike[0]
     return render(
@@ -43,11 +51,11 @@ def explanation_page(explanation: Explanation) -> str:
         images=True,
         lead=f"{explanation.model}: {explanation.inputs}",
         agreement=f"explanations agree by a cosine of {same.cosine:.2f} on average over {same.samples} inputs",
-        explanation=explanation_view(explanation),
+        explanation=view_explanation(explanation),
     )
 
 
-def explanation_view(explanation: Explanation) -> ExplanationView:
+def view_explanation(explanation: Explanation) -> ExplanationView:
     """What the pages show of it."""
     return ExplanationView(
         method=_sentence(describe_method(explanation)),
@@ -65,7 +73,7 @@ def _sentence(text: str) -> str:
 
 def _alike(row: Alike) -> Row:
     bar = Bars(f"{row.kind}: cosine {row.cosine:.2f}", (Bar(row.cosine, "pruned"),), "thin")
-    return row.kind, bar, str(row.samples), *figures(row)
+    return row.kind, bar, str(row.samples), *format_means(row)
 
 
 def _case(case: Case) -> CaseView:
@@ -81,8 +89,8 @@ def _case(case: Case) -> CaseView:
         words=words,
         is_line=case.pictures.is_line,
         pictures=[
-            Picture.of(png(picture), "png", _alternative(place), title)
-            for place, (title, picture) in enumerate(panels(case))
+            Picture.of(encode_png(picture), "png", _alternative(place), title)
+            for place, (title, picture) in enumerate(list_panels(case))
         ],
         units=[
             (unit.layer, f"{unit.kind} {unit.unit}", f"{unit.relevance:+.0%}", "kept" if unit.kept else "removed")
@@ -98,6 +106,6 @@ def _alternative(place: int) -> str:
 
 
 def _layer(row: Carried) -> Row:
-    words = f"{row.name}: removed units carried {percent(row.removed)}"
+    words = f"{row.name}: removed units carried {format_percent(row.removed)}"
     units = f"{row.units} \N{RIGHTWARDS ARROW} {row.kept}"
-    return row.name, Bars(words, (Bar(row.removed, "pruned"),), "thin"), units, percent(row.removed)
+    return row.name, Bars(words, (Bar(row.removed, "pruned"),), "thin"), units, format_percent(row.removed)

@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from pxcompress.checks import safe_name
+from pxcompress.checks import make_file_name
 from pxcompress.report.record import Report
-from pxcompress.report.summary import wilson
 
 _DENSE, _PRUNED = "#808b9a", "#0b7a75"
 _STYLE: Any = {
@@ -34,8 +33,8 @@ Named = Mapping[str, Report]
 
 
 @mpl.rc_context(_STYLE)
-def tradeoffs(reports: Named) -> Mapping[str, Figure]:
-    """Top-1 with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
+def draw_tradeoffs(reports: Named) -> Mapping[str, Figure]:
+    """Quality with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
     return {what: _tradeoff(reports, label, value) for what, label, value in _COSTS}
 
 
@@ -44,7 +43,7 @@ def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) 
     axes = figure.subplots()
     for place, (name, report) in enumerate(reports.items()):
         _points(axes, report, value, (_plain(name), f"C{place % 10}"))
-    axes.set(xlabel=label, ylabel="top-1, %")
+    axes.set(xlabel=label, ylabel=_axis_label(next(iter(reports.values()))))
     low, high = axes.dataLim.intervalx
     if high > _DECADE * low:
         axes.set_xscale("log")
@@ -58,23 +57,23 @@ def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) 
     return figure
 
 
-def _points(axes: Axes, report: Report, value: Callable[[float, int], float], named: tuple[str, str]) -> None:
+def _points(axes: Axes, report: Report, value: Callable[[float, int], float], style: tuple[str, str]) -> None:
     """The models of one run from dense to smallest, joined."""
-    models = [("fp32", of.top1, of.samples, of.latency_ms.p50, of.onnx_bytes) for of in (report.dense, report.pruned)]
-    models += [(of.precision, of.top1, of.samples, of.latency_ms.p50, of.onnx_bytes) for of in report.targets[2:]]
-    across = [value(p50, size) for _, _, _, p50, size in models]
-    axes.plot(across, [100 * top1 for _, top1, *_ in models], color=named[1], alpha=0.4, linewidth=1)
-    for place, (precision, top1, samples, _, _) in enumerate(models):
-        interval = wilson(top1, samples)
-        bars = [[100 * (top1 - interval.low)], [100 * (interval.high - top1)]]
+    scale = _scale(report)
+    models = [("fp32", of.quality, of.latency_ms.p50, of.onnx_bytes) for of in (report.dense, report.pruned)]
+    models += [(of.precision, of.quality, of.latency_ms.p50, of.onnx_bytes) for of in report.targets[2:]]
+    across = [value(p50, size) for _, _, p50, size in models]
+    axes.plot(across, [scale * of.value for _, of, *_ in models], color=style[1], alpha=0.4, linewidth=1)
+    for place, (precision, of, _, _) in enumerate(models):
+        bars = [[scale * (of.value - of.low)], [scale * (of.high - of.value)]]
         axes.errorbar(
             across[place],
-            100 * top1,
+            scale * of.value,
             yerr=bars,
             fmt=_MARKS.get(precision, "o"),
-            color=_DENSE if place == 0 else named[1],
+            color=_DENSE if place == 0 else style[1],
             capsize=3,
-            label=named[0] if place == 1 else f"{named[0]}, {precision}" if place else None,
+            label=style[0] if place == 1 else f"{style[0]}, {precision}" if place else None,
         )
 
 
@@ -86,7 +85,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float, int], float]], ...] = (
 
 
 @mpl.rc_context(_STYLE)
-def widths(report: Report) -> Figure:
+def draw_widths(report: Report) -> Figure:
     """Units of every group before and after."""
     groups = report.groups[::-1]
     figure = Figure(figsize=(7, max(2.0, 0.8 + _LAYER_INCHES * len(groups))), layout="constrained")
@@ -101,21 +100,22 @@ def widths(report: Report) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def stages(report: Report) -> Figure:
-    """Top-1 on the select split after every stage that changed the model."""
-    accuracies = [
-        (_plain(stage.name), 100 * stage.top1_after) for stage in report.stages if stage.top1_after is not None
+def draw_stages(report: Report) -> Figure:
+    """Quality on the select split after every stage that changed the model."""
+    scale = _scale(report)
+    qualities = [
+        (_plain(stage.name), scale * stage.quality_after) for stage in report.stages if stage.quality_after is not None
     ]
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    axes.plot([name for name, _ in accuracies], [top1 for _, top1 in accuracies], marker="o", color=_PRUNED)
-    axes.set_ylabel(f"top-1, % of {report.data.select}")
+    axes.plot([name for name, _ in qualities], [value for _, value in qualities], marker="o", color=_PRUNED)
+    axes.set_ylabel(f"{_axis_label(report)} of {report.data.select}")
     axes.tick_params(axis="x", labelsize=7, rotation=20)
     axes.grid(alpha=0.25)
     return figure
 
 
-def picture(figure: Figure, form: Literal["svg", "png"]) -> bytes:
+def render_figure(figure: Figure, form: Literal["svg", "png"]) -> bytes:
     """`figure` as a file's content; the same figure always gives the same SVG."""
     stream = io.BytesIO()
     with mpl.rc_context(_STYLE):
@@ -125,18 +125,27 @@ def picture(figure: Figure, form: Literal["svg", "png"]) -> bytes:
 
 def write_figures(reports: Named, folder: Path) -> list[Path]:
     """Every figure as SVG and as PNG in `folder`, which is made; returns the files."""
-    drawn = {f"tradeoff-{what}": figure for what, figure in tradeoffs(reports).items()}
+    figures = {f"tradeoff-{what}": figure for what, figure in draw_tradeoffs(reports).items()}
     for name, report in reports.items():
-        label = safe_name(name)
-        drawn |= {f"{label}-widths": widths(report), f"{label}-stages": stages(report)}
+        label = make_file_name(name)
+        figures |= {f"{label}-widths": draw_widths(report), f"{label}-stages": draw_stages(report)}
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    files = []
     forms: Sequence[Literal["svg", "png"]] = ("svg", "png")
-    for name, figure in drawn.items():
+    for name, figure in figures.items():
         for form in forms:
-            written.append(folder / f"{name}.{form}")
-            written[-1].write_bytes(picture(figure, form))
-    return written
+            files.append(folder / f"{name}.{form}")
+            files[-1].write_bytes(render_figure(figure, form))
+    return files
+
+
+def _scale(report: Report) -> float:
+    """What a quality is multiplied by where it is drawn: shares are in percent."""
+    return 100.0 if report.metric.unit == "share" else 1.0
+
+
+def _axis_label(report: Report) -> str:
+    return f"{report.metric.name}, %" if report.metric.unit == "share" else report.metric.name
 
 
 def _plain(text: str) -> str:

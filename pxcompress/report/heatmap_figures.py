@@ -26,19 +26,21 @@ _PER_LINE, _CELL, _GAP = 40, (20, 28), 8
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def panels(case: Case) -> Sequence[tuple[str, NDArray[np.uint8]]]:
+def list_panels(case: Case) -> Sequence[tuple[str, NDArray[np.uint8]]]:
     """What is shown of a case, in this order: title and picture, (height, width, 3) uint8."""
-    shown = [
+    pictures = [
         ("input", case.pictures.image),
-        (f"dense: why {case.dense.name}", coloured(case.pictures.dense)),
-        (f"pruned: why {case.dense.name}", coloured(case.pictures.pruned)),
+        (f"dense: why {case.dense.name}", colour(case.pictures.dense)),
+        (f"pruned: why {case.dense.name}", colour(case.pictures.pruned)),
     ]
     if case.pictures.own is not None:
-        shown.append((f"pruned: why {case.pruned.name}", coloured(case.pictures.own)))
-    return [(title, line(each, case.pictures.text)) if each.ndim == 2 else (title, each) for title, each in shown]
+        pictures.append((f"pruned: why {case.pruned.name}", colour(case.pictures.own)))
+    return [
+        (title, draw_line(each, case.pictures.text)) if each.ndim == 2 else (title, each) for title, each in pictures
+    ]
 
 
-def line(colours: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+def draw_line(colours: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
     """Positions (n, 3) as cells with their letters, if there are any, `_PER_LINE` to a line: (height, width, 3)."""
     width, height = _CELL
     lines = -(-len(colours) // _PER_LINE)
@@ -52,36 +54,36 @@ def line(colours: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
-def coloured(relevance: Map) -> NDArray[np.uint8]:
+def colour(relevance: Map) -> NDArray[np.uint8]:
     """A map (...) in colours (..., 3), scaled by its own largest sizes; white is 0."""
     limit = float(np.percentile(np.abs(relevance), _FULL)) or float(np.abs(relevance).max()) or 1.0
-    scaled = (relevance / limit).clip(-1, 1) / 2 + 0.5
-    return matplotlib.colormaps[COLOURS](scaled, bytes=True)[..., :3]
+    positions = (relevance / limit).clip(-1, 1) / 2 + 0.5
+    return matplotlib.colormaps[COLOURS](positions, bytes=True)[..., :3]
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
     """A picture as a PNG file, pixel for pixel."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
-def figure(case: Case) -> dict[str, bytes]:
+def draw_case(case: Case) -> dict[str, bytes]:
     """A case side by side, lines under each other, as the files "png" and "svg"."""
-    shown = panels(case)
-    across, down = (1, len(shown)) if case.pictures.is_line else (len(shown), 1)
+    pictures = list_panels(case)
+    across, down = (1, len(pictures)) if case.pictures.is_line else (len(pictures), 1)
     size = (8, 1.9 * down) if case.pictures.is_line else (2.4 * across, 2.9)
-    drawn = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(drawn)
-    for axes, (title, picture) in zip(drawn.subplots(down, across), shown, strict=True):
+    canvas = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(canvas)
+    for axes, (title, picture) in zip(canvas.subplots(down, across), pictures, strict=True):
         axes.imshow(picture, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(title, fontsize=8, wrap=True, parse_math=False)
-    drawn.suptitle(f"{case.kind}: {case.sample}", fontsize=9, parse_math=False)
+    canvas.suptitle(f"{case.kind}: {case.sample}", fontsize=9, parse_math=False)
     files = {}
     with matplotlib.rc_context({"svg.hashsalt": "pxcompress", "svg.fonttype": "none"}):
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             file = io.BytesIO()
-            drawn.savefig(file, format=kind, dpi=150, metadata=metadata)
+            canvas.savefig(file, format=kind, dpi=150, metadata=metadata)
             files[kind] = file.getvalue()
     return files

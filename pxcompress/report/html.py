@@ -7,41 +7,42 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pxcompress.inspection.survey import by_reason
-from pxcompress.proof import GroupWidth
-from pxcompress.report.alike import describe_similarity, similarity_rows
-from pxcompress.report.classes import class_view
-from pxcompress.report.costs import block_rows, latency_view, operator_rows
+from pxcompress.proof import GroupWidth, Quality
+from pxcompress.report.alike import describe_heatmap_samples, list_similarities
+from pxcompress.report.classes import view_classes
+from pxcompress.report.costs import list_blocks, list_operators, view_latency
 from pxcompress.report.explanation import Explanation
-from pxcompress.report.explanation_page import explanation_view
+from pxcompress.report.explanation_page import view_explanation
 from pxcompress.report.pages import Bar, Bars, Row, Stacked, render
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     Figure,
     Interval,
-    accuracy_words,
-    agreement_line,
-    badge,
-    command,
-    conditions,
+    compare_figures,
+    describe_accuracy_briefly,
+    describe_agreement,
+    describe_conditions,
     describe_goal,
     describe_part,
     describe_share,
-    drop_interval,
-    figures,
-    headline,
+    describe_size_change,
+    describe_speed_briefly,
+    format_bytes,
+    format_change_span,
+    format_command,
+    format_milliseconds,
+    format_percent,
+    format_seconds,
+    format_span,
     is_faster,
-    milliseconds,
-    path_rows,
-    percent,
-    points,
-    pretty,
-    seconds,
-    size,
-    smaller,
-    speed_words,
+    list_path_rows,
+    loss_is_shown,
+    make_badge,
+    typeset_factors,
     wilson,
+    write_headline,
 )
-from pxcompress.report.targets import HEAD, target_rows
+from pxcompress.report.targets import list_columns, list_targets
 
 _MINUS = "\N{MINUS SIGN}"
 _HYPHEN = "\N{NON-BREAKING HYPHEN}"
@@ -73,13 +74,13 @@ def to_html(report: Report, explanation: Explanation | None = None) -> str:
     """
     return render(
         "report.html",
-        title=f"{report.recipe.model}: {headline(report)}",
+        title=f"{report.recipe.model}: {write_headline(report)}",
         images=explanation is not None,
         report=report,
-        explanation=explanation and explanation_view(explanation),
+        explanation=explanation and view_explanation(explanation),
         **_top(report),
         **_measured(report),
-        **class_view(report),
+        **view_classes(report),
         **_certified(report),
         **_widths(report.groups),
         **_provenance(report),
@@ -88,13 +89,13 @@ def to_html(report: Report, explanation: Explanation | None = None) -> str:
 
 def _top(report: Report) -> Mapping[str, Any]:
     """What was asked, the headline, the verdict, four figures."""
-    result = f"{speed_words(report)}, {smaller(report)}, {accuracy_words(report)}"
+    result = f"{describe_speed_briefly(report)}, {describe_size_change(report)}, {describe_accuracy_briefly(report)}"
     goal = describe_share(report) or describe_goal(report.recipe, report.plan.unit)
     return {
         "lead": f"{report.recipe.model} on {report.data.name}: {goal}",
-        "headline": pretty(sentence(result)).replace("top-1", f"top{_HYPHEN}1"),
+        "headline": typeset_factors(sentence(result)).replace("top-1", f"top{_HYPHEN}1"),
         "intervals": _intervals(report),
-        "badge": report.certificate and badge(report.certificate),
+        "badge": report.certificate and make_badge(report.certificate),
         "faster": is_faster(report),
         "verdict": report.verdict.replace(" -> ", _ARROW),
         "tiles": _tiles(report),
@@ -107,20 +108,27 @@ def sentence(text: str) -> str:
 
 
 def _tiles(report: Report) -> Sequence[Tile]:
-    by_label = {figure.label: figure for figure in figures(report)}
+    by_label = {figure.label: figure for figure in compare_figures(report)}
     latency = by_label["latency p50"]
-    accuracies = f"{percent(report.dense.top1)}{_ARROW}{percent(report.pruned.top1)}, {report.pruned.samples} samples"
+    metric = report.metric
+    values = _ARROW.join(metric.format(of.quality.value) for of in (report.dense, report.pruned))
+    qualities = f"{values}, {report.pruned.samples} samples"
     speed = "good" if is_faster(report) else "bad"
     return (
-        Tile(latency.label, pretty(speed_words(report)), _before_after(latency), speed),
+        Tile(latency.label, typeset_factors(describe_speed_briefly(report)), _before_after(latency), speed),
         *(_tile(by_label[label]) for label in ("file size", "MACs")),
-        Tile("top-1", accuracy_words(report, ""), accuracies, "bad" if drop_interval(report).low > 0 else ""),
+        Tile(
+            metric.name,
+            describe_accuracy_briefly(report, named=False),
+            qualities,
+            "bad" if loss_is_shown(report) else "",
+        ),
     )
 
 
 def _tile(figure: Figure) -> Tile:
     colour = "" if figure.change == "same" else "good" if figure.ratio < 1 else "bad"
-    return Tile(figure.label, pretty(figure.change), _before_after(figure), colour)
+    return Tile(figure.label, typeset_factors(figure.change), _before_after(figure), colour)
 
 
 def _before_after(figure: Figure) -> str:
@@ -128,54 +136,58 @@ def _before_after(figure: Figure) -> str:
 
 
 def _intervals(report: Report) -> str:
-    """What stands behind the headline: speed-up and change of top-1, with their 95 % intervals."""
-    drop, speedup = drop_interval(report), report.speedup
-    change = f"top-1 {_signed(-report.ratios.top1_drop)} ({_signed(-drop.high)} to {_signed(-drop.low)}) points"
-    faster = f"{pretty(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed"
+    """What stands behind the headline: speed-up and change of the quality, with their 95 % intervals."""
+    metric, speedup = report.metric, report.speedup
+    value, span = metric.format_change(report.change.value), format_change_span(report.change, metric)
+    change = f"{metric.name} {value} ({span}) {metric.change_unit}".replace("-", _MINUS).rstrip()
+    change = change.replace(metric.name.replace("-", _MINUS), metric.name, 1)
+    faster = f"{typeset_factors(f'{speedup.ratio:.2f}x')} ({speedup.interval}) the speed"
     return f"{faster}, {change}; 95\N{NO-BREAK SPACE}% intervals"
-
-
-def _signed(share: float) -> str:
-    return points(share).replace("-", _MINUS)
 
 
 def _measured(report: Report) -> Mapping[str, Any]:
     """Bars of both models for every figure, latency in full, and where the work went."""
     latencies = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
     return {
-        "conditions": conditions(report),
-        "agreement": sentence(agreement_line(report)),
-        "figures": [_accuracy_row(report), *map(_figure_row, figures(report))],
-        **latency_view(report),
+        "conditions": describe_conditions(report),
+        "agreement": sentence(describe_agreement(report)),
+        "figures": [_accuracy_row(report), *map(_figure_row, compare_figures(report))],
+        **view_latency(report),
         "latencies": [
-            (name, *(milliseconds(value) for value in (of.mean, of.p50, of.p90, of.p99)), str(of.runs))
+            (name, *(format_milliseconds(value) for value in (of.mean, of.p50, of.p90, of.p99)), str(of.runs))
             for name, of in latencies.items()
         ],
-        "targets_head": HEAD,
-        "targets": target_rows(report),
-        "blocks": block_rows(report),
-        "operators": operator_rows(report),
+        "targets_head": list_columns(report),
+        "targets": list_targets(report),
+        "blocks": list_blocks(report),
+        "operators": list_operators(report),
         "stage_accuracies": _stage_accuracies(report),
-        "similarity": similarity_rows(report),
-        "similarity_of": describe_similarity(report),
+        "similarity": list_similarities(report),
+        "similarity_of": describe_heatmap_samples(report),
     }
 
 
 def _accuracy_row(report: Report) -> Row:
-    intervals = [wilson(of.top1, of.samples) for of in (report.dense, report.pruned)]
-    texts = [percent(of.top1) for of in (report.dense, report.pruned)]
+    metric, qualities = report.metric, (report.dense.quality, report.pruned.quality)
+    texts = [metric.format(of.value) for of in qualities]
     drawing = Bars(
-        f"top-1: dense {texts[0]}, pruned {texts[1]}",
-        (Bar(report.dense.top1, "dense", intervals[0]), Bar(report.pruned.top1, "pruned", intervals[1])),
+        f"{metric.name}: dense {texts[0]}, pruned {texts[1]}",
+        tuple(_quality_bar(of, name, report) for of, name in zip(qualities, ("dense", "pruned"), strict=True)),
     )
-    cells = [Stacked(text, _span(of)) for text, of in zip(texts, intervals, strict=True)]
-    drop = drop_interval(report)
-    change = Stacked(accuracy_words(report, ""), f"{_signed(-drop.high)} to {_signed(-drop.low)}")
-    return "top-1", drawing, *cells, change
+    cells = [
+        Stacked(text, format_span(of.low, of.high, metric).replace("%", ""))
+        for text, of in zip(texts, qualities, strict=True)
+    ]
+    span = format_change_span(report.change, metric).replace("-", _MINUS)
+    return metric.name, drawing, *cells, Stacked(describe_accuracy_briefly(report, named=False), span)
 
 
-def _span(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+def _quality_bar(of: Quality, name: str, report: Report) -> Bar:
+    """A bar from 0: shares as they are, numbers as shares of the largest that the page shows."""
+    largest = 1.0
+    if report.metric.unit == "number":
+        largest = max(abs(each.quality.high) for each in (report.dense, report.pruned)) or 1.0
+    return Bar(of.value / largest, name, Interval(of.low / largest, of.high / largest))
 
 
 def _figure_row(figure: Figure) -> Row:
@@ -184,17 +196,19 @@ def _figure_row(figure: Figure) -> Row:
         f"{figure.label}: dense {figure.dense_text}, pruned {figure.pruned_text}",
         (Bar(figure.dense / largest, "dense"), Bar(figure.pruned / largest, "pruned")),
     )
-    return figure.label, drawing, figure.dense_text, figure.pruned_text, pretty(figure.change)
+    return figure.label, drawing, figure.dense_text, figure.pruned_text, typeset_factors(figure.change)
 
 
 def _stage_accuracies(report: Report) -> Sequence[Row]:
     """How accuracy fell with the removal and came back with the repairs."""
+    metric = report.metric
     rows: list[Row] = []
     for stage in report.stages:
-        if stage.top1_after is not None:
-            bar = Bar(stage.top1_after, "pruned" if rows else "dense", wilson(stage.top1_after, report.data.select))
-            title = f"top-1 after {stage.name}: {percent(stage.top1_after)}"
-            rows.append((stage.name, Bars(title, (bar,)), percent(stage.top1_after)))
+        if (value := stage.quality_after) is not None:
+            interval = wilson(value, report.data.select) if metric.binary else Interval(value, value)
+            bar = _quality_bar(Quality(value, interval.low, interval.high), "pruned" if rows else "dense", report)
+            title = f"{metric.name} after {stage.name}: {metric.format(value)}"
+            rows.append((stage.name, Bars(title, (bar,)), metric.format(value)))
     return rows
 
 
@@ -206,7 +220,7 @@ def _certified(report: Report) -> Mapping[str, Any]:
     return {
         "part": sentence(describe_part(record)),
         "confidence": f"{1 - record.delta:g}",
-        "path": path_rows(record),
+        "path": list_path_rows(record),
     }
 
 
@@ -215,8 +229,8 @@ def _widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
     totals = []
     for kind in dict.fromkeys(group.kind for group in groups):
         same = [group for group in groups if group.kind == kind]
-        units, kept = sum(group.units for group in same), sum(group.kept for group in same)
-        totals.append(f"{kind}s: {units:,}{_ARROW}{kept:,} in {len(same)} group{'' if len(same) == 1 else 's'}")
+        units, remaining = sum(group.units for group in same), sum(group.kept for group in same)
+        totals.append(f"{kind}s: {units:,}{_ARROW}{remaining:,} in {len(same)} group{'' if len(same) == 1 else 's'}")
     bars = [
         Bars(
             f"{group.name}: {group.kept} of {group.units} {group.kind}s kept",
@@ -240,7 +254,7 @@ def _provenance(report: Report) -> Mapping[str, Any]:
             "passed": "yes" if parity.passed else "NO",
             "samples": parity.samples,
             "largest difference": f"{parity.max_abs:.2e}",
-            "same top-1": percent(parity.top1_agreement),
+            "agreement": format_percent(parity.agreement),
         },
         "provider": {
             "asked": provider.asked,
@@ -248,13 +262,13 @@ def _provenance(report: Report) -> Mapping[str, Any]:
             "nodes on it": f"{provider.nodes_on_provider} of {provider.nodes_total}",
             "why not the asked one": provider.fallback_reason or "not needed",
         },
-        "total_seconds": seconds(sum(stage.seconds for stage in report.stages)),
+        "total_seconds": format_seconds(sum(stage.seconds for stage in report.stages)),
         "stage_costs": _stage_costs(report),
         "splits": [(role, str(getattr(report.data, role)), text) for role, text in _ROLES.items()],
         "recipe": asdict(report.recipe),
         "plan": {**asdict(report.plan), "schema version": report.schema_version},
         "environment": asdict(report.environment),
-        "command": command(report.recipe),
+        "command": format_command(report.recipe),
     }
 
 
@@ -263,9 +277,9 @@ def _stage_costs(report: Report) -> Sequence[Row]:
     return [
         (
             stage.name,
-            Bars(f"{stage.name}: {seconds(stage.seconds)}", (Bar(stage.seconds / longest, "dense"),), "thin"),
-            seconds(stage.seconds),
-            size(stage.peak_rss_bytes),
+            Bars(f"{stage.name}: {format_seconds(stage.seconds)}", (Bar(stage.seconds / longest, "dense"),), "thin"),
+            format_seconds(stage.seconds),
+            format_bytes(stage.peak_rss_bytes),
         )
         for stage in report.stages
     ]

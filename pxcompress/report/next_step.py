@@ -6,10 +6,17 @@ import shlex
 from collections.abc import Callable, Iterator
 
 from pxcompress.report.record import Report
-from pxcompress.report.summary import command, dense_guesses, drop_interval, is_faster, takes_images
+from pxcompress.report.summary import (
+    dense_guesses,
+    format_command,
+    is_faster,
+    loss_is_shown,
+    loss_share,
+    takes_images,
+)
 
 LARGE = 0.01
-"""Share of top-1 from which on a loss calls for more repair."""
+"""Loss that calls for more repair: a share of the samples, or of a number's value."""
 
 
 def next_step(report: Report) -> str:
@@ -23,7 +30,7 @@ def _uncertified(report: Report) -> bool:
 
 def _lossy(report: Report) -> bool:
     """Whether a loss is shown that is more than small."""
-    return drop_interval(report).low > 0 and report.ratios.top1_drop > LARGE
+    return loss_is_shown(report) and loss_share(report, report.change.value) > LARGE
 
 
 def _busy(report: Report) -> bool:
@@ -31,12 +38,12 @@ def _busy(report: Report) -> bool:
 
 
 def _repair(report: Report) -> str:
-    given = report.recipe.repair
-    if not given:
+    repairs = report.recipe.repair
+    if not repairs:
         return "to win accuracy back: leave out --repair none; or a smaller --ratio"
-    if any(each.startswith("finetune") for each in given):
+    if any(each.startswith("finetune") for each in repairs):
         return f"to lose less: a smaller --ratio, more {_samples(report)}, or more steps for finetune"
-    words = " ".join(f"--repair {shlex.quote(each)}" for each in (*given, "finetune"))
+    words = " ".join(f"--repair {shlex.quote(each)}" for each in (*repairs, "finetune"))
     return f"to win accuracy back: {words}; or a smaller --ratio"
 
 
@@ -54,7 +61,7 @@ def _samples(report: Report) -> str:
 def _own(report: Report) -> str:
     if not takes_images(report):
         return "the same for your own net and its inputs: pxcompress.compress_module in Python, see README"
-    return f"the same on your own images: {command(report.recipe.but(data='path/to/images'))}"
+    return f"the same on your own images: {format_command(report.recipe.but(data='path/to/images'))}"
 
 
 def _ship(report: Report) -> str:
@@ -67,11 +74,13 @@ def _shipped(report: Report) -> Iterator[str]:
     if report.certificate is None:
         least = report.speedup.high
         for of in report.targets[2:]:
-            if of.speedup.low > least and of.top1 >= report.pruned.top1 - LARGE:
+            worse = loss_share(report, of.quality.value - report.pruned.quality.value)
+            if of.speedup.low > least and worse <= LARGE:
                 best, least = of.file, of.speedup.high
     runs = "; predict.py beside it runs it without pxcompress" if takes_images(report) else ""
     yield f"ship {shlex.quote(f'{report.folder}/{best}')}{runs}."
-    if drop_interval(report).high <= 2 * LARGE and report.certificate is None:
+    worst = max(loss_share(report, end) for end in (report.change.low, report.change.high))
+    if worst <= 2 * LARGE and report.certificate is None:
         yield "A larger --ratio may cost nothing either"
 
 

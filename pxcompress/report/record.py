@@ -8,6 +8,7 @@ from typing import Literal
 
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.proof import (
+    Change,
     ClassChange,
     ClassShare,
     DataSummary,
@@ -16,6 +17,7 @@ from pxcompress.proof import (
     GroupWidth,
     LayerCost,
     Measurement,
+    Metric,
     OperatorTime,
     Parity,
     Placement,
@@ -48,13 +50,16 @@ class Report:
     `certificate` is None where no guarantee was asked for. `class_shares` is empty where no class scores were,
     `attempts` where the budget is counted and not measured, `targets` where float32 alone was made, `explanations` None
     where the models' heatmaps could not be compared. `speedup` has the interval of that in `ratios`. `missed` says how
-    far a goal in milliseconds is from what was measured in the end. `operators` is empty on a GPU. `sha256` has every
+    far a goal in milliseconds is from what was measured in the end. `task` says what outputs mean, `metric` how they
+    are judged; `change` is that of the quality, pruned less dense. `operators` is empty on a GPU. `sha256` has every
     file of the folder but the report's own and predict.py, by name.
     """
 
     recipe: Recipe
     environment: Environment
     data: DataSummary
+    task: str
+    metric: Metric
     weights: str
     input_shape: tuple[int, ...]
     dense: Measurement
@@ -69,6 +74,7 @@ class Report:
     folder: str
     verdict: str
     speedup: Speedup
+    change: Change
     class_changes: tuple[ClassChange, ...]
     layers: tuple[LayerCost, ...]
     sha256: Mapping[str, str]

@@ -11,9 +11,10 @@ from typing import Any
 
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import Interval as Interval
-from pxcompress.deploy.intervals import disagree, drop, guesses
+from pxcompress.deploy.intervals import disagree, guesses
 from pxcompress.deploy.intervals import wilson as wilson
-from pxcompress.proof import Measurement, Placement, Speedup, both_right
+from pxcompress.deploy.session import runs_on_cpu
+from pxcompress.proof import Change, Measurement, Metric, Placement, Speedup
 from pxcompress.recipe import (
     DEFAULT_BUDGET,
     DEFAULT_REPAIR,
@@ -51,8 +52,15 @@ class Figure:
 
 
 def dense_guesses(report: Report) -> bool:
-    """Whether the dense model has nothing to lose."""
-    return guesses(report.dense.top1, report.dense.samples, len(report.data.classes))
+    """Whether the dense model is a classifier that has nothing to lose."""
+    if not is_classifier(report):
+        return False
+    return guesses(report.dense.quality.value, report.dense.samples, len(report.data.classes))
+
+
+def is_classifier(report: Report) -> bool:
+    """Whether outputs are the scores of classes, of which a sample has one."""
+    return report.task.partition(":")[0] == "classification"
 
 
 def takes_images(report: Report) -> bool:
@@ -60,13 +68,29 @@ def takes_images(report: Report) -> bool:
     return len(report.input_shape) == 3
 
 
-def drop_interval(report: Report) -> Interval:
-    """95 % interval of dense top-1 minus pruned top-1."""
-    return drop(report.dense, report.pruned, both_right(report.class_changes))
+def loss_is_shown(report: Report) -> bool:
+    """Whether the whole interval of the change is for the worse."""
+    return report.change.is_shown and report.metric.gain(report.change.value) < 0
 
 
-def figures(report: Report) -> tuple[Figure, ...]:
-    """Cost and speed of both models, one figure a row; top-1 is apart, as it has an interval."""
+def loss_share(report: Report, change: float) -> float:
+    """How much of the quality a `change` loses: a share of the samples, or of a number's dense value."""
+    scale = 1.0 if report.metric.unit == "share" else abs(report.dense.quality.value) or 1.0
+    return -report.metric.gain(change) / scale
+
+
+def format_span(low: float, high: float, metric: Metric) -> str:
+    """Both ends of an interval of the metric: "96.1% to 97.9%"."""
+    return f"{metric.format(low)} to {metric.format(high)}"
+
+
+def format_change_span(change: Change, metric: Metric) -> str:
+    """Both ends of the interval of a change, signed: "-4.1 to -1.3"."""
+    return f"{metric.format_change(change.low)} to {metric.format_change(change.high)}"
+
+
+def compare_figures(report: Report) -> tuple[Figure, ...]:
+    """Cost and speed of both models, one figure a row; quality is apart, as it has an interval."""
     return tuple(_figure(report, *figure) for figure in _FIGURES)
 
 
@@ -78,10 +102,10 @@ def _figure(
     words: tuple[str, str],
 ) -> Figure:
     dense, pruned = value(report.dense), value(report.pruned)
-    return Figure(label, dense, pruned, text(dense), text(pruned), change(dense, pruned, *words))
+    return Figure(label, dense, pruned, text(dense), text(pruned), describe_change(dense, pruned, *words))
 
 
-def change(dense: float, pruned: float, less: str, more: str) -> str:
+def describe_change(dense: float, pruned: float, less: str, more: str) -> str:
     """ "2.9x fewer", "1.1x more", or "same" where three digits show no difference."""
     if not dense or not pruned:
         return "same" if dense == pruned else (less if pruned < dense else more)
@@ -89,58 +113,58 @@ def change(dense: float, pruned: float, less: str, more: str) -> str:
     return "same" if factor == "1" else f"{factor}x {less if pruned < dense else more}"
 
 
-def count(value: float) -> str:
+def format_count(value: float) -> str:
     """A count with three digits: "23.5 M"."""
     return _scaled(value, ("", "k", "M", "G", "T", "P"))
 
 
-def size(value: float) -> str:
+def format_bytes(value: float) -> str:
     """Bytes with three digits, in powers of 1000: "94.1 MB"."""
     return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
-def milliseconds(value: float) -> str:
+def format_milliseconds(value: float) -> str:
     """Milliseconds with three digits."""
     return f"{_digits(value)} ms"
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Seconds with one decimal; below one second, milliseconds."""
     return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
-def per_second(value: float) -> str:
+def format_rate(value: float) -> str:
     """Samples per second with three digits."""
-    return f"{count(value)}/s"
+    return f"{format_count(value)}/s"
 
 
-def times(change: Speedup) -> str:
+def describe_speedup(change: Speedup) -> str:
     """ "2.00x (1.90 to 2.10)", and "no difference shown" in front where the interval includes 1."""
     text = f"{change.ratio:.2f}x ({change.interval})"
     return f"no difference shown, {text}" if change.low <= 1 <= change.high else text
 
 
-def nodes(placement: Placement) -> str:
+def describe_nodes(placement: Placement) -> str:
     """Which provider runs how many nodes: "118 nodes on CUDA", or "115 of 118 on CUDA, 3 on CPU"."""
     short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
-    others = [f"{count} on {short[name]}" for name, count in placement.elsewhere.items()]
-    here = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
+    others = [f"{number} on {short[name]}" for name, number in placement.elsewhere.items()]
+    share = f"{placement.nodes_on_provider} of {placement.nodes_total}" if others else f"{placement.nodes_total} nodes"
     suffix = " graph" if placement.asked == "cuda-graph" else ""
-    return ", ".join([f"{here} on {short[placement.got]}{suffix}", *others])
+    return ", ".join([f"{share} on {short[placement.got]}{suffix}", *others])
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """A share as "97.2%"."""
     return f"{share:.1%}"
 
 
-def points(share: float) -> str:
+def format_points(share: float) -> str:
     """A difference of shares in percentage points, signed: "-0.6"."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
-def pretty(text: str) -> str:
+def typeset_factors(text: str) -> str:
     """Factors with a real multiplication sign."""
     return re.sub(r"(?<=\d)x\b", "\N{MULTIPLICATION SIGN}", text)
 
@@ -163,12 +187,12 @@ def _digits(value: float) -> str:
 
 
 _FIGURES: tuple[tuple[str, Callable[[Measurement], float], Callable[[float], str], tuple[str, str]], ...] = (
-    ("MACs", lambda of: of.macs, count, ("fewer", "more")),
-    ("parameters", lambda of: of.params, count, ("fewer", "more")),
-    ("file size", lambda of: of.onnx_bytes, size, ("smaller", "larger")),
-    ("latency p50", lambda of: of.latency_ms.p50, milliseconds, ("lower", "higher")),
-    ("latency p90", lambda of: of.latency_ms.p90, milliseconds, ("lower", "higher")),
-    ("throughput", lambda of: of.throughput, per_second, ("less", "more")),
+    ("MACs", lambda of: of.macs, format_count, ("fewer", "more")),
+    ("parameters", lambda of: of.params, format_count, ("fewer", "more")),
+    ("file size", lambda of: of.onnx_bytes, format_bytes, ("smaller", "larger")),
+    ("latency p50", lambda of: of.latency_ms.p50, format_milliseconds, ("lower", "higher")),
+    ("latency p90", lambda of: of.latency_ms.p90, format_milliseconds, ("lower", "higher")),
+    ("throughput", lambda of: of.throughput, format_rate, ("less", "more")),
 )
 
 
@@ -184,14 +208,14 @@ class Badge:
 _WHERE = {"all": "", "confident": " where the dense model is confident", "classes": " in every class"}
 
 
-def badge(record: CertificateRecord) -> Badge:
+def make_badge(record: CertificateRecord) -> Badge:
     """The badge for what certificate.json holds."""
     titles = {None: "Not certified", 0: "Only the dense model is certified"}
     title = titles.get(record.chosen, f"Certified{_WHERE[record.part]}")
     return Badge(title, bool(record.chosen), record.sentence.removeprefix(f"{title}; "))
 
 
-def path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]:
+def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]:
     """Name, size, errors, p-value and outcome of every model of a certificate's path, as text.
 
     Where every class counts by itself, the errors are those in the weakest one.
@@ -199,7 +223,7 @@ def path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]
     rows = []
     for place, (row, certified) in enumerate(zip(record.rows, record.certified, strict=True)):
         outcome = "chosen" if place == record.chosen else "passed" if certified else "not certified"
-        cost = size(row.size) if record.size_unit == "bytes" else f"{count(row.size)} {record.size_unit}"
+        cost = format_bytes(row.size) if record.size_unit == "bytes" else f"{format_count(row.size)} {record.size_unit}"
         part = row.weakest
         errors = f"{part.errors:g} of {part.n}" + (f" in {part.name!r}" if row.classes else "")
         rows.append((row.name, cost, errors, f"{row.p_value:.3g}", outcome))
@@ -219,25 +243,25 @@ def describe_part(record: CertificateRecord) -> str:
     return sentences[record.part]
 
 
-def headline(report: Report) -> str:
+def write_headline(report: Report) -> str:
     """Speed, size and accuracy in one line, with the intervals that a reader must know."""
-    return f"{speed(report)}, {smaller(report)}, {accuracy_change(report)}"
+    return f"{describe_speed(report)}, {describe_size_change(report)}, {describe_accuracy(report)}"
 
 
-def smaller(report: Report) -> str:
+def describe_size_change(report: Report) -> str:
     """ "4.6x smaller"."""
-    text = change(report.dense.onnx_bytes, report.pruned.onnx_bytes, "smaller", "larger")
+    text = describe_change(report.dense.onnx_bytes, report.pruned.onnx_bytes, "smaller", "larger")
     return "same size" if text == "same" else text
 
 
-def speed(report: Report) -> str:
+def describe_speed(report: Report) -> str:
     """ "2.8x faster", or "not shown to be faster (1.84x, 95 % interval 0.91 to 2.60)"."""
     if is_faster(report):
-        return speed_words(report)
-    return f"{speed_words(report)} ({report.speedup.ratio:.2f}x, 95 % interval {report.speedup.interval})"
+        return describe_speed_briefly(report)
+    return f"{describe_speed_briefly(report)} ({report.speedup.ratio:.2f}x, 95 % interval {report.speedup.interval})"
 
 
-def speed_words(report: Report) -> str:
+def describe_speed_briefly(report: Report) -> str:
     """ "2.8x faster" or "slower" where the whole interval says so."""
     if is_faster(report):
         return f"{report.ratios.speedup_p50:.3g}x faster"
@@ -249,34 +273,39 @@ def is_faster(report: Report) -> bool:
     return report.speedup.low > 1 and not disagree(report.speedup, report.dense.latency_ms, report.pruned.latency_ms)
 
 
-def accuracy_change(report: Report) -> str:
-    """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the points where none is shown."""
-    words, lost = accuracy_words(report), drop_interval(report)
+def describe_accuracy(report: Report) -> str:
+    """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the change where none is shown."""
+    metric, change = report.metric, report.change
+    words = describe_accuracy_briefly(report)
     if dense_guesses(report):
-        return f"{words} (the dense model guesses: top-1 {percent(report.dense.top1)})"
-    difference = f"{points(-report.ratios.top1_drop)} points, " if lost.low <= 0 <= lost.high else ""
-    return f"{words} ({difference}95 % interval of the change {spread(lost)})"
+        return f"{words} (the dense model guesses: {metric.name} {metric.format(report.dense.quality.value)})"
+    difference = "" if change.is_shown else f"{metric.format_change(change.value)} {metric.change_unit}".rstrip() + ", "
+    return f"{words} ({difference}95 % interval of the change {format_change_span(change, metric)})"
 
 
-def accuracy_words(report: Report, what: str = " top-1") -> str:
+def describe_accuracy_briefly(report: Report, named: bool = True) -> str:
     """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
+    metric, change = report.metric, report.change
     if dense_guesses(report):
         return "no accuracy to lose"
-    lost = drop_interval(report)
-    if lost.low <= 0 <= lost.high:
+    what = f" {metric.name}" if named else ""
+    if not change.is_shown:
         return f"no{what} difference shown"
-    return f"{abs(100 * report.ratios.top1_drop):.1f} points{what} {'lost' if lost.low > 0 else 'gained'}"
+    amount = metric.format_change(abs(change.value)).lstrip("+")
+    if not metric.higher_is_better:
+        return f"{amount}{what} {'more' if change.value > 0 else 'less'}"
+    unit = f" {metric.change_unit}" if metric.change_unit else ""
+    return f"{amount}{unit}{what} {'gained' if change.value > 0 else 'lost'}"
 
 
-def spread(lost: Interval) -> str:
-    """The interval of a loss as that of the change, in points: "-4.1 to -1.3"."""
-    return f"{points(-lost.high)} to {points(-lost.low)}"
+def format_change_interval(loss: Interval) -> str:
+    """The interval of a loss of shares as that of the change, in points: "-4.1 to -1.3"."""
+    return f"{format_points(-loss.high)} to {format_points(-loss.low)}"
 
 
-def hardware(report: Report) -> str:
+def describe_hardware(report: Report) -> str:
     """The processor on which latency was measured."""
-    on_cpu = report.provider.got == "CPUExecutionProvider"
-    return report.environment.cpu_name if on_cpu else report.environment.device_name
+    return report.environment.cpu_name if runs_on_cpu(report.provider) else report.environment.device_name
 
 
 _WEIGHTS = {
@@ -287,24 +316,24 @@ _WEIGHTS = {
 }
 
 
-def agreement_line(report: Report) -> str:
+def describe_agreement(report: Report) -> str:
     """How near outputs are to the dense model's, on held-out samples and on those fitted to; empty where unknown."""
     if report.agreements is None:
         return ""
     held_out, calibration = report.agreements.held_out, report.agreements.calibration
     interval = wilson(held_out.share, held_out.samples)
     return (
-        f"agreement with the dense model, before export: {percent(held_out.share)} on {held_out.samples} held-out "
-        f"samples (95 % interval {percent(interval.low)} to {percent(interval.high)}), {percent(calibration.share)} on "
-        f"{calibration.samples} of those that weights were fitted to"
+        f"agreement with the dense model, before export: {format_percent(held_out.share)} on {held_out.samples} "
+        f"held-out samples (95 % interval {format_percent(interval.low)} to {format_percent(interval.high)}), "
+        f"{format_percent(calibration.share)} on {calibration.samples} of those that weights were fitted to"
     )
 
 
-def conditions(report: Report) -> str:
+def describe_conditions(report: Report) -> str:
     """Under which conditions the figures hold, in one line."""
     threads = report.environment.threads
     parts = (
-        hardware(report),
+        describe_hardware(report),
         report.provider.got,
         f"{threads} CPU thread{'' if threads == 1 else 's'}",
         f"batch {report.pruned.batch_size}",
@@ -320,11 +349,13 @@ def describe_goal(recipe: Recipe, unit: str) -> str:
     """What the user wanted: how small, or how fast. `unit` is that of the budget."""
     scores = "relevance" if recipe.scorer.partition(":")[0] == "lrp" else "scores"
     words: Mapping[str, Callable[[Any], str]] = {
-        "ratio": lambda value: f"{percent(value)} of the {unit} to remove",
+        "ratio": lambda value: f"{format_percent(value)} of the {unit} to remove",
         "speedup": lambda value: f"{value:g}x faster",
-        "latency_ms": lambda value: f"at most {milliseconds(value)} a call",
-        "max_bytes": lambda value: f"at most {size(value)}",
-        "relevance_share": lambda value: f"what holds at most {percent(value)} of every layer's {scores} to remove",
+        "latency_ms": lambda value: f"at most {format_milliseconds(value)} a call",
+        "max_bytes": lambda value: f"at most {format_bytes(value)}",
+        "relevance_share": lambda value: (
+            f"what holds at most {format_percent(value)} of every layer's {scores} to remove"
+        ),
     }
     goal = next(name for name in GOALS if getattr(recipe, name) is not None)
     return words[goal](getattr(recipe, goal))
@@ -344,7 +375,7 @@ def describe_removal(report: Report) -> str:
     plan = report.plan
     kinds = {kind: f"{kind}s" for kind in ("channel", "neuron", "head") if kind in {of.kind for of in report.groups}}
     units = " and ".join(", ".join(kinds.values()).rsplit(", ", 1))
-    removed = {
+    share_by_unit = {
         plan.unit: 1 - plan.cost_planned / plan.cost_dense,
         "MACs": 1 - report.ratios.macs,
         "units": 1 - sum(of.kept for of in report.groups) / max(1, sum(of.units for of in report.groups)),
@@ -355,12 +386,12 @@ def describe_removal(report: Report) -> str:
         f"{share:.2f} of the {names.get(unit, unit)}"
         if share > -0.005
         else f"{-share:.2f} more {names.get(unit, unit)}"
-        for unit, share in removed.items()
+        for unit, share in share_by_unit.items()
     )
     return f"{first} removed: {', '.join(others)}"
 
 
-def command(recipe: Recipe) -> str:
+def format_command(recipe: Recipe) -> str:
     """The `pxcompress run` line that a recipe stands for; options at their default are left out."""
     defaults = _defaults(recipe)
     words = ["pxcompress", "run"]

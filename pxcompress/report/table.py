@@ -8,31 +8,30 @@ from typing import TYPE_CHECKING
 
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import BUSY, disagree, mean_speedup
-from pxcompress.proof import Measurement
-from pxcompress.report.alike import alike_line
-from pxcompress.report.classes import changes_line, class_line
+from pxcompress.deploy.session import runs_on_cpu
+from pxcompress.report.alike import describe_similarity
+from pxcompress.report.classes import describe_class_changes, describe_class_relevance
 from pxcompress.report.next_step import next_step
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
-    agreement_line,
-    badge,
-    conditions,
+    compare_figures,
+    describe_agreement,
+    describe_conditions,
+    describe_nodes,
     describe_part,
     describe_removal,
     describe_share,
-    drop_interval,
-    figures,
-    milliseconds,
-    nodes,
-    path_rows,
-    per_second,
-    percent,
-    points,
-    size,
-    times,
-    wilson,
+    describe_speedup,
+    format_bytes,
+    format_change_span,
+    format_milliseconds,
+    format_percent,
+    format_rate,
+    format_span,
+    list_path_rows,
+    make_badge,
 )
-from pxcompress.report.targets import AGREE, HEAD, placed, target_rows
+from pxcompress.report.targets import AGREE, describe_placement, list_columns, list_targets
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -45,93 +44,121 @@ def to_table(report: Report) -> str:
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
     lines += _accuracy(report)
     lines += [
-        (row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})") for row in figures(report)
+        (row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})")
+        for row in compare_figures(report)
     ]
     notes = [f"note: {note.text}" for note in report.notes if note.code != "spent"]  # the certificate's table says that
     targets: list[str] = []
     if report.targets:
-        targets = ["", *aligned([row[:-1] for row in (HEAD, *target_rows(report))]), AGREE, placed(report)]
+        targets = [
+            "",
+            *align([row[:-1] for row in (list_columns(report), *list_targets(report))]),
+            AGREE,
+            describe_placement(report),
+        ]
     findings = [
         line
         for line in (
             describe_removal(report),
             describe_share(report),
-            changes_line(report),
-            class_line(report),
-            agreement_line(report),
-            alike_line(report),
+            describe_class_changes(report),
+            describe_class_relevance(report),
+            describe_agreement(report),
+            describe_similarity(report),
         )
         if line
     ]
-    certificate = [] if report.certificate is None else ["", certificate_table(report.certificate), ""]
+    certificate = [] if report.certificate is None else ["", format_certificate(report.certificate), ""]
     ending = [f"next: {step}"] if (step := next_step(report)) else []
     return "\n".join(
-        [*aligned(lines), *targets, "", conditions(report), *findings, *notes, *certificate, report.verdict, *ending]
+        [
+            *align(lines),
+            *targets,
+            "",
+            describe_conditions(report),
+            *findings,
+            *notes,
+            *certificate,
+            report.verdict,
+            *ending,
+        ]
     )
 
 
-def certificate_table(record: CertificateRecord) -> str:
+def format_certificate(record: CertificateRecord) -> str:
     """The path of a certificate, model by model, and what it promises. No newline at the end."""
-    lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *path_rows(record)]
+    lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *list_path_rows(record)]
     notes = [f"note: {note}" for note in (describe_part(record), record.spent) if note]
-    outcome = badge(record)
-    return "\n".join([*aligned(lines), *notes, f"{outcome.title}: {outcome.text}"])
+    outcome = make_badge(record)
+    return "\n".join([*align(lines), *notes, f"{outcome.title}: {outcome.text}"])
 
 
 def _accuracy(report: Report) -> list[_Line]:
-    """Top-1, and under it the 95 % intervals of both shares and of their difference."""
-    drop = drop_interval(report)
+    """Quality, and under it the 95 % intervals of both values and of their difference."""
+    metric, change = report.metric, report.change
+    unit = f" {metric.change_unit}" if metric.change_unit else ""
     return [
         (
-            "top-1",
-            percent(report.dense.top1),
-            percent(report.pruned.top1),
-            f"{points(report.pruned.top1 - report.dense.top1)} points",
+            metric.name,
+            metric.format(report.dense.quality.value),
+            metric.format(report.pruned.quality.value),
+            f"{metric.format_change(change.value)}{unit}",
         ),
         (
             "  95 % interval",
-            _interval(report.dense),
-            _interval(report.pruned),
-            f"{points(-drop.high)} to {points(-drop.low)} points",
+            format_span(report.dense.quality.low, report.dense.quality.high, metric),
+            format_span(report.pruned.quality.low, report.pruned.quality.high, metric),
+            f"{format_change_span(change, metric)}{unit}",
         ),
     ]
 
 
-def _interval(measurement: Measurement) -> str:
-    interval = wilson(measurement.top1, measurement.samples)
-    return f"{percent(interval.low)} to {percent(interval.high)}"
-
-
-def bench_table(rows: Sequence[BenchRow]) -> str:
+def format_bench(rows: Sequence[BenchRow]) -> str:
     """What `pxcompress bench` prints; `speed` is against the first line at the same batch. No newline at the end."""
-    folders = {str(Path(row.path).parent) for row in rows}
-    names = [(Path(row.path).name if len(folders) == 1 else row.path, str(row.batch_size)) for row in rows]
+    names = _name_rows(rows)
     calls: list[_Line] = [("file", "batch", "mean", "p50", "p90", "p99", "throughput")]
     files: list[_Line] = [("file", "batch", "size", "cold", "speed")]
     where: list[str] = []
     for name, row in zip(names, rows, strict=True):
         of = row.latency_ms
         calls.append(
-            (*name, *(milliseconds(value) for value in (of.mean, of.p50, of.p90, of.p99)), per_second(row.throughput))
+            (
+                *name,
+                *(format_milliseconds(value) for value in (of.mean, of.p50, of.p90, of.p99)),
+                format_rate(row.throughput),
+            )
         )
-        change = times(row.speedup) if row.speedup else "reference"
-        files.append((*name, size(row.onnx_bytes), milliseconds(row.cold_start_ms), change))
-        where.append(f"{name[0]}: {row.precision}, {nodes(row.placement)}{_on_device(row)}{_several_inputs(row)}")
+        change = describe_speedup(row.speedup) if row.speedup else "reference"
+        files.append((*name, format_bytes(row.onnx_bytes), format_milliseconds(row.cold_start_ms), change))
+        where.append(
+            f"{name[0]}: {row.precision}, {describe_nodes(row.placement)}{_on_device(row)}{_several_inputs(row)}"
+        )
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
-    broken = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
+    broken_files = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
     reasons |= dict.fromkeys(_disagreements(names, rows))
-    reasons |= {f"{name} RETURNS NaN OR INFINITY for random inputs: time a file that works": None for name in broken}
+    reasons |= {
+        f"{name} RETURNS NaN OR INFINITY for random inputs: time a file that works": None for name in broken_files
+    }
     notes = (f"note: {reason}" for reason in reasons)
     return "\n".join(
-        [*aligned(calls), "", *aligned(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]
+        [*align(calls), "", *align(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]
     )
+
+
+def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
+    """File and batch size of each row: without its folder where all have the same, with the provider where several."""
+    folders, providers = {Path(row.path).parent for row in rows}, {row.placement.asked for row in rows}
+    names = [Path(row.path).name if len(folders) == 1 else row.path for row in rows]
+    if len(providers) > 1:
+        names = [f"{name} on {row.placement.asked}" for name, row in zip(names, rows, strict=True)]
+    return [(name, str(row.batch_size)) for name, row in zip(names, rows, strict=True)]
 
 
 def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:
     """Files of which p50 and the mean say the opposite."""
-    first: dict[int, BenchRow] = {}
+    reference_of_batch: dict[int, BenchRow] = {}
     for (name, batch), row in zip(names, rows, strict=True):
-        reference = first.setdefault(row.batch_size, row)
+        reference = reference_of_batch.setdefault(row.batch_size, row)
         if row.speedup and disagree(row.speedup, reference.latency_ms, row.latency_ms):
             mean = mean_speedup(reference.latency_ms, row.latency_ms)
             yield (
@@ -141,7 +168,7 @@ def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -
 
 
 def _on_device(row: BenchRow) -> str:
-    return f", {size(row.device_bytes)} of GPU memory" if row.device_bytes else ""
+    return f", {format_bytes(row.device_bytes)} of GPU memory" if row.device_bytes else ""
 
 
 def _several_inputs(row: BenchRow) -> str:
@@ -158,18 +185,18 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     )
     noise = max(row.noise for row in rows)
     busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
-    on_gpu = any(row.placement.got != "CPUExecutionProvider" for row in rows)
+    on_gpu = any(not runs_on_cpu(row.placement) for row in rows)
     words = "GPU: time on the device, without copies; memory: by how much its use grew for the file, at most"
     return (
         f"{runs} runs of each file, in turns; CPU threads: {threads}, {affinity}; random inputs",
-        f"noise: half of the calls are within {percent(noise)} of p50{busy}",
+        f"noise: half of the calls are within {format_percent(noise)} of p50{busy}",
         "speed: ratio of p50 with its 95 % bootstrap interval; cold: opening the file and the first call, libraries "
         "already loaded",
         *((words,) if on_gpu else ()),
     )
 
 
-def aligned(lines: Sequence[_Line]) -> list[str]:
+def align(lines: Sequence[_Line]) -> list[str]:
     """The first and the last column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<", *[">"] * (len(widths) - 2), "<"]

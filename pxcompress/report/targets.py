@@ -4,36 +4,39 @@ from __future__ import annotations
 
 from pxcompress.proof import Speedup
 from pxcompress.report.record import Report
-from pxcompress.report.summary import milliseconds, nodes, percent, size
-
-HEAD = ("file", "top-1", "agree", "size", "p50", "faster than dense", "nodes")
+from pxcompress.report.summary import describe_nodes, format_bytes, format_milliseconds, format_percent
 
 
-def target_rows(report: Report) -> list[tuple[str, ...]]:
-    """One line for every file, under `HEAD`; none where float32 alone was asked for."""
+def list_columns(report: Report) -> tuple[str, ...]:
+    """The names of the columns."""
+    return ("file", report.metric.name, "agree", "size", "p50", "faster than dense", "nodes")
+
+
+def list_targets(report: Report) -> list[tuple[str, ...]]:
+    """One line for every file, under `list_columns`; none where float32 alone was asked for."""
     return [
         (
             of.file,
-            percent(of.top1),
-            percent(of.agreement),
-            size(of.onnx_bytes),
-            milliseconds(of.latency_ms.p50),
-            faster(of.speedup) if of is not report.targets[0] else "reference",
-            nodes(of.provider),
+            report.metric.format(of.quality.value),
+            format_percent(of.agreement),
+            format_bytes(of.onnx_bytes),
+            format_milliseconds(of.latency_ms.p50),
+            describe_speed(of.speedup) if of is not report.targets[0] else "reference",
+            describe_nodes(of.provider),
         )
         for of in report.targets
     ]
 
 
-AGREE = "agree: share of the test samples on which a file decides as model.onnx"
+AGREE = "agree: how far the decisions of a file on the test samples are those of model.onnx"
 
 
-def faster(change: Speedup) -> str:
+def describe_speed(change: Speedup) -> str:
     """ "2.00x (1.90 to 2.10)", or "not shown (0.97 to 1.02)"."""
-    shown = "not shown" if change.low <= 1 <= change.high else f"{change.ratio:.2f}x"
-    return f"{shown} ({change.interval})"
+    text = "not shown" if change.low <= 1 <= change.high else f"{change.ratio:.2f}x"
+    return f"{text} ({change.interval})"
 
 
-def placed(report: Report) -> str:
+def describe_placement(report: Report) -> str:
     """Which provider runs how many nodes of every file, in one line."""
-    return f"nodes: {'; '.join(f'{of.file} {nodes(of.provider)}' for of in report.targets)}"
+    return f"nodes: {'; '.join(f'{of.file} {describe_nodes(of.provider)}' for of in report.targets)}"

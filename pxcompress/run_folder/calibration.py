@@ -9,7 +9,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from pxcompress.data import open_source
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import cut
-from pxcompress.deploy.feeds import image_shape
+from pxcompress.deploy.feeds import get_image_shape
 from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError
 from pxcompress.run_folder.saved import preprocessing_of
@@ -22,12 +22,12 @@ IMAGES = 128
 _AT_ONCE = 16
 
 
-def calibration(session: Session, data: str, input_size: tuple[int, int, int] | None) -> Batches:
+def read_calibration(session: Session, data: str, input_size: tuple[int, int, int] | None) -> Batches:
     """Inputs of `session` in batches that it takes: images of `data`, or random numbers where there are none.
 
     A file that does not say how images become its inputs gets them as ImageNet models do.
     """
-    shape = image_shape(session, input_size)
+    shape = get_image_shape(session, input_size)
     size = session.input.shape[0] or _AT_ONCE
     if not data:
         with seeded(0):

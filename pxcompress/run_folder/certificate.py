@@ -111,24 +111,24 @@ def smallest_certified(
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
-            exported = [export_dense(folder / DENSE, recipe, workload)]
+            artifacts = [export_dense(folder / DENSE, recipe, workload)]
         for step, slim in enumerate(slims):
             models.append(slim)
             if step:
                 with clock.stage(f"export step {step}"):
-                    exported.append(export_slim(Path(place) / str(step) / SLIM, recipe, workload, slim))
-        named = [
+                    artifacts.append(export_slim(Path(place) / str(step) / SLIM, recipe, workload, slim))
+        path = [
             (_name(step, slim), slim.pruned.plan.cost_planned, artifact.path)
-            for step, (slim, artifact) in enumerate(zip(models, exported, strict=True))
+            for step, (slim, artifact) in enumerate(zip(models, artifacts, strict=True))
         ]
         with clock.stage("certify"):
-            part = _settled(recipe.guarantee.counted, exported[0].path, samples)
-            certificate = judge_files(named, samples, recipe.guarantee.goal, part)
-        chosen = certificate.chosen or 0
-        slim = models[chosen]
-        small = _moved(exported[chosen], folder) if chosen else export_slim(folder / SLIM, recipe, workload, slim)
-    files = describe(folder, recipe, workload, slim, (exported[0], small))
-    record = _recorded(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
+            part = _choose_threshold(recipe.guarantee.counted, artifacts[0].path, samples)
+            certificate = judge_files(path, samples, recipe.guarantee.goal, part)
+        best = certificate.chosen or 0
+        slim = models[best]
+        small = _move(artifacts[best], folder) if best else export_slim(folder / SLIM, recipe, workload, slim)
+    files = describe(folder, recipe, workload, slim, (artifacts[0], small))
+    record = _record(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     if record.spent:
         clock.say(record.spent)
@@ -153,14 +153,14 @@ def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: 
         )
     if not data:
         raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
-    samples = _reserved(files, data, seed, skip_corrupt)
+    samples = _reserve(files, data, seed, skip_corrupt)
     guarantee.counted.check(guarantee.goal, samples.counts)
-    named = [(str(file), float(file_bytes(file)), file) for file in files]
-    _check_descending(named)
-    part = _settled(guarantee.counted, files[0], samples)
-    certificate = judge_files(named, samples, guarantee.goal, part)
-    hashes = {name: artifact_of(file).sha256 for name, _, file in named}
-    return _recorded(certificate, part, samples, {**hashes, "split": split_hash(samples.ids)}, "bytes")
+    path = [(str(file), float(file_bytes(file)), file) for file in files]
+    _check_descending(path)
+    part = _choose_threshold(guarantee.counted, files[0], samples)
+    certificate = judge_files(path, samples, guarantee.goal, part)
+    hashes = {name: artifact_of(file).sha256 for name, _, file in path}
+    return _record(certificate, part, samples, {**hashes, "split": split_hash(samples.ids)}, "bytes")
 
 
 def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
@@ -182,19 +182,19 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
         raise ResultError(str(error)) from error
     files = [folder / DENSE, folder / SLIM]
     note("reading the data ...")
-    samples = _reserved(files, recipe.data, recipe.seed, recipe.skip_corrupt)
+    samples = _reserve(files, recipe.data, recipe.seed, recipe.skip_corrupt)
     hashes = _hashes(folder, samples)
     problems = [f"the {what} is not the certified one" for what in hashes if hashes[what] != record.hashes.get(what)]
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
-    settled = _settled(replace(part, threshold=None), files[0], samples)
-    if not math.isclose(settled.threshold or 0, part.threshold or 0, rel_tol=1e-6):
-        problems.append(f"confident means a softmax of at least {settled.threshold}, not {part.threshold}")
+    own_part = _choose_threshold(replace(part, threshold=None), files[0], samples)
+    if not math.isclose(own_part.threshold or 0, part.threshold or 0, rel_tol=1e-6):
+        problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
-    named = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
-    again = judge_files(named, samples, certificate.goal, settled)
-    problems += _differences(rows, again.rows)
-    problems += _altered(certificate)
-    if record.sentence != sentence(certificate) or again.goal != certificate.goal:
+    path = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
+    recomputed = judge_files(path, samples, certificate.goal, own_part)
+    problems += _find_differences(rows, recomputed.rows)
+    problems += _find_alterations(certificate)
+    if record.sentence != sentence(certificate) or recomputed.goal != certificate.goal:
         problems.append("its sentence is not what it shows")
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
@@ -202,16 +202,16 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
 
 
 def judge_files(
-    named: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal, part: Part = WHOLE
+    path: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal, part: Part = WHOLE
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
     candidates: list[Candidate] = []
     dense: Array | None = None
     labels = np.empty(0, dtype=np.int64)
-    for name, size, file in named:
-        predicted, labels = _predictions(file, samples.batches)
-        dense = predicted if dense is None else dense
-        candidates.append(Candidate(name, size, losses(goal.risk, dense, predicted, labels, part.mask(dense))))
+    for name, size, file in path:
+        logits, labels = _predictions(file, samples.batches)
+        dense = logits if dense is None else dense
+        candidates.append(Candidate(name, size, losses(goal.risk, dense, logits, labels, part.mask(dense))))
     return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
 
 
@@ -220,14 +220,14 @@ def is_smaller(certificate: Certificate) -> bool:
     return bool(certificate.chosen)
 
 
-def _settled(part: Part, dense: Path, samples: Reserved) -> Part:
+def _choose_threshold(part: Part, dense: Path, samples: Reserved) -> Part:
     """`part` with the threshold that the select split gives, where it has one."""
     return part if part.coverage is None else part.chosen_on(_predictions(dense, samples.select)[0])
 
 
 def _predictions(file: Path, batches: Batches) -> tuple[Array, Array]:
     """Logits (n, classes) and labels (n,)."""
-    model = runtime.session(file, "cpu")
+    model = runtime.open_session(file, "cpu")
     pairs = [(model.predict(inputs), labels.cpu().numpy()) for inputs, labels in batches]
     return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
 
@@ -238,7 +238,7 @@ def _name(step: int, slim: PruneResult) -> str:
     return f"step {step}: {share:.1%} fewer {plan.unit}" if step else "dense"
 
 
-def _moved(artifact: Artifact, folder: Path) -> Artifact:
+def _move(artifact: Artifact, folder: Path) -> Artifact:
     """`artifact`, with the weights that lie beside it, in `folder`; names stay, since the file holds them."""
     for file in onnx_files(artifact.path):
         shutil.move(file, folder / file.name)
@@ -255,7 +255,7 @@ def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
     }
 
 
-def _recorded(
+def _record(
     certificate: Certificate, part: Part, samples: Reserved, hashes: Mapping[str, str], unit: str
 ) -> CertificateRecord:
     """What certificate.json holds; the use of the samples is counted."""
@@ -266,9 +266,9 @@ def _recorded(
     return replace(record, uses_before=uses, spent=spent(uses, certificate.goal.delta).message)
 
 
-def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
+def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
-    facts = [runtime.session(file, "cpu").metadata for file in files]
+    facts = [runtime.open_session(file, "cpu").metadata for file in files]
     preprocessing = preprocessing_of(facts[0])
     for file, other in zip(files, facts, strict=True):
         if preprocessing_of(other) != preprocessing or other.get("classes") != facts[0].get("classes"):
@@ -285,27 +285,27 @@ def _reserved(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -
     return Reserved.of(data, source, splits)
 
 
-def _check_descending(named: Sequence[tuple[str, float, Path]]) -> None:
+def _check_descending(path: Sequence[tuple[str, float, Path]]) -> None:
     """Refuse a path out of order before it is run: `certify` would only say so afterwards."""
-    for (before, large, _), (after, small, _) in itertools.pairwise(named):
+    for (larger, large, _), (smaller, small, _) in itertools.pairwise(path):
         if small > large:
             raise InputError(
-                f"path out of order: {after!r} has {small:.0f} bytes, {before!r} before it {large:.0f}; "
+                f"path out of order: {smaller!r} has {small:.0f} bytes, {larger!r} before it {large:.0f}; "
                 "give the models from dense to smallest"
             )
 
 
-def _differences(rows: Sequence[Tested], again: Sequence[Tested]) -> list[str]:
+def _find_differences(rows: Sequence[Tested], recomputed: Sequence[Tested]) -> list[str]:
     """Rows of the certificate that are not what was found again."""
     problems = []
-    for old, new in zip(rows, again, strict=True):
+    for old, new in zip(rows, recomputed, strict=True):
         same = _counts(old) == _counts(new) and math.isclose(old.p_value, new.p_value, rel_tol=1e-6)
         if not same:
-            problems.append(f"{old.name!r} has {_told(new, old)}, not {_told(old, new)}")
+            problems.append(f"{old.name!r} has {_describe_counts(new, old)}, not {_describe_counts(old, new)}")
     return problems
 
 
-def _told(row: Tested, other: Tested) -> str:
+def _describe_counts(row: Tested, other: Tested) -> str:
     """The counts of `row` that `other` does not share, at most three, and its p-value."""
     counts = [count for count in _counts(row) if count not in _counts(other)][:3] or _counts(row)[:1]
     words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
@@ -317,15 +317,15 @@ def _counts(row: Tested) -> list[tuple[str, int, float]]:
     return [("", row.n, row.errors), *((each.name, each.n, each.errors) for each in row.classes)]
 
 
-def _altered(certificate: Certificate) -> list[str]:
+def _find_alterations(certificate: Certificate) -> list[str]:
     """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
     if certificate.goal.bound == "betting":
         return []
-    altered = []
+    problems = []
     for row in certificate.rows:
         values = [certificate.goal.p_value(1.0 * (np.arange(n) < errors)) for _, n, errors in _counts(row)]
         if not math.isclose(max(values[1:] or values), row.p_value, rel_tol=1e-6):
-            altered.append(f"the p-value of {row.name!r} is not that of its errors")
+            problems.append(f"the p-value of {row.name!r} is not that of its errors")
         if [(name, n) for name, n, _ in _counts(row)] != [(name, n) for name, n, _ in _counts(certificate.rows[0])]:
-            altered.append(f"{row.name!r} was not tested on the samples of {certificate.rows[0].name!r}")
-    return altered
+            problems.append(f"{row.name!r} was not tested on the samples of {certificate.rows[0].name!r}")
+    return problems

@@ -25,11 +25,13 @@ from pxcompress.recipe import Recipe
 from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
 from pxcompress.report.record import PlanCosts, Report
-from pxcompress.report.summary import milliseconds, size, takes_images
+from pxcompress.report.summary import format_bytes, format_milliseconds, takes_images
 from pxcompress.run import Run
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
+from pxcompress.tasks.choice import task_text
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import PruneResult
 from pxcompress.workload import Workload
 
@@ -65,7 +67,7 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Me
     )
     paths = (dense.path, pruned.path, *made.files)
     with run.clock.stage("measure"):
-        tried = try_files(paths, workload.splits.test, **asdict(run.recipe.bench))
+        tried = try_files(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, tried, workload.source.classes)
     return Measured(files, comparison, _targets(files, made, tried), layers)
@@ -99,7 +101,15 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
     return Report(
         recipe=recipe,
         environment=environment(comparison.threads),
-        data=DataSummary(workload.source.name, workload.source.classes, skipped=workload.splits.skipped, **counts),
+        data=DataSummary(
+            workload.source.name,
+            workload.source.classes,
+            skipped=workload.splits.skipped,
+            layout=workload.source.layout,
+            **counts,
+        ),
+        task=task_text(workload.task),
+        metric=workload.task.metric,
         weights=workload.loaded.weights,
         input_shape=tuple(workload.splits.example.shape[1:]),
         dense=comparison.dense,
@@ -128,6 +138,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         missed=_missed(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,
+        change=comparison.change,
         class_changes=comparison.classes,
         layers=measured.layers,
         operators=comparison.operators,
@@ -168,7 +179,7 @@ def _loop(recipe: Recipe, slim: PruneResult, comparison: Comparison) -> Iterator
     """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
     if not slim.attempts:
         return
-    shown = size if slim.pruned.plan.unit == "bytes" else milliseconds
+    shown = format_bytes if slim.pruned.plan.unit == "bytes" else format_milliseconds
     tried = ", ".join(
         f"{shown(attempt.measured)} (planned {shown(attempt.planned)}{', corrected' if turn else ''})"
         for turn, attempt in enumerate(slim.attempts)
@@ -180,10 +191,11 @@ def _loop(recipe: Recipe, slim: PruneResult, comparison: Comparison) -> Iterator
     if recipe.speedup is not None:
         then, now = allowed * recipe.speedup, comparison.dense.latency_ms.p50
         if abs(now / then - 1) > DRIFT:
-            planned = f"{milliseconds(then)} when {recipe.speedup:g}x was planned"
+            planned = f"{format_milliseconds(then)} when {recipe.speedup:g}x was planned"
             yield Warning(
                 "machine-changed",
-                f"THE MACHINE CHANGED: the dense model took {planned}, and {milliseconds(now)} in the end; run again",
+                f"THE MACHINE CHANGED: the dense model took {planned}, and {format_milliseconds(now)} in the end; "
+                "run again",
             )
 
 
@@ -207,8 +219,8 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
     weights, classes = workload.loaded.weights, len(workload.source.classes)
     if workload.source.embedded:
         side = workload.splits.example.shape[-1]
-        size = f" at {side} x {side} pixels" if workload.loaded.preprocessing.is_image else ""
-        text = f"embedded data {workload.source.name!r}{size}: a demonstration, not your task"
+        pixels = f" at {side} x {side} pixels" if workload.loaded.preprocessing.is_image else ""
+        text = f"embedded data {workload.source.name!r}{pixels}: a demonstration, not your task"
         yield Warning("demonstration", text)
     if workload.whole:
         whole = len(workload.whole.source.classes)
@@ -219,13 +231,13 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
     if weights == "factory":
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
     dense = comparison.dense
-    if guesses(dense.top1, dense.samples, classes):
+    if isinstance(workload.task, Classification) and guesses(dense.quality.value, dense.samples, classes):
         why = (
             "as untrained ones do; give --checkpoint"
             if weights == "factory"
             else "check its weights, and --input-size: images are resized to that of the model"
         )
-        text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.top1:.1%} of {classes} classes; {why}"
+        text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.quality.value:.1%} of {classes} classes; {why}"
         yield Warning("near-chance", text)
 
 

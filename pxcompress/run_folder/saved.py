@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pxcompress.deploy.export import verify_parity
+from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, short
 from pxcompress.graph import find_groups, prune
+from pxcompress.models.adapter import released_
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, classifier_names
 from pxcompress.models.rebuilding import restore_outside_
@@ -23,6 +24,7 @@ from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
 from pxcompress.run_folder.names import PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.tasks.choice import as_judged, build_task
 from pxcompress.types import Batches, Preprocessing, Pruned
 
 
@@ -60,12 +62,15 @@ def load(folder: Path | str) -> nn.Module:
     Raises `InputError` where the folder is none of ours, was written for another version of the architecture, or where
     a file is not the one that the run wrote. Nothing in the folder is executed.
     """
-    return load_pruned(Path(folder)).model
+    model = load_pruned(Path(folder)).model
+    released_(model)
+    return model
 
 
 def check_loads(folder: Path, batches: Batches) -> None:
     """Raise `ParityError` where `load` gives another model than the exported one, judged by the first of `batches`."""
-    parity = verify_parity(load(folder), folder / SLIM, list(islice(batches, 1)))
+    pruned = load_pruned(folder)
+    parity = verify_parity(pruned.model, folder / SLIM, list(islice(batches, 1)))
     if not parity.passed:
         raise ParityError(
             f"the model that load() builds from the folder differs from {SLIM} by up to {parity.max_abs:.2e}: the "
@@ -97,8 +102,9 @@ def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor]) -
     dense.eval()
     if "outputs" in facts:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
-    found = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
-    groups = planned_groups(plan, found)
+    dense = as_judged(dense, example, build_task(facts.get("task", "classification")))
+    all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
+    groups = planned_groups(plan, all_groups)
     pruned = prune(dense, groups, plan_from_json(plan, groups), example)
     model = pruned.model
     outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}

@@ -15,7 +15,7 @@ from pxcompress.proof import Target, Warning
 from pxcompress.types import Batches
 
 LOSS = 0.01
-"""Share of top-1 that a precision may lose against float32 without a warning."""
+"""What a precision may lose against float32 without a warning: a share of the samples, or of a number's value."""
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,28 @@ def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> M
 
     `batches` are calibrated on.
     """
-    made, failures = [], []
+    files, failures = [], []
     for name in precisions:
         path = source.with_suffix(f".{name}.onnx")
         try:
-            made.append(convert(source, path, name, batches).path)
+            files.append(convert(source, path, name, batches).path)
         except ModelError as error:
             failures.append(Warning("precision", f"NO {path.name}: {error}"))
-    return Made(tuple(made), tuple(failures))
+    return Made(tuple(files), tuple(failures))
 
 
-def rate_targets(tried: Sequence[FileTiming]) -> Targets:
+def rate_targets(timings: Sequence[FileTiming]) -> Targets:
     """What was measured of dense.onnx, model.onnx, and the files made of it, in this order.
 
-    A file whose logits are not finite is removed. Notes name it, and a file that loses more than `LOSS` of the top-1 or
-    is not shown to be faster than model.onnx.
+    A file whose outputs are not finite is removed. Notes name it, and a file that loses more than `LOSS` or is not
+    shown to be faster than model.onnx.
     """
-    dense, source, *made = tried
+    dense, source, *converted = timings
     notes, whole = [], [dense, source]
-    for each in made:
-        answers, path = each.answers, each.session.path
-        if answers.broken:
-            reason = f"its logits are not finite on {answers.broken} of {answers.samples} test samples"
+    for each in converted:
+        results, path = each.predictions, each.session.path
+        if results.broken:
+            reason = f"its outputs are not finite on {results.broken} of {results.samples} test samples"
             notes.append(Warning("precision", f"NO {path.name}: {reason}"))
             for file in onnx_files(path):
                 file.unlink()
@@ -70,35 +70,39 @@ def rate_targets(tried: Sequence[FileTiming]) -> Targets:
     return Targets(tuple(_row(each, dense, source) for each in whole), tuple(notes))
 
 
-def _row(tried: FileTiming, dense: FileTiming, source: FileTiming) -> Target:
-    session, answers = tried.session, tried.answers
+def _row(timing: FileTiming, dense: FileTiming, source: FileTiming) -> Target:
+    session, results = timing.session, timing.predictions
     return Target(
         file=session.path.name,
         precision=session.precision,
         onnx_bytes=file_bytes(session.path),
-        top1=answers.top1,
-        samples=answers.samples,
-        agreement=answers.agreement(source.answers),
-        max_abs=answers.max_abs,
-        latency_ms=latency(tried.seconds),
-        throughput=throughput(tried),
-        speedup=speedup(dense.seconds, tried.seconds),
+        quality=results.quality,
+        samples=results.samples,
+        agreement=float(results.agreement.mean()),
+        max_abs=results.max_abs,
+        latency_ms=latency(timing.seconds),
+        throughput=throughput(timing),
+        speedup=speedup(dense.seconds, timing.seconds),
         provider=session.placement,
-        both_right=int((answers.right & dense.answers.right).sum()),
+        change=results.change(dense.predictions),
     )
 
 
-def _warnings(tried: FileTiming, source: FileTiming) -> list[Warning]:
+def _warnings(timing: FileTiming, source: FileTiming) -> list[Warning]:
     """What speaks against shipping a file instead of the float32 one."""
-    name, than = tried.session.path.name, source.session.path.name
-    lost = source.answers.top1 - tried.answers.top1
+    name, than = timing.session.path.name, source.session.path.name
+    metric, before = timing.predictions.task.metric, source.predictions.quality.value
+    lost = -metric.gain(timing.predictions.quality.value - before)
     notes = []
-    if lost > LOSS:
-        notes.append(Warning("precision", f"{name} LOSES {100 * lost:.1f} POINTS of top-1 against {than}"))
-    change = speedup(source.seconds, tried.seconds)
+    if lost > LOSS * (1 if metric.unit == "share" else abs(before)):
+        amount = (
+            f"{100 * lost:.1f} POINTS of {metric.name}" if metric.unit == "share" else f"{lost:.3g} of {metric.name}"
+        )
+        notes.append(Warning("precision", f"{name} LOSES {amount} against {than}"))
+    change = speedup(source.seconds, timing.seconds)
     if change.low <= 1:
-        provider = tried.session.placement.got.removesuffix("ExecutionProvider")
+        provider = timing.session.placement.got.removesuffix("ExecutionProvider")
         outcome = "slower" if change.high < 1 else "not shown to be faster"
-        measured = f"{change.ratio:.2f}x on {provider}, 95 % interval {change.interval}"
-        notes.append(Warning("precision", f"{name} is {outcome} than {than} here ({measured})"))
+        measurement = f"{change.ratio:.2f}x on {provider}, 95 % interval {change.interval}"
+        notes.append(Warning("precision", f"{name} is {outcome} than {than} here ({measurement})"))
     return notes

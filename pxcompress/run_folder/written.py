@@ -14,7 +14,8 @@ from torch import nn
 from pxcompress import __version__
 from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.deploy.export import export_onnx, verify_parity
+from pxcompress.deploy.parity import verify_parity
+from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import ParityError
 from pxcompress.models.rebuilding import outside_state
 from pxcompress.planning.plan_file import plan_to_json
@@ -25,6 +26,8 @@ from pxcompress.proof import (
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
 from pxcompress.state import device_of, evaluating
+from pxcompress.tasks.choice import task_text
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import ClassRelevance, PruneResult
 from pxcompress.workload import Workload
 
@@ -49,21 +52,27 @@ def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) 
 def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
     """Write the dense model as ONNX."""
     facts = {**_facts(recipe, workload), "pruned": "no"}
-    return export_onnx(workload.loaded.model, workload.splits.example, path, facts, batch=recipe.onnx_batch)
+    return _export(workload.loaded.model, path, facts, recipe, workload)
 
 
 def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResult) -> Artifact:
     """Write a slim model as ONNX."""
     plan = sha256(_plan(slim).encode()).hexdigest()
     facts = {**_facts(recipe, workload), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
-    return export_onnx(slim.pruned.model, workload.splits.example, path, facts, batch=recipe.onnx_batch)
+    return _export(slim.pruned.model, path, facts, recipe, workload)
+
+
+def _export(model: nn.Module, path: Path, facts: dict[str, str], recipe: Recipe, workload: Workload) -> Artifact:
+    """Write `model` for the recipe's backend."""
+    backend, name = find_backend(recipe.bench.provider), workload.task.output_name
+    return backend.export(model, workload.splits.example, path, facts, batch=recipe.onnx_batch, output_name=name)
 
 
 def describe(
-    folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, exported: tuple[Artifact, Artifact]
+    folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, artifacts: tuple[Artifact, Artifact]
 ) -> Files:
     """Write recipe, plan, scores and slim weights beside the `exported` dense and slim ONNX files, and check parity."""
-    dense, small = exported
+    dense, small = artifacts
     (folder / RECIPE).write_text(recipe.to_json())
     (folder / PLAN).write_text(_plan(slim))
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
@@ -71,11 +80,11 @@ def describe(
     if slim.class_relevance is not None:
         _save_class_relevance(slim.class_relevance, workload, folder / "class_scores.safetensors")
     _save_weights(slim.pruned.model, workload, folder / WEIGHTS)
-    parity = verify_parity(slim.pruned.model, small.path, workload.splits.test)
+    parity = verify_parity(slim.pruned.model, small.path, workload.splits.test, task=workload.task)
     if not parity.passed:
         raise ParityError(
             f"{SLIM} disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
-            f"({parity.top1_agreement:.1%} of the decisions agree); please report the architecture"
+            f"({parity.agreement:.1%} of the decisions agree); please report the architecture"
         )
     return Files(dense, small, parity)
 
@@ -91,6 +100,7 @@ def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
         "architecture": workload.loaded.architecture.to_json(),
         "input_shape": json.dumps(list(workload.splits.example.shape[1:])),
         "pxcompress": __version__,
+        "task": task_text(workload.task),
     }
     if workload.whole:
         facts["outputs"] = json.dumps(workload.whole.outputs)
@@ -114,6 +124,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "pxcompress": __version__,
         "recipe_sha256": recipe.hash,
         "model": recipe.model,
+        "task": task_text(workload.task),
         "classes": json.dumps(workload.source.classes),
         "input_mean": json.dumps(preprocessing.mean),
         "input_std": json.dumps(preprocessing.std),
@@ -125,7 +136,9 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
 
 
 def _gives_probabilities(workload: Workload) -> bool:
-    """Whether the dense model ends in a softmax, by what it returns for some samples."""
+    """Whether a dense classifier ends in a softmax, by what it returns for some samples."""
+    if not isinstance(workload.task, Classification):
+        return False
     model = workload.loaded.model
     inputs, _ = next(iter(workload.splits.select))
     with evaluating(model), torch.no_grad():

@@ -12,12 +12,12 @@ from pxcompress.layout.rows import unit_weights
 from pxcompress.passes.collect import collect, unit_means
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Batches, Group, Scores
+from pxcompress.types import Batches, Group, Scorer, Scores
 
 
 @SCORERS.register("activation")
 @dataclass(frozen=True)
-class Activation:
+class Activation(Scorer):
     """Mean |a|, or variance of a over samples and positions times |w|^2 of its readers (WIFV, as in FLAP)."""
 
     statistic: str = option(

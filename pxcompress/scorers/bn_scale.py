@@ -11,12 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pxcompress.scorers import SCORERS
 from pxcompress.scorers.magnitude import Magnitude
-from pxcompress.types import Batches, Group, Scores
+from pxcompress.types import Batches, Group, Scorer, Scores
 
 
 @SCORERS.register("bn-scale")
 @dataclass(frozen=True)
-class BatchNormScale:
+class BatchNormScale(Scorer):
     """Mean |gamma| over the BatchNorm layers that carry a unit; the L2 magnitude where a group has none."""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:

@@ -13,7 +13,7 @@ from pxcompress.attribution.relevance import started
 from pxcompress.passes.collect import unit_means
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Batch, Batches, Group, Scores
+from pxcompress.types import Batch, Batches, Group, Scorer, Scores
 
 TOGETHER = 64
 """Inputs of one forward pass, all steps counted."""
@@ -39,7 +39,7 @@ class _Paths:
 
 @SCORERS.register("integrated-gradients")
 @dataclass(frozen=True)
-class IntegratedGradients:
+class IntegratedGradients(Scorer):
     """E_x | sum_p (a_p(x) - a_p(0)) mean over the path of d logit / da_p |, the baseline being the zero input.
 
     Zero is the mean image after normalisation. The path is a straight line in input space, midpoint rule.

@@ -21,12 +21,12 @@ from pxcompress.attribution.relevance import (
 )
 from pxcompress.registry import option, searched
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Batches, Group, Scores
+from pxcompress.types import Batches, Group, Scorer, Scores
 
 
 @SCORERS.register("lrp")
 @dataclass(frozen=True)
-class LRP:
+class LRP(Scorer):
     """E_x | sum_p a_p m_p |, m being the multipliers of the composite's rules, with `plrp` pruned (PLRP-lambda)."""
 
     composite: str = option(

@@ -19,7 +19,7 @@ from pxcompress.passes.moments import InputMoments, moments
 from pxcompress.passes.ridges import best_ridge
 from pxcompress.registry import option, searched
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Axis, Batches, Group, Member, Scores
+from pxcompress.types import Axis, Batches, Group, Member, Scorer, Scores
 
 METRICS: Mapping[str, tuple[Axis, bool]] = {
     "outputs": ("out", True),
@@ -35,7 +35,7 @@ CHUNK = 2**23
 
 @SCORERS.register("lrp-residual")
 @dataclass(frozen=True)
-class LRPResidual:
+class LRPResidual(Scorer):
     """Expected squared change of the logit that remains after a unit was folded into the units that stay.
 
     A unit c of a layer with input covariance Sigma and consumers W costs sum_o w_o |W_oc|^2 / [Sigma_S^-1]_cc, with
@@ -106,11 +106,11 @@ class LRPResidual:
         return {name: torch.ones(count, dtype=torch.float64) for name, count in rows.items()}
 
     def _readers(
-        self, module: nn.Module, member: Member, seen: InputMoments, prices: Tensor
+        self, module: nn.Module, member: Member, input_moments: InputMoments, prices: Tensor
     ) -> Iterator[ConsumerStatistics]:
         """Readers for every group of a grouped convolution, each with errors on the half that it is not fitted to."""
-        for features, price, width in self._views(module, member, len(seen.whole.mean), prices):
-            solved = _solved(seen, features, self.ridge)
+        for features, price, width in self._views(module, member, len(input_moments.whole.mean), prices):
+            solved = _solved(input_moments, features, self.ridge)
             for inverse, error in solved:
                 yield ConsumerStatistics(
                     inverse.clone(), price.clone(), width, self.follow, error.clone(), 1 / len(solved)
@@ -142,23 +142,23 @@ def _part(matrix: Tensor, features: Tensor) -> Tensor:
     return matrix[features][:, features]
 
 
-def _solved(seen: InputMoments, features: Tensor, ridge: float) -> list[tuple[Tensor, Tensor]]:
+def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list[tuple[Tensor, Tensor]]:
     """A = (Sigma + lambda I)^-1 of `features` on one half, A Sigma' A on the other, both ways; kept with the moments.
 
     With ridge 0 it is the one by which all other features predict each best, as a share of its variance.
     """
     key = features.numpy().tobytes(), ridge
-    if key not in seen.solved:
+    if key not in input_moments.solved:
         pairs = [
             (_part(fit.covariance, features), _part(check.around(fit.mean), features))
-            for fit, check in seen.folds or ((seen.whole, seen.whole),)
+            for fit, check in input_moments.folds or ((input_moments.whole, input_moments.whole),)
         ]
         chosen = ridge or best_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
         inverses = [regularised_inverse(covariance, chosen) for covariance, _ in pairs]
-        seen.solved[key] = [
+        input_moments.solved[key] = [
             (inverse, inverse @ left @ inverse) for inverse, (_, left) in zip(inverses, pairs, strict=True)
         ]
-    return seen.solved[key]
+    return input_moments.solved[key]
 
 
 def _error_of_each(covariance: Tensor, left: Tensor, ridge: float) -> float:

@@ -11,12 +11,12 @@ from torch import nn
 from pxcompress.layout.rows import unit_weights
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Batches, Group, Scores
+from pxcompress.types import Batches, Group, Scorer, Scores
 
 
 @SCORERS.register("magnitude")
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(Scorer):
     """(sum over the weights w of all convolutions and linear layers in the group |w|^p)^(1/p) for every unit."""
 
     p: int = option(2, "order of the norm: 1 or 2", low=1, high=2)

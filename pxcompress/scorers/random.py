@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Batches, Group, Scores
+from pxcompress.types import Batches, Group, Scorer, Scores
 
 
 @SCORERS.register("random")
 @dataclass(frozen=True)
-class Random:
+class Random(Scorer):
     """Uniform draws from PyTorch's generator, which `--seed` seeds."""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:

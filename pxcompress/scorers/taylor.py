@@ -12,12 +12,12 @@ from pxcompress.attribution import attributed
 from pxcompress.attribution.relevance import AGGREGATES, STARTS, started, unit_relevance
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
-from pxcompress.types import Batches, Group, Scores
+from pxcompress.types import Batches, Group, Scorer, Scores
 
 
 @SCORERS.register("taylor")
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(Scorer):
     """E_x | sum_p a_p dL/da_p |: the change of the cross-entropy when a unit is zeroed, to first order."""
 
     target: ClassVar[str] = "label"

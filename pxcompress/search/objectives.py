@@ -9,7 +9,7 @@ from functools import cached_property
 import optuna
 from torch import Tensor, nn
 
-from pxcompress.deploy.predictions import torch_accuracy
+from pxcompress.deploy.predictions import torch_quality
 from pxcompress.graph import masked
 from pxcompress.passes.moments import Remembered
 from pxcompress.planning.order import lowest
@@ -17,6 +17,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.stages import cut, plan_at, priced, unit_scores
 from pxcompress.state import seeded
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, PruneResult, ScoredModel, Scores
 
 PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
@@ -29,6 +30,7 @@ class Workbench:
 
     scored: ScoredModel
     parts: Mapping[str, Batches]
+    task: Task
     scores: dict[str, Scores] = field(default_factory=dict)
 
     @cached_property
@@ -37,14 +39,16 @@ class Workbench:
         return self.quality(self.scored.model)
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe) -> Workbench:
+    def of(
+        cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe, task: Task
+    ) -> Workbench:
         """For choices around `recipe`; `parts` are the roles score, repair and select. Raises `BudgetError`."""
         scored = priced(model, example, Run(recipe, parts))
-        return cls(scored, {role: Remembered(part, model) for role, part in parts.items()})
+        return cls(scored, {role: Remembered(part, model) for role, part in parts.items()}, task)
 
     def quality(self, model: nn.Module) -> float:
-        """Top-1 on the select split, a share."""
-        return torch_accuracy(model, self.parts["select"])
+        """The metric on the select split, with the sign that makes a larger one better."""
+        return self.task.metric.gain(torch_quality(model, self.parts["select"], self.task, self.scored.model))
 
     def with_scores(self, recipe: Recipe) -> ScoredModel:
         """The dense model scored as `recipe` says; each scorer runs once. Raises `ResultError` for infinite scores."""

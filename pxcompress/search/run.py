@@ -22,9 +22,9 @@ from pxcompress.notes import Note
 from pxcompress.pipeline import aligned
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
-from pxcompress.report.figures import picture
+from pxcompress.report.figures import render_figure
 from pxcompress.report.pages import Picture, render
-from pxcompress.report.summary import percent, wilson
+from pxcompress.report.summary import format_percent, wilson
 from pxcompress.search.objectives import Workbench
 from pxcompress.search.space import Space, Value, pxp_space_of, space_of
 from pxcompress.search.study import SearchPlan, open_storage, open_study, usable, work
@@ -59,10 +59,11 @@ class SearchResult:
     def rows(self, count: int) -> list[tuple[str, str, str]]:
         """The best trials, and the default in any case, under `HEAD`."""
         ranked = sorted(self.trials, key=lambda choice: -choice.value)
-        shown = [each for place, each in enumerate(ranked) if place < count or each == self.default]
-        names = [f"{each.trial + 1}{' (default)' if each == self.default else ''}" for each in shown]
+        choices = [each for place, each in enumerate(ranked) if place < count or each == self.default]
+        names = [f"{each.trial + 1}{' (default)' if each == self.default else ''}" for each in choices]
         return [
-            (name, percent(of.value), f"{of.scorer}, {of.normalise}") for name, of in zip(names, shown, strict=True)
+            (name, format_percent(of.value), f"{of.scorer}, {of.normalise}")
+            for name, of in zip(names, choices, strict=True)
         ]
 
 
@@ -83,7 +84,7 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     with seeded(recipe.seed):
         workload = with_baseline(load_workload(recipe), recipe.seed, note)
         model, splits = workload.loaded.model, workload.splits
-        bench = Workbench.of(model, splits.example, splits.parts, recipe)
+        bench = Workbench.of(model, splits.example, splits.parts, recipe, workload.task)
         space = space_for(recipe, plan.objective, attention=has_attention(model, splits.example))
         with usable(url):
             study = open_study(storage, space, plan)
@@ -103,7 +104,7 @@ def space_for(recipe: Recipe, objective: str, *, attention: bool) -> Space:
     """What is varied for an objective; repairs that cost many times what a trial does otherwise are left to `run`."""
     if objective == "pxp":
         return pxp_space_of(recipe, attention=attention)
-    quick = [text for text in recipe.repair if not getattr(REPAIRS.get(text.partition(":")[0]), "costly", False)]
+    quick = [text for text in recipe.repair if not REPAIRS.get(text.partition(":")[0]).costly]
     return space_of(recipe.but(repair=tuple(quick)), attention=attention)
 
 
@@ -119,25 +120,25 @@ def _check(recipe: Recipe, out: Path) -> None:
 def _result(study: Study, space: Space, bench: Workbench, samples: int) -> SearchResult:
     """What the trials of `study` came to, and how much the gain is worth."""
     trials = study.get_trials(deepcopy=False)
-    measured = []
+    choices = []
     for trial in trials:
         if trial.state == TrialState.COMPLETE and trial.value is not None:
-            made = space.recipe_at(trial.params)
-            measured.append(Choice(trial.number, made.scorer, made.normalise, trial.value, trial.params))
-    if not measured:
+            candidate = space.recipe_at(trial.params)
+            choices.append(Choice(trial.number, candidate.scorer, candidate.normalise, trial.value, trial.params))
+    if not choices:
         reasons = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
         raise InputError(f"no trial was measured to the end: {[*reasons, 'all were stopped'][0]}; give more --trials")
-    best = max(measured, key=lambda each: each.value)
-    default = next((each for each in measured if dict(each.parameters) == space.defaults), None)
+    best = max(choices, key=lambda each: each.value)
+    default = next((each for each in choices if dict(each.parameters) == space.defaults), None)
     states = [trial.state for trial in trials]
     notes = [
-        f"{len(measured)} trials measured to the end, {states.count(TrialState.PRUNED)} ended early, "
-        f"{states.count(TrialState.FAIL)} failed, on {samples} images of select; dense {percent(bench.dense)}",
+        f"{len(choices)} trials measured to the end, {states.count(TrialState.PRUNED)} ended early, "
+        f"{states.count(TrialState.FAIL)} failed, on {samples} images of select; dense {format_percent(bench.dense)}",
         f"trials are repaired by {', '.join(space.recipe.repair) or 'nothing'}; `run` measures the best one on test",
     ]
     if default and wilson(default.value, samples).high > best.value:
         notes.append(f"{100 * (best.value - default.value):.2f} points over the default lie within the noise of select")
-    return SearchResult(best, default, tuple(measured), bench.dense, tuple(notes))
+    return SearchResult(best, default, tuple(choices), bench.dense, tuple(notes))
 
 
 def _page(result: SearchResult, study: Study, recipe: Recipe) -> str:
@@ -145,12 +146,12 @@ def _page(result: SearchResult, study: Study, recipe: Recipe) -> str:
     from matplotlib import pyplot
 
     plots = optuna.visualization.matplotlib
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    finished_trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     with mpl.rc_context({"backend": "agg"}):
-        drawn = {"Value of every trial, and the best so far": plots.plot_optimization_history(study)}
-        if len({trial.value for trial in done}) >= 8:
-            drawn["Importance of each parameter"] = plots.plot_param_importances(study)
-        files = {words: picture(cast(Figure, axes.figure), "svg") for words, axes in drawn.items()}
+        axes_by_caption = {"Value of every trial, and the best so far": plots.plot_optimization_history(study)}
+        if len({trial.value for trial in finished_trials}) >= 8:
+            axes_by_caption["Importance of each parameter"] = plots.plot_param_importances(study)
+        files = {words: render_figure(cast(Figure, axes.figure), "svg") for words, axes in axes_by_caption.items()}
         pyplot.close("all")
     return render(
         "search.html",

@@ -63,7 +63,7 @@ class Space:
         """The recipe that `values`, one for each parameter, stand for."""
         values = {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
         name = str(values.get("scorer", self._scorer))
-        options = self._said(name)
+        options = self._options_of(name)
         if _has_rules(name):
             options |= {**values, "composite": str(_composite(values))}
         option_names = [field.name for field in SCORERS.options(name)]
@@ -75,7 +75,7 @@ class Space:
     def _scorer(self) -> str:
         return self.recipe.scorer.partition(":")[0]
 
-    def _said(self, scorer: str) -> dict[str, Value]:
+    def _options_of(self, scorer: str) -> dict[str, Value]:
         """Options of `scorer` as the recipe has them, at their defaults where it has another one."""
         built = SCORERS.build(self.recipe.scorer if scorer == self._scorer else scorer)
         options = {field.name: getattr(built, field.name) for field in SCORERS.options(scorer)}
@@ -84,7 +84,7 @@ class Space:
     @property
     def defaults(self) -> dict[str, Value]:
         """Every parameter as the recipe has it, at its default where the recipe does not say it."""
-        values = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._said(self._scorer)}
+        values = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._options_of(self._scorer)}
         values |= _words(str(values.get("composite", "epsilon")))
         return {each.name: values.get(each.name, each.default) for each in self.parameters}
 

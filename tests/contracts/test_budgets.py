@@ -19,7 +19,7 @@ from pxcompress.graph import prune
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.plan import make_plan
 from pxcompress.recipe import Recipe
-from pxcompress.types import Meter, Price
+from pxcompress.types import Budget, Meter, Price
 
 NAMES = list(BUDGETS)
 MEASURED = {"latency"}
@@ -136,6 +136,14 @@ def test_options_survive_text_and_json(name: str) -> None:
     assert BUDGETS.build(BUDGETS.text(built)) == built
     recipe = Recipe("resnet50", 0.5, budget=name)
     assert BUDGETS.build(Recipe.from_json(json.dumps(json.loads(recipe.to_json()))).budget) == built
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_that_says_nothing_follows_the_budget(name: str) -> None:
+    budget = BUDGETS.get(name)
+    assert Budget in budget.__mro__
+    recipe = Recipe("resnet50", 0.5, budget=name)
+    assert (recipe.normalise, recipe.round_to) == (budget.normalise, budget.round_to)
 
 
 def test_channels_count_every_unit_once() -> None:

@@ -13,7 +13,7 @@ from pxcompress.errors import BudgetError, InputError
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.relevance_share import plan_by_share
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.report.summary import command
+from pxcompress.report.summary import format_command
 from pxcompress.run import Run
 from pxcompress.stages import shrink
 from pxcompress.types import Group, Plan, Price
@@ -94,7 +94,7 @@ def test_it_is_a_goal_like_the_others() -> None:
     recipe = Recipe("mine", relevance_share=0.05)
     assert recipe.label == "mine-macs-0.05-relevance"
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert command(recipe) == "pxcompress run --model mine --relevance-share 0.05"
+    assert format_command(recipe) == "pxcompress run --model mine --relevance-share 0.05"
     for wrong, said in (
         ({"relevance_share": 1.0}, "relevance-share is 1.0; expected a share of every layer's scores"),
         ({"relevance_share": 0.1, "ratio": 0.5}, "--ratio and --relevance-share are given"),

@@ -14,13 +14,13 @@ from conftest import Exported
 from onnx import TensorProto, helper
 
 from pxcompress.deploy import hardware, runtime
-from pxcompress.deploy.bench import Where, bench, usable
+from pxcompress.deploy.bench import Where, bench, choose_providers
 from pxcompress.deploy.feeds import Sizes
 from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
-from pxcompress.report.table import bench_table
+from pxcompress.report.table import format_bench
 
-without_gpu = pytest.mark.skipif(not runtime.unusable("cuda"), reason="says what happens without a GPU")
+without_gpu = pytest.mark.skipif(not runtime.explain_failure("cuda"), reason="says what happens without a GPU")
 
 
 def _classifier(path: Path, shape: list[int | str], kind: int = TensorProto.FLOAT, last: bool = False) -> Path:
@@ -83,10 +83,10 @@ def test_a_broken_file_is_one_line(px: Px, wide_cnn: Exported, tmp_path: Path, s
 
 def test_the_table_says_what_a_gpu_ran(slim_cnn: Exported) -> None:
     (row,) = bench([slim_cnn.path], where=Where(("cpu",), 1), runs=6)
-    assert "GPU" not in bench_table([row])
+    assert "GPU" not in format_bench([row])
     lost = "1 of 9 nodes run elsewhere: 1 TopK on CPUExecutionProvider"
     placement = Placement("cuda-graph", "CUDAExecutionProvider", 8, 9, lost, {"CPUExecutionProvider": 1})
-    text = bench_table([replace(row, placement=placement, device_bytes=3_210_000, precision="tf32")])
+    text = format_bench([replace(row, placement=placement, device_bytes=3_210_000, precision="tf32")])
     assert "tf32, 8 of 9 on CUDA graph, 1 on CPU, 3.21 MB of GPU memory" in text
     assert "GPU: time on the device, without copies" in text
     assert text.endswith(f"note: {lost}")
@@ -97,19 +97,19 @@ def test_the_affinity_of_this_process_is_said() -> None:
     first = min(allowed)
     os.sched_setaffinity(0, {first})
     try:
-        said = hardware.affinity()
+        said = hardware.describe_affinity()
     finally:
         os.sched_setaffinity(0, allowed)
     assert said == (f"bound to 1 of {cores} cores ({first})" if cores > 1 else "not pinned, of 1 cores")
-    assert f"of {cores} cores" in hardware.affinity()
+    assert f"of {cores} cores" in hardware.describe_affinity()
 
 
 @without_gpu
 def test_without_a_gpu_none_of_its_memory_is_taken() -> None:
-    assert hardware.memory_in_use() == 0
+    assert hardware.measure_memory() == 0
 
 
-@pytest.mark.skipif(runtime.unusable("cuda") != "", reason="needs an NVIDIA GPU")
+@pytest.mark.skipif(runtime.explain_failure("cuda") != "", reason="needs an NVIDIA GPU")
 def test_peak_memory_on_the_gpu_holds_the_weights_and_grows_with_the_batch(wide_cnn: Exported) -> None:
     rows = bench([wide_cnn.path], (1, 4096), where=Where(("cuda", "cuda-graph")), runs=5)
     for small, large in zip(rows[:2], rows[2:], strict=True):
@@ -129,7 +129,7 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
         assert row.onnx_bytes == Path(row.path).stat().st_size
         assert row.cold_start_ms > 0
         assert 0 <= row.noise < float("inf")
-        assert row.affinity == hardware.affinity()
+        assert row.affinity == hardware.describe_affinity()
     assert [row.speedup is None for row in rows] == [row.path == str(paths[0]) for row in rows]
     for reference, row in ((rows[0], rows[1]), (rows[3], rows[4])):
         assert row.speedup.ratio == pytest.approx(reference.latency_ms.p50 / row.latency_ms.p50)
@@ -238,16 +238,16 @@ def test_several_providers_are_timed_side_by_side(slim_cnn: Exported) -> None:
 
 @without_gpu
 def test_providers_that_cannot_be_used_are_named(slim_cnn: Exported) -> None:
-    assert usable(["cpu", "auto", "cpu"]) == (("cpu", "auto"), ())
-    working, left_out = usable(["cuda", "cpu"])
+    assert choose_providers(["cpu", "auto", "cpu"]) == (("cpu", "auto"), ())
+    working, left_out = choose_providers(["cuda", "cpu"])
     assert working == ("cpu",)
     assert len(left_out) == 1
     assert left_out[0].startswith("provider cuda is left out: ")
     for names, strict in ((["cuda"], False), (["cpu", "cuda"], True)):
         with pytest.raises(InputError, match="provider 'cuda' cannot be used"):
-            usable(names, strict=strict)
+            choose_providers(names, strict=strict)
     with pytest.raises(InputError, match="unknown provider 'gpu'"):
-        usable(["cpu", "gpu"])
+        choose_providers(["cpu", "gpu"])
     with pytest.raises(ResultError, match="does not run on auto alone"):
         bench([slim_cnn.path], where=Where(strict=True))
 

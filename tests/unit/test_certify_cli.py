@@ -24,7 +24,7 @@ import pxcompress
 from pxcompress import pipeline
 from pxcompress.certify.learn_then_test import fixed_sequence
 from pxcompress.certify.used import FILE, record_use
-from pxcompress.deploy.runtime import session
+from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, InputError
 from pxcompress.proof import Warning
 from pxcompress.recipe import Guarantee, Recipe
@@ -167,7 +167,7 @@ def test_a_path_that_always_fails_returns_the_dense_model_and_exit_code_3(refuse
     assert told["chosen"] == 0
     assert told["certified"] == [True, False, False]
     inputs = torch.randn(5, 3, SIZE, SIZE)
-    dense, model = (session(folder / name, "cpu").predict(inputs) for name in ("dense.onnx", "model.onnx"))
+    dense, model = (open_session(folder / name, "cpu").predict(inputs) for name in ("dense.onnx", "model.onnx"))
     np.testing.assert_array_equal(dense, model)
     assert json.loads((folder / "plan.json").read_text())["removed"] == {}
     with torch.no_grad():
@@ -383,7 +383,7 @@ def test_a_run_folder_is_a_path_of_two(px: Px, certified: tuple[Path, Outcome], 
 
 def _outputs(folder: Path, images: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Logits of both models by role, one sample at a time, and labels."""
-    models = {name: session(folder / f"{name}.onnx", "cpu") for name in ("dense", "model")}
+    models = {name: open_session(folder / f"{name}.onnx", "cpu") for name in ("dense", "model")}
     with seeded(0):
         workload = load_workload(Recipe("models:FlattenCNN", 0.5, data=str(images), input_size=SIZE))
     logits, labels = {}, {}

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import pxcompress
 from pxcompress.commands.terminal import notes, show
-from pxcompress.deploy.runtime import session
+from pxcompress.deploy.runtime import open_session
 from pxcompress.notes import LIVE
 from pxcompress.passes.parts import watched
 from pxcompress.recipe import Recipe
@@ -111,7 +111,7 @@ def test_load_gives_the_model_that_was_exported(finished: tuple[Path, Outcome]) 
     folder, _ = finished
     model = pxcompress.load(folder)
     inputs = torch.randn(3, 3, SIZE, SIZE)
-    expected = session(folder / "model.onnx", "cpu").predict(inputs)
+    expected = open_session(folder / "model.onnx", "cpu").predict(inputs)
     with torch.no_grad():
         np.testing.assert_allclose(model(inputs).numpy(), expected, atol=1e-4)
 
@@ -142,7 +142,7 @@ def test_a_run_for_a_fixed_batch(px: Px, finished: tuple[Path, Outcome], tmp_pat
     assert outcome.code == 0, outcome.err
     report, free = json.loads(outcome.out), json.loads((folder / "report.json").read_text())
     for name in ("dense", "model", "model.fp16", "model.int8"):
-        assert session(place / f"{name}.onnx", "cpu").input.shape == (4, 3, SIZE, SIZE)
+        assert open_session(place / f"{name}.onnx", "cpu").input.shape == (4, 3, SIZE, SIZE)
     for model in ("dense", "pruned"):
         assert report[model]["batch_size"] == 4
         assert report[model]["top1"] == free[model]["top1"]

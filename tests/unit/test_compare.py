@@ -23,7 +23,7 @@ from pxcompress.proof import DataSummary, Speedup, Target, Warning
 from pxcompress.report import to_json
 from pxcompress.report.build import read_report
 from pxcompress.report.card import to_card
-from pxcompress.report.compare import comparison_rows, differences, to_comparison, to_comparison_table
+from pxcompress.report.compare import list_differences, list_rows, to_comparison, to_comparison_table
 from pxcompress.report.figures import write_figures
 from pxcompress.report.record import Report
 from pxcompress.report.table import to_table
@@ -67,21 +67,21 @@ def with_targets() -> Report:
 def test_a_dense_model_that_runs_share_has_one_row() -> None:
     """Its file differs from run to run, as it says which run wrote it."""
     hashed = {name: dataclasses.replace(of, sha256={"dense.onnx": name}) for name, of in RUNS.items()}
-    names = [(row.run, row.precision) for row in comparison_rows(hashed)]
+    names = [(row.run, row.precision) for row in list_rows(hashed)]
     assert names == [("half", "dense"), ("half", "fp32"), ("tenth", "fp32")]
     other = make_report(dense=measurement(0.91, 12.0, 40))
-    assert len(comparison_rows({**RUNS, "other": other})) == 5
+    assert len(list_rows({**RUNS, "other": other})) == 5
 
 
 def test_rows_say_what_the_reports_do() -> None:
     """Changes are signed as `run` signs them."""
-    dense, half, tenth = comparison_rows(RUNS)
+    dense, half, tenth = list_rows(RUNS)
     assert (dense.change, dense.interval, dense.faster) == ("", "", "reference")
     assert (half.change, half.interval, half.faster) == ("-5.0", "-9.6 to -0.4", "4.00x")
     assert "-5.0 points" in to_table(REPORT)
     assert tenth.change == "-20.0"
     slow, same = make_report(0.7, 0.9, 15.0), make_report(0.9, 1.5, 10.0)
-    found = [row.faster for row in comparison_rows({"slow": slow, "same": same})]
+    found = [row.faster for row in list_rows({"slow": slow, "same": same})]
     assert found == ["reference", "0.80x, slower", "1.20x, not shown"]
 
 
@@ -117,13 +117,13 @@ def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
 
 
 def test_what_cannot_be_compared_is_said() -> None:
-    assert differences(RUNS) == ()
-    assert differences({"a": REPORT}) == ()
+    assert list_differences(RUNS) == ()
+    assert list_differences({"a": REPORT}) == ()
     elsewhere = make_report(environment=dataclasses.replace(REPORT.environment, threads=1))
-    (note,) = differences({"a": REPORT, "b": elsewhere})
+    (note,) = list_differences({"a": REPORT, "b": elsewhere})
     assert note.startswith("LATENCIES CANNOT BE COMPARED: Some CPU, CPUExecutionProvider, 1 CPU threads, batch 1; ")
     other = make_report(data=DataSummary("glyphs", ("a", "b", "c"), 1, 1, 1, 1, 400))
-    (note,) = differences({"a": REPORT, "b": other})
+    (note,) = list_differences({"a": REPORT, "b": other})
     assert note == ("ACCURACIES CANNOT BE COMPARED: digits, 400 samples of 2 classes; glyphs, 400 samples of 3 classes")
     assert f"note: {note}" in to_comparison_table({"a": REPORT, "b": other}).splitlines()
     assert note in Page(to_comparison({"a": REPORT, "b": other})).text

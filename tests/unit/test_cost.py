@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import Subject, extreme_plan, kept_counts, plan_of, random_plan, snapshot
 from models import subject as subject_named
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from pxcompress.clock import Clock
@@ -172,6 +173,12 @@ class _Fourier(nn.Module):
 def test_what_nothing_counts_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), _Fourier(), nn.ReLU(), nn.Sequential(_Fourier()))
     assert uncounted(model, torch.randn(1, 3, 8, 8)) == {"_fft_r2c": ("1", "3.0")}
+    assert set(macs_by_module(model, torch.randn(1, 3, 8, 8))) == {"0"}
+
+
+def test_a_norm_is_known_to_multiply_nothing() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), GlobalResponseNorm(4, channels_last=False))
+    assert uncounted(model, torch.randn(1, 3, 8, 8)) == {}
     assert set(macs_by_module(model, torch.randn(1, 3, 8, 8))) == {"0"}
 
 

@@ -24,7 +24,7 @@ def test_everything_is_tried_and_what_fails_comes_with_advice(px: Px) -> None:
     found = {each["what"]: each for each in json.loads(outcome.out)}
     assert found["provider cpu"]["works"] is True
     for name in ("cuda", "tensorrt"):
-        assert found[f"provider {name}"]["works"] == (not runtime.unusable(name))
+        assert found[f"provider {name}"]["works"] == (not runtime.explain_failure(name))
     assert {
         "python",
         "packages",
@@ -64,15 +64,15 @@ def test_the_table_marks_what_fails_and_says_what_to_do() -> None:
     ],
 )
 def test_advice_fits_the_reason(reason: str, advice: str) -> None:
-    assert advice in doctor._advice(reason)
-    assert bool(doctor._advice(reason)) == bool(reason)
+    assert advice in doctor._advise(reason)
+    assert bool(doctor._advise(reason)) == bool(reason)
 
 
 def test_a_library_is_found_as_a_package_or_on_the_system() -> None:
-    assert doctor._library("it", "onnx", "libnothing.so.1").found.startswith("onnx ")
-    system = doctor._library("it", "no-such-package", "libc.so.6")
+    assert doctor._find_library("it", "onnx", "libnothing.so.1").found.startswith("onnx ")
+    system = doctor._find_library("it", "no-such-package", "libc.so.6")
     assert (system.works, system.found) == (True, "libc.so.6 of this system")
-    missing = doctor._library("it", "no-such-package", "libnothing.so.1")
+    missing = doctor._find_library("it", "no-such-package", "libnothing.so.1")
     assert missing.works is False
     assert "libnothing.so.1" in missing.found
     assert "pip install" in missing.advice
@@ -81,19 +81,19 @@ def test_a_library_is_found_as_a_package_or_on_the_system() -> None:
 def test_a_cache_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "file"))
-    found = {each.what: each for each in doctor._places()}
+    found = {each.what: each for each in doctor._check_folders()}
     assert found["cache"].works is False
     assert found["cache"].advice == "set PXCOMPRESS_CACHE"
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "new"))
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "kept").write_bytes(bytes(200_000_000))
-    assert ", 0.2 GB kept" in next(iter(doctor._places())).found
+    assert ", 0.2 GB kept" in next(iter(doctor._check_folders())).found
 
 
 def test_a_hub_that_does_not_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    (found,) = doctor._hub()
+    (found,) = doctor._try_hub()
     assert found.works is False
     assert "127.0.0.1:1" in found.found
     assert found.advice

@@ -29,8 +29,8 @@ from pxcompress.pipeline import compress
 from pxcompress.recipe import Recipe
 from pxcompress.report import to_html
 from pxcompress.report.build import check_files, read_report, sha256_of
-from pxcompress.report.explanation import MARKED, explanation_table
-from pxcompress.report.heatmap_figures import line
+from pxcompress.report.explanation import MARKED, format_explanation
+from pxcompress.report.heatmap_figures import draw_line
 from pxcompress.run_folder.saved import load_pruned
 from pxcompress.state import seeded
 
@@ -262,7 +262,7 @@ def test_sequences_are_lines_of_letters(sequences: Path) -> None:
         assert case.pictures.text == "".join(LETTERS[row] for row in letters.argmax(0))
         assert ((case.pictures.image != 255).any(1) == planted).all()
         assert case.pictures.dense.shape == case.pictures.pruned.shape == (LENGTH,)
-    assert "relevance where the data know" in explanation_table(found)
+    assert "relevance where the data know" in format_explanation(found)
 
 
 def test_sequences_are_no_images(px: Px, sequences: Path, tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_sequences_are_no_images(px: Px, sequences: Path, tmp_path: Path) -> Non
 
 def test_a_line_has_a_cell_for_every_position() -> None:
     colours = np.zeros((41, 3), np.uint8)
-    picture = line(colours, "")
+    picture = draw_line(colours, "")
     assert picture.shape == (2 * 28 + 8, 40 * 20, 3)
     assert (picture == 0).all(2).sum() == 41 * 20 * 28
-    assert (line(colours, "A" * 41) == 255).all(2).sum() > (picture == 255).all(2).sum()  # ink, white on black
+    assert (draw_line(colours, "A" * 41) == 255).all(2).sum() > (picture == 255).all(2).sum()  # ink, white on black
 
 
 def test_numbers_are_shades_of_grey() -> None:

@@ -14,7 +14,8 @@ from conftest import METADATA, Exported, make_cnn
 from torch import Tensor, nn
 
 from pxcompress.deploy import precision, runtime
-from pxcompress.deploy.export import OPSET, artifact_of, export_onnx, onnx_files, verify_parity
+from pxcompress.deploy.export import OPSET, artifact_of, export_onnx, onnx_files
+from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import DataError, ModelError
 
 
@@ -29,7 +30,7 @@ def _nodes(path: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["wide_cnn", "small_vit"])
 def test_the_file_computes_what_the_model_computes(name: str, request: pytest.FixtureRequest) -> None:
     exported: Exported = request.getfixturevalue(name)
-    session = runtime.session(exported.path, "cpu")
+    session = runtime.open_session(exported.path, "cpu")
     for count in (1, 2, 7):
         inputs = _inputs(count)
         with torch.no_grad():
@@ -154,13 +155,13 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_precisions_of_a_large_model_are_large_as_well(tmp_path: Path, large: None) -> None:
     model, batches = make_cnn(16), [(_inputs(4, size=8), torch.zeros(4))]
     source = export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", METADATA).path
-    expected = runtime.session(source, "cpu").predict(batches[0][0])
+    expected = runtime.open_session(source, "cpu").predict(batches[0][0])
     for name in precision.PRECISIONS:
         (tmp_path / name).mkdir()
         artifact = precision.convert(source, tmp_path / name / "model.onnx", name, batches)
         assert len(onnx_files(artifact.path)) == 2
         assert sorted(artifact.path.parent.iterdir()) == sorted(onnx_files(artifact.path))
-        found = runtime.session(artifact.path, "cpu")
+        found = runtime.open_session(artifact.path, "cpu")
         assert found.metadata == {**METADATA, "precision": name}
         assert abs(found.predict(batches[0][0]) - expected).max() < 0.1 * abs(expected).max()
 

@@ -19,7 +19,8 @@ from models import (
     snapshot,
 )
 from models import subject as subject_named
-from odd_models import ODD, Raises, Uncopyable
+from odd_models import ODD, PartialGate, Raises, Uncopyable
+from timm.layers import SelectiveKernel
 from torch import Tensor, nn
 
 from pxcompress.cost.count import count_params
@@ -444,7 +445,7 @@ def test_a_model_that_cannot_be_traced_is_one_line(broken: type[nn.Module]) -> N
 
 
 def test_a_wrong_input_shape_is_a_model_error() -> None:
-    with pytest.raises(ModelError, match="does not run on the example: RuntimeError: ModelAndData groups=1"):
+    with pytest.raises(ModelError, match="does not run on the example: RuntimeError: Given groups=1"):
         find_groups(FAMILIES["grouped"](), torch.randn(1, 7, 32, 32), ())
 
 
@@ -465,6 +466,68 @@ def test_what_is_offered_can_be_removed(name: str) -> None:
             slim = pruned.model(inputs)
         expected = _silenced(model, structure.groups, plan, inputs)
         assert float((slim - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+def test_units_that_own_different_layers_are_groups_of_their_own() -> None:
+    with seeded(0):
+        model, inputs = PartialGate().eval(), torch.randn(2, 3, 12, 12)
+    groups = {group.name: group for group in find_groups(model, inputs[:1]).groups}
+    rows = {
+        name: {(m.module, m.axis): m.index.tolist() for m in group.members if m.module != "sizes"}
+        for name, group in groups.items()
+    }
+    assert rows["fc1"] == {("fc1", "out"): [[0, 6], [1, 7], [2, 8], [3, 9]], ("fc2", "in"): [[0], [1], [2], [3]]}
+    read = {("fc1", "out"): [[4, 10], [5, 11]], ("conv", "out"): [[0], [1]], ("fc2", "in"): [[4], [5]]}
+    assert rows["conv"] == read
+
+
+class HalfGate(nn.Module):
+    """Cuts its channels in two halves, of which a convolution reads one: both have to lose as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        half = x.shape[1] // 2
+        return self.head(torch.cat([torch.relu(self.part(x[:, :half])), x[:, half:]], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("paths", [2, 3])
+def test_a_channel_of_selective_kernels_is_in_every_path(paths: int) -> None:
+    with seeded(0):
+        kernels = SelectiveKernel(4, 6, [3, 5, 7][:paths], rd_channels=3, split_input=False)
+        model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), kernels, nn.Conv2d(6, CLASSES, 9))).eval()
+        inputs = torch.randn(3, 3, 11, 11)
+    groups = find_groups(model, inputs[:1]).groups
+    rows = {m.module: m.index.tolist() for group in groups if group.units == 6 for m in group.members}
+    assert rows["1.attn.fc_select"] == [[channel + 6 * path for path in range(paths)] for channel in range(6)]
+    alone = [f"1.paths.{path}.{layer}" for path in range(paths) for layer in ("conv", "bn")]
+    for name in (*alone, "1.attn.fc_reduce", "2"):
+        assert rows[name] == [[channel] for channel in range(6)]
+    for seed in range(2):
+        assert removal_error(prune(model, groups, random_plan(groups, seed), inputs[:1]), inputs) < 1e-5
+
+
+def test_groups_of_one_layer_are_tried_apart() -> None:
+    with seeded(0):
+        structure = find_groups(HalfGate().eval(), torch.randn(1, 3, 12, 12))
+    assert not structure.groups
+    assert {layer.name for layer in structure.fixed} >= {"stem", "part"}
+
+
+def test_sizes_of_a_split_follow_in_every_round() -> None:
+    with seeded(0):
+        model, inputs = PartialGate().eval(), torch.randn(2, 3, 12, 12)
+    for sizes, removed in (((5, 3, 2), {"fc1": (1,)}), ((3, 2, 1), {"fc1": (0,), "conv": (1,)})):
+        groups = find_groups(model, inputs[:1]).groups
+        pruned = prune(model, groups, plan_of(removed), inputs[:1])
+        assert pruned.model.sizes == sizes
+        assert sum(model.sizes) == len(model.fc1.weight), "the dense model keeps its own sizes"
+        assert removal_error(pruned, inputs) < 1e-6
+        model = pruned.model
 
 
 def test_inner_layers_can_be_kept_by_name() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pxcompress import compress_module
 from pxcompress.clock import Clock
 from pxcompress.errors import DataError, OutOfMemoryError, StageError
-from pxcompress.guard import describe, named_failures
+from pxcompress.guard import describe, name_failures
 from pxcompress.notes import silent
 
 BATCHES = batches_of(torch.randn(8, 3, 32, 32), 4)
@@ -95,7 +95,7 @@ def test_one_line_of_an_exception(error: Exception, line: str) -> None:
 
 @pytest.mark.parametrize("error", [DataError("no images"), OSError(28, "No space left"), KeyboardInterrupt()])
 def test_what_is_understood_passes(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, named_failures("stage 'x'"):
+    with pytest.raises(type(error)) as caught, name_failures("stage 'x'"):
         raise error
     assert caught.value is error
 

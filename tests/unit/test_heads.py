@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,16 @@ from test_graph import _silenced
 from torch import Tensor, nn
 
 from pxcompress.cost.count import count_macs, count_params, macs_meter, params_meter
-from pxcompress.deploy.export import export_onnx, verify_parity
-from pxcompress.graph import find_groups, prune, removal_error
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.parity import verify_parity
+from pxcompress.graph import (
+    AttentionLayout,
+    attention_layouts,
+    find_groups,
+    prune,
+    register_attention,
+    removal_error,
+)
 from pxcompress.planning.rounds import groups_left, prune_further
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
@@ -212,4 +222,80 @@ def test_a_scale_that_follows_the_width_keeps_the_heads() -> None:
     with seeded(0):
         structure = find_groups(_around(ScaledByWidth()), torch.randn(1, 4, 16))
     assert not _heads(structure.groups)
-    assert "1" in {layer.name for layer in structure.fixed}
+    reason = next(layer.reason for layer in structure.fixed if layer.name == "1")
+    assert reason.startswith("its units cannot be removed: RuntimeError: shape '[2, 4, 3, 2, 8]' is invalid")
+
+
+class Toy(nn.Module):
+    """Attention with names of its own: what belongs to a head lies together, a table of biases has heads last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_head, self.inner = 4, 16
+        self.to_qkv, self.to_out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.by_position = nn.Parameter(torch.randn(4, 4, 4))  # queries, keys, heads: all alike in number
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.to_qkv(x).unflatten(-1, (self.n_head, 3, self.inner // self.n_head)).transpose(1, 2).unbind(3)
+        weights = (q @ k.transpose(-2, -1) + self.by_position.permute(2, 0, 1)).softmax(-1)
+        return self.to_out((weights @ v).transpose(1, 2).flatten(2))
+
+
+TOY = AttentionLayout(
+    "toy",
+    projections=("to_qkv",),
+    outputs=("to_out",),
+    counts=("n_head",),
+    rows="heads",
+    widths=("inner",),
+    tables=("by_position",),
+)
+
+
+@pytest.fixture
+def forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families that a test registers are forgotten after it."""
+    monkeypatch.setattr(attention_layouts, "ATTENTION_LAYOUTS", dict(attention_layouts.ATTENTION_LAYOUTS))
+
+
+def _toy() -> tuple[nn.Module, Tensor]:
+    with seeded(0):
+        return _around(Toy()), torch.randn(5, 4, 16)
+
+
+@pytest.mark.usefixtures("forgetting")
+def test_a_registered_family_loses_heads() -> None:
+    model, inputs = _toy()
+    assert not _heads(find_groups(model, inputs[:1]).groups)
+    register_attention(TOY)
+    groups = find_groups(model, inputs[:1]).groups
+    assert [(group.name, group.units) for group in _heads(groups)] == [("1", 4)]
+    pruned = prune(model, groups, plan_of({"1": (0, 2, 3)}), inputs[:1])
+    assert removal_error(pruned, inputs) < 1e-5
+    assert (pruned.model[1].n_head, pruned.model[1].to_qkv.out_features) == (1, 12)
+    assert pruned.model[1].by_position.shape == (4, 4, 1)
+    other = prune(model, groups, plan_of({"1": (1,)}), inputs[:1])
+    again = prune_further(other, groups_left(other), plan_of({"1": (1, 3)}), inputs[:1])
+    assert removal_error(again.whole, inputs) < 1e-5
+
+
+@pytest.mark.usefixtures("forgetting")
+@pytest.mark.parametrize("wrong", [{"rows": "blocks"}, {"tables": ()}, {"counts": ("inner",)}, {"widths": ()}])
+def test_a_record_that_does_not_fit_keeps_the_heads_and_says_why(wrong: dict[str, Any]) -> None:
+    model, inputs = _toy()
+    register_attention(replace(TOY, **wrong))
+    structure = find_groups(model, inputs[:1])
+    assert not _heads(structure.groups)
+    reason = next(layer.reason for layer in structure.fixed if layer.name == "1")
+    assert re.search(r"cannot be removed: \w+Error: .+|differ by \S+ of|changes", reason)
+
+
+@pytest.mark.usefixtures("forgetting")
+def test_a_family_is_registered_once_and_the_last_one_counts() -> None:
+    register_attention(TOY)
+    with pytest.raises(ValueError, match="'toy' is registered twice"):
+        register_attention(TOY)
+    register_attention(replace(TOY, name="other"))
+    layout = attention_layouts.layout_of(Toy())
+    assert layout is not None
+    assert layout.name == "other"

@@ -94,7 +94,7 @@ def _batches(exported: Exported, wrong: int) -> list[Batch]:
 @pytest.mark.parametrize("wrong", [0, 3, 10])
 def test_accuracy_of_file_and_model(wide_cnn: Exported, wrong: int) -> None:
     batches = _batches(wide_cnn, wrong)
-    found = answers({"it": runtime.session(wide_cnn.path, "cpu")}, "it", batches)["it"]
+    found = answers({"it": runtime.open_session(wide_cnn.path, "cpu")}, "it", batches)["it"]
     assert (found.top1, found.samples, found.agreement(found), found.max_abs) == ((10 - wrong) / 10, 10, 1, 0.0)
     model = copy.deepcopy(wide_cnn.model).train()
     assert torch_accuracy(model, batches) == (10 - wrong) / 10
@@ -105,7 +105,7 @@ def test_accuracy_needs_samples(wide_cnn: Exported) -> None:
     with pytest.raises(DataError, match="at least one"):
         torch_accuracy(wide_cnn.model, [])
     with pytest.raises(DataError, match="at least one"):
-        answers({"it": runtime.session(wide_cnn.path, "cpu")}, "it", [])
+        answers({"it": runtime.open_session(wide_cnn.path, "cpu")}, "it", [])
 
 
 def test_latency_is_in_milliseconds() -> None:
@@ -217,7 +217,7 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
 
 
 def test_a_profile_of_launches_is_none_of_operators(wide_cnn: Exported) -> None:
-    session = runtime.session(wide_cnn.path, "cpu")
+    session = runtime.open_session(wide_cnn.path, "cpu")
     inputs = np.zeros((2, 3, 16, 16), np.float32)
     assert sum(operator_shares(session, inputs).values()) == pytest.approx(1)
     on_gpu = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider"))
@@ -237,10 +237,10 @@ def test_what_cannot_be_measured_is_refused(
         measure.try_files(files, _batches(wide_cnn, 0), batch_size=0, provider="cpu")
     with pytest.raises(DataError, match="at least one"):
         measure.try_files(files, [], provider="cpu")
-    session = runtime.session(wide_cnn.path, "cpu")
+    session = runtime.open_session(wide_cnn.path, "cpu")
     other = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider"))
     sessions = iter([session, other])
-    monkeypatch.setattr(runtime, "session", lambda *_, **__: next(sessions))
+    monkeypatch.setattr(runtime, "open_session", lambda *_, **__: next(sessions))
     with pytest.raises(ResultError, match="cannot be compared"):
         measure.try_files(files, _batches(wide_cnn, 0))
 

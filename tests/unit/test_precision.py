@@ -17,12 +17,12 @@ from torch import nn
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import FileTiming, try_files
-from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, activation_ranges, convert
+from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, convert, measure_ranges
 from pxcompress.deploy.predictions import Predictions
 from pxcompress.errors import InputError, ModelError
 from pxcompress.proof import Speedup
 from pxcompress.recipe import Recipe
-from pxcompress.report.targets import faster, target_rows
+from pxcompress.report.targets import describe_speed, list_targets
 from pxcompress.run_folder import targets
 from pxcompress.run_folder.targets import make_targets, rate_targets
 from pxcompress.state import seeded
@@ -48,7 +48,7 @@ def files(wide_cnn: Exported, small_vit: Exported, tmp_path_factory: pytest.Temp
 
 
 def logits(path: Path) -> np.ndarray:
-    model = runtime.session(path, "cpu", threads=1)
+    model = runtime.open_session(path, "cpu", threads=1)
     return np.concatenate([model.predict(inputs) for inputs, _ in images()])
 
 
@@ -70,9 +70,9 @@ def dtypes(path: Path) -> Counter[int]:
 
 @pytest.mark.parametrize("family", ["cnn", "vit"])
 def test_callers_need_no_change(files: dict[str, Path], family: str) -> None:
-    before = runtime.session(files[family], "cpu")
+    before = runtime.open_session(files[family], "cpu")
     for precision in PRECISIONS:
-        after = runtime.session(files[f"{family} {precision}"], "cpu")
+        after = runtime.open_session(files[f"{family} {precision}"], "cpu")
         assert (after.input, after.output) == (before.input, before.output)
         assert after.metadata == {**METADATA, "precision": precision}
         assert (before.precision, after.precision) == ("fp32", precision)
@@ -128,7 +128,7 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 def test_what_float16_cannot_hold_stays_in_float32(loud: Exported, tmp_path: Path) -> None:
-    assert max(activation_ranges(loud.path, images()).values()) > 65504
+    assert max(measure_ranges(loud.path, images()).values()) > 65504
     path = convert(loud.path, tmp_path / "m.onnx", "fp16", images()).path
     np.testing.assert_allclose(logits(path), logits(loud.path), rtol=0, atol=5e-3)
     kinds = dtypes(path)
@@ -137,7 +137,7 @@ def test_what_float16_cannot_hold_stays_in_float32(loud: Exported, tmp_path: Pat
 
 
 def test_ranges_are_those_of_the_activations(wide_cnn: Exported) -> None:
-    largest = activation_ranges(wide_cnn.path, images())
+    largest = measure_ranges(wide_cnn.path, images())
     assert largest["input"] == max(float(inputs.abs().max()) for inputs, _ in images())
     assert largest["logits"] == pytest.approx(float(np.abs(logits(wide_cnn.path)).max()), rel=1e-5)
     assert max(largest.values()) < FP16_LIMIT
@@ -222,7 +222,7 @@ def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
 def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, words: str) -> None:
     """Seconds are drawn, not measured."""
     answers = Predictions(np.arange(5), np.arange(5))
-    session, seconds = runtime.session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
+    session, seconds = runtime.open_session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
     source, other = (FileTiming(session, runs, answers, 1) for runs in (seconds, seconds[::-1] / factor))
     notes = targets._warnings(other, source)
     assert len(notes) == bool(words)
@@ -231,7 +231,7 @@ def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, wo
 
 
 def _decisions(path: Path, inputs: torch.Tensor) -> np.ndarray:
-    return runtime.session(path, "cpu", threads=1).predict(inputs).argmax(1)
+    return runtime.open_session(path, "cpu", threads=1).predict(inputs).argmax(1)
 
 
 def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
@@ -247,12 +247,12 @@ def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
 def test_the_table_says_no_difference_where_it_cannot_tell(folder: Path) -> None:
     from test_report import make_report
 
-    assert faster(Speedup(1.04, 0.98, 1.1)) == "not shown (0.98 to 1.10)"
-    assert faster(Speedup(2.0, 1.9, 2.1)) == "2.00x (1.90 to 2.10)"
-    assert faster(Speedup(0.5, 0.4, 0.6)) == "0.50x (0.40 to 0.60)"
+    assert describe_speed(Speedup(1.04, 0.98, 1.1)) == "not shown (0.98 to 1.10)"
+    assert describe_speed(Speedup(2.0, 1.9, 2.1)) == "2.00x (1.90 to 2.10)"
+    assert describe_speed(Speedup(0.5, 0.4, 0.6)) == "0.50x (0.40 to 0.60)"
     found = _rated(folder)
-    cells = target_rows(make_report(targets=found.rows))
+    cells = list_targets(make_report(targets=found.rows))
     assert cells[0][0] == "dense.onnx"
     assert "reference" in cells[0]
     assert cells[1][-1].endswith(" on CPU")
-    assert target_rows(make_report(targets=())) == []
+    assert list_targets(make_report(targets=())) == []

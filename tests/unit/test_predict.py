@@ -184,7 +184,7 @@ def test_it_runs_without_torch_and_decides_as_the_tool(folder: Path, bare: dict[
     paths = [image(tmp_path / str(seed), size, mode, seed) for seed, (mode, size) in enumerate(cases)]
     done = run(bare, folder / "predict.py", *paths)
     assert done.returncode == 0, done.stderr
-    model = runtime.session(folder / "model.onnx", "cpu")
+    model = runtime.open_session(folder / "model.onnx", "cpu")
     for path, line in zip(paths, done.stdout.splitlines(), strict=True):
         (logits,) = model.predict(tools_own(path, PREPARED)).astype(np.float64)
         shares = np.exp(logits) / np.exp(logits).sum()
@@ -210,7 +210,7 @@ def test_it_runs_in_a_virtual_environment_with_three_packages(folder: Path, tmp_
     assert said("-c", "import torch").returncode == 1
     done = said(folder / "predict.py", path)
     assert done.returncode == 0, done.stderr
-    (logits,) = runtime.session(folder / "model.onnx", "cpu").predict(tools_own(path, PREPARED))
+    (logits,) = runtime.open_session(folder / "model.onnx", "cpu").predict(tools_own(path, PREPARED))
     assert done.stdout.split("\t")[1] == CLASSES[int(logits.argmax())]
 
 
@@ -228,7 +228,7 @@ def test_another_file_can_be_chosen(folder: Path, bare: dict[str, str], tmp_path
     export_onnx(wide_cnn.model, wide_cnn.example, folder / "dense.onnx", facts(other))
     path = image(tmp_path / "it", (64, 48), "RGB")
     done = run(bare, folder / "predict.py", path, "--model", folder / "dense.onnx")
-    (logits,) = runtime.session(folder / "dense.onnx", "cpu").predict(tools_own(path, other))
+    (logits,) = runtime.open_session(folder / "dense.onnx", "cpu").predict(tools_own(path, other))
     assert done.stdout.split("\t")[1] == CLASSES[int(logits.argmax())]
 
 

@@ -12,6 +12,7 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.certify import path
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.deploy import runtime
+from pxcompress.deploy.backends import BACKENDS
 from pxcompress.errors import InputError
 from pxcompress.planning import order
 from pxcompress.registry import Registry, names_in, option
@@ -183,6 +184,7 @@ def test_options_describe_themselves() -> None:
         ("pxcompress.budgets", BUDGETS),
         ("pxcompress.repair", REPAIRS),
         ("pxcompress.demo", EMBEDDED),
+        ("pxcompress.deploy.backends", BACKENDS),
     ],
 )
 def test_names_are_listed_without_loading_what_they_name(package: str, registry: Registry[object]) -> None:
@@ -193,10 +195,7 @@ def test_names_are_listed_without_loading_what_they_name(package: str, registry:
 def test_words_that_options_take_are_the_keys_of_their_tables() -> None:
     assert tuple(path.RISKS) == choices.RISKS
     assert tuple(order.NORMALISATIONS) == choices.NORMALISATIONS
-    for name in choices.PROVIDERS[1:]:
-        assert runtime._STACKS[name]
-        assert runtime._NAMES[name]
-    assert len(runtime._STACKS) == len(runtime._NAMES) == len(choices.PROVIDERS) - 1
+    assert runtime.list_providers() == choices.PROVIDERS
 
 
 @pytest.mark.parametrize("registry", [SCORERS, BUDGETS, REPAIRS], ids=["scorers", "budgets", "repairs"])

@@ -48,8 +48,17 @@ from pxcompress.report.card import to_card
 from pxcompress.report.compare import to_comparison_table
 from pxcompress.report.next_step import next_step
 from pxcompress.report.record import PlanCosts, Report
-from pxcompress.report.summary import change, command, count, drop_interval, headline, milliseconds, size, wilson
-from pxcompress.report.table import bench_table
+from pxcompress.report.summary import (
+    describe_change,
+    estimate_drop,
+    format_bytes,
+    format_command,
+    format_count,
+    format_milliseconds,
+    wilson,
+    write_headline,
+)
+from pxcompress.report.table import format_bench
 from pxcompress.types import Agreement, Agreements, Fixed
 
 ENVIRONMENT = Environment(
@@ -479,7 +488,7 @@ def paired(right: int, first: int, second: int, wrong: int) -> Interval:
     dense = dataclasses.replace(REPORT.dense, top1=(right + first) / samples, samples=samples)
     pruned = dataclasses.replace(REPORT.pruned, top1=(right + second) / samples, samples=samples)
     changes = (ClassChange("all", samples, right + first, right + second, right),)
-    return drop_interval(make_report(dense=dense, pruned=pruned, class_changes=changes))
+    return estimate_drop(make_report(dense=dense, pruned=pruned, class_changes=changes))
 
 
 @pytest.mark.parametrize("cells", [(36, 12, 2, 0), (20, 12, 2, 16), (300, 20, 4, 60), (0, 5, 5, 0), (50, 0, 0, 0)])
@@ -526,9 +535,9 @@ def test_wilson_interval_holds_its_share_and_stays_a_share(case: tuple[int, int]
 
 def test_figures_have_three_digits_and_no_exponent() -> None:
     counts = {999: "999", 1000: "1 k", 23_528_522: "23.5 M", 999_700: "1.00 M", 4.1e9: "4.10 G", 0: "0"}
-    assert {value: count(value) for value in counts} == counts
-    assert [size(value) for value in (12, 94_300_000, 1.5e9)] == ["12 B", "94.3 MB", "1.50 GB"]
-    assert [milliseconds(value) for value in (123.4, 12.34, 4.409, 0.86)] == [
+    assert {value: format_count(value) for value in counts} == counts
+    assert [format_bytes(value) for value in (12, 94_300_000, 1.5e9)] == ["12 B", "94.3 MB", "1.50 GB"]
+    assert [format_milliseconds(value) for value in (123.4, 12.34, 4.409, 0.86)] == [
         "123 ms",
         "12.3 ms",
         "4.41 ms",
@@ -538,7 +547,7 @@ def test_figures_have_three_digits_and_no_exponent() -> None:
 
 @given(st.floats(0.001, 1e6), st.floats(0.001, 1e6))
 def test_change_names_the_direction(dense: float, pruned: float) -> None:
-    words = change(dense, pruned, "fewer", "more")
+    words = describe_change(dense, pruned, "fewer", "more")
     assert words == "same" or words.endswith("fewer" if pruned < dense else "more")
     assert words == "same" or float(words.partition("x")[0]) > 1
 
@@ -553,8 +562,8 @@ def test_change_names_the_direction(dense: float, pruned: float) -> None:
 )
 def test_headline_never_claims_more_than_the_verdict(low: float, high: float, p50: float, start: str) -> None:
     report = make_report(low, high, p50)
-    assert headline(report).startswith(start)
-    assert ("x faster" in headline(report)) == (low > 1) == ("x faster" in report.verdict)
+    assert write_headline(report).startswith(start)
+    assert ("x faster" in write_headline(report)) == (low > 1) == ("x faster" in report.verdict)
 
 
 def with_top1(top1: float, **changes: Any) -> Report:
@@ -573,7 +582,7 @@ def test_every_view_claims_a_change_of_accuracy_only_where_its_interval_leaves_0
         (0.85, "5.0 points top-1 lost (95 % interval of the change -9.6 to -0.4)"),
     ):
         report = with_top1(top1)
-        assert headline(report).endswith(words)
+        assert write_headline(report).endswith(words)
         assert words.partition(" (")[0] in to_card(report)
         page = Page(to_html(report)).text
         assert words.partition(" (")[0] in page
@@ -683,7 +692,7 @@ def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.Monke
         return REPORT
 
     monkeypatch.setattr(pipeline, "compress", compress)
-    words = shlex.split(command(recipe))
+    words = shlex.split(format_command(recipe))
     assert words[0] == "pxcompress"
     result = typer.testing.CliRunner().invoke(cli.app, words[1:])
     assert result.exit_code == 0, result.output
@@ -691,7 +700,7 @@ def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.Monke
 
 
 def test_command_leaves_defaults_out() -> None:
-    assert command(Recipe("m", 0.5)) == "pxcompress run --model m --ratio 0.5"
+    assert format_command(Recipe("m", 0.5)) == "pxcompress run --model m --ratio 0.5"
 
 
 # The terminal
@@ -761,7 +770,19 @@ def bench_row(path: str, p50: float, change: Speedup | None, **placed: Any) -> B
     placement = Placement("cuda", "CUDAExecutionProvider", **{"nodes_on_provider": 6, "nodes_total": 6, **placed})
     shape = (1, 3, 8, 8)
     return BenchRow(
-        path, shape, 1, times, 1000 / p50, 10**6, "fp32", 2, "not pinned, of 4 cores", placement, 25.0, 0.031, change
+        path,
+        shape,
+        1,
+        times,
+        1000 / p50,
+        10**6,
+        "fp32",
+        2,
+        "not pinned, of 4 cores",
+        placement,
+        25.0,
+        0.031,
+        change,
     )
 
 
@@ -771,7 +792,7 @@ def test_bench_table_compares_with_the_first_line() -> None:
         bench_row("model.onnx", 5.0, Speedup(2.0, 1.9, 2.1)),
         bench_row("other.onnx", 9.8, Speedup(1.02, 0.97, 1.06)),
     ]
-    lines = bench_table(rows).splitlines()
+    lines = format_bench(rows).splitlines()
     assert max(map(len, lines[:13])) <= 80
     assert lines[2].split() == ["model.onnx", "1", *4 * ["5", "ms"], "200/s"]
     assert lines[6].endswith("reference")
@@ -786,12 +807,12 @@ def test_bench_table_compares_with_the_first_line() -> None:
 
 def test_bench_table_says_that_the_machine_is_busy() -> None:
     row = dataclasses.replace(bench_row("dense.onnx", 10.0, None), noise=0.3)
-    assert "within 30.0% of p50; THE MACHINE IS BUSY" in bench_table([row])
+    assert "within 30.0% of p50; THE MACHINE IS BUSY" in format_bench([row])
 
 
-def slow_on_average(milliseconds: float) -> Latency:
+def slow_on_average(mean: float) -> Latency:
     """Of calls most of which take 3 ms."""
-    return dataclasses.replace(REPORT.pruned.latency_ms, mean=milliseconds)
+    return dataclasses.replace(REPORT.pruned.latency_ms, mean=mean)
 
 
 def test_what_p50_and_mean_say_is_no_speed_where_they_disagree() -> None:
@@ -803,7 +824,7 @@ def test_what_p50_and_mean_say_is_no_speed_where_they_disagree() -> None:
         assert comparison.disagrees is not agree
         assert ("4x faster" in report.verdict) is agree
         assert ("SPEED UNCLEAR at batch 1: 4.00x by p50, 0.94x by the mean" in report.verdict) is not agree
-        assert ("4x faster" in headline(report)) is agree
+        assert ("4x faster" in write_headline(report)) is agree
     classes = independent(REPORT.pruned, REPORT.dense)
     slower = Comparison(REPORT.pruned, REPORT.dense, REPORT.provider, Speedup(0.25, 0.2, 0.3), 2, classes)
     assert "NOT FASTER" in verdict(slower)
@@ -813,15 +834,15 @@ def test_what_p50_and_mean_say_is_no_speed_where_they_disagree() -> None:
 
 def test_bench_says_where_p50_and_mean_disagree() -> None:
     first, second = bench_row("dense.onnx", 10.0, None), bench_row("model.onnx", 5.0, Speedup(2.0, 1.9, 2.1))
-    assert "SPEED UNCLEAR" not in bench_table([first, second])
+    assert "SPEED UNCLEAR" not in format_bench([first, second])
     held_up = dataclasses.replace(second, latency_ms=slow_on_average(20.0))
-    assert "SPEED UNCLEAR: model.onnx at batch 1 is 2.00x as fast by p50, but 0.50x" in bench_table([first, held_up])
+    assert "SPEED UNCLEAR: model.onnx at batch 1 is 2.00x as fast by p50, but 0.50x" in format_bench([first, held_up])
 
 
 def test_bench_table_names_the_nodes_that_run_elsewhere() -> None:
     reason = "2 of 6 nodes run elsewhere: 2 Shape on CPUExecutionProvider"
     placed = {"nodes_on_provider": 4, "elsewhere": {"CPUExecutionProvider": 2}, "fallback_reason": reason}
-    lines = bench_table([bench_row("dense.onnx", 10.0, None, **placed)]).splitlines()
+    lines = format_bench([bench_row("dense.onnx", 10.0, None, **placed)]).splitlines()
     assert "dense.onnx: fp32, 4 of 6 on CUDA, 2 on CPU" in lines
     assert lines[-1] == f"note: {reason}"
 

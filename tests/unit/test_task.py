@@ -10,20 +10,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from command import Px, image_folder, one_line
+from format_command import Px, image_folder, one_line
 from models import CLASSES, CLASSIFIERS, FlattenCNN, Subject, snapshot
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pxcompress
 from pxcompress.data import open_source, restricted
-from pxcompress.deploy.runtime import session
+from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models.task import sliced
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import from_json
-from pxcompress.report.summary import command
+from pxcompress.report.summary import format_command
 from pxcompress.state import seeded
 from pxcompress.workload import load_workload, with_baseline
 
@@ -213,7 +213,7 @@ def test_a_run_on_a_task_tells_its_classes(finished: Path) -> None:
     assert "a task of 3 of the 10 classes: the dense model, too, knows no others" in [
         note.text for note in report.notes
     ]
-    assert "--classes 8,3,5" in command(report.recipe)
+    assert "--classes 8,3,5" in format_command(report.recipe)
     for file in ("dense.onnx", "model.onnx"):
         facts = {entry.key: entry.value for entry in onnx.load(finished / file).metadata_props}
         assert json.loads(facts["classes"]) == list(KEPT)
@@ -221,7 +221,7 @@ def test_a_run_on_a_task_tells_its_classes(finished: Path) -> None:
 
 def test_load_gives_the_sliced_model_that_was_exported(finished: Path) -> None:
     inputs = torch.randn(5, 3, 8, 8)
-    expected = session(finished / "model.onnx", "cpu").predict(inputs)
+    expected = open_session(finished / "model.onnx", "cpu").predict(inputs)
     assert expected.shape == (5, 3)
     np.testing.assert_allclose(outputs_of(pxcompress.load(finished), inputs).numpy(), expected, atol=1e-4)
 
@@ -257,7 +257,7 @@ def test_recipes_hold_their_classes() -> None:
     recipe = Recipe("resnet18", 0.5, classes=("b", "a"))
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert recipe.label == "resnet18-macs-0.50-2-classes"
-    assert "--classes" not in command(Recipe("resnet18", 0.5))
+    assert "--classes" not in format_command(Recipe("resnet18", 0.5))
 
 
 @pytest.mark.parametrize(

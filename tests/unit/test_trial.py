@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pxcompress import InputError, compress_module
 from pxcompress.errors import BudgetError, ModelError
-from pxcompress.graph import find_groups, prune, removal_error
+from pxcompress.graph import dependencies, find_groups, prune, removal_error
 from pxcompress.state import seeded
 
 IMAGES = (3, 12, 12)
@@ -266,6 +266,13 @@ def test_an_exception_is_the_reason() -> None:
     reason = _reasons(model, inputs)["c1"]
     assert reason.startswith("its units cannot be removed: RuntimeError: shape '[2, 16, 12, 12]' is invalid")
     assert "\n" not in reason
+
+
+def test_what_torch_pruning_stumbles_over_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dependencies, "MOST_VISITS", 0)
+    model, inputs = _drawn(_net(_simple))
+    reasons = {layer.name: layer.reason for layer in find_groups(model, inputs[:1]).fixed}
+    assert reasons["c1"] == "its units cannot be followed: RecursionError: torch-pruning does not come to an end"
 
 
 def test_the_only_unit_of_a_layer_stays() -> None:

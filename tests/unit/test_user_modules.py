@@ -17,7 +17,7 @@ from user_modules import USER_MODULES, Segmentation, Sequences, Several, Text, T
 from pxcompress import InputError, compress_module
 from pxcompress.cost.count import count_params
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.runtime import session
+from pxcompress.deploy.runtime import open_session
 from pxcompress.graph import masked
 from pxcompress.models.adapter import adapted
 from pxcompress.state import seeded
@@ -214,7 +214,7 @@ def test_what_is_timed_for_a_latency_budget_takes_any_batch(name: str, tmp_path:
     inputs = torch.cat([module.example] * 3)
     with torch.no_grad():
         expected = module.model(inputs).numpy()
-    assert np.allclose(session(file.path, "cpu").predict(inputs), expected, atol=1e-5)
+    assert np.allclose(open_session(file.path, "cpu").predict(inputs), expected, atol=1e-5)
 
 
 class Fixed(nn.Module):

@@ -26,6 +26,8 @@ SAMPLE: Mapping[str, Mapping[str, object]] = {
     "xcit_nano_12_p16_224": {"img_size": 32, "depth": 1},
     "cait_xxs24_224": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 4},
     "tnt_s_legacy_patch16_224": {"img_size": 32, "embed_dim": 24, "inner_dim": 12, "depth": 2, "num_heads_outer": 4},
+    "convnextv2_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
+    "mambaout_femto": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 16)},
     "efficientvit_m0": {
         "img_size": 64,
         "embed_dim": (8, 8, 16),
@@ -49,7 +51,18 @@ def test_most_of_the_model_can_go_exactly(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["edgenext_xx_small", "pvt_v2_b0", "cs3darknet_s", "maxvit_pico_rw_256"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "edgenext_xx_small",
+        "pvt_v2_b0",
+        "cs3darknet_s",
+        "maxvit_pico_rw_256",
+        "convnextv2_atto",
+        "mambaout_femto",
+        "skresnet18",
+    ],
+)
 def test_models_of_the_zoo_go_the_whole_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     zoo = __import__("zoo")

@@ -1,0 +1,181 @@
+"""A CSV or JSONL table: a path on every row, and labels or numbers that belong to the image there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
+from pxcompress.data.samples import Layout, Samples, UserData
+from pxcompress.data.targets import Values
+from pxcompress.errors import DataError
+
+SUFFIXES = (".csv", ".jsonl")
+_PATH_COLUMNS = ("path", "image", "file")
+_LABELS, _SPLIT = "labels", "split"
+
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Rows of the table `spec`, which all have the columns `names`."""
+
+    spec: str
+    rows: Sequence[Row]
+    names: tuple[str, ...]
+
+    def error(self, row: int, text: str) -> DataError:
+        """What is wrong with a row, counted from 1."""
+        return DataError(f"data {self.spec!r}, row {row + 1}: {text}")
+
+
+def open_table(spec: str) -> UserData:
+    """The images that the table `spec` lists; their paths are relative to it. Raises `DataError`."""
+    path = Path(spec).expanduser()
+    try:
+        rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"data {spec!r} cannot be read ({error}); expected a CSV or JSONL file in UTF-8") from error
+    if not rows:
+        raise DataError(f"data {spec!r} is empty; expected rows with an image's path and its targets")
+    table = _Table(spec, rows, tuple(rows[0]))
+    images = _image_paths(table, path.parent)
+    if _LABELS in table.names:
+        layout: Layout = "labels"
+        classes, targets = _read_labels(table)
+    else:
+        layout = "numbers"
+        classes, targets = _read_numbers(table)
+    samples = Samples.of(images, np.zeros(len(images), dtype=np.int64), Files(path.parent, images), Values(targets))
+    train, held_out = _halves(table, samples)
+    return UserData(classes, train, held_out, layout=layout, outputs=len(classes))
+
+
+def _read_csv(spec: str, path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        header = [name.strip() for name in next(reader, [])]
+        if len(set(header)) < len(header):
+            raise DataError(f"data {spec!r} has two columns of one name: {', '.join(header)}; rename one")
+        rows: list[Row] = []
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                raise DataError(
+                    f"data {spec!r}, row {len(rows) + 1}: {len(cells)} columns; expected {len(header)}: "
+                    f"{', '.join(header)}"
+                )
+            rows.append(dict(zip(header, (cell.strip() for cell in cells), strict=True)))
+    return rows
+
+
+def _read_jsonl(spec: str, path: Path) -> list[Row]:
+    rows: list[Row] = []
+    for line in filter(str.strip, path.read_text(encoding="utf-8-sig").splitlines()):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"data {spec!r}, row {len(rows) + 1}: no JSON ({error}); expected one object a line") from (
+                error
+            )
+        if not isinstance(row, dict) or (rows and set(row) != set(rows[0])):
+            expected = f"an object with {', '.join(rows[0])}" if rows else "an object with path and targets"
+            raise DataError(f"data {spec!r}, row {len(rows) + 1}: other columns; expected {expected}")
+        rows.append(row)
+    return rows
+
+
+def _path_column(table: _Table) -> str:
+    for name in _PATH_COLUMNS:
+        if name in table.names:
+            return name
+    raise DataError(
+        f"data {table.spec!r} has the columns {', '.join(table.names)}; expected one of {', '.join(_PATH_COLUMNS)}"
+    )
+
+
+def _image_paths(table: _Table, folder: Path) -> tuple[str, ...]:
+    """Paths of the images, each once; `DataError` where one is missing."""
+    column = _path_column(table)
+    paths = tuple(str(row[column]) for row in table.rows)
+    missing = [(number, path) for number, path in enumerate(paths) if not (folder / path).is_file()]
+    if missing:
+        raise table.error(
+            missing[0][0],
+            f"no image {missing[0][1]!r} ({len(missing)} of {len(paths)} are missing); expected paths relative to "
+            f"'{folder}'",
+        )
+    first: dict[str, int] = {}
+    for number, path in enumerate(paths):
+        if first.setdefault(path, number) != number:
+            raise table.error(number, f"image {path!r} is in row {first[path] + 1} already; expected one row an image")
+    return paths
+
+
+def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """All labels, sorted, and which of them each image has, (n, k) of 0 and 1."""
+    listed = [_split_labels(table, number) for number in range(len(table.rows))]
+    classes = tuple(sorted({label for labels in listed for label in labels}))
+    if not classes:
+        raise DataError(f"data {table.spec!r}: column {_LABELS!r} is empty; expected names, separated by ';'")
+    targets = np.array([[name in labels for name in classes] for labels in listed], dtype=np.float32)
+    return classes, targets
+
+
+def _split_labels(table: _Table, number: int) -> set[str]:
+    value = table.rows[number][_LABELS]
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise table.error(number, f"labels {value!r} are no JSON list ({error}); mend them") from error
+    if isinstance(value, str):
+        value = value.split(";")
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise table.error(number, f"labels {value!r}; expected names separated by ';', or a JSON list of names")
+    return {label.strip() for label in value} - {""}
+
+
+def _read_numbers(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Names of the columns that are targets, and their values, (n, k)."""
+    columns = tuple(name for name in table.names if name not in (_path_column(table), _SPLIT))
+    if not columns:
+        raise DataError(f"data {table.spec!r} has no targets; expected a column {_LABELS!r}, or columns of numbers")
+    values = [[_number(table, number, name) for name in columns] for number in range(len(table.rows))]
+    return columns, np.array(values, dtype=np.float32)
+
+
+def _number(table: _Table, number: int, column: str) -> float:
+    value = table.rows[number][column]
+    try:
+        result = float(value) if isinstance(value, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        result = math.nan
+    if not math.isfinite(result) or abs(result) > np.finfo(np.float32).max:
+        raise table.error(
+            number,
+            f"column {column!r} holds {value!r}, which is no finite number; mend it, or name a column of label names "
+            f"{_LABELS!r}",
+        )
+    return result
+
+
+def _halves(table: _Table, samples: Samples) -> tuple[Samples, Samples | None]:
+    """Training and held-out samples as the column `split` says; all in one piece without it."""
+    if _SPLIT not in table.names:
+        return samples, None
+    names = [str(row[_SPLIT]).lower() for row in table.rows]
+    for number, name in enumerate(names):
+        if name not in (*TRAIN_FOLDERS, *HELD_OUT_FOLDERS):
+            raise table.error(number, f"split {name!r}; expected 'train' or 'val'")
+    train = np.array([name in TRAIN_FOLDERS for name in names])
+    if train.all() or not train.any():
+        return samples, None
+    return samples.take(np.flatnonzero(train)), samples.take(np.flatnonzero(~train))

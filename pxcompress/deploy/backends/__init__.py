@@ -1,0 +1,96 @@
+"""Runtimes that run what is exported. One file a runtime, which registers itself under each provider that it has.
+
+    @BACKENDS.register("my-runtime")
+    @dataclass(frozen=True)
+    class MyRuntime(OnnxFiles):
+        title, version = "My Runtime", "my-runtime-1.0"
+        def get_device(self, provider): ...           # "cpu" or "cuda"
+        def explain_failure(self, provider): ...      # why it cannot run on this machine; "" where it can
+        def open(self, source, provider, threads): ...  # a `deploy.session.Session` with its `run` and `bind_feed`
+
+A file in this folder is found by itself, and `--provider my-runtime` chooses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from pxcompress.deploy.export import OUTPUT, export_onnx, file_bytes
+from pxcompress.deploy.session import Session
+from pxcompress.errors import InputError
+from pxcompress.proof import Artifact
+from pxcompress.registry import Registry
+
+
+class Backend(Protocol):
+    """A runtime: it writes a model as a file that it can run, opens such a file, and says how large it is.
+
+    What is opened, a `Session`, predicts, and binds inputs to a call that is timed.
+    """
+
+    title: ClassVar[str]
+    """Name of the runtime in messages."""
+
+    @property
+    def version(self) -> str:
+        """Version of the runtime, which tells it from other runtimes, too; kept times are of one version only."""
+
+    def get_device(self, provider: str) -> str:
+        """Where a provider runs: "cpu" or "cuda"."""
+
+    def explain_failure(self, provider: str) -> str:
+        """Why `provider` does not work on this machine, in one line, with what to install; "" where it works."""
+
+    def export(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        metadata: Mapping[str, str],
+        *,
+        batch: int | None = None,
+        output_name: str = OUTPUT,
+    ) -> Artifact:
+        """Write `model` for any batch, or for one of `batch` samples, as `export.export_onnx` does."""
+
+    def open(self, source: Path | bytes, provider: str, threads: int) -> Session:
+        """The model of a file, or of its content, ready to run on `provider` with this number of CPU threads.
+
+        Raises `CannotOpen` with the runtime's reason in one line where it does not take the model.
+        """
+
+    def size(self, path: Path) -> int:
+        """Bytes of the files that have to be deployed, weights beside `path` included."""
+
+
+class CannotOpen(InputError):
+    """A runtime does not take a model; the message is its reason in one line."""
+
+
+class OnnxFiles:
+    """What backends share that open ONNX files: how these are written, and how large they are."""
+
+    def export(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        metadata: Mapping[str, str],
+        *,
+        batch: int | None = None,
+        output_name: str = OUTPUT,
+    ) -> Artifact:
+        """Write `model` as an ONNX file."""
+        return export_onnx(model, example, path, metadata, batch=batch, output_name=output_name)
+
+    def size(self, path: Path) -> int:
+        """Bytes of an ONNX file and of the weights beside it."""
+        return file_bytes(path)
+
+
+BACKENDS: Registry[Backend] = Registry("provider", "pxcompress.deploy.backends")
+"""Backends by the providers that each of them has."""

@@ -1,0 +1,255 @@
+"""ONNX Runtime: sessions whose execution provider is proven.
+
+Asked for a GPU that it cannot use, ONNX Runtime writes to stderr and hands out a CPU session. Here a provider is tried
+on a one-node model before any work starts, and every session knows which nodes run where.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import build_and_package_info
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
+from pxcompress.deploy.hardware import explain_missing_gpu, load_tensorrt
+from pxcompress.deploy.quiet import capture_output, shorten_message
+from pxcompress.deploy.session import Array, Port, Session
+from pxcompress.errors import InputError
+from pxcompress.proof import Placement
+
+VERSION: str = ort.__version__
+CUDA_VERSION: str = getattr(build_and_package_info, "cuda_version", "")
+"""Version of CUDA that this ONNX Runtime was built for; "" where it was built without."""
+
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}  # DEFAULT is 4 to 50 times slower
+_STACKS: Mapping[str, list[Any]] = {
+    "cpu": [_CPU],
+    "cuda": [(_CUDA, _CUDA_OPTIONS), _CPU],
+    "cuda-graph": [(_CUDA, {**_CUDA_OPTIONS, "enable_cuda_graph": "1"}), _CPU],
+    "tensorrt": [_TENSORRT, (_CUDA, _CUDA_OPTIONS), _CPU],
+}
+"""Execution providers of a session, the first one first, by the provider's name here.
+
+"cuda-graph" records the kernels of a call once and replays them.
+"""
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    **{
+        f"tensor({name})": np.dtype(name)
+        for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool")
+    },
+}
+"""NumPy's types by ONNX Runtime's names; an input of another type is refused."""
+
+ORT_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.EPFail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+"""Exceptions that ONNX Runtime raises; they have no base class of their own."""
+
+_graphs = itertools.count(1)
+"""Numbers of recorded graphs: every bound call has its own, or it would replay another one on that one's buffers."""
+
+_NO_GRAPH = -1
+"""Number of a call that is neither recorded nor replayed, as ONNX Runtime has it."""
+
+
+@BACKENDS.register("cpu")
+@BACKENDS.register("cuda")
+@BACKENDS.register("cuda-graph")
+@BACKENDS.register("tensorrt")
+@dataclass(frozen=True)
+class OnnxRuntime(OnnxFiles):
+    """ONNX Runtime on the CPU, and on NVIDIA GPUs through CUDA or TensorRT."""
+
+    title: ClassVar[str] = "ONNX Runtime"
+
+    @property
+    def version(self) -> str:
+        """Version of the package onnxruntime."""
+        return VERSION
+
+    def get_device(self, provider: str) -> str:
+        """The processor for the provider "cpu", an NVIDIA GPU for the others."""
+        return "cpu" if provider == "cpu" else "cuda"
+
+    def explain_failure(self, provider: str) -> str:
+        """Why `provider` does not work here; `get_available_providers` only lists what was compiled in."""
+        return _try_provider(provider)
+
+    def open(self, source: Path | bytes, provider: str, threads: int) -> OrtSession:
+        """A session on `provider`, which no node leaves unless `placement` says so."""
+        model, failure = _create(source, provider, threads)
+        if model is None:
+            raise CannotOpen(failure)
+        return OrtSession.of(Path("model") if isinstance(source, bytes) else source, model, provider, threads)
+
+
+@dataclass(frozen=True, eq=False)
+class OrtSession(Session):
+    """A session of ONNX Runtime; `providers` are its execution providers, the first one first."""
+
+    providers: tuple[str, ...]
+    _model: Any
+    errors: ClassVar[tuple[type[Exception], ...]] = ORT_ERRORS
+
+    @classmethod
+    def of(cls, path: Path, model: Any, provider: str, threads: int) -> OrtSession:
+        """Wrap ONNX Runtime's session `model`; `InputError` for an input or output of an unknown type."""
+        return cls(
+            path=path,
+            placement=_describe_placement(model, provider),
+            inputs=tuple(_port(path, node) for node in model.get_inputs()),
+            outputs=tuple(_port(path, node) for node in model.get_outputs()),
+            threads=threads,
+            metadata=dict(model.get_modelmeta().custom_metadata_map),
+            providers=tuple(model.get_providers()),
+            _model=model,
+        )
+
+    def run(self, feed: Mapping[str, Array]) -> list[Array]:
+        """The outputs for one batch."""
+        names = [port.name for port in self.outputs]
+        return [np.asarray(value) for value in self._model.run(names, dict(feed), _run_options(_NO_GRAPH))]
+
+    def bind_feed(self, feed: Mapping[str, Array]) -> Bound:
+        """One inference call on buffers bound once, on the device, after one that allocates and records."""
+        outputs = self.run(feed)  # their shapes are needed to bind them
+        binding = self._model.io_binding()
+        sources = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in feed.items()}
+        targets = [
+            ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype.type, self.device, 0)
+            for value in outputs
+        ]
+        for name, source in sources.items():
+            binding.bind_ortvalue_input(name, source)
+        for port, target in zip(self.outputs, targets, strict=True):
+            binding.bind_ortvalue_output(port.name, target)
+        call = Bound(self._model, binding, sources, targets, _run_options(next(_graphs)))
+        call()  # takes all memory that it needs, and records the graph where there is one
+        return call
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A call on bound buffers. It holds the buffers because a binding on the CPU only points at their memory."""
+
+    model: Any
+    binding: Any
+    sources: Mapping[str, Any]
+    targets: Sequence[Any]
+    options: Any
+
+    def __call__(self) -> None:
+        self.model.run_with_iobinding(self.binding, self.options)
+        self.binding.synchronize_outputs()
+
+
+def _try_provider(provider: str) -> str:
+    """Why no session on `provider` can be opened and run here; "" where one can."""
+    if _name(provider) not in ort.get_available_providers():
+        return f"onnxruntime {VERSION} was built without {_name(provider)} (the onnxruntime-gpu package has it)"
+    if provider != "cpu":
+        if reason := explain_missing_gpu():
+            return reason
+        with capture_output():
+            ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
+            if provider == "tensorrt":
+                load_tensorrt()
+    model, failure = _create(_make_convolution(), provider, threads=1)
+    if failure:
+        return failure
+    try:
+        OrtSession.of(Path("probe"), model, provider, 1).bind(np.zeros((1, 1, 2, 2), np.float32))
+    except (InputError, *ORT_ERRORS) as error:
+        return shorten_message(str(error))
+    return ""
+
+
+def _make_convolution() -> bytes:
+    """The smallest model that needs cuDNN."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("x", kind, [1, 1, 2, 2])],
+        [helper.make_tensor_value_info("y", kind, [1, 1, 1, 1])],
+        [helper.make_tensor("w", kind, [1, 1, 2, 2], [1.0] * 4)],
+    )
+    opset = helper.make_opsetid("", 18)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+
+
+def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str]:
+    """ONNX Runtime's session on `provider`, or None and why there is none in one line."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is in the exception, too
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Idle threads of one session otherwise spin on the cores that another one is timed on (1.7x on 2 cores).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    model, failure = None, ""
+    with capture_output() as noise:
+        try:
+            model = ort.InferenceSession(source, options, providers=_STACKS[provider], enable_fallback=0)
+        except ORT_ERRORS as error:
+            failure = str(error)
+    if model is None:
+        return None, shorten_message(f"{failure}\n{noise()}")
+    if model.get_providers()[0] != _name(provider):
+        return None, shorten_message(noise()) or f"ONNX Runtime gave {model.get_providers()[0]} instead"
+    return model, ""
+
+
+def _name(provider: str) -> str:
+    """ONNX Runtime's own name of a provider."""
+    first = _STACKS[provider][0]
+    return str(first if isinstance(first, str) else first[0])
+
+
+def _describe_placement(model: Any, provider: str) -> Placement:
+    """Count the nodes on each execution provider, as ONNX Runtime assigned them (before it fuses nodes)."""
+    got = model.get_providers()[0]
+    nodes = [
+        (part.ep_name, node.op_type) for part in model.get_provider_graph_assignment_info() for node in part.get_nodes()
+    ]
+    elsewhere = Counter(f"{op} on {place}" for place, op in nodes if place != got)
+    names = ", ".join(f"{count} {name}" for name, count in elsewhere.most_common(5))
+    reason = f"{elsewhere.total()} of {len(nodes)} nodes run elsewhere: {names}" if elsewhere else ""
+    counts = dict(Counter(place for place, _ in nodes if place != got))
+    return Placement(provider, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts)
+
+
+def _run_options(graph: int) -> Any:
+    """Options of one call, with the number of the graph that it records or replays; without effect elsewhere."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+def _port(path: Path, node: Any) -> Port:
+    """An input or output of ONNX Runtime's session; `InputError` for a type that NumPy does not have."""
+    if node.type not in _DTYPES:
+        raise InputError(f"{path}: {node.name!r} is a {node.type}; expected one of: {', '.join(_DTYPES)}")
+    return Port(node.name, tuple(s if isinstance(s, int) else None for s in node.shape), _DTYPES[node.type])

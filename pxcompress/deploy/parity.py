@@ -1,0 +1,73 @@
+"""The proof that an ONNX file computes what its PyTorch model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pxcompress.deploy import runtime
+from pxcompress.deploy.export import on_cpu
+from pxcompress.errors import DataError
+from pxcompress.models.adapter import named_outputs
+from pxcompress.models.outputs import max_difference
+from pxcompress.proof import Parity
+from pxcompress.tasks.agreement import Agreement
+from pxcompress.tasks.task import Task
+from pxcompress.types import Batches
+
+_BATCH = 16
+"""Samples in a batch of the comparison, at most."""
+
+
+def verify_parity(
+    model: nn.Module,
+    artifact_path: Path,
+    inputs: Iterable[Tensor] | Batches,
+    *,
+    task: Task | None = None,
+    tolerance: float = 1e-3,
+    samples: int = 64,
+) -> Parity:
+    """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
+
+    All outputs are compared; agreement is what the `task` says of them, by default the place of the largest logit.
+
+    `inputs` are tensors (n, ...) or (inputs, labels) pairs, of which the first `samples` are used. Passed when
+    max |difference| <= tolerance * max(1, max |outputs of PyTorch|), so never with a NaN. `model` is left as it was.
+    """
+    everything = _take(inputs, samples)
+    enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
+    session, judge = runtime.open_session(artifact_path, "cpu"), task or Agreement()
+    differences, scales, agreements = [], [1.0], []
+    with on_cpu(model):
+        for batch in (enough[:1], enough[:2], *enough.split(_BATCH)):
+            expected, outputs = named_outputs(model, batch, judge.output_name), session.outputs_of(batch)
+            differences.append(max_difference(outputs, expected))
+            scales.append(max(float(value.abs().max()) for value in expected.values()))
+            agreements.append(judge.agreement(outputs, expected))
+    max_abs = float(np.max(differences))
+    return Parity(
+        samples=len(everything),
+        max_abs=max_abs,
+        agreement=float(torch.cat(agreements[2:]).mean()),
+        passed=bool(max_abs <= tolerance * np.max(scales)),
+    )
+
+
+def _take(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
+    """The first `samples` inputs as one tensor on the CPU."""
+    parts: list[Tensor] = []
+    missing = samples
+    for item in inputs:
+        batch = item if isinstance(item, Tensor) else item[0]
+        parts.append(batch[:missing].detach().cpu())
+        missing -= len(parts[-1])
+        if missing <= 0:
+            break
+    if missing == samples:
+        raise DataError("no inputs to compare the exported file with PyTorch on; expected at least one sample")
+    return torch.cat(parts)

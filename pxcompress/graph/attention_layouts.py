@@ -1,0 +1,116 @@
+"""How attention modules are built: one record for each family, by which their heads are found and removed.
+
+A family of your own is one record in one file that is imported before the model is pruned, such as the one that defines
+the model:
+
+    from pxcompress.graph import AttentionLayout, register_attention
+
+    register_attention(
+        AttentionLayout("my-attention", projections=("to_qkv",), outputs=("to_out",), counts=("n_head",), rows="heads")
+    )
+
+Nothing else has to be told. That heads can go is proved on the example as for every other group: with a record that
+does not fit the module, its heads stay whole, and `pxcompress inspect` says by how much the outputs differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Where the modules of one family hold their heads. All names are those of attributes of the attention module."""
+
+    name: str
+
+    projections: tuple[str, ...]
+    """Children whose linear layers make queries, keys and values; those that a module has are taken."""
+
+    outputs: tuple[str, ...]
+    """Children that may hold the linear layer which reads the heads; a module has exactly one of them."""
+
+    counts: tuple[str, ...] = ("num_heads",)
+    """Attributes that may hold the number of heads, the likeliest first."""
+
+    rows: Literal["blocks", "heads"] = "blocks"
+    """Order of a projection's rows. "blocks": the queries of all heads, then the keys of all, then the values.
+    "heads": queries, keys and values of the first head, then those of the second."""
+
+    widths: tuple[str, ...] = ()
+    """Further attributes that grow with the number of heads; the scale and the size of one head do not."""
+
+    tables: tuple[str, ...] = ("table",)
+    """Parts of the names of parameters whose last axis has one entry a head; in others it is the first axis."""
+
+    caches: tuple[str, ...] = ()
+    """Attributes with a dictionary of what was computed from all heads: emptied when heads are removed."""
+
+    marks: tuple[str, ...] = ()
+    """Attributes of which a module must have one that is true, where the family is not told by its children alone."""
+
+    def heads(self, module: nn.Module) -> int:
+        """Number of heads of a module of this family; 0 for any other module."""
+        if self.marks and not any(getattr(module, mark, False) for mark in self.marks):
+            return 0
+        if not layers_below(module, self.projections) or len(layers_below(module, self.outputs)) != 1:
+            return 0
+        values = (getattr(module, count, None) for count in self.counts)
+        return next((value for value in values if isinstance(value, int)), 0)
+
+
+def layers_below(module: nn.Module, children: Sequence[str], kind: type[nn.Module] = nn.Linear) -> list[str]:
+    """Names of the layers of `kind` in the `children` of `module`, as far as it has them."""
+    parts = [(name, child) for name in children if isinstance(child := getattr(module, name, None), nn.Module)]
+    return [
+        f"{part}.{name}".rstrip(".")
+        for part, child in parts
+        for name, layer in child.named_modules()
+        if isinstance(layer, kind)
+    ]
+
+
+ATTENTION_LAYOUTS: dict[str, AttentionLayout] = {}
+"""The registered families by name. A module belongs to the one among its families that was registered last."""
+
+
+def register_attention(layout: AttentionLayout) -> None:
+    """Add a family. It comes before those registered earlier; raises `ValueError` for a name that is taken."""
+    if layout.name in ATTENTION_LAYOUTS:
+        raise ValueError(f"attention layout {layout.name!r} is registered twice; give it another name")
+    ATTENTION_LAYOUTS[layout.name] = layout
+
+
+def layout_of(module: nn.Module) -> AttentionLayout | None:
+    """The family of an attention module; None for any other module."""
+    return next((layout for layout in reversed(ATTENTION_LAYOUTS.values()) if layout.heads(module)), None)
+
+
+_PROJECTIONS = ("qkv", "qk", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj")
+_OUTPUTS = ("proj", "out_proj")
+_COUNTS = ("num_heads", "heads")
+_WIDTHS = ("attn_dim", "all_head_dim", "attention_dim", "key_attn_dim", "val_attn_dim")
+
+# timm's usual attention, and nn.MultiheadAttention as `models.rewrite.ExplicitAttention`.
+register_attention(AttentionLayout("usual", _PROJECTIONS, _OUTPUTS, _COUNTS, widths=_WIDTHS))
+# LeViT: keys are narrower than values (`val_dim`), and biases by position are cached for each device.
+register_attention(
+    AttentionLayout(
+        "levit",
+        _PROJECTIONS,
+        _OUTPUTS,
+        _COUNTS,
+        rows="heads",
+        widths=_WIDTHS,
+        caches=("attention_bias_cache",),
+        marks=("val_dim",),
+    )
+)
+# MaxViT and CoAtNet, as far as they keep what belongs to a head together (`head_first`).
+register_attention(
+    AttentionLayout("maxvit", _PROJECTIONS, _OUTPUTS, _COUNTS, rows="heads", widths=_WIDTHS, marks=("head_first",))
+)

@@ -1,0 +1,63 @@
+"""Which task a run is: what the user says, or what the data are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pxcompress.errors import InputError
+from pxcompress.models.adapter import adapted_view
+from pxcompress.models.loading import find_object
+from pxcompress.models.outputs import by_name
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Task
+
+AUTO = "auto"
+
+BY_LAYOUT = {
+    "classes": "classification",
+    "masks": "segmentation",
+    "labels": "multi-label",
+    "numbers": "regression",
+    "unlabelled": "agreement",
+}
+"""The task that is taken for data of a layout where nothing is said."""
+
+
+def build_task(text: str) -> Task:
+    """The task that `text` names, "segmentation:ignore_index=0", or a user's own, "package.module:Class".
+
+    Raises `InputError` for what is none.
+    """
+    name = text.partition(":")[0]
+    if name in TASKS or "." not in name:
+        return TASKS.build(text)
+    task: Any = find_object(text, "task")
+    task = task() if isinstance(task, type) else task
+    if not isinstance(task, Task):
+        raise InputError(f"task {text!r} is a {type(task).__name__}; expected a subclass of pxcompress.tasks.task.Task")
+    return task
+
+
+def as_judged(model: nn.Module, example: Tensor, task: Task) -> nn.Module:
+    """A view of `model` whose forward gives the logits of `task`, (n, k); a classifier is one already."""
+    if isinstance(task, Classification):
+        return model
+    return adapted_view(model, example, lambda raw: task.logits(by_name(raw, task.output_name)))
+
+
+def task_text(task: Task) -> str:
+    """The text that `build_task` makes an equal task of."""
+    cls = type(task)
+    return TASKS.text(task) if cls in {TASKS.get(name) for name in TASKS} else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def check_layout(task: Task, text: str, layout: str, data: str) -> None:
+    """Raise `InputError` where data of this layout have no targets that the task reads."""
+    if task.layouts and layout not in task.layouts and "unlabelled" not in task.layouts:
+        raise InputError(
+            f"task {text!r} reads {' or '.join(task.layouts)}, data {data!r} have {layout}; give other data, or --task "
+            f"{BY_LAYOUT[layout]}, or --task agreement, which needs no targets"
+        )

@@ -1,0 +1,43 @@
+"""Classification: one class a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pxcompress.proof import Metric
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.task import Outputs, Task, kl_divergence, single
+
+
+@TASKS.register("classification")
+@dataclass(frozen=True)
+class Classification(Task):
+    """One class a sample, the largest of its logits (n, classes); judged by top-1 accuracy."""
+
+    metric = Metric("top-1", binary=True)
+    layouts = ("classes",)
+    output_name = "logits"
+
+    def logits(self, outputs: Outputs) -> Tensor:
+        """The logits of all classes."""
+        return _logits(outputs)
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        """Whether the class is right, the class, and the label, (n, 3)."""
+        predicted = _logits(outputs).argmax(1)
+        return torch.stack([(predicted == targets).double(), predicted.double(), targets.double()], 1)
+
+    def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """1 for the same class, else 0."""
+        return (_logits(outputs).argmax(1) == _logits(dense).argmax(1)).double()
+
+    def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """KL divergence from the dense model's distribution over classes."""
+        return kl_divergence(_logits(outputs), _logits(dense))
+
+
+def _logits(outputs: Outputs) -> Tensor:
+    return single(outputs, "logits", 2, "logits (n, classes)")

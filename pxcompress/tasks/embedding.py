@@ -1,0 +1,66 @@
+"""Embeddings: vectors whose directions are compared, for retrieval and recognition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from pxcompress.proof import Metric
+from pxcompress.registry import option
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.task import Outputs, Task, single
+
+
+@TASKS.register("embedding")
+@dataclass(frozen=True)
+class Embedding(Task):
+    """A vector a sample, compared by its direction; judged by recall@1: the nearest other sample has the same label.
+
+    Feature maps (n, channels, height, width) count as the mean over their positions.
+    """
+
+    output: str = option("embedding", "name of the output with the embedding; else the first (n, features)")
+
+    metric = Metric("recall@1", binary=True)
+    layouts = ("classes",)
+    output_name = "embedding"
+
+    def logits(self, outputs: Outputs) -> Tensor:
+        """Length of the embedding along its own direction, (n,)."""
+        vectors = self._vectors(outputs)
+        direction = vectors.detach()
+        return (vectors * direction).sum(1) / direction.square().sum(1).sqrt().clamp_min(1e-12)
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        """The direction of the embedding and the label, (n, features + 1)."""
+        return torch.cat([normalize(self._vectors(outputs).double(), dim=1), targets.double()[:, None]], 1)
+
+    def complete(self, statistics: Tensor) -> Tensor:
+        """Whether the nearest other sample has the same label, (n, 1)."""
+        vectors, labels = statistics[:, :-1], statistics[:, -1]
+        similarity = vectors @ vectors.T
+        similarity.fill_diagonal_(-torch.inf)
+        return (labels[similarity.argmax(1)] == labels).double()[:, None]
+
+    def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """Cosine of the two embeddings of a sample; 0 where it is negative."""
+        return self._cosine(outputs, dense).clamp(0, 1)
+
+    def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """1 less the cosine."""
+        return (1 - self._cosine(outputs, dense)).clamp_min(0)
+
+    def _cosine(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        return cosine_similarity(self._vectors(outputs).double(), self._vectors(dense).double())
+
+    def _vectors(self, outputs: Outputs) -> Tensor:
+        maps = [value for value in outputs.values() if value.dim() == 4]
+        if maps and self.output not in outputs:
+            return maps[-1].mean((2, 3))
+        value = outputs.get(self.output)
+        if value is not None and value.dim() == 4:
+            return value.mean((2, 3))
+        return single(outputs, self.output, 2, "embeddings (n, features)")

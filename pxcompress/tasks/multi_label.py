@@ -1,0 +1,70 @@
+"""Multi-label classification: any number of classes a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pxcompress.errors import InputError
+from pxcompress.proof import Metric
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.task import Outputs, Task, single
+
+
+@TASKS.register("multi-label")
+@dataclass(frozen=True)
+class MultiLabel(Task):
+    """Any number of classes a sample, each by the sign of its logit (n, classes); judged by mean average precision."""
+
+    metric = Metric("mAP")
+    layouts = ("labels",)
+    output_name = "logits"
+
+    def logits(self, outputs: Outputs) -> Tensor:
+        """Sum of the sizes of all logits, (n,): whether a class is there or not is a decision either way."""
+        return _logits(outputs).abs().sum(1)
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        """Logits and targets, (n, 2 * classes)."""
+        return torch.cat([_logits(outputs).double(), targets.double()], 1)
+
+    def quality(self, statistics: Tensor) -> float:
+        """Average precision as a mean over the classes that occur."""
+        from torchmetrics.functional.classification import multilabel_average_precision
+
+        logits, targets = statistics.chunk(2, 1)
+        occurs = targets.any(0)
+        if not occurs.any():
+            return 0.0
+        precision = multilabel_average_precision(
+            logits[:, occurs], targets[:, occurs].long(), int(occurs.sum()), validate_args=False
+        )
+        return float(precision)
+
+    def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """Share of the classes with the same decision."""
+        return ((_logits(outputs) > 0) == (_logits(dense) > 0)).double().mean(1)
+
+    def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """KL divergence from the dense model's distribution of every class, as a mean over classes."""
+        one, other = _logits(dense).double(), _logits(outputs).double()
+        there = one.sigmoid() * (logsigmoid(one) - logsigmoid(other))
+        return (there + (-one).sigmoid() * (logsigmoid(-one) - logsigmoid(-other))).mean(1)
+
+    def loss(self, statistics: Tensor) -> Tensor:
+        """Share of the classes decided wrongly."""
+        logits, targets = statistics.chunk(2, 1)
+        return ((logits > 0) != (targets > 0.5)).double().mean(1)
+
+    def check(self, outputs: Outputs, targets: Tensor) -> None:
+        """Refuse data with another number of classes."""
+        given, returned = targets.shape[1], _logits(outputs).shape[1]
+        if given != returned:
+            raise InputError(f"the data have {given} classes, the model has {returned}; give as many")
+
+
+def _logits(outputs: Outputs) -> Tensor:
+    return single(outputs, "logits", 2, "logits (n, classes)")

@@ -1,0 +1,49 @@
+"""Regression: numbers for every sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pxcompress.errors import InputError
+from pxcompress.proof import Metric
+from pxcompress.registry import option
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.task import Outputs, Task, real
+
+
+@TASKS.register("regression")
+@dataclass(frozen=True)
+class Regression(Task):
+    """Numbers (n, k) for every sample; judged by the mean absolute error, in the targets' own unit."""
+
+    output: str = option("output", "name of the output with the numbers; else the first")
+
+    metric = Metric("MAE", unit="number", higher_is_better=False)
+    layouts = ("numbers",)
+
+    def logits(self, outputs: Outputs) -> Tensor:
+        """Every number by itself."""
+        return self._numbers(outputs)
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        """Mean absolute error of a sample, and the range of its targets, (n, 2)."""
+        errors = (self._numbers(outputs).double() - targets.double().reshape(len(targets), -1)).abs().mean(1)
+        size = targets.double().reshape(len(targets), -1).abs().amax(1)
+        return torch.stack([errors, size], 1)
+
+    def loss(self, statistics: Tensor) -> Tensor:
+        """Absolute error as a share of the largest target, at most 1."""
+        return (statistics[:, 0] / statistics[:, 1].max().clamp_min(1e-12)).clamp(0, 1)
+
+    def check(self, outputs: Outputs, targets: Tensor) -> None:
+        """Refuse targets of another number than the model returns."""
+        given, returned = targets.reshape(len(targets), -1).shape[1], self._numbers(outputs).shape[1]
+        if given != returned:
+            raise InputError(f"the data have {given} numbers a sample, the model returns {returned}; give as many")
+
+    def _numbers(self, outputs: Outputs) -> Tensor:
+        values = outputs[self.output] if self.output in outputs else real(outputs)[0]
+        return values.reshape(len(values), -1)

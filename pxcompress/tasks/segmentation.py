@@ -1,0 +1,105 @@
+"""Semantic segmentation: one class a pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pxcompress.errors import InputError
+from pxcompress.proof import Metric
+from pxcompress.registry import option
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.task import Outputs, Task, kl_divergence, single
+
+
+@TASKS.register("segmentation")
+@dataclass(frozen=True)
+class Segmentation(Task):
+    """One class a pixel, the largest of logits (n, classes, height, width); judged by mIoU over all pixels.
+
+    Logits smaller than the masks are resized to them, as is usual. A map of one channel says foreground above 0.
+    """
+
+    ignore_index: int = option(255, "value of pixels in a mask that do not count", low=-1)
+    output: str = option("out", "name of the output with the map; else the first (n, classes, height, width)")
+
+    metric = Metric("mIoU")
+    layouts = ("masks",)
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        """Pixels in both map and mask, and pixels in either, for every class, (n, 2 * classes)."""
+        return _overlaps(self._classes(outputs, targets.shape[-2:]), targets, self._count(outputs), self.ignore_index)
+
+    def quality(self, statistics: Tensor) -> float:
+        """Mean over the classes that occur of intersection over union, both summed over all samples."""
+        both, either = statistics.double().sum(0).chunk(2)
+        return float((both / either)[either > 0].mean()) if (either > 0).any() else 0.0
+
+    def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """Mean IoU of a sample's two maps, over the classes in either of them."""
+        size = self._map(dense).shape[-2:]
+        counts = _overlaps(self._classes(outputs, size), self._classes(dense, size), self._count(dense), None)
+        return _mean_iou(counts)
+
+    def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """KL divergence from the dense model's distribution over classes, as a mean over pixels."""
+        return kl_divergence(_two_classes(self._map(outputs)), _two_classes(self._map(dense)))
+
+    def loss(self, statistics: Tensor) -> Tensor:
+        """1 less the mean IoU of each sample's own map and mask."""
+        return 1 - _mean_iou(statistics)
+
+    def check(self, outputs: Outputs, targets: Tensor) -> None:
+        """Refuse masks with classes that the model does not have."""
+        values = targets[targets != self.ignore_index]
+        if values.numel() and int(values.max()) >= (classes := self._count(outputs)):
+            raise InputError(
+                f"a mask has class {int(values.max())}, the model has {classes} (0 to {classes - 1}); give masks of "
+                "its classes, or --task segmentation:ignore_index=VALUE for pixels that do not count"
+            )
+
+    def _map(self, outputs: Outputs) -> Tensor:
+        return single(outputs, self.output, 4, "a map (n, classes, height, width)")
+
+    def _count(self, outputs: Outputs) -> int:
+        return max(2, self._map(outputs).shape[1])
+
+    def _classes(self, outputs: Outputs, size: torch.Size) -> Tensor:
+        """The class of every pixel, (n, *size)."""
+        logits = self._map(outputs).float()
+        if logits.shape[-2:] != size:
+            logits = interpolate(logits, size, mode="bilinear", align_corners=False)
+        return _two_classes(logits).argmax(1)
+
+
+def _two_classes(logits: Tensor) -> Tensor:
+    """Logits with a background of 0 beside a map of one channel; others as they are."""
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+def _overlaps(predicted: Tensor, targets: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    """Intersections and unions (n, 2 * classes) in pixels."""
+    from torchmetrics.functional.classification import multiclass_stat_scores
+
+    counts = multiclass_stat_scores(
+        predicted.flatten(1),
+        targets.flatten(1).long(),
+        classes,
+        average=None,
+        multidim_average="samplewise",
+        ignore_index=ignore_index,
+        validate_args=False,
+    )
+    true_positive, false_positive, _, false_negative, _ = counts.double().unbind(-1)
+    return torch.cat([true_positive, true_positive + false_positive + false_negative], 1)
+
+
+def _mean_iou(counts: Tensor) -> Tensor:
+    """Mean IoU of every sample over the classes that it has, (n,); 1 where it has none."""
+    both, either = counts.double().chunk(2, 1)
+    present = either > 0
+    share = torch.where(present, both / either.clamp_min(1), 0).sum(1) / present.sum(1).clamp_min(1)
+    return torch.where(present.any(1), share, 1.0)
