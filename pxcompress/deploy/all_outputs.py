@@ -7,8 +7,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from pxcompress.deploy.quiet import captured, one_line
-from pxcompress.deploy.session import ORT_ERRORS, Array
+from pxcompress.deploy.backends.onnxruntime import ORT_ERRORS
+from pxcompress.deploy.quiet import capture_output, shorten_message
+from pxcompress.deploy.session import Array
 from pxcompress.errors import InputError
 
 
@@ -19,9 +20,9 @@ def run_graph(source: Path | bytes, feed: Mapping[str, Array]) -> list[Array]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     name = source.name if isinstance(source, Path) else "the graph"
     try:
-        with captured():
+        with capture_output():
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
             taken = {port.name for port in session.get_inputs()}
             return list(session.run(None, {key: value for key, value in feed.items() if key in taken}))
     except ORT_ERRORS as error:
-        raise InputError(f"{name} does not run in ONNX Runtime: {one_line(str(error))}") from error
+        raise InputError(f"{name} does not run in ONNX Runtime: {shorten_message(str(error))}") from error

@@ -151,12 +151,13 @@ class OnnxModule(Runner):
 def trace_run(module: OnnxModule, *, keep_values: bool = False) -> list[Trace]:
     """What every step of a module, and of the blocks in it, read and made of the file's example."""
     runners = [part for part in module.modules() if isinstance(part, Runner)]
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     traces: list[Trace] = []
     for runner in runners:
         runner.traces, runner.keeps_values = traces, keep_values
     try:
         with torch.no_grad():
-            module(**module.source.example)
+            module(**{name: value.to(device) for name, value in module.source.example.items()})
     finally:
         for runner in runners:
             runner.traces, runner.keeps_values = None, False

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path.name} is no ONNX file, or not a whole one ({short(error, 80)})") from error
     if not proto.graph.node or not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{path.name} is no ONNX file, or not a whole one: it has no graph with outputs")
-    for tensor in _tensors(proto):
+    for tensor in tensors_of(proto):
         _check_external(tensor, path)
     return proto
 
@@ -166,7 +166,8 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from function.node
 
 
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every constant of a model, wherever it stands."""
     for graph in _graphs(proto.graph):
         yield from graph.initializer
     for attribute in (attribute for node in _nodes(proto) for attribute in node.attribute):

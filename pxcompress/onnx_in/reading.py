@@ -1,4 +1,4 @@
-"""An ONNX file as a module of PyTorch's layers, held against ONNX Runtime before anything is done with it."""
+"""An ONNX file as a module of PyTorch's layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pxcompress.onnx_in.building import Builder
-from pxcompress.onnx_in.comparison import check_agrees
 from pxcompress.onnx_in.folding import fold_scales_
 from pxcompress.onnx_in.heads import group_attention_
 from pxcompress.onnx_in.module import OnnxModule
@@ -14,11 +13,11 @@ from pxcompress.onnx_in.opening import open_graph
 from pxcompress.onnx_in.trial import run_trials
 
 
-def read_onnx(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxModule:
+def read_file(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxModule:
     """The file as a module in eval mode.
 
     `sizes` are shapes of one sample by input, where the file leaves them open. Raises `ModelError`, before any work,
-    for a file that cannot be read, and for one that computes something else in the module than in ONNX Runtime.
+    for a file that cannot be read. That it computes what ONNX Runtime does is checked by `deploy.onnx_modules`.
     """
     path = Path(path)
     model = open_graph(path)
@@ -27,5 +26,4 @@ def read_onnx(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None
         trials = trials.again()
     module = Builder(trials, path).build()
     group_attention_(module)
-    check_agrees(module)
     return module

@@ -5,6 +5,7 @@ Layers whose values are those that were read are left as they are, bit for bit.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, short
 from pxcompress.onnx_in.folding import set_input
-from pxcompress.onnx_in.opening import read_proto
+from pxcompress.onnx_in.opening import read_proto, tensors_of
 from pxcompress.onnx_in.origins import Origin
 from pxcompress.onnx_in.sizes import resize_
 
@@ -52,6 +53,26 @@ def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batc
     model.metadata_props.update({**metadata, **kept})
     _set_batch(model, batch, source.path)
     _save(model, path, given)
+
+
+def copy_file(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a file, its graph bit for bit, with external weights as files beside the copy; `metadata` is added."""
+    proto = read_proto(source)
+    locations = {}
+    for tensor in tensors_of(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                locations[entry.value] = entry.value = f"{path.stem}.{entry.value.removeprefix(f'{path.stem}.')}"
+    for before, after in locations.items():
+        shutil.copyfile(source.parent / before, path.parent / after)
+    present = {entry.key for entry in proto.metadata_props}
+    own = OWN_KEY in present
+    if own:
+        del proto.metadata_props[:]
+    for key, value in metadata.items():
+        if own or key not in present:
+            proto.metadata_props.add(key=key, value=value)
+    path.write_bytes(proto.SerializeToString())
 
 
 def _write_layer(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule) -> None:

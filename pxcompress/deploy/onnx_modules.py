@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pxcompress.deploy.all_outputs import run_graph
 from pxcompress.errors import ModelError
-from pxcompress.onnx_in.module import OnnxModule, trace_run
+from pxcompress.onnx_in import OnnxModule, read_file
+from pxcompress.onnx_in.module import trace_run
 from pxcompress.onnx_in.trial import draw_inputs
+from pxcompress.state import device_of
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of an output's scale."""
@@ -20,17 +23,30 @@ TOLERANCE = 1e-4
 SEEDS = (11, 12)
 
 
-def check_agrees(module: OnnxModule) -> None:
-    """Raise `ModelError` where the module computes something else than ONNX Runtime does of the file.
+def read_onnx(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxModule:
+    """An ONNX file as a module that `compress_module` takes, and that writes itself back with `write_onnx(path, {})`.
 
-    Two seeds, and two batches where the file takes any.
+    `sizes` are shapes of one sample by input, where the file leaves them open. Raises `ModelError` for a file that
+    cannot be read, or that the module does not compute as ONNX Runtime does.
     """
+    module = read_file(path, sizes)
+    check_agrees(module)
+    return module
+
+
+def check_agrees(module: nn.Module) -> None:
+    """Raise `ModelError` where a module that was read from a file computes something else than ONNX Runtime does.
+
+    Other modules pass. Two seeds, and two batches where the file takes any.
+    """
+    if not isinstance(module, OnnxModule):
+        return
     source = module.source
     for seed, more in zip(SEEDS, (0, 1), strict=True):
         shapes = {value.name or "": _shape(value, source.example, more) for value in source.model.graph.inputs}
         inputs = draw_inputs(source.model, shapes, seed)
         with torch.no_grad():
-            made = module.file_outputs(**inputs)
+            made = module.file_outputs(**{name: value.to(device_of(module)) for name, value in inputs.items()})
         outputs = list(made) if isinstance(made, tuple) else [made]
         expected = run_graph(source.path, _arrays(inputs))
         worst = max(relative_difference(*pair) for pair in zip(outputs, expected, strict=True))
@@ -51,7 +67,7 @@ def _shape(value: ir.Value, example: Mapping[str, Tensor], more: int) -> list[in
 
 def relative_difference(value: Tensor, expected: np.ndarray) -> float:
     """Largest difference as a share of the expected scale; infinite for other shapes, 0 where NaN meets NaN."""
-    found, wanted = value.detach().double().numpy(), np.asarray(expected, dtype=np.float64)
+    found, wanted = value.detach().cpu().double().numpy(), np.asarray(expected, dtype=np.float64)
     if found.shape != wanted.shape:
         return float("inf")
     if not wanted.size:
