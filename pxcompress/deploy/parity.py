@@ -14,7 +14,7 @@ from pxcompress.deploy.export import on_cpu
 from pxcompress.errors import DataError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.outputs import by_name, max_difference
-from pxcompress.onnx_in import OnnxModule
+from pxcompress.onnx_in import OnnxModule, outputs_in_file
 from pxcompress.proof import Parity
 from pxcompress.tasks.agreement import Agreement
 from pxcompress.tasks.task import Task
@@ -62,7 +62,7 @@ def verify_parity(
 def _file_outputs(model: nn.Module, batch: Tensor, only: str) -> dict[str, Tensor]:
     """What the file of `model` is to give: for one that was read from a file with the softmax that it leaves out."""
     if isinstance(model, OnnxModule):
-        return by_name(model.file_outputs(batch), only)
+        return by_name(outputs_in_file(model, batch), only)
     return named_outputs(model, batch, only)
 
 

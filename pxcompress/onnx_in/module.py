@@ -148,6 +148,11 @@ class OnnxModule(Runner):
         write_back(self, path, metadata, batch)
 
 
+def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
+    """What the file of `model` gives for `inputs`: what it returns, behind the softmax that an `OnnxModule` omits."""
+    return model.file_outputs(inputs) if isinstance(model, OnnxModule) else model(inputs)
+
+
 def trace_run(module: OnnxModule, *, keep_values: bool = False) -> list[Trace]:
     """What every step of a module, and of the blocks in it, read and made of the file's example."""
     runners = [part for part in module.modules() if isinstance(part, Runner)]
