@@ -193,7 +193,7 @@ def settings_of(node: ir.Node, opset: int) -> Settings:
         elif isinstance(value, bytes):
             value = value.decode()
         values[name] = list(value) if isinstance(value, tuple) else value
-    return Settings(values, opset, len(node.outputs))
+    return Settings(values, opset, sum(bool(value.name) for value in node.outputs))
 
 
 def constant(value: ir.Value | None) -> Tensor | None:

@@ -83,8 +83,15 @@ for _name, _function in FOLDED.items():
     operator(_name)(_folded(_function))
 
 
-@operator("Identity", "Dropout")
-def _identity(node: Settings, x: Tensor, *rest: Any) -> Tensor:
+@operator("Identity")
+def _identity(node: Settings, x: Tensor) -> Tensor:
+    return x
+
+
+@operator("Dropout")
+def _dropout(node: Settings, x: Tensor, *rest: Any) -> Tensor:
+    if node.outputs > 1:
+        raise Unsupported("Dropout with a mask")
     return x
 
 

@@ -110,11 +110,14 @@ def _batch_norm(node: Settings, x: Tensor, weight: Tensor, bias: Tensor, *moment
 
 
 @operator("LayerNormalization")
-def _layer_norm(node: Settings, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    shape = x.shape[node.get("axis", -1) % x.dim() :]
-    return F.layer_norm(
-        x, shape, weight.reshape(shape), None if bias is None else bias.reshape(shape), node.get("epsilon", 1e-5)
-    )
+def _layer_norm(node: Settings, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+    axis, eps = node.get("axis", -1) % x.dim(), node.get("epsilon", 1e-5)
+    shape = x.shape[axis:]
+    made = F.layer_norm(x, shape, weight.reshape(shape), None if bias is None else bias.reshape(shape), eps)
+    if node.outputs == 1:
+        return made
+    axes = tuple(range(axis, x.dim()))
+    return made, x.mean(axes, keepdim=True), (x.var(axes, correction=0, keepdim=True) + eps).rsqrt()
 
 
 @operator("RMSNormalization")

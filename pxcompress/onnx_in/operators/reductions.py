@@ -97,11 +97,20 @@ def _mean_variance(node: Settings, x: Tensor) -> Tensor:
     return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
 
 
+ATTENTION = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_precision"}
+"""Attributes of an attention that are followed."""
+
+
 @operator("Attention")
 def _attention(node: Settings, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *past: Any) -> Tensor:
     """Of opset 23: queries, keys and values (n, heads, tokens, d), or (n, tokens, heads * d) with counts of heads."""
-    if any(value is not None for value in past) or node.get("softcap") or node.outputs > 1:
-        raise Unsupported("Attention with a cache, a soft cap or several outputs")
+    odd = sorted(name for name in node.attributes.keys() - ATTENTION if node[name])
+    if any(value is not None for value in past) or node.outputs > 1:
+        odd.append("a cache or several outputs")
+    if mask is not None and node.get("is_causal"):
+        odd.append("a mask beside a causal one")
+    if odd:
+        raise Unsupported(f"Attention with {', '.join(odd)}")
     flat = q.dim() == 3
     if flat:
         counts = (node["q_num_heads"], node["kv_num_heads"], node["kv_num_heads"])

@@ -57,8 +57,8 @@ def _nearest(node: Settings, x: Tensor, target: list[int], where: str) -> Tensor
     if target == list(x.shape[2:]):
         return x
     whole = all(size % own == 0 for size, own in zip(target, x.shape[2:], strict=True))
-    if (where, rounding) == ("asymmetric", "floor") or (whole and where != "asymmetric" and where != "align_corners"):
-        # For whole factors half_pixel with any rounding picks what asymmetric with floor does.
+    rounded = where in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round")
+    if (where, rounding) == ("asymmetric", "floor") or (whole and rounded):  # for whole factors both pick the same
         return F.interpolate(x, size=target, mode="nearest")
     raise Unsupported(f"a nearest Resize with {where} and {rounding}")
 
@@ -68,15 +68,17 @@ def _smooth(node: Settings, x: Tensor, target: list[int], factors: list[float] |
     smooth = "bicubic" if cubic else SMOOTH[len(target)]
     if cubic and abs(node.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
         raise Unsupported("a cubic Resize with another coefficient")
-    if where == "align_corners":
-        return F.interpolate(x, size=target, mode=smooth, align_corners=True)
-    if where not in ("half_pixel", "pytorch_half_pixel"):
-        raise Unsupported(f"a {mode} Resize with {where}")
-    antialias = bool(node.get("antialias", 0))
+    if node.get("antialias"):
+        raise Unsupported("a Resize with antialias")
     pairs = zip(target, x.shape[2:], factors or [], strict=False)
-    if any(abs(size - own * factor) > 1e-6 for size, own, factor in pairs):
-        return F.interpolate(x, scale_factor=factors, mode=smooth, align_corners=False, antialias=antialias)
-    return F.interpolate(x, size=target, mode=smooth, align_corners=False, antialias=antialias)
+    exact = all(abs(size - own * factor) <= 1e-6 for size, own, factor in pairs)
+    if where == "align_corners" and exact:
+        return F.interpolate(x, size=target, mode=smooth, align_corners=True)
+    if where not in ("half_pixel", "pytorch_half_pixel") or (where == "pytorch_half_pixel" and 1 in target):
+        raise Unsupported(f"a {mode} Resize with {where}")
+    if not exact:
+        return F.interpolate(x, scale_factor=factors, mode=smooth, align_corners=False)
+    return F.interpolate(x, size=target, mode=smooth, align_corners=False)
 
 
 @operator("GridSample")

@@ -207,6 +207,8 @@ def _depth_to_space(node: Settings, x: Tensor) -> Tensor:
 
 @operator("SpaceToDepth")
 def _space_to_depth(node: Settings, x: Tensor) -> Tensor:
+    if node.get("mode", "DCR") != "DCR":
+        raise Unsupported("SpaceToDepth in another mode than DCR")
     n, channels, height, width = x.shape
     block = node["blocksize"]
     blocks = x.reshape(n, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
