@@ -89,9 +89,9 @@ def _identity(node: Settings, x: Tensor) -> Tensor:
 
 
 @operator("Dropout")
-def _dropout(node: Settings, x: Tensor, *rest: Any) -> Tensor:
-    if node.outputs > 1:
-        raise Unsupported("Dropout with a mask")
+def _dropout(node: Settings, x: Tensor, ratio: Any = None, training: Any = None) -> Tensor:
+    if node.outputs > 1 or (training is not None and bool(training)):
+        raise Unsupported("Dropout with a mask, or in training mode")
     return x
 
 

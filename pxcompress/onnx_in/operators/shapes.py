@@ -186,8 +186,10 @@ def _trilu(node: Settings, x: Tensor, diagonal: Any = None) -> Tensor:
 @operator("OneHot")
 def _one_hot(node: Settings, index: Tensor, depth: Any, values: Tensor) -> Tensor:
     count = to_ints(depth)[0]
-    hot = F.one_hot(index.long() % count, count)
-    return torch.where(hot.bool(), values[1], values[0]).movedim(-1, node.get("axis", -1))
+    index = index.long()
+    inside = (index >= -count) & (index < count)
+    hot = F.one_hot(index % count, count).bool() & inside[..., None]
+    return torch.where(hot, values[1], values[0]).movedim(-1, node.get("axis", -1))
 
 
 @operator("NonZero")
