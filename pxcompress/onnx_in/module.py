@@ -162,7 +162,7 @@ def trace_run(module: OnnxModule, *, keep_values: bool = False) -> list[Trace]:
         runner.traces, runner.keeps_values = traces, keep_values
     try:
         with torch.no_grad():
-            module(**{name: value.to(device) for name, value in module.source.example.items()})
+            module.run({name: value.to(device) for name, value in module.source.example.items()})
     finally:
         for runner in runners:
             runner.traces, runner.keeps_values = None, False
