@@ -21,7 +21,8 @@ class ModelAndData:
     """
 
     model: str = option(
-        MISSING, "timm name, hf-hub:NAME, local-dir:PATH, or package.module:factory for your own nn.Module."
+        MISSING,
+        "timm name, hf-hub:NAME, local-dir:PATH, an ONNX file, or package.module:factory for your own nn.Module.",
     )
     _: KW_ONLY
     data: str = option("digits", f"{', '.join(names_in('pxcompress.demo'))}, an image folder, or a timm dataset spec.")
@@ -35,6 +36,12 @@ class ModelAndData:
     input_size: int | tuple[int, int] | None = option(
         None, "Side of the square input in pixels, or HEIGHTxWIDTH.  [default: the model's own]"
     )
+    input_mean: str | None = option(
+        None,
+        "Mean of pixels from 0 to 1, by channel with commas, or how they become inputs: imagenet, 0-1, -1-1, 0-255.  "
+        "[default: as the model says]",
+    )
+    input_std: str | None = option(None, "Standard deviation of pixels, where --input-mean has numbers.")
     skip_corrupt: bool = option(False, "Leave out images that cannot be read, and count them.")
     seed: int = option(0, "Seed of every random draw.")
 

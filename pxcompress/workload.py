@@ -17,9 +17,11 @@ from pxcompress.data import (
     open_source,
     restricted,
 )
+from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.model_and_data import ModelAndData
 from pxcompress.models.adapter import named_outputs
+from pxcompress.models.input_scale import with_values
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import sliced
 from pxcompress.notes import Note
@@ -104,7 +106,7 @@ def load_workload(given: ModelAndData) -> Workload:
 def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
     """The model, with as many outputs as the data need, where these say it."""
     with seeded(given.seed):
-        return load_model(
+        loaded = load_model(
             given.model,
             classes=0 if isinstance(task, Embedding) else source.outputs,
             checkpoint=None if given.checkpoint is None else Path(given.checkpoint),
@@ -112,6 +114,8 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             input_size=_input_size(given, source),
             classifier=isinstance(task, Classification),
         )
+    check_agrees(loaded.model)
+    return with_values(loaded, given.input_mean, given.input_std)
 
 
 def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:

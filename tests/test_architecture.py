@@ -15,7 +15,7 @@ LINE = (
     ("errors", "types", "state", "interrupts", "elimination", "notes"),
     ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
     ("choices",),
-    ("passes", "certify", "model_and_data"),
+    ("passes", "certify", "model_and_data", "onnx_in"),
     ("models",),
     ("tasks",),
     ("deploy",),

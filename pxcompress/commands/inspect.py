@@ -39,6 +39,7 @@ def inspect(
 ) -> None:
     """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
     from pxcompress.cost.latency import Conditions
+    from pxcompress.deploy.onnx_modules import check_agrees
     from pxcompress.inspection.conservation import conservation, random_images
     from pxcompress.inspection.conservation import to_table as flow_table
     from pxcompress.inspection.survey import survey, to_table
@@ -52,6 +53,7 @@ def inspect(
         model_of_data, inputs = _on_data(model, checkpoint, input_size, data)
     else:
         model_of_data = load_model(model, classes=classes, checkpoint=checkpoint, input_size=_pixels(input_size))
+        check_agrees(model_of_data.model)
         inputs = random_images(model_of_data.preprocessing.input_size)
     conditions = Conditions(batch_size, provider, threads) if latency else None
     result = survey(model, model_of_data, conditions, notes(quiet=not latency))

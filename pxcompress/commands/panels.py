@@ -18,6 +18,7 @@ _PANELS = {
     "goal": ("relevance_share", "classes", "only", "keep", "scope", "min_keep", "floors", "round_to"),
     "scoring": ("scorer", "normalise", "class_scores"),
     "repair": ("repair", "rounds"),
+    "input": ("input_size", "input_mean", "input_std"),
     "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "coverage"),
     "export": ("targets", "fixed_batch"),
     "measuring": ("threads",),

@@ -14,7 +14,9 @@ from pxcompress.data import EMBEDDED, Source, load_splits, open_source, read_fil
 from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import first_of
+from pxcompress.models.onnx_file import is_onnx
 from pxcompress.notes import Note
+from pxcompress.onnx_in import outputs_in_file
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE
 from pxcompress.run_folder.saved import preprocessing_of, read_run
@@ -49,11 +51,13 @@ def dense_subject(folder: Path, data: str, note: Note) -> Workload:
         preprocessing = preprocessing_of(session.metadata)
         size = preprocessing.input_size[-2:] if preprocessing.is_image else None
         recipe = recipe.but(data=data, input_size=size)
+    if is_onnx(recipe.model):  # its copy is at hand
+        recipe = recipe.but(model=str(folder / DENSE))
     workload = with_baseline(load_workload(recipe), recipe.seed, note)
     values = next(iter(workload.splits.test))[0][:16]
     model = workload.loaded.model
     with torch.no_grad():
-        logits = model(values.to(device_of(model))).cpu().numpy()
+        logits = outputs_in_file(model, values.to(device_of(model))).cpu().numpy()
     expected = session.predict(values)
     same = logits.shape == expected.shape and np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
     if not same:

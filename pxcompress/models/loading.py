@@ -4,6 +4,7 @@
     hf-hub:OWNER/NAME               a timm repository on the Hugging Face hub, with its weights
     local-dir:PATH                  a folder with timm's config.json, and its weights where it holds some
     package.module:factory          a callable that returns an nn.Module; the current directory is on the import path
+    PATH.onnx                       an ONNX file, with its weights
 
 No pickle that could run code is ever opened.
 """
@@ -31,15 +32,17 @@ from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.inputs import config_of, preprocessing_of
+from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.suited import check_runs, check_suited, count_classes
+from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
 from pxcompress.types import ImageSize, Preprocessing
 
-Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here"]
+Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here", "file"]
 
-_FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH or package.module:factory"
+_FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory or FILE.onnx"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH = re.compile(r"(?!local-dir:|hf-hub:)(.+)\.py:(.+)")
 _FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
@@ -55,14 +58,21 @@ Side = int | ImageSize | None
 class Architecture:
     """Everything needed to build the dense module again without its weights: JSON, no pickle.
 
-    `name` is a timm name or "package.module:factory"; `kwargs` are what the builder is given.
+    `name` is a timm name, "package.module:factory" or an ONNX file; `kwargs` are what the builder is given.
     """
 
     name: str
     kwargs: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is an ONNX file, whose graph is the architecture."""
+        return is_onnx(self.name)
+
     def build(self) -> nn.Module:
         """A new module on the CPU; its initial weights come from PyTorch's global generator. Raises `ModelError`."""
+        if self.is_file:
+            return read_file(self.name)
         if _FACTORY.fullmatch(self.name):
             return call_factory(self.name, self.kwargs)
         return _create(_timm_source(self.name), self.kwargs)
@@ -141,6 +151,35 @@ def load_model(  # noqa: PLR0913  (one door for all models)
             f"model {name!r} names a file; expected a module: --model {module}:{path[2]}, from the folder where "
             f"`import {module}` works"
         )
+    if is_onnx(name):
+        module, notes = load_onnx(name, checkpoint, input_size)
+        loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
+    else:
+        loaded = _load_built(name, classes, checkpoint, pretrained, input_size)
+    model = loaded.model.to(device or best_device()).eval()
+    if not classifier:
+        check_runs(model, loaded.preprocessing, name)
+        return replace(loaded, model=model, class_names=())
+    count = count_classes(model, loaded.preprocessing, name)
+    if not classifier_names(model, torch.zeros(1, *loaded.preprocessing.input_size, device=device_of(model))):
+        raise NoClassifierError(
+            f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
+        )
+    if classes is not None and count != classes:
+        raise ModelError(
+            f"model {name!r} has {count} classes, the data has {classes}; let the model have {classes}, or give "
+            "--task embedding or --task agreement"
+        )
+    labels = loaded.class_names or config_of(model).get("label_names") or ()
+    names = tuple(str(label) for label in labels) if len(labels) == count else ()
+    return replace(loaded, model=model, classes=count, class_names=names)
+
+
+def _load_built(
+    name: str, classes: int | None, checkpoint: Path | None, pretrained: bool, input_size: int | tuple[int, ...] | None
+) -> Loaded:
+    """A model that is built, in plain layers, and what its weights file calls its classes; they are not counted yet."""
+    side = input_size if isinstance(input_size, int) else None
     weights_file = None if checkpoint is None else read_checkpoint(checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
     with_own_weights = weights_file is None and (pretrained or (source is not None and source.holds_weights))
@@ -160,28 +199,10 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     if source is None:
         check_rebuilds(model, architecture, preprocessing.input_size)
     zeros = torch.zeros(1, *preprocessing.input_size)
-    model = plain(unwrapped(model), lambda twin: twin(zeros)).to(device or best_device())
-    model.eval()
-    if not classifier:
-        check_runs(model, preprocessing, name)
-        return Loaded(
-            model, architecture, preprocessing, _weights(weights_file, source, with_own_weights), 0, (), notes
-        )
-    found = count_classes(model, preprocessing, name)
-    if not classifier_names(model, zeros.to(device_of(model))):
-        raise NoClassifierError(
-            f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
-        )
-    if classes is not None and found != classes:
-        raise ModelError(
-            f"model {name!r} has {found} classes, the data has {classes}; let the model have {classes}, or give "
-            "--task embedding or --task agreement"
-        )
-    labels = (weights_file and weights_file.class_names) or config_of(model).get("label_names") or ()
-    class_names = tuple(str(label) for label in labels) if len(labels) == found else ()
-    return Loaded(
-        model, architecture, preprocessing, _weights(weights_file, source, with_own_weights), found, class_names, notes
-    )
+    model = plain(unwrapped(model), lambda twin: twin(zeros))
+    labels = tuple((weights_file and weights_file.class_names) or ())
+    weights = _weights(weights_file, source, with_own_weights)
+    return Loaded(model, architecture, preprocessing, weights, 0, labels, notes)
 
 
 def _weights(file: Any, source: _Source | None, own: bool) -> Weights:

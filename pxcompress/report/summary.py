@@ -265,6 +265,7 @@ _WEIGHTS = {
     "pretrained": "pretrained weights",
     "factory": "weights as the factory made them",
     "trained-here": "weights trained here",
+    "file": "weights of the ONNX file",
 }
 
 

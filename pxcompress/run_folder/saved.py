@@ -23,7 +23,7 @@ from pxcompress.models.task import sliced
 from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
-from pxcompress.run_folder.names import PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
 from pxcompress.tasks.choice import as_judged, build_task
 from pxcompress.types import Batches, Preprocessing, Pruned
 
@@ -89,18 +89,21 @@ def load_pruned(folder: Path) -> Pruned:
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
     try:
-        return _rebuilt(facts, plan, state)
+        return _rebuilt(facts, plan, state, folder)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
         reason = f"{type(error).__name__}: {short(error)}"
         raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
 
 
-def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor]) -> Pruned:
+def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path) -> Pruned:
     """The architecture of `facts`, what `plan` says removed, with the weights `state`."""
     example = torch.zeros(1, *json.loads(facts["input_shape"]))
-    dense = plain(unwrapped(Architecture.from_json(facts["architecture"]).build()), lambda twin: twin(example))
+    architecture = Architecture.from_json(facts["architecture"])
+    if architecture.is_file:  # the dense model lies in the folder
+        architecture = Architecture(str(folder / DENSE))
+    dense = plain(unwrapped(architecture.build()), lambda twin: twin(example))
     dense.eval()
-    if "outputs" in facts:
+    if "outputs" in facts and not architecture.is_file:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
     dense = as_judged(dense, example, build_task(facts.get("task", "classification")))
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups

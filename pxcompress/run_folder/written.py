@@ -14,10 +14,13 @@ from torch import nn
 from pxcompress import __version__
 from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
+from pxcompress.deploy.export import artifact_of
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import ParityError
 from pxcompress.models.rebuilding import outside_state
+from pxcompress.onnx_in import OnnxModule
+from pxcompress.onnx_in.writing import copy_file
 from pxcompress.planning.plan_file import plan_to_json
 from pxcompress.proof import (
     Artifact,
@@ -52,6 +55,10 @@ def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) 
 def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
     """Write the dense model as ONNX."""
     facts = {**_facts(recipe, workload), "pruned": "no"}
+    model = workload.loaded.model
+    if isinstance(model, OnnxModule) and workload.whole is None and recipe.onnx_batch is None:
+        copy_file(model.source.path, path, facts)
+        return artifact_of(path)
     return _export(workload.loaded.model, path, facts, recipe, workload)
 
 
@@ -140,6 +147,8 @@ def _gives_probabilities(workload: Workload) -> bool:
     if not isinstance(workload.task, Classification):
         return False
     model = workload.loaded.model
+    if isinstance(model, OnnxModule) and model.tails:  # the softmax that the module leaves out
+        return True
     inputs, _ = next(iter(workload.splits.select))
     with evaluating(model), torch.no_grad():
         return are_probabilities(model(inputs.to(device_of(model))).cpu().numpy())

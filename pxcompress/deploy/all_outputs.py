@@ -1,0 +1,28 @@
+"""Every output of an ONNX file for one call on the CPU, without the fusions that a session for measuring has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnxruntime as ort
+
+from pxcompress.deploy.backends.onnxruntime import ORT_ERRORS
+from pxcompress.deploy.quiet import capture_output, shorten_message
+from pxcompress.deploy.session import Array
+from pxcompress.errors import InputError
+
+
+def run_graph(source: Path | bytes, feed: Mapping[str, Array]) -> list[Array]:
+    """All outputs in their order. Raises `InputError` where ONNX Runtime cannot load or run the file."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    name = source.name if isinstance(source, Path) else "the graph"
+    try:
+        with capture_output():
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            taken = {port.name for port in session.get_inputs()}
+            return list(session.run(None, {key: value for key, value in feed.items() if key in taken}))
+    except ORT_ERRORS as error:
+        raise InputError(f"{name} does not run in ONNX Runtime: {shorten_message(str(error))}") from error

@@ -1,0 +1,105 @@
+"""The module held against ONNX Runtime on the user's file; where they differ, the first node at which they part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from pxcompress.deploy.all_outputs import run_graph
+from pxcompress.errors import ModelError
+from pxcompress.onnx_in import OnnxModule, read_file
+from pxcompress.onnx_in.module import trace_run
+from pxcompress.onnx_in.trial import draw_inputs
+from pxcompress.state import device_of
+
+TOLERANCE = 1e-4
+"""Largest difference, as a share of an output's scale."""
+
+SEEDS = (11, 12)
+
+
+def read_onnx(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxModule:
+    """An ONNX file as a module that `compress_module` takes, and that writes itself back with `write_onnx(path, {})`.
+
+    `sizes` are shapes of one sample by input, where the file leaves them open. Raises `ModelError` for a file that
+    cannot be read, or that the module does not compute as ONNX Runtime does.
+    """
+    module = read_file(path, sizes)
+    check_agrees(module)
+    return module
+
+
+def check_agrees(module: nn.Module) -> None:
+    """Raise `ModelError` where a module that was read from a file computes something else than ONNX Runtime does.
+
+    Other modules pass. Two seeds, and two batches where the file takes any.
+    """
+    if not isinstance(module, OnnxModule):
+        return
+    source = module.source
+    for seed, more in zip(SEEDS, (0, 1), strict=True):
+        shapes = {value.name or "": _shape(value, source.example, more) for value in source.model.graph.inputs}
+        inputs = draw_inputs(source.model, shapes, seed)
+        with torch.no_grad():
+            made = module.file_outputs(**{name: value.to(device_of(module)) for name, value in inputs.items()})
+        outputs = list(made) if isinstance(made, tuple) else [made]
+        expected = run_graph(source.path, _arrays(inputs))
+        worst = max(relative_difference(*pair) for pair in zip(outputs, expected, strict=True))
+        if not worst <= TOLERANCE:
+            raise ModelError(
+                f"{source.path.name} computes something else in PyTorch than in ONNX Runtime: outputs are "
+                f"{worst:.2g} of their scale apart, {_parting(module)}; please report the file"
+            )
+
+
+def _shape(value: ir.Value, example: Mapping[str, Tensor], more: int) -> list[int]:
+    """The example's shape, with another batch where the file leaves that open."""
+    shape = list(example[value.name or ""].shape)
+    if shape and value.shape is not None and not isinstance(value.shape[0], int):
+        shape[0] += more
+    return shape
+
+
+def relative_difference(value: Tensor, expected: np.ndarray) -> float:
+    """Largest difference as a share of the expected scale; infinite for other shapes, 0 where NaN meets NaN."""
+    found, wanted = value.detach().cpu().double().numpy(), np.asarray(expected, dtype=np.float64)
+    if found.shape != wanted.shape:
+        return float("inf")
+    if not wanted.size:
+        return 0.0
+    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+    finite = np.abs(wanted[np.isfinite(wanted)])
+    scale = max(float(finite.max()) if finite.size else 0.0, 1e-6)
+    with np.errstate(invalid="ignore"):
+        return float(np.where(same, 0.0, np.abs(found - wanted)).max() / scale)
+
+
+def _parting(module: OnnxModule) -> str:
+    """Where the module's values first differ from those of the graph that it was made from."""
+    source = module.source
+    traces = [trace for trace in trace_run(module, keep_values=True) if trace.step.operator != "Attention"]
+    model = ir.from_proto(ir.to_proto(source.model))
+    by_name = {value.name: value for node in model.graph for value in node.outputs}
+    names = [name for trace in traces for name in trace.step.outputs if name in by_name]
+    outputs = {value.name for value in model.graph.outputs}
+    model.graph.outputs.extend(by_name[name] for name in dict.fromkeys(names) if name not in outputs)
+    order = [value.name or "" for value in model.graph.outputs]
+    values = dict(zip(order, run_graph(_bytes(model), _arrays(source.example)), strict=True))
+    for trace in traces:
+        for name, value in zip(trace.step.outputs, trace.values, strict=False):
+            if name in values and not relative_difference(value, values[name]) <= TOLERANCE:
+                return f"first at {trace.step.operator} {trace.step.node or name!r}"
+    return "although every node agrees"
+
+
+def _bytes(model: ir.Model) -> bytes:
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+def _arrays(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in inputs.items()}

@@ -1,0 +1,88 @@
+"""An ONNX file as a model: its input's size and values, and the names of its classes, as far as it says them."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pxcompress.errors import ModelError
+from pxcompress.onnx_in import OnnxModule, read_file
+from pxcompress.onnx_in.opening import read_proto
+
+SUFFIX = ".onnx"
+
+CHANNELS = 3
+"""Of images, where the file leaves them open."""
+
+
+def is_onnx(name: str) -> bool:
+    """Whether the name of a model is that of an ONNX file."""
+    return name.lower().endswith(SUFFIX)
+
+
+def load_onnx(
+    name: str, checkpoint: Path | None, input_size: int | tuple[int, ...] | None
+) -> tuple[OnnxModule, tuple[str, ...]]:
+    """The file's module, and what to know about it; its `pretrained_cfg` holds what the file says of its input.
+
+    `input_size`, the side of a square image or the shape of another input, counts where the file leaves sizes open.
+    Raises `ModelError`.
+    """
+    if checkpoint is not None:
+        raise ModelError(f"checkpoint {str(checkpoint)!r} is given, but {name!r} holds its own weights; leave it out")
+    path = Path(name).expanduser()
+    proto = read_proto(path)
+    held = {tensor.name for tensor in proto.graph.initializer}
+    ports = [value for value in proto.graph.input if value.name not in held]
+    if len(ports) != 1:
+        names = ", ".join(port.name for port in ports)
+        raise ModelError(f"{path.name} has {len(ports)} inputs ({names}); expected one; compress_module takes more")
+    declared = [dim.dim_value for dim in ports[0].type.tensor_type.shape.dim][1:]
+    shape = _input_shape(path, declared, input_size)
+    module = read_file(path, {ports[0].name: shape})
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    module.pretrained_cfg = {"input_size": shape, **_values(facts)}
+    asked = input_size if isinstance(input_size, tuple) else (shape[0], input_size, input_size)
+    size = " x ".join(map(str, shape))
+    told = input_size is not None and tuple(asked) != shape
+    return module, ((f"{path.name} takes inputs of {size}, no other size",) if told else ())
+
+
+def _input_shape(path: Path, declared: list[int], input_size: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of one sample: what the file says, and for what it leaves open what is given. Raises `ModelError`."""
+    asked: tuple[int, ...] = ()
+    if isinstance(input_size, tuple):
+        asked = input_size
+    elif input_size is not None:
+        asked = (CHANNELS, input_size, input_size)
+    if all(declared):
+        return tuple(declared)
+    if len(asked) != len(declared):
+        raise ModelError(f"{path.name} leaves the size of its input open ({_shown(declared)}); give --input-size")
+    return tuple(own or size for own, size in zip(declared, asked, strict=True))
+
+
+def _shown(declared: list[int]) -> str:
+    return " x ".join(str(size or "any") for size in declared)
+
+
+def _values(facts: Mapping[str, str]) -> dict[str, Any]:
+    """Preprocessing and class names that pxcompress or Ultralytics wrote into a file, in timm's terms."""
+    try:
+        if "input_mean" in facts:
+            return {
+                "mean": tuple(json.loads(facts["input_mean"])),
+                "std": tuple(json.loads(facts["input_std"])),
+                "interpolation": facts["interpolation"],
+                "crop_pct": float(json.loads(facts["crop"])),
+                "label_names": tuple(json.loads(facts.get("classes", "[]"))),
+            }
+        if "names" in facts and "imgsz" in facts:
+            names = ast.literal_eval(facts["names"])
+            return {"mean": (0.0,) * CHANNELS, "std": (1.0,) * CHANNELS, "label_names": tuple(names.values())}
+    except (ValueError, TypeError, KeyError, SyntaxError, AttributeError):  # another tool's words: nothing is known
+        pass
+    return {}

@@ -1,0 +1,12 @@
+"""An ONNX file as a module and back: `read_file` reads it, `module.write_onnx` writes what is left of it.
+
+No library that turns ONNX into PyTorch makes linear layers of MatMul, sees attention heads, or writes back into the
+user's graph, so the reader is our own. A file is opened and refused or tidied (`opening`), run twice to tell constants
+from values (`trial`), made a module (`patterns`, `making`, `building`), and its attention found (`walk`, `heads`);
+`deploy.onnx_modules` compares it with ONNX Runtime. The operators are in one table (`operators`).
+"""
+
+from pxcompress.onnx_in.module import OnnxModule, outputs_in_file
+from pxcompress.onnx_in.reading import read_file
+
+__all__ = ["OnnxModule", "outputs_in_file", "read_file"]

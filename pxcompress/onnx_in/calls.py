@@ -1,0 +1,84 @@
+"""What a step without a layer calls: an operator of the table with its attributes, and some operations of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pxcompress.onnx_in.operators.layers import pad_sides, window
+from pxcompress.onnx_in.operators.reductions import REDUCTIONS
+from pxcompress.onnx_in.operators.table import Settings
+
+BOUND: dict[str, tuple[int, ...]] = {
+    "Reshape": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+    "Split": (1,),
+    "Pad": (1, 2, 3),
+    "Clip": (1, 2),
+    "Expand": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+    "CumSum": (1,),
+    "OneHot": (1,),
+    "Trilu": (1,),
+    "ConstantOfShape": (0,),
+    **dict.fromkeys(REDUCTIONS, (1,)),
+}
+"""Inputs by place that say how an operator works, not on what."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator with its attributes, and in `bound` the inputs by place that say how and are constants."""
+
+    function: Callable[..., Any]
+    settings: Settings
+    bound: Mapping[int, Any]
+    arity: int
+
+    def __call__(self, *inputs: Any) -> Any:
+        given = [*inputs, *[None] * (self.arity - len(inputs))]
+        for place, value in self.bound.items():
+            given[place] = value
+        return self.function(self.settings, *given)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Equal parts along an axis; a tensor of its own for each, because torch-pruning counts readers."""
+
+    parts: int
+    axis: int
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.clone() for part in x.chunk(self.parts, self.axis))
+
+
+@dataclass(frozen=True)
+class Select:
+    """One place of an axis."""
+
+    axis: int
+    place: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.select(self.axis, self.place)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Zeros around an image, as many as a node asks for: always the same, or by the image's size."""
+
+    settings: Settings
+    kernel: Sequence[int]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.pad(x, pad_sides(window(self.settings, x.shape[2:], self.kernel)[2]))

@@ -1,0 +1,278 @@
+"""Attention found by what it does: two products around a softmax, and layers in front and behind whose rows are heads'.
+
+Which rows of a layer belong to which head is not guessed from shapes: row numbers are sent through the same steps. What
+is found becomes an `AttentionBlock` with `num_heads` and layers named q, k, v (or qkv, or q and kv) and proj.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.onnx_in.module import AttentionBlock, OnnxModule, Runner, Step
+from pxcompress.onnx_in.regroup import HEADS, Regroup, Sizes
+from pxcompress.onnx_in.walk import Path, Walk
+
+MOST_STEPS = 80
+"""Steps that one attention may have."""
+
+MOST_INPUTS = 3
+"""Values that one attention may read: what queries, keys and values are made from."""
+
+OUTER = ("LayerNorm", "Conv", "BatchNorm")
+"""Layers that stand before an attention, not in it."""
+
+NAMES = {1: ("qkv",), 2: ("q", "kv"), 3: ("q", "k", "v")}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An attention: its softmax, the paths from its layers to the products, the one behind, and each layer's rows.
+
+    `rows` are those of every head (heads, k), by the layer's name.
+    """
+
+    softmax: Step
+    roles: tuple[Path, ...]
+    behind: Path
+    rows: dict[str, Tensor]
+    heads: int
+
+    @property
+    def layers(self) -> list[Step]:
+        """The layers whose outputs are heads', each once."""
+        return list({id(role.end): role.end for role in self.roles}.values())
+
+
+def group_attention_(module: OnnxModule) -> None:
+    """Put every attention that is found into a block of its own, in place."""
+    refused: set[str] = set()
+    while True:
+        walk = Walk(module)
+        softmaxes = [step for step in module.steps if step.operator == "Softmax"]
+        waiting = [step for step in softmaxes if step.outputs[0] not in refused]
+        if not waiting:
+            break
+        found = _find(walk, waiting[0])
+        if found is None or not _group_(walk, found):
+            refused.add(waiting[0].outputs[0])
+    module.settle()
+
+
+def _find(walk: Walk, softmax: Step) -> _Found | None:
+    above, below = walk.to_product(softmax.inputs[0]), walk.down_to(softmax.outputs[0], "MatMul")
+    if above is None or below is None:
+        return None
+    ends = [name for step in (softmax, *below.between) for name in step.outputs]
+    if below.end.inputs[0] not in ends:
+        return None
+    behind = walk.down_to(below.end.outputs[0], "Linear")
+    names = [*above.end.inputs, below.end.inputs[1]]
+    roles = [path for name in names if (path := walk.to_layer(name)) is not None]
+    if behind is None or len(roles) != 3:
+        return None
+    rows = _rows_of_heads(walk, roles, [name or "" for name in names])
+    if rows is None:
+        return None
+    heads = len(next(iter(rows.values())))
+    found = _Found(softmax, tuple(roles), behind, rows, heads)
+    return found if _is_usual(walk, found) and _reads_in_order(walk, found, below.end) else None
+
+
+def _rows_of_heads(walk: Walk, roles: Sequence[Path], names: Sequence[str]) -> dict[str, Tensor] | None:
+    """The rows of every head (heads, k) by the name of their layer; None where these are not told apart."""
+    rows: dict[str, Tensor] = {}
+    for role, name in zip(roles, names, strict=True):
+        start, layer = role.end.outputs[0], str(role.end.run)
+        shape = walk.shapes[start]
+        sets = _by_head(walk.send(role.between, start, torch.arange(shape[-1]).expand(shape))[name])
+        if sets is None or any(len(others) != len(sets) for others in rows.values()):
+            return None
+        rows[layer] = torch.cat([rows[layer], sets], 1) if layer in rows else sets
+    return rows
+
+
+def _by_head(moved: Tensor) -> Tensor | None:
+    """Row numbers as (heads, rows): along the one axis in front of the last two on which they differ."""
+    axes = [axis for axis in range(moved.dim() - 2) if _varies(moved, axis)]
+    if len(axes) != 1:
+        return None
+    sets: list[Tensor] = []
+    for place in range(moved.shape[axes[0]]):
+        rows = moved.select(axes[0], place).unique()
+        if sets and torch.equal(rows, sets[0]):  # windows, or samples, and their heads on one axis
+            break
+        sets.append(rows)
+    alike = len({len(rows) for rows in sets}) == 1 and moved.shape[axes[0]] % len(sets) == 0
+    return torch.stack(sets) if alike else None
+
+
+def _varies(values: Tensor, axis: int) -> bool:
+    return values.shape[axis] > 1 and not bool((values == values.narrow(axis, 0, 1)).all())
+
+
+def _is_usual(walk: Walk, found: _Found) -> bool:
+    """Whether heads lie as the graph room has them: blocks of all heads one after the other."""
+    inner = walk.module.get_submodule(str(found.behind.end.run)).in_features
+    if found.heads < 2 or int(inner) % found.heads:  # type: ignore[arg-type]
+        return False
+    for name, sets in found.rows.items():
+        count: int = walk.module.get_submodule(name).out_features  # type: ignore[assignment]
+        if count % int(inner):  # type: ignore[arg-type]
+            return False
+        blocks = torch.arange(count).reshape(count // int(inner), found.heads, -1)  # type: ignore[arg-type]
+        if not torch.equal(sets.sort(1).values, blocks.transpose(0, 1).reshape(found.heads, -1)):
+            return False
+    return True
+
+
+def _reads_in_order(walk: Walk, found: _Found, product: Step) -> bool:
+    """Whether the output projection reads the heads one after the other."""
+    inner: int = walk.module.get_submodule(str(found.behind.end.run)).in_features  # type: ignore[assignment]
+    shape = walk.shapes[product.outputs[0]]
+    axis = _axis_of_heads(shape, found.heads)
+    if axis is None:
+        return False
+    sizes = [-1 if place == axis else 1 for place in range(len(shape))]
+    marks = (torch.arange(shape[axis]) % found.heads).reshape(sizes).expand(shape)
+    read = walk.send(found.behind.between, product.outputs[0], marks)[found.behind.end.inputs[0] or ""]
+    expected = torch.arange(found.heads).repeat_interleave(inner // found.heads)
+    return torch.equal(read.reshape(-1, inner)[0], expected)
+
+
+def _axis_of_heads(shape: Sequence[int], heads: int) -> int | None:
+    """The axis in front of the last two that is the heads, or samples and heads together."""
+    axes = [axis for axis in range(len(shape) - 2) if shape[axis] % heads == 0 and shape[axis] > 1]
+    exact = [axis for axis in axes if shape[axis] == heads and axis > 0]
+    return exact[-1] if exact else next(iter(axes), None)
+
+
+def _group_(walk: Walk, found: _Found) -> bool:
+    """Put an attention into a block; False where its steps or reshapes do not allow that, and nothing has changed."""
+    freed = _follow_heads(walk, found)
+    inner = _inner_steps(walk, found)
+    if freed is None or inner is None or len(found.layers) not in NAMES:
+        return False
+    steps, given = inner
+    module, output = walk.module, found.behind.end
+    block = AttentionBlock(found.heads)
+    block.given, block.made, block.steps = given, [output.outputs[0]], steps
+    where = _place(module, [str(step.run) for step in (*found.layers, output)])
+    for child, step in (*zip(NAMES[len(found.layers)], found.layers, strict=True), ("proj", output)):
+        _move_layer_(module, block, step, f"{where}.{child}")
+    for name in {name for step in steps for name in step.inputs if name in module.constants}:
+        _hold_(block, steps, name or "", module.held(name or ""))
+    _insert_(module, where, block)
+    block.settle()
+    at = next(place for place, step in enumerate(module.steps) if step is output)
+    module.steps[at] = Step("Attention", where, list(given), list(output.outputs), output.node)
+    module.steps = [step for step in module.steps if not any(step is each for each in steps)]
+    for rule, segments in freed:
+        rule.segments = segments
+    return True
+
+
+def _follow_heads(walk: Walk, found: _Found) -> list[tuple[Regroup, list[tuple[int, Sizes]]]] | None:
+    """How the reshapes in front follow the number of heads that are left; None where one does not say."""
+    freed: dict[int, tuple[Regroup, list[tuple[int, Sizes]]]] = {}
+    for role in found.roles:
+        rows, start = found.rows[str(role.end.run)], role.end.outputs[0]
+        head_of = torch.zeros(rows.numel(), dtype=torch.int64)
+        for head, owned in enumerate(rows):
+            head_of[owned] = head
+        values = walk.send(role.between, start, head_of.expand(walk.shapes[start]))
+        for step in role.between:
+            if step.operator == "Reshape":
+                return None
+            if isinstance(step.run, Regroup):
+                freed[id(step.run)] = step.run, _by_heads(step.run, values[step.outputs[0]], found.heads)
+    return list(freed.values())
+
+
+def _by_heads(rule: Regroup, made: Tensor, heads: int) -> list[tuple[int, Sizes]]:
+    """The segments of a reshape, with the axis of heads said as such."""
+    varying = [axis for axis in range(made.dim()) if _varies(made, axis)]
+    segments: list[tuple[int, Sizes]] = []
+    place = 0
+    for axes, sizes in rule.segments:
+        count = 1 if sizes is None else len(sizes)
+        inside = [axis - place for axis in varying if place <= axis < place + count]
+        if sizes is not None and len(inside) == 1 and made.shape[place + inside[0]] == heads:
+            full: list[int | None] = [
+                made.shape[place + at] if sizes[inside[0]] is None else sizes[at] for at in range(count)
+            ]
+            full[inside[0]] = HEADS
+            sizes = full
+        segments.append((axes, sizes))
+        place += count
+    return segments
+
+
+def _inner_steps(walk: Walk, found: _Found) -> tuple[list[Step], list[str]] | None:
+    """The steps of an attention in their order, and what they read; None where others read what is inside."""
+    module, output = walk.module, found.behind.end
+    inside: dict[int, Step] = {}
+    given: dict[str, None] = {}
+    waiting = [output]
+    while waiting:
+        step = waiting.pop()
+        if id(step) in inside:
+            continue
+        inside[id(step)] = step
+        is_layer = any(step is layer for layer in found.layers)
+        for name in step.inputs:
+            if not name or name in module.constants:
+                continue
+            if is_layer or name not in walk.maker or walk.maker[name].operator in OUTER:
+                given[name] = None
+            else:
+                waiting.append(walk.maker[name])
+    if id(found.softmax) not in inside or len(inside) > MOST_STEPS or len(given) > MOST_INPUTS:
+        return None
+    for step in inside.values():
+        for name in step.outputs if step is not output else ():
+            outside = any(id(reader) not in inside for reader in walk.readers.get(name, ()))
+            if outside or name in module.made:
+                return None
+    return [step for step in module.steps if id(step) in inside], list(given)
+
+
+def _move_layer_(module: OnnxModule, block: AttentionBlock, step: Step, name: str) -> None:
+    before = str(step.run)
+    parent, _, last = before.rpartition(".")
+    layer = module.get_submodule(before)
+    delattr(module.get_submodule(parent), last)
+    module.origins[name] = module.origins.pop(before)
+    step.run = name.rpartition(".")[2]
+    block.add_module(step.run, layer)
+
+
+def _hold_(block: AttentionBlock, steps: Sequence[Step], name: str, value: Tensor) -> None:
+    """Take a constant over; a bias with an entry for each head (1, heads, rows, columns) is one of (heads, ...)."""
+    added = any(step.operator == "Add" and name in step.inputs for step in steps)
+    table = added and value.is_floating_point() and value.dim() == 4 and value.shape[:2] == (1, block.num_heads)
+    block.hold(name, value[0] if table else value, learned=table)
+
+
+def _insert_(module: OnnxModule, where: str, block: Runner) -> None:
+    parent, _, last = where.rpartition(".")
+    holder: nn.Module = module
+    for part in parent.split(".") if parent else ():
+        if part not in holder._modules:
+            holder.add_module(part, nn.Module())
+        holder = holder.get_submodule(part)
+    holder._modules.pop(last, None)
+    holder.add_module(last, block)
+
+
+def _place(module: OnnxModule, names: Sequence[str]) -> str:
+    """The layers' common parent, if nothing else is in it; else a name of its own."""
+    parents = {name.rpartition(".")[0] for name in names}
+    if len(parents) == 1 and (parent := parents.pop()):
+        children = {f"{parent}.{child}" for child, _ in module.get_submodule(parent).named_children()}
+        if children == set(names):
+            return parent
+    return f"attention_{sum(isinstance(part, AttentionBlock) for part in module.modules())}"

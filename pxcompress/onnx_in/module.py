@@ -1,0 +1,169 @@
+"""The module that runs a file: real layers for what has weights, and steps over named values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.onnx_in.origins import Origin, Source
+from pxcompress.onnx_in.regroup import Regroup
+
+
+@dataclass
+class Step:
+    """One call: of the module named `run`, or of a function. `operator` says what it is, `node` where it comes from."""
+
+    operator: str
+    run: str | Callable[..., Any]
+    inputs: list[str | None]
+    outputs: list[str]
+    node: str = ""
+    freed: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Trace:
+    """Shapes that the inputs and outputs of a step had in one call."""
+
+    step: Step
+    inputs: list[tuple[int, ...] | None]
+    outputs: list[tuple[int, ...]]
+    values: list[Any]
+
+
+class Runner(nn.Module):
+    """Runs steps over named values. Constants are buffers; those that belong to heads are parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self.constants: dict[str, str] = {}
+        self.given: list[str] = []
+        self.made: list[str] = []
+        self.traces: list[Trace] | None = None
+        self.keeps_values = False
+
+    def hold(self, name: str, value: Tensor, *, learned: bool = False) -> None:
+        """Keep a constant under an attribute of its own."""
+        if name in self.constants:
+            return
+        attribute = f"{'table' if learned else 'constant'}_{len(self.constants)}"
+        self.constants[name] = attribute
+        if learned:
+            self.register_parameter(attribute, nn.Parameter(value.clone()))
+        else:
+            self.register_buffer(attribute, value, persistent=False)
+
+    def held(self, name: str) -> Tensor:
+        """A constant."""
+        return getattr(self, self.constants[name])
+
+    def settle(self) -> None:
+        """Drop steps and constants that nothing needs; note where values can be freed."""
+        needed, steps = set(self.made), []
+        for step in reversed(self.steps):
+            if needed & set(step.outputs):
+                steps.append(step)
+                needed |= {name for name in step.inputs if name}
+        self.steps = steps[::-1]
+        last: dict[str, int] = {}
+        for place, step in enumerate(self.steps):
+            last |= {name: place for name in (*step.inputs, *step.outputs) if name}
+        for place, step in enumerate(self.steps):
+            step.freed = [name for name, when in last.items() if when == place and name not in self.made]
+        for name in [name for name in self.constants if name not in needed]:
+            delattr(self, self.constants.pop(name))
+
+    def run(self, values: dict[str, Any]) -> list[Any]:
+        """The outputs, for the inputs in `values`, which is used up."""
+        for step in self.steps:
+            args: list[Any] = [None if name is None else self._value(name, values) for name in step.inputs]
+            if isinstance(step.run, Regroup):
+                made = step.run(args[0], getattr(self, "num_heads", 1))
+            else:
+                made = (self.get_submodule(step.run) if isinstance(step.run, str) else step.run)(*args)
+            results = list(made) if isinstance(made, tuple | list) else [made]
+            if self.traces is not None:
+                given = [None if arg is None else tuple(arg.shape) for arg in args]
+                values_kept = results if self.keeps_values else []
+                self.traces.append(Trace(step, given, [tuple(result.shape) for result in results], values_kept))
+            values.update(zip(step.outputs, results, strict=False))
+            for name in step.freed:
+                values.pop(name, None)
+        return [self._value(name, values) for name in self.made]
+
+    def _value(self, name: str, values: Mapping[str, Any]) -> Any:
+        return values[name] if name in values else self.held(name)
+
+
+class AttentionBlock(Runner):
+    """The steps from the projections of an attention to its output projection, with its heads counted."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.run(dict(zip(self.given, inputs, strict=True)))[0]
+
+
+class OnnxModule(Runner):
+    """An ONNX file as a module: inputs by place or by name; one output as a tensor, several as a tuple.
+
+    A softmax that makes an output is left out: the module gives logits. `file_outputs` has it, and so has what
+    `write_onnx` writes. `pretrained_cfg` says how inputs are made, in timm's terms, where that is known.
+    """
+
+    source: Source
+    origins: dict[str, Origin]
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+        self.origins = {}
+        self.tails: dict[int, Step] = {}
+        self.pretrained_cfg: dict[str, Any] = {}
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        made = self.run({**dict(zip(self.given, inputs, strict=False)), **named})
+        return made[0] if len(made) == 1 else tuple(made)
+
+    def file_outputs(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """What the file gives: the module's outputs, behind the softmax that it leaves out."""
+        made = self.run({**dict(zip(self.given, inputs, strict=False)), **named})
+        for place, step in self.tails.items():
+            assert not isinstance(step.run, str)
+            made[place] = step.run(made[place])
+        return made[0] if len(made) == 1 else tuple(made)
+
+    def write_onnx(self, path: Path, metadata: Mapping[str, str], batch: int | None = None) -> None:
+        """Write the file again with this module's weights; see `writing.write_back`."""
+        from pxcompress.onnx_in.writing import write_back
+
+        write_back(self, path, metadata, batch)
+
+
+def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
+    """What the file of `model` gives for `inputs`: what it returns, behind the softmax that an `OnnxModule` omits."""
+    return model.file_outputs(inputs) if isinstance(model, OnnxModule) else model(inputs)
+
+
+def trace_run(module: OnnxModule, *, keep_values: bool = False) -> list[Trace]:
+    """What every step of a module, and of the blocks in it, read and made of the file's example."""
+    runners = [part for part in module.modules() if isinstance(part, Runner)]
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    traces: list[Trace] = []
+    for runner in runners:
+        runner.traces, runner.keeps_values = traces, keep_values
+    try:
+        with torch.no_grad():
+            module.run({name: value.to(device) for name, value in module.source.example.items()})
+    finally:
+        for runner in runners:
+            runner.traces, runner.keeps_values = None, False
+    return traces

@@ -1,0 +1,219 @@
+"""An ONNX file as one flat graph: refused in one line before any work, or tidied, with nothing renamed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
+from torch import Tensor
+
+from pxcompress.errors import ModelError, short
+from pxcompress.onnx_in.operators import OPERATORS
+from pxcompress.onnx_in.operators.table import Settings
+
+OPSETS = range(7, onnx.defs.onnx_opset_version() + 1)
+"""Versions of ONNX's operators that can be read: older ones broadcast in another way, newer ones are not known."""
+
+LARGEST = 2**31
+"""Bytes that a file without external data may have: protobuf reads no more."""
+
+LARGEST_TENSOR = 2**33
+"""Bytes that one tensor may have."""
+
+QUANTISED = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+}
+FLOW = {"Loop", "Scan", "SequenceMap"}
+RECURRENT = {"LSTM", "GRU"}
+NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+OWN_DOMAINS = ("", "ai.onnx")
+
+
+def open_graph(path: Path) -> ir.Model:
+    """The file's model, with functions inlined and constants as initializers. Raises `ModelError`."""
+    proto = read_proto(path)
+    _check(proto, path)
+    try:
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        for tidy in (
+            common.InlinePass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.RemoveInitializersFromInputsPass(),
+            common.IdentityEliminationPass(),
+            common.RemoveUnusedNodesPass(),
+        ):
+            model = tidy(model).model
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:  # whatever onnx_ir stumbles over
+        raise ModelError(f"{path.name} cannot be read: {type(error).__name__}: {short(error)}") from error
+    _check_weights(model, path)
+    return model
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """What the file says, its external weights unread. Raises `ModelError` for a file that is no whole ONNX model."""
+    if not path.is_file():
+        raise ModelError(f"no ONNX file at {str(path)!r}; check the path")
+    if path.stat().st_size >= LARGEST:
+        raise ModelError(f"{path.name} has more than 2 GB; save it with external data")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, OSError) as error:
+        raise ModelError(f"{path.name} is no ONNX file, or not a whole one ({short(error, 80)})") from error
+    if not proto.graph.node or not proto.graph.output or not proto.opset_import:
+        raise ModelError(f"{path.name} is no ONNX file, or not a whole one: it has no graph with outputs")
+    for tensor in tensors_of(proto):
+        _check_external(tensor, path)
+    return proto
+
+
+def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
+    """Raise `ModelError` for weights that lie elsewhere than in a whole plain file beside the model."""
+    size = int(np.prod([max(dim, 0) for dim in tensor.dims], dtype=object) or 0)
+    if any(dim < 0 for dim in tensor.dims) or size > LARGEST_TENSOR:
+        raise ModelError(f"{path.name}: tensor {tensor.name!r} says it has the shape {list(tensor.dims)}; refused")
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    file = path.parent / location
+    if not location or Path(location).name != location or location in (".", "..") or file.is_symlink():
+        raise ModelError(
+            f"{path.name} keeps weights in {location!r}, which is not beside it; put all weights into one folder"
+        )
+    try:
+        end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
+        there = file.stat().st_size
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.name} keeps weights in {location!r}, which cannot be read: {short(error)}") from error
+    if end > there or int(entries.get("offset") or 0) < 0:
+        raise ModelError(f"{path.name} reads {end} bytes of {location!r}, which has {there}; fetch the whole file")
+
+
+def _check(proto: onnx.ModelProto, path: Path) -> None:
+    """Raise `ModelError` for what cannot be pruned as it is, all operators named at once."""
+    counts = Counter((node.domain, node.op_type) for node in _nodes(proto))
+    local = {(function.domain, function.name) for function in proto.functions}
+    foreign = Counter({key: count for key, count in counts.items() if key[0] not in OWN_DOMAINS and key not in local})
+    own = Counter({key[1]: count for key, count in counts.items() if key[0] in OWN_DOMAINS})
+    if quantised := own.keys() & QUANTISED:
+        raise ModelError(
+            f"{path.name} is quantised already ({', '.join(sorted(quantised))}): prune the float32 file it was made "
+            "from, then --targets int8 quantises the result"
+        )
+    if foreign:
+        domains = ", ".join(sorted({domain for domain, _ in foreign}))
+        listed = ", ".join(sorted({kind for _, kind in foreign})[:4])
+        raise ModelError(
+            f"{path.name} has operators of {domains} ({listed}), which one runtime made for itself: give the file as "
+            "it was exported, before optimisation"
+        )
+    version = next((entry.version for entry in proto.opset_import if entry.domain in OWN_DOMAINS), 0)
+    if version not in OPSETS:
+        raise ModelError(
+            f"{path.name} has opset {version}; known are {OPSETS[0]} to {OPSETS[-1]}: convert it, or export it again"
+        )
+    if loops := own.keys() & FLOW:
+        raise ModelError(
+            f"{path.name} has a loop ({', '.join(sorted(loops))}): what it computes depends on its inputs; export the "
+            "part without it"
+        )
+    unknown = {kind: n for kind, n in own.items() if kind not in {*OPERATORS, *RECURRENT, "If", "Constant"}}
+    if unknown:
+        listed = ", ".join(f"{kind} ({n}x)" for kind, n in sorted(unknown.items()))
+        raise ModelError(f"{path.name} has operators that have no rule here: {listed}")
+
+
+def _check_weights(model: ir.Model, path: Path) -> None:
+    """Raise `ModelError` for weights in another precision than float32, and for inputs whose shape is not said."""
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    if narrow := sorted({tensor.dtype.name for tensor in tensors if tensor.dtype in NARROW and tensor.size > 64}):
+        raise ModelError(
+            f"{path.name} holds weights in {', '.join(narrow)}: give the float32 file; --targets fp16 converts the "
+            "result"
+        )
+    for value in model.graph.inputs:
+        if value.shape is None or value.dtype is None:
+            raise ModelError(f"{path.name}: input {value.name!r} has no shape or type; export it with one")
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for inner in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+            yield from _graphs(inner)
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    for graph in _graphs(proto.graph):
+        yield from graph.node
+    for function in proto.functions:
+        yield from function.node
+
+
+def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every constant of a model, wherever it stands."""
+    for graph in _graphs(proto.graph):
+        yield from graph.initializer
+    for attribute in (attribute for node in _nodes(proto) for attribute in node.attribute):
+        yield from attribute.tensors
+        if attribute.HasField("t"):
+            yield attribute.t
+
+
+def opset_of(model: ir.Model) -> int:
+    """The version of ONNX's operators that a model is written in."""
+    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+
+
+def settings_of(node: ir.Node, opset: int) -> Settings:
+    """The attributes of a node as plain values and tensors; graphs are left out."""
+    values: dict[str, Any] = {}
+    for name, attribute in node.attributes.items():
+        value = attribute.value
+        if attribute.type == ir.AttributeType.GRAPH:
+            continue
+        if attribute.type == ir.AttributeType.TENSOR:
+            value = torch.from_numpy(np.array(value.numpy()))
+        elif isinstance(value, bytes):
+            value = value.decode()
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return Settings(values, opset, sum(bool(value.name) for value in node.outputs))
+
+
+def constant(value: ir.Value | None) -> Tensor | None:
+    """The tensor of an initializer; None for any other value."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return torch.from_numpy(np.array(value.const_value.numpy()))
+
+
+def readers(value: ir.Value) -> list[ir.Node]:
+    """Nodes that read a value."""
+    return [use.node for use in value.uses()]
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads a value; None where there is none, or others, or the value is an output."""
+    nodes = readers(value)
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
+
+
+def names_of(values: Iterable[ir.Value | None]) -> list[str]:
+    """Names of values that are there."""
+    return [value.name for value in values if value is not None and value.name]

@@ -1,0 +1,205 @@
+"""The graph run on examples, operator by operator: shapes of all values, and which of them are constants.
+
+Two runs differ in every size that the file leaves open. What comes out the same in both, made of shapes and constants
+alone, is a constant, so sub-graphs that compute shapes disappear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from pxcompress.errors import ModelError, short
+from pxcompress.onnx_in.opening import RECURRENT, constant, opset_of, settings_of
+from pxcompress.onnx_in.operators.table import DTYPES, OPERATORS, Unsupported
+from pxcompress.onnx_in.recurrent import Recurrent
+
+LARGEST_KNOWN = 1 << 20
+"""Elements of a computed constant that is kept as one."""
+
+OPEN_SIDE = 96
+"""Pixels of a side that the file leaves open, where nothing else says how many; later axes have more."""
+
+
+class Refused(Exception):
+    """The graph does not run on the example."""
+
+
+class Trial:
+    """One run of the graph: `shapes` of all values, and `known`, those made of initializers and shapes alone.
+
+    An `If` whose condition is known becomes the branch that it takes, in the graph itself.
+    """
+
+    def __init__(self, model: ir.Model, inputs: Mapping[str, Tensor]) -> None:
+        self.shapes: dict[ir.Value, tuple[int, ...]] = {}
+        self.known: dict[ir.Value, Tensor] = {}
+        self.inputs = inputs
+        self._model, self._opset = model, opset_of(model)
+        self._values: dict[ir.Value, Any] = {}
+        for value in model.graph.initializers.values():
+            self._take_initializer(value)
+        for value in model.graph.inputs:
+            if value.name in inputs:
+                self._values[value] = inputs[value.name or ""]
+                self.shapes[value] = tuple(inputs[value.name or ""].shape)
+        with torch.no_grad():
+            for node in list(model.graph):
+                self._run(node)
+        self._values.clear()
+
+    def _take_initializer(self, value: ir.Value) -> None:
+        tensor = constant(value)
+        assert tensor is not None
+        self._values[value] = self.known[value] = tensor
+        self.shapes[value] = tuple(tensor.shape)
+
+    def _run(self, node: ir.Node) -> None:
+        if node.op_type == "If":
+            self._take_branch(node)
+            return
+        made = self._computed(node)
+        results = made if isinstance(made, tuple | list) else (made,)
+        of_constants = all(value is None or value in self.known for value in node.inputs)
+        static = of_constants or node.op_type in ("Shape", "Size")
+        for value, result in zip(node.outputs, results, strict=False):
+            self._values[value] = result
+            self.shapes[value] = tuple(result.shape)
+            if static and result.numel() < LARGEST_KNOWN:
+                self.known[value] = result
+
+    def _computed(self, node: ir.Node) -> Any:
+        args = [None if value is None else self._values[value] for value in node.inputs]
+        settings = settings_of(node, self._opset)
+        try:
+            if node.op_type in RECURRENT:
+                weights = [constant(value) for value in node.inputs]
+                return Recurrent(node.op_type, settings, weights)(args[0], *args[5:7])
+            return OPERATORS[node.op_type](settings, *args)
+        except Unsupported as error:
+            raise ModelError(f"{node.op_type} {node.name!r} cannot be read: {error}") from error
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError) as error:
+            shapes = ", ".join(str(self.shapes.get(value)) for value in node.inputs if value is not None)
+            reason = short(error, 150) or type(error).__name__
+            raise Refused(f"{node.op_type} {node.name!r} fails on {shapes}: {reason}") from error
+
+    def _take_branch(self, node: ir.Node) -> None:
+        condition = None if node.inputs[0] is None else self.known.get(node.inputs[0])
+        if condition is None:
+            raise ModelError(
+                f"If {node.name!r}: which way it goes depends on the input's values; export the model without it"
+            )
+        branch = node.attributes["then_branch" if bool(condition) else "else_branch"].as_graph()
+        for value in list(branch.initializers.values()):
+            branch.initializers.pop(value.name or "")
+            self._model.graph.register_initializer(value)
+            self._take_initializer(value)
+        nodes, outputs = list(branch), list(branch.outputs)
+        branch.outputs.clear()
+        for inner in nodes:
+            branch.remove(inner)
+        self._model.graph.insert_before(node, nodes)
+        for inner in nodes:
+            self._run(inner)
+        for before, after in zip(node.outputs, outputs, strict=True):
+            before.replace_all_uses_with(after, replace_graph_outputs=True)
+        self._model.graph.remove(node, safe=True)
+
+
+class Trials:
+    """Two runs of a graph, and what they agree on."""
+
+    def __init__(self, model: ir.Model, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.runs = (Trial(model, first), Trial(model, second))
+
+    @property
+    def example(self) -> Mapping[str, Tensor]:
+        """Inputs of the first run."""
+        return self.runs[0].inputs
+
+    def again(self) -> Trials:
+        """The same runs of what the graph is now."""
+        return Trials(self.model, self.runs[0].inputs, self.runs[1].inputs)
+
+    def shape(self, value: ir.Value, run: int = 0) -> tuple[int, ...]:
+        """Shape of a value in a run."""
+        return self.runs[run].shapes[value]
+
+    def constant(self, value: ir.Value | None) -> Tensor | None:
+        """What a value is in both runs, where it is known and the same."""
+        if value is None or any(value not in run.known for run in self.runs):
+            return None
+        first, second = (run.known[value] for run in self.runs)
+        return first if first.shape == second.shape and torch.equal(first, second) else None
+
+    def learn(self, value: ir.Value, tensor: Tensor) -> None:
+        """Note a constant that was put into the graph after it ran."""
+        for run in self.runs:
+            run.known[value], run.shapes[value] = tensor, tuple(tensor.shape)
+
+
+def run_trials(model: ir.Model, sizes: Mapping[str, Sequence[int]], name: str) -> Trials:
+    """Two runs that differ in every size that the file leaves open and that can differ. Raises `ModelError`.
+
+    `sizes` are shapes of one sample by input, where the file leaves them open. A size that it leaves open although only
+    one works, such as the height of a text line, is found out by trying.
+    """
+    firsts = {value.name or "": _shape(value, sizes) for value in model.graph.inputs}
+    try:
+        Trial(model, draw_inputs(model, firsts, 0))
+    except Refused as error:
+        raise ModelError(f"{name} does not run as it is read: {error}{_size_hint(model, firsts)}") from error
+    seconds = {key: list(shape) for key, shape in firsts.items()}
+    for value in model.graph.inputs:
+        for axis, size in enumerate(_open_sizes(value)):
+            if size is not None:
+                continue
+            seconds[value.name or ""][axis] += 1 if axis == 0 else 32
+            try:
+                Trial(model, draw_inputs(model, seconds, 1))
+            except Refused:
+                seconds[value.name or ""][axis] = firsts[value.name or ""][axis]
+    return Trials(model, draw_inputs(model, firsts, 0), draw_inputs(model, seconds, 1))
+
+
+def draw_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Tensor]:
+    """Random inputs of the file's types: normal numbers, and 0 or 1 where they are whole."""
+    draw = torch.Generator().manual_seed(seed)
+    inputs: dict[str, Tensor] = {}
+    for value in model.graph.inputs:
+        assert value.dtype is not None
+        dtype, shape = DTYPES[value.dtype.value], tuple(shapes[value.name or ""])
+        drawn = (
+            torch.randn(shape, generator=draw) if dtype.is_floating_point else torch.randint(2, shape, generator=draw)
+        )
+        inputs[value.name or ""] = drawn.to(dtype)
+    return inputs
+
+
+def _open_sizes(value: ir.Value) -> list[int | None]:
+    """Sizes of an input; None where the file leaves them open."""
+    return [size if isinstance(size, int) and size > 0 else None for size in (value.shape or ())]
+
+
+def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
+    """A shape for an input: the file's own sizes, else what is given, else some that most networks take."""
+    given = sizes.get(value.name or "")
+    shape = []
+    for axis, size in enumerate(_open_sizes(value)):
+        asked = given[axis - 1] if given is not None and 0 < axis <= len(given) else None
+        shape.append(size or (2 if axis == 0 else asked or OPEN_SIDE + 32 * axis))
+    return shape
+
+
+def _size_hint(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> str:
+    """What to do where the file leaves sizes open."""
+    for value in model.graph.inputs:
+        if None in _open_sizes(value)[1:]:
+            tried = " x ".join(map(str, shapes[value.name or ""][1:]))
+            return f"; input {value.name!r} leaves its size open, and {tried} was tried: give --input-size"
+    return ""

@@ -1,0 +1,117 @@
+"""Walks over a module's steps: what moves values without computing with them, and where that leads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pxcompress.onnx_in.module import OnnxModule, Step, trace_run
+
+SCALES = ("Mul", "Div", "Add", "Sub")
+MOVES = {
+    "Transpose",
+    "Regroup",
+    "Select",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Split",
+    "Chunk",
+    "Cast",
+    "Reshape",
+    *SCALES,
+}
+"""Steps that move values, or change all of them by one number."""
+
+BETWEEN = {"Add", "Mul", "Div", "Where", "Cast", "Regroup"}
+"""Steps between the product of queries and keys and the softmax over it: scales, masks, biases."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """The step that a walk leads to, and the steps on the way, in the order they run in."""
+
+    end: Step
+    between: list[Step]
+
+
+class Walk:
+    """Makers, readers and shapes of a module's values."""
+
+    def __init__(self, module: OnnxModule) -> None:
+        self.module = module
+        self.maker = {name: step for step in module.steps for name in step.outputs}
+        self.readers: dict[str, list[Step]] = {}
+        for step in module.steps:
+            for name in filter(None, step.inputs):
+                self.readers.setdefault(name, []).append(step)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for trace in trace_run(module):
+            given = zip(trace.step.inputs, trace.inputs, strict=False)
+            self.shapes |= {name: shape for name, shape in given if name and shape is not None}
+            self.shapes |= dict(zip(trace.step.outputs, trace.outputs, strict=False))
+
+    def moved(self, step: Step) -> str | None:
+        """The input of a step that only moves it; None for other steps."""
+        if step.operator not in MOVES:
+            return None
+        constants = [name for name in step.inputs if name in self.module.constants]
+        if step.operator in SCALES and any(self.module.held(name or "").numel() != 1 for name in constants):
+            return None
+        live = [name for name in step.inputs if name and name not in self.module.constants]
+        return live[0] if len(live) == 1 else None
+
+    def to_layer(self, name: str | None) -> Path | None:
+        """The linear layer that a value was moved from."""
+        between: list[Step] = []
+        while name is not None and (step := self.maker.get(name)) is not None:
+            if step.operator == "Linear":
+                return Path(step, between[::-1])
+            name = self.moved(step)
+            between.append(step)
+        return None
+
+    def to_product(self, name: str | None) -> Path | None:
+        """The product of two computed values that scores come from, whatever is added to them on the way."""
+        step = self.maker.get(name or "")
+        if step is None or step.operator == "MatMul":
+            return None if step is None else Path(step, [])
+        if step.operator not in BETWEEN:
+            return None
+        for each in step.inputs:
+            if each in self.maker and (path := self.to_product(each)) is not None:
+                return Path(path.end, [*path.between, step])
+        return None
+
+    def down_to(self, name: str, kind: str) -> Path | None:
+        """The first step of a kind behind a value that is only moved, and that nothing else reads."""
+        between: list[Step] = []
+        while name not in self.module.made and len(readers := self.readers.get(name, [])) == 1:
+            step = readers[0]
+            if step.operator == kind:
+                return Path(step, between)
+            if self.moved(step) is None:
+                return None
+            between.append(step)
+            name = step.outputs[0]
+        return None
+
+    def send(self, steps: Sequence[Step], start: str, value: Tensor) -> dict[str, Tensor]:
+        """Numbers sent through steps that move values: what each of these makes, by name."""
+        values: dict[str, Tensor] = {start: value}
+        for step in steps:
+            if step.operator in (*SCALES, "Cast"):
+                made: Any = next(values[name] for name in step.inputs if name in values)
+            else:
+                assert not isinstance(step.run, str)
+                made = step.run(*[self._sent(name, values) for name in step.inputs])
+            values.update(zip(step.outputs, made if isinstance(made, tuple | list) else (made,), strict=False))
+        return values
+
+    def _sent(self, name: str | None, values: dict[str, Tensor]) -> Tensor | None:
+        if name is None or name in values:
+            return None if name is None else values[name]
+        return self.module.held(name)

@@ -1,0 +1,246 @@
+"""A pruned module written back into the graph it was read from: other weights, the same names, axes and metadata.
+
+Layers whose values are those that were read are left as they are, bit for bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+from torch import Tensor, nn
+
+from pxcompress.errors import ModelError, short
+from pxcompress.onnx_in.folding import set_input
+from pxcompress.onnx_in.opening import read_proto, tensors_of
+from pxcompress.onnx_in.origins import Origin
+from pxcompress.onnx_in.sizes import resize_
+
+if TYPE_CHECKING:
+    from pxcompress.onnx_in.module import OnnxModule
+
+LARGEST_INLINE = 1_500_000_000
+"""Bytes of weights above which they go into a file beside the model, whatever the user's file does."""
+
+OWN_KEY = "pxcompress"
+"""A key of metadata_props by which a file is known to be written here."""
+
+
+def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batch: int | None = None) -> None:
+    """Write the module's file with its weights now to `path`. Raises `ModelError` where a change cannot be written.
+
+    `metadata` is added to the file's own, which is not overwritten unless it was written here. External weights stay
+    external, in `<path>.data`. `batch`: the file takes so many samples a call.
+    """
+    source = module.source
+    places = {node: place for place, node in enumerate(source.model.graph)}
+    model = ir.from_proto(ir.to_proto(source.model))
+    nodes = list(model.graph)
+    for name, origin in module.origins.items():
+        layer = module.get_submodule(name)
+        if origin.changed(layer):
+            _write_layer(model, origin, [nodes[places[node]] for node in origin.nodes], layer, module)
+    _write_tables(model, module)
+    resize_(model, module)
+    common.RemoveUnusedNodesPass()(model)
+    given = read_proto(source.path)
+    kept = {} if OWN_KEY in model.metadata_props else dict(model.metadata_props)
+    model.metadata_props.update({**metadata, **kept})
+    _set_batch(model, batch, source.path)
+    _save(model, path, given)
+
+
+def copy_file(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a file, its graph bit for bit, with external weights as files beside the copy; `metadata` is added."""
+    proto = read_proto(source)
+    locations = {}
+    for tensor in tensors_of(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                locations[entry.value] = entry.value = f"{path.stem}.{entry.value.removeprefix(f'{path.stem}.')}"
+    for before, after in locations.items():
+        shutil.copyfile(source.parent / before, path.parent / after)
+    present = {entry.key for entry in proto.metadata_props}
+    own = OWN_KEY in present
+    if own:
+        del proto.metadata_props[:]
+    for key, value in metadata.items():
+        if own or key not in present:
+            proto.metadata_props.add(key=key, value=value)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _write_layer(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule) -> None:
+    writers = {
+        "conv": _write_conv,
+        "gemm": _write_gemm,
+        "matmul": _write_matmul,
+        "batchnorm": _write_batchnorm,
+        "scale": _write_scale,
+        "layernorm": _write_layernorm,
+        "embedding": _write_embedding,
+    }
+    if origin.kind not in writers:
+        raise ModelError(f"{nodes[0].op_type} {nodes[0].name!r} has changed, and cannot be written back")
+    writers[origin.kind](model, origin, nodes, layer, module)
+
+
+def _write_conv(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule) -> None:
+    set_input(model, nodes[0], 1, _tensor(layer, "weight"))
+    if layer.bias is not None:
+        set_input(model, nodes[0], 2, _tensor(layer, "bias"))
+    groups = int(layer.groups)  # type: ignore[arg-type]
+    if "group" in nodes[0].attributes or groups != 1:
+        nodes[0].attributes["group"] = ir.AttrInt64("group", groups)
+
+
+def _write_gemm(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule) -> None:
+    weight, turned = _file_order(origin, _tensor(layer, "weight")), nodes[0].attributes.get("transB")
+    set_input(model, nodes[0], 1, weight if turned is not None and turned.value else weight.T)
+    for name in ("alpha", "beta"):
+        nodes[0].attributes.pop(name, None)
+    if layer.bias is not None:
+        set_input(model, nodes[0], 2, _tensor(layer, "bias"))
+
+
+def _write_matmul(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule) -> None:
+    set_input(model, nodes[0], 1, _file_order(origin, _tensor(layer, "weight")).T)
+    if layer.bias is None:
+        return
+    if len(nodes) > 1:
+        _set_constant(model, nodes[1], _tensor(layer, "bias"), module)
+    else:
+        _add_behind(model, nodes[0], _tensor(layer, "bias"))
+
+
+def _write_batchnorm(
+    model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule
+) -> None:
+    for place, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1):
+        set_input(model, nodes[0], place, _tensor(layer, name))
+
+
+def _write_layernorm(
+    model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule
+) -> None:
+    if nodes[0].op_type == "LayerNormalization":
+        set_input(model, nodes[0], 1, _tensor(layer, "weight"))
+        if layer.bias is not None:
+            set_input(model, nodes[0], 2, _tensor(layer, "bias"))
+        return
+    for node in nodes[-2:]:
+        name = {"Mul": "weight", "Add": "bias"}.get(node.op_type)
+        if name and getattr(layer, name, None) is not None:
+            _set_constant(model, node, _tensor(layer, name), module)
+
+
+def _write_embedding(
+    model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule
+) -> None:
+    set_input(model, nodes[0], 0, _tensor(layer, "weight"))
+
+
+def _write_scale(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule) -> None:
+    scale = _tensor(layer, "weight").reshape(-1)
+    shift = None if layer.bias is None else _tensor(layer, "bias")
+    if nodes[0].op_type in ("Add", "Sub") and not bool((scale == 1).all()):
+        raise ModelError(f"{nodes[0].op_type} {nodes[0].name!r} would have to multiply; leave repairs that refit out")
+    for node in nodes:
+        signed = shift if node.op_type == "Add" or shift is None else -shift
+        value = {"Mul": scale, "Div": 1 / scale}.get(node.op_type, signed)
+        assert value is not None
+        _set_constant(model, node, value, module)
+    if shift is not None and not any(node.op_type in ("Add", "Sub") for node in nodes):
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        _add_behind(model, nodes[-1], shift.reshape([-1] + [1] * (weight.dim() - 2)))
+
+
+def _write_tables(model: ir.Model, module: OnnxModule) -> None:
+    """Biases with an entry for each head, wherever they are read."""
+    from pxcompress.onnx_in.module import AttentionBlock
+
+    for block in module.modules():
+        for name, attribute in block.constants.items() if isinstance(block, AttentionBlock) else ():
+            table = getattr(block, attribute)
+            before = module.source.shapes[name]
+            if not isinstance(table, nn.Parameter) or tuple(table.shape) == before[1:]:
+                continue
+            own = [value for node in model.graph for value in node.outputs if value.name == name]
+            for value in [model.graph.initializers[name]] if name in model.graph.initializers else own:
+                for use in list(value.uses()):
+                    set_input(model, use.node, use.idx, table.unsqueeze(0))
+
+
+def _tensor(layer: nn.Module, name: str) -> Tensor:
+    return getattr(layer, name).detach().cpu()
+
+
+def _file_order(origin: Origin, weight: Tensor) -> Tensor:
+    """A linear layer's weight with its columns as the file flattens what it reads."""
+    if origin.unflattened is None:
+        return weight
+    return weight.unflatten(1, (-1, *origin.unflattened[1:])).permute(0, 2, 3, 1).flatten(1)
+
+
+def _set_constant(model: ir.Model, node: ir.Node, value: Tensor, module: OnnxModule) -> None:
+    """Give an arithmetic node another constant, along the axis that the one before had."""
+    first = node.inputs[0]
+    place = 0 if first is not None and first.name in module.source.constants else 1
+    operand = node.inputs[place]
+    assert operand is not None
+    before = module.source.shapes[operand.name or ""]
+    axis = next((axis for axis, size in enumerate(before) if size != 1), len(before) - 1)
+    shape = [1] * max(len(before), 1)
+    shape[axis] = value.numel()
+    set_input(model, node, place, value.reshape(shape))
+
+
+def _add_behind(model: ir.Model, node: ir.Node, bias: Tensor) -> None:
+    """Add a bias to what a node makes; the sum takes over the name and the readers."""
+    out = node.outputs[0]
+    name = out.name or "value"
+    add = ir.Node("", "Add", [out, None], outputs=[ir.Value(name=f"{name}.biased")], name=f"{node.name or name}.bias")
+    model.graph.insert_after(node, add)
+    total = add.outputs[0]
+    for use in [use for use in out.uses() if use.node is not add]:
+        use.node.replace_input_with(use.idx, total)
+    for place, value in enumerate(model.graph.outputs):
+        if value is out:
+            model.graph.outputs[place] = total
+            total.type, total.shape = out.type, out.shape
+    out.name = f"{name}.unbiased"
+    total.name = name
+    set_input(model, add, 1, bias)
+
+
+def _set_batch(model: ir.Model, batch: int | None, path: Path) -> None:
+    """Let inputs and outputs take `batch` samples where that is open; `ModelError` where the file says another."""
+    for value in (*model.graph.inputs, *model.graph.outputs) if batch is not None else ():
+        first = value.shape[0] if value.shape is not None and len(value.shape) else batch
+        if isinstance(first, int) and first != batch:
+            raise ModelError(f"{path.name} takes {first} samples a call, no other number; give --batch-size {first}")
+        if value.shape is not None and len(value.shape):
+            value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+
+
+def _save(model: ir.Model, path: Path, given: onnx.ModelProto) -> None:
+    """Write the file, its weights beside it where they were beside the user's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    initializers = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in given.graph.initializer)
+    external |= sum(tensor.nbytes for tensor in initializers) > LARGEST_INLINE
+    inputs = {value.name for value in given.graph.input}
+    if inputs & {tensor.name for tensor in given.graph.initializer}:  # as files before IR version 4 had to
+        listed = {value.name for value in model.graph.inputs}
+        model.graph.inputs.extend(value for name, value in model.graph.initializers.items() if name not in listed)
+    try:
+        ir.save(model, path, external_data=f"{path.name}.data" if external else None)
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
+        path.unlink(missing_ok=True)
+        raise ModelError(f"the pruned {path.name} is not valid ONNX: {short(error)}") from error
