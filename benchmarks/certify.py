@@ -204,7 +204,7 @@ def end_to_end(kind: str, model: str, data: str, alpha: float, fresh: int) -> di
     path = [asdict(each) for each in record.rows]
     row |= {"delta": record.delta, "n": record.n, "chosen": record.chosen_name, "path": path}
     row |= {"fresh_n": again.n, "fresh_risk": again.errors / again.n}
-    row |= {"top1_dense": report.dense.top1, "top1_certified": report.pruned.top1}
+    row |= {"top1_dense": report.dense.quality.value, "top1_certified": report.pruned.quality.value}
     return row | {"macs_ratio": report.ratios.macs, "params_ratio": report.ratios.params}
 
 

@@ -40,6 +40,7 @@ from pxcompress.recipe import Bench
 from pxcompress.run_folder.names import DENSE, SLIM
 from pxcompress.run_folder.targets import rate_targets
 from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch
 from pxcompress.workload import load_workload
 
@@ -138,7 +139,9 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
         for name, file in (("dense", DENSE), ("pruned", SLIM))
         for precision in ("int8", "fp16")
     }
-    tried = try_files((folder / DENSE, folder / SLIM, *made.values()), splits.test, **asdict(recipe.bench))
+    tried = try_files(
+        (folder / DENSE, folder / SLIM, *made.values()), splits.test, Classification(), **asdict(recipe.bench)
+    )
     names = {DENSE: "dense", SLIM: "pruned", **{path.name: name for name, path in made.items()}}
     for row in rate_targets(tried).rows:
         yield {
@@ -146,7 +149,8 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
             "model": label,
             "distilled": repair is not None,
             "file": names[row.file],
-            **{key: value for key, value in asdict(row).items() if key != "file"},
+            "top1": row.quality.value,
+            **{key: value for key, value in asdict(row).items() if key not in ("file", "quality")},
         }
 
 

@@ -33,7 +33,7 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.budgets.latency import Latency
 from pxcompress.clock import Clock
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.predictions import torch_accuracy
+from pxcompress.deploy.predictions import torch_quality
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import aligned
@@ -45,6 +45,7 @@ from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import cut, plan_at
 from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Group, Price, ScoredModel
 
 BIG = ("resnet50", "mobilenetv2_100", "vit_small_patch16_224")
@@ -135,8 +136,8 @@ def equal(threads: int, quick: bool) -> Iterator[Row]:
                     "plan": way,
                     "measured_over_allowed": chosen.measured / chosen.allowed,
                     "macs_left": macs({g.name: len(plan.kept(g)) for g in scored.structure.groups}) / macs({}),
-                    "top1": torch_accuracy(slim.pruned.model, splits.test),
-                    "dense": torch_accuracy(model, splits.test),
+                    "top1": torch_quality(slim.pruned.model, splits.test, Classification()),
+                    "dense": torch_quality(model, splits.test, Classification()),
                 }
 
 

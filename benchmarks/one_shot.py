@@ -27,7 +27,7 @@ from one_shot_rivals import rival_rows
 
 from pxcompress.budgets import BUDGETS
 from pxcompress.data import load_splits
-from pxcompress.deploy.predictions import torch_accuracy
+from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import BudgetError
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
@@ -37,6 +37,7 @@ from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import plan_at, shrink
 from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batches, Price, Pruned, ScoredModel
 from pxcompress.workload import Workload, load_workload, with_baseline
 
@@ -146,7 +147,7 @@ def bench_of(label: str) -> Bench:
     structure = find_groups(model, example, classifier_names(model, example))
     price = Price("macs", "MACs", BUDGETS.build("macs").meter(model, structure.groups, example))
     scored = ScoredModel(model, example, structure, {}, price, 0.5)
-    return Bench(label, workload, scored, recipe, torch_accuracy(model, workload.splits.test))
+    return Bench(label, workload, scored, recipe, torch_quality(model, workload.splits.test, Classification()))
 
 
 def calibration(bench: Bench, seed: int) -> dict[str, Batches]:
@@ -190,7 +191,7 @@ def _chain_rows(
         with seeded(facts["seed"]):
             repaired = _repaired(replace(bare, model=copy.deepcopy(bare.model)), repairs, parts)
         spent = time.perf_counter() - begin
-        top1 = torch_accuracy(repaired.model, bench.test)
+        top1 = torch_quality(repaired.model, bench.test, Classification())
         cost = {"macs_ratio": plan.cost_planned / plan.cost_dense, "repair_seconds": spent}
         yield {**row, "repair": chain, "top1": top1, **cost}
 
@@ -222,8 +223,8 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
         "classes": len(classes),
         "names": classes,
         "units_removed": 1 - plan.cost_planned / plan.cost_dense,
-        "dense_on_task": torch_accuracy(model, splits.test),
-        "top1": torch_accuracy(slim.pruned.model, splits.test),
+        "dense_on_task": torch_quality(model, splits.test, Classification()),
+        "top1": torch_quality(slim.pruned.model, splits.test, Classification()),
     }
 
 

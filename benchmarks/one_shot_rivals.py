@@ -13,9 +13,10 @@ import rivals
 from pxcompress.cost.count import count_macs
 from pxcompress.data import load_splits
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.predictions import answers, torch_accuracy
+from pxcompress.deploy.predictions import predictions, torch_quality
 from pxcompress.deploy.runtime import open_session
 from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.workload import Workload
 
 IMPORTANCES = ("L2", "Taylor", "Hessian, summed")
@@ -39,9 +40,9 @@ def rival_rows(label: str, workload: Workload, sizes: Sequence[float], *, quick:
                     yield {**here, "refused": slim.reason}
                     continue
                 here |= {"macs_ratio": count_macs(slim, splits.example) / dense}
-                yield {**here, "repair": "bare", "top1": torch_accuracy(slim, splits.test)}
+                yield {**here, "repair": "bare", "top1": torch_quality(slim, splits.test, Classification())}
                 repaired = rivals.reestimate(copy.deepcopy(slim), drawn.repair)
-                yield {**here, "repair": "batchnorm", "top1": torch_accuracy(repaired, splits.test)}
+                yield {**here, "repair": "batchnorm", "top1": torch_quality(repaired, splits.test, Classification())}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
         export_onnx(model, splits.example, path, {})
@@ -60,5 +61,6 @@ def _onnxsim_rows(
             yield {**row, "refused": slim.reason}
             continue
         macs = rivals.onnx_macs(rivals.onnx.load(slim)) / dense
-        top1 = answers({"it": open_session(slim, "cpu")}, "it", splits.test)["it"].top1
+        sessions = {"it": open_session(slim, "cpu")}
+        top1 = predictions(sessions, "it", "it", splits.test, Classification())["it"].quality.value
         yield {**row, "repair": "bare", "top1": top1, "macs_ratio": macs}

@@ -114,8 +114,8 @@ def rows(ratios: list[float], methods: list[str]) -> Iterator[Row]:
             yield Row(
                 method,
                 ratio,
-                report.dense.top1,
-                report.pruned.top1,
+                report.dense.quality.value,
+                report.pruned.quality.value,
                 report.pruned.samples,
                 report.ratios.macs,
                 report.ratios.speedup_p50,

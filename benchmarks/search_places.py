@@ -29,6 +29,7 @@ from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, ship
 from pxcompress.search.run import space_for
 from pxcompress.search.space import Space
 from pxcompress.search.study import open_study, usable, work
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Splits
 from pxcompress.workload import Workload
 
@@ -89,7 +90,7 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
     splits = load_splits(source, workload.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
-    bench = Workbench.of(model, splits.example, splits.parts, recipe)
+    bench = Workbench.of(model, splits.example, splits.parts, recipe, Classification())
     return Place(label, task, seed, recipe, splits, bench, source.mask)
 
 

@@ -8,7 +8,9 @@ parity, which take most of the time.
 
 from __future__ import annotations
 
+import ctypes
 import fnmatch
+import gc
 import json
 import multiprocessing
 import tempfile
@@ -56,8 +58,13 @@ Row = dict[str, Any]
 
 @contextmanager
 def stage(row: Row, name: str) -> Iterator[None]:
-    """Seconds and peak memory of the block alone; Linux resets the peak where it is told to."""
+    """Seconds and peak memory of the block alone; Linux resets the peak where it is told to.
+
+    What earlier stages have freed is given back first: it would count as memory of this one.
+    """
     row["stage"] = name
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     begin = time.perf_counter()
     yield

@@ -26,7 +26,12 @@ def read_record(cls: type[T], text: str, what: str) -> T:
         where = ".".join(str(part) for part in details["loc"])
         value = "" if details["type"] == "missing" or not where else f", not {short(repr(details['input']), 40)}"
         problem = f"{where or 'the text'}: {_plain(details['msg'])}{value}"
-        raise InputError(f"{what} is not as pxcompress writes it ({problem}); give another, or make it anew") from error
+        raise not_as_written(what, problem) from error
+
+
+def not_as_written(what: str, problem: str) -> InputError:
+    """The error for a file `what` whose content was changed, or is of another version."""
+    return InputError(f"{what} is not as pxcompress writes it ({problem}); give another, or make it anew")
 
 
 def check_types(record: Any) -> None:

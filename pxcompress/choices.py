@@ -12,7 +12,10 @@ PROVIDERS = ("auto", *names_in("pxcompress.deploy.backends"))
 """Where a model can run, as the backends name it; "auto" is CUDA where it works, else the CPU."""
 
 RISKS = ("negative-flips", "disagreement", "accuracy-drop", "top1-error")
-"""What can be certified, as keys of `certify.path.RISKS`."""
+"""What can be certified of a classifier, as keys of `certify.path.RISKS`."""
+
+LOSS_RISKS = ("mean-loss", "loss-increase")
+"""What can be certified of any task, from a table of losses in [0, 1]; the other keys of `certify.path.RISKS`."""
 
 PARTS = ("all", "confident", "classes")
 """Predictions that a certificate is about: all, those of which the dense model is sure, or every class by itself."""

@@ -16,8 +16,8 @@ class ModelAndData:
     """A model, where its weights come from, and the data it is for.
 
     `classes` are the only ones of the data and of the model's outputs that are kept, in this order (none: all);
-    `input_size` is a side length in pixels (None: the model's own, or the embedded data's). Raises `InputError` for
-    what is out of range.
+    `input_size` is a side in pixels, or height and width (None: the model's own, or the embedded data's). Raises
+    `InputError` for what is out of range.
     """
 
     model: str = option(
@@ -33,7 +33,9 @@ class ModelAndData:
         "judges any model without labels.  [default: by the data]",
     )
     checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
-    input_size: int | None = option(None, "Side of the square input, pixels.  [default: the model's own]")
+    input_size: int | tuple[int, int] | None = option(
+        None, "Side of the square input in pixels, or HEIGHTxWIDTH.  [default: the model's own]"
+    )
     input_mean: str | None = option(
         None,
         "Mean of pixels from 0 to 1, by channel with commas, or how they become inputs: imagenet, 0-1, -1-1, 0-255.  "
@@ -45,8 +47,9 @@ class ModelAndData:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.input_size is not None and self.input_size < 8:
-            raise InputError(f"input-size is {self.input_size}; expected a side length of 8 pixels or more")
+        sides = self.input_size if isinstance(self.input_size, tuple) else (self.input_size or 8,)
+        if min(sides) < 8:
+            raise InputError(f"input-size is {'x'.join(map(str, sides))}; expected sides of 8 pixels or more")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; expected 0 or more")
         _check_classes(self.classes)

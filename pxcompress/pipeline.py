@@ -40,6 +40,7 @@ from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, quality_on_select, score, shrink
 from pxcompress.state import device_of, seeded, without_checkpointing
+from pxcompress.tasks.choice import build_task, start_logits
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, FileBudget, PruneResult
@@ -120,7 +121,7 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     """Refuse what only classifiers have, before any work."""
     if isinstance(task, Classification):
         return
-    labels = [text for text in recipe.scorers if getattr(SCORERS.build(text), "target", "") == "label"]
+    labels = [text for text in recipe.scorers if SCORERS.build(text).target == "label"]
     for wanted, words in ((recipe.class_scores, "class scores"), (labels, f"scorer {recipe.scorer!r}")):
         if wanted:
             raise InputError(f"{words} need one label a sample; leave them out, or give --task classification")
@@ -160,6 +161,7 @@ def compress_module(  # noqa: PLR0913  (the door for users in Python)
     batches: Iterable[Any],
     ratio: float | None = None,
     *,
+    task: Task | str | None = None,
     logits: Logits | None = None,
     held_out: Iterable[Any] | None = None,
     note: Note = silent,
@@ -172,7 +174,8 @@ def compress_module(  # noqa: PLR0913  (the door for users in Python)
     and repair. By `held_out` batches, or else by a sixth of these samples, scores and repairs are chosen, and
     `result.agreements` says how near the outputs are there. `note` is told about progress and warnings.
 
-    Everything that comes out keeps its shape. Relevance starts at an output (n, classes); other outputs count with the
+    Everything that comes out keeps its shape. A `task`, or its text such as "segmentation", says where relevance starts
+    and how near two outputs are. Without it relevance starts at an output (n, classes); other outputs count with the
     largest value along axis 1 at every position, as a mean, summed over all outputs, unless `logits` makes (n, classes)
     or (n,) of them. `options` are fields of `Recipe`, such as scorer, budget, repair or round_to:
 
@@ -184,12 +187,17 @@ def compress_module(  # noqa: PLR0913  (the door for users in Python)
     with torch.inference_mode(False), without_checkpointing():
         model = unwrapped(model)
         check_suited(model)
+        judge = build_task(task) if isinstance(task, str) else task
+        if judge is not None and logits is None and not isinstance(judge, Classification):
+            logits = start_logits(judge)
         module = adapted(model, example, batches, logits)
         _check_answers(module, recipe)
         recipe = aligned(recipe, Clock(silent))
         with seeded(recipe.seed):
             ready = plain(module.model, lambda view: everything(view, module.example.to(device_of(view))))
-            slim = shrink(ready, module.example, Run(recipe, _module_parts(module, ready, held_out), Clock(note)))
+            slim = shrink(
+                ready, module.example, Run(recipe, _module_parts(module, ready, held_out), Clock(note), judge)
+            )
     for each in (slim.pruned.model, slim.pruned.dense):
         released_(each)
     return slim

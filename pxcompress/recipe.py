@@ -122,7 +122,8 @@ class Guarantee:
             raise InputError(f"max-drop is {self.max_drop}; expected a share of the predictions, such as 0.03")
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}; expected 1 or more models to test")
-        _ = self.goal  # an unknown risk is found here
+        if self.risk not in RISKS:
+            raise unknown("risk", self.risk, RISKS)
         object.__setattr__(self, "coverage", self.counted.coverage)
 
     @property

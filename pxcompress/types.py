@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -26,6 +26,13 @@ Meter = Callable[[Mapping[str, int]], float]
 
 Kind = Literal["channel", "neuron", "head"]
 Axis = Literal["out", "in"]
+
+
+class ImageSize(NamedTuple):
+    """Sides of an image in pixels."""
+
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)

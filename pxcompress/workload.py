@@ -32,7 +32,7 @@ from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, chec
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
-from pxcompress.types import Splits
+from pxcompress.types import ImageSize, Splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +114,18 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             classes=0 if isinstance(task, Embedding) else source.outputs,
             checkpoint=None if given.checkpoint is None else Path(given.checkpoint),
             pretrained=not source.embedded,
-            input_size=given.input_size or source.native_size,
+            input_size=_input_size(given, source),
             classifier=isinstance(task, Classification),
         )
     check_agrees(loaded.model)
     return with_values(loaded, given.input_mean, given.input_std)
+
+
+def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
+    """Pixels, or the shape of inputs that are no images."""
+    if isinstance(given.input_size, tuple):
+        return ImageSize(*given.input_size)
+    return given.input_size or source.native_size
 
 
 def _judged_by(task: Task, loaded: Loaded, splits: Splits) -> Loaded:

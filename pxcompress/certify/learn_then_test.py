@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr
+from scipy.special import bdtr, logsumexp
 
 Array = NDArray[Any]
 
@@ -39,9 +39,30 @@ def betting(values: Array, alpha: float) -> Array:
     return np.minimum(1, np.exp(-capital.max(axis=-1)))
 
 
+BETS = np.geomspace(0.05, 0.95, 10)
+"""Shares of the capital that `log_wealth` may bet at most 1 of, each with a tenth of it."""
+
+
+def log_wealth(values: Array, alpha: float) -> Array:
+    """Logarithm of the capital after every loss, (..., n): an e-process of H0 "the risk is above alpha".
+
+    Equal parts bet constant shares (the diversified capital of Waudby-Smith and Ramdas, 2020). It asks for no n
+    beforehand, so that a test may stop, or go on with more samples, at any time.
+    """
+    bets = BETS / (1 - alpha)
+    logs = np.log1p(bets[:, None] * (alpha - np.asarray(values, dtype=np.float64)[..., None, :])).cumsum(axis=-1)
+    return logsumexp(logs, axis=-2) - math.log(len(bets))
+
+
+def e_process(values: Array, alpha: float) -> Array:
+    """1 / the largest capital there was: valid whenever one stops. The losses come in the order of the test."""
+    return np.minimum(1, np.exp(-log_wealth(values, alpha).max(axis=-1)))
+
+
 BOUNDS: dict[str, Callable[[Array, float], Array]] = {
     "binomial": binomial,
     "betting": betting,
+    "e-process": e_process,
 }
 """P-values of H0 "the risk is above alpha", for losses (..., n) in [0, 1] -> (...)."""
 

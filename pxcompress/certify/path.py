@@ -13,12 +13,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pxcompress.certify.learn_then_test import BOUNDS, Array, first_whole, fixed_sequence
+from pxcompress.choices import LOSS_RISKS
 from pxcompress.errors import DataError, InputError, unknown
 
 # --- risks: outputs of the dense and of the pruned model -> one loss a sample ---------------------------------------
@@ -28,8 +29,10 @@ from pxcompress.errors import DataError, InputError, unknown
 class Risk:
     """A loss per sample whose mean is to stay at or below alpha.
 
-    `function` maps predicted classes (dense, pruned, labels), each (n,), to losses (n,) in [low, high]. `bound` names
-    the p-value, one of `BOUNDS`; `promise` is the sentence with {alpha} and {scope} left open.
+    `function` maps predicted classes (dense, pruned, labels), each (n,), to losses (n,) in [low, high]; for
+    `LOSS_RISKS`, which hold for any task, losses in [0, 1] of the dense and the pruned model's outputs. `bound` names
+    the p-value, one of `BOUNDS`; `promise` is the sentence with {alpha} and {scope} left open. `zero_where_equal` says
+    that the loss is 0 wherever both models answer alike, whatever the label is.
     """
 
     function: Callable[[Array, Array, Array], Array]
@@ -38,6 +41,7 @@ class Risk:
     promise: str
     low: float = 0.0
     high: float = 1.0
+    zero_where_equal: bool = True
 
 
 RISKS: dict[str, Risk] = {
@@ -65,6 +69,22 @@ RISKS: dict[str, Risk] = {
         needs_labels=True,
         bound="binomial",
         promise="at most {alpha} of {scope} are wrong",
+        zero_where_equal=False,
+    ),
+    "mean-loss": Risk(
+        lambda dense, pruned, labels: pruned,
+        needs_labels=True,
+        bound="betting",
+        promise="the mean loss over {scope} is at most {alpha} of the largest possible",
+        zero_where_equal=False,
+    ),
+    "loss-increase": Risk(
+        lambda dense, pruned, labels: pruned - dense,
+        needs_labels=True,
+        bound="betting",
+        promise="the mean loss over {scope} is at most {alpha} (absolute) above the dense model's",
+        low=-1.0,
+        zero_where_equal=False,
     ),
 }
 """`negative-flips` counts over all samples, as the negative flip rate does (Yan et al., 2021). For the share of the
@@ -82,6 +102,8 @@ def losses(
     """
     if risk not in RISKS:
         raise unknown("risk", risk, RISKS)
+    if risk in LOSS_RISKS:
+        raise InputError(f"risk {risk!r} is of losses, not of classes; give a table of them, with certify --losses")
     if labels is None and RISKS[risk].needs_labels:
         raise InputError(f"risk {risk!r} needs labels; give them, or use 'disagreement', which needs none")
     first, second = _classes(dense, "dense"), _classes(pruned, "pruned")
@@ -142,13 +164,14 @@ EVERYTHING = "all predictions"
 class Goal:
     """What is to be promised: risk <= alpha with confidence 1 - delta. Raises `InputError` where that makes no sense.
 
-    `scope` names in words the predictions that count.
+    `scope` names in words the predictions that count; `anytime` that the test may stop whenever one likes.
     """
 
     risk: str = "negative-flips"
     alpha: float = 0.03
     delta: float = 0.05
     scope: str = EVERYTHING
+    anytime: bool = False
 
     def __post_init__(self) -> None:
         if self.risk not in RISKS:
@@ -162,12 +185,16 @@ class Goal:
     @property
     def bound(self) -> str:
         """Name of the p-value, one of `BOUNDS`."""
-        return RISKS[self.risk].bound
+        return "e-process" if self.anytime else RISKS[self.risk].bound
 
     def p_value(self, values: Array) -> float:
         """Of H0 "risk > alpha" for losses (n,) in the risk's own range; 1 without samples."""
-        low, width = RISKS[self.risk].low, RISKS[self.risk].high - RISKS[self.risk].low
-        return float(BOUNDS[self.bound]((values - low) / width, (self.alpha - low) / width)) if len(values) else 1.0
+        return float(BOUNDS[self.bound](self.in_unit(values), self.in_unit(self.alpha))) if len(values) else 1.0
+
+    def in_unit(self, values: Any) -> Any:
+        """Losses, or alpha, in the risk's own range as numbers in [0, 1]."""
+        low, high = RISKS[self.risk].low, RISKS[self.risk].high
+        return (values - low) / (high - low)
 
 
 class Candidate(NamedTuple):

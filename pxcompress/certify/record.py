@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from pxcompress.certify.anytime import Budget
 from pxcompress.certify.parts import Part
-from pxcompress.certify.path import Certificate, Goal, Tested, judge, sentence
+from pxcompress.certify.path import Certificate, Goal, Tested, judge, sentence, spent
 from pxcompress.errors import InputError
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """How many samples needed a label, since models disagree on them, and how many of these got one."""
+
+    asked: int
+    answered: int
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,9 @@ class CertificateRecord:
 
     `risk` to `bound` are the goal and its p-value, `part` to `threshold` the samples that count; `n` of the `reserved`
     ones do. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the samples of `data`
-    served `uses_before` certificates.
+    served `uses_before` certificates. `labels` is there where the data had none, `budget` for
+    a test that may stop at any time: what it used, and what is left, `group` the column of a table
+    whose words are the classes; 1 / p of a row is the wealth of its bet so far.
     """
 
     risk: str
@@ -40,6 +51,10 @@ class CertificateRecord:
     data: str
     uses_before: int
     spent: str
+    labels: LabelCount | None = None
+    anytime: bool = False
+    budget: Budget | None = None
+    group: str = ""
     schema_version: Literal[1] = 1
 
     @classmethod
@@ -65,10 +80,14 @@ class CertificateRecord:
             spent="",
         )
 
+    def used(self, before: int) -> CertificateRecord:
+        """The same, on samples that served as many certificates `before`."""
+        return replace(self, uses_before=before, spent=spent(before, self.delta).message)
+
     @property
     def certificate(self) -> Certificate:
         """The certificate, judged again; `InputError` where the choice does not follow from its own p-values."""
-        verdict = judge(Goal(self.risk, self.alpha, self.delta, self.scope), self.rows)
+        verdict = judge(Goal(self.risk, self.alpha, self.delta, self.scope, self.anytime), self.rows)
         if (verdict.chosen, verdict.certified) != (self.chosen, self.certified):
             raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
         return verdict

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pxcompress.commands.options import AsJson, Checkpoint, InputSize, Model, Provider, Threads
+from pxcompress.commands.options import AsJson, Checkpoint, InputSize, Model, Provider, Threads, read_input_size
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError
+from pxcompress.types import ImageSize
 
 
 def inspect(
@@ -51,7 +52,7 @@ def inspect(
             raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
         model_of_data, inputs = _on_data(model, checkpoint, input_size, data)
     else:
-        model_of_data = load_model(model, classes=classes, checkpoint=checkpoint, input_size=input_size)
+        model_of_data = load_model(model, classes=classes, checkpoint=checkpoint, input_size=_pixels(input_size))
         check_agrees(model_of_data.model)
         inputs = random_images(model_of_data.preprocessing.input_size)
     conditions = Conditions(batch_size, provider, threads) if latency else None
@@ -65,12 +66,19 @@ def inspect(
         print(to_table(result) if flow is None else f"{to_table(result)}\n\n{flow_table(flow)}")
 
 
-def _on_data(model: str, checkpoint: Path | None, input_size: int | None, data: str) -> tuple[Any, Any]:
+def _pixels(text: str | None) -> Any:
+    """The input size as models are loaded with it."""
+    size = None if text is None else read_input_size(text)
+    return ImageSize(*size) if isinstance(size, tuple) else size
+
+
+def _on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str) -> tuple[Any, Any]:
     """A model as `run` would have it on `data`, and the first batch of the score split."""
     from pxcompress.model_and_data import ModelAndData
     from pxcompress.workload import load_workload, with_baseline
 
     weights = None if checkpoint is None else str(checkpoint)
-    request = ModelAndData(model, data=data, checkpoint=weights, input_size=input_size)
+    size = None if input_size is None else read_input_size(input_size)
+    request = ModelAndData(model, data=data, checkpoint=weights, input_size=size)
     workload = with_baseline(load_workload(request), request.seed, notes(quiet=False))
     return workload.loaded, next(iter(workload.splits.score))[0]

@@ -45,7 +45,7 @@ _HELP = {field.name: _describe(field) for cls in (Recipe, Guarantee, Bench) for 
 
 Model = Annotated[str, typer.Option(help=_HELP["model"])]
 Checkpoint = Annotated[Path | None, typer.Option(help=_HELP["checkpoint"])]
-InputSize = Annotated[int | None, typer.Option(help=_HELP["input_size"])]
+InputSize = Annotated[str | None, typer.Option(help=_HELP["input_size"])]
 Provider = Annotated[str, typer.Option(help=Bench.__dataclass_fields__["provider"].metadata["help"])]
 Threads = Annotated[int, typer.Option(help=Bench.__dataclass_fields__["threads"].metadata["help"])]
 Confidence = Annotated[float | None, typer.Option(help=_HELP["confidence"])]
@@ -196,6 +196,15 @@ def _parse_factor(text: str) -> float:
         raise InputError(f"speedup is {text!r}; expected a factor above 1, such as 2x") from None
 
 
+def read_input_size(text: str) -> int | tuple[int, int]:
+    """224 of "224", (384, 640) of "384x640"."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
+        raise InputError(f"input-size is {text!r}; expected a side in pixels, such as 224, or HEIGHTxWIDTH")
+    first, *others = (int(side) for side in sides)
+    return (first, others[0]) if others else first
+
+
 def _parse_bytes(text: str) -> int:
     """20000000 of "20MB" or "20000000"."""
     parts = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text.strip())
@@ -236,6 +245,7 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "repair": _repairs,
     "scorer": _scorer,
     "speedup": _parse_factor,
+    "input_size": read_input_size,
     "max_bytes": _parse_bytes,
 }
 """Options whose text is not their value."""

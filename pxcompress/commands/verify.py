@@ -15,15 +15,17 @@ from pxcompress.errors import ResultError
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A run folder made with --max-drop.")],
+    folder: Annotated[Path, typer.Argument(help="A run folder made with --max-drop, or what `certify --out` wrote.")],
     data: Annotated[str, typer.Option(help="Where the data are now.  [default: as in the run]")] = "",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Recompute the certificate of a run folder from its data and ONNX files; exit code 3 if it does not hold."""
     from pxcompress.report.table import format_certificate
-    from pxcompress.run_folder.certificate import verify as recompute
+    from pxcompress.run_folder.certificate import verify as verify_run
+    from pxcompress.run_folder.labelling import REQUEST, verify_answers
 
+    recompute = verify_answers if (folder / REQUEST).exists() else verify_run
     result = recompute(folder, data, notes(quiet))
     if as_json:
         content = dataclasses.asdict(result.record)

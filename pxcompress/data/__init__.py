@@ -2,6 +2,7 @@
 
 from pxcompress.data.class_order import in_order_of
 from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.folder import open_images
 from pxcompress.data.samples import Source
 from pxcompress.data.sources import check_classes, open_source, read_files, restricted
 from pxcompress.data.splits import load_splits, training_batches
@@ -12,6 +13,7 @@ __all__ = [
     "check_classes",
     "in_order_of",
     "load_splits",
+    "open_images",
     "open_source",
     "read_files",
     "restricted",

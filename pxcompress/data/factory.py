@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from pxcompress.data.samples import Layout, Numbers, Samples, UserData
 from pxcompress.data.targets import IGNORED, Targets, Values
 from pxcompress.errors import DataError, ModelError, PxError, short
-from pxcompress.models.loading import find_object
+from pxcompress.models.factories import find_object
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _EXPECTED = "an iterable of (inputs, target) or inputs, or {'train': ..., 'val': ...} of such"

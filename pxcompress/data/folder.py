@@ -116,6 +116,23 @@ def _read_unlabelled(scan: _Scan, halves: Sequence[Path]) -> UserData:
     return UserData((), train, held_out[0] if held_out else None, layout="unlabelled")
 
 
+def open_images(spec: str) -> Samples:
+    """Every image at or below the folder `spec`, by path; ids are paths relative to it. Their labels, -1, say nothing.
+
+    Raises `DataError` where there are none.
+    """
+    root = Path(spec).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{spec!r} is no folder; give one with images, in any folders below it")
+    paths: dict[_Identity, Path] = {}
+    for identity, path in _Scan(spec, root).walk(root, set()):
+        paths.setdefault(identity, path)
+    ids = tuple(sorted(path.relative_to(root).as_posix() for path in paths.values()))
+    if not ids:
+        raise DataError(f"no images in {spec!r}; expected files with one of: {' '.join(IMG_EXTENSIONS)}")
+    return Samples.of(ids, np.full(len(ids), -1, dtype=np.int64), Files(root, ids))
+
+
 def _check_folder(spec: str, root: Path, others: Sequence[str]) -> None:
     if spec and root.is_dir():
         if not any(root.iterdir()):
@@ -178,7 +195,7 @@ class _Scan:
     def images(self, half: Path, name: str) -> list[Path]:
         """Image files of the folder `name`, each real file once, sorted; files rather than links to them."""
         paths: dict[_Identity, Path] = {}
-        for identity, path in self._walk(half / name, set()):
+        for identity, path in self.walk(half / name, set()):
             first = paths.setdefault(identity, path)
             if first is path:
                 self._claim(identity, half, name, path)
@@ -196,7 +213,7 @@ class _Scan:
             shown = " and ".join(repr(each.relative_to(self.root).as_posix()) for each in (other, path))
             raise DataError(f"data {self.spec!r}: {shown} are one file, in {where}; remove one of the links")
 
-    def _walk(self, folder: Path, entered: set[_Identity]) -> Iterator[tuple[_Identity, Path]]:
+    def walk(self, folder: Path, entered: set[_Identity]) -> Iterator[tuple[_Identity, Path]]:
         """Image files at or below `folder`, each folder entered once. Hidden ones (macOS's ._NAME) are no images."""
         device, inode = _status(folder)
         if (device, inode) in entered:
@@ -206,7 +223,7 @@ class _Scan:
         for entry in _entries(folder):
             path = folder / entry.name
             if os.path.isdir(entry):
-                yield from self._walk(path, entered)
+                yield from self.walk(path, entered)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 yield (_resolved(path) if entry.is_symlink() else (device, entry.inode())), path
 

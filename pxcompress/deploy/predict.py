@@ -1,7 +1,8 @@
 """Run the model beside this file on images: python predict.py IMAGE ... [--model model.int8.onnx]
 
-A classifier's answer is printed, as are labels and numbers; a segmentation is written as IMAGE.mask.png, in the size
-that the model takes, and any other output, such as an embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow,
+A classifier's answer is printed, as are labels and numbers; a segmentation is written into
+the current folder as IMAGE.mask.png, in the size that the model takes, any other output, such as an embedding, as
+IMAGE.npz. Needs onnxruntime, numpy and pillow,
 nothing else. Preprocessing, task and class names are read from the ONNX file.
 """
 
@@ -53,25 +54,25 @@ def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
 def show(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
     """What to print for one image, by the task of the model; `outputs` are those of one image, by name."""
     task, classes = facts.get("task", "classification").partition(":")[0], json.loads(facts["classes"])
-    values = next(iter(outputs.values()))
+    name, values = Path(path).name, next(iter(outputs.values()))
     if task == "classification":
         shares = values if facts.get("output") == "probabilities" else np.exp(values - values.max())
         best = int(values.argmax())
         return f"{classes[best]}\t{shares[best] / shares.sum():.4f}"
     if task == "multi-label":
         shares = 1 / (1 + np.exp(-values))
-        labels = [f"{name} {share:.4f}" for name, share in zip(classes, shares, strict=True) if share > 0.5]
+        labels = [f"{label} {share:.4f}" for label, share in zip(classes, shares, strict=True) if share > 0.5]
         return ", ".join(labels) or "none"
     if task == "regression":
         names = classes or [str(place) for place in range(values.size)]
-        return ", ".join(f"{name} {value:.6g}" for name, value in zip(names, values.flat, strict=True))
+        return ", ".join(f"{label} {value:.6g}" for label, value in zip(names, values.flat, strict=True))
     if task == "segmentation":
         scores = next(value for value in outputs.values() if value.ndim == 3)
         mask = (scores[0] > 0) if len(scores) == 1 else scores.argmax(0)
-        Image.fromarray(mask.astype(np.uint8)).save(f"{path}.mask.png")
-        return f"{path}.mask.png"
-    np.savez(f"{path}.npz", **outputs)
-    return f"{path}.npz: {', '.join(f'{name} {value.shape}' for name, value in outputs.items())}"
+        Image.fromarray(mask.astype(np.uint8)).save(f"{name}.mask.png")
+        return f"{name}.mask.png"
+    np.savez(f"{name}.npz", **outputs)  # type: ignore[arg-type]
+    return f"{name}.npz: {', '.join(f'{key} {value.shape}' for key, value in outputs.items())}"
 
 
 def main() -> None:

@@ -47,10 +47,10 @@ class Inputs:
 def dense_subject(folder: Path, data: str, note: Note) -> Workload:
     """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
     session, recipe = runtime.open_session(folder / DENSE, "cpu"), read_run(folder)
-    if (
-        data and recipe.data.partition(":")[0] not in EMBEDDED
-    ):  # what was trained here was trained on the run's own data
-        recipe = recipe.but(data=data, input_size=preprocessing_of(session.metadata).input_size[-1])
+    if data and recipe.data.partition(":")[0] not in EMBEDDED:  # else the weights were trained on the run's own data
+        preprocessing = preprocessing_of(session.metadata)
+        size = preprocessing.input_size[-2:] if preprocessing.is_image else None
+        recipe = recipe.but(data=data, input_size=size)
     if is_onnx(recipe.model):  # its copy is at hand
         recipe = recipe.but(model=str(folder / DENSE))
     workload = with_baseline(load_workload(recipe), recipe.seed, note)

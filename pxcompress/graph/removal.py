@@ -83,6 +83,14 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
     return error
 
 
+def exact_removal_error(pruned: Pruned, inputs: Tensor) -> float:
+    """The same with all computed in float64: about 1e-15 where removal is exact, however little the units matter.
+
+    Raises `RuntimeError` or `TypeError` where a model does not run like that.
+    """
+    return _from_masked(pruned, inputs.to(device_of(pruned.model)), _exactly)
+
+
 def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
     with torch.no_grad(), evaluating(pruned.model), evaluating(pruned.dense):
         slim = run(pruned.model, inputs)

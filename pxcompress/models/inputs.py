@@ -9,7 +9,7 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from pxcompress.errors import ModelError
-from pxcompress.types import Preprocessing
+from pxcompress.types import ImageSize, Preprocessing
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:
@@ -21,21 +21,22 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
     return {}
 
 
-def preprocessing_of(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> Preprocessing:
-    """How inputs are made for `model`; `input_size` is a side in pixels, or the shape of an input that is no image.
+def preprocessing_of(model: nn.Module, input_size: int | ImageSize | tuple[int, ...] | None = None) -> Preprocessing:
+    """How inputs are made for `model`; `input_size` is in pixels, or the shape of an input that is no image.
 
     Without it the model's own counts. Raises `ModelError` for a side in pixels where the model takes no images.
     """
     config = config_of(model)
     channels, *sides = config.get("input_size", (3, 224, 224))
-    if isinstance(input_size, tuple):
-        return Preprocessing(input_size)
+    size = ImageSize(input_size, input_size) if isinstance(input_size, int) else input_size
+    if size is not None and not isinstance(size, ImageSize):
+        return Preprocessing(size)
     if len(sides) != 2:
-        if input_size is not None:
+        if size is not None:
             shape = "x".join(map(str, (channels, *sides)))
             raise ModelError(f"the model takes inputs of shape {shape}, no images; give --data with such inputs")
         return Preprocessing((channels, *sides))
-    args = {} if input_size is None else {"input_size": (channels, input_size, input_size)}
+    args = {} if size is None else {"input_size": (channels, *size)}
     data_config = resolve_model_data_config(model, args=args, pretrained_cfg=config)
     return Preprocessing(
         input_size=tuple(data_config["input_size"]),

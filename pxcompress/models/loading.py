@@ -12,14 +12,11 @@ No pickle that could run code is ever opened.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import json
 import pickle
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +30,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
+from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
@@ -40,17 +38,20 @@ from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
-from pxcompress.types import Preprocessing
+from pxcompress.types import ImageSize, Preprocessing
 
 Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here", "file"]
 
 _FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory or FILE.onnx"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH = re.compile(r"(?!local-dir:|hf-hub:)(.+)\.py:(.+)")
-_FACTORY_OPTIONS = ("num_classes", "img_size")
 _FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+Side = int | ImageSize | None
+"""Size of an image in pixels: the side of a square, or height and width; None for the model's own."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Architecture:
         if self.is_file:
             return read_file(self.name)
         if _FACTORY.fullmatch(self.name):
-            return _call_factory(self.name, self.kwargs)
+            return call_factory(self.name, self.kwargs)
         return _create(_timm_source(self.name), self.kwargs)
 
     def to_json(self) -> str:
@@ -127,7 +128,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     classes: int | None,
     checkpoint: Path | None = None,
     pretrained: bool = False,
-    input_size: int | tuple[int, ...] | None = None,
+    input_size: int | ImageSize | tuple[int, ...] | None = None,
     device: torch.device | str | None = None,
     classifier: bool = True,
 ) -> Loaded:
@@ -137,12 +138,12 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
-    is asked for, and the model may return anything. `input_size` the side of a square input in pixels, or
+    is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
     the shape of an input that is no image.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
-    side = input_size if isinstance(input_size, int) else None
-    if side is not None and side < 1:
+    side = input_size if isinstance(input_size, int | ImageSize) else None
+    if isinstance(side, int) and side < 1:
         raise ModelError(f"input size is {side}; expected a positive number of pixels")
     if path := _PATH.fullmatch(name):
         module = path[1].strip("./").replace("/", ".")
@@ -175,10 +176,14 @@ def load_model(  # noqa: PLR0913  (one door for all models)
 
 
 def _load_built(
-    name: str, classes: int | None, checkpoint: Path | None, pretrained: bool, input_size: int | tuple[int, ...] | None
+    name: str,
+    classes: int | None,
+    checkpoint: Path | None,
+    pretrained: bool,
+    input_size: int | ImageSize | tuple[int, ...] | None,
 ) -> Loaded:
     """A model that is built, in plain layers, and what its weights file calls its classes; they are not counted yet."""
-    side = input_size if isinstance(input_size, int) else None
+    side = input_size if isinstance(input_size, int | ImageSize) else None
     weights_file = None if checkpoint is None else read_checkpoint(checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
     with_own_weights = weights_file is None and (pretrained or (source is not None and source.holds_weights))
@@ -189,7 +194,8 @@ def _load_built(
         if classes is None and (width := _head_width(model, fit)) is not None:
             model, architecture = _build(name, source, width, side, with_own_weights)
         label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
-        example = torch.zeros(1, *input_size) if isinstance(input_size, tuple) else None
+        shape = None if isinstance(input_size, int | ImageSize) else input_size
+        example = None if shape is None else torch.zeros(1, *shape)
         load_state(model, fit.state, classifier_names(model, example), label)
         notes = (choice,) if choice else ()
     check_suited(model)
@@ -240,7 +246,7 @@ def _head_width(model: nn.Module, fit: Fit) -> int | None:
 
 
 def _build(
-    name: str, source: _Source | None, classes: int | None, input_size: int | None, with_own_weights: bool
+    name: str, source: _Source | None, classes: int | None, input_size: Side, with_own_weights: bool
 ) -> tuple[nn.Module, Architecture]:
     """The module and how to build it again; a timm model has its own weights and head if `own`, else random ones."""
     if source is None:
@@ -267,11 +273,11 @@ def _fetched(name: str, source: _Source, kwargs: Mapping[str, Any]) -> nn.Module
         raise ModelError(f"weights of model {name!r} could not be {failed_step}: {short(error)}; {remedy}") from error
 
 
-def _sized(source: _Source, classes: int | None, input_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+def _sized(source: _Source, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
     """An empty model and the arguments that build it again without the folder's configuration."""
     config = source.config or {}
     model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    size: Any = input_size
+    size: Any = list(input_size) if isinstance(input_size, ImageSize) else input_size
     if size is None and config.get("fixed_input_size") and "img_size" not in source.kwargs:
         size = list(config["input_size"][-2:])
     if config and config.get("input_size", (3,))[0] != 3:
@@ -345,9 +351,9 @@ def _config_source(name: str, kind: str, place: str) -> _Source:
     )
 
 
-def _factory_architecture(name: str, classes: int | None, input_size: int | None) -> Architecture:
+def _factory_architecture(name: str, classes: int | None, input_size: Side) -> Architecture:
     """A user's callable, given the class count and the input size where it takes them."""
-    factory = _find_factory(name)
+    factory = find_factory(name)
     try:
         parameters: Mapping[str, inspect.Parameter] = inspect.signature(factory).parameters
     except (TypeError, ValueError):  # some built-in callables have no signature
@@ -356,75 +362,9 @@ def _factory_architecture(name: str, classes: int | None, input_size: int | None
     kwargs: dict[str, object] = {}
     if classes is not None and ("num_classes" in parameters or takes_any):
         kwargs["num_classes"] = classes
-    if input_size is not None and "img_size" in parameters:
+    if isinstance(input_size, int) and "img_size" in parameters:
         kwargs["img_size"] = input_size
     return Architecture(name, kwargs)
-
-
-def find_object(name: str, what: str) -> Any:
-    """The object "package.module:name", `what` says what for; the current folder is importable. `ModelError`."""
-    module_name, _, path = name.partition(":")
-    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
-        raise ModelError(f"{what} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own")
-    try:
-        with _current_directory_importable():
-            target: Any = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way
-        raise ModelError(f"{what} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
-    for part in path.split("."):
-        if not hasattr(target, part):
-            close_names = difflib.get_close_matches(part, dir(target), n=3)
-            hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
-            raise ModelError(f"{what} {name!r}: {module_name!r} has no {path!r}; {hint}")
-        target = getattr(target, part)
-    return target
-
-
-def _find_factory(name: str) -> Callable[..., object]:
-    """The callable `package.module:factory`."""
-    factory = find_object(name, "model")
-    if not callable(factory) or isinstance(factory, nn.Module):
-        raise ModelError(f"model {name!r} is a {type(factory).__name__}; expected a callable that returns an nn.Module")
-    return factory
-
-
-def _call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
-    # Architectures are read from files: such a name must not become a way to call any function with any arguments.
-    refused_keys = [key for key, value in kwargs.items() if key not in _FACTORY_OPTIONS or not isinstance(value, int)]
-    if refused_keys:
-        raise ModelError(
-            f"model {name!r} refused: argument {refused_keys[0]!r}; expected only {_FACTORY_OPTIONS} as integers"
-        )
-    factory = _find_factory(name)
-    try:
-        with _current_directory_importable():
-            model = factory(**kwargs, **_without_backbone_weights(factory))
-    except Exception as error:  # the user's callable may fail in any way
-        arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        raise ModelError(f"model {name!r}: calling it with ({arguments}) failed: {_described(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
-    return model
-
-
-def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]:
-    """Arguments that keep torchvision's builders from fetching weights of a backbone, which others replace anyway."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return {}
-    return {name: None for name in ("weights_backbone", "encoder_weights") if name in parameters}
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
@@ -437,7 +377,3 @@ def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
                 module.register_forward_hook(lambda *_, name=name: executed_names.append(name))
         model(example)
     return tuple(executed_names[-1:])
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {short(error)}"

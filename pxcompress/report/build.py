@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pxcompress.checks import read_record
+from pxcompress.checks import not_as_written, read_record
 from pxcompress.errors import InputError
 from pxcompress.report.record import Report
 
@@ -21,7 +21,21 @@ def to_json(report: Report) -> str:
 
 def from_json(text: str) -> Report:
     """The report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
-    return read_record(Report, text, "report.json")
+    report = read_record(Report, text, "report.json")
+    if report.metric.unit == "share":
+        for name, quality in _qualities(report).items():
+            if not 0 <= quality <= 1:
+                raise not_as_written(
+                    "report.json", f"{name}.quality.value: expected a share from 0 to 1, not {quality}"
+                )
+    return report
+
+
+def _qualities(report: Report) -> dict[str, float]:
+    """The quality of every model, by where it stands in the file."""
+    qualities = {"dense": report.dense.quality, "pruned": report.pruned.quality}
+    qualities |= {f"targets.{place}": of.quality for place, of in enumerate(report.targets)}
+    return {name: quality.value for name, quality in qualities.items()}
 
 
 def read_report(folder: Path) -> Report:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pxcompress.proof import Metric, Quality
 from pxcompress.report.alike import describe_similarity
+from pxcompress.report.certificates import make_badge
 from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
@@ -16,7 +17,7 @@ from pxcompress.report.summary import (
     format_command,
     format_percent,
     format_span,
-    make_badge,
+    is_classifier,
     takes_images,
     write_headline,
 )
@@ -42,10 +43,10 @@ def to_card(report: Report) -> str:
         *_explained(report),
         "## Use",
         *(("    pip install onnxruntime numpy pillow\n    python predict.py image.jpg",) if images else ()),
-        f"Input: `input`, float32, (batch, {', '.join(map(str, report.input_shape))}); output: `logits`, "
-        f"(batch, {len(report.data.classes)}). Preprocessing and class names stand in the file's "
+        f"Input: `input`, float32, (batch, {', '.join(map(str, report.input_shape))}); {_outputs(report)}. Task: "
+        f"`{_code(report.task)}`. Preprocessing and class names stand in the file's "
         f"`metadata_props`{'; `predict.py` reads them' if images else ''}. In PyTorch: `pxcompress.load(folder)`.",
-        f"Classes: {_classes(report.data.classes)}.",
+        *((f"Classes: {_classes(report.data.classes)}.",) if report.data.classes else ()),
         "## Limits",
         "\n".join(f"- {_text(note)}" for note in _limits(report)),
         "## Provenance",
@@ -84,6 +85,13 @@ def _certified(report: Report) -> Sequence[str]:
 def _explained(report: Report) -> Sequence[str]:
     line = describe_similarity(report)
     return (f"{_text(line[0].upper() + line[1:])}.",) if line else ()
+
+
+def _outputs(report: Report) -> str:
+    """What the file returns."""
+    if is_classifier(report):
+        return f"output: `logits`, (batch, {len(report.data.classes)})"
+    return "outputs: those of the dense model, by name"
 
 
 def _classes(names: Sequence[str]) -> str:

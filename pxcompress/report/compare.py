@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pxcompress.proof import Change, Measurement, Metric, Speedup
+from pxcompress.report.certificates import make_badge
 from pxcompress.report.figures import Named, draw_tradeoffs, render_figure
 from pxcompress.report.pages import Cell, Picture, Stacked, render
 from pxcompress.report.record import Report
@@ -19,7 +20,6 @@ from pxcompress.report.summary import (
     format_count,
     format_milliseconds,
     format_span,
-    make_badge,
 )
 from pxcompress.report.table import align
 
@@ -146,7 +146,9 @@ def list_notes(reports: Named) -> tuple[str, ...]:
 def to_comparison_table(reports: Named) -> str:
     """The same for the terminal: under each run its files, 80 columns wide. No newline at the end."""
     rows = list_rows(reports)
-    head, *lines = align([("", "quality", "change (95 %)", "size", "p50", "faster"), *map(_narrow, rows)])
+    quality, change = _titles(rows)
+    cells = [_narrow(row, named=quality == _MIXED) for row in rows]
+    head, *lines = align([("", quality, f"{change} (95 %)", "size", "p50", "faster"), *cells])
     common, asked_for = describe_runs(reports)
     lines_of_runs = [f"all: {common}"] if common else []
     lines_of_runs.append(head)
@@ -154,19 +156,27 @@ def to_comparison_table(reports: Named) -> str:
         costs = f"{format_count(report.pruned.macs)} MACs, {format_count(report.pruned.params)} parameters"
         own = [line for row, line in zip(rows, lines, strict=True) if row.run == name]
         lines_of_runs += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *own]
-    return "\n".join([*lines_of_runs, "", _READING, *(f"note: {note}" for note in list_notes(reports))])
+    reading = f"{change}, faster: against the dense model, timed in turns with it in the same run"
+    return "\n".join([*lines_of_runs, "", reading, *(f"note: {note}" for note in list_notes(reports))])
 
 
-_READING = "change, faster: against the dense model, timed in turns with it in the same run"
+_MIXED = "quality"
+"""Title of the values of several metrics; each has the name of its own."""
 
 
-def _narrow(row: Row) -> tuple[str, ...]:
+def _titles(rows: Sequence[Row]) -> tuple[str, str]:
+    """Titles of the values and of their changes: name and unit of the metric where all rows have the same."""
+    first, *others = {row.metric for row in rows}
+    return (_MIXED, "change") if others else (first.name, first.change_unit or "change")
+
+
+def _narrow(row: Row, *, named: bool) -> tuple[str, ...]:
     of = row.of
     change = row.difference and f"{row.difference} ({row.interval})"
     name = f"  {row.precision}"
     return (
         name,
-        row.quality,
+        row.quality if named else row.metric.format(of.quality.value),
         change,
         format_bytes(of.onnx_bytes),
         format_milliseconds(of.latency_ms.p50),

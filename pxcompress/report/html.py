@@ -9,6 +9,7 @@ from typing import Any
 from pxcompress.inspection.survey import by_reason
 from pxcompress.proof import GroupWidth, Quality
 from pxcompress.report.alike import describe_heatmap_samples, list_similarities
+from pxcompress.report.certificates import describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import view_classes
 from pxcompress.report.costs import list_blocks, list_operators, view_latency
 from pxcompress.report.explanation import Explanation
@@ -23,7 +24,6 @@ from pxcompress.report.summary import (
     describe_agreement,
     describe_conditions,
     describe_goal,
-    describe_part,
     describe_share,
     describe_size_change,
     describe_speed_briefly,
@@ -35,9 +35,7 @@ from pxcompress.report.summary import (
     format_seconds,
     format_span,
     is_faster,
-    list_path_rows,
     loss_is_shown,
-    make_badge,
     typeset_factors,
     wilson,
     write_headline,

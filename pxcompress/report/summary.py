@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import disagree, guesses
 from pxcompress.deploy.intervals import wilson as wilson
@@ -194,53 +193,6 @@ _FIGURES: tuple[tuple[str, Callable[[Measurement], float], Callable[[float], str
     ("latency p90", lambda of: of.latency_ms.p90, format_milliseconds, ("lower", "higher")),
     ("throughput", lambda of: of.throughput, format_rate, ("less", "more")),
 )
-
-
-@dataclass(frozen=True)
-class Badge:
-    """What the certificate comes to, in two words or so, and whether a smaller model is certified."""
-
-    title: str
-    passed: bool
-    text: str
-
-
-_WHERE = {"all": "", "confident": " where the dense model is confident", "classes": " in every class"}
-
-
-def make_badge(record: CertificateRecord) -> Badge:
-    """The badge for what certificate.json holds."""
-    titles = {None: "Not certified", 0: "Only the dense model is certified"}
-    title = titles.get(record.chosen, f"Certified{_WHERE[record.part]}")
-    return Badge(title, bool(record.chosen), record.sentence.removeprefix(f"{title}; "))
-
-
-def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]:
-    """Name, size, errors, p-value and outcome of every model of a certificate's path, as text.
-
-    Where every class counts by itself, the errors are those in the weakest one.
-    """
-    rows = []
-    for place, (row, certified) in enumerate(zip(record.rows, record.certified, strict=True)):
-        outcome = "chosen" if place == record.chosen else "passed" if certified else "not certified"
-        cost = format_bytes(row.size) if record.size_unit == "bytes" else f"{format_count(row.size)} {record.size_unit}"
-        part = row.weakest
-        errors = f"{part.errors:g} of {part.n}" + (f" in {part.name!r}" if row.classes else "")
-        rows.append((row.name, cost, errors, f"{row.p_value:.3g}", outcome))
-    return rows
-
-
-def describe_part(record: CertificateRecord) -> str:
-    """Which samples a certificate counts, in one sentence; nothing where it counts all alike."""
-    sentences = {
-        "all": "",
-        "confident": f"{record.n} of {record.reserved} samples count: those whose largest softmax probability "
-        f"in the dense model is at least {record.threshold or 0:.10g}. The select split chose it, for a coverage "
-        f"of {record.coverage}.",
-        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} classes (by true label): "
-        "all have to pass.",
-    }
-    return sentences[record.part]
 
 
 def write_headline(report: Report) -> str:

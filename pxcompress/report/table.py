@@ -10,6 +10,7 @@ from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import BUSY, disagree, mean_speedup
 from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.report.alike import describe_similarity
+from pxcompress.report.certificates import describe_labels, describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
 from pxcompress.report.next_step import next_step
 from pxcompress.report.record import Report
@@ -18,7 +19,6 @@ from pxcompress.report.summary import (
     describe_agreement,
     describe_conditions,
     describe_nodes,
-    describe_part,
     describe_removal,
     describe_share,
     describe_speedup,
@@ -28,8 +28,6 @@ from pxcompress.report.summary import (
     format_percent,
     format_rate,
     format_span,
-    list_path_rows,
-    make_badge,
 )
 from pxcompress.report.targets import AGREE, describe_placement, list_columns, list_targets
 
@@ -88,7 +86,8 @@ def to_table(report: Report) -> str:
 def format_certificate(record: CertificateRecord) -> str:
     """The path of a certificate, model by model, and what it promises. No newline at the end."""
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *list_path_rows(record)]
-    notes = [f"note: {note}" for note in (describe_part(record), record.spent) if note]
+    left = record.budget.words if record.budget else ""
+    notes = [f"note: {note}" for note in (describe_part(record), describe_labels(record), left, record.spent) if note]
     outcome = make_badge(record)
     return "\n".join([*align(lines), *notes, f"{outcome.title}: {outcome.text}"])
 

@@ -28,7 +28,7 @@ def list_targets(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-AGREE = "agree: how far the decisions of a file on the test samples are those of model.onnx"
+AGREE = "agree: how far a file's decisions on the test samples are those of model.onnx"
 
 
 def describe_speed(change: Speedup) -> str:

@@ -42,12 +42,13 @@ from pxcompress.errors import InputError, ResultError
 from pxcompress.notes import Note
 from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.report.build import sha256_of
+from pxcompress.report.build import read_report, sha256_of
 from pxcompress.run import Run
+from pxcompress.run_folder.ledger import certify_next, used
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
-from pxcompress.types import Batches, PruneResult, Splits
+from pxcompress.types import Batches, Preprocessing, PruneResult, Splits
 from pxcompress.workload import Workload
 
 FILE = "certificate.json"
@@ -135,12 +136,17 @@ def smallest_certified(
     return slim, replace(files, certificate=record)
 
 
-def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0) -> CertificateRecord:
+def certify_files(
+    files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0, *, anytime: bool = False
+) -> CertificateRecord:
     """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
     Returns what certificate.json would hold; sizes are bytes. A single run folder stands for its dense and its pruned
-    file. `data` may be empty for it: its own. Raises `InputError`, also for files that are not in order.
+    file. `data` may be empty for it: its own. With `anytime` the test stops when it is decided, and what it has not
+    looked at stays fresh. Raises `InputError`, also for files that are not in order.
     """
+    if anytime and guarantee.part != "all":
+        raise InputError(f"--anytime is about all predictions, not part {guarantee.part!r}; leave one of them out")
     if len(files) == 1 and files[0].is_dir():
         recipe = read_run(files[0], data)
         data, seed, skip_corrupt = recipe.data, recipe.seed, recipe.skip_corrupt
@@ -156,17 +162,25 @@ def certify_files(files: Sequence[Path], data: str, guarantee: Guarantee, seed: 
     samples = _reserve(files, data, seed, skip_corrupt)
     guarantee.counted.check(guarantee.goal, samples.counts)
     path = [(str(file), float(file_bytes(file)), file) for file in files]
-    _check_descending(path)
+    check_descending(path)
+    split = split_hash(samples.ids)
+    hashes = {**{name: artifact_of(file).sha256 for name, _, file in path}, "split": split}
+    if anytime:
+        goal = replace(guarantee.goal, anytime=True)
+        certificate, budget = certify_next(_candidates(path, samples, goal.risk, WHOLE)[0], goal, data, split)
+        record = CertificateRecord.of(
+            certificate, WHOLE, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data
+        )
+        return used(replace(record, budget=budget), f"{budget.begins} {asdict(record)}")
     part = _choose_threshold(guarantee.counted, files[0], samples)
     certificate = judge_files(path, samples, guarantee.goal, part)
-    hashes = {name: artifact_of(file).sha256 for name, _, file in path}
-    return _record(certificate, part, samples, {**hashes, "split": split_hash(samples.ids)}, "bytes")
+    return _record(certificate, part, samples, hashes, "bytes")
 
 
 def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
     """Recompute the certificate of a run folder from its files and its data, or from `data` where that has moved.
 
-    Checked are the hashes of model, plan, weights and split, which samples count, the losses of dense and pruned model,
+    Checked are the hashes of all files and of the split, which samples count, the losses of dense and pruned model,
     and that the decision follows from the p-values of the whole path. The models between them are not kept: their
     errors are taken from the certificate. Raises `InputError` where the folder or the data cannot be read.
     """
@@ -185,6 +199,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     samples = _reserve(files, recipe.data, recipe.seed, recipe.skip_corrupt)
     hashes = _hashes(folder, samples)
     problems = [f"the {what} is not the certified one" for what in hashes if hashes[what] != record.hashes.get(what)]
+    problems += _find_altered_files(folder)
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
     own_part = _choose_threshold(replace(part, threshold=None), files[0], samples)
     if not math.isclose(own_part.threshold or 0, part.threshold or 0, rel_tol=1e-6):
@@ -192,7 +207,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
     path = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
     recomputed = judge_files(path, samples, certificate.goal, own_part)
-    problems += _find_differences(rows, recomputed.rows)
+    problems += find_differences(rows, recomputed.rows)
     problems += _find_alterations(certificate)
     if record.sentence != sentence(certificate) or recomputed.goal != certificate.goal:
         problems.append("its sentence is not what it shows")
@@ -201,18 +216,43 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     return Verification(record, tuple(problems))
 
 
+def _find_altered_files(folder: Path) -> list[str]:
+    """Files that are not those that the run wrote, by report.json, beside those that the certificate itself names.
+
+    Some may be missing.
+    """
+    try:
+        sha256 = read_report(folder).sha256
+    except InputError as error:
+        return [str(error)]
+    others = [name for name in sha256 if name not in (DENSE, SLIM, PLAN, WEIGHTS)]
+    return [
+        f"{name!r} is not the file that the run wrote"
+        for name in others
+        if (folder / name).is_file() and sha256_of(folder / name) != sha256[name]
+    ]
+
+
 def judge_files(
     path: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal, part: Part = WHOLE
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
+    candidates, labels = _candidates(path, samples, goal.risk, part)
+    return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
+
+
+def _candidates(
+    path: Iterable[tuple[str, float, Path]], samples: Reserved, risk: str, part: Part
+) -> tuple[list[Candidate], Array]:
+    """The models of a path with their losses, and the labels (n,) of all samples."""
     candidates: list[Candidate] = []
     dense: Array | None = None
     labels = np.empty(0, dtype=np.int64)
     for name, size, file in path:
-        logits, labels = _predictions(file, samples.batches)
+        logits, labels = predict_samples(file, samples.batches)
         dense = logits if dense is None else dense
-        candidates.append(Candidate(name, size, losses(goal.risk, dense, logits, labels, part.mask(dense))))
-    return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
+        candidates.append(Candidate(name, size, losses(risk, dense, logits, labels, part.mask(dense))))
+    return candidates, labels
 
 
 def is_smaller(certificate: Certificate) -> bool:
@@ -222,11 +262,11 @@ def is_smaller(certificate: Certificate) -> bool:
 
 def _choose_threshold(part: Part, dense: Path, samples: Reserved) -> Part:
     """`part` with the threshold that the select split gives, where it has one."""
-    return part if part.coverage is None else part.chosen_on(_predictions(dense, samples.select)[0])
+    return part if part.coverage is None else part.chosen_on(predict_samples(dense, samples.select)[0])
 
 
-def _predictions(file: Path, batches: Batches) -> tuple[Array, Array]:
-    """Logits (n, classes) and labels (n,)."""
+def predict_samples(file: Path, batches: Batches) -> tuple[Array, Array]:
+    """Logits (n, classes) of an ONNX file on the CPU, and labels (n,)."""
     model = runtime.open_session(file, "cpu")
     pairs = [(model.predict(inputs), labels.cpu().numpy()) for inputs, labels in batches]
     return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
@@ -268,6 +308,18 @@ def _record(
 
 def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
+    preprocessing, classes = task_of(files)
+    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed)
+    if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
+        source = restricted(source, classes, seed)
+    if source.classes != classes:
+        raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
+    splits = load_splits(source, preprocessing, seed=seed)
+    return Reserved.of(data, source, splits)
+
+
+def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
+    """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
     facts = [runtime.open_session(file, "cpu").metadata for file in files]
     preprocessing = preprocessing_of(facts[0])
     for file, other in zip(files, facts, strict=True):
@@ -275,17 +327,10 @@ def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) ->
             raise InputError(
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )
-    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed)
-    classes = json.loads(facts[0].get("classes", "[]"))
-    if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
-        source = restricted(source, classes, seed)
-    if json.dumps(source.classes) != facts[0].get("classes"):
-        raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
-    splits = load_splits(source, preprocessing, seed=seed)
-    return Reserved.of(data, source, splits)
+    return preprocessing, tuple(json.loads(facts[0].get("classes", "[]")))
 
 
-def _check_descending(path: Sequence[tuple[str, float, Path]]) -> None:
+def check_descending(path: Sequence[tuple[str, float, Path]]) -> None:
     """Refuse a path out of order before it is run: `certify` would only say so afterwards."""
     for (larger, large, _), (smaller, small, _) in itertools.pairwise(path):
         if small > large:
@@ -295,7 +340,7 @@ def _check_descending(path: Sequence[tuple[str, float, Path]]) -> None:
             )
 
 
-def _find_differences(rows: Sequence[Tested], recomputed: Sequence[Tested]) -> list[str]:
+def find_differences(rows: Sequence[Tested], recomputed: Sequence[Tested]) -> list[str]:
     """Rows of the certificate that are not what was found again."""
     problems = []
     for old, new in zip(rows, recomputed, strict=True):
@@ -319,7 +364,7 @@ def _counts(row: Tested) -> list[tuple[str, int, float]]:
 
 def _find_alterations(certificate: Certificate) -> list[str]:
     """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
-    if certificate.goal.bound == "betting":
+    if certificate.goal.bound != "binomial":
         return []
     problems = []
     for row in certificate.rows:

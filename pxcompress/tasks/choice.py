@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
 from pxcompress.models.adapter import adapted_view
-from pxcompress.models.loading import find_object
+from pxcompress.models.factories import find_object
 from pxcompress.models.outputs import by_name
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 
 AUTO = "auto"
+
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""package.module:Class; the options of a registered task have an = in them."""
 
 BY_LAYOUT = {
     "classes": "classification",
@@ -32,7 +37,7 @@ def build_task(text: str) -> Task:
     Raises `InputError` for what is none.
     """
     name = text.partition(":")[0]
-    if name in TASKS or "." not in name:
+    if name in TASKS or not _OWN.fullmatch(text):
         return TASKS.build(text)
     task: Any = find_object(text, "task")
     task = task() if isinstance(task, type) else task
@@ -45,7 +50,12 @@ def as_judged(model: nn.Module, example: Tensor, task: Task) -> nn.Module:
     """A view of `model` whose forward gives the logits of `task`, (n, k); a classifier is one already."""
     if isinstance(task, Classification):
         return model
-    return adapted_view(model, example, lambda raw: task.logits(by_name(raw, task.output_name)))
+    return adapted_view(model, example, start_logits(task))
+
+
+def start_logits(task: Task) -> Callable[[Any], Tensor]:
+    """A function from what a module returns to the numbers at which relevance starts."""
+    return lambda outputs: task.logits(by_name(outputs, task.output_name))
 
 
 def task_text(task: Task) -> str:

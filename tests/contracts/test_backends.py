@@ -24,6 +24,7 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Placement
 from pxcompress.recipe import Bench
 from pxcompress.report.table import format_bench
+from pxcompress.tasks.classification import Classification
 
 EXAMPLE = torch.arange(18, dtype=torch.float32).reshape(3, 6) / 9 - 1
 
@@ -105,7 +106,7 @@ def test_a_session_says_what_it_is(provider: str, file: Path) -> None:
     assert 0 < placement.nodes_on_provider <= placement.nodes_total
     assert session.device == runtime.find_backend(provider).get_device(provider)
     assert session.input == Port("input", (None, 6), np.dtype(np.float32))
-    assert (session.output.name, session.output.shape) == ("logits", (None, 4))
+    assert [(port.name, port.shape) for port in session.outputs] == [("logits", (None, 4))]
     assert (session.path, session.threads, session.metadata) == (file, 1, {"classes": "[]"})
 
 
@@ -140,8 +141,8 @@ class NumpySession(Session):
 
     evaluator: Any
 
-    def run(self, feed: Mapping[str, Array]) -> Array:
-        return np.asarray(self.evaluator.run([self.output.name], dict(feed))[0])
+    def run(self, feed: Mapping[str, Array]) -> list[Array]:
+        return [np.asarray(value) for value in self.evaluator.run(None, dict(feed))]
 
     def bind_feed(self, feed: Mapping[str, Array]) -> Callable[[], None]:
         def call() -> None:
@@ -183,7 +184,7 @@ class NumpyRuntime(OnnxFiles):
             path=Path("model") if isinstance(source, bytes) else source,
             placement=Placement(provider, "NumPyCPU", len(graph.node), len(graph.node)),
             inputs=tuple(ports[:-1]),
-            output=ports[-1],
+            outputs=(ports[-1],),
             threads=threads,
             metadata={entry.key: entry.value for entry in evaluator.proto_.metadata_props},
             evaluator=evaluator,
@@ -226,7 +227,7 @@ def test_a_backend_from_elsewhere_measures_a_run(numpy_provider: str, file: Path
     assert Bench(provider=numpy_provider).provider == numpy_provider
     other = _save(tmp_path / "other.onnx", -np.ones((6, 4), np.float32))
     batches = [(EXAMPLE, torch.full((3,), 3))]
-    files = measure.try_files([file, other], batches, provider=numpy_provider, threads=1)
+    files = measure.try_files([file, other], batches, Classification(), provider=numpy_provider, threads=1)
     assert [each.session.placement.got for each in files] == ["NumPyCPU"] * 2
     assert all((each.seconds > 0).all() for each in files)
 

@@ -28,7 +28,7 @@ from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, InputError
 from pxcompress.proof import Warning
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.report.build import from_json, to_json
+from pxcompress.report.build import from_json, sha256_of, to_json
 from pxcompress.run_folder.certificate import check_certifiable
 from pxcompress.state import seeded
 from pxcompress.types import Batch, Batches
@@ -429,6 +429,18 @@ def test_every_class_by_hand(px: Px, certified: tuple[Path, Outcome], images: Pa
     assert f"the weakest of {CLASSES} classes (by true label)" in table.out
 
 
+def test_an_anytime_test_leaves_samples_to_the_next(
+    px: Px, certified: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    asked = ["certify", certified[0], "--max-drop", 0.6, "--anytime"]
+    first, second = (json.loads(px(*asked, "--json").out) for _ in range(2))
+    assert (first["bound"], first["delta"], first["budget"]["lost"]) == ("e-process", 0.025, False)
+    assert 0 < first["n"] == first["budget"]["ends"] == second["budget"]["begins"] < 75
+    assert "not part 'classes'" in one_line(px(*asked, "--part", "classes"))
+    assert "LEFT for other tests" in px(*asked[:2], "--max-drop", 0.7, "--anytime").out
+
+
 def test_where_too_few_are_confident_after_all_nothing_is_certified(
     px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path
 ) -> None:
@@ -478,6 +490,13 @@ def test_verify_detects_another_model(px: Px, copy: Path, refused: tuple[Path, O
     assert "holds" not in outcome.out
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "scores.safetensors", "certificate.json"])
+def test_verify_detects_any_other_file_that_was_altered(px: Px, copy: Path, name: str) -> None:
+    with (copy / name).open("a") as file:
+        file.write("\n")
+    assert f"{name!r} is not the file that the run wrote" in px("verify", copy, "--quiet").err
+
+
 def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) -> None:
     """Errors that were written down too low, with p-values that fit them."""
     told = _content(copy)
@@ -518,6 +537,9 @@ def _remade(px: Px, folder: Path, *asked: object) -> dict[str, object]:
     told = json.loads(px("certify", folder, "--json", *asked).out)
     told["hashes"] = _content(folder)["hashes"]
     (folder / "certificate.json").write_text(json.dumps(told))
+    report = json.loads((folder / "report.json").read_text())
+    report["sha256"]["certificate.json"] = sha256_of(folder / "certificate.json")
+    (folder / "report.json").write_text(json.dumps(report))
     return told
 
 

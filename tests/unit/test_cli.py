@@ -92,7 +92,7 @@ def test_the_report_says_what_happened(finished: tuple[Path, Outcome]) -> None:
     assert report.schema_version == 1
     assert report.weights == "checkpoint"
     assert report.parity.passed
-    assert report.parity.top1_agreement == 1.0
+    assert report.parity.agreement == 1.0
     assert report.recipe.budget == report.plan.budget == "macs"
     assert 0.4 < report.ratios.macs <= 0.5
     assert report.pruned.params < report.dense.params
@@ -101,7 +101,7 @@ def test_the_report_says_what_happened(finished: tuple[Path, Outcome]) -> None:
     assert [stage.name for stage in report.stages][-3:] == ["export", "measure", "compare explanations"]
     assert report.explanations is not None
     assert report.explanations.samples == report.data.select
-    assert {stage.name for stage in report.stages if stage.top1_after is not None} >= {"weights", "prune", "fold"}
+    assert {stage.name for stage in report.stages if stage.quality_after is not None} >= {"weights", "prune", "fold"}
     assert report.data.test + report.data.certify == 12 * CLASSES
     assert report.provider.got == "CPUExecutionProvider"
     assert report.provider.nodes_on_provider == report.provider.nodes_total > 0
@@ -145,7 +145,7 @@ def test_a_run_for_a_fixed_batch(px: Px, finished: tuple[Path, Outcome], tmp_pat
         assert open_session(place / f"{name}.onnx", "cpu").input.shape == (4, 3, SIZE, SIZE)
     for model in ("dense", "pruned"):
         assert report[model]["batch_size"] == 4
-        assert report[model]["top1"] == free[model]["top1"]
+        assert report[model]["quality"] == free[model]["quality"]
     rows = json.loads(px("bench", place, "--provider", "cpu", "--json").out)
     assert [(row["batch_size"], row["precision"]) for row in rows] == [(4, p) for p in ("fp32", "fp32", "fp16", "int8")]
 

@@ -15,11 +15,11 @@ from xml.etree import ElementTree
 import pytest
 from command import Px, one_line
 from PIL import Image
-from test_report import NASTY, REPORT, Page, certified, make_report, measurement
+from test_report import NASTY, REPORT, Page, certified, make_report, make_target, measurement
 
 from pxcompress.deploy.comparison import ratios
 from pxcompress.errors import InputError
-from pxcompress.proof import DataSummary, Speedup, Target, Warning
+from pxcompress.proof import DataSummary, Metric, Speedup, Warning
 from pxcompress.report import to_json
 from pxcompress.report.build import read_report
 from pxcompress.report.card import to_card
@@ -41,20 +41,7 @@ RUNS = {"half": REPORT, "tenth": smaller(0.7, 1.5, 4)}
 def with_targets() -> Report:
     """REPORT with an int8 file beside dense and slim."""
     rows = [
-        Target(
-            file,
-            precision,
-            of.onnx_bytes,
-            of.top1,
-            400,
-            1.0,
-            0.0,
-            of.latency_ms,
-            9.0,
-            Speedup(4, 3, 5),
-            REPORT.provider,
-            round(0.9 * of.top1 * 400),
-        )
+        make_target(file, precision, of, Speedup(4, 3, 5), round(0.9 * of.quality.value * 400))
         for file, precision, of in (
             ("dense.onnx", "fp32", REPORT.dense),
             ("model.onnx", "fp32", REPORT.pruned),
@@ -76,13 +63,21 @@ def test_a_dense_model_that_runs_share_has_one_row() -> None:
 def test_rows_say_what_the_reports_do() -> None:
     """Changes are signed as `run` signs them."""
     dense, half, tenth = list_rows(RUNS)
-    assert (dense.change, dense.interval, dense.faster) == ("", "", "reference")
-    assert (half.change, half.interval, half.faster) == ("-5.0", "-9.6 to -0.4", "4.00x")
+    assert (dense.difference, dense.interval, dense.faster) == ("", "", "reference")
+    assert (half.difference, half.interval, half.faster) == ("-5.0", "-9.6 to -0.4", "4.00x")
     assert "-5.0 points" in to_table(REPORT)
-    assert tenth.change == "-20.0"
+    assert tenth.difference == "-20.0"
     slow, same = make_report(0.7, 0.9, 15.0), make_report(0.9, 1.5, 10.0)
     found = [row.faster for row in list_rows({"slow": slow, "same": same})]
     assert found == ["reference", "0.80x, slower", "1.20x, not shown"]
+
+
+def test_values_of_several_metrics_have_the_name_of_their_own() -> None:
+    error = Metric("error", "number", higher_is_better=False)
+    lines = to_comparison_table({"one": REPORT, "two": make_report(metric=error)}).splitlines()
+    assert lines[1].split()[:2] == ["quality", "change"]
+    assert lines[4].split()[:5] == ["fp32", "85.0%", "top-1", "-5.0", "(-9.6"]
+    assert "change, faster: against the dense model, timed in turns with it in the same run" in lines
 
 
 def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:

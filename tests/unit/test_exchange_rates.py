@@ -45,7 +45,7 @@ def test_a_group_is_worth_what_its_loss_changes() -> None:
     """The outputs' divergence goes with the square of the change, which is ten times larger in one branch."""
     scored, inputs = _scored()
     batches = batches_of(inputs, 16)
-    (rated,) = with_measured_rates([scored], [Fold()], batches, batches)
+    (rated,) = with_measured_rates([scored], [Fold()], batches, batches, None)
     rates = {name: rated.scores[name] / scored.scores[name] for name in scored.scores}
     assert all(torch.allclose(rate, rate[:1].expand(len(rate))) for rate in rates.values()), "one rate a group"
     assert 10 < float(rates["loud"][0] / rates["faint"][0]) < 1000
@@ -54,7 +54,7 @@ def test_a_group_is_worth_what_its_loss_changes() -> None:
 def test_groups_that_cannot_be_measured_get_the_middle_rate() -> None:
     scored, inputs = _scored()
     scored.scores["faint"].zero_()
-    (rated,) = with_measured_rates([scored], [], batches_of(inputs, 16), batches_of(inputs, 16))
+    (rated,) = with_measured_rates([scored], [], batches_of(inputs, 16), batches_of(inputs, 16), None)
     assert not rated.scores["faint"].any()
     assert rated.scores["loud"].any()
 
@@ -63,7 +63,7 @@ def test_no_rate_is_far_from_the_others() -> None:
     scored, inputs = _scored()
     scored.scores["faint"].mul_(1e-9)
     batches = batches_of(inputs, 16)
-    (rated,) = with_measured_rates([scored], [], batches, batches)
+    (rated,) = with_measured_rates([scored], [], batches, batches, None)
     rates = [float(rated.scores[name].sum() / scored.scores[name].sum()) for name in scored.scores]
     assert max(rates) / min(rates) <= SPREAD**2 * 1.01
 
@@ -86,14 +86,14 @@ def test_moments_to_fit_to_are_taken_once_for_all_groups() -> None:
             return super().__iter__()
 
     fit = Remembered(Counted(batches_of(inputs, 16)), scored.model)
-    with_measured_rates([scored], [Fold()], fit, batches_of(inputs, 16))
+    with_measured_rates([scored], [Fold()], fit, batches_of(inputs, 16), None)
     assert len(passes) == 1
 
 
 def test_rates_are_kept_for_scores_that_are_taken_again() -> None:
     scored, inputs = _scored()
     batches = batches_of(inputs, 16)
-    (rated,) = with_measured_rates([scored], [Fold()], batches, batches)
+    (rated,) = with_measured_rates([scored], [Fold()], batches, batches, None)
     assert set(rated.rates) == set(scored.scores)
     for name, values in at_rates(scored.scores, rated.rates).items():
         assert torch.equal(values, rated.scores[name])

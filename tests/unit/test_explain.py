@@ -224,9 +224,9 @@ def test_dense_weights_that_are_gone_or_others(px: Px, folder: Path, weights: Pa
 
 def test_report_json_that_was_altered(px: Px, folder: Path) -> None:
     content = json.loads((folder / "report.json").read_text())
-    content["dense"]["top1"] = 2
+    content["dense"]["quality"]["value"] = 2
     (folder / "report.json").write_text(json.dumps(content))
-    assert "dense.top1: expected less than or equal to 1, not 2" in one_line(px("explain", folder, "--quiet"))
+    assert "dense.quality.value: expected a share from 0 to 1, not 2" in one_line(px("explain", folder, "--quiet"))
     content |= {"dense": content["pruned"], "certificate": {"chosen": 1}}
     (folder / "report.json").write_text(json.dumps(content))
     said = one_line(px("explain", folder, "--samples", 2, "--quiet"))

@@ -39,7 +39,7 @@ def test_the_file_computes_what_the_model_computes(name: str, request: pytest.Fi
     parity = verify_parity(exported.model, exported.path, [_inputs(20)])
     assert parity.passed
     assert parity.samples == 20
-    assert parity.top1_agreement == 1.0
+    assert parity.agreement == 1.0
     assert 0 <= parity.max_abs < 1e-4
 
 

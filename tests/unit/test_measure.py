@@ -18,11 +18,12 @@ from pxcompress.cost import count as cost
 from pxcompress.deploy import measure, runtime, stopwatch
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment as environment_of
-from pxcompress.deploy.intervals import guesses, noise, speedup
-from pxcompress.deploy.predictions import answers, torch_accuracy
+from pxcompress.deploy.intervals import guesses, noise, paired, speedup
+from pxcompress.deploy.predictions import predictions, torch_quality
 from pxcompress.deploy.profile import operator_shares
 from pxcompress.errors import DataError, InputError, ResultError
-from pxcompress.proof import ClassChange, Environment, Measurement, Placement, Speedup
+from pxcompress.proof import Change, ClassChange, Environment, Measurement, Placement, Quality, Speedup
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch
 
 
@@ -94,18 +95,20 @@ def _batches(exported: Exported, wrong: int) -> list[Batch]:
 @pytest.mark.parametrize("wrong", [0, 3, 10])
 def test_accuracy_of_file_and_model(wide_cnn: Exported, wrong: int) -> None:
     batches = _batches(wide_cnn, wrong)
-    found = answers({"it": runtime.open_session(wide_cnn.path, "cpu")}, "it", batches)["it"]
-    assert (found.top1, found.samples, found.agreement(found), found.max_abs) == ((10 - wrong) / 10, 10, 1, 0.0)
+    sessions = {"it": runtime.open_session(wide_cnn.path, "cpu")}
+    found = predictions(sessions, "it", "it", batches, Classification())["it"]
+    assert (found.quality.value, found.samples, found.max_abs) == ((10 - wrong) / 10, 10, 0.0)
+    assert found.agreement.tolist() == [1] * 10
     model = copy.deepcopy(wide_cnn.model).train()
-    assert torch_accuracy(model, batches) == (10 - wrong) / 10
+    assert torch_quality(model, batches, Classification()) == (10 - wrong) / 10
     assert all(module.training for module in model.modules())
 
 
 def test_accuracy_needs_samples(wide_cnn: Exported) -> None:
     with pytest.raises(DataError, match="at least one"):
-        torch_accuracy(wide_cnn.model, [])
+        torch_quality(wide_cnn.model, [], Classification())
     with pytest.raises(DataError, match="at least one"):
-        answers({"it": runtime.open_session(wide_cnn.path, "cpu")}, "it", [])
+        predictions({"it": runtime.open_session(wide_cnn.path, "cpu")}, "it", "it", [], Classification())
 
 
 def test_latency_is_in_milliseconds() -> None:
@@ -185,11 +188,13 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     candidates = [
         Candidate(e.path, cost.count_params(e.model), cost.count_macs(e.model, e.example)) for e in (wide_cnn, slim_cnn)
     ]
-    tried = measure.try_files([e.path for e in candidates], batches, batch_size=4, provider="cpu", threads=1)
+    tried = measure.try_files(
+        [e.path for e in candidates], batches, Classification(), batch_size=4, provider="cpu", threads=1
+    )
     result = compare(*candidates, tried, ["a", "b", "c", "d", "e", "none"])
     dense, pruned = result.dense, result.pruned
-    assert dense.top1 == 0.8
-    assert pruned.top1 == torch_accuracy(slim_cnn.model, batches)
+    assert dense.quality.value == 0.8
+    assert pruned.quality.value == torch_quality(slim_cnn.model, batches, Classification())
     assert (dense.samples, pruned.samples) == (10, 10)
     assert dense.onnx_bytes == wide_cnn.path.stat().st_size
     assert (dense.params, dense.macs) == (candidates[0].params, candidates[0].macs)
@@ -203,7 +208,7 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     sums = [sum(each) for each in zip(*counts, strict=True)]
     assert "none" not in [each.name for each in result.classes]
     by_model = (torch.cat([e.model(x).argmax(1) == y for x, y in batches]) for e in (wide_cnn, slim_cnn))
-    assert sums == [10, 8, 10 * pruned.top1, int((next(by_model) & next(by_model)).sum())]
+    assert sums == [10, 8, 10 * pruned.quality.value, int((next(by_model) & next(by_model)).sum())]
     assert dense.latency_ms.quantiles[10] == pytest.approx(dense.latency_ms.p50, abs=1e-5)
     assert list(dense.latency_ms.quantiles) == sorted(dense.latency_ms.quantiles)
     assert sum(of.dense for of in result.operators) == pytest.approx(1)
@@ -212,13 +217,14 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     shares = ratios(dense, pruned)
     assert shares.speedup_p50 == pytest.approx(result.speedup.ratio)
     assert shares.macs == pruned.macs / dense.macs < 0.1
-    assert shares.top1_drop == dense.top1 - pruned.top1
+    assert result.change.value == pruned.quality.value - dense.quality.value
+    assert result.change.low <= result.change.value <= result.change.high
     assert "(p50, batch 4, CPU 1 thread, 95 % interval" in verdict(result)
 
 
 def test_a_profile_of_launches_is_none_of_operators(wide_cnn: Exported) -> None:
     session = runtime.open_session(wide_cnn.path, "cpu")
-    inputs = np.zeros((2, 3, 16, 16), np.float32)
+    inputs = {"input": np.zeros((2, 3, 16, 16), np.float32)}
     assert sum(operator_shares(session, inputs).values()) == pytest.approx(1)
     on_gpu = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider"))
     assert operator_shares(on_gpu, inputs) == {}
@@ -234,20 +240,20 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     files = [wide_cnn.path, slim_cnn.path]
     with pytest.raises(InputError, match="batch size is 0"):
-        measure.try_files(files, _batches(wide_cnn, 0), batch_size=0, provider="cpu")
+        measure.try_files(files, _batches(wide_cnn, 0), Classification(), batch_size=0, provider="cpu")
     with pytest.raises(DataError, match="at least one"):
-        measure.try_files(files, [], provider="cpu")
+        measure.try_files(files, [], Classification(), provider="cpu")
     session = runtime.open_session(wide_cnn.path, "cpu")
     other = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider"))
     sessions = iter([session, other])
     monkeypatch.setattr(runtime, "open_session", lambda *_, **__: next(sessions))
     with pytest.raises(ResultError, match="cannot be compared"):
-        measure.try_files(files, _batches(wide_cnn, 0))
+        measure.try_files(files, _batches(wide_cnn, 0), Classification())
 
 
 def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Comparison:
     dense = Measurement(
-        top1=0.99,
+        quality=Quality(0.99, 0.98, 1.0),
         samples=500,
         params=1000,
         macs=macs,
@@ -258,9 +264,17 @@ def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Compari
         provider="CPUExecutionProvider",
     )
     changes = (ClassChange("a", 500, 495, 494, 492),)
-    pruned = replace(dense, top1=0.988, macs=100, onnx_bytes=100)
+    pruned = replace(dense, quality=Quality(0.988, 0.97, 0.99), macs=100, onnx_bytes=100)
+    lost = paired(495, 494, 492, 500)
     return Comparison(
-        dense, pruned, Placement("auto", "CPUExecutionProvider", 5, 5), change, threads=2, classes=changes
+        dense,
+        pruned,
+        Placement("auto", "CPUExecutionProvider", 5, 5),
+        change,
+        metric=Classification.metric,
+        change=Change(-0.002, -lost.high, -lost.low),
+        threads=2,
+        classes=changes,
     )
 
 

@@ -74,7 +74,7 @@ def test_accuracy_is_measured_after_every_stage_that_changes_the_model(batches: 
     parts = {"score": batches, "repair": batches, "select": batches}
     recipe = Recipe("mine", 0.4, scorer="magnitude", round_to=1)
     shrink(FlattenCNN().eval(), batches[0][0][:1], Run(recipe, parts, clock))
-    measured = [stage.name for stage in clock.stages if stage.top1_after is not None]
+    measured = [stage.name for stage in clock.stages if stage.quality_after is not None]
     assert measured == ["prune", "fold", "least-squares", "batchnorm"]
     assert any("top-1" in line for line in told)
 

@@ -26,6 +26,7 @@ from pxcompress.report.targets import describe_speed, list_targets
 from pxcompress.run_folder import targets
 from pxcompress.run_folder.targets import make_targets, rate_targets
 from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch, Batches
 
 
@@ -73,7 +74,7 @@ def test_callers_need_no_change(files: dict[str, Path], family: str) -> None:
     before = runtime.open_session(files[family], "cpu")
     for precision in PRECISIONS:
         after = runtime.open_session(files[f"{family} {precision}"], "cpu")
-        assert (after.input, after.output) == (before.input, before.output)
+        assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
         assert after.metadata == {**METADATA, "precision": precision}
         assert (before.precision, after.precision) == ("fp32", precision)
         assert after.predict(np.zeros((3, 3, 16, 16), np.float32)).dtype == np.float32
@@ -166,7 +167,7 @@ def folder(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> Path:
 
 def _rated(folder: Path, made: tuple[Path, ...] = (), batches: Batches = ()) -> targets.Targets:
     files = (folder / "dense.onnx", folder / "model.onnx", *made)
-    return rate_targets(try_files(files, batches or images(), provider="cpu", threads=1))
+    return rate_targets(try_files(files, batches or images(), Classification(), provider="cpu", threads=1))
 
 
 def test_targets_are_measured_on_the_files_beside_the_others(folder: Path) -> None:
@@ -179,7 +180,7 @@ def test_targets_are_measured_on_the_files_beside_the_others(folder: Path) -> No
     expected, labels = logits(folder / "model.onnx"), np.concatenate([each.numpy() for _, each in images()])
     for row in found.rows:
         given = logits(folder / row.file)
-        assert row.top1 == (given.argmax(1) == labels).mean()
+        assert row.quality.value == (given.argmax(1) == labels).mean()
         assert row.agreement == (given.argmax(1) == expected.argmax(1)).mean()
         assert row.max_abs == pytest.approx(np.abs(given - expected).max())
         assert row.onnx_bytes == (folder / row.file).stat().st_size
@@ -203,7 +204,7 @@ def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
     found = _rated(folder, (broken,))
     assert [row.file for row in found.rows] == ["dense.onnx", "model.onnx"]
     assert [note.text for note in found.notes] == [
-        "NO model.int8.onnx: its logits are not finite on 64 of 64 test samples"
+        "NO model.int8.onnx: its outputs are not finite on 64 of 64 test samples"
     ]
     assert not broken.exists()
 
@@ -212,7 +213,7 @@ def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
     right = [(inputs, torch.from_numpy(_decisions(folder / "model.onnx", inputs))) for inputs, _ in images()]
     wrong = _with_weights(folder / "model.onnx", -1.0)
     found = _rated(folder, (wrong,), right)
-    lost = 100 * (1 - found.rows[2].top1)
+    lost = 100 * (1 - found.rows[2].quality.value)
     assert lost > 1
     texts = [note.text for note in found.notes]
     assert f"model.int8.onnx LOSES {lost:.1f} POINTS of top-1 against model.onnx" in texts
@@ -221,9 +222,9 @@ def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
 @pytest.mark.parametrize(("factor", "words"), [(0.5, "slower than"), (1.0, "not shown to be faster than"), (2.0, "")])
 def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, words: str) -> None:
     """Seconds are drawn, not measured."""
-    answers = Predictions(np.arange(5), np.arange(5))
+    predictions = Predictions(Classification(), torch.eye(5)[:, :3], torch.ones(5))
     session, seconds = runtime.open_session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
-    source, other = (FileTiming(session, runs, answers, 1) for runs in (seconds, seconds[::-1] / factor))
+    source, other = (FileTiming(session, runs, predictions, 1) for runs in (seconds, seconds[::-1] / factor))
     notes = targets._warnings(other, source)
     assert len(notes) == bool(words)
     assert all(f"is {words} model.onnx here" in note.text for note in notes)

@@ -24,13 +24,17 @@ from pxcompress.registry import Registry
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
+from pxcompress.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 GUIDES = (
     "README.md",
-    *(f"pxcompress/{name}.md" for name in ("ARCHITECTURE", "scorers/README", "budgets/README", "repair/README")),
+    *(
+        f"pxcompress/{name}.md"
+        for name in ("ARCHITECTURE", "scorers/README", "budgets/README", "repair/README", "tasks/README")
+    ),
 )
-[MODULE], [SEGMENTER], [SCORER], [BUDGET], [REPAIR] = (
+[MODULE], [SEGMENTER], [SCORER], [BUDGET], [REPAIR], [TASK] = (
     re.findall(r"```python\n(.*?)```", (ROOT / guide).read_text(), re.DOTALL) for guide in GUIDES
 )
 
@@ -90,6 +94,14 @@ def test_the_repair_example_is_a_whole_repair(monkeypatch: pytest.MonkeyPatch, t
     slim = REPAIRS.build("mean-logits")(pruned, batches).model.eval()
     with torch.no_grad():
         torch.testing.assert_close(slim(net.inputs).mean(0), net.model(net.inputs).mean(0))
+
+
+def test_the_task_example_is_a_whole_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _registered(TASK, TASKS, monkeypatch, tmp_path)
+    task, outputs = TASKS.build("angle"), {"output": torch.tensor([[350.0], [90.0]])}
+    statistics = task.statistics(outputs, torch.tensor([[10.0], [270.0]]), outputs)
+    assert (task.quality(statistics), task.metric.format(task.quality(statistics))) == (100, "100")
+    assert task.loss(statistics).tolist() == pytest.approx([1 / 9, 1])
 
 
 def test_links_lead_to_files() -> None:

@@ -255,6 +255,7 @@ EVERY = Recipe(
     "resnet50",
     0.7,
     data="glyphs",
+    task="segmentation",
     checkpoint="mine.pth",
     input_size=64,
     classes=("cat", "dog"),

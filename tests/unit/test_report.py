@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer.testing
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +23,10 @@ from pxcompress.certify.path import Candidate, Goal, certify
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.bench import BenchRow
 from pxcompress.deploy.comparison import Comparison, ratios, verdict
-from pxcompress.deploy.intervals import Interval
+from pxcompress.deploy.predictions import Predictions
 from pxcompress.errors import InputError
 from pxcompress.proof import (
+    Change,
     ClassChange,
     ClassShare,
     DataSummary,
@@ -37,6 +39,7 @@ from pxcompress.proof import (
     OperatorTime,
     Parity,
     Placement,
+    Quality,
     Speedup,
     StageTime,
     Target,
@@ -50,7 +53,6 @@ from pxcompress.report.next_step import next_step
 from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import (
     describe_change,
-    estimate_drop,
     format_bytes,
     format_command,
     format_count,
@@ -59,6 +61,7 @@ from pxcompress.report.summary import (
     write_headline,
 )
 from pxcompress.report.table import format_bench
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Agreement, Agreements, Fixed
 
 ENVIRONMENT = Environment(
@@ -72,8 +75,10 @@ VOID = {"meta", "wbr", "br", "hr", "img", "input", "link"}
 
 
 def measurement(top1: float, p50: float, cost: int) -> Measurement:
+    interval = wilson(top1, 400)
+    quality = Quality(top1, interval.low, interval.high)
     return Measurement(
-        top1, 400, 1000 * cost, 2_000_000 * cost, 5000 * cost, latency(p50), 1000 / p50, 1, "CPUExecutionProvider"
+        quality, 400, 1000 * cost, 2_000_000 * cost, 5000 * cost, latency(p50), 1000 / p50, 1, "CPUExecutionProvider"
     )
 
 
@@ -85,7 +90,7 @@ def latency(p50: float) -> Latency:
 
 def independent(dense: Measurement, pruned: Measurement) -> tuple[ClassChange, ...]:
     """Two classes of as many samples, on which both models are right independently of each other."""
-    first, second = (round(of.top1 * of.samples) for of in (dense, pruned))
+    first, second = (round(of.quality.value * of.samples) for of in (dense, pruned))
     whole = (dense.samples, first, second, round(first * second / dense.samples))
     halves = [count // 2 for count in whole]
     return ClassChange("cat", *halves), ClassChange(
@@ -93,23 +98,59 @@ def independent(dense: Measurement, pruned: Measurement) -> tuple[ClassChange, .
     )
 
 
+def predictions_of(right: list[bool]) -> Predictions:
+    """Of a classifier that is right on these samples."""
+    statistics = torch.tensor(right, dtype=torch.float64)[:, None]
+    return Predictions(Classification(), statistics, torch.ones(len(right)))
+
+
+def paired(right: int, first: int, second: int, wrong: int) -> Change:
+    """Of so many samples: both right, the first only, the second only, both wrong."""
+    dense = predictions_of([True] * (right + first) + [False] * (second + wrong))
+    pruned = predictions_of([True] * right + [False] * first + [True] * second + [False] * wrong)
+    return pruned.change(dense)
+
+
+def change_of(classes: tuple[ClassChange, ...]) -> Change:
+    """Of the samples of all classes together."""
+    samples, dense, pruned, both = (
+        sum(getattr(each, count) for each in classes) for count in ("samples", "dense", "pruned", "both")
+    )
+    return paired(both, dense - both, pruned - both, samples - dense - pruned + both)
+
+
+def compare(dense: Measurement, pruned: Measurement, speedup: Speedup) -> Comparison:
+    """Both as classifiers on two threads, right independently of each other."""
+    classes = independent(dense, pruned)
+    placement = Placement("auto", "CPUExecutionProvider", 17, 17)
+    return Comparison(dense, pruned, placement, speedup, Classification.metric, change_of(classes), 2, classes)
+
+
+def make_target(file: str, precision: str, of: Measurement, speedup: Speedup, both: int) -> Target:
+    """A file that costs and answers as `of`; it is right on `both` of the 360 of 400 samples that dense.onnx has."""
+    right = round(400 * of.quality.value)
+    placement = Placement("auto", "CPUExecutionProvider", 17, 17)
+    times, change = of.latency_ms, paired(both, 360 - both, right - both, 40 - right + both)
+    return Target(file, precision, of.onnx_bytes, of.quality, 400, 1.0, 0.0, times, 9.0, speedup, placement, change)
+
+
 def make_report(low: float = 3.9, high: float = 4.1, p50: float = 3.0, **changes: Any) -> Report:
     """A report whose verdict is the real one for a speed-up interval from `low` to `high`."""
     dense, pruned = measurement(0.9, 12.0, 40), measurement(0.85, p50, 10)
-    placement = Placement("auto", "CPUExecutionProvider", 17, 17)
-    classes = independent(dense, pruned)
-    comparison = Comparison(dense, pruned, placement, Speedup(12.0 / p50, low, high), 2, classes)
+    comparison = compare(dense, pruned, Speedup(12.0 / p50, low, high))
     report = Report(
         recipe=Recipe("resnet18", 0.5, scorer="magnitude"),
         environment=ENVIRONMENT,
         data=DataSummary("digits", ("cat", "dog"), 11, 12, 13, 14, 400),
+        task="classification",
+        metric=comparison.metric,
         weights="trained-here",
         input_shape=(3, 32, 32),
         dense=dense,
         pruned=pruned,
         ratios=ratios(dense, pruned),
         parity=Parity(400, 2.5e-6, 1.0, True),
-        provider=placement,
+        provider=comparison.placement,
         stages=(
             StageTime("weights", 12.5, 10**9, 0.9),
             StageTime("prune", 0.25, 2 * 10**9, 0.4),
@@ -129,14 +170,16 @@ def make_report(low: float = 3.9, high: float = 4.1, p50: float = 3.0, **changes
         verdict=f"{verdict(comparison)}: exported/run/model.onnx",
         notes=(Warning("demonstration", "embedded data: a demonstration"),),
         speedup=comparison.speedup,
-        class_changes=classes,
+        change=comparison.change,
+        class_changes=comparison.classes,
         layers=(LayerCost("conv", 80_000_000, 20_000_000),),
         sha256={"model.onnx": "ab" * 32},
     )
     report = dataclasses.replace(report, **changes)
     if "class_changes" in changes:
         return report
-    return dataclasses.replace(report, class_changes=independent(report.dense, report.pruned))
+    classes = independent(report.dense, report.pruned)
+    return dataclasses.replace(report, class_changes=classes, change=change_of(classes))
 
 
 REPORT = make_report()
@@ -193,10 +236,13 @@ def test_json_has_the_documented_keys() -> None:
     assert next(iter(content)) == "schema_version"
     assert content["schema_version"] == 1
     assert content["dense"]["latency_ms"].keys() == {"mean", "p50", "p90", "p99", "runs", "quantiles"}
-    top = {"top1", "params", "macs", "onnx_bytes", "latency_ms", "throughput", "batch_size", "provider"}
+    top = {"quality", "params", "macs", "onnx_bytes", "latency_ms", "throughput", "batch_size", "provider"}
     assert top <= content["dense"].keys() == content["pruned"].keys()
-    assert content["ratios"].keys() == {"params", "macs", "onnx_bytes", "speedup_p50", "top1_drop"}
-    assert content["parity"].keys() == {"samples", "max_abs", "top1_agreement", "passed"}
+    assert content["ratios"].keys() == {"params", "macs", "onnx_bytes", "speedup_p50"}
+    assert content["dense"]["quality"].keys() == content["change"].keys() == {"value", "low", "high"}
+    assert content["metric"] == {"name": "top-1", "unit": "share", "higher_is_better": True, "binary": True}
+    assert content["task"] == "classification"
+    assert content["parity"].keys() == {"samples", "max_abs", "agreement", "passed"}
     assert content["provider"].keys() == {
         "asked",
         "got",
@@ -205,8 +251,8 @@ def test_json_has_the_documented_keys() -> None:
         "fallback_reason",
         "elsewhere",
     }
-    assert content["stages"][0].keys() == {"name", "seconds", "peak_rss_bytes", "top1_after"}
-    assert content["stages"][2]["top1_after"] is None
+    assert content["stages"][0].keys() == {"name", "seconds", "peak_rss_bytes", "quality_after"}
+    assert content["stages"][2]["quality_after"] is None
     assert content["groups"][0] == {"name": "layer0.conv", "kind": "channel", "units": 64, "kept": 8}
     assert {"name", "classes", "score", "repair", "select", "certify", "test"} <= content["data"].keys()
 
@@ -253,9 +299,9 @@ def broken(path: str, value: object = ...) -> str:
         (broken("dense", []), r"dense: expected an object"),
         (broken("certificate", []), r"certificate: expected an object"),
         (broken("recipe.rounds", "two"), r"recipe\.rounds: expected a valid integer, not 'two'"),
-        (broken("pruned.top1", 2), r"pruned\.top1: expected less than or equal to 1, not 2"),
+        (broken("pruned.quality.value", 2), r"pruned\.quality\.value: expected a share from 0 to 1, not 2"),
         (broken("pruned.samples", -1), r"pruned\.samples: expected greater than or equal to 0, not -1"),
-        (broken("stages.0.top1_after", "x"), r"stages\.0\.top1_after: expected a valid number, not 'x'"),
+        (broken("stages.0.quality_after", "x"), r"stages\.0\.quality_after: expected a valid number, not 'x'"),
         (broken("dense.latency_ms.p50", float("inf")), r"p50: expected a finite number, not inf"),
         (broken("groups.0.kind", "wheel"), r"groups\.0\.kind: expected 'channel', 'neuron' or 'head', not 'wheel'"),
     ],
@@ -482,15 +528,6 @@ def test_wilson_interval_is_that_of_newcombe_1998_table_1(right: int, samples: i
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
 
 
-def paired(right: int, first: int, second: int, wrong: int) -> Interval:
-    """Of so many samples: both right, the first only, the second only, both wrong."""
-    samples = right + first + second + wrong
-    dense = dataclasses.replace(REPORT.dense, top1=(right + first) / samples, samples=samples)
-    pruned = dataclasses.replace(REPORT.pruned, top1=(right + second) / samples, samples=samples)
-    changes = (ClassChange("all", samples, right + first, right + second, right),)
-    return estimate_drop(make_report(dense=dense, pruned=pruned, class_changes=changes))
-
-
 @pytest.mark.parametrize("cells", [(36, 12, 2, 0), (20, 12, 2, 16), (300, 20, 4, 60), (0, 5, 5, 0), (50, 0, 0, 0)])
 def test_interval_of_a_paired_drop_is_newcombes_method_10(cells: tuple[int, int, int, int]) -> None:
     """Against the formulas as they stand in the paper, with Wilson's own beside them."""
@@ -510,15 +547,16 @@ def test_interval_of_a_paired_drop_is_newcombes_method_10(cells: tuple[int, int,
     phi = bracket / math.sqrt(margins) if margins else 0
     low = math.sqrt((p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u3 - p3) + (u3 - p3) ** 2)
     high = math.sqrt((u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p3 - l3) + (p3 - l3) ** 2)
-    interval = paired(*cells)
-    assert (interval.low, interval.high) == pytest.approx((p2 - p3 - low, p2 - p3 + high), abs=1e-9)
+    change = paired(*cells)
+    assert (-change.high, -change.low) == pytest.approx((p2 - p3 - low, p2 - p3 + high), abs=1e-9)
+    assert change.value == pytest.approx(p3 - p2)
 
 
 def test_a_paired_interval_holds_the_truth_as_often_as_it_says_and_is_narrower() -> None:
     """Of 400 tests of 300 samples, of which the slim model gets 2 % wrong that were right and 1 % the other way."""
     drawn = np.random.default_rng(0).multinomial(300, (0.9, 0.02, 0.01, 0.07), size=400).tolist()
     found = {tuple(cells): paired(*cells) for cells in drawn}
-    held = [found[tuple(cells)].low <= 0.01 <= found[tuple(cells)].high for cells in drawn]
+    held = [found[tuple(cells)].low <= -0.01 <= found[tuple(cells)].high for cells in drawn]
     assert 0.93 <= np.mean(held) <= 0.99
     apart, together = paired(251, 25, 22, 2), paired(270, 6, 3, 21)
     assert together.high - together.low < 0.6 * (apart.high - apart.low)
@@ -568,7 +606,7 @@ def test_headline_never_claims_more_than_the_verdict(low: float, high: float, p5
 
 def with_top1(top1: float, **changes: Any) -> Report:
     """REPORT with another accuracy of the slim model."""
-    pruned = dataclasses.replace(REPORT.pruned, top1=top1)
+    pruned = dataclasses.replace(REPORT.pruned, quality=measurement(top1, 3.0, 10).quality)
     return make_report(pruned=pruned, ratios=ratios(REPORT.dense, pruned), **changes)
 
 
@@ -597,7 +635,7 @@ def test_the_next_step_is_what_the_outcome_calls_for() -> None:
     finetuned = REPORT.recipe.but(repair=("fold", "finetune:steps=9"))
     slow = {"low": 0.9, "high": 1.5, "p50": 10.0}
     busy = (Warning("busy", "x"),)
-    guessing = dataclasses.replace(REPORT.dense, top1=0.51)
+    guessing = dataclasses.replace(REPORT.dense, quality=measurement(0.51, 3.0, 10).quality)
     fine = with_top1(0.899, weights="pretrained", folder="exported/my run")
     steps = {
         "to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; or": REPORT,
@@ -642,8 +680,8 @@ def test_the_next_step_is_what_the_outcome_calls_for() -> None:
 )
 def test_the_file_to_ship_is_faster_and_as_good(top1: float, speed: Speedup, guarantee: Any, file: str) -> None:
     rows = [
-        Target(name, "fp32", 9, right, 400, 1.0, 0.0, REPORT.pruned.latency_ms, 9.0, change, REPORT.provider, 300)
-        for name, right, change in (
+        make_target(name, "fp32", measurement(right, 3.0, 10), speedup, round(360 * right))
+        for name, right, speedup in (
             ("dense.onnx", 0.9, Speedup(1, 1, 1)),
             ("model.onnx", 0.9, Speedup(4, 3.9, 4.1)),
             ("model.int8.onnx", top1, speed),
@@ -659,7 +697,9 @@ def test_tables_fit_into_80_columns() -> None:
     names = ("dense.onnx", "model.onnx", "model.fp16.onnx", "model.int8.onnx")
     change = Speedup(1.02, 0.97, 12.06)
     placed = Placement("cuda", "CUDAExecutionProvider", 100, 142, "x", {"CPUExecutionProvider": 42})
-    targets = [Target(name, "fp32", 12_300_000, 1.0, 400, 1.0, 0.1, times, 9.0, change, placed, 400) for name in names]
+    perfect = dataclasses.replace(measurement(1.0, 3.0, 10), onnx_bytes=12_300_000, latency_ms=times)
+    rows = [make_target(name, "fp32", perfect, change, 360) for name in names]
+    targets = [dataclasses.replace(row, provider=placed) for row in rows]
     report = make_report(targets=tuple(targets))
     lines = to_table(report).splitlines()
     places = [lines.index("", start) for start in (0, 12)]
@@ -818,15 +858,13 @@ def slow_on_average(mean: float) -> Latency:
 def test_what_p50_and_mean_say_is_no_speed_where_they_disagree() -> None:
     for mean, agree in ((14.0, False), (13.0, True)):  # the dense model's is 13.2
         pruned = dataclasses.replace(REPORT.pruned, latency_ms=slow_on_average(mean))
-        classes = independent(REPORT.dense, pruned)
-        comparison = Comparison(REPORT.dense, pruned, REPORT.provider, Speedup(4.0, 3.9, 4.1), 2, classes)
+        comparison = compare(REPORT.dense, pruned, Speedup(4.0, 3.9, 4.1))
         report = make_report(pruned=pruned, verdict=verdict(comparison))
         assert comparison.disagrees is not agree
         assert ("4x faster" in report.verdict) is agree
         assert ("SPEED UNCLEAR at batch 1: 4.00x by p50, 0.94x by the mean" in report.verdict) is not agree
         assert ("4x faster" in write_headline(report)) is agree
-    classes = independent(REPORT.pruned, REPORT.dense)
-    slower = Comparison(REPORT.pruned, REPORT.dense, REPORT.provider, Speedup(0.25, 0.2, 0.3), 2, classes)
+    slower = compare(REPORT.pruned, REPORT.dense, Speedup(0.25, 0.2, 0.3))
     assert "NOT FASTER" in verdict(slower)
     held_up = dataclasses.replace(REPORT.pruned, latency_ms=slow_on_average(20.0))
     assert "SPEED UNCLEAR" in verdict(dataclasses.replace(slower, dense=held_up))

@@ -77,8 +77,7 @@ def test_cpu_session_says_what_it_is(wide_cnn: Exported) -> None:
     assert session.providers == ("CPUExecutionProvider",)
     assert (session.device, session.precision, session.threads) == ("cpu", "fp32", 2)
     assert session.input == Port("input", (None, 3, 16, 16), np.dtype(np.float32))
-    assert session.output.name == "logits"
-    assert session.output.shape == (None, 5)
+    assert [(port.name, port.shape) for port in session.outputs] == [("logits", (None, 5))]
 
 
 @pytest.mark.parametrize("name", ["wide_cnn", "small_vit"])
@@ -147,7 +146,7 @@ def test_a_recorded_graph_computes_the_same_at_every_batch_size(wide_cnn: Export
     for _ in range(3):  # as it is, while it is recorded, and replayed
         for batch, run in zip(batches, runs, strict=True):
             run()
-            np.testing.assert_allclose(run.target.numpy(), cpu.predict(batch), atol=1e-2)
+            np.testing.assert_allclose(run.targets[0].numpy(), cpu.predict(batch), atol=1e-2)
     np.testing.assert_allclose(graph.predict(batches[1]), cpu.predict(batches[1]), atol=1e-2)
 
 
@@ -160,7 +159,7 @@ def test_cuda_runs_and_agrees_with_the_cpu(wide_cnn: Exported) -> None:
     np.testing.assert_allclose(cuda.predict(inputs), cpu.predict(inputs), atol=1e-2)  # TF32
     run = cuda.bind(inputs)
     run()
-    np.testing.assert_allclose(run.target.numpy(), cuda.predict(inputs), atol=1e-2)
+    np.testing.assert_allclose(run.targets[0].numpy(), cuda.predict(inputs), atol=1e-2)
 
 
 def test_unknown_provider() -> None:
@@ -200,7 +199,7 @@ def test_several_inputs_are_given_by_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(two.predict(feed), np.full((3, 2), 5, np.float32), strict=True)
     run = two.bind(feed)
     run()
-    np.testing.assert_array_equal(run.target.numpy(), np.full((3, 2), 5, np.float32))
+    np.testing.assert_array_equal(run.targets[0].numpy(), np.full((3, 2), 5, np.float32))
 
 
 @pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64])
@@ -320,7 +319,7 @@ def test_runner_computes_what_predict_does_whatever_memory_is_reused(wide_cnn: E
     run = session.bind(inputs.astype(np.float64))  # converted: nobody but the runner holds the bound array
     _ = [np.full(inputs.shape, 9, np.float32) for _ in range(100)]
     run()
-    np.testing.assert_array_equal(run.target.numpy(), expected)
+    np.testing.assert_array_equal(run.targets[0].numpy(), expected)
 
 
 def _recorder(order: list[str], name: str, seconds: float = 0.0) -> Callable[[], None]:

@@ -38,6 +38,7 @@ from pxcompress.search.space import Space, pxp_space_of, space_of
 from pxcompress.search.study import SAMPLERS, SearchPlan, open_storage, open_study, usable, work
 from pxcompress.stages import shrink
 from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch, Plan
 
 RECIPE = Recipe(model="m", ratio=0.5, budget="macs", round_to=1)
@@ -116,7 +117,7 @@ def bench() -> Workbench:
 def _bench(net: Subject, *, recipe: Recipe = RECIPE) -> Workbench:
     with seeded(5):
         parts = {role: _batches(net) for role in ("score", "repair", "select")}
-    return Workbench.of(net.model, net.inputs[:1], parts, recipe)
+    return Workbench.of(net.model, net.inputs[:1], parts, recipe, Classification())
 
 
 def _batches(net: Subject) -> list[Batch]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from format_command import Px, image_folder, one_line
+from command import Px, image_folder, one_line
 from models import CLASSES, CLASSIFIERS, FlattenCNN, Subject, snapshot
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -209,7 +209,7 @@ def test_a_run_on_a_task_tells_its_classes(finished: Path) -> None:
     report = from_json((finished / "report.json").read_text())
     assert finished.name == "test_task_net-macs-0.50-3-classes-drop-0.1"
     assert report.data.classes == KEPT
-    assert report.dense.top1 > 0.6
+    assert report.dense.quality.value > 0.6
     assert "a task of 3 of the 10 classes: the dense model, too, knows no others" in [
         note.text for note in report.notes
     ]

@@ -53,6 +53,16 @@ def _units(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     return {group.name: group.units for group in groups}
 
 
+def test_a_wrong_removal_shows_where_outputs_hardly_depend_on_the_input() -> None:
+    def faint(s: Any, x: Tensor) -> Tensor:
+        x = F.relu(s.c1(x))
+        return 1 + 1e-3 * _pooled(s, x - x.mean(1, keepdim=True))
+
+    model, inputs = _drawn(_net(faint))
+    assert _units(model, inputs) == {"c2": 16}
+    assert _reasons(model, inputs)["c1"].startswith("removing its units is not the same as zeroing them")
+
+
 # --- everything that comes out ---
 
 
@@ -127,7 +137,7 @@ def test_the_trial_has_the_range_of_the_example(domain: Callable[[Tensor], Tenso
         (lambda s, x: F.dropout(_simple(s, x), 0.5), "another output for the same input each time"),
         (lambda s, x: _simple(s, x.abs().neg().log()), "returns NaN for the example"),
         (lambda s, x: _simple(s, x.reshape(1, *IMAGES)), "runs on one sample, but not on two at once: RuntimeError"),
-        (lambda s, x: _simple(s, x[:, :2]), "does not run on the example: RuntimeError: ModelAndData groups=1"),
+        (lambda s, x: _simple(s, x[:, :2]), "does not run on the example: RuntimeError: Given groups=1"),
     ],
 )
 def test_what_is_wrong_with_the_dense_model_is_said(forward: Callable[..., Any], message: str) -> None:

@@ -1,0 +1,268 @@
+"""Certificates that cost few labels, hold for bounded losses and survive reuse: do they keep their promise?
+
+Calibration sets are drawn many times from populations with known risks, where alpha lies just below the true risk of
+one model, so that every certificate for it is a violation. Then how many labels a path of our own nets takes. From the
+repository's root; the last part trains a dense model when it is not in the cache.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from certify import CHANGED, EDGE, SIZES, Population, population
+from certify_methods import hoeffding, hoeffding_bentkus
+
+from pxcompress.certify.anytime import staked, stopping_time
+from pxcompress.certify.bounded import mean_interval
+from pxcompress.certify.few_labels import completed_labels, samples_to_label
+from pxcompress.certify.learn_then_test import Array, betting, binomial, e_process, fixed_sequence, log_wealth
+from pxcompress.certify.path import Goal, losses
+from pxcompress.data import open_source
+from pxcompress.pipeline import compress
+from pxcompress.recipe import Guarantee, Recipe
+from pxcompress.run_folder.labelling import QUESTIONS, certify_answers, request_labels
+from pxcompress.run_folder.names import DENSE, SLIM
+
+SEED = 0
+DELTA = 0.05
+PATHS = {"path with bad models": len(SIZES), "path of four good models": 4}
+REUSED = (*[0.03] * 6, *[0.005] * 3, *[0.08] * 3)
+"""Risks of the models that are tested one after the other, at alpha = 0.03."""
+RATIOS = (0.5, 0.8, 0.9)
+Row = dict[str, Any]
+
+
+def slack(draws: int, delta: float = DELTA) -> float:
+    """delta and two Monte-Carlo standard errors."""
+    return delta + 2 * math.sqrt(delta * (1 - delta) / draws)
+
+
+def few_labels(people: Population, rng: np.random.Generator, n: int, draws: int) -> Iterator[Row]:
+    """Labels of all samples, of the disagreeing ones, and of those that an anytime test asks for."""
+    for risk, path in itertools.product(("negative-flips", "accuracy-drop"), PATHS):
+        true = np.array([losses(risk, people.dense, pruned, people.labels).mean() for pruned in people.pruned])
+        goal = Goal(risk, float(true[EDGE]) - 1e-9, DELTA)
+        some = replace(people, pruned=people.pruned[: PATHS[path]])
+        drawn = [_few_labels(some, rng.integers(len(people.labels), size=n), goal) for _ in range(draws)]
+        for method in ("all labels", "where models disagree", "anytime, where they disagree"):
+            results = [each[method] for each in drawn]
+            row: Row = {"part": f"few labels, {path}", "risk": risk, "method": method, "delta": DELTA}
+            row |= {"alpha": goal.alpha, "n": n, "draws": draws}
+            row |= {"violation_rate": float(np.mean([passed > EDGE for passed, _, _ in results]))}
+            row |= {"mean_labels": float(np.mean([labels for _, labels, _ in results]))}
+            row |= {"mean_models_passed": float(np.mean([passed for passed, _, _ in results]))}
+            yield row | {"largest_p_difference": max(gap for _, _, gap in results)}
+
+
+def _few_labels(people: Population, index: Array, goal: Goal) -> dict[str, tuple[int, int, float]]:
+    """By method: models that pass, labels that were needed, largest difference of a p-value to that of all labels."""
+    dense, labels, pruned = people.dense[index], people.labels[index], people.pruned[:, index]
+    predicted = np.concatenate([dense[None], pruned])
+    asked = samples_to_label(goal.risk, predicted, np.arange(len(index)), anytime=True)
+    some = completed_labels(dense, {int(place): int(labels[place]) for place in asked})
+    full, few = ([losses(goal.risk, dense, each, truth) for each in pruned] for truth in (labels, some))
+    p_full, p_few = (np.array([goal.p_value(each) for each in rows]) for rows in (full, few))
+    anytime = replace(goal, anytime=True)
+    stop = stopping_time(few, anytime)
+    p_stop = [anytime.p_value(each[:stop]) for each in few]
+    return {
+        "all labels": (fixed_sequence(p_full, DELTA), len(index), 0.0),
+        "where models disagree": (fixed_sequence(p_few, DELTA), len(asked), float(np.abs(p_full - p_few).max())),
+        "anytime, where they disagree": (fixed_sequence(p_stop, DELTA), int((asked < stop).sum()), 0.0),
+    }
+
+
+def beta_losses(rng: np.random.Generator, n: int) -> Array:
+    """Losses (n, models) such as 1 - IoU: Beta variables with means from 0.1 on, of models that share what is hard."""
+    shared = rng.beta(2, 18, n)
+    return np.stack([np.clip(shared + rng.beta(1, 19, n) * 20 * rate, 0, 1) for rate in CHANGED], axis=1)
+
+
+def bounded(rng: np.random.Generator, n: int, draws: int) -> Iterator[Row]:
+    """Bounds for losses in [0, 1], on a path; and the interval of a mean."""
+    true = beta_losses(np.random.default_rng(SEED), 2_000_000).mean(axis=0)
+    alpha = float(true[EDGE]) - 3e-4
+    bounds: dict[str, Callable[[Array, float], Array]] = {
+        "betting": betting,
+        "e-process": e_process,
+        "hoeffding-bentkus": hoeffding_bentkus,
+        "hoeffding": hoeffding,
+    }
+    passed: dict[str, list[int]] = {name: [] for name in bounds}
+    for _ in range(draws):
+        table = beta_losses(rng, n).T
+        for name, bound in bounds.items():
+            passed[name].append(fixed_sequence(bound(table, alpha), DELTA))
+    for name, counts in passed.items():
+        row: Row = {
+            "part": "bounded losses",
+            "risk": "mean-loss",
+            "method": name,
+            "delta": DELTA,
+            "alpha": alpha,
+            "n": n,
+        }
+        sizes = [max(SIZES[count - 1] if count else 1.0, SIZES[EDGE - 1]) for count in counts]
+        row |= {"draws": draws, "violation_rate": float(np.mean([count > EDGE for count in counts]))}
+        yield row | {"mean_size": float(np.mean(sizes)), "oracle_size": SIZES[EDGE - 1]}
+    few = max(draws // 4, 50)
+    intervals = [mean_interval(beta_losses(rng, 500)[:, 0], DELTA) for _ in range(few)]
+    row = {"part": "bounded losses", "method": "interval of a mean", "delta": DELTA, "n": 500, "draws": few}
+    missed = [not each.low <= true[0] <= each.high for each in intervals]
+    row |= {"violation_rate": float(np.mean(missed))}
+    row |= {"mean_width": float(np.mean([each.high - each.low for each in intervals]))}
+    yield row | {"hoeffding_width": 2 * math.sqrt(math.log(2 / DELTA) / (2 * 500))}
+
+
+def stopping(rng: np.random.Generator, n: int, draws: int) -> Iterator[Row]:
+    """One model whose risk is just above alpha, and somebody who stops whenever it looks good."""
+    alpha, looks = 0.03, np.arange(100, n + 1, 100)
+    peeked, wealthy = [], []
+    for _ in range(draws):
+        values = (rng.random(n) < alpha).astype(float)
+        peeked.append(any(binomial(values[:look], alpha) <= DELTA for look in looks))
+        wealthy.append(log_wealth(values, alpha).max() >= -math.log(DELTA))
+    for method, results in (("binomial, looked at every 100", peeked), ("e-process, looked at after each", wealthy)):
+        row: Row = {
+            "part": "optional stopping",
+            "method": method,
+            "delta": DELTA,
+            "alpha": alpha,
+            "n": n,
+            "draws": draws,
+        }
+        yield row | {"violation_rate": float(np.mean(results))}
+
+
+def reuse(rng: np.random.Generator, n: int, draws: int) -> Iterator[Row]:
+    """Six tests at most, each of a model chosen by all that was seen; those just above alpha or worse must not pass."""
+    alpha, wrong, tests = 0.03, {"same samples, binomial": [], "one error budget": []}, []
+    for _ in range(draws):
+        table = (rng.random((len(REUSED), n)) < np.array(REUSED)[:, None]).astype(float)
+        bad = table[np.array(REUSED) >= alpha]
+        best = bad[np.argsort(bad.mean(axis=1))[:6]]
+        wrong["same samples, binomial"].append(bool((binomial(best, alpha) <= DELTA).any()))
+        failed, count = _spend(table, alpha)
+        wrong["one error budget"].append(failed)
+        tests.append(count)
+    for method, results in wrong.items():
+        row: Row = {"part": "adaptive reuse", "method": method, "delta": DELTA, "alpha": alpha, "n": n, "draws": draws}
+        row |= {"violation_rate": float(np.mean(results)), "risks": REUSED}
+        yield row | ({"mean_tests": float(np.mean(tests))} if method == "one error budget" else {"mean_tests": 6.0})
+
+
+def _spend(table: Array, alpha: float) -> tuple[bool, int]:
+    """Whether any of at most six tests is wrong, and how many there were before the samples were used up.
+
+    In turns of the model that looked best so far and of the one that looked worst, of those not tested yet.
+    """
+    begins, lost, left = 0, 0.0, list(range(len(table)))
+    for test in range(6):
+        if begins >= table.shape[1]:
+            return False, test
+        budget = staked(DELTA, lost, begins, table.shape[1])
+        goal = Goal(alpha=alpha, delta=budget.stake, anytime=True)
+        choose = max if test % 2 else min
+        model = choose(left, key=lambda each: table[each, :begins].sum())
+        left.remove(model)
+        values = table[model, begins:]
+        stop = stopping_time([values], goal)
+        passed = goal.p_value(values[:stop]) <= goal.delta
+        if passed and REUSED[model] >= alpha:
+            return True, test + 1
+        lost, begins = lost + budget.stake * (not passed), begins + stop
+    return False, 6
+
+
+def own_nets(alpha: float) -> Iterator[Row]:
+    """A path of ResNets on handwritten digits: labels that its certificate on the held-out images takes."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        files = []
+        for ratio in RATIOS:
+            compress(Recipe("resnet10t", ratio, data="digits"), root / str(ratio), note=print)
+            files.append(root / str(ratio) / SLIM)
+        files.insert(0, root / str(RATIOS[0]) / DENSE)
+        source = open_source("digits")
+        samples = source.held_out
+        (root / "images").mkdir()
+        truth = {f"{place:04}.png": source.classes[label] for place, label in enumerate(samples.labels)}
+        for place, name in enumerate(truth):
+            samples.load(place).save(root / "images" / name)
+        for anytime in (True, False):  # the second looks at all of them
+            out = root / f"labels {anytime}"
+            request = request_labels(files, str(root / "images"), Guarantee(alpha), out, anytime=anytime)
+            record = certify_answers(_answered(out / QUESTIONS, truth), out)
+            seen = record.rows[0].n
+            row: Row = {"part": "own nets", "method": "anytime" if anytime else "binomial", "model": "resnet10t"}
+            row |= {"data": "digits", "ratios": RATIOS, "alpha": alpha, "delta": record.delta, "images": request.images}
+            row |= {"labels_asked": request.to_label, "samples_seen": seen, "chosen": record.chosen}
+            yield row | {"rows": [(each.errors, each.n, each.p_value) for each in record.rows]}
+
+
+def _answered(path: Path, truth: dict[str, str]) -> Path:
+    """The table, filled with the true classes."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    filled = path.with_name("filled.csv")
+    with filled.open("w", newline="") as file:
+        table = csv.DictWriter(file, ("image", "dense", "pruned", "label"))
+        table.writeheader()
+        table.writerows({**row, "label": truth[row["image"]]} for row in rows)
+    return filled
+
+
+def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Validity of everything that the product does; that what it replaces is worse; labels saved."""
+    naive = ("binomial, looked at every 100", "same samples, binomial")
+    by_key = {(row["part"], row.get("risk"), row["method"]): row for row in rows}
+    for (part, risk, method), row in by_key.items():
+        where = f"{part}, {risk + ', ' if risk else ''}{method}"
+        if "violation_rate" in row:
+            better, bound = ("higher", "above") if method in naive else ("lower", "at most")
+            text = f"{where}: violation rate is {bound} delta + 2 Monte-Carlo standard errors"
+            yield common.claim(text, row["violation_rate"], slack(row["draws"]), better)
+        if method == "where models disagree":
+            yield common.claim(
+                f"{where}: largest difference to a p-value of all labels", row["largest_p_difference"], 0, "equal"
+            )
+        if "mean_labels" in row and method != "all labels":
+            yield common.claim(f"{where}: mean labels, of {row['n']}", row["mean_labels"], row["n"] / 4, "lower")
+        if part == "own nets":
+            text = f"{where}: labels asked for, of {row['images']} (chosen: model {row['chosen']} of {len(RATIOS)})"
+            yield common.claim(text, row["labels_asked"], row["images"] / 10, "lower")
+    sizes = {row["method"]: row["mean_size"] for row in rows if "mean_size" in row}
+    text = f"bounded losses: mean size certified by betting, oracle {SIZES[EDGE - 1]} (target: hoeffding-bentkus)"
+    yield common.claim(text, sizes["betting"], sizes["hoeffding-bentkus"], "lower")
+    widths = by_key["bounded losses", None, "interval of a mean"]
+    text = "bounded losses: mean width of the interval of a mean (target: Hoeffding's)"
+    yield common.claim(text, widths["mean_width"], widths["hoeffding_width"], "lower")
+
+
+def main() -> None:
+    quick = common.parser(__doc__ or "").parse_args().quick
+    draws, n = (200, 1000) if quick else (2000, 2000)
+    rng = np.random.default_rng(SEED)
+    people = population(rng, 200_000)
+    rows = [
+        *few_labels(people, rng, n, draws),
+        *bounded(rng, n, draws),
+        *stopping(rng, n, draws),
+        *reuse(rng, n, draws),
+    ]
+    rows += [] if quick else own_nets(0.03)
+    command = "python benchmarks/certify_reuse.py" + " --quick" * quick
+    common.write("certify_reuse", command, rows, [SEED], list(claims(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Which samples need a label: only those on which a model of the path disagrees with the dense one.
+
+Where both agree, the loss of every risk with `zero_where_equal` is 0 whatever the label is. So the labels of the other
+samples give the same losses, p-values and choice as labels of all of them: the count is still divided by all n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pxcompress.certify.learn_then_test import Array
+from pxcompress.certify.path import RISKS, losses
+from pxcompress.choices import one_of
+from pxcompress.errors import InputError
+
+NEITHER, MISSING = -1, -2
+"""Labels that are no class: no model's answer is right; nobody has said what is."""
+
+
+def check_few_labels(risk: str) -> None:
+    """Raise `InputError` for a risk whose losses depend on the labels of samples on which all models agree."""
+    if not RISKS[risk].zero_where_equal:
+        possible = one_of(name for name in RISKS if RISKS[name].zero_where_equal)
+        raise InputError(f"risk {risk!r} needs the label of every sample; give --data with labels, or use {possible}")
+
+
+def random_order(n: int, split: str) -> Array:
+    """A random order of n samples, always the same for a split of that hash: files often come sorted by what they show.
+
+    A test that stops early has then seen a random part of the samples.
+    """
+    return np.random.default_rng(int(split, 16)).permutation(n)
+
+
+def samples_to_label(risk: str, predicted: ArrayLike, order: Array, *, anytime: bool) -> Array:
+    """Positions of the samples that need a label, in the order in which labels are worth most.
+
+    `predicted` (models, n) are classes, the dense model's first. A fixed-size test goes through the path model by
+    model: those on which its first models disagree come first, so that labelling can stop where the path does. An
+    anytime test goes through the samples by `order`.
+    """
+    values = np.asarray(predicted)
+    differs = values[1:] != values[0]
+    if not RISKS[risk].needs_labels or not len(differs):
+        return np.empty(0, dtype=np.int64)
+    asked = order[differs.any(axis=0)[order]]
+    return asked if anytime else asked[np.argsort(differs.argmax(axis=0)[asked], kind="stable")]
+
+
+def completed_labels(dense: ArrayLike, answers: Mapping[int, int]) -> Array:
+    """Labels (n,) with the same losses as the true ones: `answers` by position, elsewhere the dense model's class."""
+    labels = np.array(dense, dtype=np.int64)
+    for position, label in answers.items():
+        labels[position] = label
+    return labels
+
+
+def pessimistic_losses(risk: str, dense: ArrayLike, pruned: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """Losses (n,) as `losses` gives them; where the label is `MISSING` and the models disagree, the largest there is.
+
+    More errors give a larger binomial p-value, so a certificate from them holds whatever the missing labels are.
+    """
+    values = losses(risk, dense, pruned, labels)
+    unknown = (np.asarray(labels) == MISSING) & (np.asarray(dense) != np.asarray(pruned))
+    return np.where(unknown & RISKS[risk].needs_labels, RISKS[risk].high, values)

@@ -1,0 +1,88 @@
+"""A user's own callables, by name: "package.module:factory", with the current folder on the import path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pxcompress.errors import ModelError, short
+
+OPTIONS = ("num_classes", "img_size")
+"""Arguments that a factory is given, where it takes them."""
+
+
+def find_object(name: str, what: str) -> Any:
+    """The object "package.module:name", `what` says what for; the current folder is importable. `ModelError`."""
+    module_name, _, path = name.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
+        raise ModelError(f"{what} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own")
+    try:
+        with _current_directory_importable():
+            target: Any = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may fail in any way
+        raise ModelError(f"{what} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
+    for part in path.split("."):
+        if not hasattr(target, part):
+            close_names = difflib.get_close_matches(part, dir(target), n=3)
+            hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
+            raise ModelError(f"{what} {name!r}: {module_name!r} has no {path!r}; {hint}")
+        target = getattr(target, part)
+    return target
+
+
+def find_factory(name: str) -> Callable[..., object]:
+    """The callable `package.module:factory`."""
+    factory = find_object(name, "model")
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ModelError(f"model {name!r} is a {type(factory).__name__}; expected a callable that returns an nn.Module")
+    return factory
+
+
+def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
+    """The module that the factory `name` makes. Raises `ModelError` where it fails or takes other arguments."""
+    # Architectures are read from files: such a name must not become a way to call any function with any arguments.
+    refused_keys = [key for key, value in kwargs.items() if key not in OPTIONS or not isinstance(value, int)]
+    if refused_keys:
+        raise ModelError(f"model {name!r} refused: argument {refused_keys[0]!r}; expected only {OPTIONS} as integers")
+    factory = find_factory(name)
+    try:
+        with _current_directory_importable():
+            model = factory(**kwargs, **_without_backbone_weights(factory))
+    except Exception as error:  # the user's callable may fail in any way
+        arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise ModelError(f"model {name!r}: calling it with ({arguments}) failed: {_described(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
+    return model
+
+
+def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]:
+    """Arguments that keep torchvision's builders from fetching weights of a backbone, which others replace anyway."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: None for name in ("weights_backbone", "encoder_weights") if name in parameters}
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {short(error)}"

@@ -1,0 +1,66 @@
+"""How reports show a certificate: its badge, its path, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pxcompress.certify.record import CertificateRecord
+from pxcompress.report.summary import format_bytes, format_count
+
+
+@dataclass(frozen=True)
+class Badge:
+    """What the certificate comes to, in two words or so, and whether a smaller model is certified."""
+
+    title: str
+    passed: bool
+    text: str
+
+
+_WHERE = {"all": "", "confident": " where the dense model is confident", "classes": " in every class"}
+
+
+def make_badge(record: CertificateRecord) -> Badge:
+    """The badge for what certificate.json holds."""
+    titles = {None: "Not certified", 0: "Only the dense model is certified"}
+    title = titles.get(record.chosen, f"Certified{_WHERE[record.part]}")
+    return Badge(title, bool(record.chosen), record.sentence.removeprefix(f"{title}; "))
+
+
+def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]:
+    """Name, size, errors, p-value and outcome of every model of a certificate's path, as text.
+
+    Where every class counts by itself, the errors are those in the weakest one.
+    """
+    rows = []
+    for place, (row, certified) in enumerate(zip(record.rows, record.certified, strict=True)):
+        outcome = "chosen" if place == record.chosen else "passed" if certified else "not certified"
+        cost = format_bytes(row.size) if record.size_unit == "bytes" else f"{format_count(row.size)} {record.size_unit}"
+        cost = cost if record.size_unit else "unknown"
+        part = row.weakest
+        errors = f"{part.errors:g} of {part.n}" + (f" in {part.name!r}" if row.classes else "")
+        rows.append((row.name, cost, errors, f"{row.p_value:.3g}", outcome))
+    return rows
+
+
+def describe_part(record: CertificateRecord) -> str:
+    """Which samples a certificate counts, in one sentence; nothing where it counts all alike."""
+    sentences = {
+        "all": "",
+        "confident": f"{record.n} of {record.reserved} samples count: those whose largest softmax probability "
+        f"in the dense model is at least {record.threshold or 0:.10g}. The select split chose it, for a coverage "
+        f"of {record.coverage}.",
+        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} classes (by "
+        f"{record.group or 'true label'}): all have to pass.",
+    }
+    return sentences[record.part]
+
+
+def describe_labels(record: CertificateRecord) -> str:
+    """How many labels a certificate on unlabelled images took, in one sentence; nothing where all were labelled."""
+    if record.labels is None:
+        return ""
+    asked, answered = record.labels.asked, record.labels.answered
+    fate = "the test ends before the first of them" if record.anytime else "they count as errors"
+    missing = f"; {asked - answered} of {asked} that need one have none: {fate}" if answered < asked else ""
+    return f"{answered} labels for {record.reserved} images: where the models agree, the loss is 0 anyway{missing}."

@@ -1,0 +1,91 @@
+"""The table of images to label: written with both models' answers, read back with a person's."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from pxcompress.certify.few_labels import NEITHER
+from pxcompress.errors import InputError, short, unknown
+
+NONE_OF_THEM = "-"
+"""What stands in the column `label` where no model's answer is right."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One image to label: its path below the folder, the dense model's answer, and those of the others that differ."""
+
+    image: str
+    dense: str
+    pruned: str
+    label: str = ""
+
+    @classmethod
+    def of(cls, image: str, answers: Sequence[str]) -> Question:
+        """From the `answers` of all models, the dense one's first."""
+        others = dict.fromkeys(answer for answer in answers[1:] if answer != answers[0])
+        return cls(image, answers[0], " | ".join(others))
+
+
+HEADER = tuple(field.name for field in fields(Question))
+
+
+def questions_csv(questions: Iterable[Question]) -> str:
+    """The table as CSV, one line an image; the column `label` is for a person to fill."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([HEADER, *map(astuple, questions)])
+    return text.getvalue()
+
+
+def read_answers(path: Path, questions: Sequence[Question], classes: Sequence[str]) -> dict[str, int]:
+    """The labels of a filled table: image -> class index, or `NEITHER`; those left empty are not in it.
+
+    Raises `InputError`, with the line, for a label that is no class, and for a table of other questions.
+    """
+    asked = {question.image: question for question in questions}
+    labels: dict[str, int] = {}
+    seen: set[str] = set()
+    for line, row in enumerate(_rows(path), start=2):
+        where = f"{str(path)!r}, line {line}"
+        question = asked.get(row["image"])
+        if question is None or (row["dense"], row["pruned"]) != (question.dense, question.pruned):
+            raise InputError(
+                f"{where}: {short(row['image'])!r} was not asked for so; fill in the table that was written"
+            )
+        if question.image in seen:
+            raise InputError(f"{where}: {question.image!r} is there twice; leave one line")
+        seen.add(question.image)
+        if label := row["label"].strip():
+            labels[question.image] = _class(label, classes, where)
+    if missing := [image for image in asked if image not in seen]:
+        raise InputError(
+            f"{str(path)!r} lacks {len(missing)} of {len(asked)} images, such as {missing[0]!r}; fill in the table "
+            "that was written, and leave its lines"
+        )
+    return labels
+
+
+def _class(label: str, classes: Sequence[str], where: str) -> int:
+    if label in classes:
+        return classes.index(label)
+    if label == NONE_OF_THEM:
+        return NEITHER
+    problem = unknown("class", label, classes)
+    raise InputError(f"{where}: {short(problem)}; {NONE_OF_THEM} stands for none of the answers")
+
+
+def _rows(path: Path) -> list[Mapping[str, str]]:
+    """The table's lines. Spreadsheets may have put a mark at its beginning, and semicolons between its columns."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}); give the filled to_label.csv, as UTF-8") from error
+    header = text.partition("\n")[0]
+    table = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in header and "," not in header else ",")
+    if tuple(table.fieldnames or ()) != HEADER:
+        raise InputError(f"{str(path)!r} begins with {short(header)!r}; expected the columns {','.join(HEADER)}")
+    return [{name: row.get(name) or "" for name in HEADER} for row in table]

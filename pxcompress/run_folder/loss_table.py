@@ -1,0 +1,80 @@
+"""Certificates for any task: from a CSV of losses, one line a sample, one column a model, from dense to smallest."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pxcompress.certify.anytime import Budget
+from pxcompress.certify.bounded import path_losses
+from pxcompress.certify.learn_then_test import Array
+from pxcompress.certify.parts import Part
+from pxcompress.certify.path import Candidate, Goal, certify, check_samples
+from pxcompress.certify.record import CertificateRecord
+from pxcompress.errors import InputError, unknown
+from pxcompress.run_folder.ledger import certify_next, used
+
+
+def certify_losses(path: Path, goal: Goal, group: str = "") -> CertificateRecord:
+    """The certificate of the models whose losses the table `path` holds; the goal says whether it is an anytime one.
+
+    The models are named in its first line. With `group`, a column of words, the risk is held for each of them by
+    itself. Raises `InputError`.
+    """
+    if group and goal.anytime:
+        raise InputError("--anytime is about all samples, not each group; leave one of them out")
+    names, table, groups = read_losses(path, group)
+    split = hashlib.sha256(path.read_bytes()).hexdigest()
+    where = str(path.resolve())
+    rows = path_losses(goal.risk, table)
+    candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
+    budget: Budget | None = None
+    if goal.anytime:
+        certificate, budget = certify_next(candidates, goal, where, split)
+    else:
+        masks = {name: groups == name for name in np.unique(groups).tolist()} if group else {}
+        smallest = min(masks, key=lambda name: masks[name].sum(), default="")
+        least = masks[smallest].sum() if masks else len(table)
+        check_samples(
+            int(least), goal, f"of {smallest!r}, the smallest group, to certify on" if group else "to certify on"
+        )
+        certificate = certify(candidates, goal, masks)
+    part = Part("classes" if group else "all")
+    record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=where)
+    return used(replace(record, budget=budget, group=group), f"{goal} {group} {budget}")
+
+
+def read_losses(path: Path, group: str = "") -> tuple[tuple[str, ...], Array, Array]:
+    """Names of the models, their losses (n, models), and the words (n,) of the column `group`, where one is named.
+
+    `InputError` names the line that holds no numbers.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *lines = csv.reader(file)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read ({error}); give a CSV whose first line names the models"
+        ) from error
+    if group and group not in header:
+        raise unknown("column", group, header)
+    place = header.index(group) if group else len(header)
+    names = tuple(name for name in header if name != group)
+    if len(names) < 2:
+        raise InputError(f"{str(path)!r} has {len(names)} models; expected a column for each, the dense one first")
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            raise InputError(f"{str(path)!r}, line {number} has {len(line)} values for {len(header)} columns")
+        try:
+            rows.append([float(value) for value in (*line[:place], *line[place + 1 :])])
+        except ValueError as error:
+            raise InputError(
+                f"{str(path)!r}, line {number}: {error}; expected a loss in [0, 1] for each model"
+            ) from error
+    words = np.array([line[place] for line in lines] if group else [])
+    return names, np.array(rows).reshape(len(rows), len(names)), words

@@ -1,0 +1,207 @@
+"""What every registered task promises. A new task is tested by being registered, with an example of its data here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_jaccard_index
+
+from pxcompress.errors import InputError
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.agreement import Agreement
+from pxcompress.tasks.choice import BY_LAYOUT, build_task, check_layout, task_text
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.embedding import Embedding
+from pxcompress.tasks.multi_label import MultiLabel
+from pxcompress.tasks.regression import Regression
+from pxcompress.tasks.segmentation import Segmentation
+from pxcompress.tasks.task import Task
+
+SAMPLES, CLASSES = 12, 5
+NAMES = list(TASKS)
+
+
+def _draw(name: str, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    """Outputs of a model for `SAMPLES` samples, and targets of the layout that the task reads."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(SAMPLES, *shape, generator=draw)
+
+    labels = torch.arange(SAMPLES) % CLASSES
+    masks = torch.randint(0, CLASSES, (SAMPLES, 8, 8), generator=draw)
+    return {
+        "classification": ({"logits": normal(CLASSES)}, labels),
+        "agreement": ({"a": normal(4, 3), "b": normal(6)}, torch.zeros(SAMPLES)),
+        "segmentation": ({"out": normal(CLASSES, 4, 4), "aux": normal(CLASSES, 2, 2)}, masks),
+        "embedding": ({"embedding": normal(16)}, labels),
+        "regression": ({"output": normal(2)}, normal(2)),
+        "multi-label": ({"logits": normal(CLASSES)}, (normal(CLASSES) > 0).float()),
+    }[name]
+
+
+def _perfect(name: str, targets: Tensor) -> dict[str, Tensor]:
+    """Outputs that are right on every sample."""
+    one_hot = torch.nn.functional.one_hot
+    if name == "segmentation":
+        return {"out": 9.0 * one_hot(targets, CLASSES).permute(0, 3, 1, 2)}
+    if name in ("classification", "embedding"):
+        return {TASKS.build(name).output_name: 9.0 * one_hot(targets.long(), CLASSES)}
+    return {"output": targets} if name == "regression" else {"logits": 18 * targets - 9}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_agrees_wholly_with_itself_and_less_with_another(name: str) -> None:
+    task, (outputs, _), (others, _) = TASKS.build(name), _draw(name), _draw(name, seed=1)
+    assert torch.allclose(task.agreement(outputs, outputs), torch.ones(SAMPLES, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(task.divergence(outputs, outputs), torch.zeros(SAMPLES, dtype=torch.float64), atol=1e-6)
+    agreement, divergence = task.agreement(others, outputs), task.divergence(others, outputs)
+    assert agreement.shape == divergence.shape == (SAMPLES,)
+    assert ((agreement >= 0) & (agreement <= 1)).all()
+    assert agreement.mean() < 0.9
+    assert (divergence >= 0).all()
+    assert divergence.mean() > 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_divergence_grows_with_the_change(name: str) -> None:
+    task, (outputs, _), (noise, _) = TASKS.build(name), _draw(name), _draw(name, seed=1)
+    sizes = [0.01, 0.1, 1.0]
+    changed = [{key: value + size * noise[key] for key, value in outputs.items()} for size in sizes]
+    divergences = [float(task.divergence(each, outputs).mean()) for each in changed]
+    assert divergences == sorted(divergences)
+    assert divergences[0] < 0.1 * divergences[-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_statistics_of_batches_are_those_of_all(name: str) -> None:
+    task, (outputs, targets) = TASKS.build(name), _draw(name)
+    whole = task.statistics(outputs, targets, outputs)
+    parts = [
+        task.statistics(part, targets[rows], part)
+        for rows in (slice(0, 5), slice(5, SAMPLES))
+        for part in [{key: value[rows] for key, value in outputs.items()}]
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    completed = task.complete(whole)
+    losses = task.loss(completed)
+    assert losses.shape == (SAMPLES,)
+    assert ((losses >= 0) & (losses <= 1)).all()
+    assert np.isfinite(task.quality(completed))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "agreement"])
+def test_nothing_is_better_than_being_right(name: str) -> None:
+    task, (outputs, targets) = TASKS.build(name), _draw(name)
+    values = [
+        task.metric.gain(task.quality(task.complete(task.statistics(each, targets, each))))
+        for each in (outputs, _perfect(name, targets))
+    ]
+    assert values[1] == pytest.approx(task.metric.gain(float(task.metric.higher_is_better)))
+    assert values[0] < values[1]
+    assert float(task.loss(task.complete(task.statistics(_perfect(name, targets), targets, outputs))).max()) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_relevance_starts_at_numbers_that_follow_the_outputs(name: str) -> None:
+    task, (outputs, _) = TASKS.build(name), _draw(name)
+    outputs = {key: value.requires_grad_() for key, value in outputs.items()}
+    logits = task.logits(outputs)
+    assert logits.shape[0] == SAMPLES
+    assert logits.dim() in (1, 2)
+    logits.sum().backward()
+    assert any(value.grad is not None and value.grad.any() for value in outputs.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_and_layout_lead_to_the_task(name: str) -> None:
+    task = TASKS.build(name)
+    assert build_task(task_text(task)) == task
+    assert all(BY_LAYOUT[layout] for layout in task.layouts)
+    assert set(BY_LAYOUT.values()) <= set(NAMES)
+
+
+def test_miou_is_that_of_all_pixels() -> None:
+    outputs, targets = _draw("segmentation")
+    targets[:, 0] = 255
+    task = Segmentation()
+    logits = torch.nn.functional.interpolate(outputs["out"], (8, 8), mode="bilinear")
+    expected = multiclass_jaccard_index(logits.argmax(1), targets, CLASSES, ignore_index=255)
+    assert task.quality(task.statistics(outputs, targets, outputs)) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_recall_looks_for_the_nearest_other_sample() -> None:
+    outputs, labels = _draw("embedding")
+    vectors = torch.nn.functional.normalize(outputs["embedding"], dim=1)
+    hits = []
+    for place in range(SAMPLES):
+        nearest = max(
+            (other for other in range(SAMPLES) if other != place), key=lambda o: float(vectors[o] @ vectors[place])
+        )
+        hits.append(bool(labels[nearest] == labels[place]))
+    completed = Embedding().complete(Embedding().statistics(outputs, labels, outputs))
+    assert completed[:, 0].tolist() == [float(hit) for hit in hits]
+    maps = {"features": outputs["embedding"].reshape(SAMPLES, 4, 2, 2)}
+    assert torch.equal(Embedding().logits(maps), Embedding().logits({"embedding": maps["features"].mean((2, 3))}))
+
+
+def test_mean_average_precision_leaves_out_classes_that_do_not_occur() -> None:
+    outputs, targets = _draw("multi-label")
+    targets[:, 0] = 0
+    expected = np.mean([average_precision_score(targets[:, k], outputs["logits"][:, k]) for k in range(1, CLASSES)])
+    task = MultiLabel()
+    assert task.quality(task.statistics(outputs, targets, outputs)) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_absolute_error_is_in_the_unit_of_the_targets() -> None:
+    outputs, targets = _draw("regression")
+    task = Regression()
+    expected = float((outputs["output"] - targets).abs().mean())
+    assert task.quality(task.statistics(outputs, targets, outputs)) == pytest.approx(expected)
+
+
+def test_a_map_of_one_channel_says_foreground_above_zero() -> None:
+    logits = torch.tensor([[[[3.0, -1.0], [2.0, -2.0]]]])
+    targets = torch.tensor([[[1, 0], [0, 0]]])
+    task = Segmentation()
+    statistics = task.statistics({"output": logits}, targets, {"output": logits})
+    assert statistics.tolist() == [[2, 1, 3, 2]]
+
+
+MISFITS: Mapping[str, tuple[Task, dict[str, Tensor], Tensor, str]] = {
+    "a mask of an unknown class": (
+        Segmentation(),
+        {"out": torch.zeros(1, 3, 2, 2)},
+        torch.full((1, 2, 2), 7),
+        "class 7, the model has 3",
+    ),
+    "numbers": (
+        Regression(),
+        {"output": torch.zeros(2, 3)},
+        torch.zeros(2, 1),
+        "1 numbers a sample, the model returns 3",
+    ),
+    "labels": (MultiLabel(), {"logits": torch.zeros(2, 3)}, torch.zeros(2, 4), "4 classes, the model has 3"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_targets_that_do_not_fit_are_refused(case: str) -> None:
+    task, outputs, targets, message = MISFITS[case]
+    with pytest.raises(InputError, match=message):
+        task.check(outputs, targets)
+
+
+def test_wrong_pairs_end_in_one_line() -> None:
+    with pytest.raises(InputError, match="task 'segmentation' reads masks, data 'x' have numbers"):
+        check_layout(Segmentation(), "segmentation", "numbers", "x")
+    check_layout(Agreement(), "agreement", "numbers", "x")
+    with pytest.raises(InputError, match=r"returns logits \(2, 3, 4\); expected logits \(n, classes\)"):
+        Classification().agreement({"logits": torch.zeros(2, 3, 4)}, {"logits": torch.zeros(2, 3, 4)})
+    with pytest.raises(InputError, match="unknown task 'segmentatoin'"):
+        build_task("segmentatoin")

@@ -1,0 +1,101 @@
+"""Tests that stop when they like: validity under the worst stopping, equality to a slow version, the error budget."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pxcompress.certify.anytime import Budget, staked, stopping_time
+from pxcompress.certify.learn_then_test import BETS, e_process, log_wealth
+from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.errors import InputError
+
+DRAWN = settings(deadline=None, derandomize=True, database=None, max_examples=40)
+
+
+def test_wealth_step_by_step() -> None:
+    values, alpha = np.random.default_rng(0).random(30) * 0.5, 0.3
+    parts = [1 / len(BETS)] * len(BETS)
+    wealth = []
+    for loss in values:
+        parts = [part * (1 + bet / (1 - alpha) * (alpha - loss)) for part, bet in zip(parts, BETS, strict=True)]
+        wealth.append(sum(parts))
+    assert np.exp(log_wealth(values, alpha)) == pytest.approx(wealth)
+    assert e_process(values, alpha) == pytest.approx(min(1, 1 / max(wealth)))
+    stack = np.stack([values, values[::-1]])
+    assert log_wealth(stack, alpha)[1] == pytest.approx(log_wealth(values[::-1], alpha))
+
+
+@pytest.mark.parametrize("alpha", [0.03, 0.3])
+def test_whoever_stops_at_the_best_moment_is_wrong_at_most_with_delta(alpha: float) -> None:
+    values = (np.random.default_rng(3).random((1500, 600)) < alpha).astype(float)
+    wealth = log_wealth(values, alpha).max(axis=-1)
+    for delta in (0.05, 0.2):
+        assert (wealth >= -math.log(delta)).mean() <= delta + 3 * math.sqrt(delta * (1 - delta) / 1500)
+
+
+@DRAWN
+@given(seed=st.integers(0, 999), rate=st.sampled_from([0.0, 0.02, 0.1, 0.3]), models=st.integers(1, 3))
+def test_the_stop_is_the_first_moment_at_which_the_path_is_decided(seed: int, rate: float, models: int) -> None:
+    rng, goal = np.random.default_rng(seed), Goal(alpha=0.1, delta=0.05, anytime=True)
+    path = [(rng.random(200) < rate * (step + 1) / models).astype(float) for step in range(models)]
+    stop = stopping_time(path, goal)
+
+    def decided(n: int) -> bool:
+        for row in path:
+            if goal.p_value(row[:n]) <= goal.delta:
+                continue
+            return bool(e_process(1 - row[:n], 1 - goal.alpha) <= goal.delta)
+        return True
+
+    assert decided(stop) or stop == 200
+    assert stop == 1 or not decided(stop - 1)
+
+
+def test_the_choice_at_the_stop_is_kept_with_more_samples() -> None:
+    rng, goal = np.random.default_rng(4), Goal(alpha=0.1, anytime=True)
+    path = [(rng.random(2000) < rate).astype(float) for rate in (0, 0.03, 0.2)]
+    stop = stopping_time(path, goal)
+    assert stop < 300
+    for n in (stop, 2000):
+        rows = [Candidate(str(step), -step, row[:n]) for step, row in enumerate(path)]
+        assert certify(rows, goal).chosen == 1
+
+
+def test_what_is_left() -> None:
+    first = staked(0.05, 0.0, 0, 1000)
+    assert (first.stake, first.left_after) == (0.025, 0.05)
+    failed = Budget(0.05, 0.05, 0.025, 0, 300, 1000, lost=True)
+    assert failed.left_after == 0.025
+    assert "LEFT for other tests: 700 samples, and a budget of 0.025" in failed.words
+    second = staked(0.05, 0.025, 300, 1000)
+    assert (second.left, second.stake, second.begins) == (0.025, 0.0125, 300)
+    for lost, begins in ((0.05, 10), (0.0, 1000)):
+        with pytest.raises(InputError, match="nothing is left of these samples"):
+            staked(0.05, lost, begins, 1000)
+
+
+def test_adaptive_reuse_keeps_one_error_budget() -> None:
+    """Four tests, each of a model chosen after the one before, whose risk is just above alpha: any pass is an error."""
+    rng, errors, draws = np.random.default_rng(5), 0, 400
+    for _ in range(draws):
+        begins, lost, wrong = 0, 0.0, False
+        samples = rng.random((1500, 2))
+        for _ in range(4):
+            if begins >= 1500:
+                break
+            budget = staked(0.2, lost, begins, 1500)
+            goal = Goal(alpha=0.0999, delta=budget.stake, anytime=True)
+            lucky = samples[:begins].mean(axis=0).argmin() if begins else 0  # what did best so far
+            path = [np.zeros(1500 - begins), (samples[begins:, lucky] < 0.1).astype(float)]
+            stop = stopping_time(path, goal)
+            passed = goal.p_value(path[1][:stop]) <= goal.delta
+            wrong |= passed
+            lost += 0 if passed else budget.stake
+            begins += stop
+        errors += wrong
+    assert errors / draws <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / draws)

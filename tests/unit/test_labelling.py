@@ -1,0 +1,399 @@
+"""Certificates on images without labels, from the command line: what is asked, what is done with answers, tampering."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import Px, one_line
+from linear_files import LEVELS, NAMES, classifier_file, grey_images
+from PIL import Image
+
+from pxcompress.certify.path import Candidate, Goal, certify, losses
+from pxcompress.recipe import Recipe
+
+COUNT = 250
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A record of used splits of its own for every test."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three models of a path, and images."""
+    root = tmp_path_factory.mktemp("path")
+    for name, shift, spare in (("dense", 0, 9000), ("half", 6, 4000), ("small", 30, 0)):
+        classifier_file(root / f"{name}.onnx", [level + shift for level in LEVELS], spare)
+    (root / "truth.json").write_text(json.dumps(grey_images(root / "photos", COUNT)))
+    return root
+
+
+@pytest.fixture
+def asked(place: Path, px: Px, tmp_path: Path) -> Path:
+    """A folder that asks for labels."""
+    outcome = px("certify", *models(place), "--unlabelled", place / "photos", *goal(), "--out", tmp_path / "asked")
+    assert outcome.code == 0, outcome.err
+    return tmp_path / "asked"
+
+
+def goal(*more: object) -> list[object]:
+    return ["--max-drop", 0.1, "--quiet", *more]
+
+
+def models(place: Path) -> list[Path]:
+    return [place / f"{name}.onnx" for name in ("dense", "half", "small")]
+
+
+def truth_of(place: Path) -> Mapping[str, str]:
+    return json.loads((place / "truth.json").read_text())
+
+
+def read(path: Path) -> Rows:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def filled(asked: Path, label: Callable[[dict[str, str]], str]) -> Path:
+    """A copy of the table beside the folder, with what `label` says of each line."""
+    rows = read(asked / "to_label.csv")
+    path = asked.parent / "filled.csv"
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0].keys())
+        table.writeheader()
+        table.writerows({**row, "label": label(row)} for row in rows)
+    return path
+
+
+@pytest.fixture
+def certified(asked: Path, place: Path, px: Px) -> Path:
+    """A folder with a certificate."""
+    truth = truth_of(place)
+    outcome = px("certify", "--answers", filled(asked, lambda row: truth[row["image"]]), "--out", asked, "--quiet")
+    assert outcome.code == 0, outcome.err
+    return asked
+
+
+def predicted(place: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Classes (models, n) by the means of the images, and labels (n,), in the order of the names."""
+    truth = truth_of(place)
+    means = np.array([np.asarray(Image.open(place / "photos" / name)).mean() for name in sorted(truth)])
+    centres = np.array([[level + shift for level in LEVELS] for shift in (0, 6, 30)])
+    return np.abs(means[None, :, None] - centres[:, None]).argmin(axis=2), np.array(
+        [NAMES.index(truth[name]) for name in sorted(truth)]
+    )
+
+
+# --- asking and answering
+
+
+def test_only_disagreements_are_asked_for_the_first_model_first(asked: Path, place: Path) -> None:
+    classes, _ = predicted(place)
+    names = np.array(sorted(truth_of(place)))
+    rows = read(asked / "to_label.csv")
+    first, second = (set(names[classes[place] != classes[0]]) for place in (1, 2))
+    assert {row["image"] for row in rows} == first | second
+    assert {row["image"] for row in rows[: len(first)]} == first
+    assert 0 < len(first) < len(rows) < COUNT / 2
+    by_name = dict(zip(names, classes.T, strict=True))
+    for row in rows:
+        dense, *others = (NAMES[answer] for answer in by_name[row["image"]])
+        assert row["dense"] == dense
+        assert row["pruned"].split(" | ") == list(dict.fromkeys(name for name in others if name != dense))
+        assert row["label"] == ""
+
+
+def test_the_certificate_is_that_of_full_labels(certified: Path, place: Path, px: Px) -> None:
+    classes, labels = predicted(place)
+    path = [
+        Candidate(str(file), file.stat().st_size, losses("negative-flips", classes[0], classes[step], labels))
+        for step, file in enumerate(models(place))
+    ]
+    expected = certify(path, Goal(alpha=0.1))
+    record = json.loads((certified / "certificate.json").read_text())
+    assert [(row["errors"], row["n"]) for row in record["rows"]] == [(row.errors, COUNT) for row in expected.rows]
+    assert [row["p_value"] for row in record["rows"]] == pytest.approx([row.p_value for row in expected.rows])
+    assert record["chosen"] == expected.chosen == 1
+    assert record["labels"] == {"asked": len(read(certified / "to_label.csv")), "answered": record["labels"]["asked"]}
+    outcome = px("verify", certified, "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1] == f"recomputed on {COUNT} samples: the certificate holds"
+
+
+def test_labels_may_stop_where_the_path_does(asked: Path, place: Path, px: Px) -> None:
+    """Those of the last model are left out: they count as errors, and the model before it is certified all the same."""
+    classes, _ = predicted(place)
+    needed = {row["image"] for row in read(asked / "to_label.csv")[: (classes[1] != classes[0]).sum()]}
+    truth = truth_of(place)
+    some = filled(asked, lambda row: truth[row["image"]] if row["image"] in needed else "")
+    outcome = px("certify", "--answers", some, "--out", asked, "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert "have none: they count as errors" in outcome.out
+    record = json.loads((asked / "certificate.json").read_text())
+    assert (record["chosen"], record["labels"]["answered"]) == (1, len(needed))
+    assert px("verify", asked, "--quiet").code == 0
+    everything = px("certify", "--answers", filled(asked, lambda row: truth[row["image"]]), "--out", asked, "--quiet")
+    assert "spent" not in everything.out, "more answers to the same question are no new use"
+
+
+def test_none_of_the_answers_is_no_flip(asked: Path, px: Px) -> None:
+    px("certify", "--answers", filled(asked, lambda row: "-"), "--out", asked, "--quiet")
+    assert [row["errors"] for row in json.loads((asked / "certificate.json").read_text())["rows"]] == [0, 0, 0]
+
+
+def test_disagreement_needs_no_label_at_all(place: Path, px: Px, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = px(
+        "certify", *models(place), "--unlabelled", place / "photos", *goal("--risk", "disagreement"), "--out", out
+    )
+    assert "labels for" not in outcome.out
+    classes, _ = predicted(place)
+    rows = json.loads((out / "certificate.json").read_text())["rows"]
+    assert [row["errors"] for row in rows] == (classes != classes[0]).sum(axis=1).tolist()
+    assert not (out / "to_label.html").exists()
+
+
+def test_copies_count_once(place: Path, px: Px, tmp_path: Path) -> None:
+    shutil.copytree(place / "photos", tmp_path / "photos" / "inner")
+    shutil.copy(place / "photos" / "000.png", tmp_path / "photos" / "again.png")
+    asked = [
+        "certify",
+        *models(place),
+        "--unlabelled",
+        tmp_path / "photos",
+        *goal(),
+        "--out",
+        tmp_path / "out",
+        "--json",
+    ]
+    assert json.loads(px(*asked).out)["images"] == COUNT
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--risk", "top1-error"], "the label of every sample"),
+        (["--part", "classes"], "part 'classes' needs labelled data"),
+        (["--data", "digits"], "--data and --unlabelled"),
+        (["--max-drop", 0.005], f"{COUNT} samples to certify on"),
+        (["--unlabelled", "nothing"], "'nothing' is no folder"),
+        (["--answers", "to_label.csv"], "given with --answers"),
+    ],
+)
+def test_what_cannot_be_asked(place: Path, px: Px, tmp_path: Path, more: list[object], words: str) -> None:
+    command = ["certify", *models(place), "--unlabelled", place / "photos", *goal(), "--out", tmp_path / "out", *more]
+    assert words in one_line(px(*command))
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_are_not_written_over(asked: Path, place: Path, px: Px) -> None:
+    again = px("certify", *models(place), "--unlabelled", place / "photos", *goal(), "--out", asked)
+    assert "exists, perhaps with answers" in one_line(again)
+    assert "--max-drop" in one_line(px("certify", *models(place)))
+    assert "no model is given" in one_line(px("certify", *goal()))
+    assert "request.json' cannot be read" in one_line(px("certify", "--answers", "x.csv", "--out", "nothing"))
+
+
+def test_images_of_the_run_are_refused(place: Path, px: Px, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(place / "photos", tmp_path / "data" / name)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.json").write_text(Recipe("resnet18", 0.5, data=str(tmp_path / "data")).to_json())
+    command = ["certify", run, *goal(), "--out", tmp_path / "out", "--unlabelled"]
+    assert f"{2 * COUNT} images of" in one_line(px(*command, tmp_path / "data"))
+
+
+def _twice(text: str) -> str:
+    lines = text.splitlines()
+    return "\n".join([*lines, lines[1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace(",\n", ",lihgt\n", 1), "line 2: unknown class 'lihgt'; did you mean light"),
+        (lambda text: "\n".join(text.splitlines()[:-1]), "lacks 1 of"),
+        (_twice, "is there twice"),
+        (lambda text: re.sub(r"\n\d+.png", "\nother.png", text, count=1), "'other.png' was not asked for so"),
+        (lambda text: text.replace("dense,pruned", "pruned,dense"), "expected the columns image,dense,pruned,label"),
+        (lambda text: "", "expected the columns"),
+    ],
+)
+def test_tables_that_do_not_answer(asked: Path, px: Px, change: Callable[[str], str], words: str) -> None:
+    table = asked / "to_label.csv"
+    table.write_text(change(table.read_text()))
+    assert words in one_line(px("certify", "--answers", table, "--out", asked, "--quiet"))
+    assert not (asked / "certificate.json").exists()
+
+
+def test_spreadsheets_may_write_semicolons_and_a_mark(asked: Path, px: Px) -> None:
+    text = (asked / "to_label.csv").read_text().replace(",", ";")
+    (asked.parent / "sheet.csv").write_text(text, encoding="utf-8-sig")
+    px("certify", "--answers", asked.parent / "sheet.csv", "--out", asked, "--quiet")
+    assert json.loads((asked / "certificate.json").read_text())["labels"]["answered"] == 0
+
+
+# --- tampering
+
+
+def _edit(name: str, change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return edit
+
+
+def _other_answer(folder: Path) -> None:
+    """An error is made none."""
+    rows = read(folder / "answers.csv")
+    flip = next(row for row in rows if row["label"] == row["dense"])
+    text = (folder / "answers.csv").read_text()
+    line = f"{flip['image']},{flip['dense']},{flip['pruned']},"
+    (folder / "answers.csv").write_text(text.replace(line + flip["label"], line + "-"))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "words"),
+    [
+        (_other_answer, "errors on 250 samples"),
+        (lambda folder: (folder / "answers.csv").open("a").write("\n"), "the answers is not the certified one"),
+        (_edit("request.json", lambda it: it.update(delta=0.2)), "the request is not the certified one"),
+        (_edit("request.json", lambda it: it.update(alpha=0.2)), "p = "),
+        (_edit("certificate.json", lambda it: it.update(sentence="All is well.")), "its 'sentence'"),
+        (_edit("certificate.json", lambda it: it.update(spent="")), ""),
+        (_edit("certificate.json", lambda it: it["rows"][1].update(errors=0)), "errors on 250 samples"),
+        (_edit("certificate.json", lambda it: it.update(chosen=2)), "does not follow from its own p-values"),
+        (_edit("certificate.json", lambda it: it["labels"].update(answered=1)), "its 'labels'"),
+        (_edit("certificate.json", lambda it: it["hashes"].update(split="0")), "the split is not the certified one"),
+    ],
+)
+def test_tampering_with_a_file_is_found(certified: Path, px: Px, tamper: Callable[[Path], None], words: str) -> None:
+    tamper(certified)
+    outcome = px("verify", certified, "--quiet")
+    assert outcome.code == (3 if words else 0)
+    assert words in outcome.err
+    assert len(outcome.err.strip().splitlines()) <= 1
+
+
+@pytest.fixture
+def moved(place: Path, px: Px, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the models and images with a certificate of theirs in `asked`."""
+    shutil.copytree(place, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+def test_other_models_or_images_are_found(moved: Path, px: Px, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    px("certify", *models(moved), "--unlabelled", moved / "photos", *goal(), "--out", out)
+    truth = truth_of(moved)
+    answers = filled(out, lambda row: truth[row["image"]])
+    assert px("certify", "--answers", answers, "--out", out, "--quiet").code == 0
+    classifier_file(moved / "half.onnx", [level + 6 for level in LEVELS], 4001)
+    assert "half.onnx' is not what labels were asked for" in px("verify", out, "--quiet").err
+    refused = one_line(px("certify", "--answers", answers, "--out", out, "--quiet"))
+    assert "is not what labels were asked for; ask for labels anew" in refused
+    Image.new("RGB", (8, 8), (5, 5, 5)).save(moved / "photos" / "000.png")
+    assert "the images are not what labels were asked for" in px("verify", out, "--quiet").err
+    (moved / "half.onnx").unlink()
+    assert "is not there any more" in one_line(px("verify", out, "--quiet"))
+
+
+# --- the page
+
+
+def test_the_page_is_whole_and_does_not_tell_whose_an_answer_is(asked: Path) -> None:
+    text = (asked / "to_label.html").read_text()
+    rows = read(asked / "to_label.csv")
+    assert text.isascii()
+    assert text.count("<fieldset") == len(rows)
+    assert "http" not in text.replace("http-equiv", "")
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-inline'" in text
+    for row, block in zip(rows, text.split("<fieldset")[1:], strict=True):
+        choices = re.findall(r'<input type="radio" name="case\d+" value="([^"]+)"', block)
+        assert choices == [*sorted({row["dense"], *row["pruned"].split(" | ")}), "-"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_page_fills_the_table(asked: Path, tmp_path: Path) -> None:
+    """Every second image gets its first choice by a key or a click; the page's table is the one that was written."""
+    text = (asked / "to_label.html").read_text()
+    script = """<script>
+    cases[0].querySelector("input").focus();
+    document.dispatchEvent(new KeyboardEvent("keydown", { key: "1" }));
+    for (const one of cases.slice(1).filter((_, place) => place % 2)) one.querySelector("input").click();
+    document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: table() }));
+    </script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("</body>", script))
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = ["chromium", *options.split(), "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    table = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    assert table is not None
+    rows = read(asked / "to_label.csv")
+    for place, row in enumerate(rows):
+        chosen = place == 0 or place % 2 == 0
+        row["label"] = min(row["dense"], *row["pruned"].split(" | ")) if chosen else ""
+    assert list(csv.DictReader(table[1].splitlines())) == rows
+
+
+# --- anytime
+
+
+def test_labelling_may_stop_at_any_line_and_what_is_not_looked_at_stays_fresh(
+    place: Path, px: Px, tmp_path: Path
+) -> None:
+    truth, command = truth_of(place), ["certify", *models(place)[:2], "--unlabelled", place / "photos"]
+    out = tmp_path / "first"
+    asked = [*command, *goal("--max-drop", 0.2), "--anytime", "--out"]
+    px(*asked, out)
+    everything = filled(out, lambda row: truth[row["image"]])
+    half = everything.read_text().splitlines()
+    cut = half[: len(half) // 2] + [line[: line.rindex(",") + 1] for line in half[len(half) // 2 :]]
+    everything.write_text("\n".join(cut))
+    outcome = px("certify", "--answers", everything, "--out", out, "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert "LEFT for other tests" in outcome.out
+    record = json.loads((out / "certificate.json").read_text())
+    assert (record["bound"], record["delta"], record["spent"]) == ("e-process", 0.025, "")
+    seen = record["budget"]["ends"]
+    assert [row["n"] for row in record["rows"]] == [seen, seen]
+    assert 0 < seen < COUNT / 2
+    assert px("verify", out, "--quiet").code == 0
+    px(*asked, tmp_path / "second")
+    request = json.loads((tmp_path / "second" / "request.json").read_text())
+    assert request["budget"] == {**record["budget"], "begins": seen, "ends": seen, "lost": False}
+    _edit("request.json", lambda it: it["budget"].update(stake=0.05))(out)
+    assert px("verify", out, "--quiet").code == 3
+
+
+def test_a_test_that_fails_loses_its_stake(place: Path, px: Px, tmp_path: Path) -> None:
+    truth = truth_of(place)
+    asked = ["certify", *models(place), "--unlabelled", place / "photos", *goal("--anytime")]
+    px(*asked, "--out", tmp_path / "first")
+    px("certify", "--answers", filled(tmp_path / "first", lambda row: truth[row["image"]]), "--out", tmp_path / "first")
+    record = json.loads((tmp_path / "first" / "certificate.json").read_text())
+    assert (record["budget"]["lost"], record["chosen"]) == (True, 1)
+    if record["budget"]["ends"] < COUNT:
+        px(*asked, "--max-drop", 0.3, "--out", tmp_path / "second")
+        assert json.loads((tmp_path / "second" / "request.json").read_text())["delta"] == 0.0125

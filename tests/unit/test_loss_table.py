@@ -1,0 +1,110 @@
+"""`certify --losses`: a certificate for any task, at once or anytime, and what is left of the table for others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import Px, one_line
+
+from pxcompress.certify.path import Goal
+
+ROWS = 1500
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record of used splits of its own for every test."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Losses such as 1 - IoU of three models."""
+    rng = np.random.default_rng(0)
+    columns = [rng.beta(2, 18, ROWS), rng.beta(2, 17, ROWS), rng.beta(4, 10, ROWS)]
+    path = tmp_path / "losses.csv"
+    np.savetxt(path, np.stack(columns, axis=1), delimiter=",", header="dense,half,small", comments="", fmt="%.4f")
+    return path
+
+
+def told(px: Px, *arguments: object) -> dict[str, object]:
+    return json.loads(px("certify", *arguments, "--json").out)
+
+
+def test_a_table_of_losses_is_certified(px: Px, table: Path) -> None:
+    record = told(px, "--losses", table, "--max-drop", 0.15)
+    values = np.loadtxt(table, delimiter=",", skiprows=1)
+    assert (record["risk"], record["bound"], record["chosen_name"]) == ("mean-loss", "betting", "half")
+    goal = Goal("mean-loss", 0.15)
+    assert [row["p_value"] for row in record["rows"]] == pytest.approx([goal.p_value(values[:, i]) for i in range(3)])
+    assert "the mean loss over all predictions is at most 15 %" in record["sentence"]
+    outcome = px("certify", "--losses", table, "--max-drop", 0.02, "--risk", "loss-increase")
+    assert outcome.code == 0
+    assert "above the dense model's" in outcome.out
+    assert "certified once before" in outcome.out
+
+
+def test_anytime_leaves_samples_and_budget_to_others(px: Px, table: Path) -> None:
+    first = told(px, "--losses", table, "--max-drop", 0.15, "--anytime")
+    budget = first["budget"]
+    assert (first["chosen"], first["bound"], first["delta"]) == (1, "e-process", 0.025)
+    assert first["n"] == budget["ends"] < 900
+    assert (budget["begins"], budget["are"], budget["lost"]) == (0, ROWS, True)
+    second = told(px, "--losses", table, "--max-drop", 0.2, "--anytime")
+    assert second["budget"]["begins"] == budget["ends"]
+    assert (second["budget"]["left"], second["delta"], second["spent"]) == (0.025, 0.0125, "")
+    outcome = px("certify", "--losses", table, "--max-drop", 0.15)
+    assert "guarantee is spent" in outcome.out, "a test of all samples looks at those that are used up, too"
+    assert "nothing is left of these samples" in one_line(
+        px("certify", "--losses", table, "--max-drop", 0.2, "--anytime")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "words"),
+    [
+        ("a,b\n0,x\n", [], "line 2: could not convert"),
+        ("a,b\n0\n", [], "line 2 has 1 values for 2 columns"),
+        ("a,b\n0,1.5\n", [], "divide them by the largest possible one"),
+        ("a\n0\n", [], "expected a column for each"),
+        ("", [], "cannot be read"),
+        ("a,b\n0,0\n", [], "1 samples to certify on"),
+        ("a,b\n0,0.5\n", ["--risk", "flips"], "unknown risk"),
+        ("a,b,c\n0,0,x\n", ["--group", "C"], "unknown column 'C'"),
+        ("a,b,c\n0,0,x\n", ["--group", "c"], "1 samples of 'x', the smallest group"),
+        ("a,b,c\n0,0,x\n", ["--group", "c", "--anytime"], "not each group"),
+        ("a,b\n0,0.5\n", ["--data", "digits"], "--data is given with --losses"),
+    ],
+)
+def test_tables_that_cannot_be_certified(px: Px, tmp_path: Path, text: str, more: list[object], words: str) -> None:
+    lines = text.splitlines(keepends=True)
+    many = lines[1:] * 200 if "1.5" in text else lines[1:]
+    (tmp_path / "t.csv").write_text("".join([*lines[:1], *many]))
+    assert words in one_line(px("certify", "--losses", tmp_path / "t.csv", "--max-drop", 0.1, *more))
+
+
+def test_a_risk_of_losses_is_none_of_a_run(px: Px) -> None:
+    assert "unknown risk 'mean-loss'" in one_line(px("certify", "nothing", "--max-drop", 0.1, "--risk", "mean-loss"))
+
+
+def test_the_risk_is_held_in_every_group(px: Px, table: Path) -> None:
+    """Losses of the night are larger; the mean over all would pass."""
+    lines = table.read_text().splitlines()
+    day = ["when", *("night" if place % 5 == 0 else "day" for place in range(ROWS))]
+    values = [line.split(",") for line in lines]
+    for line, when in zip(values[1:], day[1:], strict=True):
+        line[1] = f"{float(line[1]) / 2 + 0.15 * (when == 'night'):.4f}"
+    table.write_text("\n".join(",".join([when, *line]) for when, line in zip(day, values, strict=True)))
+    command = ["--losses", table, "--max-drop", 0.15, "--group", "when"]
+    record = told(px, *command)
+    assert [(each["name"], each["n"]) for each in record["rows"][0]["classes"]] == [("day", 1200), ("night", 300)]
+    assert record["chosen"] == 0
+    values_of = np.array([float(line[1]) for line in values[1:]])
+    night = np.array(day[1:]) == "night"
+    assert record["rows"][1]["p_value"] == pytest.approx(Goal("mean-loss", 0.15).p_value(values_of[night]))
+    assert "the weakest of 2 classes (by when)" in px("certify", *command).out
+    table.write_text("\n".join(line.partition(",")[2] for line in table.read_text().splitlines()))
+    assert told(px, "--losses", table, "--max-drop", 0.15)["chosen"] == 1
