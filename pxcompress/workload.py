@@ -131,7 +131,7 @@ def _judged_by(task: Task, loaded: Loaded, splits: Splits) -> Loaded:
     with evaluating(loaded.model), torch.no_grad():
         outputs = named_outputs(loaded.model, inputs[:2].to(device_of(loaded.model)), task.output_name)
     if task.layouts and "unlabelled" not in task.layouts:
-        task.check({name: value.cpu() for name, value in outputs.items()}, targets[:2])
+        task.check({name: value.cpu() for name, value in outputs.items()}, targets)
     return replace(loaded, model=as_judged(loaded.model, splits.example, task))
 
 
