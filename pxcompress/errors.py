@@ -3,6 +3,7 @@
 PxError
 ├── InputError          what the user gave is wrong              exit code 2
 │   ├── ModelError      model name, checkpoint, factory, tracing
+│   │   └── NoClassifierError  features, where class scores are expected
 │   └── DataError       data spec, folders, images, sample counts
 └── ResultError         the result fails its own check           exit code 3
     ├── BudgetError     no plan reaches the asked ratio

@@ -12,7 +12,6 @@ import typer
 from pxcompress.commands.options import AsJson, Checkpoint, InputSize, Model, Provider, Threads, read_input_size
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError
-from pxcompress.types import ImageSize
 
 
 def inspect(
@@ -68,6 +67,8 @@ def inspect(
 
 def _pixels(text: str | None) -> Any:
     """The input size as models are loaded with it."""
+    from pxcompress.types import ImageSize
+
     size = None if text is None else read_input_size(text)
     return ImageSize(*size) if isinstance(size, tuple) else size
 

@@ -176,10 +176,14 @@ def load_model(  # noqa: PLR0913  (one door for all models)
 
 
 def _load_built(
-    name: str, classes: int | None, checkpoint: Path | None, pretrained: bool, input_size: int | tuple[int, ...] | None
+    name: str,
+    classes: int | None,
+    checkpoint: Path | None,
+    pretrained: bool,
+    input_size: int | ImageSize | tuple[int, ...] | None,
 ) -> Loaded:
     """A model that is built, in plain layers, and what its weights file calls its classes; they are not counted yet."""
-    side = input_size if isinstance(input_size, int) else None
+    side = input_size if isinstance(input_size, int | ImageSize) else None
     weights_file = None if checkpoint is None else read_checkpoint(checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
     with_own_weights = weights_file is None and (pretrained or (source is not None and source.holds_weights))

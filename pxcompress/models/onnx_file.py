@@ -11,8 +11,11 @@ from typing import Any
 from pxcompress.errors import ModelError
 from pxcompress.onnx_in import OnnxModule, read_file
 from pxcompress.onnx_in.opening import read_proto
+from pxcompress.types import ImageSize
 
 SUFFIX = ".onnx"
+
+Asked = int | ImageSize | tuple[int, ...] | None
 
 CHANNELS = 3
 """Of images, where the file leaves them open."""
@@ -24,7 +27,7 @@ def is_onnx(name: str) -> bool:
 
 
 def load_onnx(
-    name: str, checkpoint: Path | None, input_size: int | tuple[int, ...] | None
+    name: str, checkpoint: Path | None, input_size: int | ImageSize | tuple[int, ...] | None
 ) -> tuple[OnnxModule, tuple[str, ...]]:
     """The file's module, and what to know about it; its `pretrained_cfg` holds what the file says of its input.
 
@@ -45,24 +48,31 @@ def load_onnx(
     module = read_file(path, {ports[0].name: shape})
     facts = {entry.key: entry.value for entry in proto.metadata_props}
     module.pretrained_cfg = {"input_size": shape, **_values(facts)}
-    asked = input_size if isinstance(input_size, tuple) else (shape[0], input_size, input_size)
+    asked = _asked_shape(input_size, shape[0])
     size = " x ".join(map(str, shape))
-    told = input_size is not None and tuple(asked) != shape
+    told = input_size is not None and asked != shape
     return module, ((f"{path.name} takes inputs of {size}, no other size",) if told else ())
 
 
-def _input_shape(path: Path, declared: list[int], input_size: int | tuple[int, ...] | None) -> tuple[int, ...]:
+def _input_shape(
+    path: Path, declared: list[int], input_size: int | ImageSize | tuple[int, ...] | None
+) -> tuple[int, ...]:
     """The shape of one sample: what the file says, and for what it leaves open what is given. Raises `ModelError`."""
-    asked: tuple[int, ...] = ()
-    if isinstance(input_size, tuple):
-        asked = input_size
-    elif input_size is not None:
-        asked = (CHANNELS, input_size, input_size)
+    asked = _asked_shape(input_size, CHANNELS)
     if all(declared):
         return tuple(declared)
     if len(asked) != len(declared):
         raise ModelError(f"{path.name} leaves the size of its input open ({_shown(declared)}); give --input-size")
     return tuple(own or size for own, size in zip(declared, asked, strict=True))
+
+
+def _asked_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
+    """The shape of one sample that is asked for; empty for none."""
+    if input_size is None:
+        return ()
+    if isinstance(input_size, int):
+        return channels, input_size, input_size
+    return (channels, *input_size) if isinstance(input_size, ImageSize) else tuple(input_size)
 
 
 def _shown(declared: list[int]) -> str:

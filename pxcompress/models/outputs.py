@@ -40,7 +40,7 @@ def by_name(outputs: Any, only: str = "output") -> dict[str, Tensor]:
     or list "output_0", "output_1". Raises as `leaves` does.
     """
     if isinstance(outputs, Tensor):
-        return {only: outputs}
+        return {only: outputs} if outputs.dim() else {}
     named: dict[str, Tensor] = {}
     for path, leaf in tree_leaves_with_path(outputs):
         name = ".".join(_key(key) for key in path) or only

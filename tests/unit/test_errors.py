@@ -37,7 +37,7 @@ def test_tree_and_exit_codes(error: type[PxError], parent: type[Exception], code
 
 def test_the_drawn_tree_is_complete() -> None:
     assert all(error.__name__ in (errors.__doc__ or "") for error in ALL)
-    assert len(ALL) == 10
+    assert len(ALL) == 11
 
 
 def test_unknown_names_suggest_the_nearest() -> None:

@@ -16,6 +16,7 @@ from pxcompress.graph import removal_error
 from pxcompress.run import Run
 from pxcompress.stages import ever_smaller, score, shrink
 from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch
 
 
@@ -73,7 +74,7 @@ def test_accuracy_is_measured_after_every_stage_that_changes_the_model(batches: 
     clock = Clock(told.append)
     parts = {"score": batches, "repair": batches, "select": batches}
     recipe = Recipe("mine", 0.4, scorer="magnitude", round_to=1)
-    shrink(FlattenCNN().eval(), batches[0][0][:1], Run(recipe, parts, clock))
+    shrink(FlattenCNN().eval(), batches[0][0][:1], Run(recipe, parts, clock, Classification()))
     measured = [stage.name for stage in clock.stages if stage.quality_after is not None]
     assert measured == ["prune", "fold", "least-squares", "batchnorm"]
     assert any("top-1" in line for line in told)

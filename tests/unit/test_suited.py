@@ -24,6 +24,7 @@ from pxcompress.models.suited import check_suited, count_classes
 from pxcompress.planning.plan_file import plan_to_json
 from pxcompress.run_folder import saved, written
 from pxcompress.state import evaluating, seeded
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Preprocessing
 
 INPUTS = torch.zeros(2, 3, 12, 12)
@@ -172,11 +173,12 @@ def test_state_outside_the_state_dict_is_carried(where: str, tmp_path: Path, mon
     check_rebuilds(model, Built(where), (3, 12, 12))  # type: ignore[arg-type]
     monkeypatch.setattr(Architecture, "from_json", classmethod(lambda cls, text: Built(where)))
     loaded = SimpleNamespace(architecture=SimpleNamespace(to_json=lambda: "{}"))
-    subject: Any = SimpleNamespace(loaded=loaded, splits=SimpleNamespace(example=inputs[:1]), whole=None)
+    splits = SimpleNamespace(example=inputs[:1])
+    subject: Any = SimpleNamespace(loaded=loaded, splits=splits, task=Classification(), whole=None)
     written._save_weights(model, subject, tmp_path / "model.safetensors")
     with saved.safe_open(tmp_path / "model.safetensors", "pt") as file:
         facts, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    again = saved._rebuilt(facts, plan_to_json(plan_of({}), ()), state).model
+    again = saved._rebuilt(facts, plan_to_json(plan_of({}), ()), state, tmp_path).model
     assert torch.equal(again.eval()(inputs), model(inputs))
 
 

@@ -122,7 +122,7 @@ def test_what_only_classifiers_have_is_refused_for_others(masks: Path, tmp_path:
     for changes, message in (
         ({"class_scores": True}, "class scores need one label a sample"),
         ({"task": "classification"}, "task 'classification' reads classes, data .* have masks"),
-        ({"task": "embedding"}, "task 'embedding' reads classes, data .* have masks"),
+        ({"task": "embedding"}, "task 'embedding' reads classes or identities, data .* have masks"),
         ({"repair": ("fold", "finetune")}, "repairs that train are for classifiers"),
         ({"scorer": "lrp:target=label"}, "need one label a sample"),
     ):
