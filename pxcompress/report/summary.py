@@ -275,9 +275,12 @@ def describe_agreement(report: Report) -> str:
         return ""
     held_out, calibration = report.agreements.held_out, report.agreements.calibration
     interval = wilson(held_out.share, held_out.samples)
+    span = f" (95 % interval {format_percent(interval.low)} to {format_percent(interval.high)})"
+    if not is_classifier(report):  # what two models agree by is no share of the samples
+        span = ""
     return (
         f"agreement with the dense model, before export: {format_percent(held_out.share)} on {held_out.samples} "
-        f"held-out samples (95 % interval {format_percent(interval.low)} to {format_percent(interval.high)}), "
+        f"held-out samples{span}, "
         f"{format_percent(calibration.share)} on {calibration.samples} of those that weights were fitted to"
     )
 
