@@ -25,7 +25,11 @@ class ModelAndData:
         "timm name, hf-hub:NAME, local-dir:PATH, an ONNX file, or package.module:factory for your own nn.Module.",
     )
     _: KW_ONLY
-    data: str = option("digits", f"{', '.join(names_in('pxcompress.demo'))}, an image folder, or a timm dataset spec.")
+    data: str = option(
+        "digits",
+        f"{', '.join(names_in('pxcompress.demo'))}, a folder of images, a .csv or .jsonl table, a timm dataset spec, or "
+        "package.module:factory.",
+    )
     classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     task: str = option(
         "auto",

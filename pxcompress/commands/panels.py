@@ -11,11 +11,11 @@ FIRST = "Options"
 
 EXPERT = "expert"
 
-_BASICS = ("model", "data", "checkpoint", "ratio", "speedup", "latency_ms", "max_bytes", "budget")
+_BASICS = ("model", "data", "task", "checkpoint", "ratio", "speedup", "latency_ms", "budget")
 
 _PANELS = {
     FIRST: (*_BASICS, "batch_size", "provider"),
-    "goal": ("relevance_share", "classes", "only", "keep", "scope", "min_keep", "floors", "round_to"),
+    "goal": ("max_bytes", "relevance_share", "classes", "only", "keep", "scope", "min_keep", "floors", "round_to"),
     "scoring": ("scorer", "normalise", "class_scores"),
     "repair": ("repair", "rounds"),
     "input": ("input_size", "input_mean", "input_std"),

@@ -407,7 +407,17 @@ def test_help_loads_no_heavy_library(words: list[str]) -> None:
 
 def test_help_shows_first_what_most_people_need(px: Px) -> None:
     panels = _panels(px("run", "--help").out)
-    assert list(panels) == ["Options", "goal", "scoring", "repair", "guarantee", "export", "measuring", "expert"]
+    assert list(panels) == [
+        "Options",
+        "goal",
+        "scoring",
+        "repair",
+        "input",
+        "guarantee",
+        "export",
+        "measuring",
+        "expert",
+    ]
     assert len(panels["Options"]) <= 12
     assert {"--model", "--data", "--checkpoint", "--ratio", "--budget", "--out"} <= set(panels["Options"])
     listed = [option for options in panels.values() for option in options]

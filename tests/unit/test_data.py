@@ -406,7 +406,7 @@ def test_too_few_images(tmp_path):
         ("digts", "did you mean digits"),
         ("glyph", "did you mean glyphs"),
         ("", "unknown data ''"),
-        ("imagenet", "known: digits, dna, glyphs, hfds/NAME"),
+        ("imagenet", "known: digits, dna, glyph-counts, glyph-identities"),
         ("digits:train=5", "has no options"),
         ("glyphs:trian=5", "did you mean train"),
         ("glyphs:train=0", "expected a number from 1"),

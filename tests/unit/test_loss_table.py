@@ -86,10 +86,6 @@ def test_tables_that_cannot_be_certified(px: Px, tmp_path: Path, text: str, more
     assert words in one_line(px("certify", "--losses", tmp_path / "t.csv", "--max-drop", 0.1, *more))
 
 
-def test_a_risk_of_losses_is_none_of_a_run(px: Px) -> None:
-    assert "unknown risk 'mean-loss'" in one_line(px("certify", "nothing", "--max-drop", 0.1, "--risk", "mean-loss"))
-
-
 def test_the_risk_is_held_in_every_group(px: Px, table: Path) -> None:
     """Losses of the night are larger; the mean over all would pass."""
     lines = table.read_text().splitlines()
