@@ -27,8 +27,8 @@ class ModelAndData:
     _: KW_ONLY
     data: str = option(
         "digits",
-        f"{', '.join(names_in('pxcompress.demo'))}, a folder of images, a .csv or .jsonl table, a timm dataset spec, or "
-        "package.module:factory.",
+        f"{', '.join(names_in('pxcompress.demo'))}, a folder of images, a .csv or .jsonl table, a timm dataset spec, "
+        "or package.module:factory.",
     )
     classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     task: str = option(
