@@ -28,7 +28,10 @@ class OpenVino(OnnxFiles):
     @property
     def version(self) -> str:
         """Version of the package openvino."""
-        return f"openvino-{importlib.metadata.version('openvino')}"
+        try:
+            return f"openvino-{importlib.metadata.version('openvino')}"
+        except importlib.metadata.PackageNotFoundError:
+            return "openvino, not installed"
 
     def get_device(self, provider: str) -> str:
         """The processor."""
