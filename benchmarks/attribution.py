@@ -151,18 +151,18 @@ def order_claims(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         best = max((text for text in mean if text.startswith("lrp:")), key=lambda text: mean[text])
         for other in ("random", "integrated-gradients"):
             for text, word in ((best, "best of all presets"), ("lrp:composite=epsilon", "default")):
-                said = f"{MODELS[name][1]}, {name}: A_PR of {text} ({word}) - A_PR of {other}"
-                yield common.claim(said, mean[text] - mean[other], 0.0, "higher")
+                statement = f"{MODELS[name][1]}, {name}: A_PR of {text} ({word}) - A_PR of {other}"
+                yield common.claim(statement, mean[text] - mean[other], 0.0, "higher")
 
 
-def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows of what is asked for: everything, or with --order the pruning order and autocast of those models."""
-    quick = given.quick
-    if not given.order:
+    quick = options.quick
+    if not options.order:
         for model in cost.MIXED:
             yield from cost.speed(model, *((1, 1) if quick else (4, 4)))
         yield from cost.memory(("resnet50",) if quick else tuple(cost.MIXED), (32, 64) if quick else (32, 512))
-    for name in given.order or MODELS:
+    for name in options.order or MODELS:
         data = SMALL[MODELS[name][1]] if quick else MODELS[name][1]
         subject = trained(name, SEEDS[:1] if quick else SEEDS, *((36, 60) if quick else (180, 300)), data)
         yield from cost.autocast(name, subject.model, subject.inputs[:32], [*cost.LEAST, "pxp-vit", "pxp-cnn"])
@@ -172,15 +172,15 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--order", nargs="*", choices=list(MODELS), help="only the pruning order of these models")
-    given = parser.parse_args()
+    options = parser.parse_args()
     path = common.RESULTS / "attribution.json"
-    rows = list(measured(given))
+    rows = list(measured(options))
     anew = {(row["part"], row["model"]) for row in rows}
-    if given.order and not given.quick:
+    if options.order and not options.quick:
         rows += [row for row in json.loads(path.read_text())["rows"] if (row["part"], row["model"]) not in anew]
     parts = {part: [row for row in rows if row["part"] == part] for part in CLAIMS}
-    claims = [claim for part, said in CLAIMS.items() for claim in said(parts[part])]
-    common.write("attribution", " ".join(["python", *sys.argv]), rows, SEEDS[:1] if given.quick else SEEDS, claims)
+    claims = [claim for part, make_claims in CLAIMS.items() for claim in make_claims(parts[part])]
+    common.write("attribution", " ".join(["python", *sys.argv]), rows, SEEDS[:1] if options.quick else SEEDS, claims)
 
 
 CLAIMS: Mapping[str, Callable[[Sequence[dict[str, Any]]], Iterator[dict[str, Any]]]] = {

@@ -121,19 +121,19 @@ def choices(this: Case, table: Array, labels: Array) -> dict[tuple[str, float], 
     low, width = RISKS[this.risk].low, RISKS[this.risk].high - RISKS[this.risk].low
     masks = by_class(labels, [str(index) for index in range(CLASSES)]) if this.part == "every class" else None
     certificate = certify(candidates(table), goal, masks)
-    found = {(goal.bound, delta): sum(certificate.at(delta).certified) for delta in DELTAS}
+    certified = {(goal.bound, delta): sum(certificate.at(delta).certified) for delta in DELTAS}
     if masks:
         means = np.max([table[mask].mean(axis=0) for mask in masks.values()], axis=0)
         stricter = [min(1.0, len(masks) * row.p_value) for row in certificate.rows]
-        found |= {("binomial, Bonferroni over classes", delta): fixed_sequence(stricter, delta) for delta in DELTAS}
+        certified |= {("binomial, Bonferroni over classes", delta): fixed_sequence(stricter, delta) for delta in DELTAS}
     else:
         means = table.mean(axis=0)
         for name, bound in BOUNDS.items():
             p_values = bound(((table - low) / width).T, (this.alpha - low) / width)
-            found |= {(name, delta): fixed_sequence(p_values, delta) for delta in DELTAS}
+            certified |= {(name, delta): fixed_sequence(p_values, delta) for delta in DELTAS}
     # The naive rule takes the smallest model whose measured risk is fine.
     passing = np.flatnonzero(means <= this.alpha)
-    return found | {("naive", delta): int(passing[-1]) + 1 if len(passing) else 0 for delta in DELTAS}
+    return certified | {("naive", delta): int(passing[-1]) + 1 if len(passing) else 0 for delta in DELTAS}
 
 
 def simulate(this: Case, rng: np.random.Generator, n: int, draws: int) -> list[dict[str, Any]]:

@@ -124,28 +124,28 @@ def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any]) -> dict[str,
         scored = score(model, splits.example, run)
         lost = 0
         for slim in steps(scored, run):
-            found = accuracy(slim.pruned.model, points, labels)
-            if cell["repair"] == "fold + tuning" and found < max(LEVELS):
+            reached = accuracy(slim.pruned.model, points, labels)
+            if cell["repair"] == "fold + tuning" and reached < max(LEVELS):
                 REPAIRS.build(TUNE)(slim.pruned, splits.repair)
-                found = accuracy(slim.pruned.model, points, labels)
+                reached = accuracy(slim.pruned.model, points, labels)
             row["disconnected"] += disconnected(slim.pruned.model)
-            row |= {str(level): _size(slim.pruned.model, found) for level in LEVELS if found >= level}
-            lost = lost + 1 if found < min(LEVELS) else 0
+            row |= {str(level): _size(slim.pruned.model, reached) for level in LEVELS if reached >= level}
+            lost = lost + 1 if reached < min(LEVELS) else 0
             if lost == PATIENCE:
                 break
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _size(model: nn.Module, found: float) -> dict[str, Any]:
+def _size(model: nn.Module, reached: float) -> dict[str, Any]:
     widths = widths_of(model)
-    return {"widths": widths, "units": sum(widths), "nonzero": nonzero(model), "accuracy": found}
+    return {"widths": widths, "units": sum(widths), "nonzero": nonzero(model), "accuracy": reached}
 
 
 def units(rows: Sequence[Mapping[str, Any]], level: float, **wanted: Any) -> float:
     """Median over seeds of the fewest hidden units at `level`; NaN where a model never had it."""
     here = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
-    found = [row[str(level)]["units"] for row in here if str(level) in row]
-    return statistics.median(found) if found and len(found) == len(here) else float("nan")
+    widths_found = [row[str(level)]["units"] for row in here if str(level) in row]
+    return statistics.median(widths_found) if widths_found and len(widths_found) == len(here) else float("nan")
 
 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -156,16 +156,18 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return []
     made = []
     for level in LEVELS:
-        known = sum(KNOWN[level])
+        fewest = sum(KNOWN[level])
         for width in tried:
             if width >= 64:
-                said = f"{level:.1%} from width {width}, default: hidden units next to the smallest known ({known})"
-                made.append(common.claim(said, units(paths, level, width=width, **DEFAULT) / known, 2.0, "lower"))
+                statement = (
+                    f"{level:.1%} from width {width}, default: hidden units next to the smallest known ({fewest})"
+                )
+                made.append(common.claim(statement, units(paths, level, width=width, **DEFAULT) / fewest, 2.0, "lower"))
         ends = [units(paths, level, width=width, **DEFAULT) for width in (tried[0], tried[-1])]
-        said = f"{level:.1%}, default: rise of the hidden units from width {tried[0]} to {tried[-1]}"
-        made.append(common.claim(said, ends[1] / ends[0] - 1, 0.5, "lower"))
-    said = "disconnected hidden units in all models of all paths"
-    return [*made, common.claim(said, sum(row["disconnected"] for row in paths), 0, "equal")]
+        statement = f"{level:.1%}, default: rise of the hidden units from width {tried[0]} to {tried[-1]}"
+        made.append(common.claim(statement, ends[1] / ends[0] - 1, 0.5, "lower"))
+    statement = "disconnected hidden units in all models of all paths"
+    return [*made, common.claim(statement, sum(row["disconnected"] for row in paths), 0, "equal")]
 
 
 def figure(rows: Sequence[Mapping[str, Any]], place: Path) -> None:
@@ -228,10 +230,10 @@ def main() -> None:
 
 def save(rows: Sequence[Mapping[str, Any]], quick: bool) -> None:
     """Write the rows that there are, with the claims, and the figure."""
-    known = {str(level): {"widths": KNOWN[level], "units": sum(KNOWN[level])} for level in LEVELS}
+    smallest_known = {str(level): {"widths": KNOWN[level], "units": sum(KNOWN[level])} for level in LEVELS}
     seeds = sorted({row["seed"] for row in rows if "seed" in row})
     command = f"python benchmarks/cubist_spiral.py --seeds {','.join(map(str, seeds))}{' --quick' * quick}"
-    listed = [{"selection": "known", **known}, *(row for row in rows if row["selection"] != "known")]
+    listed = [{"selection": "known", **smallest_known}, *(row for row in rows if row["selection"] != "known")]
     place = common.write("cubist_spiral", command, listed, seeds, claims(rows))
     if seeds:
         figure(rows, place.with_suffix(".svg"))

@@ -69,23 +69,23 @@ def files(name: str, size: int, folder: Path) -> dict[str, Path]:
         dense = timm.create_model(name).eval()
     batches = noise(size)
     slim = compress_module(dense, batches[0][0][:1], batches, RATIO, budget="macs", scorer="magnitude", repair=())
-    found = {}
+    exported = {}
     for label, model in (("dense", dense), ("pruned", slim.pruned.model)):
-        found[label] = export_onnx(model, batches[0][0][:1], folder / f"{label}.onnx", {}).path
+        exported[label] = export_onnx(model, batches[0][0][:1], folder / f"{label}.onnx", {}).path
     for label, source, precision in (
         ("dense int8", "dense", "int8"),
         ("pruned int8", "pruned", "int8"),
         ("pruned fp16", "pruned", "fp16"),
     ):
         path = folder / f"{label.replace(' ', '.')}.onnx"
-        found[label] = convert(found[source], path, precision, batches).path
-    return found
+        exported[label] = convert(exported[source], path, precision, batches).path
+    return exported
 
 
-def latencies(found: dict[str, Path], model: str, batch_sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def latencies(exported: dict[str, Path], model: str, batch_sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """One row for every file, batch size and provider that works here; the dense file there is the reference."""
     for provider in choose_providers(PROVIDERS)[0]:
-        labels = {str(path): label for label, path in found.items() if runs(path, provider)}
+        labels = {str(path): label for label, path in exported.items() if runs(path, provider)}
         for row in bench(list(labels), batch_sizes, where=Where((provider,), THREADS, strict=provider == "cpu")):
             yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
 
@@ -180,11 +180,11 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def labels(text: str) -> tuple[str, ...]:
     """The models that are asked for; all where nothing is."""
-    known = (*GLYPHS, *MODELS)
-    found = tuple(text.split(",")) if text else known
-    if unknown := [label for label in found if label not in known]:
-        raise SystemExit(f"unknown model {unknown[0]!r}; known: {', '.join(known)}")
-    return found
+    all_labels = (*GLYPHS, *MODELS)
+    chosen = tuple(text.split(",")) if text else all_labels
+    if unknown := [label for label in chosen if label not in all_labels]:
+        raise SystemExit(f"unknown model {unknown[0]!r}; known: {', '.join(all_labels)}")
+    return chosen
 
 
 def merged(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
@@ -215,9 +215,9 @@ def main() -> None:
         for label in (name for name in MODELS if name in asked and not options.distilled):
             folder = Path(place) / label
             folder.mkdir()
-            found = files(MODELS[label], SIZE, folder)
-            made = [*latencies(found, label, BATCHES[: 1 if options.quick else None])]
-            made += [loops(found[name], label) for name in ("dense", "pruned int8")]
+            exported = files(MODELS[label], SIZE, folder)
+            made = [*latencies(exported, label, BATCHES[: 1 if options.quick else None])]
+            made += [loops(exported[name], label) for name in ("dense", "pruned int8")]
             print(f"{label}: {[(row['file'], row.get('latency_ms', row.get('ratio'))) for row in made]}", flush=True)
             rows += made
     rows = merged(rows, common.RESULTS / ("quick" if options.quick else "") / "deploy.json")

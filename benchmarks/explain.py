@@ -87,8 +87,8 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
             chosen = chosen_share(model, samples.inputs, samples.targets, name, composite)
             for share in sorted({*SHARES, chosen} - {0.0}):
                 maps = heatmaps(model, samples.inputs, samples.targets, Method(name, composite, share)).flatten(1)
-                found = quality(model, samples, maps, plain)
-                rows.append({**words, "method": name, "share": share, "chosen": share == chosen, **found})
+                scores = quality(model, samples, maps, plain)
+                rows.append({**words, "method": name, "share": share, "chosen": share == chosen, **scores})
     chance = torch.rand(plain.shape, generator=torch.Generator().manual_seed(0))
     words = {"part": "plrp", "model": label, "composite": "", "samples": len(samples.inputs)}
     return [*rows, {**words, "method": "random", "share": 0.0, **quality(model, samples, chance, chance)}]
@@ -140,8 +140,8 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     plain = {(row["model"], row["composite"]): row for row in rows if row.get("method") == "lrp"}
     for (model, composite), before in plain.items():
         for name in filter(METHODS.get, METHODS):
-            taken = [row for row in rows if _key(row) == (model, composite, name) and row.get("chosen")]
-            made += _at_the_chosen_share(f"{model}, {composite}, {name}", before, taken[0] if taken else {})
+            chosen_rows = [row for row in rows if _key(row) == (model, composite, name) and row.get("chosen")]
+            made += _at_the_chosen_share(f"{model}, {composite}, {name}", before, chosen_rows[0] if chosen_rows else {})
     return made
 
 
@@ -163,12 +163,12 @@ def _at_the_chosen_share(where: str, before: Mapping[str, Any], after: Mapping[s
 def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--model", action="append", choices=MODELS, help="only this one; rows of the others stay")
-    given = parser.parse_args()
-    quick, path = given.quick, common.RESULTS / "explain.json"
+    options = parser.parse_args()
+    quick, path = options.quick, common.RESULTS / "explain.json"
     rows = []
-    if given.model and not quick:
-        rows = [row for row in json.loads(path.read_text())["rows"] if row["model"] not in given.model]
-    for label in given.model or (MODELS[:1] if quick else MODELS):
+    if options.model and not quick:
+        rows = [row for row in json.loads(path.read_text())["rows"] if row["model"] not in options.model]
+    for label in options.model or (MODELS[:1] if quick else MODELS):
         workload = subject_of(label)
         rows += plrp_rows(label, workload.loaded.model, samples_of(workload, 32 if quick else 64))
         rows += change_rows(label, workload, samples_of(workload, 500 if quick else 1500))

@@ -167,16 +167,16 @@ PARTS: Mapping[str, Callable[[int, bool], Iterator[Row]]] = {
 
 def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     for row in (row for row in rows if row["part"] == "planned"):
-        said = f"{row['model']}, {row['speedup']}x asked for: |planned / measured - 1| of the plan that was taken"
-        yield common.claim(said, abs(row["error_last"]), 0.1, "lower")
+        statement = f"{row['model']}, {row['speedup']}x asked for: |planned / measured - 1| of the plan that was taken"
+        yield common.claim(statement, abs(row["error_last"]), 0.1, "lower")
     for row in (row for row in rows if row["part"] == "half"):
-        said = f"{row['model']}, batch {row['batch_size']}, half the MACs: measured speed-up / MACs ratio"
-        yield common.claim(said, row["speedup"] / row["macs_ratio"], 0.85, "higher")
+        statement = f"{row['model']}, batch {row['batch_size']}, half the MACs: measured speed-up / MACs ratio"
+        yield common.claim(statement, row["speedup"] / row["macs_ratio"], 0.85, "higher")
     top1 = {(r["model"], r["speedup"], r["plan"]): 100 * r["top1"] for r in rows if r["part"] == "equal"}
     for (label, speedup, plan), value in top1.items():
         if plan == "latency":
-            said = f"{label} at {speedup}x measured: points by which the latency plan beats the MACs plan"
-            yield common.claim(said, value - top1[label, speedup, "macs"], 0.0, "higher")
+            statement = f"{label} at {speedup}x measured: points by which the latency plan beats the MACs plan"
+            yield common.claim(statement, value - top1[label, speedup, "macs"], 0.0, "higher")
     for way in ("mean", "knapsack"):
         times = [(row["units"], row["seconds"]) for row in rows if row["part"] == "growth" and row["plan"] == way]
         if len(times) > 1:
@@ -207,15 +207,15 @@ def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: all physical cores")
-    given = parser.parse_args()
+    options = parser.parse_args()
     rows = []
-    for part in given.part or PARTS:
-        for row in PARTS[part](given.threads, given.quick):
+    for part in options.part or PARTS:
+        for row in PARTS[part](options.threads, options.quick):
             print(part, row, flush=True)
-            rows.append({"part": part, "threads": given.threads, **row})
+            rows.append({"part": part, "threads": options.threads, **row})
     path = common.RESULTS / "latency_plan.json"
-    if given.part and not given.quick and path.exists():
-        rows += [row for row in json.loads(path.read_text())["rows"] if row["part"] not in given.part]
+    if options.part and not options.quick and path.exists():
+        rows += [row for row in json.loads(path.read_text())["rows"] if row["part"] not in options.part]
     written = common.write("latency_plan", " ".join(["python", *sys.argv]), rows, [0], list(claims(rows)))
     growth_figure(rows, written.with_suffix(".svg"))
 

@@ -262,17 +262,17 @@ def main() -> None:
     parser.add_argument("--selection", action="append", choices=SELECTIONS, help="only this one, of our rows")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part of the table")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as it chooses")
-    given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    found = []
-    for label in given.model or (QUICK_MODELS if given.quick else (*models.GLYPH_MODELS, *LARGE)):
-        found += rows_of(label, given.part or PARTS, given.selection or SELECTIONS, given.quick)
-    path = common.RESULTS / ("quick/one_shot.json" if given.quick else "one_shot.json")
-    kept = json.loads(path.read_text())["rows"] if path.exists() and not given.quick else []
-    measured = {_key(row) for row in found}
-    rows = [row for row in kept if _key(row) not in measured] + found
-    command = "python benchmarks/one_shot.py" + (" --quick" if given.quick else "")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    new_rows = []
+    for label in options.model or (QUICK_MODELS if options.quick else (*models.GLYPH_MODELS, *LARGE)):
+        new_rows += rows_of(label, options.part or PARTS, options.selection or SELECTIONS, options.quick)
+    path = common.RESULTS / ("quick/one_shot.json" if options.quick else "one_shot.json")
+    earlier_rows = json.loads(path.read_text())["rows"] if path.exists() and not options.quick else []
+    measured = {_key(row) for row in new_rows}
+    rows = [row for row in earlier_rows if _key(row) not in measured] + new_rows
+    command = "python benchmarks/one_shot.py" + (" --quick" if options.quick else "")
     figure(rows, common.write("one_shot", command, rows, SEEDS, claims(rows)).with_suffix(".svg"))
 
 

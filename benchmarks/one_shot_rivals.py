@@ -33,8 +33,8 @@ def rival_rows(label: str, workload: Workload, sizes: Sequence[float], *, quick:
         for scope in SCOPES[:1] if importance.startswith("Hessian") else SCOPES:
             row = {"model": label, "selection": "Torch-Pruning", "importance": importance, "scope": scope, "seed": 0}
             with seeded(0):
-                found = rivals.TorchPruning(importance, scope)(model, splits.example, drawn.score, sizes)
-            for size, slim in found.items():
+                slim_models = rivals.TorchPruning(importance, scope)(model, splits.example, drawn.score, sizes)
+            for size, slim in slim_models.items():
                 here = {**row, "size": size}
                 if isinstance(slim, rivals.Refused):
                     yield {**here, "refused": slim.reason}

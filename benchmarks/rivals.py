@@ -283,9 +283,9 @@ class Onnxsim:
 
     def __call__(self, dense: Path, batches: Batches, targets: Sequence[float]) -> dict[float, Path | Refused]:
         """Pruned files beside `dense`, by share of its MACs; Wanda reads activations on `batches`, without labels."""
-        found = closest(self._shots(dense, batches), targets)
+        models_at = closest(self._shots(dense, batches), targets)
         paths: dict[float, Path | Refused] = {}
-        for target, model in found.items():
+        for target, model in models_at.items():
             path = dense.with_name(f"{dense.stem}-onnxsim-{self.importance}-{target:.2f}.onnx".lower())
             paths[target] = model if isinstance(model, Refused) else _saved(model, path)
         return paths

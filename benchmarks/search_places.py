@@ -115,13 +115,13 @@ def _silent(message: str) -> None:
 
 def presets_of(space: Space) -> dict[str, Recipe]:
     starts = space.starts()
-    found = {}
+    recipes = {}
     for name in PRESETS:
         values = next(
             each for each in starts if {each[part] for part in ("low", "mid", "high", "classifier")} == {name}
         )
-        found[name] = space.recipe_at(values)
-    return found
+        recipes[name] = space.recipe_at(values)
+    return recipes
 
 
 def in_full(place: Place, recipe: Recipe) -> Recipe:

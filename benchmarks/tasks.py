@@ -228,15 +228,17 @@ def training_loss(bench: Bench) -> Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every target with its measured value; of what was not measured nothing is said."""
-    made = []
+    results = []
     for row in rows:
         label, size = row["model"], row["size"]
         if row["part"] == "speed":
-            said = f"{label} at {size} of the MACs, batch 16: speed-up x MACs left"
-            made.append(common.claim(said, row["speedup_16"] * row["macs_ratio"], 0.85, "higher"))
+            statement = f"{label} at {size} of the MACs, batch 16: speed-up x MACs left"
+            results.append(common.claim(statement, row["speedup_16"] * row["macs_ratio"], 0.85, "higher"))
         elif row["part"] == "ours" and size == 0.5:
             unit = "error up by percent" if row["metric"] == "MAE" else f"points of {row['metric']} lost"
-            made.append(common.claim(f"{label} at 0.5 of the MACs: {unit}", lost(row), ALLOWED[row["metric"]], "lower"))
+            results.append(
+                common.claim(f"{label} at 0.5 of the MACs: {unit}", lost(row), ALLOWED[row["metric"]], "lower")
+            )
         elif row["part"] == "ours" and size == 0.35:
             others = [
                 lost(each)
@@ -244,9 +246,11 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 if each["part"] == "rivals" and "quality" in each and (each["model"], each["size"]) == (label, size)
             ]
             if others:
-                said = f"{label} at 0.35 of the MACs: lost, at most half of Torch-Pruning's best ({min(others):.2f})"
-                made.append(common.claim(said, lost(row), min(others) / 2, "lower"))
-    return made
+                statement = (
+                    f"{label} at 0.35 of the MACs: lost, at most half of Torch-Pruning's best ({min(others):.2f})"
+                )
+                results.append(common.claim(statement, lost(row), min(others) / 2, "lower"))
+    return results
 
 
 def lost(row: Mapping[str, Any]) -> float:
@@ -258,25 +262,25 @@ def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--model", action="append", choices=NETS, help="only this one")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part of the table")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    sizes, parts = (0.5, 0.35) if given.quick else SIZES, given.part or PARTS
-    for label in given.model or (("CNN, counts",) if given.quick else NETS):
-        bench = bench_of(label, given.quick)
-        found: list[dict[str, Any]] = []
+    sizes, parts = (0.5, 0.35) if options.quick else SIZES, options.part or PARTS
+    for label in options.model or (("CNN, counts",) if options.quick else NETS):
+        bench = bench_of(label, options.quick)
+        net_rows: list[dict[str, Any]] = []
         if "ours" in parts or "speed" in parts:
-            found += our_rows(bench, sizes, timed="speed" in parts)
-            write(found, given.quick)
+            net_rows += our_rows(bench, sizes, timed="speed" in parts)
+            write(net_rows, options.quick)
         if "rivals" in parts:
-            write([*found, *rival_rows(bench, sizes)], given.quick)
+            write([*net_rows, *rival_rows(bench, sizes)], options.quick)
 
 
-def write(found: Sequence[Mapping[str, Any]], quick: bool) -> None:
+def write(net_rows: Sequence[Mapping[str, Any]], quick: bool) -> None:
     """Write the rows, those measured before as well."""
     path = common.RESULTS / ("quick/tasks.json" if quick else "tasks.json")
     kept = json.loads(path.read_text())["rows"] if path.exists() and not quick else []
-    measured = {_key(row) for row in found}
-    rows = [*(row for row in kept if _key(row) not in measured), *found]
+    measured = {_key(row) for row in net_rows}
+    rows = [*(row for row in kept if _key(row) not in measured), *net_rows]
     common.write("tasks", "python benchmarks/tasks.py" + (" --quick" if quick else ""), rows, (0,), claims(rows))
 
 

@@ -109,7 +109,7 @@ def compare_calibration(
     drawn = np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n))
     errors = {name: np.array([calibration_error(c[rows], r[rows]) for rows in drawn]) for name, (c, r) in parts.items()}
     value = {name: calibration_error(*both) for name, both in parts.items()}
-    found = {
+    calibrations = {
         name: Calibration(
             _bootstrapped(value[name], errors[name], low=0.0),
             _scaled(sizes[name] / classes, lambda share: classes * share),
@@ -118,8 +118,8 @@ def compare_calibration(
         for name in models
     }
     return CalibrationRecord(
-        dense=found["dense"],
-        pruned=found["pruned"],
+        dense=calibrations["dense"],
+        pruned=calibrations["pruned"],
         error_change=_bootstrapped(value["pruned"] - value["dense"], errors["pruned"] - errors["dense"], low=-1.0),
         set_size_change=_scaled(
             ((sizes["pruned"] - sizes["dense"]) / classes + 1) / 2, lambda share: classes * (2 * share - 1)

@@ -17,6 +17,7 @@ from pxcompress.models.outputs import max_difference
 from pxcompress.processes import gathered
 from pxcompress.proof import Change, ClassChange, Quality
 from pxcompress.state import device_of, evaluating
+from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Batches
 
@@ -107,7 +108,7 @@ def _joined(batches: Sequence[Predictions]) -> Predictions:
 
 def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str]) -> tuple[ClassChange, ...]:
     """What became of every class that the samples have, in the order of the `names` of all; for classification only."""
-    if dense.task.metric.name != "top-1" or dense.statistics.shape[1] < 3:
+    if not isinstance(dense.task, Classification):
         return ()
     labels = dense.statistics[:, 2]
     right, before = (of.statistics[:, 0] > 0.5 for of in (pruned, dense))
@@ -129,7 +130,8 @@ def torch_quality(model: nn.Module, batches: Batches, task: Task, dense: nn.Modu
     rows = []
     for inputs, targets in batches:
         outputs = _outputs(model, inputs, task)
-        reference = outputs if dense is None or dense is model else _outputs(dense, inputs, task)
+        beside = dense if task.reads_dense and dense is not model else None
+        reference = outputs if beside is None else _outputs(beside, inputs, task)
         rows.append(task.statistics(outputs, targets.cpu(), reference))
     statistics = gathered(rows)
     if not len(statistics):

@@ -19,6 +19,7 @@ class Classification(Task):
 
     metric = Metric("top-1", binary=True)
     layouts = ("classes",)
+    reads_dense = False
     output_name = "logits"
 
     def logits(self, outputs: Outputs) -> Tensor:

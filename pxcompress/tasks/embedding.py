@@ -26,6 +26,7 @@ class Embedding(Task):
 
     metric = Metric("recall@1", binary=True)
     layouts = ("classes", "identities")
+    reads_dense = False
     output_name = "embedding"
 
     def logits(self, outputs: Outputs) -> Tensor:

@@ -21,6 +21,7 @@ class MultiLabel(Task):
 
     metric = Metric("mAP")
     layouts = ("labels",)
+    reads_dense = False
     output_name = "logits"
 
     def logits(self, outputs: Outputs) -> Tensor:

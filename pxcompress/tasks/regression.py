@@ -23,6 +23,7 @@ class Regression(Task):
 
     metric = Metric("MAE", unit="number", higher_is_better=False)
     layouts = ("numbers",)
+    reads_dense = False
 
     def logits(self, outputs: Outputs) -> Tensor:
         """Every number by itself."""

@@ -28,6 +28,7 @@ class Segmentation(Task):
 
     metric = Metric("mIoU")
     layouts = ("masks",)
+    reads_dense = False
 
     def logits(self, outputs: Outputs) -> Tensor:
         """The predicted class's logit as a mean over that class's region, summed over the regions, (n,).

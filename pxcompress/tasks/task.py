@@ -35,6 +35,9 @@ class Task:
     output_name: ClassVar[str] = "output"
     """Name in the ONNX file of the output of a model that returns a single tensor."""
 
+    reads_dense: ClassVar[bool] = True
+    """Whether `statistics` look at the dense model's outputs; where not, it need not run beside the pruned one."""
+
     def logits(self, outputs: Outputs) -> Tensor:
         """The numbers that decisions rest on, (n, k), or (n,) where their size counts: relevance starts there.
 

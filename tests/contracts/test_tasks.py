@@ -95,6 +95,13 @@ def test_statistics_of_batches_are_those_of_all(name: str) -> None:
     assert np.isfinite(task.quality(completed))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_says_whether_it_looks_at_the_dense_outputs(name: str) -> None:
+    task, (outputs, targets), (others, _) = TASKS.build(name), _draw(name), _draw(name, seed=1)
+    beside_itself, beside_another = (task.statistics(outputs, targets, dense) for dense in (outputs, others))
+    assert torch.equal(beside_itself, beside_another) is not task.reads_dense
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "agreement"])
 def test_nothing_is_better_than_being_right(name: str) -> None:
     task, (outputs, targets) = TASKS.build(name), _draw(name)
