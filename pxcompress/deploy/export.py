@@ -84,6 +84,11 @@ def file_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in onnx_files(path))
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What an ONNX file says about itself."""
+    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+
+
 def artifact_of(path: Path) -> Artifact:
     """What an exported file is; its hash covers the weights beside it."""
     proto = onnx.load(path, load_external_data=False)

@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from pxcompress.deploy.hardware import TF32_SWITCH
 from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError
 from pxcompress.proof import Placement
@@ -104,7 +105,7 @@ class Session(ABC):
         """
         if weights_precision := self.metadata.get("precision") or _of_weights(self.path):
             return weights_precision
-        tf32 = self.device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+        tf32 = self.device == "cuda" and os.environ.get(TF32_SWITCH) != "0"
         return "tf32" if tf32 else "fp32"
 
     def predict(self, inputs: Inputs) -> Array:

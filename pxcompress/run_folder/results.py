@@ -12,8 +12,11 @@ from pxcompress.attribution.class_relevance import removed_shares
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
+from pxcompress.deploy.int8 import MAX_DROP, Judge
 from pxcompress.deploy.intervals import BUSY, guesses
 from pxcompress.deploy.measure import FileTiming, try_files
+from pxcompress.deploy.qdq import Style
+from pxcompress.deploy.runtime import get_device
 from pxcompress.proof import (
     ClassShare,
     DataSummary,
@@ -78,7 +81,7 @@ def _targets(files: Files, made: Made, tried: Sequence[FileTiming]) -> Targets:
     if not (made.files or made.failures):
         return Targets()
     rated = rate_targets(tried)
-    notes = [*made.failures, *rated.notes]
+    notes = [*made.failures, *made.remarks, *rated.notes]
     if files.certificate is not None and made.files:
         notes.append(Warning("precision", f"the certificate is about {SLIM}, not about its other precisions"))
     return replace(rated, notes=tuple(notes))
@@ -90,7 +93,9 @@ def _converted(files: Files, workload: Workload, run: Run) -> Made:
     if not precisions:
         return Made()
     with run.clock.stage(f"export {', '.join(precisions)}"):
-        return make_targets(files.pruned.path, precisions, workload.splits.repair)
+        style = Style(gpu=get_device(run.recipe.bench.provider) == "cuda")
+        judge = Judge(workload.splits.select, workload.task, MAX_DROP, style)
+        return make_targets(files.pruned.path, precisions, workload.splits.repair, judge)
 
 
 def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measured, run: Run) -> Report:

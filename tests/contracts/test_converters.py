@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -48,7 +47,7 @@ class Copying:
         return ""
 
     def convert(self, source: Source, path: Path) -> None:
-        print("chatter", file=sys.stderr)
+        os.write(2, b"chatter")
         shutil.copy(source.onnx, path)
 
     def open(self, path: Path) -> Predict | None:
@@ -85,11 +84,10 @@ class Unreadable(Copying):
 
 
 @pytest.fixture
-def more(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CONVERTERS, "_classes", {name: CONVERTERS.get(name) for name in CONVERTERS})
     for kind in (Copying, Refusing, Wrong, Elsewhere, Unreadable):
         CONVERTERS.register(kind.__name__.lower())(kind)
-    yield
 
 
 def test_targets_are_listed_without_loading_them() -> None:
