@@ -34,7 +34,7 @@ MAX_DROP = 0.005
 """What int8 may lose by itself: a share of the samples, or of a number's value."""
 
 PARTS = 24
-"""Parts of a graph, each of nodes in a row, that are tried in float32 one by one."""
+"""Parts of a graph, each of nodes in a row, that are tried in int8 one by one."""
 
 CHECKED_BY = 500
 """Samples at most by which files are judged."""
@@ -48,7 +48,7 @@ TURNS = 2
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """By what an int8 file is judged: the task's metric on `check`, of which it may lose `max_drop`; for which device.
+    """By what an int8 file is judged: the task's metric on `check`, of which it may lose `max_drop`, on `provider`.
 
     Without samples to check nothing is tried: ranges are the extremes.
     """
@@ -56,7 +56,12 @@ class Judge:
     check: Batches = ()
     task: Task = field(default_factory=Agreement)
     max_drop: float = MAX_DROP
-    style: Style = field(default_factory=Style)
+    provider: str = "cpu"
+
+    @property
+    def style(self) -> Style:
+        """What the provider's device multiplies."""
+        return Style(gpu=runtime.get_device(self.provider) == "cuda")
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,9 @@ class _Trials:
         self.source, self.folder, self.batches, self.judge = folder / "source.onnx", folder, batches, judge
         name_nodes(source, self.source)
         self.nodes = quantisable_nodes(self.source)
-        self._all, self._few = (_spread(judge.check, count) for count in (CHECKED_BY, RANKED_BY))
-        self._outputs = _outputs_of(self.source, self._all)
-        self._few_outputs = _outputs_of(self.source, self._few)
+        self._all, self._few = (spread(judge.check, count) for count in (CHECKED_BY, RANKED_BY))
+        self._outputs = outputs_of(self.source, self._all)
+        self._few_outputs = outputs_of(self.source, self._few)
         self._count = 0
 
     def make(self, method: str) -> Quantised:
@@ -112,7 +117,7 @@ class _Trials:
         path = self.folder / f"trial-{self._count}.onnx"
         write_quantised(source, path, self.ranges[made.method], self.judge.style, made.in_float)
         check, outputs = (self._few, self._few_outputs) if few else (self._all, self._outputs)
-        return replace(made, path=path, rating=_rate(path, check, outputs, self.judge.task))
+        return replace(made, path=path, rating=rate(path, check, outputs, self.judge))
 
 
 def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
@@ -167,29 +172,34 @@ def _with_float(trials: _Trials, best: Quantised, origin: Path) -> Quantised:
 
 
 def _order_parts(trials: _Trials, best: Quantised, origin: Path) -> list[Sequence[str]]:
-    """Parts of the graph, by the error that is left while each alone is in float32, the smallest first."""
+    """Parts of the graph, by the error while each alone is in int8, the largest first."""
     size = math.ceil(len(trials.nodes) / PARTS)
     parts = [trials.nodes[start : start + size] for start in range(0, len(trials.nodes), size)]
-    errors = [trials.write(replace(best, in_float=tuple(part)), origin, few=True).rating.error for part in parts]
-    return [parts[place] for place in sorted(range(len(parts)), key=errors.__getitem__)]
+    errors = []
+    for part in parts:
+        others = tuple(name for name in trials.nodes if name not in part)
+        errors.append(trials.write(replace(best, in_float=others), origin, few=True).rating.error)
+    return [parts[place] for place in sorted(range(len(parts)), key=errors.__getitem__, reverse=True)]
 
 
 def _first(parts: Sequence[Sequence[str]], count: int) -> tuple[str, ...]:
     return tuple(name for part in parts[:count] for name in part)
 
 
-def _spread(batches: Batches, count: int) -> list[Batch]:
+def spread(batches: Batches, count: int) -> list[Batch]:
+    """About `count` of the samples, or all; none of none."""
     return spread_samples(batches, count) if batches else []
 
 
-def _outputs_of(path: Path, batches: Batches) -> list[Outputs]:
+def outputs_of(path: Path, batches: Batches) -> list[Outputs]:
+    """What a float32 file makes of every batch, on the CPU."""
     session = runtime.open_session(path, "cpu")
     return [session.outputs_of(inputs) for inputs, _ in batches]
 
 
-def _rate(path: Path, batches: Batches, reference: Sequence[Outputs], task: Task) -> Rating:
+def rate(path: Path, batches: Batches, reference: Sequence[Outputs], judge: Judge) -> Rating:
     """What a file's outputs are worth beside `reference`, those of the float32 file; infinite for NaN."""
-    session = runtime.open_session(path, "cpu")
+    session, task = runtime.open_session(path, judge.provider), judge.task
     distances, rows, before = [], [], []
     for (inputs, targets), expected in zip(batches, reference, strict=True):
         outputs = session.outputs_of(inputs)

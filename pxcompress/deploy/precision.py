@@ -16,10 +16,12 @@ from onnx_ir.passes import common as passes
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+from pxcompress.deploy import runtime
 from pxcompress.deploy.backends.onnxruntime import ORT_ERRORS
 from pxcompress.deploy.export import artifact_of
-from pxcompress.deploy.int8 import Judge, quantise
+from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.qdq import Reader
+from pxcompress.deploy.quiet import capture_output
 from pxcompress.errors import ModelError
 from pxcompress.proof import Artifact
 from pxcompress.types import Batches
@@ -62,9 +64,10 @@ def to_fp16(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifac
 
 
 def to_int8(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifact:
-    """`source` with int8 weights, a scale for each channel, and 8 bits activations; as `int8.quantise` says."""
+    """`source` with int8 weights, a scale for each channel, and 8 bits activations; as the judge's backend makes it."""
     with tempfile.TemporaryDirectory() as folder:
-        made = quantise(source, Path(folder) / path.name, batches, judge)
+        backend = runtime.find_backend(judge.provider)
+        made = backend.quantise(source, Path(folder) / path.name, batches, judge)
         return _save(onnx_ir.load(made.path), source, path, {"precision": "int8", "quantisation": made.recipe})
 
 
@@ -125,11 +128,11 @@ def _save(model: onnx_ir.Model, source: Path, path: Path, facts: Mapping[str, st
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No log lines and warnings of the converters; what goes wrong is raised."""
+    """No prints, log lines and warnings of the converters; what goes wrong is raised."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), capture_output():
             yield
     finally:
         logging.disable(level)

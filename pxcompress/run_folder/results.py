@@ -15,8 +15,6 @@ from pxcompress.deploy.environment import environment
 from pxcompress.deploy.int8 import MAX_DROP, Judge
 from pxcompress.deploy.intervals import BUSY, guesses
 from pxcompress.deploy.measure import FileTiming, try_files
-from pxcompress.deploy.qdq import Style
-from pxcompress.deploy.runtime import get_device
 from pxcompress.proof import (
     ClassShare,
     DataSummary,
@@ -93,8 +91,7 @@ def _converted(files: Files, workload: Workload, run: Run) -> Made:
     if not precisions:
         return Made()
     with run.clock.stage(f"export {', '.join(precisions)}"):
-        style = Style(gpu=get_device(run.recipe.bench.provider) == "cuda")
-        judge = Judge(workload.splits.select, workload.task, MAX_DROP, style)
+        judge = Judge(workload.splits.select, workload.task, MAX_DROP, run.recipe.bench.provider)
         return make_targets(files.pruned.path, precisions, workload.splits.repair, judge)
 
 

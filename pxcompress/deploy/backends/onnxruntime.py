@@ -146,6 +146,11 @@ class OrtSession(Session):
             _model=model,
         )
 
+    @property
+    def device(self) -> str:
+        """Where bound inputs and outputs lie."""
+        return self.memory
+
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         """The outputs for one batch."""
         names = [port.name for port in self.outputs]
@@ -155,9 +160,9 @@ class OrtSession(Session):
         """One inference call on buffers bound once, on the device, after one that allocates and records."""
         outputs = self.run(feed)  # their shapes are needed to bind them
         binding = self._model.io_binding()
-        sources = {name: ort.OrtValue.ortvalue_from_numpy(array, self.memory, 0) for name, array in feed.items()}
+        sources = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in feed.items()}
         targets = [
-            ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype.type, self.memory, 0)
+            ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype.type, self.device, 0)
             for value in outputs
         ]
         for name, source in sources.items():
