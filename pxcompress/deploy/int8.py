@@ -104,7 +104,7 @@ class _Trials:
         self._all, self._few = (spread(judge.check, count) for count in (CHECKED_BY, RANKED_BY))
         self._outputs = outputs_of(self.source, self._all)
         self._few_outputs = outputs_of(self.source, self._few)
-        self._count = 0
+        self.count = 0
 
     def make(self, method: str) -> Quantised:
         """With ranges by `method`."""
@@ -113,8 +113,8 @@ class _Trials:
 
     def write(self, made: Quantised, source: Path, *, few: bool = False) -> Quantised:
         """The file that `made` describes, from `source`, rated on all samples or on few."""
-        self._count += 1
-        path = self.folder / f"trial-{self._count}.onnx"
+        self.count += 1
+        path = self.folder / f"trial-{self.count}.onnx"
         write_quantised(source, path, self.ranges[made.method], self.judge.style, made.in_float)
         check, outputs = (self._few, self._few_outputs) if few else (self._all, self._outputs)
         return replace(made, path=path, rating=rate(path, check, outputs, self.judge))
@@ -124,61 +124,58 @@ def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quanti
     """Write the float32 file `source` in int8 to `path`; `batches` are calibrated on, `judge` says what may be lost.
 
     Weights have a scale for each channel. Ranges are those, of `METHODS`, with the smallest error of the outputs;
-    corrected biases are kept where they lower it; then operators go back to float32, those first whose part of the
-    graph costs most, as few as the budget needs.
+    corrected biases are kept where they lower it. Where that loses too much, operators go back to float32, those first
+    whose part of the graph costs most, as few as the budget needs, and biases are corrected once more.
     """
     with tempfile.TemporaryDirectory() as folder:
         trials = _Trials(source, Path(folder), batches, judge)
         methods = tuple(METHODS) if judge.check else tuple(METHODS)[:1]
-        best = min((trials.make(method) for method in methods), key=lambda made: made.rating.error)
-        origin = trials.source
-        if judge.check:
-            best, origin = _with_biases(trials, best)
+        plain = min((trials.make(method) for method in methods), key=lambda made: made.rating.error)
+        best = _with_biases(trials, plain) if judge.check else plain
         if best.rating.drop > judge.max_drop:
-            best = _with_float(trials, best, origin)
+            best = _with_biases(trials, _with_float(trials, plain))
         for file in onnx_files(best.path):
             shutil.copyfile(file, path.parent / file.name.replace(best.path.name, path.name))
         return replace(best, path=path)
 
 
-def _with_biases(trials: _Trials, best: Quantised) -> tuple[Quantised, Path]:
-    """The best file with corrected biases, if these help, and the float32 file that it comes from."""
-    latest, source, origin = best, trials.source, trials.source
-    if len(onnx_files(origin)) > 1:  # such a model is large enough
-        return best, origin
-    for turn in range(TURNS):
-        corrected = trials.folder / f"corrected-{turn}.onnx"
-        count = correct_biases(trials.source, source, latest.path, corrected, trials.batches)
-        latest, source = trials.write(replace(latest, biases=count), corrected), corrected
-        if latest.rating.error < best.rating.error:
-            best, origin = latest, corrected
-    return best, origin
+def _with_biases(trials: _Trials, plain: Quantised) -> Quantised:
+    """`plain` with corrected biases, if these help."""
+    best, latest, source = plain, plain, trials.source
+    allowed = max(plain.rating.drop, trials.judge.max_drop)
+    if len(onnx_files(source)) > 1:  # such a model is large enough
+        return plain
+    for _ in range(TURNS):
+        corrected = trials.folder / f"corrected-{trials.count}.onnx"
+        biases = correct_biases(trials.source, source, latest.path, corrected, trials.batches)
+        latest, source = trials.write(replace(latest, biases=biases), corrected), corrected
+        if latest.rating.error < best.rating.error and latest.rating.drop <= allowed:
+            best = latest
+    return best
 
 
-def _with_float(trials: _Trials, best: Quantised, origin: Path) -> Quantised:
+def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
     """With as few operators in float32 as the budget needs, found by halving; those that cost most come first."""
-    order = _order_parts(trials, best, origin)
-    fails, holds, chosen = 0, len(order), best
+    order = _order_parts(trials, plain)
+    fails, holds, chosen = 0, len(order), None
     while holds - fails > 1:
-        count = 1 if fails == 0 and holds == len(order) else (fails + holds) // 2
-        tried = trials.write(replace(best, in_float=_first(order, count)), origin)
+        count = 1 if holds == len(order) and fails == 0 else (fails + holds) // 2
+        tried = trials.write(replace(plain, in_float=_first(order, count)), trials.source)
         if tried.rating.drop <= trials.judge.max_drop:
             holds, chosen = count, tried
         else:
             fails = count
-    if chosen is best:
-        chosen = trials.write(replace(best, in_float=_first(order, holds)), origin)
-    return chosen
+    return chosen or trials.write(replace(plain, in_float=_first(order, holds)), trials.source)
 
 
-def _order_parts(trials: _Trials, best: Quantised, origin: Path) -> list[Sequence[str]]:
+def _order_parts(trials: _Trials, plain: Quantised) -> list[Sequence[str]]:
     """Parts of the graph, by the error while each alone is in int8, the largest first."""
     size = math.ceil(len(trials.nodes) / PARTS)
     parts = [trials.nodes[start : start + size] for start in range(0, len(trials.nodes), size)]
     errors = []
     for part in parts:
         others = tuple(name for name in trials.nodes if name not in part)
-        errors.append(trials.write(replace(best, in_float=others), origin, few=True).rating.error)
+        errors.append(trials.write(replace(plain, in_float=others), trials.source, few=True).rating.error)
     return [parts[place] for place in sorted(range(len(parts)), key=errors.__getitem__, reverse=True)]
 
 
