@@ -393,6 +393,10 @@ def four_channels() -> nn.Module:
     return Channels(4)
 
 
+def five_channels() -> nn.Module:
+    return Channels(5)
+
+
 def _sweep(px: Px, model: str, data: Path, out: Path) -> Outcome:
     options = ["--data", data, "--input-size", SIZE, "--ratios", "0.5", "--round-to", 1, "--out", out, "--quiet"]
     return px("sweep", "--model", f"test_reliability:{model}", *options)
@@ -403,7 +407,7 @@ def _sweep(px: Px, model: str, data: Path, out: Path) -> Outcome:
     [
         ("Nan", 2, "returns NaN or infinity for"),
         ("Insatiable", 3, "stage 'weights' ran out of memory"),
-        ("four_channels", 2, "the model takes 4 channels; image data has 1 (grey) or 3 (RGB)"),
+        ("five_channels", 2, "the model takes 5 channels; images have 1 (grey), 3 (RGB) or 4 (RGBA)"),
     ],
 )
 def test_models_that_cannot_be_used(px: Px, images: Path, tmp_path: Path, model: str, code: int, said: str) -> None:
@@ -411,7 +415,7 @@ def test_models_that_cannot_be_used(px: Px, images: Path, tmp_path: Path, model:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("model", ["Constant", "Nothing", "Channels"])
+@pytest.mark.parametrize("model", ["Constant", "Nothing", "Channels", "four_channels"])
 def test_models_that_are_odd_but_work(px: Px, images: Path, tmp_path: Path, model: str) -> None:
     outcome = _sweep(px, model, images, tmp_path / "out")
     assert (outcome.code, outcome.err) == (0, "")
