@@ -27,9 +27,9 @@ from pxcompress.models.suited import check_suited
 from pxcompress.notes import Note, silent
 from pxcompress.passes.moments import Remembered
 from pxcompress.passes.parts import HeldOut, watched
-from pxcompress.planning.selection import Selection
 from pxcompress.processes import from_first, processes, same_weights_, shares
-from pxcompress.recipe import MEASURED, Recipe
+from pxcompress.recipe import Goal, Pruning, Recipe
+from pxcompress.recipe.goal import MEASURED
 from pxcompress.repair import REPAIRS
 from pxcompress.report.record import Report
 from pxcompress.run import Run
@@ -135,12 +135,12 @@ def _check_task(recipe: Recipe, task: Task) -> None:
         )
 
 
-def _check_names(recipe: Recipe, workload: Workload) -> None:
+def _check_names(goal: Goal, workload: Workload) -> None:
     """Refuse names of groups that fit none, before anything is trained or scored for them."""
-    if recipe.only or recipe.keep or recipe.floors:
+    if goal.only or goal.keep or goal.floors:
         model, example = workload.loaded.model, workload.splits.example
-        found = find_groups(model, example, classifier_names(model, example), prove=False)
-        Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
+        structure = find_groups(model, example, classifier_names(model, example), prove=False)
+        goal.selection.of(structure, model)
 
 
 def assist(recipe: Recipe) -> None:
@@ -222,14 +222,14 @@ def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | Non
     return parts if next(iter(held), None) is None else {**parts, "held-out": held}
 
 
-def _check_answers(module: Adapted, recipe: Recipe) -> None:
+def _check_answers(module: Adapted, pruning: Pruning) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
-    needs_labels = recipe.class_scores
-    needs_labels |= any(SCORERS.build(text).target == "label" for text in recipe.scorers)
+    needs_labels = pruning.class_scores
+    needs_labels |= any(SCORERS.build(text).target == "label" for text in pruning.scorers)
     if needs_labels and not module.labelled:
         raise InputError(
-            f"scorer {recipe.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
+            f"scorer {pruning.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
             "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
         )
-    if isinstance(module.model, Adapter) and any(REPAIRS.build(text).phase == "train" for text in recipe.repair):
+    if isinstance(module.model, Adapter) and any(REPAIRS.build(text).phase == "train" for text in pruning.repair):
         raise InputError("repairs that train take a module with one input and logits (n, classes); leave out finetune")

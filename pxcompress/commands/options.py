@@ -19,15 +19,9 @@ import typer
 
 from pxcompress.commands.panels import EXPERT, panel_of
 from pxcompress.errors import InputError
-from pxcompress.recipe import (
-    GOALS,
-    Bench,
-    Guarantee,
-    Recipe,
-    auto_normalise,
-    auto_round_to,
-)
-from pxcompress.recipe_file import read_recipe
+from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe
+from pxcompress.recipe.file import read_recipe
+from pxcompress.recipe.goal import auto_normalise, auto_round_to
 
 
 def _describe(field: Field[Any]) -> str:

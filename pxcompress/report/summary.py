@@ -14,16 +14,9 @@ from pxcompress.deploy.intervals import disagree, guesses
 from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.proof import Change, Measurement, Metric, Placement, Speedup
-from pxcompress.recipe import (
-    DEFAULT_BUDGET,
-    DEFAULT_REPAIR,
-    GOALS,
-    Bench,
-    Guarantee,
-    Recipe,
-    auto_normalise,
-    auto_round_to,
-)
+from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
+from pxcompress.recipe.goal import DEFAULT_BUDGET, auto_normalise, auto_round_to
+from pxcompress.recipe.repairing import DEFAULT_REPAIR
 from pxcompress.report.record import Report
 
 _OPTIONS = {"scorer": "score"}
@@ -301,9 +294,9 @@ def describe_conditions(report: Report) -> str:
     return ", ".join(parts)
 
 
-def describe_goal(recipe: Recipe, unit: str) -> str:
+def describe_goal(pruning: Pruning, unit: str) -> str:
     """What the user wanted: how small, or how fast. `unit` is that of the budget."""
-    scores = "relevance" if recipe.scorer.partition(":")[0] == "lrp" else "scores"
+    scores = "relevance" if pruning.scorer.partition(":")[0] == "lrp" else "scores"
     words: Mapping[str, Callable[[Any], str]] = {
         "ratio": lambda value: f"{format_percent(value)} of the {unit} to remove",
         "speedup": lambda value: f"{value:g}x faster",
@@ -313,8 +306,7 @@ def describe_goal(recipe: Recipe, unit: str) -> str:
             f"what holds at most {format_percent(value)} of every layer's {scores} to remove"
         ),
     }
-    goal = next(name for name in GOALS if getattr(recipe, name) is not None)
-    return words[goal](getattr(recipe, goal))
+    return words[pruning.way](getattr(pruning, pruning.way))
 
 
 def describe_share(report: Report) -> str:
@@ -363,8 +355,7 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
     """Default of every option; what "auto" stands for depends on the budget."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    goal = next(name for name in GOALS if getattr(recipe, name) is not None)
-    if recipe.budget.partition(":")[0] == (GOALS[goal].budget or DEFAULT_BUDGET):
+    if recipe.budget.partition(":")[0] == (GOALS[recipe.way].budget or DEFAULT_BUDGET):
         defaults["budget"] = recipe.budget
     defaults |= {"normalise": auto_normalise(recipe.budget), "round_to": auto_round_to(recipe.budget)}
     return {**defaults, "repair": DEFAULT_REPAIR}

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import InputError
-from pxcompress.recipe import AUTO_SCORERS, DEFAULT_REPAIR, Bench, Guarantee, Recipe
+from pxcompress.recipe import Bench, Guarantee, Recipe
+from pxcompress.recipe.repairing import DEFAULT_REPAIR
+from pxcompress.recipe.scoring import AUTO_SCORERS
 from pxcompress.scorers import SCORERS
 
 FULL: dict[str, Any] = {
