@@ -28,7 +28,7 @@ LINE = (
     ("run_folder",),
     ("stages", "explain"),
     ("pipeline",),
-    ("sweep", "search"),
+    ("own_module", "sweep", "search"),
     ("commands",),
     ("cli",),
     ("__main__",),

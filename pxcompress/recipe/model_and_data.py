@@ -10,6 +10,9 @@ from pxcompress.choices import one_of
 from pxcompress.errors import InputError
 from pxcompress.registry import names_in, option
 
+IN_PYTHON = "batches in Python"
+"""Name of data that are no name's: batches given in Python, with a module."""
+
 
 @dataclass(frozen=True)
 class ModelAndData:
