@@ -13,7 +13,7 @@ from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import disagree, guesses
 from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.deploy.session import runs_on_cpu
-from pxcompress.proof import Change, Measurement, Metric, Placement, Speedup
+from pxcompress.proof import Estimate, Measurement, Metric, Placement, Speedup
 from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
 from pxcompress.recipe.goal import DEFAULT_BUDGET, auto_normalise, auto_round_to
 from pxcompress.recipe.repairing import DEFAULT_REPAIR
@@ -76,7 +76,7 @@ def format_span(low: float, high: float, metric: Metric) -> str:
     return f"{metric.format(low)} to {metric.format(high)}"
 
 
-def format_change_span(change: Change, metric: Metric) -> str:
+def format_change_span(change: Estimate, metric: Metric) -> str:
     """Both ends of the interval of a change, signed: "-4.1 to -1.3"."""
     return f"{metric.format_change(change.low)} to {metric.format_change(change.high)}"
 

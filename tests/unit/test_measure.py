@@ -22,7 +22,7 @@ from pxcompress.deploy.intervals import guesses, noise, paired, speedup
 from pxcompress.deploy.predictions import predictions, torch_quality
 from pxcompress.deploy.profile import operator_shares
 from pxcompress.errors import DataError, InputError, ResultError
-from pxcompress.proof import Change, ClassChange, Environment, Measurement, Placement, Quality, Speedup
+from pxcompress.proof import ClassChange, Environment, Estimate, Measurement, Placement, Speedup
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch
 
@@ -253,7 +253,7 @@ def test_what_cannot_be_measured_is_refused(
 
 def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Comparison:
     dense = Measurement(
-        quality=Quality(0.99, 0.98, 1.0),
+        quality=Estimate(0.99, 0.98, 1.0),
         samples=500,
         params=1000,
         macs=macs,
@@ -264,7 +264,7 @@ def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Compari
         provider="CPUExecutionProvider",
     )
     changes = (ClassChange("a", 500, 495, 494, 492),)
-    pruned = replace(dense, quality=Quality(0.988, 0.97, 0.99), macs=100, onnx_bytes=100)
+    pruned = replace(dense, quality=Estimate(0.988, 0.97, 0.99), macs=100, onnx_bytes=100)
     lost = paired(495, 494, 492, 500)
     return Comparison(
         dense,
@@ -272,7 +272,7 @@ def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Compari
         Placement("auto", "CPUExecutionProvider", 5, 5),
         change,
         metric=Classification.metric,
-        change=Change(-0.002, -lost.high, -lost.low),
+        change=Estimate(-0.002, -lost.high, -lost.low),
         threads=2,
         classes=changes,
     )
