@@ -95,7 +95,8 @@ def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run:
     report = assemble(place, workload, slim, measured, run)
     report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
     write_report(folder, report)
-    check_loads(folder, workload.splits.test)
+    built = workload.loaded.model if workload.loaded.architecture.in_python else None
+    check_loads(folder, workload.splits.test, built)
     return report
 
 

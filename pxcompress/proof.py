@@ -264,7 +264,8 @@ class Ratios:
 class DataSummary:
     """Name and classes of the data, samples per role, and images left out because they could not be read.
 
-    `layout` says how the data lie there: "classes", "masks", "labels", "numbers", "unlabelled".
+    `layout` says how the data lie there: "classes", "masks", "labels", "numbers", "unlabelled"; `images` whether
+    inputs are made from images, as the files say how.
     """
 
     name: str
@@ -276,6 +277,7 @@ class DataSummary:
     test: Count
     skipped: tuple[str, ...] = ()
     layout: str = "classes"
+    images: bool = True
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ LINE = (
     ("budgets", "planning", "inspection", "exchange_rates"),
     ("recipe",),
     ("workload", "report", "run"),
+    ("module_folder",),
     ("run_folder",),
     ("stages", "explain"),
     ("pipeline",),

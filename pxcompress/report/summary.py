@@ -16,6 +16,7 @@ from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.proof import Estimate, Measurement, Metric, Placement, Speedup
 from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
 from pxcompress.recipe.goal import DEFAULT_BUDGET, auto_normalise, auto_round_to
+from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.recipe.repairing import DEFAULT_REPAIR
 from pxcompress.report.record import Report
 
@@ -57,7 +58,7 @@ def is_classifier(report: Report) -> bool:
 
 def takes_images(report: Report) -> bool:
     """Whether the model's input is an image, which predict.py can read."""
-    return len(report.input_shape) == 3
+    return report.data.images and len(report.input_shape) == 3
 
 
 def loss_is_shown(report: Report) -> bool:
@@ -259,6 +260,7 @@ _WEIGHTS = {
     "factory": "weights as the factory made them",
     "trained-here": "weights trained here",
     "file": "weights of the ONNX file",
+    "module": "weights of the module given in Python",
 }
 
 
@@ -340,8 +342,13 @@ def describe_removal(report: Report) -> str:
 
 
 def format_command(recipe: Recipe) -> str:
-    """The `pxcompress run` line that a recipe stands for; options at their default are left out."""
+    """The `pxcompress run` line, or the call in Python, that a recipe stands for; without what is at its default."""
     defaults = _defaults(recipe)
+    if recipe.data == IN_PYTHON:
+        values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Pruning)}
+        defaults |= {"bench": Bench()}
+        parts = (f"{name}={value!r}" for name, value in values.items() if value != defaults[name])
+        return f"pxcompress.compress_module(model, example, batches, {', '.join(parts)})"
     words = ["pxcompress", "run"]
     for part in (recipe, recipe.bench, recipe.guarantee):
         for name in (field.name for field in dataclasses.fields(part)) if part else ():

@@ -106,6 +106,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
             workload.source.classes,
             skipped=workload.splits.skipped,
             layout=workload.source.layout,
+            images=workload.loaded.preprocessing.is_image,
             **counts,
         ),
         task=task_text(workload.task),
