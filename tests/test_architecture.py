@@ -51,13 +51,34 @@ def _room(path: Path) -> str:
 
 def _imports(path: Path) -> set[str]:
     """Dotted names of everything a file imports, also inside functions."""
+    package = ".".join(["pxcompress", *path.relative_to(ROOT).parts[:-1]])
+    return _names_in(path.read_text(), package)
+
+
+def _names_in(source: str, package: str) -> set[str]:
+    """The same of source text in `package`; relative imports are resolved, `import_module` of a text is seen as well.
+
+    What `import_module` is given that is no text counts as "?".
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names.add(_text_of(node.args[0]) if node.args else "?")
     return names
+
+
+def _text_of(node: ast.expr) -> str:
+    return str(node.value) if isinstance(node, ast.Constant) else "?"
+
+
+BY_TEXT = {"registry": "a package's methods", "models": "a user's factory"}
+"""Rooms that import by a name they are told, and what it names."""
 
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if _room(path) != "__init__")
@@ -76,6 +97,23 @@ def test_imports_point_left(path: Path) -> None:
             assert parts[1] == here or PLACE[parts[1]] < PLACE[here], f"{here} imports {name}"
         if parts[0] in DOORS:
             assert here in DOORS[parts[0]], f"{here} imports {name}; its door is {DOORS[parts[0]]}"
+
+
+def test_imports_of_all_kinds_are_seen() -> None:
+    source = """
+from . import a
+from .b import c
+from ..d import e
+import f.g as h
+def later():
+    importlib.import_module("i.j"), import_module(name), __import__("k")
+"""
+    seen = {"p.q.a", "p.q.b.c", "p.d.e", "f.g", "i.j", "?", "k"}
+    assert _names_in(source, "p.q") == seen
+
+
+def test_only_some_rooms_import_by_a_name_that_they_are_told() -> None:
+    assert {_room(path) for path in FILES if "?" in _imports(path)} == set(BY_TEXT)
 
 
 def test_the_product_reaches_demo_by_name_alone() -> None:

@@ -20,7 +20,7 @@ import torch
 from models import subject
 
 from pxcompress.stages import shrink
-from pxcompress.processes import is_first, joined, rank, shares
+from pxcompress.processes import is_first, joined, mean_gradients_, rank, shares
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.state import seeded
@@ -37,6 +37,10 @@ with joined():
             slim = shrink(known.model, known.example, Run(recipe, parts)).pruned
         with torch.no_grad():
             found[scorer] = [slim.plan.removed, slim.model(known.inputs).tolist()]
+    layer = torch.nn.Linear(1, 1)
+    layer.weight.grad = torch.full((1, 1), float(1 + 2 * rank()))
+    mean_gradients_(layer)
+    found["gradient"], found["none"] = layer.weight.grad.item(), layer.bias.grad is None
     if is_first():
         print(json.dumps(found))
     if rank() == int(sys.argv[1]):
@@ -86,7 +90,8 @@ def test_two_processes_make_the_plan_and_the_model_of_one() -> None:
     assert (first.returncode, second.returncode) == (0, 0), complaint + other
     assert nothing == ""
     one, two = json.loads(expected), json.loads(output)
-    for scorer in one:
+    assert (one["gradient"], two["gradient"], two["none"]) == (1, (1 + 3) / 2, True)
+    for scorer in SCORERS.split(";"):
         assert two[scorer][0] == one[scorer][0]
         torch.testing.assert_close(torch.tensor(two[scorer][1]), torch.tensor(one[scorer][1]), rtol=1e-3, atol=1e-4)
 
