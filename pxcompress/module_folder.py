@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +91,7 @@ def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Worklo
     if labelled:
         named = named_outputs(model, inputs[:2].to(device_of(model)), task.output_name)
         task.check({name: value.detach().cpu() for name, value in named.items()}, targets[:2])
-    classes = tuple(data.classes)
-    if isinstance(task, Classification) and not classes:
-        classes = tuple(str(place) for place in range(next(iter(outputs.values())).shape[1]))
+    classes = _class_names(data.classes, outputs) if isinstance(task, Classification) else tuple(data.classes)
     loaded = Loaded(
         model,
         _architecture(model),
@@ -107,6 +105,14 @@ def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Worklo
     return Workload(loaded, source, splits, task)
 
 
+def _class_names(names: Sequence[str], outputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of a classifier's outputs, numbers where none are given. Raises `InputError` for another count."""
+    count = next(iter(outputs.values())).shape[1]
+    if names and len(names) != count:
+        raise InputError(f"{len(names)} classes are named; the module returns logits of {count}, give as many names")
+    return tuple(names) or tuple(map(str, range(count)))
+
+
 def _architecture(model: nn.Module) -> Architecture:
     """How to build the module again: from its ONNX file where it was read from one, else by its user."""
     if isinstance(model, OnnxModule):
@@ -114,7 +120,7 @@ def _architecture(model: nn.Module) -> Architecture:
     return Architecture(type(model).__name__, in_python=True)
 
 
-def _default_task(outputs: dict[str, Tensor], classes: bool) -> Task:
+def _default_task(outputs: Mapping[str, Tensor], classes: bool) -> Task:
     values = list(outputs.values())
     return Classification() if classes and len(values) == 1 and values[0].dim() == 2 else Agreement()
 

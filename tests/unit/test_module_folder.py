@@ -136,6 +136,14 @@ def test_what_a_folder_cannot_hold_is_refused_in_one_line(slim: ModuleResult, tm
     assert not (tmp_path / "two").exists()
 
 
+def test_a_classifier_has_as_many_names_as_outputs(net: nn.Module, tmp_path: Path) -> None:
+    batches = _batches(0)
+    plain = compress_module(net, batches[0][0][:1], batches, 0.4, scorer="random", round_to=1, repair=())
+    with pytest.raises(InputError, match=f"2 classes are named; the module returns logits of {CLASSES}"):
+        plain.save(tmp_path / "mine", batches, classes=("a", "b"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_samples_without_targets_have_unknown_ones() -> None:
     from pxcompress.module_folder import Targeted
 
