@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import onnx
 import pytest
 import torch
 from command import Outcome, Px, caller, image_folder, one_line
+from filelock import FileLock
 from models import CLASSES, FlattenCNN
 from onnx.external_data_helper import set_external_data
 from PIL import Image
@@ -215,6 +217,23 @@ def test_the_second_run_into_a_place_is_refused(px: Px, asked: list[str], tmp_pa
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert [path.name for path in out.iterdir()] == ["recipe.json"]
+
+
+def test_a_claim_that_is_made_while_another_ends_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends takes its own lock file away, never the one of whoever comes next."""
+    place, release = tmp_path / "run", FileLock.release
+    with ExitStack() as next_run:
+
+        def release_and_let_the_next_one_in(lock: FileLock, force: bool = False) -> None:
+            release(lock, force=force)
+            monkeypatch.undo()
+            next_run.enter_context(whole_folder(place, force=True))
+
+        with whole_folder(place, force=False) as building:
+            (building / "recipe.json").write_text("{}")
+            monkeypatch.setattr(FileLock, "release", release_and_let_the_next_one_in)
+        with pytest.raises(InputError, match="another run is writing"), whole_folder(place, force=True):
+            pass
 
 
 @pytest.mark.slow
