@@ -16,7 +16,7 @@ from pxcompress.commands.options import AsJson, Force
 
 def convert(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[str, typer.Option(help=f"Target: {one_of(CONVERSIONS)}.")],
+    to: Annotated[str, typer.Option(help=f"Ecosystem: {one_of(CONVERSIONS)}.")],
     out: Annotated[Path | None, typer.Option(help="What is written.  [default: FOLDER/model with its suffix]")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples a call that the result takes.")] = 1,
     precision: Annotated[

@@ -26,31 +26,33 @@ _BATCHES = 4
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written for a target; `parity` is None where its runtime does not run on this machine."""
+    """What was written for an ecosystem; `parity` is None where its runtime does not run on this machine."""
 
-    target: str
+    ecosystem: str
     path: Path
     bytes: int
     input_shape: tuple[int, ...]
     parity: Parity | None
 
 
-def check_target(target: str) -> Converter:
-    """The converter of a target. Raises `InputError` for an unknown one, and where it does not work here."""
-    converter = CONVERTERS.get(target)()
+def check_ecosystem(ecosystem: str) -> Converter:
+    """The converter of an ecosystem. Raises `InputError` for an unknown one, and where it does not work here."""
+    converter = CONVERTERS.get(ecosystem)()
     if reason := converter.explain_failure():
-        raise InputError(f"target {target!r} cannot be made here: {reason}")
+        raise InputError(f"no conversion to {ecosystem!r} here: {reason}")
     return converter
 
 
-def convert_model(model: nn.Module, onnx: Path, example: Tensor, target: str, path: Path, *, output: str) -> Converted:
-    """Write `model`, which was exported to `onnx`, for `target` to `path`; it appears whole or not at all.
+def convert_model(
+    model: nn.Module, onnx: Path, example: Tensor, ecosystem: str, path: Path, *, output: str
+) -> Converted:
+    """Write `model`, which was exported to `onnx`, for `ecosystem` to `path`; it appears whole or not at all.
 
     `example` is one batch (n, ...), the size that the result takes; `output` names a single output. Raises `InputError`
     where the converter is missing, `ModelError` where it does not take the model, and `ParityError` where what it makes
     does not compute what PyTorch computes.
     """
-    converter = check_target(target)
+    converter = check_ecosystem(ecosystem)
     with on_cpu(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=".convert-") as folder:
         example = example.detach().cpu()
         flat = FlatOutputs.of(model, list(named_outputs(model, example, output)), output)
@@ -60,7 +62,7 @@ def convert_model(model: nn.Module, onnx: Path, example: Tensor, target: str, pa
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(built, path)
-    return Converted(target, path, _count_bytes(path), tuple(example.shape), parity)
+    return Converted(ecosystem, path, _count_bytes(path), tuple(example.shape), parity)
 
 
 def _build(converter: Converter, source: Source, path: Path) -> None:

@@ -134,8 +134,10 @@ def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quanti
         best = _with_biases(trials, plain) if judge.check else plain
         if best.rating.drop > judge.max_drop:
             best = _with_biases(trials, _with_float(trials, plain))
-        for file in onnx_files(best.path):
-            shutil.copyfile(file, path.parent / file.name.replace(best.path.name, path.name))
+        file, *weights = onnx_files(best.path)
+        shutil.copyfile(file, path)
+        for beside in weights:  # the file names them
+            shutil.copyfile(beside, path.parent / beside.name)
         return replace(best, path=path)
 
 

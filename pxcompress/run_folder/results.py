@@ -12,7 +12,7 @@ from pxcompress.attribution.class_relevance import removed_shares
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
-from pxcompress.deploy.int8 import MAX_DROP, Judge
+from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import BUSY, guesses
 from pxcompress.deploy.measure import FileTiming, try_files
 from pxcompress.proof import (
@@ -91,7 +91,7 @@ def _converted(files: Files, workload: Workload, run: Run) -> Made:
     if not precisions:
         return Made()
     with run.clock.stage(f"export {', '.join(precisions)}"):
-        judge = Judge(workload.splits.select, workload.task, MAX_DROP, run.recipe.bench.provider)
+        judge = Judge(workload.splits.select, workload.task, run.recipe.max_quant_drop, run.recipe.bench.provider)
         return make_targets(files.pruned.path, precisions, workload.splits.repair, judge)
 
 

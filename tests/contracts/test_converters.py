@@ -14,7 +14,7 @@ from torch import nn
 
 from pxcompress.choices import CONVERSIONS
 from pxcompress.deploy import runtime
-from pxcompress.deploy.convert import check_target, convert_model
+from pxcompress.deploy.convert import check_ecosystem, convert_model
 from pxcompress.deploy.converters import CONVERTERS, Predict, Source
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.session import Array
@@ -90,7 +90,7 @@ def more(monkeypatch: pytest.MonkeyPatch) -> None:
         CONVERTERS.register(kind.__name__.lower())(kind)
 
 
-def test_targets_are_listed_without_loading_them() -> None:
+def test_ecosystems_are_listed_without_loading_them() -> None:
     assert tuple(CONVERTERS) == CONVERSIONS
 
 
@@ -104,10 +104,8 @@ def test_a_converter_says_what_it_is_and_what_to_install(name: str, capfd: pytes
     reason = converter.explain_failure()
     assert "\n" not in reason
     if "not installed" in reason:
-        with pytest.raises(
-            InputError, match=rf"target '{name}' cannot be made here: .*pip install {converter.package}"
-        ):
-            check_target(name)
+        with pytest.raises(InputError, match=rf"no conversion to '{name}' here: .*pip install {converter.package}"):
+            check_ecosystem(name)
     assert capfd.readouterr() == ("", "")
 
 
@@ -140,7 +138,7 @@ def test_a_converter_from_elsewhere_is_held_against_pytorch(
 
 
 @pytest.mark.parametrize(
-    ("target", "error", "words"),
+    ("ecosystem", "error", "words"),
     [
         ("refusing", ModelError, r"Copies's converter \(copies\) does not take this model: .*aten::fold is not known"),
         ("wrong", ParityError, "differs from PyTorch by up to 1.00e.00"),
@@ -148,15 +146,15 @@ def test_a_converter_from_elsewhere_is_held_against_pytorch(
     ],
 )
 def test_what_fails_is_one_line_and_leaves_nothing(
-    more: None, exported: tuple[nn.Module, Path], tmp_path: Path, target: str, error: type[Exception], words: str
+    more: None, exported: tuple[nn.Module, Path], tmp_path: Path, ecosystem: str, error: type[Exception], words: str
 ) -> None:
     model, onnx = exported
     with pytest.raises(error, match=words) as caught:
-        convert_model(model, onnx, EXAMPLE, target, tmp_path / "m.copy", output="logits")
+        convert_model(model, onnx, EXAMPLE, ecosystem, tmp_path / "m.copy", output="logits")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown target 'executorh'; did you mean executorch"):
-        check_target("executorh")
+    with pytest.raises(InputError, match="unknown ecosystem 'executorh'; did you mean executorch"):
+        check_ecosystem("executorh")

@@ -1,4 +1,4 @@
-"""What other ecosystems make of a slim model, each by its own converter. One file a target, which registers itself.
+"""What other ecosystems make of a slim model, each by its own converter. One file an ecosystem, which registers itself.
 
     @CONVERTERS.register("my-target")
     @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Converter(Protocol):
         """The written model, ready to run here; None where its runtime does not run on this machine."""
 
 
-CONVERTERS: Registry[Converter] = Registry("target", "pxcompress.deploy.converters")
-"""Converters by the names of their targets."""
+CONVERTERS: Registry[Converter] = Registry("ecosystem", "pxcompress.deploy.converters")
+"""Converters by the names of their ecosystems."""
 
 
 def explain_missing(module: str, package: str) -> str:
