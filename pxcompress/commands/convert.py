@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pxcompress.choices import CONVERSIONS, TARGETS, one_of
-from pxcompress.commands.options import AsJson, Force
+from pxcompress.commands.options import AsJson
 
 
 def convert(
@@ -22,7 +22,7 @@ def convert(
     precision: Annotated[
         str, typer.Option(help=f"For tensorrt, which of the folder's files: {one_of(TARGETS)}.  [default: fp32]")
     ] = "",
-    force: Force = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the slim model for TensorRT, LiteRT, Core ML or ExecuTorch, and compare it with PyTorch where it runs.

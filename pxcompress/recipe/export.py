@@ -23,7 +23,7 @@ class Export:
     )
     max_quant_drop: float = option(
         0.005,
-        "What int8 may lose by itself, of the metric on the select split; what costs most stays in float32 until it is met.",
+        "What int8 may lose of the metric on the select split; what costs most stays in float32 until it is met.",
     )
     fixed_batch: bool = option(False, "The exported files take --batch-size samples a call, no other number.")
 
