@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,13 +20,16 @@ from torch import Tensor
 
 from pxcompress.deploy.hardware import TF32_SWITCH
 from pxcompress.deploy.quiet import shorten_message
-from pxcompress.errors import InputError
+from pxcompress.errors import InputError, OutOfMemoryError, PxError
 from pxcompress.proof import Placement
 
 Array = npt.NDArray[Any]
 
 Inputs = Array | Tensor | Mapping[str, Array]
 """A batch (n, ...) for a file with one input, or what every input takes, by name."""
+
+_NO_MEMORY = re.compile(r"(failed to|cannot|can't) allocate|out of memory|bad alloc|ALLOC_FAILED", re.IGNORECASE)
+"""What runtimes say where memory does not suffice; none of them has an exception for it."""
 
 _WEIGHTS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT16: "fp16",
@@ -123,7 +127,9 @@ class Session(ABC):
     def _predict(self, inputs: Inputs) -> list[Array]:
         feed = self._feed(inputs)
         samples, file_batch = len(next(iter(feed.values()))), self.inputs[0].shape[0] if self.inputs[0].shape else None
-        if file_batch in (None, samples):
+        if file_batch is None:
+            return self._run_in_halves(feed, samples)
+        if file_batch == samples:
             return self._run(feed)
         chunks = zip(*(whole_batches(array, file_batch) for array in feed.values()), strict=True)
         parts = [self._run(dict(zip(feed, chunk, strict=True))) for chunk in chunks]
@@ -145,15 +151,30 @@ class Session(ABC):
         except self.errors as error:
             raise self._unable(feed, error) from error
 
+    def _run_in_halves(self, feed: Mapping[str, Array], samples: int) -> list[Array]:
+        """As `_run`; where memory does not suffice, in smaller and smaller batches, down to one sample."""
+        try:
+            return self._run(feed)
+        except OutOfMemoryError:
+            if samples < 2 or any(len(array) != samples for array in feed.values()):
+                raise
+        half = samples // 2
+        first = self._run_in_halves({name: array[:half] for name, array in feed.items()}, half)
+        second = self._run_in_halves({name: array[half:] for name, array in feed.items()}, samples - half)
+        return [np.concatenate(pair) for pair in zip(first, second, strict=True)]
+
     def _run(self, feed: Mapping[str, Array]) -> list[Array]:
         try:
             return self.run(feed)
         except self.errors as error:
             raise self._unable(feed, error) from error
 
-    def _unable(self, feed: Mapping[str, Array], error: Exception) -> InputError:
-        """The error for inputs that the model does not run on."""
+    def _unable(self, feed: Mapping[str, Array], error: Exception) -> PxError:
+        """The error for inputs that the model does not run on, or for which memory does not suffice."""
         shapes = " and ".join(str(array.shape) for array in feed.values())
+        if _NO_MEMORY.search(str(error)):
+            where = f"inputs of shape {shapes} do not fit into the memory of {self.placement.asked}"
+            return OutOfMemoryError(f"{self.path.name}: {where}; give a smaller --batch-size, or --provider cpu")
         where = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
         return InputError(f"{where}: {shorten_message(str(error))}")
 
