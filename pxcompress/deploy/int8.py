@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from onnxruntime.quantization.calibrate import TensorsData
 
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import onnx_files
@@ -104,18 +105,19 @@ class _Trials:
         self._all, self._few = (spread(judge.check, count) for count in (CHECKED_BY, RANKED_BY))
         self._outputs = outputs_of(self.source, self._all)
         self._few_outputs = outputs_of(self.source, self._few)
+        self._ranges: dict[str, TensorsData] = {}
         self.count = 0
 
     def make(self, method: str) -> Quantised:
         """With ranges by `method`."""
-        self.ranges = {**getattr(self, "ranges", {}), method: measure_ranges(self.source, self.batches, method)}
+        self._ranges[method] = measure_ranges(self.source, self.batches, method)
         return self.write(Quantised(self.source, Rating(0.0, 0.0), method, len(self.nodes)), self.source)
 
     def write(self, made: Quantised, source: Path, *, few: bool = False) -> Quantised:
         """The file that `made` describes, from `source`, rated on all samples or on few."""
         self.count += 1
         path = self.folder / f"trial-{self.count}.onnx"
-        write_quantised(source, path, self.ranges[made.method], self.judge.style, made.in_float)
+        write_quantised(source, path, self._ranges[made.method], self.judge.style, made.in_float)
         check, outputs = (self._few, self._few_outputs) if few else (self._all, self._outputs)
         return replace(made, path=path, rating=rate(path, check, outputs, self.judge))
 

@@ -10,7 +10,8 @@ import onnx
 
 from pxcompress.deploy.int8 import CHECKED_BY, Judge, Quantised, Rating, outputs_of, rate, spread
 from pxcompress.deploy.qdq import read_feeds
-from pxcompress.errors import InputError
+from pxcompress.errors import ModelError, StageError
+from pxcompress.guard import describe, name_failures
 from pxcompress.types import Batches
 
 SAMPLES = 300
@@ -20,12 +21,20 @@ SAMPLES = 300
 def quantise_by_nncf(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
     """Write `source` with QDQ nodes to `path`; where that loses more than the judge allows, by NNCF's accuracy control.
 
-    Raises `InputError` where the package is missing.
+    Raises `ModelError` where the package is missing, or does not take the model.
     """
     try:
-        import nncf
-    except ModuleNotFoundError as error:
-        raise InputError("int8 for OpenVINO needs the package nncf (pip install nncf)") from error
+        with name_failures("NNCF"):
+            return _quantise(source, path, batches, judge)
+    except StageError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise ModelError("int8 for OpenVINO needs the package nncf (pip install nncf)") from error
+        raise ModelError(f"NNCF does not quantise {source.name}: {describe(error.__cause__ or error)}") from error
+
+
+def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+    import nncf
+
     nncf.set_log_level("ERROR")
     model = onnx.load(source)
     calibration = nncf.Dataset(list(read_feeds(source, spread(batches, SAMPLES))))

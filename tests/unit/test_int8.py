@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pxcompress.deploy.int8 import Judge, Quantised, quantise
+from pxcompress.deploy.nncf_int8 import quantise_by_nncf
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.qdq import METHODS, Style, correct_biases, measure_ranges, quantisable_nodes, write_quantised
-from pxcompress.deploy.runtime import open_session
+from pxcompress.deploy.runtime import explain_failure, open_session
+from pxcompress.errors import ModelError
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch
 
@@ -128,6 +132,21 @@ def test_a_gpu_gets_signed_activations_around_zero(tmp_path: Path) -> None:
     feeding = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     quantised = {node.name for node in graph.node if node.op_type == "Gemm" and node.input[1] in feeding}
     assert quantised == {"gemm1"}  # the others are narrower than 16
+
+
+def test_openvino_gets_what_nncf_makes_or_the_name_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_net(tmp_path / "net.onnx")
+    judge = Judge(labelled(source, samples(1)), Classification(), 0.5, "openvino")
+    if not explain_failure("openvino") and importlib.util.find_spec("nncf"):
+        path = convert(source, tmp_path / "int8.onnx", "int8", samples(0), judge).path
+        assert "QuantizeLinear" in {node.op_type for node in onnx.load(path).graph.node}
+        assert open_session(path, "openvino").metadata["quantisation"] == "ranges by NNCF"
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ModelError, match=r"needs the package nncf \(pip install nncf\)"):
+        quantise_by_nncf(source, tmp_path / "none.onnx", samples(0), judge)
+    assert not (tmp_path / "none.onnx").exists()
 
 
 def test_a_converted_file_says_how_it_was_made(tmp_path: Path) -> None:
