@@ -14,12 +14,24 @@ from functools import cache
 from typing import Any
 
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pxcompress.deploy.quiet import capture_output, shorten_message
 
 PREFIX = "onnxruntime_ep_"
-_ERRORS = (ImportError, OSError, AttributeError, RuntimeError, ValueError)
-"""What a package raises that does not fit this machine; ONNX Runtime's own exceptions are added below."""
+_ERRORS: tuple[type[Exception], ...] = (
+    ImportError,
+    OSError,
+    AttributeError,
+    RuntimeError,
+    ValueError,
+    ort_errors.Fail,
+    ort_errors.EPFail,
+    ort_errors.InvalidArgument,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+)
+"""What a package that does not fit this machine raises, and what ONNX Runtime does where it cannot load its library."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +73,6 @@ def explain_no_plugin() -> str:
 def _load(name: str) -> Plugin:
     """Register the library of a package with ONNX Runtime."""
     package, version = _describe_package(name)
-    errors = (*_ERRORS, *_ort_errors())
     try:
         with capture_output():
             module = importlib.import_module(name)
@@ -69,7 +80,7 @@ def _load(name: str) -> Plugin:
             providers = tuple(ask() if ask is not None else [module.get_ep_name()])
             ort.register_execution_provider_library(name, module.get_library_path())
             devices = tuple(device for device in ort.get_ep_devices() if device.ep_name in providers)
-    except errors as error:
+    except _ERRORS as error:
         return Plugin(package, version, failure=shorten_message(str(error)) or type(error).__name__)
     failure = "" if devices else f"{' and '.join(providers)} has no device that it takes on this machine"
     return Plugin(package, version, providers, devices, failure)
@@ -83,9 +94,3 @@ def _describe_package(module: str) -> tuple[str, str]:
         return package, importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return package, "of unknown version"
-
-
-def _ort_errors() -> tuple[type[Exception], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (state.Fail, state.EPFail, state.InvalidArgument, state.NoSuchFile, state.NotImplemented)

@@ -78,7 +78,7 @@ class OpenVino(OnnxFiles):
         nodes = len(proto.graph.node)  # it has kernels for all of them, or refuses the file
         return OpenVinoSession(
             path=Path("model") if isinstance(source, bytes) else source,
-            placement=Placement(provider, "OpenVINO-CPU", nodes, nodes),
+            placement=Placement(provider, "OpenVINO-CPU", nodes, nodes, options={"version": self.version, **options}),
             inputs=inputs,
             outputs=outputs,
             threads=threads,
