@@ -6,7 +6,7 @@ Rows of models that are not run stay as they are in the result file. With --dist
 after pruning, beside their rows without.
 
 Latency is of ResNet-50 and ViT-S at 224 pixels with random weights, half of the MACs removed, on this CPU: speed does
-not depend on what the weights are. Random weights have no accuracy; that comes from two small models that learned
+not depend on what the weights are. Random weights have no accuracy; that comes from three small models that learned
 `glyphs`, pruned and quantised in the same way; "int8 plain" has ranges from the extremes and nothing else. "runtime"
 rows, with --runtimes alone, time the same file on ONNX Runtime and on OpenVINO, in turns, on the CPU. "loop" rows time
 a file with a bare loop of ONNX Runtime, in turns with the tool. Where there is a GPU, CUDA is timed as well, with
@@ -50,7 +50,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.m
 from benchmarks.models import GLYPH_MODELS
 
 MODELS = {"ResNet-50": "resnet50", "ViT-S": "vit_small_patch16_224"}
-GLYPHS = ("ResNet", "ViT")
+GLYPHS = ("ResNet", "ViT", "MobileNet")
 DISTILLED = ("fold", "least-squares", "batchnorm")
 """Before the distillation."""
 PROVIDERS = ("cpu", "cuda", "cuda-graph")
