@@ -155,6 +155,6 @@ def test_what_fails_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_target_is_refused() -> None:
+def test_an_unknown_ecosystem_is_refused() -> None:
     with pytest.raises(InputError, match="unknown ecosystem 'executorh'; did you mean executorch"):
         check_ecosystem("executorh")
