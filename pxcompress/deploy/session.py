@@ -107,7 +107,7 @@ class Session(ABC):
 
         cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
         """
-        if weights_precision := self.metadata.get("precision") or _of_weights(self.path):
+        if weights_precision := self.metadata.get("precision") or read_weight_type(self.path):
             return weights_precision
         tf32 = self.device == "cuda" and os.environ.get(TF32_SWITCH) != "0"
         return "tf32" if tf32 else "fp32"
@@ -202,7 +202,7 @@ def whole_batches(array: Array, size: int) -> list[Array]:
     return np.split(rows, len(rows) // size)
 
 
-def _of_weights(path: Path) -> str:
+def read_weight_type(path: Path) -> str:
     """The type of most weights of a file, by our names; "" for float32, and for what we have no name for."""
     counts: Counter[int] = Counter()
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:

@@ -21,10 +21,11 @@ from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
+from pxcompress.deploy.export import read_metadata
 from pxcompress.deploy.hardware import TF32_SWITCH, explain_missing_gpu, explain_old_driver, load_tensorrt
 from pxcompress.deploy.plugins import choose_plugin, explain_no_plugin
 from pxcompress.deploy.quiet import capture_output, shorten_message
-from pxcompress.deploy.session import Array, Port, Session
+from pxcompress.deploy.session import Array, Port, Session, read_weight_type
 from pxcompress.errors import InputError
 from pxcompress.proof import Placement
 
@@ -39,7 +40,8 @@ _CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # else memory grows by powers of two, whatever is needed
     "use_tf32": "0" if os.environ.get(TF32_SWITCH) == "0" else "1",
 }
-_TENSORRT_OPTIONS = {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
+_TENSORRT_TYPES = {"fp16": "trt_fp16_enable", "int8": "trt_int8_enable"}
+_TENSORRT_OPTIONS = {**dict.fromkeys(_TENSORRT_TYPES.values(), "0"), "trt_engine_cache_enable": "0"}
 _STACKS: Mapping[str, list[Any]] = {
     "cpu": [_CPU],
     "cuda": [(_CUDA, _CUDA_OPTIONS), _CPU],
@@ -49,7 +51,7 @@ _STACKS: Mapping[str, list[Any]] = {
 """Execution providers of a session, the first one first, by the provider's name here, with options that change results.
 
 "cuda-graph" records the kernels of a call once and replays them; "plugin", which is not here, is a provider from a
-package of its own. TensorRT takes the types that the file has.
+package of its own.
 """
 
 _SHOWN = {*_CUDA_OPTIONS, *_TENSORRT_OPTIONS}
@@ -240,7 +242,7 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
         try:
             if provider == "plugin":
                 options.add_provider_for_devices(_plugin_devices(), {})
-            stack = _STACKS.get(provider)  # a plugin stands in the options
+            stack = _list_providers(source, provider)
             model = ort.InferenceSession(source, options, providers=stack, enable_fallback=0)
         except ORT_ERRORS as error:
             failure = str(error)
@@ -249,6 +251,19 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     if model.get_providers()[0] != _name(provider):
         return None, shorten_message(noise()) or f"ONNX Runtime gave {model.get_providers()[0]} instead"
     return model, ""
+
+
+def _list_providers(source: Path | bytes, provider: str) -> list[Any] | None:
+    """The execution providers of a session on a file; None for a plugin, which stands in the session's options.
+
+    TensorRT computes in float16 and int8 only where it is allowed to: it is where the file has these types.
+    """
+    if provider != "tensorrt" or isinstance(source, bytes):
+        return _STACKS.get(provider)
+    (name, options), *others = _STACKS[provider]
+    types = read_metadata(source).get("precision") or read_weight_type(source)
+    allowed = {option: "1" for kind, option in _TENSORRT_TYPES.items() if kind == types}
+    return [(name, {**options, **allowed}), *others]
 
 
 def list_built_in() -> tuple[str, ...]:
