@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
@@ -244,7 +245,7 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
                 options.add_provider_for_devices(_plugin_devices(), {})
             stack = _list_providers(source, provider)
             model = ort.InferenceSession(source, options, providers=stack, enable_fallback=0)
-        except ORT_ERRORS as error:
+        except (*ORT_ERRORS, DecodeError) as error:
             failure = str(error)
     if model is None:
         return None, shorten_message(f"{failure}\n{noise()}")
