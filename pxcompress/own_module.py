@@ -210,5 +210,9 @@ def _check_answers(module: Adapted, pruning: Pruning) -> None:
             f"scorer {pruning.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
             "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
         )
-    if isinstance(module.model, Adapter) and any(REPAIRS.build(text).phase == "train" for text in pruning.repair):
-        raise InputError("repairs that train take a module with one input and logits (n, classes); leave out finetune")
+    for text in pruning.repair:
+        if REPAIRS.build(text).needs_labels and (isinstance(module.model, Adapter) or not module.labelled):
+            raise InputError(
+                f"repair {text!r} takes a module with one input and logits (n, classes), and batches of (inputs, "
+                "labels); leave the labels out"
+            )

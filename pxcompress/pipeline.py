@@ -139,12 +139,11 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     """Refuse what only classifiers have, before any work."""
     if isinstance(task, Classification):
         return
-    labels = [text for text in recipe.scorers if SCORERS.build(text).target == "label"]
-    if any(REPAIRS.build(text).phase == "train" for text in recipe.repair):
-        raise InputError("repairs that train are for classifiers; leave out finetune")
-    for wanted, words in ((recipe.class_scores, "class scores"), (labels, f"scorer {recipe.scorer!r}")):
-        if wanted:
-            raise InputError(f"{words} need one label a sample; leave them out, or give --task classification")
+    wanting = ["class_scores"] if recipe.class_scores else []
+    wanting += [f"scorer {text!r}" for text in recipe.scorers if SCORERS.build(text).target == "label"]
+    wanting += [f"repair {text!r}" for text in recipe.repair if REPAIRS.build(text).needs_labels]
+    if wanting:
+        raise InputError(f"{wanting[0]} needs one label a sample; leave it out, or give --task classification")
     if recipe.guarantee is not None and (recipe.guarantee.risk not in LOSS_RISKS or recipe.guarantee.part != "all"):
         raise InputError(
             f"risk {recipe.guarantee.risk!r} and --part are for classifiers; give --risk {one_of(LOSS_RISKS)}, which "

@@ -331,6 +331,11 @@ class Repair(Protocol):
     phase: ClassVar[Phase]
     costly: ClassVar[bool] = False
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it takes one label a sample, (n,), and logits (n, classes)."""
+        return False
+
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """May change `pruned.model` in place; never `pruned.dense`. `held_out` is for choosing, not for fitting."""
         ...
