@@ -86,7 +86,7 @@ def latencies(exported: dict[str, Path], model: str, batch_sizes: tuple[int, ...
     """One row for every file, batch size and provider that works here; the dense file there is the reference."""
     for provider in choose_providers(PROVIDERS)[0]:
         labels = {str(path): label for label, path in exported.items() if runs(path, provider)}
-        for row in bench(list(labels), batch_sizes, where=Where((provider,), THREADS, strict=provider == "cpu")):
+        for row in bench(list(labels), batch_sizes, conditions=Where((provider,), THREADS, strict=provider == "cpu")):
             yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
 
 

@@ -77,15 +77,17 @@ def _rated(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel
     """Scores times measured divergence over what they sum to; groups that could not be measured get the middle rate."""
     rates: dict[str, float] = {}
     for group in scored.structure.groups:
-        predicted = float(scored.scores[group.name][_lowest(group, scored)].clamp_min(0).sum())
-        if predicted > 0 and 0 < divergences[group.name] < math.inf:
-            rates[group.name] = divergences[group.name] / predicted
+        score_sum = float(scored.scores[group.name][_lowest(group, scored)].clamp_min(0).sum())
+        if score_sum > 0 and 0 < divergences[group.name] < math.inf:
+            rates[group.name] = divergences[group.name] / score_sum
     if not rates:
         return scored
     middle = median(rates.values())
 
-    bounded = {name: min(max(rates.get(name, middle), middle / SPREAD), middle * SPREAD) for name in scored.scores}
-    return replace(scored, scores=at_rates(scored.scores, bounded), rates=bounded)
+    bounded_rates = {
+        name: min(max(rates.get(name, middle), middle / SPREAD), middle * SPREAD) for name in scored.scores
+    }
+    return replace(scored, scores=at_rates(scored.scores, bounded_rates), rates=bounded_rates)
 
 
 def at_rates(scores: Scores, rates: Mapping[str, float]) -> Scores:

@@ -82,14 +82,14 @@ def summed(value: Tensor) -> Tensor:
 
 def gathered(parts: Sequence[Tensor]) -> Tensor:
     """The rows of `parts` of all processes, in their order, on the CPU; every process calls this, also without rows."""
-    mine = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
+    own_rows = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
     if not _together():
-        return mine
+        return own_rows
     everyone: list[Any] = [None] * processes()
     with _heard():
-        dist.all_gather_object(everyone, mine)
+        dist.all_gather_object(everyone, own_rows)
     rows = [each for each in everyone if len(each)]
-    return torch.cat(rows) if rows else mine
+    return torch.cat(rows) if rows else own_rows
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,10 @@ class Run:
         Layers that read several positions of a sample are not among them. Known once the samples were scored.
         """
         part = self.parts["score"]
-        seen = part.found if isinstance(part, Remembered) else {}
-        sizes = {name: (len(each.whole.mean), each.samples) for name, each in seen.items() if each.one_position}
+        moments_by_layer = part.found if isinstance(part, Remembered) else {}
+        sizes = {
+            name: (len(each.whole.mean), each.samples) for name, each in moments_by_layer.items() if each.one_position
+        }
         return {name: size for name, size in sizes.items() if size[0] > size[1]}
 
     def unheard(self) -> Run:

@@ -89,8 +89,8 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """The groups and what their units cost, without scores. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     with clock.stage("find groups"):
-        found = find_groups(model, example, classifier_names(model, example))
-        structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
+        whole_structure = find_groups(model, example, classifier_names(model, example))
+        structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(whole_structure, model)
         _check_removable(structure)
     with clock.stage(f"price ({recipe.budget})"):
         price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
@@ -99,8 +99,10 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
             ratio = recipe.share(price({}))
             check_reachable(structure.groups, price, ratio, _limits(recipe))
         for operator, modules in uncounted(model, example).items():
-            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-            clock.remark(f"{operator}, in {modules[0]}{more}, counts as 0 MACs: nothing is known of what it multiplies")
+            remainder = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+            clock.remark(
+                f"{operator}, in {modules[0]}{remainder}, counts as 0 MACs: nothing is known of what it multiplies"
+            )
     return ScoredModel(model, example, structure, {}, price, ratio)
 
 
@@ -109,9 +111,9 @@ def _check_removable(structure: Structure) -> None:
     if structure.groups:
         return
     reasons = {layer.reason: layer.name for layer in reversed(structure.fixed)}
-    listed = "; ".join(f"{name}: {reason}" for reason, name in list(reversed(reasons.items()))[:REASONS])
+    reasons_text = "; ".join(f"{name}: {reason}" for reason, name in list(reversed(reasons.items()))[:REASONS])
     raise BudgetError(
-        f"the model has no removable units: {listed or 'no convolution or linear layer runs'}; see inspect"
+        f"the model has no removable units: {reasons_text or 'no convolution or linear layer runs'}; see inspect"
     )
 
 
@@ -129,10 +131,10 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     scored = _best_scored(candidates, run)
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
-        more = f", {len(short) - 1} more layers more than there are samples" if len(short) > 1 else ""
+        remainder = f", {len(short) - 1} more layers more than there are samples" if len(short) > 1 else ""
         clock.remark(
-            f"few samples: {name} reads {features} features of {samples} samples{more}; what feeds it stays wider than "
-            "more samples would show to be needed"
+            f"few samples: {name} reads {features} features of {samples} samples{remainder}; what feeds it stays wider "
+            "than more samples would show to be needed"
         )
     if not recipe.class_scores:
         return scored
@@ -165,10 +167,13 @@ def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
             for repair in absorbing:
                 pruned = _after(repair, pruned, run)
             divergences.append(_distance(dense.compare(pruned.model)))
-        best = min(range(len(candidates)), key=lambda place: divergences[place])
-    tried = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
-    run.clock.remark(f"the score is {names[best]}: on held-out samples the divergence from the dense model is {tried}")
-    return candidates[best]
+        best_place = min(range(len(candidates)), key=lambda place: divergences[place])
+    divergence_texts = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
+    run.clock.remark(
+        f"the score is {names[best_place]}: on held-out samples the divergence from the dense model is "
+        f"{divergence_texts}"
+    )
+    return candidates[best_place]
 
 
 def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run) -> Scores:
@@ -204,14 +209,16 @@ def cut(scored: ScoredModel, plan: Plan, run: Run) -> PruneResult:
 
 def cut_further(scored: ScoredModel, slim: PruneResult, ratio: float, run: Run) -> PruneResult:
     """One more round: score what is left in `slim`, remove up to `ratio` of the dense cost, repair. Changes `slim`."""
-    recipe, clock, before = run.recipe, run.clock, slim.pruned
+    recipe, clock, previous = run.recipe, run.clock, slim.pruned
     with clock.stage(f"score again ({scored.scorer})"):
-        left = groups_left(before)
-        scores = at_rates(spread(unit_scores(before.model, left, scored.scorer, run), before), scored.rates)
+        remaining_groups = groups_left(previous)
+        scores = at_rates(
+            spread(unit_scores(previous.model, remaining_groups, scored.scorer, run), previous), scored.rates
+        )
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     with clock.stage("prune"):
-        pruned = prune_further(before, left, plan, scored.example)
+        pruned = prune_further(previous, remaining_groups, plan, scored.example)
         _check_removal(pruned, scored.example)
     pruned, agreements = _repaired(scored, pruned, run)
     return replace(slim, pruned=pruned, agreements=agreements)
@@ -240,20 +247,20 @@ def _repaired(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Ag
         if repair.phase == "train":  # which takes long
             paths = [_nearest(paths)]
         with run.clock.stage(text):
-            paths = [after for path in paths for after in _with_repair(path, text, repair, dense, run)]
+            paths = [next_path for path in paths for next_path in _with_repair(path, text, repair, dense, run)]
             if repair.phase != "refit":
                 paths = [_nearest(paths)]
         _measure_quality(_nearest(paths).pruned, run)
-    best = _nearest(paths)
-    for text in best.refused:
+    best_path = _nearest(paths)
+    for text in best_path.refused:
         run.clock.remark(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
-    _check_finite(best.pruned)
-    same_weights_(best.pruned.model)
+    _check_finite(best_path.pruned)
+    same_weights_(best_path.pruned.model)
     with run.clock.stage("clean up"):
-        pruned = without_dead_paths(best.pruned.whole, scored.example, scored.price, _limits(run.recipe))
-        if best.agreement is None:
+        pruned = without_dead_paths(best_path.pruned.whole, scored.example, scored.price, _limits(run.recipe))
+        if best_path.agreement is None:
             return pruned, None
-        return pruned, Agreements(best.agreement, _on_calibration(pruned, run, best.agreement.samples))
+        return pruned, Agreements(best_path.agreement, _on_calibration(pruned, run, best_path.agreement.samples))
 
 
 def _with_repair(
@@ -263,10 +270,10 @@ def _with_repair(
     pruned = _after(repair, path.pruned, run)
     if dense is None or path.agreement is None:
         return [_Repaired(pruned, None)]
-    kept = _Repaired(pruned, dense.compare(pruned.model), path.refused)
+    repaired = _Repaired(pruned, dense.compare(pruned.model), path.refused)
     if repair.phase == "train":
-        return [kept]
-    return [kept, replace(path, refused=(*path.refused, text))]
+        return [repaired]
+    return [repaired, replace(path, refused=(*path.refused, text))]
 
 
 def _nearest(paths: Sequence[_Repaired]) -> _Repaired:
@@ -304,8 +311,8 @@ def _after(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
 
     def attempt(fit: Batches, check: Batches) -> Pruned:
         model = copy.deepcopy(pruned.model)
-        first = pruned.first and replace(pruned.first, model=model)
-        return repair(replace(pruned, model=model, first=first), fit, check)
+        first_round = pruned.first and replace(pruned.first, model=model)
+        return repair(replace(pruned, model=model, first=first_round), fit, check)
 
     return in_smaller_batches(attempt, run.parts["repair"], run.clock.say, run.held_out)
 
@@ -324,8 +331,8 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
 
 def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
-    nothing = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
-    yield _slim(scored, prune(scored.model, scored.structure.groups, nothing, scored.example))
+    empty_plan = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
+    yield _slim(scored, prune(scored.model, scored.structure.groups, empty_plan, scored.example))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = cut(scored, plan, run.unheard())

@@ -99,8 +99,8 @@ def load_workload(given: ModelAndData) -> Workload:
     splits = load_splits(part, loaded.preprocessing, seed=given.seed)
     if part is source:
         return Workload(loaded, source, splits, task)
-    whole = Whole(loaded, source, tuple(source.classes.index(name) for name in part.classes))
-    return Workload(whole.sliced(splits.example), part, splits, task, whole)
+    uncut = Whole(loaded, source, tuple(source.classes.index(name) for name in part.classes))
+    return Workload(uncut.sliced(splits.example), part, splits, task, uncut)
 
 
 def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
@@ -151,5 +151,5 @@ def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:
         return replace(workload, loaded=data.trained(workload.loaded, source, splits, workload.task, seed, note))
     loaded, source = workload.whole.loaded, workload.whole.source
     splits = load_splits(source, loaded.preprocessing, seed=seed)
-    whole = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
-    return replace(workload, loaded=whole.sliced(workload.splits.example), whole=whole)
+    uncut = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
+    return replace(workload, loaded=uncut.sliced(workload.splits.example), whole=uncut)

@@ -47,10 +47,10 @@ class _SoftmaxZPlus(torch.autograd.Function):
     def backward(ctx: Any, m: Tensor) -> tuple[Tensor, None]:
         x, s = ctx.saved_tensors
         x = x.masked_fill(s == 0, 0.0)  # masked positions: -inf
-        up, down = x.clamp(min=0), (-x).clamp(min=0)
-        negative = (s * down).sum(ctx.dim, keepdim=True)
+        positive, negative_part = x.clamp(min=0), (-x).clamp(min=0)
+        negative = (s * negative_part).sum(ctx.dim, keepdim=True)
         bias = (1 - x + (s * x).sum(ctx.dim, keepdim=True)).clamp(min=0)
-        share = s * m / ((1 - s) * up + negative - s * down + bias + 1e-6)
+        share = s * m / ((1 - s) * positive + negative - s * negative_part + bias + 1e-6)
         total = share.sum(ctx.dim, keepdim=True)
         return torch.where(x >= 0, (1 - s) * share, s * (share - total)), None
 
@@ -118,42 +118,44 @@ def has_attention(model: nn.Module, example: Tensor) -> bool:
 
 
 def multi_head_attention(
-    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, **rest: Any
+    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, **parameters: Any
 ) -> tuple[Tensor, Tensor | None]:
     """`F.multi_head_attention_forward` (tokens first) spelled out in functions that have rules."""
-    q, k, v = _project(query, key, value, rest)
+    q, k, v = _project(query, key, value, parameters)
     (length, batch, width), source = q.shape, k.shape[0]
     q, k, v = (x.reshape(x.shape[0], batch, num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))
-    mask = _additive_mask(rest, (batch, num_heads, length, source), q.dtype)
+    mask = _additive_mask(parameters, (batch, num_heads, length, source), q.dtype)
     weights = None
-    if rest["need_weights"]:
+    if parameters["need_weights"]:
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
         weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
         out = torch.matmul(weights, v)
-        weights = weights.mean(1) if rest["average_attn_weights"] else weights
+        weights = weights.mean(1) if parameters["average_attn_weights"] else weights
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
-    return F.linear(out, rest["out_proj_weight"], rest["out_proj_bias"]), weights
+    return F.linear(out, parameters["out_proj_weight"], parameters["out_proj_bias"]), weights
 
 
-def _project(query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]) -> list[Tensor]:
+def _project(query: Tensor, key: Tensor, value: Tensor, parameters: Mapping[str, Any]) -> list[Tensor]:
     """Queries, keys and values of a packed or separate projection."""
-    bias = rest["in_proj_bias"]
-    if not rest["use_separate_proj_weight"] and query is key and key is value:
-        return list(F.linear(query, rest["in_proj_weight"], bias).chunk(3, dim=-1))
-    if rest["use_separate_proj_weight"]:
-        weights = [rest["q_proj_weight"], rest["k_proj_weight"], rest["v_proj_weight"]]
+    bias = parameters["in_proj_bias"]
+    if not parameters["use_separate_proj_weight"] and query is key and key is value:
+        return list(F.linear(query, parameters["in_proj_weight"], bias).chunk(3, dim=-1))
+    if parameters["use_separate_proj_weight"]:
+        weights = [parameters["q_proj_weight"], parameters["k_proj_weight"], parameters["v_proj_weight"]]
     else:
-        weights = list(rest["in_proj_weight"].chunk(3))
+        weights = list(parameters["in_proj_weight"].chunk(3))
     biases = [None] * 3 if bias is None else list(bias.chunk(3))
     return [F.linear(x, weight, b) for x, weight, b in zip((query, key, value), weights, biases, strict=True)]
 
 
-def _additive_mask(rest: Mapping[str, Any], shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor | None:
+def _additive_mask(
+    parameters: Mapping[str, Any], shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> Tensor | None:
     """Attention and padding mask (True or -inf: left out) as one tensor to add, broadcastable to `shape`."""
     batch, heads, _, source = shape
-    attention, padding = rest["attn_mask"], rest["key_padding_mask"]
+    attention, padding = parameters["attn_mask"], parameters["key_padding_mask"]
     if attention is not None and attention.dim() == 3:
         attention = attention.view(batch, heads, *attention.shape[1:])
     if padding is not None:

@@ -98,8 +98,8 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[dict[str, nn.Module], t
     for name, tensors in inputs.items():
         weight = observer.weight_of.get(id(tensors[0]))
         layer = owners.get(weight) if weight is not None and observer.runs[weight] == 1 else None
-        alone = len(tensors) == 1 and observer.reads[id(tensors[0])] == 1
-        if alone and layer is not None and _fits(layer, tensors[0], norms[name]):
+        has_one_reader = len(tensors) == 1 and observer.reads[id(tensors[0])] == 1
+        if has_one_reader and layer is not None and _fits(layer, tensors[0], norms[name]):
             pairs[name] = layer
     return pairs, tuple(inputs)
 

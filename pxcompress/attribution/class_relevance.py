@@ -24,10 +24,10 @@ def class_relevance(model: nn.Module, groups: Sequence[Group], batches: Batches)
     with attributed(model, parse_composite("epsilon"), inputs[:1]) as twin:
         classes = twin.model(inputs[:1].to(device_of(twin.model))).shape[1]
         start = started("logit", "label")
-        found, samples = collect_by_label(
+        relevance_by_group, samples = collect_by_label(
             twin.model, groups, batches, lambda a, m: (a * m).sum(2).abs(), start, classes
         )
-    units = {name: values.mean(0).float() for name, values in found.items()}
+    units = {name: values.mean(0).float() for name, values in relevance_by_group.items()}
     return ClassRelevance(units, tuple(int(count) for count in samples))
 
 

@@ -86,12 +86,12 @@ def with_parameters(word: str, values: Mapping[str, float]) -> Choice:
 
     Those for linear layers keep their ratio to them: of gamma they have a fifth.
     """
-    both = cast(Any, _WORDS[word])
+    choice = cast(Any, _WORDS[word])
     linear = {
-        name: float(f"{value * getattr(both.linear, name) / getattr(both.convolution, name):.6g}")
+        name: float(f"{value * getattr(choice.linear, name) / getattr(choice.convolution, name):.6g}")
         for name, value in values.items()
     }
-    return Choice(dataclasses.replace(both.convolution, **values), dataclasses.replace(both.linear, **linear))
+    return Choice(dataclasses.replace(choice.convolution, **values), dataclasses.replace(choice.linear, **linear))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def split_by_depth(classifier: Sequence[bool]) -> list[Part]:
 
     Of n other layers the first and the last ceil(n / 4) are low and high; the very first is `first`.
     """
-    hidden = [index for index, last in enumerate(classifier) if not last]
+    hidden = [index for index, is_classifier in enumerate(classifier) if not is_classifier]
     quarter = math.ceil(len(hidden) / 4)
     parts: list[Part] = ["classifier"] * len(classifier)
     for place, index in enumerate(hidden):
@@ -150,16 +150,16 @@ def parse_composite(text: str) -> Composite:
     values: dict[str, Choice | str] = {}
     if "=" not in segments[0]:
         values.update(_base(segments.pop(0)))
-    given: set[str] = set()
+    keys: set[str] = set()
     for segment in segments:
         part, sign, value = (piece.strip() for piece in segment.partition("="))
         if not sign:
             raise InputError(f"composite {text!r}: {segment!r} is not part=rule; parts: {', '.join(PARTS)}, softmax")
         if part not in (*PARTS, "softmax"):
             raise unknown("part of a composite", part, (*PARTS, "softmax"))
-        if part in given:
+        if part in keys:
             raise InputError(f"composite {text!r} gives part {part!r} twice")
-        given.add(part)
+        keys.add(part)
         values[part] = _softmax(value) if part == "softmax" else _choice(value)
     missing = [part for part in PARTS[1:] if part not in values]
     if missing:
@@ -209,14 +209,14 @@ def _rule(text: str) -> Choice:
     fields = [field.name for field in dataclasses.fields(cast("type[AlphaBeta]", RULES[name]))]
     numbers = _numbers(arguments, text)
     if len(numbers) != len(fields):
-        wanted = f"{name}({';'.join(fields)})" if fields else f"{name} without parameters"
-        raise InputError(f"rule {text!r} has {len(numbers)} parameters; expected {wanted}")
+        expected = f"{name}({';'.join(fields)})" if fields else f"{name} without parameters"
+        raise InputError(f"rule {text!r} has {len(numbers)} parameters; expected {expected}")
     return _same(RULES[name](*numbers))
 
 
-def _numbers(text: str, where: str) -> list[float]:
+def _numbers(text: str, source: str) -> list[float]:
     """Numbers separated by ; or ,"""
     try:
         return [float(piece) for piece in re.split("[;,]", text)] if text.strip() else []
     except ValueError:
-        raise InputError(f"rule {where!r}: expected numbers between the brackets, separated by ;") from None
+        raise InputError(f"rule {source!r}: expected numbers between the brackets, separated by ;") from None

@@ -146,9 +146,9 @@ def attributed(
     example = (default_example(model) if example is None else example.detach()[:1]).to(device_of(model))
     with torch.no_grad():
         expected = twin(example)
-    unfolded: tuple[str, ...] = ()
+    unfolded_names: tuple[str, ...] = ()
     if composite is not None:
-        unfolded = fold_batchnorm(twin, example)
+        unfolded_names = fold_batchnorm(twin, example)
         give_identity_rules_(twin)
     mode = _Rules(twin, composite, pruning)
     with mode.reach.attached(twin):
@@ -161,14 +161,16 @@ def attributed(
 
         object.__setattr__(twin, "forward", ruled_forward)
         try:
-            yield Attributed(twin, layers, _unruled(twin, mode.unruled, unfolded), mode)
+            yield Attributed(twin, layers, _unruled(twin, mode.unruled, unfolded_names), mode)
         finally:
             object.__setattr__(twin, "forward", forward)
 
 
-def _unruled(twin: nn.Module, seen: Mapping[tuple[str, str], int], unfolded: tuple[str, ...]) -> tuple[Unruled, ...]:
-    rows = [Unruled(module, _kind(twin, module), function, calls) for (module, function), calls in seen.items()]
-    return (*rows, *(Unruled(name, _kind(twin, name), "batch_norm, not folded", 1) for name in unfolded))
+def _unruled(
+    twin: nn.Module, counts: Mapping[tuple[str, str], int], unfolded_names: tuple[str, ...]
+) -> tuple[Unruled, ...]:
+    rows = [Unruled(module, _kind(twin, module), function, calls) for (module, function), calls in counts.items()]
+    return (*rows, *(Unruled(name, _kind(twin, name), "batch_norm, not folded", 1) for name in unfolded_names))
 
 
 def _kind(twin: nn.Module, name: str) -> str:
@@ -237,9 +239,9 @@ class _Rules(TorchFunctionMode):
                 f"{type(twin).__name__} runs no convolution or linear layer on its input, so there is no relevance to "
                 "propagate; give a model that has one"
             )
-        last = list(self._kinds)[-1]
+        last_layer = list(self._kinds)[-1]
         heads = classifier_names(twin)
-        parts = split_by_depth([key == last or key in heads for key in self._kinds])
+        parts = split_by_depth([key == last_layer or key in heads for key in self._kinds])
         layers: list[RuledLayer] = []
         for (key, kind), part in zip(self._kinds.items(), parts, strict=True):
             choice = self._composite.choice(part)
@@ -371,11 +373,11 @@ class _Rules(TorchFunctionMode):
         layer = replace(layer, samples=self._samples, sample_axis=self._sample_axis)
         if self._trace is not None:
             a = transformer.scaled(a, 1.0)
-        z, saved = apply_rule(a, layer, rule)
+        z, saved_output = apply_rule(a, layer, rule)
         if self._trace is not None:
             self._trace.append(_Traced(self._shown.get(key, key), name, rule, a, z))
             return z.clone()
-        z._px_saved = saved  # type: ignore[attr-defined]
+        z._px_saved = saved_output  # type: ignore[attr-defined]
         return z
 
     def _key(self, function: str, weight: Tensor) -> str:

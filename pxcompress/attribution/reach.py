@@ -57,8 +57,8 @@ class Reach:
         self._source, self._all = source, all_outputs
         try:
             out = forward()
-            lost = [self.outputs[call] for call in sorted(self.lost) if call in self.outputs]
-            return _Stand.apply(out, *lost) if lost and live(out) else out
+            lost_outputs = [self.outputs[call] for call in sorted(self.lost) if call in self.outputs]
+            return _Stand.apply(out, *lost_outputs) if lost_outputs and live(out) else out
         finally:
             self._source = None
             if not all_outputs:
@@ -71,13 +71,13 @@ class Reach:
 
     def find_lost(self, out: Tensor) -> None:
         """Of the calls that have no gradient although gates are open, note the last one on every way."""
-        unmet = self._unmet(out, list(self.outputs))
-        lost = []
-        while unmet:
-            last = unmet.pop()
-            lost.append(last)
-            unmet = self._unmet(self.outputs[last], unmet)
-        self.lost = frozenset(lost)
+        calls_without_gradient = self._unmet(out, list(self.outputs))
+        lost_calls = []
+        while calls_without_gradient:
+            last_call = calls_without_gradient.pop()
+            lost_calls.append(last_call)
+            calls_without_gradient = self._unmet(self.outputs[last_call], calls_without_gradient)
+        self.lost = frozenset(lost_calls)
 
     def _unmet(self, out: Tensor, calls: Sequence[LayerCall]) -> list[LayerCall]:
         """Those of `calls` that the gradient of `out` does not come to, in executed order."""
@@ -128,16 +128,16 @@ class _Stand(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, *lost: Tensor) -> Tensor:
-        ctx.save_for_backward(out, *lost)
+    def forward(ctx: Any, out: Tensor, *lost_outputs: Tensor) -> Tensor:
+        ctx.save_for_backward(out, *lost_outputs)
         return out.view_as(out)
 
     @staticmethod
     def backward(ctx: Any, m: Tensor) -> tuple[Tensor, ...]:
-        out, *lost = ctx.saved_tensors
+        out, *lost_outputs = ctx.saved_tensors
         relevance = (out * m).flatten(1).sum(1)
         gradients = []
-        for value in lost:
+        for value in lost_outputs:
             samples = len(relevance) if len(value) % len(relevance) == 0 else 1
             rows = value.reshape(samples, -1)
             shares = relevance if samples == len(relevance) else relevance.mean().reshape(1)

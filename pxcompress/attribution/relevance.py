@@ -143,8 +143,8 @@ TOLERANCE = 1e-2
 
 def deviation(scores: Scores, exact: Scores) -> float:
     """|scores - exact| / |exact| over all units of all groups, L2."""
-    found, expected = (torch.cat([values.double() for values in each.values()]) for each in (scores, exact))
-    return float((found - expected).norm() / expected.norm())
+    approximate, reference = (torch.cat([values.double() for values in each.values()]) for each in (scores, exact))
+    return float((approximate - reference).norm() / reference.norm())
 
 
 def in_precision(name: str, model: nn.Module, score: Callable[[Batches], Scores], batches: Batches) -> Scores:
@@ -154,13 +154,13 @@ def in_precision(name: str, model: nn.Module, score: Callable[[Batches], Scores]
     """
     if name == "none":
         return score(batches)
-    first = [next(iter(batches))]
-    exact = score(first)
+    first_batch = [next(iter(batches))]
+    exact = score(first_batch)
     with torch.autocast(device_of(model).type, PRECISIONS[name]):
-        off = deviation(score(first), exact)
-        if not off <= TOLERANCE:  # also for a deviation that is not a number
+        error = deviation(score(first_batch), exact)
+        if not error <= TOLERANCE:  # also for a deviation that is not a number
             raise InputError(
-                f"autocast={name} changes the scores by {off:.1%} on the first batch; expected at most "
+                f"autocast={name} changes the scores by {error:.1%} on the first batch; expected at most "
                 f"{TOLERANCE:.0%} from float32: use autocast=none or another precision"
             )
         return score(batches)

@@ -160,26 +160,32 @@ class AlphaBeta(Rule):
         """
         assert a is not None
         relevance = m * z
-        mixed = bool((a < 0).any())
-        if mixed and layer.weight[0].numel() >= _MANY_INPUTS:
+        has_both_signs = bool((a < 0).any())
+        if has_both_signs and layer.weight[0].numel() >= _MANY_INPUTS:
             return self._by_absolute_values(layer, a, z, relevance, shape)
-        up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
-        inputs = (a.clamp(min=0), a.clamp(max=0)) if mixed else (a, None)
-        result, other = self._branches(layer, (up, down, 0.0), inputs, relevance.mul(self.alpha), shape)
+        positive_weight, negative_weight = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        inputs = (a.clamp(min=0), a.clamp(max=0)) if has_both_signs else (a, None)
+        result, for_negative_inputs = self._branches(
+            layer, (positive_weight, negative_weight, 0.0), inputs, relevance.mul(self.alpha), shape
+        )
         if self.beta:
-            minus = self._branches(layer, (down, up, 1.0), inputs, relevance.mul_(-self.beta), shape)
+            minus = self._branches(
+                layer, (negative_weight, positive_weight, 1.0), inputs, relevance.mul_(-self.beta), shape
+            )
             result = result.add_(minus[0])
-            other = None if other is None or minus[1] is None else other.add_(minus[1])
-        return result if other is None else torch.where(a >= 0, result, other)
+            for_negative_inputs = (
+                None if for_negative_inputs is None or minus[1] is None else for_negative_inputs.add_(minus[1])
+            )
+        return result if for_negative_inputs is None else torch.where(a >= 0, result, for_negative_inputs)
 
     def _by_absolute_values(self, layer: Layer, a: Tensor, z: Tensor, relevance: Tensor, shape: torch.Size) -> Tensor:
         """Positive and negative contributions as half the sum and difference of T = |W||a| + |b| and z, alike for W."""
         weight = layer.weight.abs()
         total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
-        up = self.alpha * relevance / _half(total + z, total)
-        down = self.beta * relevance / _half(total - z, total).neg_()
-        signed = layer.transpose(up - down, layer.weight, shape)
-        return signed.add_(layer.transpose(up.add_(down), weight, shape).mul_(_branch(a))).div_(2)
+        positive_share = self.alpha * relevance / _half(total + z, total)
+        negative_share = self.beta * relevance / _half(total - z, total).neg_()
+        signed = layer.transpose(positive_share - negative_share, layer.weight, shape)
+        return signed.add_(layer.transpose(positive_share.add_(negative_share), weight, shape).mul_(_branch(a))).div_(2)
 
     def _branches(
         self,
@@ -198,8 +204,8 @@ class AlphaBeta(Rule):
         if inputs[1] is not None:
             total = total.add_(layer.forward(inputs[1], unlike))
         share = relevance.div_(_or_infinity(total))
-        other = None if inputs[1] is None else layer.transpose(share, unlike, shape)
-        return layer.transpose(share, like, shape), other
+        for_negative_inputs = None if inputs[1] is None else layer.transpose(share, unlike, shape)
+        return layer.transpose(share, like, shape), for_negative_inputs
 
     def hook(self) -> BasicHook:
         """zennit's AlphaBeta."""
@@ -369,11 +375,11 @@ class _Ruled(torch.autograd.Function):
     """Forward: the layer. Backward: its rule."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, layer: Layer, rule: Rule, kept: list[Saved]) -> Tensor:
+    def forward(ctx: Any, a: Tensor, layer: Layer, rule: Rule, saved_outputs: list[Saved]) -> Tensor:
         z = layer.forward(a, layer.weight, layer.bias)
         z = torch.ops.aten._unsafe_view(z, z.shape)  # a view made in here could not be changed in place by the model
         ctx.layer, ctx.rule, ctx.shape, ctx.output = layer, rule, a.shape, Saved(z)
-        kept.append(ctx.output)
+        saved_outputs.append(ctx.output)
         if rule.needs_input:
             ctx.save_for_backward(a)
         return z
@@ -386,13 +392,13 @@ class _Ruled(torch.autograd.Function):
 
 def apply_rule(a: Tensor, layer: Layer, rule: Rule) -> tuple[Tensor, Saved]:
     """The layer's output, whose gradient towards `a` is the rule's multiplier, and the copy that backward will read."""
-    saved: list[Saved] = []
-    z = _Ruled.apply(a, layer, rule, saved)
-    return z, saved[0]
+    saved_outputs: list[Saved] = []
+    z = _Ruled.apply(a, layer, rule, saved_outputs)
+    return z, saved_outputs[0]
 
 
 def keep_before_change(value: Any) -> None:
     """To be called before a layer's output, or a view of one, is changed in place."""
     for tensor in (value, getattr(value, "_base", None)):
-        if isinstance(saved := getattr(tensor, "_px_saved", None), Saved):
-            saved.keep()
+        if isinstance(saved_output := getattr(tensor, "_px_saved", None), Saved):
+            saved_output.keep()

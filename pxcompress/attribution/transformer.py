@@ -255,4 +255,7 @@ def handlers() -> dict[str, Handler]:
     table |= {"layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm}
     table |= {"instance_norm": _instance_norm, "normalize": _normalize}
     changing = {f"{name}_": name for name in table if hasattr(torch.Tensor, f"{name}_")} | OPERATORS
-    return table | {name: _in_place(table[plain], getattr(torch, plain)) for name, plain in changing.items()}
+    return table | {
+        name: _in_place(table[name_of_original], getattr(torch, name_of_original))
+        for name, name_of_original in changing.items()
+    }

@@ -23,7 +23,7 @@ class Channels(Budget):
         """Units kept."""
         sizes = {group.name: group.units for group in groups}
 
-        def cost(kept: Mapping[str, int]) -> float:
-            return float(sum(kept.get(name, units) for name, units in sizes.items()))
+        def cost(kept_units: Mapping[str, int]) -> float:
+            return float(sum(kept_units.get(name, units) for name, units in sizes.items()))
 
         return cost

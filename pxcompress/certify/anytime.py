@@ -57,13 +57,13 @@ def staked(total: float, lost: float, begins: int, are: int) -> Budget:
 
     Raises `InputError` where nothing is left: samples or budget.
     """
-    left = total - lost
-    if left <= 1e-6 or begins >= are:
+    remaining_error = total - lost
+    if remaining_error <= 1e-6 or begins >= are:
         raise InputError(
             f"nothing is left of these samples: {begins} of {are} were looked at, and {lost:.4g} of the error budget "
             f"of {total:.4g} are lost; certify on fresh samples, or give a lower --confidence"
         )
-    return Budget(total, left, STAKE * left, begins, begins, are)
+    return Budget(total, remaining_error, STAKE * remaining_error, begins, begins, are)
 
 
 def certify_anytime(candidates: Sequence[Candidate], goal: Goal, budget: Budget) -> tuple[Certificate, Budget]:
@@ -82,13 +82,13 @@ def stopping_time(path: Sequence[Array], goal: Goal) -> int:
     The path is decided once each model has passed, or is shown by the same bet on the other side to be too bad, and
     one that is too bad makes those after it needless.
     """
-    needed = 0
+    needed_samples = 0
     for losses in path:
         passes, fails = (_first(wealth >= -math.log(goal.delta)) for wealth in _wealths(losses, goal))
-        needed = max(needed, min(passes, fails))
+        needed_samples = max(needed_samples, min(passes, fails))
         if passes > fails or passes > len(losses):
             break
-    return min(needed, len(path[0]))
+    return min(needed_samples, len(path[0]))
 
 
 def _wealths(losses: Array, goal: Goal) -> tuple[Array, Array]:

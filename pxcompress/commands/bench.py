@@ -69,8 +69,8 @@ def bench(
         sources = dict.fromkeys(files, "")
         if precisions:
             sources = convert_files(files, precisions, lambda of: read_calibration(of, data, size), Path(folder))
-        where = Where(working, threads, strict_provider)
-        rows = time_files(list(sources), batches, where=where, sizes=Sizes.parsed(size, shapes))
+        conditions = Where(working, threads, strict_provider)
+        rows = time_files(list(sources), batches, where=conditions, sizes=Sizes.parsed(size, shapes))
     names = {str(path): name for path, name in sources.items() if name}
     rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else format_bench(rows))

@@ -68,15 +68,15 @@ def certify(
     from pxcompress.run_folder.loss_table import certify_losses
 
     note = notes(quiet)
-    given: dict[str, object] = {"a model": files, "--data": data, "--unlabelled": unlabelled, "--part": part}
+    given_options: dict[str, object] = {"a model": files, "--data": data, "--unlabelled": unlabelled, "--part": part}
     if answers is not None:
-        given |= {"--max-drop": max_drop, "--confidence": confidence, "--risk": risk, "--losses": losses}
-        _refuse({**given, "--anytime": anytime, "--group": group}, "--answers")
+        given_options |= {"--max-drop": max_drop, "--confidence": confidence, "--risk": risk, "--losses": losses}
+        _refuse({**given_options, "--anytime": anytime, "--group": group}, "--answers")
         return _show(certify_answers(answers, out, note), as_json)
     if max_drop is None:
         raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
     if losses is not None:
-        _refuse(given, "--losses")
+        _refuse(given_options, "--losses")
         delta = round(1 - (0.95 if confidence is None else confidence), 12)
         goal = Goal(risk or LOSS_RISKS[0], max_drop, delta, anytime=anytime)
         return _show(certify_losses(losses, goal, group), as_json)
@@ -94,9 +94,9 @@ def certify(
     print(json.dumps(dataclasses.asdict(request), indent=1) if as_json else _to_do(request, out))
 
 
-def _refuse(given: Mapping[str, object], beside: str) -> None:
+def _refuse(given_options: Mapping[str, object], beside: str) -> None:
     """Raise `InputError` where something is given beside an option that says everything already."""
-    if extra := [name for name, value in given.items() if value]:
+    if extra := [name for name, value in given_options.items() if value]:
         raise InputError(f"{extra[0]} is given with {beside}, which says what is tested; leave it out")
 
 

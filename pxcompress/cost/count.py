@@ -114,20 +114,20 @@ class Widths:
                 self._owners[name, axis] = (_rows(model, name, owners[0][1]), owners)
         self._heads = {group.name: group.units for group in groups if group.kind == "head"}
 
-    def share(self, name: str, axis: Axis, kept: Mapping[str, int]) -> tuple[int, int]:
+    def share(self, name: str, axis: Axis, kept_units: Mapping[str, int]) -> tuple[int, int]:
         """Rows kept and rows in all of a module's axis; (1, 1) where no group owns rows of it."""
         if (name, axis) not in self._owners:
             return 1, 1
         rows, owners = self._owners[name, axis]
         removed_rows = sum(
-            (group.units - kept.get(group.name, group.units)) * member.index.shape[1] for group, member in owners
+            (group.units - kept_units.get(group.name, group.units)) * member.index.shape[1] for group, member in owners
         )
         return rows - removed_rows, rows
 
-    def heads(self, name: str, kept: Mapping[str, int]) -> tuple[int, int]:
+    def heads(self, name: str, kept_units: Mapping[str, int]) -> tuple[int, int]:
         """Heads kept and heads in all of the attention module `name`; (1, 1) for any other module."""
         heads = self._heads.get(name)
-        return (kept.get(name, heads), heads) if heads else (1, 1)
+        return (kept_units.get(name, heads), heads) if heads else (1, 1)
 
 
 def _rows(model: nn.Module, name: str, member: Member) -> int:
@@ -146,10 +146,14 @@ def macs_meter(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Me
     """Multiply-accumulates of one sample at planned widths; equals `count_macs` of the pruned model."""
     widths, dense = Widths(model, groups), macs_by_module(model, example)
 
-    def cost(kept: Mapping[str, int]) -> float:
+    def cost(kept_units: Mapping[str, int]) -> float:
         total = 0
         for name, macs in dense.items():
-            parts = (widths.share(name, "out", kept), widths.share(name, "in", kept), widths.heads(name, kept))
+            parts = (
+                widths.share(name, "out", kept_units),
+                widths.share(name, "in", kept_units),
+                widths.heads(name, kept_units),
+            )
             total += _scaled(macs, parts)
         return float(total)
 
@@ -160,14 +164,14 @@ def params_meter(model: nn.Module, groups: Sequence[Group]) -> Meter:
     """Parameters at planned widths; equals `count_params` of the pruned model."""
     widths, dense = Widths(model, groups), params_by_module(model)
 
-    def cost(kept: Mapping[str, int]) -> float:
+    def cost(kept_units: Mapping[str, int]) -> float:
         total = 0
         for name, parameters in dense.items():
             for parameter, count in parameters.items():
-                own = f"{name}.{parameter}".lstrip(".")
-                parts = [widths.share(name, "out", kept), widths.share(own, "out", kept)]
+                parameter_name = f"{name}.{parameter}".lstrip(".")
+                parts = [widths.share(name, "out", kept_units), widths.share(parameter_name, "out", kept_units)]
                 if parameter == "weight":
-                    parts.append(widths.share(name, "in", kept))
+                    parts.append(widths.share(name, "in", kept_units))
                 total += _scaled(count, parts)
         return float(total)
 
@@ -177,7 +181,7 @@ def params_meter(model: nn.Module, groups: Sequence[Group]) -> Meter:
 def _scaled(count: int, shares: Sequence[tuple[int, int]]) -> int:
     """`count` times every share kept / total, in whole numbers."""
     total = 1
-    for kept, whole in shares:
-        count *= kept
-        total *= whole
+    for kept_rows, all_rows in shares:
+        count *= kept_rows
+        total *= all_rows
     return count // total

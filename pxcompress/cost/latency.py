@@ -127,10 +127,10 @@ class _Surface:
 
     def at(self, inputs: float, outputs: float) -> float:
         """Bilinear between the measured widths."""
-        (row, down), (column, right) = _between(self.inputs, inputs), _between(self.outputs, outputs)
+        (row, row_share), (column, column_share) = _between(self.inputs, inputs), _between(self.outputs, outputs)
         corners = self.times[row : row + 2, column : column + 2]
-        lines = corners[:, 0] if corners.shape[1] == 1 else corners @ np.array([1 - right, right])
-        return float(lines[0] if len(lines) == 1 else lines @ np.array([1 - down, down]))
+        lines = corners[:, 0] if corners.shape[1] == 1 else corners @ np.array([1 - column_share, column_share])
+        return float(lines[0] if len(lines) == 1 else lines @ np.array([1 - row_share, row_share]))
 
 
 def _copies(operator: Operator) -> tuple[Operator, Operator]:
@@ -165,41 +165,46 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
     fetch = table.fetch()
     table.save()
 
-    def parts(kept: Mapping[str, int]) -> Array:
+    def parts(kept_units: Mapping[str, int]) -> Array:
         """Milliseconds of all operators one by one, and elements that they write."""
         total = np.zeros(2)
         for name, operator in dense_operators.items():
-            inputs, outputs = _widths(operator, name, widths, kept)
+            inputs, outputs = _widths(operator, name, widths, kept_units)
             if not (inputs and outputs):
                 continue
             if operator.kind != "attention":  # what is not a whole step takes as long as one
                 inputs, outputs = (
-                    min(whole, -(-width // step) * step)
-                    for width, whole in ((inputs, operator.inputs), (outputs, operator.outputs))
+                    min(dense_width, -(-width // step) * step)
+                    for width, dense_width in ((inputs, operator.inputs), (outputs, operator.outputs))
                 )
             fetch_ms = fetch * operator.weights(inputs, outputs)
             total += surfaces[name].at(inputs, outputs) + fetch_ms, operator.positions * outputs
         return total
 
     points = [{group.name: _near(group.units, share, group.kind == "head") for group in groups} for share in WHOLE]
-    measured_ms = np.array([[whole_model(model, groups, example, conditions, kept)] for kept in points])
-    predicted_parts = np.array([parts(kept) for kept in points])
+    measured_ms = np.array([[whole_model(model, groups, example, conditions, kept_units)] for kept_units in points])
+    predicted_parts = np.array([parts(kept_units) for kept_units in points])
     scale = predicted_parts.max(0)
     factors = nnls(predicted_parts / scale / measured_ms, np.ones(len(points)))[0] / scale  # relative errors count
 
     @cache
-    def priced(kept: tuple[tuple[str, int], ...]) -> float:
-        return float(parts(dict(kept)) @ factors)
+    def priced(kept_units: tuple[tuple[str, int], ...]) -> float:
+        return float(parts(dict(kept_units)) @ factors)
 
-    return lambda kept: priced(tuple(sorted((group.name, kept.get(group.name, group.units)) for group in groups)))
+    return lambda kept_units: priced(
+        tuple(sorted((group.name, kept_units.get(group.name, group.units)) for group in groups))
+    )
 
 
-def _widths(operator: Operator, name: str, widths: Widths, kept: Mapping[str, int]) -> tuple[int, int]:
+def _widths(operator: Operator, name: str, widths: Widths, kept_units: Mapping[str, int]) -> tuple[int, int]:
     """Inputs and outputs of the planned operator."""
     if operator.kind == "attention":
-        heads, _ = widths.heads(name, kept)
+        heads, _ = widths.heads(name, kept_units)
         return heads, heads
-    (inputs, dense_inputs), (outputs, dense_outputs) = widths.share(name, "in", kept), widths.share(name, "out", kept)
+    (inputs, dense_inputs), (outputs, dense_outputs) = (
+        widths.share(name, "in", kept_units),
+        widths.share(name, "out", kept_units),
+    )
     outputs = outputs * operator.outputs // dense_outputs
     return outputs if operator.depthwise else inputs * operator.inputs // dense_inputs, outputs
 
@@ -252,10 +257,10 @@ def best_step(conditions: Conditions) -> int:
 
 
 def whole_model(
-    model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions, kept: Mapping[str, int]
+    model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions, kept_units: Mapping[str, int]
 ) -> float:
     """Milliseconds of one call of `model` with the first units of every group, exported and measured."""
-    removed_units = {group.name: tuple(range(kept.get(group.name, group.units), group.units)) for group in groups}
+    removed_units = {group.name: tuple(range(kept_units.get(group.name, group.units), group.units)) for group in groups}
     slim = prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0), example).model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

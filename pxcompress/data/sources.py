@@ -95,7 +95,7 @@ def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
     number = np.full(len(source.classes), -1)
     number[[source.classes.index(name) for name in classes]] = np.arange(len(classes))
     train, select, held_out = (_renumbered(pool, number) for pool in (source.train, source.select, source.held_out))
-    smaller = replace(
+    restricted_source = replace(
         source,
         classes=tuple(classes),
         outputs=len(classes),
@@ -104,7 +104,11 @@ def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
         held_out=held_out,
         other_order=(),
     )
-    return smaller if source.embedded or set(classes) == set(source.classes) else _cut_anew(smaller, seed)
+    return (
+        restricted_source
+        if source.embedded or set(classes) == set(source.classes)
+        else _cut_anew(restricted_source, seed)
+    )
 
 
 def check_classes(source: Source, classes: Sequence[str]) -> None:
@@ -122,20 +126,20 @@ def _cut_anew(source: Source, seed: int) -> Source:
         cut_data = pools(source.train, source.held_out.joined(source.select), seed)
     else:
         cut_data = pools(source.train.joined(source.select), source.held_out, seed)
-    whole = source.select_from == "everything" and cut_data.select_from == "train"
+    is_cut_from_everything = source.select_from == "everything" and cut_data.select_from == "train"
     return replace(
         source,
         train=cut_data.train,
         select=cut_data.select,
         held_out=cut_data.held_out,
-        select_from="everything" if whole else cut_data.select_from,
+        select_from="everything" if is_cut_from_everything else cut_data.select_from,
     )
 
 
 def _renumbered(samples: Samples, number: Integers) -> Samples:
     """Samples whose label has a `number` (classes,), under it; the others have -1."""
-    kept = samples.take(np.flatnonzero(number[samples.labels] >= 0))
-    return replace(kept, labels=number[kept.labels])
+    samples_kept = samples.take(np.flatnonzero(number[samples.labels] >= 0))
+    return replace(samples_kept, labels=number[samples_kept.labels])
 
 
 def _parse_options(spec: str, text: str) -> dict[str, str]:

@@ -51,7 +51,7 @@ def timm_pools(name: str, options: Mapping[str, str]) -> _Pools:
 
     Raises `DataError` where an option is unknown, the reader's package is missing, or the data cannot be had.
     """
-    prefix, _, rest = name.partition("/")
+    prefix, _, dataset_name = name.partition("/")
     prefix = prefix.lower()
     for key in options:
         if key not in _OPTIONS:
@@ -63,15 +63,15 @@ def timm_pools(name: str, options: Mapping[str, str]) -> _Pools:
     settings["root"] = options.get("root") or (str(cache_dir() / "datasets") if prefix == "torch" else None)
     if prefix == "wds" and settings["root"] is None:
         raise DataError(f"data {name!r} needs the folder or URL of its shards; expected {name}:root=DIR")
-    if prefix == "torch" and rest.lower() in _FETCHED:
+    if prefix == "torch" and dataset_name.lower() in _FETCHED:
         settings["download"] = True
     train = _open(name, options.get("train", "train"), settings)
     held_out = _open_held_out(name, options, settings)
-    read = _streamed if prefix in _STREAMS else _indexed
+    read_samples = _streamed if prefix in _STREAMS else _indexed
     with _explained(name, "train"):
-        train_samples, classes = read(train, f"{name}/train")
+        train_samples, classes = read_samples(train, f"{name}/train")
     with _explained(name, "held-out"):
-        held_out_samples = None if held_out is None else read(held_out, f"{name}/held-out")[0]
+        held_out_samples = None if held_out is None else read_samples(held_out, f"{name}/held-out")[0]
     labels = [train_samples.labels, *([] if held_out_samples is None else [held_out_samples.labels])]
     names = _class_names(name, np.concatenate(labels), classes)
     notes = {

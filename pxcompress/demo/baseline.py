@@ -158,8 +158,8 @@ def _train(model: nn.Module, problem: Problem, note: Note) -> BaselineInfo:
                 f"training a baseline diverged in epoch {epoch} (loss {loss}); give weights with --checkpoint"
             )
         history.append(torch_quality(model.eval(), problem.select, problem.task))
-        shown = _shown(problem.task, history[-1])
-        note(f"baseline: epoch {epoch} of at most {epochs}, loss {loss:.3f}, select {shown}")
+        quality_text = _shown(problem.task, history[-1])
+        note(f"baseline: epoch {epoch} of at most {epochs}, loss {loss:.3f}, select {quality_text}")
         is_saturated = metric.unit == "share" and len(history) > 1 and min(history[-2:]) >= SATURATED
         if 2 * epoch >= epochs and is_saturated:
             break

@@ -74,8 +74,8 @@ def _drawn(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Ima
     canvas = gradient(ground, rng)
     draw_clutter(canvas, ground, rng)
     for _ in range(rng.integers(1, 4)):
-        other = CLASSES[rng.integers(len(CLASSES))]
-        paste(canvas, other, near(ground, rng, 6, 26), rng, Place(spread=26))
+        clutter_character = CLASSES[rng.integers(len(CLASSES))]
+        paste(canvas, clutter_character, near(ground, rng, 6, 26), rng, Place(spread=26))
     mask = paste(canvas, CLASSES[label], near(ground, rng, 45, 115), rng, Place())
     return Image.fromarray(reduced(canvas, rng)), mask
 

@@ -36,8 +36,8 @@ class Spiral(LearnedHere):
     def source(self, spec: str) -> Source:
         """All points."""
         points, labels = spiral_arrays()
-        everything = Samples.of([f"spiral/{index}" for index in range(len(points))], labels, Numbers(points))
-        train, select, held_out = cut(everything, SIZES, np.random.default_rng(0))
+        samples = Samples.of([f"spiral/{index}" for index in range(len(points))], labels, Numbers(points))
+        train, select, held_out = cut(samples, SIZES, np.random.default_rng(0))
         return Source(spec, CLASSES, True, points.shape[1:], train, select, held_out, limits=LIMITS)
 
 

@@ -50,7 +50,7 @@ class Port:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` can be given, whatever its first axis."""
         pairs = zip(self.shape[1:], shape[1:], strict=False)
-        return len(self.shape) == len(shape) and all(own in (None, size) for own, size in pairs)
+        return len(self.shape) == len(shape) and all(port_size in (None, size) for port_size, size in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +153,8 @@ class Session(ABC):
     def _unable(self, feed: Mapping[str, Array], error: Exception) -> InputError:
         """The error for inputs that the model does not run on."""
         shapes = " and ".join(str(array.shape) for array in feed.values())
-        where = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
-        return InputError(f"{where}: {shorten_message(str(error))}")
+        problem = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
+        return InputError(f"{problem}: {shorten_message(str(error))}")
 
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes."""

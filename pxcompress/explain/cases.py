@@ -25,14 +25,17 @@ _UNITS = 6  # carrying units of a case
 
 def chosen(views: Views) -> list[tuple[int, str]]:
     """For the reader: typical ones that agree, the surest of those that changed sides, and the largest changes."""
-    alike, chance = views.similarity["cosine"], views.logits[1].softmax(1).amax(1)
-    typical = (alike - alike.median()).abs()
+    similarity, chance = views.similarity["cosine"], views.logits[1].softmax(1).amax(1)
+    typical = (similarity - similarity.median()).abs()
     case_by_index: dict[int, str] = {}
     for kind, order in (("agreeing", typical), ("newly wrong", -chance), ("newly right", -chance)):
-        ranked = [index for index in order.argsort().tolist() if views.kinds[index] == kind]
-        case_by_index.update(dict.fromkeys(ranked[:_SHOWN], kind))
-    remaining = [index for index in alike.argsort().tolist() if index not in case_by_index]
-    return [*case_by_index.items(), *((index, f"largest change, {views.kinds[index]}") for index in remaining[:_SHOWN])]
+        ranked_indices = [index for index in order.argsort().tolist() if views.kinds[index] == kind]
+        case_by_index.update(dict.fromkeys(ranked_indices[:_SHOWN], kind))
+    remaining_indices = [index for index in similarity.argsort().tolist() if index not in case_by_index]
+    return [
+        *case_by_index.items(),
+        *((index, f"largest change, {views.kinds[index]}") for index in remaining_indices[:_SHOWN]),
+    ]
 
 
 def all_of(views: Views) -> list[tuple[int, str]]:
@@ -42,13 +45,13 @@ def all_of(views: Views) -> list[tuple[int, str]]:
 
 def case_of(
     pruned: Pruned,
-    compared: tuple[Inputs, Views],
+    inputs_and_views: tuple[Inputs, Views],
     index: int,
     kind: str,
-    told: tuple[Sequence[str], Preprocessing, str],
+    context: tuple[Sequence[str], Preprocessing, str],
 ) -> Case:
-    """One input with everything about it; `told` are the classes, how pictures became inputs, and the rules."""
-    (inputs, views), (classes, preprocessing, composite) = compared, told
+    """One input with everything about it; `context` are the classes, how pictures became inputs, and the rules."""
+    (inputs, views), (classes, preprocessing, composite) = inputs_and_views, context
     value = inputs.values[index : index + 1]
     dense = views.decisions[0][index]
     return Case(
@@ -64,8 +67,8 @@ def case_of(
 
 
 def _decision(logits: Tensor, classes: Sequence[str]) -> Decision:
-    best = int(logits.argmax())
-    return Decision(classes[best], float(logits.softmax(0)[best]))
+    label = int(logits.argmax())
+    return Decision(classes[label], float(logits.softmax(0)[label]))
 
 
 def _units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> tuple[CarryingUnit, ...]:
@@ -85,14 +88,14 @@ def _is_kept(plan: Plan, group: Group, unit: int) -> bool:
 
 def _pictures(inputs: Inputs, views: Views, index: int, preprocessing: Preprocessing) -> Pictures:
     """The input and its maps; what is no image is shown as a line of positions."""
-    value, changed = inputs.values[index], bool(views.decisions[0][index] != views.decisions[1][index])
+    value, decision_differs = inputs.values[index], bool(views.decisions[0][index] != views.decisions[1][index])
     maps = [each[index].numpy() for each in (*views.maps, views.own)]
     if preprocessing.is_image:
-        return Pictures(_image(value, preprocessing), maps[0], maps[1], maps[2] if changed else None)
+        return Pictures(_image(value, preprocessing), maps[0], maps[1], maps[2] if decision_differs else None)
     mask = None if inputs.masks is None else inputs.masks[index].numpy()
     flat = [each.flatten() for each in maps]
     text = "".join(inputs.letters[channel] for channel in value.argmax(0)) if inputs.letters else ""
-    return Pictures(_line(value, mask, text), flat[0], flat[1], flat[2] if changed else None, text)
+    return Pictures(_line(value, mask, text), flat[0], flat[1], flat[2] if decision_differs else None, text)
 
 
 def _image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:

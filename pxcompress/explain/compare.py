@@ -83,7 +83,7 @@ def explain(
     views = views_of(pruned, inputs, method)
     classes = workload.source.classes
     targets = views.decisions[0]
-    removed = _carried(pruned, inputs.values, targets, composite)
+    layer_shares = _carried(pruned, inputs.values, targets, composite)
     cases = [
         case_of(pruned, (inputs, views), index, kind, (classes, preprocessing, composite))
         for index, kind in (all_of(views) if images else chosen(views))
@@ -97,19 +97,19 @@ def explain(
         alike=_alike(views),
         placed=_placed(views, inputs.masks),
         flipping=_flipping(pruned.dense, pruned.model, inputs.values, views),
-        layers=removed,
+        layers=layer_shares,
         cases=tuple(cases),
         notes=_notes(request, method, len(inputs.values), bool(images)),
     )
 
 
-def _method(dense: nn.Module, values: Tensor, asked: Asked, composite: str) -> Method:
-    share = asked.share
+def _method(dense: nn.Module, values: Tensor, request: Asked, composite: str) -> Method:
+    share = request.share
     if share is None:
         with torch.no_grad():
             targets = dense(values[:TUNED].to(device_of(dense))).argmax(1).cpu()
-        share = chosen_share(dense, values[:TUNED], targets, asked.method, composite)
-    return Method(asked.method, composite, share)
+        share = chosen_share(dense, values[:TUNED], targets, request.method, composite)
+    return Method(request.method, composite, share)
 
 
 def _alike(views: Views) -> tuple[Alike, ...]:
@@ -118,10 +118,10 @@ def _alike(views: Views) -> tuple[Alike, ...]:
     others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
     for kind in ("all", *dict.fromkeys([*KINDS.values(), *views.kinds])):
-        which = torch.tensor([kind in ("all", other) for other in views.kinds])
-        if which.any():
+        mask = torch.tensor([kind in ("all", kind_shown) for kind_shown in views.kinds])
+        if mask.any():
             columns = [*(views.similarity[name] for name in SIMILARITIES), *others]
-            rows.append(Alike(kind, int(which.sum()), *(float(column[which].mean()) for column in columns)))
+            rows.append(Alike(kind, int(mask.sum()), *(float(column[mask].mean()) for column in columns)))
     return tuple(rows)
 
 
@@ -159,11 +159,11 @@ def _carried(pruned: Pruned, values: Tensor, targets: Tensor, composite: str) ->
     return tuple(rows)
 
 
-def _notes(asked: Asked, method: Method, count: int, are_images: bool) -> tuple[str, ...]:
+def _notes(request: Asked, method: Method, count: int, are_images: bool) -> tuple[str, ...]:
     notes = []
-    if METHODS[asked.method] and asked.share is None and not method.share:
+    if METHODS[request.method] and request.share is None and not method.share:
         notes.append(
-            f"no share that {asked.method} prunes gains more sparsity than it costs similarity to plain LRP here, so "
+            f"no share that {request.method} prunes gains more sparsity than it costs similarity to plain LRP here, so "
             "nothing is pruned; other rules (--composite) may help, or a share of your own (--share)"
         )
     if are_images and count > MOST:

@@ -88,14 +88,16 @@ def chosen_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, c
     """
     if not METHODS[name]:
         return 0.0
-    plain = heatmaps(model, inputs, targets, Method("lrp", composite)).flatten(1)
-    worth = {0.0: 0.0}
+    lrp_maps = heatmaps(model, inputs, targets, Method("lrp", composite)).flatten(1)
+    gain_by_share = {0.0: 0.0}
     for share in SHARES:
-        worth[share] = trade_off(heatmaps(model, inputs, targets, Method(name, composite, share)).flatten(1), plain)
-    return max(worth, key=lambda share: worth[share])
+        gain_by_share[share] = trade_off(
+            heatmaps(model, inputs, targets, Method(name, composite, share)).flatten(1), lrp_maps
+        )
+    return max(gain_by_share, key=lambda share: gain_by_share[share])
 
 
-def trade_off(maps: Tensor, plain: Tensor) -> float:
+def trade_off(maps: Tensor, lrp_maps: Tensor) -> float:
     """Sparsity gained less similarity lost, as `chosen_share` says; both (n, positions)."""
-    before = float(gini(plain).mean())
-    return (float(gini(maps).mean()) - before) / (1 - before) - (1 - float(cosine(maps, plain).mean()))
+    lrp_sparsity = float(gini(lrp_maps).mean())
+    return (float(gini(maps).mean()) - lrp_sparsity) / (1 - lrp_sparsity) - (1 - float(cosine(maps, lrp_maps).mean()))

@@ -59,8 +59,8 @@ def dense_subject(folder: Path, data: str, note: Note) -> Workload:
     with torch.no_grad():
         logits = outputs_in_file(model, values.to(device_of(model))).cpu().numpy()
     expected = session.predict(values)
-    same = logits.shape == expected.shape and np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
-    if not same:
+    is_same = logits.shape == expected.shape and np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
+    if not is_same:
         raise InputError(
             f"the dense model of {str(folder)!r} is gone: what its recipe leads to ({recipe.model}, weights "
             f"{workload.loaded.weights}) does not compute what {DENSE} does; bring its weights back, or run again"
@@ -72,8 +72,8 @@ def samples_of(workload: Workload, data: str, count: int, recipe: Recipe) -> Inp
     """The first `count` of the test split, those of `data` where given."""
     source, splits = workload.source, workload.splits
     if data and data != source.name:
-        opened = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
-        source = restricted(opened, source.classes, recipe.seed)
+        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
+        source = restricted(own_source, source.classes, recipe.seed)
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
     values, labels = first_of(splits.test, count)
     names = splits.ids["test"][: len(values)]

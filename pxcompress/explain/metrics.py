@@ -80,8 +80,8 @@ def pixel_flipping(model: nn.Module, inputs: Tensor, maps: Tensor, targets: Tens
     with torch.no_grad():
         for step in range(steps + 1):
             keep = torch.ones_like(maps).scatter_(1, order[:, : round(count * step / steps)], 0.0)
-            changed = inputs * keep.view(shape)
-            chances = model(changed.to(device)).softmax(1).cpu()
+            masked_inputs = inputs * keep.view(shape)
+            chances = model(masked_inputs.to(device)).softmax(1).cpu()
             curve.append(chances.gather(1, targets[:, None])[:, 0].double())
     return torch.trapezoid(torch.stack(curve), dx=1 / steps, dim=0)
 

@@ -143,8 +143,8 @@ class _Linked(tp.dependency.Group):
 
 def _convolution_pruner(module: Any) -> Any:
     """torch-pruning's pruner of convolutions, for those that are not depthwise."""
-    plain = isinstance(module, CONVOLUTIONS) and not is_depthwise(module)
-    return tp.pruner.function.PrunerBox[tp.ops.OPTYPE.CONV] if plain else None
+    is_ordinary = isinstance(module, CONVOLUTIONS) and not is_depthwise(module)
+    return tp.pruner.function.PrunerBox[tp.ops.OPTYPE.CONV] if is_ordinary else None
 
 
 def _lacks(dep: Any, rows: Any) -> bool:
@@ -222,8 +222,8 @@ def _map_parts(node: Any) -> None:
         edges = getattr(reader.grad_fn, "next_functions", ())
         parts = [sizes[part : part + 2] for function, part in edges if function is node.grad_fn.split]
         for source, target, reverse in ((node, reader, False), (reader, node, True)):
-            between = [dependency for dependency in source.dependencies if dependency.target is target]
-            for dependency, part in zip(between, parts, strict=False):
+            dependencies_between = [dependency for dependency in source.dependencies if dependency.target is target]
+            for dependency, part in zip(dependencies_between, parts, strict=False):
                 mapping = tp.dependency.index_mapping._SplitIndexMapping(offset=part, reverse=reverse)
                 dependency.index_mapping[0] = mapping
 

@@ -79,7 +79,7 @@ def head_group(model: nn.Module, attention: Attention) -> Group:
     return Group(attention.name, "head", attention.heads, tuple(members))
 
 
-def set_heads_(model: nn.Module, group: Group, kept: int) -> None:
+def set_heads_(model: nn.Module, group: Group, kept_heads: int) -> None:
     """Tell an attention module how many of its heads are left."""
     module = model.get_submodule(group.name)
     inner = group.members[0].index.numel()
@@ -87,11 +87,11 @@ def set_heads_(model: nn.Module, group: Group, kept: int) -> None:
     assert layout is not None, f"{group.name} has had a layout when its heads were found"
     for key in (*layout.counts, *layout.widths):
         if isinstance(value := getattr(module, key, None), int):
-            setattr(module, key, value * kept // group.units)
+            setattr(module, key, value * kept_heads // group.units)
     for key in layout.caches:
         if hasattr(module, key):
             setattr(module, key, {})
-    narrowed_(module, group.units, inner, kept)
+    narrowed_(module, group.units, inner, kept_heads)
 
 
 def _head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -179,7 +179,7 @@ def _narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]
     if slim_shape is None or len(slim_shape) != len(shape):
         return True
     sizes = zip((*shape[1:], shape[1:].numel()), (*slim_shape[1:], slim_shape[1:].numel()), strict=True)
-    return any(before in widths and before != after for before, after in sizes)
+    return any(dense_size in widths and dense_size != slim_size for dense_size, slim_size in sizes)
 
 
 def _widths(layer: nn.Module) -> set[int]:

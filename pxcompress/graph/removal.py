@@ -38,15 +38,15 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
     readers = {member.module for group in groups for member in group.consumers}
     rows: dict[tuple[str, Axis, int | None], list[Tensor]] = {}
     for group in groups:
-        removed = plan.removed.get(group.name, ())
-        for member in group.members if removed else ():
-            rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed))
-        if removed and group.kind == "head":
+        removed_units = plan.removed.get(group.name, ())
+        for member in group.members if removed_units else ():
+            rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed_units))
+        if removed_units and group.kind == "head":
             set_heads_(slim, group, len(plan.kept(group)))
     for (name, axis, dim), parts in rows.items():
         if dim is None:
             is_alone = name not in readers and is_depthwise(model.get_submodule(name))
-            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), alone=is_alone)
+            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), with_own_outputs=is_alone)
         else:
             _select_(slim, name, dim, torch.cat(parts))
     original_ids = {id(parameter) for parameter in original_parameters}
@@ -126,18 +126,18 @@ def _in_float64(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
-def _remove_(module: Any, axis: Axis, rows: list[int], *, alone: bool) -> None:
-    """Remove rows of a layer; with `alone` every input channel of a convolution goes with its own outputs.
+def _remove_(module: Any, axis: Axis, rows: list[int], *, with_own_outputs: bool) -> None:
+    """Remove rows of a layer; with `with_own_outputs` every input channel of a convolution goes with its own outputs.
 
     A grouped convolution may look like that as well once its groups are down to one channel.
     """
     kind = tp.ops.OPTYPE.CONV if isinstance(module, CONVOLUTIONS) else tp.ops.module2type(module)
     pruner = tp.pruner.function.PrunerBox[kind]
     remove = pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels
-    multiplier = module.out_channels // module.in_channels if alone else 0
+    multiplier = module.out_channels // module.in_channels if with_own_outputs else 0
     with torch.enable_grad():  # new parameters are made by selecting from the old ones
         remove(module, rows)
-    if alone:
+    if with_own_outputs:
         module.in_channels = module.groups = module.out_channels // multiplier
 
 
@@ -148,7 +148,7 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
     value: Tensor | Sequence[int] = getattr(module, attribute)
     if not isinstance(value, Tensor):
         parts = [torch.isin(part, rows) for part in torch.arange(sum(value)).split(list(value))]
-        setattr(module, attribute, type(value)(int((~removed).sum()) for removed in parts))  # type: ignore[call-arg]
+        setattr(module, attribute, type(value)(int((~removed_mask).sum()) for removed_mask in parts))  # type: ignore[call-arg]
         return
     remaining_values = value.detach().index_select(dim, others(value.shape[dim], rows).to(value.device))
     setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
@@ -157,9 +157,9 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
 def _unread(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[nn.Module, Tensor]]:
     """Every layer that reads planned units, and the input rows where it does."""
     for group in groups:
-        removed = plan.removed.get(group.name, ())
-        for member in group.consumers if removed else ():
-            yield model.get_submodule(member.module), member.rows(removed)
+        removed_units = plan.removed.get(group.name, ())
+        for member in group.consumers if removed_units else ():
+            yield model.get_submodule(member.module), member.rows(removed_units)
 
 
 @contextmanager

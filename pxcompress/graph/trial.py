@@ -44,9 +44,9 @@ class Trial:
         """
         draw = torch.Generator().manual_seed(0)
         half = {group.name: torch.randperm(group.units, generator=draw)[: group.units // 2] for group in groups}
-        removed = {name: tuple(units.tolist()) for name, units in half.items()}
+        removed_units = {name: tuple(units.tolist()) for name, units in half.items()}
         try:
-            pruned = prune(self.model, groups, Plan(removed, "trial", "units", 0, 0, 0), self.inputs[:1])
+            pruned = prune(self.model, groups, Plan(removed_units, "trial", "units", 0, 0, 0), self.inputs[:1])
             error, tolerance = _error(pruned, self.inputs)
             if not error <= tolerance:
                 return f"{NOT_EXACT}: {_described(error)}"
@@ -93,9 +93,9 @@ def _apart(groups: Sequence[Group]) -> Iterator[list[Group]]:
     places: dict[str, list[Group]] = {}
     for group in groups:
         places.setdefault(group.members[0].module, []).append(group)
-    several = [alike for alike in places.values() if len(alike) > 1]
+    several = [names for names in places.values() if len(names) > 1]
     for place in range(max(map(len, several), default=0)):
-        yield [alike[place] for alike in several if place < len(alike)]
+        yield [names[place] for names in several if place < len(names)]
 
 
 def prepared(model: nn.Module, example: Tensor) -> Trial:

@@ -42,9 +42,9 @@ def consumers(pruned: Pruned) -> list[Consumer]:
         if len(rows):
             dense, layout = pruned.dense.get_submodule(name), layouts[name]
             weight: Tensor = dense.weight  # type: ignore[assignment]
-            removed = torch.isin(layout[:, 0], rows).nonzero().flatten()
+            removed_features = torch.isin(layout[:, 0], rows).nonzero().flatten()
             outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
-            layers.append(Consumer(name, dense, pruned.model.get_submodule(name), layout, removed, outputs))
+            layers.append(Consumer(name, dense, pruned.model.get_submodule(name), layout, removed_features, outputs))
     return layers
 
 

@@ -72,9 +72,11 @@ class Signature:
         if not self.inputs and isinstance(inputs, Tensor):
             return values[0]
         expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
-        given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
-        if given != expected:
-            raise InputError(f"a batch has inputs {_listed(given)}; expected {_listed(expected)}, as the example")
+        shapes_and_types = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
+        if shapes_and_types != expected:
+            raise InputError(
+                f"a batch has inputs {_listed(shapes_and_types)}; expected {_listed(expected)}, as the example"
+            )
         floats = [each.dtype for each in self.inputs if each.dtype.is_floating_point]
         dtype = torch.float64 if torch.float64 in floats else torch.float32
         return torch.cat([values[each.name].reshape(_samples(values), -1).to(dtype) for each in self.inputs], 1)
@@ -120,8 +122,8 @@ class Adapter(nn.Module):
         if self.signature_.logits is None:
             logits = _counted(outputs, packed.shape[0])
         else:  # the other outputs count nothing, but a gradient of zero reaches every unit
-            rest = sum(value.sum() for value in floats(outputs))
-            logits = _columns(self.signature_.logits(outputs), packed.shape[0]) + 0 * rest
+            sum_of_outputs = sum(value.sum() for value in floats(outputs))
+            logits = _columns(self.signature_.logits(outputs), packed.shape[0]) + 0 * sum_of_outputs
         return torch.cat([logits, -logits], 1) if logits.shape[1] == 1 else logits
 
 
@@ -257,23 +259,23 @@ def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
 
 def _counted(outputs: Any, samples: int) -> Tensor:
     """What counts where nothing is said, (n, k)."""
-    found = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
-    if not found:
+    candidates = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
+    if not candidates:
         raise ModelError(
             f"the module returns a {type(outputs).__name__} without a floating-point tensor (n, ...) in it; "
             "expected a tensor, or tensors in a tuple, list, dict or dataclass"
         )
-    if len(found) == 1 and found[0].dim() == 2:
-        return found[0]
-    largest = [(value if value.dim() > 1 else value[:, None]).amax(1).reshape(samples, -1) for value in found]
+    if len(candidates) == 1 and candidates[0].dim() == 2:
+        return candidates[0]
+    largest = [(value if value.dim() > 1 else value[:, None]).amax(1).reshape(samples, -1) for value in candidates]
     return torch.stack([value.mean(1) for value in largest]).sum(0)[:, None]
 
 
 def _columns(logits: Any, samples: int) -> Tensor:
     """What the user's function returned, as (n, k)."""
     if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or logits.shape[0] != samples:
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ModelError(f"logits returns {found} for {samples} samples; expected a tensor (n, classes) or (n,)")
+        description = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(f"logits returns {description} for {samples} samples; expected a tensor (n, classes) or (n,)")
     return logits if logits.dim() == 2 else logits[:, None]
 
 
@@ -282,30 +284,30 @@ def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
     values = _named(example)
     if isinstance(example, Tensor) and example.is_floating_point():
         return ()
-    found = {name: Input(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
-    whole = [name for name, value in values.items() if not value.is_floating_point()]
-    ranges = {name: [float(values[name].min()), float(values[name].max())] for name in whole}
-    for batch in batches if whole else ():
-        given = _named(_parted(batch)[0])
-        for name in set(whole) & set(given):
-            low, high = float(given[name].min()), float(given[name].max())
+    input_by_name = {name: Input(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
+    whole_numbers = [name for name, value in values.items() if not value.is_floating_point()]
+    ranges = {name: [float(values[name].min()), float(values[name].max())] for name in whole_numbers}
+    for batch in batches if whole_numbers else ():
+        batch_values = _named(_parted(batch)[0])
+        for name in set(whole_numbers) & set(batch_values):
+            low, high = float(batch_values[name].min()), float(batch_values[name].max())
             ranges[name] = [min(low, ranges[name][0]), max(high, ranges[name][1])]
     for name, (low, high) in ranges.items():
         if max(-low, high) >= WHOLE:
             raise InputError(f"input {name!r} has whole numbers from {low:.0f} to {high:.0f}; expected less than 2^24")
-        found[name] = Input(name, found[name].shape, found[name].dtype, low, high)
-    return tuple(found.values())
+        input_by_name[name] = Input(name, input_by_name[name].shape, input_by_name[name].dtype, low, high)
+    return tuple(input_by_name.values())
 
 
 def _named(inputs: Any) -> dict[str | int, Tensor]:
     """Inputs by name or place. Raises `InputError` unless they are tensors with one count of samples."""
-    listed = inputs if isinstance(inputs, tuple | list) else [inputs]
-    values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))
+    input_list = inputs if isinstance(inputs, tuple | list) else [inputs]
+    values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(input_list))
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.dim() or len(value) != _samples(values):
-            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            description = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InputError(
-                f"input {name!r} is {found}; expected a tensor (n, ...), or a tuple or dict of such with one n"
+                f"input {name!r} is {description}; expected a tensor (n, ...), or a tuple or dict of such with one n"
             )
     return {name: _ordinary(value) for name, value in values.items()}
 
@@ -320,8 +322,11 @@ def _samples(values: Mapping[str | int, Tensor]) -> int:
     return len(next(iter(values.values())))
 
 
-def _listed(found: Mapping[str | int, tuple[tuple[int, ...], torch.dtype]]) -> str:
-    return ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in found.items()) or "one tensor"
+def _listed(shapes_and_types: Mapping[str | int, tuple[tuple[int, ...], torch.dtype]]) -> str:
+    return (
+        ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in shapes_and_types.items())
+        or "one tensor"
+    )
 
 
 def _first(batches: Iterable[Any]) -> Any:

@@ -100,8 +100,8 @@ class Fit:
     @property
     def order(self) -> tuple[int, int, int]:
         """Decides between equal ranks: the usual name, the larger set, the shorter prefix."""
-        first = self.place.split(".")[0]
-        usual = _USUAL.index(first) if first in _USUAL else len(_USUAL)
+        first_word = self.place.split(".")[0]
+        usual = _USUAL.index(first_word) if first_word in _USUAL else len(_USUAL)
         return (-usual, len(self.state), -len(self.prefix))
 
 
@@ -136,15 +136,20 @@ def best_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[Fit, str]:
     """
     model_state = model.state_dict()
     fits = sorted(_fits(checkpoint, model_state), key=lambda fit: (fit.rank, fit.order), reverse=True)
-    best, others = fits[0], fits[1:]
-    for other in others:
-        unusual = best.rank[-1] < 0 and not best.averaged
-        if unusual and not best.missing and other.rank == best.rank and not _equal(best.state, other.state):
+    best_of_fits, other_fits = fits[0], fits[1:]
+    for other_fit in other_fits:
+        unusual = best_of_fits.rank[-1] < 0 and not best_of_fits.averaged
+        if (
+            unusual
+            and not best_of_fits.missing
+            and other_fit.rank == best_of_fits.rank
+            and not _equal(best_of_fits.state, other_fit.state)
+        ):
             raise ModelError(
-                f"checkpoint {checkpoint.name!r} holds several sets of weights that fit: {best.label!r} and "
-                f"{other.label!r}; save the one that counts in a file of its own"
+                f"checkpoint {checkpoint.name!r} holds several sets of weights that fit: {best_of_fits.label!r} and "
+                f"{other_fit.label!r}; save the one that counts in a file of its own"
             )
-    return best, _told(checkpoint, best, others)
+    return best_of_fits, _told(checkpoint, best_of_fits, other_fits)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, ...], label: str) -> None:
@@ -173,10 +178,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
             if only_classes_differ
             else [*parts, *([counts] if len(state[head]) != len(model_state[head]) else [])]
         )
-    other = ": another architecture" if missing_keys and unexpected_keys else ""
-    raise ModelError(
-        f"{label} does not fit{other}: {'; '.join(parts)}; give weights of this model trained on this data"
-    )
+    hint = ": another architecture" if missing_keys and unexpected_keys else ""
+    raise ModelError(f"{label} does not fit{hint}: {'; '.join(parts)}; give weights of this model trained on this data")
 
 
 def _safe(path: Path) -> dict[str, Any]:
@@ -262,13 +265,19 @@ def _fits(checkpoint: Checkpoint, model_state: Mapping[str, Tensor]) -> Iterator
             yield Fit(place, prefix, state, tuple(extra_keys), model_state)
 
 
-def _told(checkpoint: Checkpoint, best: Fit, others: Sequence[Fit]) -> str:
+def _told(checkpoint: Checkpoint, best: Fit, other_fits: Sequence[Fit]) -> str:
     """Which weights were taken and what was left out, in one line; "" where there was nothing to choose."""
-    complete_fits = [other for other in others if not other.missing and other.label != best.label]
-    equal_labels = dict.fromkeys(other.label for other in complete_fits if other.same_shapes == best.same_shapes)
-    other_shaped_labels = dict.fromkeys(other.label for other in complete_fits if other.label not in equal_labels)
+    complete_fits = [other_fit for other_fit in other_fits if not other_fit.missing and other_fit.label != best.label]
+    equal_labels = dict.fromkeys(
+        other_fit.label for other_fit in complete_fits if other_fit.same_shapes == best.same_shapes
+    )
+    other_shaped_labels = dict.fromkeys(
+        other_fit.label for other_fit in complete_fits if other_fit.label not in equal_labels
+    )
     incomplete_averages = [
-        other for other in others if other.averaged and other.missing and len(other.missing) < len(other.own)
+        other_fit
+        for other_fit in other_fits
+        if other_fit.averaged and other_fit.missing and len(other_fit.missing) < len(other_fit.own)
     ]
     parts = [f"{', '.join(map(repr, equal_labels))} fits as well and is not used"] if equal_labels else []
     parts += [f"{label!r} has other shapes and is not used" for label in other_shaped_labels]

@@ -209,11 +209,11 @@ def _load_built(
     return Loaded(model, architecture, preprocessing, weights, 0, labels, notes)
 
 
-def _weights(file: Any, source: _Source | None, own: bool) -> Weights:
+def _weights(file: Any, source: _Source | None, has_own_weights: bool) -> Weights:
     """Where the weights come from."""
     if file is not None:
         return "checkpoint"
-    if not own:
+    if not has_own_weights:
         return "untrained"
     return "factory" if source is None else "pretrained"
 
@@ -310,9 +310,9 @@ def _create(source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
 
 def _timm_source(name: str) -> _Source:
     """What `name` means to timm; `ModelError` for a name it does not know."""
-    kind, colon, rest = name.partition(":")
-    if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
-        return _config_source(name, kind, rest)
+    kind, colon, location = name.partition(":")
+    if colon and kind in ("local-dir", "hf-hub", "hf_hub") and location:
+        return _config_source(name, kind, location)
     if colon or "/" in name:
         raise ModelError(f"model {name!r} is none of: {_FORMS}")
     architecture, _, tag = name.partition(".")

@@ -49,8 +49,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (inner := _inside(model)) is not None:
         model = inner
     tensors = [*model.parameters(), *model.buffers()]
-    compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    return _copied(model) if compiled or any(tensor.is_inference() for tensor in tensors) else model
+    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return _copied(model) if is_compiled or any(tensor.is_inference() for tensor in tensors) else model
 
 
 def plain(model: nn.Module, run: Run | None = None) -> nn.Module:
@@ -301,21 +301,21 @@ def _with_its_weights(module: nn.Module) -> nn.Module | None:
     if len(recorded_weights.calls) != 1 or torch.equal(recorded_weights.calls[0][1], module.weight):
         return None
     shape, weight = recorded_weights.calls[0]
-    convolution = _like(module, weight, padded=shape != inputs.shape)
+    convolution = _like(module, weight, keeps_size=shape != inputs.shape)
     with torch.no_grad(), evaluating(convolution):
         outputs = convolution(inputs)
     is_same = outputs.shape == expected.shape and (outputs - expected).abs().max() <= TOLERANCE * expected.abs().max()
     return convolution if is_same else None
 
 
-def _like(module: nn.Conv2d, weight: Tensor, *, padded: bool) -> nn.Conv2d:
-    """A convolution as `module`, with other weights; `padded` says that its inputs are padded to keep their size."""
-    convolution: nn.Conv2d = (Conv2dSame if padded else nn.Conv2d)(
+def _like(module: nn.Conv2d, weight: Tensor, *, keeps_size: bool) -> nn.Conv2d:
+    """A convolution as `module`, with other weights; `keeps_size`: inputs are padded to keep their size."""
+    convolution: nn.Conv2d = (Conv2dSame if keeps_size else nn.Conv2d)(
         module.in_channels,
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         stride=module.stride,  # type: ignore[arg-type]
-        padding=0 if padded else module.padding,  # type: ignore[arg-type]
+        padding=0 if keeps_size else module.padding,  # type: ignore[arg-type]
         dilation=module.dilation,  # type: ignore[arg-type]
         groups=module.groups,
         bias=module.bias is not None,

@@ -104,8 +104,10 @@ class _Reader:
             node: Any = _Kept.apply(value).grad_fn
 
             def use(gradient: Tensor) -> None:
-                (kept,) = node.saved_tensors
-                cut.add(self.statistic(activation(kept), unit_view(gradient, module, member.index)), self.weights)
+                (saved_value,) = node.saved_tensors
+                cut.add(
+                    self.statistic(activation(saved_value), unit_view(gradient, module, member.index)), self.weights
+                )
 
             value.register_hook(use)
 

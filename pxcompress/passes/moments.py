@@ -64,18 +64,20 @@ class InputMoments:
     @cached_property
     def whole(self) -> Moments:
         """Moments over both halves."""
-        one, other = self.halves
-        count = one.count + other.count
-        shares = one.count / count, other.count / count
+        first_half, second_half = self.halves
+        count = first_half.count + second_half.count
+        shares = first_half.count / count, second_half.count / count
         return Moments(
-            shares[0] * one.second + shares[1] * other.second, shares[0] * one.mean + shares[1] * other.mean, count
+            shares[0] * first_half.second + shares[1] * second_half.second,
+            shares[0] * first_half.mean + shares[1] * second_half.mean,
+            count,
         )
 
     @property
     def folds(self) -> tuple[tuple[Moments, Moments], ...]:
         """Pairs of the moments to fit to and those to judge by: each half in both roles, none where one is empty."""
-        one, other = self.halves
-        return ((one, other), (other, one)) if one.count and other.count else ()
+        first_half, second_half = self.halves
+        return ((first_half, second_half), (second_half, first_half)) if first_half.count and second_half.count else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +132,12 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
     }
 
 
-def in_first_half(first: int, count: int) -> Tensor:
-    """Which of `count` samples, from number `first` on, are in the first half of all, (count,) bool.
+def in_first_half(first_number: int, count: int) -> Tensor:
+    """Which of `count` samples, from number `first_number` on, are in the first half of all, (count,) bool.
 
     Runs of neighbours stay together: they may be frames of one film.
     """
-    return torch.arange(first, first + count) // NEIGHBOURS % 2 == 0
+    return torch.arange(first_number, first_number + count) // NEIGHBOURS % 2 == 0
 
 
 def drawn_positions(values: Tensor, turn: int) -> Tensor:

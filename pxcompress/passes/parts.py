@@ -43,28 +43,28 @@ class HeldOut:
     others: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
-        first = 0
+        samples_before = 0
         for inputs, labels in self.batches:
-            numbers = torch.arange(first, first + len(labels))
-            first += len(labels)
-            chosen = (numbers // NEIGHBOURS % HELD_OUT == HELD_OUT - 1) != self.others
-            if chosen.any():
-                yield inputs[chosen], labels[chosen]
+            numbers = torch.arange(samples_before, samples_before + len(labels))
+            samples_before += len(labels)
+            is_chosen = (numbers // NEIGHBOURS % HELD_OUT == HELD_OUT - 1) != self.others
+            if is_chosen.any():
+                yield inputs[is_chosen], labels[is_chosen]
 
 
 def spread_samples(batches: Batches, count: int) -> list[Batch]:
     """About `count` of the samples, or all, evenly from all batches: these may be sorted by class."""
     total = sum(len(labels) for _, labels in batches)
     step = max(1, total // max(count, 1))
-    chosen: list[Batch] = []
-    first = 0
+    parts: list[Batch] = []
+    samples_before = 0
     for inputs, labels in batches:
         places = torch.arange(len(labels))
-        places = places[(first + places) % step == 0]
-        first += len(labels)
+        places = places[(samples_before + places) % step == 0]
+        samples_before += len(labels)
         if len(places):
-            chosen.append((inputs[places], labels[places]))
-    return chosen
+            parts.append((inputs[places], labels[places]))
+    return parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +78,14 @@ class Watched:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        begin = told = time.perf_counter()
-        for done, batch in enumerate(self.batches, 1):
+        begin = last_message = time.perf_counter()
+        for batches_done, batch in enumerate(self.batches, 1):
             yield batch
-            now, left = time.perf_counter(), len(self) - done
-            if left > 0 and now - told >= 1:
-                told = now
-                self.say(f"{LIVE}{done} of {len(self)} batches, {(now - begin) / done * left:.0f} s left in this pass")
+            seconds, batches_left = time.perf_counter(), len(self) - batches_done
+            if batches_left > 0 and seconds - last_message >= 1:
+                last_message = seconds
+                seconds_left = (seconds - begin) / batches_done * batches_left
+                self.say(f"{LIVE}{batches_done} of {len(self)} batches, {seconds_left:.0f} s left in this pass")
 
 
 def watched(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:

@@ -12,10 +12,10 @@ USUAL = RIDGES.index(1e-2)
 
 def best_ridge(error: Callable[[float], float]) -> float:
     """The one of `RIDGES` at which `error` is least, sought downhill from the usual one: few are tried."""
-    place, least = USUAL, error(RIDGES[USUAL])
+    place, least_error = USUAL, error(RIDGES[USUAL])
     for step in (1, -1):
-        while 0 <= place + step < len(RIDGES) and (tried := error(RIDGES[place + step])) < least:
-            place, least = place + step, tried
+        while 0 <= place + step < len(RIDGES) and (next_error := error(RIDGES[place + step])) < least_error:
+            place, least_error = place + step, next_error
         if place != USUAL:
             break
     return RIDGES[place]

@@ -25,9 +25,9 @@ class ShuffledBatches:
 
     def after(self, batches_drawn: int) -> Iterator[Batch]:
         """The batches that follow the first `batches_drawn`."""
-        first, place = divmod(batches_drawn, self._samples // self._size)
-        for epoch in count(first):
-            yield from islice(self._epoch(epoch), place if epoch == first else 0, None)
+        first_epoch, place = divmod(batches_drawn, self._samples // self._size)
+        for epoch in count(first_epoch):
+            yield from islice(self._epoch(epoch), place if epoch == first_epoch else 0, None)
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         """All samples but the last few that fill no batch, shuffled within the pool."""

@@ -56,10 +56,10 @@ def fitted(
                 break
             factor = cost / plan.cost_planned
             ratio = max(1 - AIM * allowed_cost / (factor * plan.cost_dense), ratio / 3)
-    best = taken(attempts, budget.tolerance)
-    if best is None:
+    place = taken(attempts, budget.tolerance)
+    if place is None:
         raise BudgetError(_missed(attempts, budget.unit))
-    return plans[best], tuple(attempts)
+    return plans[place], tuple(attempts)
 
 
 def taken(attempts: Sequence[Attempt], tolerance: float) -> int | None:

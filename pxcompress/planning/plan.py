@@ -29,17 +29,19 @@ def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits:
     """
     if not 0 < ratio < 1:
         raise InputError(f"ratio is {ratio}; expected a share of the {price.unit} to remove, between 0 and 1")
-    what = f"no plan removes {ratio:.0%} of the {price.unit}"
+    problem = f"no plan removes {ratio:.0%} of the {price.unit}"
     if not groups:
-        raise BudgetError(f"{what}: the model has no removable units; see inspect")
-    dense, least = price({}), price({group.name: aligned(group, 0, limits) for group in groups})
-    if least > (1 - ratio) * dense * (1 + ROUNDING):
-        reachable = math.floor((1 - least / dense if dense else 0.0) * 1000) / 1000  # never up: it can be asked for
+        raise BudgetError(f"{problem}: the model has no removable units; see inspect")
+    dense, least_cost = price({}), price({group.name: aligned(group, 0, limits) for group in groups})
+    if least_cost > (1 - ratio) * dense * (1 + ROUNDING):
+        reachable = (
+            math.floor((1 - least_cost / dense if dense else 0.0) * 1000) / 1000
+        )  # never up: it can be asked for
         unprunable_cost = price({group.name: 0 for group in groups})
         raise BudgetError(
-            f"{what}: the largest reachable ratio is {reachable}, which leaves {_amount(least)} of {_amount(dense)} "
-            f"{price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays; "
-            f"layers that cannot be pruned, or are not to be, take {_amount(unprunable_cost)} alone)"
+            f"{problem}: the largest reachable ratio is {reachable}, which leaves {_amount(least_cost)} of "
+            f"{_amount(dense)} {price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group "
+            f"stays; layers that cannot be pruned, or are not to be, take {_amount(unprunable_cost)} alone)"
         )
 
 
@@ -67,9 +69,9 @@ def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: floa
 
 
 def _cut_ranking(
-    groups: Sequence[Group], orders: Orders, meter: Meter, enough: float, limits: Limits
+    groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits
 ) -> Mapping[str, int]:
-    """Widths after the shortest beginning of one ranking of all units that costs at most `enough`."""
+    """Widths after the shortest beginning of one ranking of all units that costs at most `limit`."""
     ranking = _ranking(groups, orders)
 
     def widths(length: int) -> dict[str, int]:
@@ -81,7 +83,7 @@ def _cut_ranking(
     low, high = sum(int((values == GONE).sum()) for values, _ in orders.values()), len(ranking)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if meter(widths(middle)) <= enough else (middle + 1, high)
+        low, high = (low, middle) if meter(widths(middle)) <= limit else (middle + 1, high)
     return widths(low)
 
 
@@ -92,10 +94,8 @@ def _ranking(groups: Sequence[Group], orders: Orders) -> list[str]:
     return [names[place] for place in torch.argsort(values, stable=True).tolist()]
 
 
-def _knapsack(
-    groups: Sequence[Group], orders: Orders, meter: Meter, enough: float, limits: Limits
-) -> Mapping[str, int]:
-    """Widths that cost at most `enough` and lose the least score in all."""
+def _knapsack(groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits) -> Mapping[str, int]:
+    """Widths that cost at most `limit` and lose the least score in all."""
     choices = []
     for group in groups:
         values, order = orders[group.name]
@@ -113,7 +113,7 @@ def _knapsack(
                 cumulative_saliency[[group.units - removed_count - w for w in widths]].numpy(),
             )
         )
-    return least_saliency(choices, meter, enough)
+    return least_saliency(choices, meter, limit)
 
 
 def _steps(count: int) -> list[float]:

@@ -65,10 +65,10 @@ def step_of(pruned: Pruned, plan: Plan) -> Plan:
     return replace(plan, removed=removed_places, cost_dense=pruned.plan.cost_planned)
 
 
-def prune_further(pruned: Pruned, left: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
+def prune_further(pruned: Pruned, remaining_groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove from the slim model what `plan`, a plan for the dense one, removes beyond `pruned.plan`.
 
-    `left` are the groups of the slim model. The result stands beside that model; its `first` beside the dense one.
+    `remaining_groups` are those of the slim model, beside which the result stands; its `first` is beside the dense one.
     """
-    pruned_further = prune(pruned.model, left, step_of(pruned, plan), example)
+    pruned_further = prune(pruned.model, remaining_groups, step_of(pruned, plan), example)
     return replace(pruned_further, first=Pruned(pruned_further.model, pruned.dense, pruned.groups, plan))

@@ -87,13 +87,13 @@ class FineTune(Repair):
         `ResultError` when training diverges.
         """
         model, dense, seed = pruned.model, pruned.whole.dense, torch.initial_seed()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not trained:
+        trained_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained_parameters:
             return pruned
         samples, data = _survey(batches)
         if not samples:
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
-        held, checks = _survey(held_out)
+        held_samples, checks = _survey(held_out)
         options = self._within(batches.size) if isinstance(batches, InParts) and batches.size else self
         facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
@@ -107,10 +107,10 @@ class FineTune(Repair):
             deterministic(),
             torch.enable_grad(),
         ):
-            for parameter in trained:
+            for parameter in trained_parameters:
                 parameter.requires_grad_(True)
             aim = _Aim(dense, options, _Read(pruned.whole, next(iter(batches))[0][:1]) if self.features else None)
-            judge = _Judge(aim, held_out, held, device_of(model)) if held else None
+            judge = _Judge(aim, held_out, held_samples, device_of(model)) if held_samples else None
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
 
@@ -124,10 +124,10 @@ class FineTune(Repair):
 class _Aim:
     """What a slim model is to follow: the dense model and, where asked for, the labels too."""
 
-    def __init__(self, dense: nn.Module, options: FineTune, read: _Read | None = None) -> None:
+    def __init__(self, dense: nn.Module, options: FineTune, features: _Read | None = None) -> None:
         self.dense = dense
         self._options = options
-        self._read = read
+        self._read = features
 
     def loss(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Mean over samples of what is minimised. `target` are the dense model's logits, (n, classes)."""
@@ -162,11 +162,11 @@ class _Read:
             (layer.layout[layer.kept].flatten() for layer in consumers(pruned) if layer.name == names[0]), None
         )
         self._found: dict[str, Tensor] = {}
-        for which, model in (("slim", pruned.model), ("dense", pruned.dense)):
-            model.get_submodule(names[0]).register_forward_pre_hook(partial(self._keep, which))
+        for role, model in (("slim", pruned.model), ("dense", pruned.dense)):
+            model.get_submodule(names[0]).register_forward_pre_hook(partial(self._keep, role))
 
-    def _keep(self, which: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._found[which] = rows_first(args[0], module).float()
+    def _keep(self, role: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._found[role] = rows_first(args[0], module).float()
 
     def error(self) -> Tensor:
         """Mean squared difference of the features that are still there, over their variance."""
@@ -194,8 +194,8 @@ class _Judge:
     def __call__(self, model: nn.Module) -> float:
         """Mean of the aim's error, with the model's weights as they are."""
         outputs = zip(self._outputs(model), self._targets, strict=True)
-        wrong = sum(self._aim.error(logits, target, labels) for (logits, labels), target in outputs)
-        total, samples = summed(torch.tensor([wrong, self._samples], dtype=torch.float64, device=self._device)).tolist()
+        error = sum(self._aim.error(logits, target, labels) for (logits, labels), target in outputs)
+        total, samples = summed(torch.tensor([error, self._samples], dtype=torch.float64, device=self._device)).tolist()
         return float(total / samples)
 
     def _outputs(self, model: nn.Module) -> Iterator[Batch]:
@@ -237,14 +237,14 @@ class _Training:
         if judge and not progress.step:
             self._check(judge)
         batches = feed.after(progress.step * options.accumulate)
-        every, saved = -(-options.steps // CHECKS), time.monotonic()
+        every, saved_at = -(-options.steps // CHECKS), time.monotonic()
         while progress.step < options.steps:
             self._step(batches)
             if judge and (progress.step % every == 0 or progress.step == options.steps):
                 self._check(judge)
-            if from_first(time.monotonic() - saved >= SAVE_SECONDS):
+            if from_first(time.monotonic() - saved_at >= SAVE_SECONDS):
                 self._save(path)
-                saved = time.monotonic()
+                saved_at = time.monotonic()
         self._put(self._best or self._average)
         zero_denormals(self._model)
         with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
@@ -289,13 +289,13 @@ class _Training:
 
     def _check(self, judge: _Judge) -> None:
         """Keep the weights, or their average, if they do better than all before."""
-        own = _copied(self._weights) if self._average else {}
+        current_weights = _copied(self._weights) if self._average else {}
         self._put(self._average)
         error = judge(self._model)
         if error < self._progress.error:
             self._progress.error = error
             self._best = _copied(self._weights)
-        self._put(own)
+        self._put(current_weights)
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -309,7 +309,7 @@ class _Training:
         for name, value in self._weights.items():
             for kind, moment in self._optimizer.state[value].items():
                 parts.setdefault(kind, {})[name] = moment
-        state = {f"{part}/{name}": _plain(value) for part, named in parts.items() for name, value in named.items()}
+        state = {f"{part}/{name}": _plain(value) for part, values in parts.items() for name, value in values.items()}
         with suppress(OSError, SafetensorError):
             path.parent.mkdir(exist_ok=True)
             with whole_file(path) as beside:

@@ -87,52 +87,54 @@ class LeastSquares(Repair):
         compute something of their own or have more than `WIDEST` inputs stay as they are.
         """
         batches = InParts(batches)
-        first = next(iter(batches), None)
-        layers = [] if first is None else _layers(pruned.whole, first[0][:1], self.rows)
+        first_batch = next(iter(batches), None)
+        layers = [] if first_batch is None else _layers(pruned.whole, first_batch[0][:1], self.rows)
         sizes = [len(inputs) for inputs, _ in batches]
         parts, samples = summed(torch.tensor([len(sizes), sum(sizes)])).tolist()
         size = min(-(-len(layers) // self.waves), TOGETHER)
         waves = _runs(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
         for stretch in _runs(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
-            used = {layer: _parts_used(wave, parts, samples) for wave in stretch for layer in wave}
-            rows = self._rows(pruned.whole.dense, used, batches)
+            parts_by_layer = {layer: _parts_used(wave, parts, samples) for wave in stretch for layer in wave}
+            rows = self._rows(pruned.whole.dense, parts_by_layer, batches)
             for wave in stretch:
                 for layer, (fit, check) in _sums(pruned.model, wave, rows, batches).items():
                     _refit_(layer, fit.everywhere(), check.everywhere())
         return pruned
 
-    def _rows(self, model: nn.Module, used: Mapping[_Layer, int], batches: Batches) -> dict[_Layer, list[_Rows]]:
-        """Rows of the dense model's outputs, drawn from as many batches, in all processes, as `used` says."""
-        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in used}
+    def _rows(
+        self, model: nn.Module, parts_by_layer: Mapping[_Layer, int], batches: Batches
+    ) -> dict[_Layer, list[_Rows]]:
+        """Rows of the dense model's outputs, drawn from as many batches, in all processes, as `parts_by_layer` says."""
+        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in parts_by_layer}
 
         def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
                 turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
-                if turn >= used[layer]:
+                if turn >= parts_by_layer[layer]:
                     return
-                rows = _drawn(layer, _channels_first(output.detach(), module), turn, used[layer])
+                rows = _drawn(layer, _channels_first(output.detach(), module), turn, parts_by_layer[layer])
                 rows_by_layer[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
 
             return add
 
-        weighted, start = self.weighting == "relevance", started("margin", "prediction")
-        with evaluating(model), gradients(weighted):
-            for layer in used:
+        by_relevance, start = self.weighting == "relevance", started("margin", "prediction")
+        with evaluating(model), gradients(by_relevance):
+            for layer in parts_by_layer:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
-            for inputs, labels in islice(batches, -(-max(used.values()) // processes())):
-                inputs = inputs.detach().to(device_of(model)).requires_grad_(weighted)
+            for inputs, labels in islice(batches, -(-max(parts_by_layer.values()) // processes())):
+                inputs = inputs.detach().to(device_of(model)).requires_grad_(by_relevance)
                 logits = model(inputs)
-                if weighted:
+                if by_relevance:
                     torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(logits.device)))
         return rows_by_layer
 
 
 def _parts_used(wave: Sequence[_Layer], parts: int, samples: int) -> int:
     """How many of the `parts` batches, with `samples` in all, a wave is fitted to."""
-    needed = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
-    return max(1, min(parts, math.ceil(parts * needed / samples)))
+    needed_samples = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
+    return max(1, min(parts, math.ceil(parts * needed_samples / samples)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,9 +219,9 @@ class _Sums:
     def add_(self, inputs: Tensor, lack: Tensor, weights: Tensor) -> None:
         """Add rows: inputs (groups, m, inputs), lack (groups, m, outputs), weights (m,)."""
         x = F.pad(inputs.double(), (0, 1), value=1.0)
-        weighted = x * weights[:, None]
-        self.gram.baddbmm_(weighted.transpose(1, 2), x)
-        self.cross.baddbmm_(lack.double().transpose(1, 2), weighted)
+        weighted_rows = x * weights[:, None]
+        self.gram.baddbmm_(weighted_rows.transpose(1, 2), x)
+        self.cross.baddbmm_(lack.double().transpose(1, 2), weighted_rows)
         self.power += (lack.double().square() * weights[:, None]).sum()
 
     def everywhere(self) -> _Sums:
@@ -239,9 +241,9 @@ class _Sums:
         diagonal = covariance.diagonal(dim1=1, dim2=2)
         diagonal += (ridge * diagonal.mean(1) + rounding)[:, None]
         target = (cross - lack @ mean.transpose(1, 2)).transpose(1, 2)
-        factor, failed = torch.linalg.cholesky_ex(covariance)
+        factor, info = torch.linalg.cholesky_ex(covariance)
         weight = torch.cholesky_solve(target, factor).transpose(1, 2)
-        weight = torch.where(failed[:, None, None] == 0, weight, 0)
+        weight = torch.where(info[:, None, None] == 0, weight, 0)
         return torch.cat([weight, lack - weight @ mean], 2)
 
     def error(self, update: Tensor) -> float:
@@ -288,10 +290,10 @@ def _sums(
 def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
     """Update a layer with the ridge that does best on `check`, unless none is better than no update."""
     errors = {ridge: check.error(fit.update(ridge)) for ridge in RIDGES}
-    best = min(RIDGES, key=lambda ridge: errors[ridge])
-    if errors[best] < float(check.power):
-        both = _Sums(fit.gram + check.gram, fit.cross + check.cross, fit.power + check.power)
-        update = both.update(best).flatten(0, 1)
+    best_ridge = min(RIDGES, key=lambda ridge: errors[ridge])
+    if errors[best_ridge] < float(check.power):
+        sums = _Sums(fit.gram + check.gram, fit.cross + check.cross, fit.power + check.power)
+        update = sums.update(best_ridge).flatten(0, 1)
         weight: Tensor = layer.slim.weight  # type: ignore[assignment]
         add_(layer.slim, update[:, :-1].reshape(weight.shape).to(weight), update[:, -1].to(weight))
 

@@ -213,12 +213,13 @@ def describe_findings(explanation: Explanation) -> Sequence[str]:
     ]
 
 
-def describe_target_relevance(placed: Placed) -> str:
+def describe_target_relevance(target_relevance: Placed) -> str:
     """Relevance on what makes the class in one sentence."""
     return (
         f"relevance where the data know that the class is made, more is better: share of the mass dense "
-        f"{placed.mass_dense:.3f}, pruned {placed.mass_pruned:.3f}; of the top ranks dense {placed.rank_dense:.3f}, "
-        f"pruned {placed.rank_pruned:.3f}; by chance {placed.covered:.3f} ({placed.samples} inputs)"
+        f"{target_relevance.mass_dense:.3f}, pruned {target_relevance.mass_pruned:.3f}; of the top ranks dense "
+        f"{target_relevance.rank_dense:.3f}, pruned {target_relevance.rank_pruned:.3f}; by chance "
+        f"{target_relevance.covered:.3f} ({target_relevance.samples} inputs)"
     )
 
 

@@ -44,13 +44,13 @@ class ExplanationView:
 
 def render_explanation(explanation: Explanation) -> str:
     """The page: one self-contained HTML document in ASCII, figures embedded."""
-    same = explanation.alike[0]
+    summary = explanation.alike[0]
     return render(
         "explanation.html",
         title=f"{explanation.model}: explanations before and after",
         images=True,
         lead=f"{explanation.model}: {explanation.inputs}",
-        agreement=f"explanations agree by a cosine of {same.cosine:.2f} on average over {same.samples} inputs",
+        agreement=f"explanations agree by a cosine of {summary.cosine:.2f} on average over {summary.samples} inputs",
         explanation=view_explanation(explanation),
     )
 

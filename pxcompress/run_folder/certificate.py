@@ -135,9 +135,13 @@ def smallest_certified(
         with clock.stage("certify"):
             part = _choose_threshold(recipe.guarantee.counted, artifacts[0].path, samples)
             certificate = judge_files(path, samples, recipe.guarantee.goal, part)
-        best = certificate.chosen or 0
-        slim = models[best]
-        small = _move(artifacts[best], folder) if best else export_slim(folder / SLIM, recipe, workload, slim)
+        chosen_place = certificate.chosen or 0
+        slim = models[chosen_place]
+        small = (
+            _move(artifacts[chosen_place], folder)
+            if chosen_place
+            else export_slim(folder / SLIM, recipe, workload, slim)
+        )
     files = describe(folder, recipe, workload, slim, (artifacts[0], small))
     record = _record(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
@@ -208,7 +212,11 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     note("reading the data ...")
     samples = _reserve(files, recipe.data, recipe.seed, recipe.skip_corrupt)
     hashes = _hashes(folder, samples)
-    problems = [f"the {what} is not the certified one" for what in hashes if hashes[what] != record.hashes.get(what)]
+    problems = [
+        f"the {part_name} is not the certified one"
+        for part_name in hashes
+        if hashes[part_name] != record.hashes.get(part_name)
+    ]
     problems += _find_altered_files(folder)
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
     own_part = _choose_threshold(replace(part, threshold=None), files[0], samples)
@@ -216,10 +224,10 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
         problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
     path = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
-    recomputed = judge_files(path, samples, certificate.goal, own_part)
-    problems += find_differences(rows, recomputed.rows)
+    recomputed_certificate = judge_files(path, samples, certificate.goal, own_part)
+    problems += find_differences(rows, recomputed_certificate.rows)
     problems += _find_alterations(certificate)
-    if record.sentence != sentence(certificate) or recomputed.goal != certificate.goal:
+    if record.sentence != sentence(certificate) or recomputed_certificate.goal != certificate.goal:
         problems.append("its sentence is not what it shows")
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
@@ -345,8 +353,8 @@ def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
     """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
     facts = [runtime.open_session(file, "cpu").metadata for file in files]
     preprocessing = preprocessing_of(facts[0])
-    for file, other in zip(files, facts, strict=True):
-        if preprocessing_of(other) != preprocessing or other.get("classes") != facts[0].get("classes"):
+    for file, facts_of_file in zip(files, facts, strict=True):
+        if preprocessing_of(facts_of_file) != preprocessing or facts_of_file.get("classes") != facts[0].get("classes"):
             raise InputError(
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )
@@ -355,27 +363,31 @@ def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
 
 def check_descending(path: Sequence[tuple[str, float, Path]]) -> None:
     """Refuse a path out of order before it is run: `certify` would only say so afterwards."""
-    for (larger, large, _), (smaller, small, _) in itertools.pairwise(path):
-        if small > large:
+    for (larger_name, larger_size, _), (smaller_name, smaller_size, _) in itertools.pairwise(path):
+        if smaller_size > larger_size:
             raise InputError(
-                f"path out of order: {smaller!r} has {small:.0f} bytes, {larger!r} before it {large:.0f}; "
-                "give the models from dense to smallest"
+                f"path out of order: {smaller_name!r} has {smaller_size:.0f} bytes, {larger_name!r} before it "
+                f"{larger_size:.0f}; give the models from dense to smallest"
             )
 
 
-def find_differences(rows: Sequence[Tested], recomputed: Sequence[Tested]) -> list[str]:
+def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:
     """Rows of the certificate that are not what was found again."""
     problems = []
-    for old, new in zip(rows, recomputed, strict=True):
-        same = _counts(old) == _counts(new) and math.isclose(old.p_value, new.p_value, rel_tol=1e-6)
-        if not same:
-            problems.append(f"{old.name!r} has {_describe_counts(new, old)}, not {_describe_counts(old, new)}")
+    for row, recomputed_row in zip(rows, recomputed_rows, strict=True):
+        is_same = _counts(row) == _counts(recomputed_row) and math.isclose(
+            row.p_value, recomputed_row.p_value, rel_tol=1e-6
+        )
+        if not is_same:
+            problems.append(
+                f"{row.name!r} has {_describe_counts(recomputed_row, row)}, not {_describe_counts(row, recomputed_row)}"
+            )
     return problems
 
 
-def _describe_counts(row: Tested, other: Tested) -> str:
-    """The counts of `row` that `other` does not share, at most three, and its p-value."""
-    counts = [count for count in _counts(row) if count not in _counts(other)][:3] or _counts(row)[:1]
+def _describe_counts(row: Tested, other_row: Tested) -> str:
+    """The counts of `row` that `other_row` does not share, at most three, and its p-value."""
+    counts = [count for count in _counts(row) if count not in _counts(other_row)][:3] or _counts(row)[:1]
     words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
     return f"{', '.join(words)} (p = {row.p_value:.3g})"
 

@@ -42,16 +42,16 @@ def whole_folder(path: Path, force: bool) -> Iterator[Path]:
     check_place(path, force)
     with _claimed(path):
         check_place(path, force)  # again: another run may have ended before this one had the place to itself
-        building, old = (path.with_name(f".{path.name}.{kind}") for kind in ("building", "old"))
+        building, replaced = (path.with_name(f".{path.name}.{kind}") for kind in ("building", "old"))
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
         try:
             yield building
             if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                path.rename(old)
+                shutil.rmtree(replaced, ignore_errors=True)
+                path.rename(replaced)
             building.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(building, ignore_errors=True)
 

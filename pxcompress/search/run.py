@@ -58,8 +58,8 @@ class SearchResult:
 
     def rows(self, count: int) -> list[tuple[str, str, str]]:
         """The best trials, and the default in any case, under `HEAD`."""
-        ranked = sorted(self.trials, key=lambda choice: -choice.value)
-        choices = [each for place, each in enumerate(ranked) if place < count or each == self.default]
+        ranked_trials = sorted(self.trials, key=lambda choice: -choice.value)
+        choices = [each for place, each in enumerate(ranked_trials) if place < count or each == self.default]
         names = [f"{each.trial + 1}{' (default)' if each == self.default else ''}" for each in choices]
         return [
             (name, format_percent(of.value), f"{of.scorer}, {of.normalise}")
@@ -128,7 +128,7 @@ def _result(study: Study, space: Space, bench: Workbench, samples: int) -> Searc
     if not choices:
         reasons = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
         raise InputError(f"no trial was measured to the end: {[*reasons, 'all were stopped'][0]}; give more --trials")
-    best = max(choices, key=lambda each: each.value)
+    best_choice = max(choices, key=lambda each: each.value)
     default = next((each for each in choices if dict(each.parameters) == space.defaults), None)
     states = [trial.state for trial in trials]
     notes = [
@@ -136,9 +136,11 @@ def _result(study: Study, space: Space, bench: Workbench, samples: int) -> Searc
         f"{states.count(TrialState.FAIL)} failed, on {samples} images of select; dense {format_percent(bench.dense)}",
         f"trials are repaired by {', '.join(space.recipe.repair) or 'nothing'}; `run` measures the best one on test",
     ]
-    if default and wilson(default.value, samples).high > best.value:
-        notes.append(f"{100 * (best.value - default.value):.2f} points over the default lie within the noise of select")
-    return SearchResult(best, default, tuple(choices), bench.dense, tuple(notes))
+    if default and wilson(default.value, samples).high > best_choice.value:
+        notes.append(
+            f"{100 * (best_choice.value - default.value):.2f} points over the default lie within the noise of select"
+        )
+    return SearchResult(best_choice, default, tuple(choices), bench.dense, tuple(notes))
 
 
 def _page(result: SearchResult, study: Study, recipe: Recipe) -> str:

@@ -77,8 +77,8 @@ class Space:
 
     def _options_of(self, scorer: str) -> dict[str, Value]:
         """Options of `scorer` as the recipe has them, at their defaults where it has another one."""
-        built = SCORERS.build(self.recipe.scorer if scorer == self._scorer else scorer)
-        options = {field.name: getattr(built, field.name) for field in SCORERS.options(scorer)}
+        instance = SCORERS.build(self.recipe.scorer if scorer == self._scorer else scorer)
+        options = {field.name: getattr(instance, field.name) for field in SCORERS.options(scorer)}
         return {key: str(value).lower() if isinstance(value, bool) else value for key, value in options.items()}
 
     @property
@@ -90,23 +90,23 @@ class Space:
 
     def starts(self) -> list[dict[str, Value]]:
         """What every search begins with: the recipe's own choice, and the named composites of `PXP_RULES`."""
-        ruled = self._scorer if _has_rules(self._scorer) else AUTO_SCORERS[0]
+        scorer = self._scorer if _has_rules(self._scorer) else AUTO_SCORERS[0]
         starts = [self.defaults]
         for text in COMPOSITES.values():
-            values = {**self.defaults, **({"scorer": ruled} if "scorer" in self.defaults else {}), **_words(text)}
+            values = {**self.defaults, **({"scorer": scorer} if "scorer" in self.defaults else {}), **_words(text)}
             starts += [values] if values not in starts else []
         return starts
 
 
 def space_of(recipe: Recipe, *, attention: bool) -> Space:
     """Rules (that of softmax for models with `attention`), score, their options, and normalisation, around `recipe`."""
-    recipe, ruled = recipe.but(scorer=recipe.scorers[0]), [name for name in SCORERS if _has_rules(name)]
+    recipe, scorers = recipe.but(scorer=recipe.scorers[0]), [name for name in SCORERS if _has_rules(name)]
     numbers = [each for part in DEPTHS for word in PXP_RULES for each in _options(varied(word), f"{part}.")]
-    own = {each.name: each for scorer in ruled for each in _options(SCORERS.options(scorer))}
+    parameters = {each.name: each for scorer in scorers for each in _options(SCORERS.options(scorer))}
     ranking = Parameter("normalise", "mean", tuple(NORMALISATIONS))
     own_scorer = recipe.scorer.partition(":")[0]
-    scorer = Parameter("scorer", own_scorer, tuple(dict.fromkeys((own_scorer, *ruled))))
-    return Space(recipe, (*_rules(attention), *numbers, scorer, *own.values(), ranking))
+    scorer = Parameter("scorer", own_scorer, tuple(dict.fromkeys((own_scorer, *scorers))))
+    return Space(recipe, (*_rules(attention), *numbers, scorer, *parameters.values(), ranking))
 
 
 def pxp_space_of(recipe: Recipe, *, attention: bool) -> Space:

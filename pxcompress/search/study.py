@@ -77,9 +77,9 @@ def usable(url: str) -> Iterator[None]:
 def open_storage(url: str, attempts: int = 3) -> RDBStorage:
     """A database in which workers show signs of life, and in which the trial of a dead one waits to be done again."""
     waits = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else None
-    again = RetryHeartbeatStaleTrialCallback()
+    retry = RetryHeartbeatStaleTrialCallback()
     try:
-        return RDBStorage(url, waits, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again)
+        return RDBStorage(url, waits, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry)
     except sqlalchemy.exc.DatabaseError:  # another worker may make the tables in the same moment
         if attempts == 1:
             raise

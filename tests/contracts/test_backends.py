@@ -209,7 +209,7 @@ def test_a_backend_from_elsewhere_keeps_the_same_promises(
 
 
 def test_a_backend_from_elsewhere_is_timed_beside_the_others(numpy_provider: str, file: Path) -> None:
-    rows = bench([file], (1, 2), where=Where(("cpu", numpy_provider), 1), runs=6)
+    rows = bench([file], (1, 2), conditions=Where(("cpu", numpy_provider), 1), runs=6)
     assert [(row.placement.got, row.batch_size) for row in rows] == [
         ("CPUExecutionProvider", 1),
         ("NumPyCPU", 1),
