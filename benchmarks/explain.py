@@ -24,7 +24,7 @@ from models import subject_of
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
-from pxcompress.explain.heatmaps import METHODS, Method, chosen_share, heatmaps, trade_off
+from pxcompress.explain.heatmaps import METHODS, Method, choose_share, heatmaps, trade_off
 from pxcompress.explain.metrics import cosine, gini, mass_accuracy, pixel_flipping, rank_accuracy
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
@@ -84,7 +84,7 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
         plain = heatmaps(model, samples.inputs, samples.targets, Method("lrp", composite)).flatten(1)
         rows.append({**words, "method": "lrp", "share": 0.0, **quality(model, samples, plain, plain)})
         for name in filter(METHODS.get, METHODS):
-            chosen = chosen_share(model, samples.inputs, samples.targets, name, composite)
+            chosen = choose_share(model, samples.inputs, samples.targets, name, composite)
             for share in sorted({*SHARES, chosen} - {0.0}):
                 maps = heatmaps(model, samples.inputs, samples.targets, Method(name, composite, share)).flatten(1)
                 scores = quality(model, samples, maps, plain)

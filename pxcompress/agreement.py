@@ -12,7 +12,7 @@ from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.outputs import is_real
 from pxcompress.notes import silent
 from pxcompress.passes.memory import in_smaller_batches
-from pxcompress.passes.parts import InParts
+from pxcompress.passes.parts import SplitBatches
 from pxcompress.processes import summed
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.agreement import Agreement as AnyOutputs
@@ -31,7 +31,7 @@ class DenseOutputs:
 
     def __init__(self, model: nn.Module, batches: Batches, task: Task | None = None) -> None:
         self._model = model
-        self._batches = InParts(batches)
+        self._batches = SplitBatches(batches)
         self._task = task
         self._kept: dict[str, Tensor] | None = None
 

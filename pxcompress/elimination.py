@@ -118,7 +118,7 @@ def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
 
 
 def _saliency(readers: Sequence[ConsumerStatistics], is_left: Tensor) -> Tensor:
-    """Cost of removing each unit, summed over readers, (units,); infinite for units that are gone (`is_left` is false)."""
+    """Cost of removing each unit, summed over readers, (units,); infinite where `is_left` is false."""
     total = torch.stack([reader.saliency() for reader in readers]).sum(0).clamp_min(0).cpu()
     return total.masked_fill(~is_left, torch.inf)
 

@@ -17,7 +17,7 @@ import torch
 from pxcompress.agreement import DenseOutputs
 from pxcompress.graph import prune
 from pxcompress.layout.rows import input_layouts
-from pxcompress.passes.moments import moments
+from pxcompress.passes.moments import collect_moments
 from pxcompress.passes.parts import spread_samples
 from pxcompress.processes import from_first
 from pxcompress.tasks.task import Task
@@ -50,7 +50,7 @@ def with_measured_rates(
     samples = min(MOST, max(FEWEST, PASSES // max(len(groups), 1)))
     dense = DenseOutputs(scored.model, spread_samples(held_out, samples), task)
     if repairs:  # one pass for all groups, where `fit` remembers it
-        moments(scored.model, input_layouts(scored.model, groups), fit)
+        collect_moments(scored.model, input_layouts(scored.model, groups), fit)
     divergences: dict[str, float] = {}
     for group in groups:
         pruned = prune(scored.model, groups, _alone(group, _lowest(group, scored)), scored.example)

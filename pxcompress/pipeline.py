@@ -17,7 +17,7 @@ from pxcompress.cost.latency import Conditions, best_step
 from pxcompress.deploy.intervals import guesses
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
-from pxcompress.explain.similarity import compared_explanations
+from pxcompress.explain.similarity import compare_explanations
 from pxcompress.graph import find_groups
 from pxcompress.guard import name_failures
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
@@ -25,8 +25,8 @@ from pxcompress.models.loading import classifier_names
 from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.suited import check_suited
 from pxcompress.notes import Note, silent
-from pxcompress.passes.moments import Remembered
-from pxcompress.passes.parts import HeldOut, watched
+from pxcompress.passes.moments import MomentCache
+from pxcompress.passes.parts import HeldOut, watch_batches
 from pxcompress.planning.selection import Selection
 from pxcompress.processes import from_first, processes, same_weights_, shares
 from pxcompress.recipe import MEASURED, Recipe
@@ -76,7 +76,7 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
             slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), run)
             slim, files = smallest_certified(folder, workload, slims, run)
         measured = measure(files, workload, slim, run)
-        alike, unexplained = compared_explanations(slim.pruned, workload.splits.select, recipe, clock)
+        alike, unexplained = compare_explanations(slim.pruned, workload.splits.select, recipe, clock)
         report = assemble(place, workload, slim, measured, run)
         report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
         write_report(folder, report)
@@ -105,7 +105,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
     with clock.stage("weights"):
         workload = with_baseline(workload, recipe.seed, clock.say)
         model, task = workload.loaded.model, workload.task
-        run = Run(recipe, watched(_shared(workload), clock.say), clock, task).remembering("repair", model)
+        run = Run(recipe, watch_batches(_shared(workload), clock.say), clock, task).remembering("repair", model)
         value = quality_on_select(model, model, run, task)
     clock.quality(task.metric, value)
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
@@ -217,7 +217,7 @@ def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | Non
         held = module.packed(held_out)
     elif next(iter(held), None) is not None:
         fit = HeldOut(module.batches, others=True)
-    remembered = Remembered(fit, net)
+    remembered = MomentCache(fit, net)
     parts: dict[str, Batches] = {"score": remembered, "repair": remembered}
     return parts if next(iter(held), None) is None else {**parts, "held-out": held}
 

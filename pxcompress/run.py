@@ -11,7 +11,7 @@ from torch import nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock
 from pxcompress.notes import silent
-from pxcompress.passes.moments import Remembered
+from pxcompress.passes.moments import MomentCache
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.tasks.task import Task
@@ -49,12 +49,12 @@ class Run:
 
     def remembering(self, role: str, model: nn.Module) -> Run:
         """The same, with moments of the dense `model` on the samples of `role` computed once and kept."""
-        return replace(self, parts={**self.parts, role: Remembered(self.parts[role], model)})
+        return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
     def forget_solved(self, role: str) -> None:
         """Free what scorers derived from the moments of `role`; the moments stay."""
         part = self.parts[role]
-        for each in part.found.values() if isinstance(part, Remembered) else ():
+        for each in part.found.values() if isinstance(part, MomentCache) else ():
             each.solved.clear()
 
     @property
@@ -64,7 +64,7 @@ class Run:
         Layers that read several positions of a sample are not among them. Known once the samples were scored.
         """
         part = self.parts["score"]
-        moments_by_layer = part.found if isinstance(part, Remembered) else {}
+        moments_by_layer = part.found if isinstance(part, MomentCache) else {}
         sizes = {
             name: (len(each.whole.mean), each.samples) for name, each in moments_by_layer.items() if each.one_position
         }

@@ -7,7 +7,7 @@ with attributed(model, parse_composite("gamma"), example) as ruled:
 
 from pxcompress.attribution.attention import SOFTMAX_RULES, has_attention
 from pxcompress.attribution.composites import COMPOSITES, Composite, parse_composite
-from pxcompress.attribution.engine import Attributed, Flow, RuledLayer, Unruled, attributed
+from pxcompress.attribution.engine import Attributed, Flow, RuledLayer, UnruledFunction, attributed
 from pxcompress.attribution.plrp import VARIANTS, Pruning
 from pxcompress.attribution.rules import RULES
 
@@ -21,7 +21,7 @@ __all__ = [
     "Flow",
     "Pruning",
     "RuledLayer",
-    "Unruled",
+    "UnruledFunction",
     "attributed",
     "has_attention",
     "parse_composite",

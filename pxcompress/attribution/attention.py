@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pxcompress.attribution.transformer import Handler, live, product, scaled
+from pxcompress.attribution.transformer import Handler, carries_gradient, product, scale_gradient
 from pxcompress.state import device_of, evaluating
 
 SoftmaxRule = Literal["cp", "attn", "zplus"]
@@ -55,19 +55,19 @@ class _SoftmaxZPlus(torch.autograd.Function):
         return torch.where(x >= 0, (1 - s) * share, s * (share - total)), None
 
 
-def _ordinary(func: Handler, *args: Any, **kwargs: Any) -> Any:
+def _keep_gradient(func: Handler, *args: Any, **kwargs: Any) -> Any:
     """The ordinary gradient; for "cp" weights are detached before they meet values (`marks.settle`)."""
     return func(*args, **kwargs)
 
 
 def _softmax_zplus(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dim = kwargs["dim"] if "dim" in kwargs else args[0]
-    return _SoftmaxZPlus.apply(x, dim) if live(x) else func(x, *args, **kwargs)
+    return _SoftmaxZPlus.apply(x, dim) if carries_gradient(x) else func(x, *args, **kwargs)
 
 
 def _attention_attn(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    query, key = (scaled(x, 0.25) if live(x) else x for x in (query, key))
-    return func(query, key, scaled(value, 0.5) if live(value) else value, *args, **kwargs)
+    query, key = (scale_gradient(x, 0.25) if carries_gradient(x) else x for x in (query, key))
+    return func(query, key, scale_gradient(value, 0.5) if carries_gradient(value) else value, *args, **kwargs)
 
 
 def _attention_zplus(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -79,10 +79,10 @@ def _attention_zplus(func: Handler, query: Tensor, key: Tensor, value: Tensor, *
     mask = arguments.get("attn_mask")
     if arguments.get("is_causal"):
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    return product(torch.matmul, _softmax_zplus(torch.softmax, _masked(scores, mask), -1), value)
+    return product(torch.matmul, _softmax_zplus(torch.softmax, _mask_scores(scores, mask), -1), value)
 
 
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+def _mask_scores(scores: Tensor, mask: Tensor | None) -> Tensor:
     """Scores under a mask as `scaled_dot_product_attention` reads it: True takes part, or numbers to add."""
     if mask is None:
         return scores
@@ -90,8 +90,8 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 ATTENTION: Mapping[SoftmaxRule, Mapping[str, Handler]] = {
-    "cp": {"softmax": _ordinary, "scaled_dot_product_attention": _ordinary},
-    "attn": {"softmax": _ordinary, "scaled_dot_product_attention": _attention_attn},
+    "cp": {"softmax": _keep_gradient, "scaled_dot_product_attention": _keep_gradient},
+    "attn": {"softmax": _keep_gradient, "scaled_dot_product_attention": _attention_attn},
     "zplus": {"softmax": _softmax_zplus, "scaled_dot_product_attention": _attention_zplus},
 }
 

@@ -57,14 +57,14 @@ class PrunedRule(Rule):
         assert a is not None
         multiplier = self.rule.multiplier(layer, a, z, m, shape)
         relevance = layer.by_sample(a * multiplier)
-        survives = surviving(relevance, self.pruning.share)
+        survives = find_surviving(relevance, self.pruning.share)
         return VARIANTS[self.pruning.variant](self.rule, layer, (a, z, m, multiplier), relevance, survives)
 
     def __str__(self) -> str:
         return str(self.rule)
 
 
-def surviving(relevance: Tensor, share: float) -> Tensor:
+def find_surviving(relevance: Tensor, share: float) -> Tensor:
     """Which of (samples, elements) stay: all but the smallest that hold `share` of each sign's mass (negative: half).
 
     Elements without relevance go. What is dropped never holds more than the share, so that the largest of a sign stays.
@@ -78,11 +78,11 @@ def surviving(relevance: Tensor, share: float) -> Tensor:
     return survives
 
 
-_Known = tuple[Tensor, Tensor, Tensor, Tensor]
+_LayerValues = tuple[Tensor, Tensor, Tensor, Tensor]
 """A layer's input a, output z, multiplier m of the output, and the rule's multiplier of the input."""
 
 
-def _rescaled(rule: Rule, layer: Layer, values: _Known, relevance: Tensor, survives: Tensor) -> Tensor:
+def _rescale_survivors(rule: Rule, layer: Layer, values: _LayerValues, relevance: Tensor, survives: Tensor) -> Tensor:
     """PLRP-lambda: survivors times mass / surviving mass of their sign."""
     scale = torch.zeros_like(relevance)
     for positive in (True, False):
@@ -96,7 +96,7 @@ def _rescaled(rule: Rule, layer: Layer, values: _Known, relevance: Tensor, survi
     return multiplier * layer.from_samples(scale, a.shape)
 
 
-def _shared_again(rule: Rule, layer: Layer, values: _Known, relevance: Tensor, survives: Tensor) -> Tensor:
+def _share_again(rule: Rule, layer: Layer, values: _LayerValues, relevance: Tensor, survives: Tensor) -> Tensor:
     """PLRP-M: the rule on the surviving inputs a', with outputs z' = W a' + b that have the relevance z m of z."""
     a, z, m, _ = values
     mask = layer.from_samples(survives, a.shape)
@@ -106,8 +106,8 @@ def _shared_again(rule: Rule, layer: Layer, values: _Known, relevance: Tensor, s
     return rule.multiplier(layer, surviving_inputs, surviving_outputs, m * ratio, a.shape) * mask
 
 
-VARIANTS: Mapping[str, Callable[[Rule, Layer, _Known, Tensor, Tensor], Tensor]] = {
-    "lambda": _rescaled,
-    "m": _shared_again,
+VARIANTS: Mapping[str, Callable[[Rule, Layer, _LayerValues, Tensor, Tensor], Tensor]] = {
+    "lambda": _rescale_survivors,
+    "m": _share_again,
 }
 """PLRP-lambda and PLRP-M."""

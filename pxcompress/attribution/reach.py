@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pxcompress.attribution.marks import mark_of, set_mark_
-from pxcompress.attribution.transformer import live, scaled
+from pxcompress.attribution.transformer import carries_gradient, scale_gradient
 
 
 class LayerCall(NamedTuple):
@@ -58,7 +58,7 @@ class Reach:
         try:
             out = forward()
             lost_outputs = [self.outputs[call] for call in sorted(self.lost) if call in self.outputs]
-            return _Stand.apply(out, *lost_outputs) if lost_outputs and live(out) else out
+            return _LostRelevance.apply(out, *lost_outputs) if lost_outputs and carries_gradient(out) else out
         finally:
             self._source = None
             if not all_outputs:
@@ -82,7 +82,7 @@ class Reach:
     def _unmet(self, out: Tensor, calls: Sequence[LayerCall]) -> list[LayerCall]:
         """Those of `calls` that the gradient of `out` does not come to, in executed order."""
         outputs = [self.outputs[call] for call in calls]
-        if not calls or not live(out):
+        if not calls or not carries_gradient(out):
             return list(calls)
         start = torch.ones_like(out)
         gradients = torch.autograd.grad(out, outputs, start, allow_unused=True, retain_graph=True)
@@ -90,24 +90,29 @@ class Reach:
 
     def _before(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         call = LayerCall(name, self._numbers[name])
-        if not live(self._source) or not torch.is_grad_enabled() or not args or not isinstance(args[0], Tensor):
+        if (
+            not carries_gradient(self._source)
+            or not torch.is_grad_enabled()
+            or not args
+            or not isinstance(args[0], Tensor)
+        ):
             return None
         value, is_gate = args[0], call in self.gates
-        if live(value) and (not is_gate or mark_of(value).gate):
+        if carries_gradient(value) and (not is_gate or mark_of(value).gate):
             return None
         mark = mark_of(value)._replace(gate=is_gate)
-        value = scaled(value, 0.0) if live(value) else _Tie.apply(value, self._source)
+        value = scale_gradient(value, 0.0) if carries_gradient(value) else _ZeroGradientLink.apply(value, self._source)
         set_mark_(value, mark)
         return (value, *args[1:])
 
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = LayerCall(name, self._numbers[name])
         self._numbers[name] += 1
-        if live(output) and (self._all or call in self.lost):
+        if carries_gradient(output) and (self._all or call in self.lost):
             self.outputs[call] = output
 
 
-class _Tie(torch.autograd.Function):
+class _ZeroGradientLink(torch.autograd.Function):
     """The identity on `value`, which follows `source` by a gradient of zero."""
 
     @staticmethod
@@ -121,7 +126,7 @@ class _Tie(torch.autograd.Function):
         return None, torch.zeros_like(source)
 
 
-class _Stand(torch.autograd.Function):
+class _LostRelevance(torch.autograd.Function):
     """The identity on `out` (n, ...), whose relevance R = sum out m also stands at every other tensor a: a R / |a|^2.
 
     Sample by sample where the first axis of a tensor is that of the samples, else over all of them.

@@ -19,7 +19,7 @@ METHODS: Mapping[str, str] = {"lrp": "", "plrp-lambda": "lambda", "plrp-m": "m"}
 """Name of a method -> variant of pruned LRP, none for LRP."""
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""What `chosen_share` chooses from."""
+"""What `choose_share` chooses from."""
 
 CHUNK = 32
 """Inputs that are propagated together."""
@@ -79,7 +79,7 @@ def heatmaps(model: nn.Module, inputs: Tensor, targets: Tensor, method: Method) 
         return relevance(inputs, targets)
 
 
-def chosen_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, composite: str) -> float:
+def choose_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, composite: str) -> float:
     """The share whose sparsity gain is worth most: argmax over `SHARES` of (G_p - G_0) / (1 - G_0) - (1 - cos_p).
 
     G_p is the mean Gini index of the maps with share p, so that the first term is the part of the sparsity that was
@@ -98,6 +98,6 @@ def chosen_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, c
 
 
 def trade_off(maps: Tensor, lrp_maps: Tensor) -> float:
-    """Sparsity gained less similarity lost, as `chosen_share` says; both (n, positions)."""
+    """Sparsity gained less similarity lost, as `choose_share` says; both (n, positions)."""
     lrp_sparsity = float(gini(lrp_maps).mean())
     return (float(gini(maps).mean()) - lrp_sparsity) / (1 - lrp_sparsity) - (1 - float(cosine(maps, lrp_maps).mean()))

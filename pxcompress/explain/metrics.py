@@ -34,7 +34,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 def top_overlap(first: Tensor, second: Tensor) -> Tensor:
     """Share of the `TOP` positions with the most relevance that both maps have in common."""
     count = math.ceil(TOP * first.shape[1])
-    return (_largest(first, count) & _largest(second, count)).sum(1).double() / count
+    return (_mask_largest(first, count) & _mask_largest(second, count)).sum(1).double() / count
 
 
 SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -86,6 +86,6 @@ def pixel_flipping(model: nn.Module, inputs: Tensor, maps: Tensor, targets: Tens
     return torch.trapezoid(torch.stack(curve), dx=1 / steps, dim=0)
 
 
-def _largest(maps: Tensor, count: int) -> Tensor:
+def _mask_largest(maps: Tensor, count: int) -> Tensor:
     """True at the `count` largest of each row."""
     return torch.zeros_like(maps, dtype=torch.bool).scatter_(1, maps.topk(count, 1).indices, True)

@@ -21,12 +21,12 @@ SAMPLES = 32
 """Samples of the select split whose heatmaps a run compares."""
 
 
-def composite_of(recipe: Recipe) -> str:
+def get_composite(recipe: Recipe) -> str:
     """The rules of the recipe's scorer, where it has any."""
     return SCORERS.build(recipe.scorers[0]).composite or Method.composite
 
 
-def compared_explanations(
+def compare_explanations(
     pruned: Pruned, batches: Batches, recipe: Recipe, clock: Clock
 ) -> tuple[ExplanationSimilarity | None, tuple[Warning, ...]]:
     """How alike the heatmaps of both models are on the first `SAMPLES` of `batches`, and notes for the user.
@@ -36,8 +36,8 @@ def compared_explanations(
     """
     try:
         with clock.stage("compare explanations"):
-            compare = partial(explanation_similarity, pruned, Method(composite=composite_of(recipe)))
-            similarity = in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say)
+            compare = partial(explanation_similarity, pruned, Method(composite=get_composite(recipe)))
+            similarity = in_smaller_batches(compare, [take_first(batches, SAMPLES)], clock.say)
     except PxError as error:
         text = f"explanations of the two models could not be compared: {short(error)}"
         return None, (Warning("explanations", text),)
@@ -45,14 +45,14 @@ def compared_explanations(
         return similarity, ()
     warning = (
         f"THE SLIM MODEL LOOKS ELSEWHERE: its heatmaps are like the dense model's by a cosine of "
-        f"{similarity.cosine:.2f}; below {similarity.least_cosine:.2f} they are nearer to those of other inputs. Look at "
-        "some with pxcompress explain"
+        f"{similarity.cosine:.2f}; below {similarity.least_cosine:.2f} they are nearer to those of other inputs. Look "
+        "at some with pxcompress explain"
     )
     clock.say(warning)
     return similarity, (Warning("explanations", warning),)
 
 
-def first_of(batches: Batches, count: int) -> Batch:
+def take_first(batches: Batches, count: int) -> Batch:
     """The first `count` samples, or as many as there are."""
     needed_batches: list[Batch] = []
     for batch in batches:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
 from pxcompress.graph.heads import set_heads_
-from pxcompress.layout.rows import others
+from pxcompress.layout.rows import complement
 from pxcompress.models.adapter import everything
 from pxcompress.models.outputs import difference
 from pxcompress.state import device_of, evaluating, sharing
@@ -150,7 +150,7 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
         parts = [torch.isin(part, rows) for part in torch.arange(sum(value)).split(list(value))]
         setattr(module, attribute, type(value)(int((~removed_mask).sum()) for removed_mask in parts))  # type: ignore[call-arg]
         return
-    remaining_values = value.detach().index_select(dim, others(value.shape[dim], rows).to(value.device))
+    remaining_values = value.detach().index_select(dim, complement(value.shape[dim], rows).to(value.device))
     setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
 
 

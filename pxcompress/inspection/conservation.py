@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution import Attributed, Flow, attributed, parse_composite
-from pxcompress.attribution.relevance import started
+from pxcompress.attribution.relevance import make_start
 from pxcompress.errors import InputError
 from pxcompress.scorers.lrp import LRP
 from pxcompress.state import device_of
@@ -86,7 +86,7 @@ def conservation(
     inputs = inputs[:SAMPLES].to(device_of(model))
 
     def start(logits: Tensor) -> Tensor:
-        return started(scorer.start, "prediction")(logits, logits.argmax(1))
+        return make_start(scorer.start, "prediction")(logits, logits.argmax(1))
 
     with attributed(model, rules, inputs[:1]) as twin:
         with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from pxcompress.errors import OutOfMemoryError, short
-from pxcompress.passes.parts import InParts
+from pxcompress.passes.parts import SplitBatches
 from pxcompress.types import Batches
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def in_smaller_batches(
     size = 0
     while True:
         try:
-            return work(*(InParts(each, size) if size else each for each in (batches, *other_batches)))
+            return work(*(SplitBatches(each, size) if size else each for each in (batches, *other_batches)))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.layout.rows import unit_view
-from pxcompress.passes.parts import NEIGHBOURS, InParts
+from pxcompress.passes.parts import NEIGHBOURS, SplitBatches
 from pxcompress.processes import processes, rank, summed
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
@@ -81,7 +81,7 @@ class InputMoments:
 
 
 @dataclass(frozen=True, eq=False)
-class Remembered:
+class MomentCache:
     """Batches that keep the moments of one model, which must not change any more: each is computed once."""
 
     batches: Batches
@@ -92,14 +92,14 @@ class Remembered:
         return iter(self.batches)
 
 
-def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, InputMoments]:
+def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, InputMoments]:
     """Input moments of the modules named in `layouts`, which gives the rows of every feature, (features, k).
 
-    Layouts are those of `input_layouts`; `Remembered` batches of this model are read only for what they do not know.
+    Layouts are those of `input_layouts`; `MomentCache` batches of this model are read only for what they do not know.
     """
-    if isinstance(batches, Remembered) and batches.model is model:
+    if isinstance(batches, MomentCache) and batches.model is model:
         missing = {name: index for name, index in layouts.items() if name not in batches.found}
-        batches.found.update(moments(model, missing, batches.batches) if missing else {})
+        batches.found.update(collect_moments(model, missing, batches.batches) if missing else {})
         return {name: batches.found[name] for name in layouts if name in batches.found}
     device = device_of(model)
     sums: dict[str, tuple[_Sums, _Sums]] = {}
@@ -108,7 +108,7 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
     def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             number = rank() + processes() * turn  # the batch's number in one process
-            features = drawn_positions(unit_view(args[0].detach(), module, index), number)
+            features = draw_positions(unit_view(args[0].detach(), module, index), number)
             first = in_first_half(batch_size * number, len(features))
             if name not in sums:
                 sums[name] = _Sums(len(index), features.device), _Sums(len(index), features.device)
@@ -120,7 +120,7 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
     with evaluating(model), torch.no_grad():
         for name, index in layouts.items():
             model.get_submodule(name).register_forward_pre_hook(hook(name, index))
-        for inputs, _ in InParts(batches):
+        for inputs, _ in SplitBatches(batches):
             batch_size = batch_size or len(inputs)
             model(inputs.to(device))
             turn, samples = turn + 1, samples + len(inputs)
@@ -140,7 +140,7 @@ def in_first_half(first_number: int, count: int) -> Tensor:
     return torch.arange(first_number, first_number + count) // NEIGHBOURS % 2 == 0
 
 
-def drawn_positions(values: Tensor, turn: int) -> Tensor:
+def draw_positions(values: Tensor, turn: int) -> Tensor:
     """`values` (n, units, positions) at `POSITIONS` random positions at most, the same ones for the same `turn`."""
     if values.shape[2] <= POSITIONS:
         return values

@@ -16,7 +16,7 @@ AT_ONCE = 1_500_000
 
 
 @dataclass(frozen=True, eq=False)
-class InParts:
+class SplitBatches:
     """`batches` in parts of at most `size` samples; without a size, of about `AT_ONCE` numbers."""
 
     batches: Batches
@@ -68,7 +68,7 @@ def spread_samples(batches: Batches, count: int) -> list[Batch]:
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class WatchedBatches:
     """Batches that tell how far a pass over them is, at most once a second, in messages that begin with `LIVE`."""
 
     batches: Sequence[Batch]
@@ -88,6 +88,6 @@ class Watched:
                 self.say(f"{LIVE}{batches_done} of {len(self)} batches, {seconds_left:.0f} s left in this pass")
 
 
-def watched(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:
-    """The same batches by role, those whose number is known as `Watched`."""
-    return {role: Watched(part, say) if isinstance(part, Sequence) else part for role, part in parts.items()}
+def watch_batches(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:
+    """The same batches by role, those whose number is known as `WatchedBatches`."""
+    return {role: WatchedBatches(part, say) if isinstance(part, Sequence) else part for role, part in parts.items()}

@@ -10,7 +10,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 USUAL = RIDGES.index(1e-2)
 
 
-def best_ridge(error: Callable[[float], float]) -> float:
+def choose_ridge(error: Callable[[float], float]) -> float:
     """The one of `RIDGES` at which `error` is least, sought downhill from the usual one: few are tried."""
     place, least_error = USUAL, error(RIDGES[USUAL])
     for step in (1, -1):

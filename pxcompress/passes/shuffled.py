@@ -31,7 +31,7 @@ class ShuffledBatches:
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         """All samples but the last few that fill no batch, shuffled within the pool."""
-        draw = torch.Generator().manual_seed(mixed_seed(self._seed, 0, epoch))
+        draw = torch.Generator().manual_seed(mix_seed(self._seed, 0, epoch))
         pool: list[Batch] = []
         for inputs, labels in self._batches:
             pool += zip(inputs, labels, strict=True)
@@ -47,6 +47,6 @@ class ShuffledBatches:
             yield torch.stack(inputs), torch.stack(labels)
 
 
-def mixed_seed(*numbers: int) -> int:
+def mix_seed(*numbers: int) -> int:
     """A seed that depends on all of the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.graph import is_depthwise
-from pxcompress.layout.consumers import add_bias_, constant_output, consumers, is_padded
+from pxcompress.layout.consumers import add_bias_, find_consumers, is_padded, output_of_constants
 from pxcompress.layout.rows import members_by_module, rows_first, unit_weights
 from pxcompress.planning.limits import Limits, narrowest
 from pxcompress.planning.rounds import groups_left, prune_further
@@ -86,7 +86,7 @@ def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> di
 
 def _absorb(pruned: Pruned, constants: Mapping[str, Tensor]) -> None:
     """Put the lost constants into the biases; those that nothing read leave nothing."""
-    for layer in consumers(pruned):
-        shift = constant_output(layer, constants[layer.name].nan_to_num())
+    for layer in find_consumers(pruned):
+        shift = output_of_constants(layer, constants[layer.name].nan_to_num())
         if shift.any():
             add_bias_(layer.slim, shift)

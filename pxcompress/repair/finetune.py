@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.errors import DataError, InputError, ResultError
-from pxcompress.layout.consumers import consumers
+from pxcompress.layout.consumers import find_consumers
 from pxcompress.layout.rows import rows_first
 from pxcompress.models.loading import classifier_names
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
-from pxcompress.passes.parts import InParts
-from pxcompress.passes.shuffled import ShuffledBatches, mixed_seed
+from pxcompress.passes.parts import SplitBatches
+from pxcompress.passes.shuffled import ShuffledBatches, mix_seed
 from pxcompress.processes import from_first, mean_gradients_, processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
@@ -83,18 +83,18 @@ class FineTune(Repair):
         dense model or, with labels, by top-1. Without `held_out` it is the last ones. PyTorch's seed decides on
         order and augmentation. A training that is interrupted after more than `SAVE_SECONDS` goes on where it was when
         it is called again, and ends with the same weights. Where memory allows no larger ones, a step takes as many
-        samples in batches of the size of `InParts`. Raises `DataError` where there is no sample or an impossible label,
+        samples, in batches as `SplitBatches` makes them. Raises `DataError` where there is no sample or an impossible label,
         `ResultError` when training diverges.
         """
         model, dense, seed = pruned.model, pruned.whole.dense, torch.initial_seed()
         trained_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained_parameters:
             return pruned
-        samples, data = _survey(batches)
+        samples, data = _hash_samples(batches)
         if not samples:
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
-        held_samples, checks = _survey(held_out)
-        options = self._within(batches.size) if isinstance(batches, InParts) and batches.size else self
+        held_samples, checks = _hash_samples(held_out)
+        options = self._within(batches.size) if isinstance(batches, SplitBatches) and batches.size else self
         facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
@@ -109,8 +109,10 @@ class FineTune(Repair):
         ):
             for parameter in trained_parameters:
                 parameter.requires_grad_(True)
-            aim = _Aim(dense, options, _Read(pruned.whole, next(iter(batches))[0][:1]) if self.features else None)
-            judge = _Judge(aim, held_out, held_samples, device_of(model)) if held_samples else None
+            aim = _Objective(
+                dense, options, _FeatureMatch(pruned.whole, next(iter(batches))[0][:1]) if self.features else None
+            )
+            judge = _Validation(aim, held_out, held_samples, device_of(model)) if held_samples else None
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
 
@@ -121,10 +123,10 @@ class FineTune(Repair):
         return replace(self, batch_size=size, accumulate=self.accumulate * -(-self.batch_size // size))
 
 
-class _Aim:
+class _Objective:
     """What a slim model is to follow: the dense model and, where asked for, the labels too."""
 
-    def __init__(self, dense: nn.Module, options: FineTune, features: _Read | None = None) -> None:
+    def __init__(self, dense: nn.Module, options: FineTune, features: _FeatureMatch | None = None) -> None:
         self.dense = dense
         self._options = options
         self._read = features
@@ -151,7 +153,7 @@ class _Aim:
         return float(_divergence(logits, target, 1.0))
 
 
-class _Read:
+class _FeatureMatch:
     """What the classifiers of a slim model and of its dense one read in their last calls."""
 
     def __init__(self, pruned: Pruned, example: Tensor) -> None:
@@ -159,7 +161,7 @@ class _Read:
         if not names:
             raise InputError("finetune with features=... follows what the classifier reads; this model has none")
         self._rows = next(
-            (layer.layout[layer.kept].flatten() for layer in consumers(pruned) if layer.name == names[0]), None
+            (layer.layout[layer.kept].flatten() for layer in find_consumers(pruned) if layer.name == names[0]), None
         )
         self._found: dict[str, Tensor] = {}
         for role, model in (("slim", pruned.model), ("dense", pruned.dense)):
@@ -181,10 +183,10 @@ def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)
 
 
-class _Judge:
+class _Validation:
     """How wrong a model is on held-out samples, on average."""
 
-    def __init__(self, aim: _Aim, held_out: Batches, samples: int, device: torch.device) -> None:
+    def __init__(self, aim: _Objective, held_out: Batches, samples: int, device: torch.device) -> None:
         self._aim = aim
         self._held_out = held_out
         self._samples = samples
@@ -217,7 +219,7 @@ class _Progress:
 class _Training:
     """A slim model on its way: its weights, those that did best, the optimiser, and how far it is."""
 
-    def __init__(self, options: FineTune, model: nn.Module, aim: _Aim, seed: int) -> None:
+    def __init__(self, options: FineTune, model: nn.Module, aim: _Objective, seed: int) -> None:
         self._options = options
         self._model = model
         self._aim = aim
@@ -225,11 +227,11 @@ class _Training:
         self._device = device_of(model)
         self._weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._best: dict[str, Tensor] = {}
-        self._average = _copied(self._weights) if options.average else {}
+        self._average = _copy_values(self._weights) if options.average else {}
         self._optimizer = adamw(model, options.learning_rate, weight_decay=0.0)
         self._progress = _Progress()
 
-    def run(self, feed: ShuffledBatches, judge: _Judge | None, path: Path) -> None:
+    def run(self, feed: ShuffledBatches, judge: _Validation | None, path: Path) -> None:
         """Train to the end, from the checkpoint in `path` on where there is one; what did best is in the model then."""
         self._model.zero_grad()
         self._resume(path)
@@ -253,7 +255,7 @@ class _Training:
     def _step(self, batches: Iterator[Batch]) -> None:
         """One step of the optimiser. What it draws follows from the seed and its number alone: it can be redone."""
         options, progress = self._options, self._progress
-        torch.manual_seed(mixed_seed(self._seed, 1 + rank(), progress.step))
+        torch.manual_seed(mix_seed(self._seed, 1 + rank(), progress.step))
         total = 0.0
         for inputs, labels in islice(batches, options.accumulate):
             loss = self._loss(inputs, labels) / options.accumulate
@@ -287,14 +289,14 @@ class _Training:
             logits = self._model(inputs)
         return self._aim.loss(logits.float(), target.float(), labels)
 
-    def _check(self, judge: _Judge) -> None:
+    def _check(self, judge: _Validation) -> None:
         """Keep the weights, or their average, if they do better than all before."""
-        current_weights = _copied(self._weights) if self._average else {}
+        current_weights = _copy_values(self._weights) if self._average else {}
         self._put(self._average)
         error = judge(self._model)
         if error < self._progress.error:
             self._progress.error = error
-            self._best = _copied(self._weights)
+            self._best = _copy_values(self._weights)
         self._put(current_weights)
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
@@ -309,7 +311,7 @@ class _Training:
         for name, value in self._weights.items():
             for kind, moment in self._optimizer.state[value].items():
                 parts.setdefault(kind, {})[name] = moment
-        state = {f"{part}/{name}": _plain(value) for part, values in parts.items() for name, value in values.items()}
+        state = {f"{part}/{name}": _to_plain(value) for part, values in parts.items() for name, value in values.items()}
         with suppress(OSError, SafetensorError):
             path.parent.mkdir(exist_ok=True)
             with whole_file(path) as beside:
@@ -339,15 +341,15 @@ class _Training:
                     self._optimizer.state[value][part] = laid_out
 
 
-def _copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copy_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in values.items()}
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _to_plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def _survey(batches: Batches) -> tuple[int, str]:
+def _hash_samples(batches: Batches) -> tuple[int, str]:
     """How many samples there are, and the sha256 of all of them."""
     samples, digest = 0, hashlib.sha256()
     for inputs, labels in batches:

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pxcompress.layout.consumers import Consumer, add_, consumers, is_padded
-from pxcompress.layout.rows import others
-from pxcompress.passes.moments import InputMoments, Moments, moments
-from pxcompress.passes.ridges import RIDGES, USUAL, best_ridge
+from pxcompress.layout.consumers import Consumer, add_, find_consumers, is_padded
+from pxcompress.layout.rows import complement
+from pxcompress.passes.moments import InputMoments, Moments, collect_moments
+from pxcompress.passes.ridges import RIDGES, USUAL, choose_ridge
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Phase, Pruned, Repair
@@ -43,8 +43,8 @@ class Fold(Repair):
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """Fold into all consumers of pruned groups; moments come from one pass of the dense model over `batches`."""
-        layers = consumers(pruned)
-        inputs_of = moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
+        layers = find_consumers(pruned)
+        inputs_of = collect_moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
         for layer in layers:
             weight, bias = self._delta(layer, inputs_of[layer.name])
             add_(layer.slim, weight[layer.outputs], None if bias is None else bias[layer.outputs])
@@ -62,12 +62,15 @@ class Fold(Repair):
             span = slice(place * width, (place + 1) * width)
             inside = layer.removed[(layer.removed >= span.start) & (layer.removed < span.stop)] - span.start
             removed_weights = part.reshape(part.shape[0], width, -1)[:, inside]
-            kept_features = others(width, inside)
+            kept_features = complement(width, inside)
             ridge = self.ridge or self._best_ridge(
                 input_moments, span, (kept_features, inside), removed_weights, is_centred
             )
-            predict = _ridge(
-                _matrix(input_moments.whole, input_moments.whole, span, is_centred), kept_features, inside, ridge
+            predict = _solve_ridge(
+                _second_moments(input_moments.whole, input_moments.whole, span, is_centred),
+                kept_features,
+                inside,
+                ridge,
             )
             parts.append(torch.einsum("opk,ps->osk", removed_weights, predict))
             mean = input_moments.whole.mean[span]
@@ -89,8 +92,10 @@ class Fold(Repair):
         if not input_moments.folds:
             return RIDGES[USUAL]
         fit, check = input_moments.folds[0]
-        matrices = _matrix(fit, fit, span, is_centred), _matrix(check, fit, span, is_centred)
-        return best_ridge(lambda ridge: _error(matrices[1], parts, removed_weights, _ridge(matrices[0], *parts, ridge)))
+        matrices = _second_moments(fit, fit, span, is_centred), _second_moments(check, fit, span, is_centred)
+        return choose_ridge(
+            lambda ridge: _output_error(matrices[1], parts, removed_weights, _solve_ridge(matrices[0], *parts, ridge))
+        )
 
     def _is_centred(self, module: nn.Module) -> bool:
         if self.centred != "auto":
@@ -98,12 +103,12 @@ class Fold(Repair):
         return not is_padded(module)
 
 
-def _matrix(moments: Moments, fit: Moments, span: slice, is_centred: bool) -> Tensor:
+def _second_moments(moments: Moments, fit: Moments, span: slice, is_centred: bool) -> Tensor:
     """Second moments of the features in `span`, around the mean of `fit` if centred, around zero if not."""
     return (moments.around(fit.mean) if is_centred else moments.second)[span, span]
 
 
-def _error(matrix: Tensor, parts: tuple[Tensor, Tensor], removed_weights: Tensor, predict: Tensor) -> float:
+def _output_error(matrix: Tensor, parts: tuple[Tensor, Tensor], removed_weights: Tensor, predict: Tensor) -> float:
     """tr(W E W^T) with E the second moment of x_P - B x_S and W the `removed_weights` (outputs, removed, taps)."""
     kept_features, removed_features = parts
     cross = predict @ matrix[kept_features][:, removed_features]
@@ -117,7 +122,7 @@ def _error(matrix: Tensor, parts: tuple[Tensor, Tensor], removed_weights: Tensor
     return float((power * residual).sum())
 
 
-def _ridge(matrix: Tensor, kept_features: Tensor, removed_features: Tensor, ridge: float) -> Tensor:
+def _solve_ridge(matrix: Tensor, kept_features: Tensor, removed_features: Tensor, ridge: float) -> Tensor:
     """B = Q_PS (Q_SS + lambda I)^-1, (removed, kept), with lambda = ridge * mean diagonal of Q_SS."""
     kept_features, removed_features = kept_features.to(matrix.device), removed_features.to(matrix.device)
     block = matrix[kept_features][:, kept_features].clone()

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pxcompress.attribution.relevance import started
-from pxcompress.layout.consumers import add_, consumers
-from pxcompress.layout.rows import members_by_module, others, removed_rows
-from pxcompress.passes.parts import InParts
+from pxcompress.attribution.relevance import make_start
+from pxcompress.layout.consumers import add_, find_consumers
+from pxcompress.layout.rows import complement, members_by_module, removed_rows
+from pxcompress.passes.parts import SplitBatches
 from pxcompress.processes import processes, rank, summed
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
@@ -86,18 +86,18 @@ class LeastSquares(Repair):
         half of the samples after a fit to the other half; `held_out` is not needed. Layers that run more than once,
         compute something of their own or have more than `WIDEST` inputs stay as they are.
         """
-        batches = InParts(batches)
+        batches = SplitBatches(batches)
         first_batch = next(iter(batches), None)
-        layers = [] if first_batch is None else _layers(pruned.whole, first_batch[0][:1], self.rows)
+        layers = [] if first_batch is None else _find_layers(pruned.whole, first_batch[0][:1], self.rows)
         sizes = [len(inputs) for inputs, _ in batches]
         parts, samples = summed(torch.tensor([len(sizes), sum(sizes)])).tolist()
         size = min(-(-len(layers) // self.waves), TOGETHER)
-        waves = _runs(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
-        for stretch in _runs(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
-            parts_by_layer = {layer: _parts_used(wave, parts, samples) for wave in stretch for layer in wave}
+        waves = _split_by_size(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
+        for stretch in _split_by_size(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
+            parts_by_layer = {layer: _count_parts(wave, parts, samples) for wave in stretch for layer in wave}
             rows = self._rows(pruned.whole.dense, parts_by_layer, batches)
             for wave in stretch:
-                for layer, (fit, check) in _sums(pruned.model, wave, rows, batches).items():
+                for layer, (fit, check) in _collect_sums(pruned.model, wave, rows, batches).items():
                     _refit_(layer, fit.everywhere(), check.everywhere())
         return pruned
 
@@ -112,14 +112,14 @@ class LeastSquares(Repair):
                 turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
                 if turn >= parts_by_layer[layer]:
                     return
-                rows = _drawn(layer, _channels_first(output.detach(), module), turn, parts_by_layer[layer])
+                rows = _draw_rows(layer, _channels_first(output.detach(), module), turn, parts_by_layer[layer])
                 rows_by_layer[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
 
             return add
 
-        by_relevance, start = self.weighting == "relevance", started("margin", "prediction")
+        by_relevance, start = self.weighting == "relevance", make_start("margin", "prediction")
         with evaluating(model), gradients(by_relevance):
             for layer in parts_by_layer:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
@@ -131,7 +131,7 @@ class LeastSquares(Repair):
         return rows_by_layer
 
 
-def _parts_used(wave: Sequence[_Layer], parts: int, samples: int) -> int:
+def _count_parts(wave: Sequence[_Layer], parts: int, samples: int) -> int:
     """How many of the `parts` batches, with `samples` in all, a wave is fitted to."""
     needed_samples = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
     return max(1, min(parts, math.ceil(parts * needed_samples / samples)))
@@ -183,10 +183,10 @@ class _Rows:
 
     def weigh_(self, layer: _Layer, gradient: Tensor) -> None:
         """Add the power of `gradient`, (n, outputs, positions ...), to the weights."""
-        self.weights += _at(gradient, self.places)[:, layer.outputs].double().square().sum(1)
+        self.weights += _pick_rows(gradient, self.places)[:, layer.outputs].double().square().sum(1)
 
 
-def _drawn(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
+def _draw_rows(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
     """Rows of the batch number `turn` out of `parts`: the same whenever it is asked for; `values` (n, outputs, ...)."""
     samples, positions = len(values), prod(values.shape[2:])
     draw = torch.Generator().manual_seed(turn)
@@ -194,7 +194,7 @@ def _drawn(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
     fits = (2 * (places // positions) < samples) == (turn % 2 == 0)  # of batches of one sample every second one
     weights = torch.full((len(places),), 1e-30, dtype=torch.float64)  # where no gradient comes, all are alike
     places, weights, fits = (each.to(values.device) for each in (places, weights, fits))
-    return _Rows(places, _at(values, places)[:, layer.outputs], weights, fits)
+    return _Rows(places, _pick_rows(values, places)[:, layer.outputs], weights, fits)
 
 
 @dataclass(eq=False)
@@ -251,11 +251,11 @@ class _Sums:
         return float(self.power + (update * (update @ self.gram - 2 * self.cross)).sum())
 
 
-class _WaveDone(Exception):
+class _WaveFinished(Exception):
     """The last layer of a wave has run; what follows is not needed."""
 
 
-def _sums(
+def _collect_sums(
     model: nn.Module, wave: Sequence[_Layer], rows: dict[_Layer, list[_Rows]], batches: Batches
 ) -> dict[_Layer, tuple[_Sums, _Sums]]:
     """What a refit needs, for each half of the samples: a pass of the slim model, up to the last layer of the wave."""
@@ -268,13 +268,13 @@ def _sums(
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             batch_rows = next(streams[layer])
-            lack = batch_rows.values - _at(_channels_first(output, module), batch_rows.places)
-            x = _at(_patches(args[0], module), batch_rows.places, output.ndim - 2)
+            lack = batch_rows.values - _pick_rows(_channels_first(output, module), batch_rows.places)
+            x = _pick_rows(_unfold_patches(args[0], module), batch_rows.places, output.ndim - 2)
             x, lack = (each.reshape(len(each), groups, -1).transpose(0, 1) for each in (x, lack))
             for part, half in zip(sums[layer], (batch_rows.fits, ~batch_rows.fits), strict=True):
                 part.add_(x[:, half], lack[:, half], batch_rows.weights[half])
             if layer is wave[-1]:
-                raise _WaveDone
+                raise _WaveFinished
 
         return add
 
@@ -282,7 +282,7 @@ def _sums(
         for layer in wave:
             layer.slim.register_forward_hook(hook(layer))
         for inputs, _ in islice(batches, turns):
-            with suppress(_WaveDone):
+            with suppress(_WaveFinished):
                 model(inputs.to(device_of(model)))
     return sums
 
@@ -298,7 +298,7 @@ def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
         add_(layer.slim, update[:, :-1].reshape(weight.shape).to(weight), update[:, -1].to(weight))
 
 
-def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
+def _find_layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
     """The layers that lost inputs, in the order they run in."""
     positions: dict[str, list[int]] = {}
 
@@ -313,7 +313,7 @@ def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
             if isinstance(module, nn.Linear | _ConvNd):
                 module.register_forward_hook(note(name))
         pruned.dense(example.to(device_of(pruned.dense)))
-    consumer_names = {layer.name for layer in consumers(pruned)}
+    consumer_names = {layer.name for layer in find_consumers(pruned)}
     producers = members_by_module(pruned.groups, "out")
     layers = []
     for name in (name for name in positions if name in consumer_names):
@@ -323,12 +323,12 @@ def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
         assert isinstance(slim_weight, Tensor)
         inputs = slim_weight.shape[1:].numel()
         if len(positions[name]) == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
-            outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
+            outputs = complement(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
             layers.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs), positions[name][0]))
     return layers
 
 
-def _runs(items: Iterable[T], size: Callable[[T], float]) -> list[list[T]]:
+def _split_by_size(items: Iterable[T], size: Callable[[T], float]) -> list[list[T]]:
     """Consecutive items whose sizes add up to 1 at most; a larger one stands alone."""
     runs: list[list[T]] = []
     room = 0.0
@@ -346,7 +346,7 @@ def _channels_first(value: Tensor, module: nn.Module) -> Tensor:
     return value.movedim(-1, 1) if isinstance(module, nn.Linear) else value
 
 
-def _patches(value: Tensor, module: nn.Module) -> Tensor:
+def _unfold_patches(value: Tensor, module: nn.Module) -> Tensor:
     """What a layer reads for each output position: a view (n, input rows, positions ..., taps of the kernel ...)."""
     if not isinstance(module, _ConvNd):
         return _channels_first(value, module)
@@ -359,7 +359,7 @@ def _patches(value: Tensor, module: nn.Module) -> Tensor:
     return value
 
 
-def _at(value: Tensor, places: Tensor, axes: int | None = None) -> Tensor:
+def _pick_rows(value: Tensor, places: Tensor, axes: int | None = None) -> Tensor:
     """(m, rows, taps ...) of (n, rows, positions ..., taps ...) at `places` (m,), with `axes` axes of positions."""
     positions = value.shape[2:] if axes is None else value.shape[2 : 2 + axes]
     sample, *position = torch.unravel_index(places, (len(value), *positions))

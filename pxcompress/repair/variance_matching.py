@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pxcompress.layout.consumers import add_, consumers
+from pxcompress.layout.consumers import add_, find_consumers
 from pxcompress.passes.matching import moment_changes
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating
@@ -32,8 +32,8 @@ class VarianceMatching(Repair):
         first_batch = next(iter(batches), None)
         if first_batch is None:
             return pruned
-        layers = {layer.name: layer for layer in consumers(pruned)}
-        for name in _normalised(pruned.dense, list(layers), first_batch):
+        layers = {layer.name: layer for layer in find_consumers(pruned)}
+        for name in _find_normalised(pruned.dense, list(layers), first_batch):
             del layers[name]
         rows = {name: layer.outputs for name, layer in layers.items()}
         changes = moment_changes(pruned.dense, pruned.model, rows, "out", batches)
@@ -46,7 +46,7 @@ class VarianceMatching(Repair):
         return pruned
 
 
-def _normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
+def _find_normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
     """Those of `names` whose output is the input of a BatchNorm layer."""
     owners: dict[int, str] = {}
     outputs: list[Tensor] = []

@@ -63,8 +63,8 @@ def read_answers(path: Path, questions: Sequence[Question], classes: Sequence[st
             labels[question.image] = _class(label, classes, location)
     if missing := [image for image in question_by_image if image not in images]:
         raise InputError(
-            f"{str(path)!r} lacks {len(missing)} of {len(question_by_image)} images, such as {missing[0]!r}; fill in the "
-            "table that was written, and leave its lines"
+            f"{str(path)!r} lacks {len(missing)} of {len(question_by_image)} images, such as {missing[0]!r}; fill in "
+            "the table that was written, and leave its lines"
         )
     return labels
 

@@ -14,9 +14,9 @@ from pxcompress.attribution.relevance import (
     AGGREGATES,
     PRECISIONS,
     STARTS,
-    Expanded,
-    in_precision,
-    started,
+    BatchesForAllClasses,
+    make_start,
+    score_in_precision,
     unit_relevance,
 )
 from pxcompress.registry import option, searched
@@ -53,13 +53,15 @@ class LRP(Scorer):
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1], Pruning(self.plrp)) as twin:
             if self.target == "all":
-                batches = Expanded(batches, twin.model(inputs[:1].to(next(twin.model.parameters()).device)).shape[1])
+                batches = BatchesForAllClasses(
+                    batches, twin.model(inputs[:1].to(next(twin.model.parameters()).device)).shape[1]
+                )
             score = partial(
                 unit_relevance,
                 twin.model,
                 groups,
-                start=started(self.start, self.target),
+                start=make_start(self.start, self.target),
                 aggregate=self.aggregate,
                 centre=self.centre,
             )
-            return in_precision(self.autocast, twin.model, score, batches)
+            return score_in_precision(self.autocast, twin.model, score, batches)

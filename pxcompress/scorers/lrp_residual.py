@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
-from pxcompress.attribution.relevance import STARTS, started
+from pxcompress.attribution.relevance import STARTS, make_start
 from pxcompress.elimination import ConsumerStatistics, eliminate, regularised_inverse
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
-from pxcompress.passes.moments import InputMoments, moments
-from pxcompress.passes.ridges import best_ridge
+from pxcompress.passes.moments import InputMoments, collect_moments
+from pxcompress.passes.ridges import choose_ridge
 from pxcompress.registry import option, searched
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Axis, Batches, Group, Member, Scorer, Scores
@@ -85,7 +85,7 @@ class LRPResidual(Scorer):
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             layouts = input_layouts(model, groups)
-            inputs_of = moments(model, layouts, batches)
+            inputs_of = collect_moments(model, layouts, batches)
             prices = self._prices(twin.model, layouts, batches)
 
             def readers(member: Member) -> Iterator[ConsumerStatistics]:
@@ -99,7 +99,7 @@ class LRPResidual(Scorer):
         """What an error weighs in every output row, or in every input row, of the modules in `layouts`."""
         side, relevant = METRICS[self.metric]
         if relevant:
-            return power(model, list(layouts), batches, started(self.start, self.target), side=side)
+            return power(model, list(layouts), batches, make_start(self.start, self.target), side=side)
         rows = {name: layout.numel() for name, layout in layouts.items()}
         if side == "out":
             rows = {name: len(model.get_submodule(name).weight) for name in layouts}  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list
             (_part(fit.covariance, features), _part(check.around(fit.mean), features))
             for fit, check in input_moments.folds or ((input_moments.whole, input_moments.whole),)
         ]
-        best = ridge or best_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
+        best = ridge or choose_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
         inverses = [regularised_inverse(covariance, best) for covariance, _ in pairs]
         input_moments.solved[key] = [
             (inverse, inverse @ other_covariance @ inverse)

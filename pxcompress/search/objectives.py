@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pxcompress.deploy.predictions import torch_quality
 from pxcompress.graph import masked
-from pxcompress.passes.moments import Remembered
+from pxcompress.passes.moments import MomentCache
 from pxcompress.planning.order import lowest
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
@@ -44,7 +44,7 @@ class Workbench:
     ) -> Workbench:
         """For choices around `recipe`; `parts` are the roles score, repair and select. Raises `BudgetError`."""
         scored = priced(model, example, Run(recipe, parts))
-        return cls(scored, {role: Remembered(part, model) for role, part in parts.items()}, task)
+        return cls(scored, {role: MomentCache(part, model) for role, part in parts.items()}, task)
 
     def quality(self, model: nn.Module) -> float:
         """The metric on the select split, with the sign that makes a larger one better."""
@@ -59,16 +59,16 @@ class Workbench:
         return replace(self.scored, scores=self.scores[recipe.scorer])
 
 
-def slim_at(bench: Workbench, recipe: Recipe) -> PruneResult:
+def prune_at(bench: Workbench, recipe: Recipe) -> PruneResult:
     """What `run` would ship: pruned physically to the recipe's ratio, then repaired."""
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):
         return cut(scored, plan_at(scored, scored.ratio, recipe), Run(recipe, bench.parts).unheard())
 
 
-def shipped(bench: Workbench, recipe: Recipe) -> float:
+def shipped_quality(bench: Workbench, recipe: Recipe) -> float:
     """Top-1 of the model that `run` would ship: the objective "operating-point"."""
-    return bench.quality(slim_at(bench, recipe).pruned.model)
+    return bench.quality(prune_at(bench, recipe).pruned.model)
 
 
 def masked_area(bench: Workbench, recipe: Recipe, trial: optuna.Trial | None = None) -> float:
@@ -78,7 +78,7 @@ def masked_area(bench: Workbench, recipe: Recipe, trial: optuna.Trial | None = N
     """
     total = 0.0
     for step, rate in enumerate(sorted(PXP_RATES, key=lambda rate: abs(rate - 0.475)), 1):
-        total += only_masked(bench, recipe, rate)
+        total += masked_quality(bench, recipe, rate)
         if trial is not None:
             trial.report(total / step, step)
             if trial.should_prune():
@@ -86,7 +86,7 @@ def masked_area(bench: Workbench, recipe: Recipe, trial: optuna.Trial | None = N
     return total / len(PXP_RATES)
 
 
-def only_masked(bench: Workbench, recipe: Recipe, rate: float) -> float:
+def masked_quality(bench: Workbench, recipe: Recipe, rate: float) -> float:
     """Top-1 with the lowest `rate` of all units masked."""
     if not rate:
         return bench.dense

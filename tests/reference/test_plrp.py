@@ -12,7 +12,7 @@ from test_rules import matrix, reference
 from torch import Tensor, nn
 
 from pxcompress.attribution import Composite, Pruning, attributed, parse_composite
-from pxcompress.attribution.plrp import LARGEST_RATIO, surviving
+from pxcompress.attribution.plrp import LARGEST_RATIO, find_surviving
 from pxcompress.attribution.rules import AlphaBeta, Epsilon, Gamma, Rule, ZPlus
 from pxcompress.errors import InputError, ModelError
 from pxcompress.scorers import SCORERS
@@ -140,7 +140,7 @@ def test_as_the_slow_version(name: str, variant: str, composite: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
 def test_what_survives(share: float) -> None:
     relevance = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
-    kept = surviving(relevance, share)
+    kept = find_surviving(relevance, share)
     for row, stays in zip(relevance, kept, strict=True):
         assert not stays[row == 0].any()
         for sign, part in ((1, share), (-1, share / 2)):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.graph import prune
-from pxcompress.layout.consumers import consumers
+from pxcompress.layout.consumers import find_consumers
 from pxcompress.passes import shuffled
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS, finetune
@@ -215,7 +215,7 @@ def test_features_of_the_slim_model_come_nearer_to_those_that_are_left_of_the_de
             model.fc2.register_forward_pre_hook(lambda module, args, which=which: seen.update({which: args[0]}))
             with torch.no_grad():
                 model(images(40, 40)[0][0])
-        kept = next(layer for layer in consumers(pruned) if layer.name == "fc2")
+        kept = next(layer for layer in find_consumers(pruned) if layer.name == "fc2")
         return float((seen["slim"] - seen["dense"][:, kept.layout[kept.kept].flatten()]).square().mean())
 
     options = "steps=40,batch_size=20,augment=false,learning_rate=0.003"
