@@ -70,7 +70,7 @@ def bench(
         if precisions:
             sources = convert_files(files, precisions, lambda of: read_calibration(of, data, size), Path(folder))
         conditions = Where(working, threads, strict_provider)
-        rows = time_files(list(sources), batches, where=conditions, sizes=Sizes.parsed(size, shapes))
+        rows = time_files(list(sources), batches, conditions=conditions, sizes=Sizes.parsed(size, shapes))
     names = {str(path): name for path, name in sources.items() if name}
     rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else format_bench(rows))

@@ -83,8 +83,8 @@ class FineTune(Repair):
         dense model or, with labels, by top-1. Without `held_out` it is the last ones. PyTorch's seed decides on
         order and augmentation. A training that is interrupted after more than `SAVE_SECONDS` goes on where it was when
         it is called again, and ends with the same weights. Where memory allows no larger ones, a step takes as many
-        samples, in batches as `SplitBatches` makes them. Raises `DataError` where there is no sample or an impossible label,
-        `ResultError` when training diverges.
+        samples, in batches as `SplitBatches` makes them. Raises `DataError` where there is no sample or an impossible
+        label, `ResultError` when training diverges.
         """
         model, dense, seed = pruned.model, pruned.whole.dense, torch.initial_seed()
         trained_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
