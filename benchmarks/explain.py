@@ -28,7 +28,7 @@ from pxcompress.explain.heatmaps import METHODS, Method, choose_share, heatmaps,
 from pxcompress.explain.metrics import cosine, gini, mass_accuracy, pixel_flipping, rank_accuracy
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import shrink
+from pxcompress.stages import prune_and_repair
 from pxcompress.workload import Workload
 
 MODELS = ("ResNet", "VGG", "ViT", "DNA")
@@ -97,7 +97,7 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
 def change_rows(label: str, workload: Workload, samples: Samples) -> list[dict[str, Any]]:
     """How alike the maps of both models are, by what became of the decision."""
     recipe = Recipe(label, RATIOS[label], budget="macs", round_to=4)
-    slim = shrink(workload.loaded.model, workload.splits.example, Run(recipe, workload.splits.parts))
+    slim = prune_and_repair(workload.loaded.model, workload.splits.example, Run(recipe, workload.splits.parts))
     dense, pruned = workload.loaded.model, slim.pruned.model
     own = predicted(pruned, samples.inputs)
     right = (samples.targets == samples.labels, own == samples.labels)

@@ -19,10 +19,10 @@ import models
 import optuna
 
 from pxcompress.attribution import has_attention
-from pxcompress.data import load_splits, restricted
-from pxcompress.graph import masked
-from pxcompress.models.task import sliced
-from pxcompress.planning.order import lowest
+from pxcompress.data import load_splits, restrict_classes
+from pxcompress.graph import mask_units
+from pxcompress.models.task import slice_classes
+from pxcompress.planning.order import find_lowest
 from pxcompress.recipe import Recipe
 from pxcompress.search import SearchPlan
 from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, prune_at, shipped_quality
@@ -85,8 +85,8 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
     workload, classes = _subject(label), TASKS[task][seed]
     source, model = workload.source, workload.loaded.model
     if classes:
-        model = sliced(model, workload.splits.example, [source.classes.index(name) for name in classes])
-        source = restricted(source, classes, seed)
+        model = slice_classes(model, workload.splits.example, [source.classes.index(name) for name in classes])
+        source = restrict_classes(source, classes, seed)
     splits = load_splits(source, workload.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
@@ -141,8 +141,8 @@ def right_on_test(place: Place, mode: str, recipe: Recipe) -> Tensor:
         return hits(slim_model(place, in_full(place, recipe)), place)[None]
     scored = place.bench.with_scores(recipe)
     groups = scored.structure.groups
-    plans = (lowest(groups, scored.scores, rate, recipe.normalise) for rate in PXP_RATES)
-    return torch.stack([hits(masked(scored.model, groups, plan), place) for plan in plans])
+    plans = (find_lowest(groups, scored.scores, rate, recipe.normalise) for rate in PXP_RATES)
+    return torch.stack([hits(mask_units(scored.model, groups, plan), place) for plan in plans])
 
 
 def slim_model(place: Place, recipe: Recipe) -> nn.Module:

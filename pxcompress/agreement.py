@@ -13,7 +13,7 @@ from pxcompress.models.outputs import is_real
 from pxcompress.notes import silent
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import SplitBatches
-from pxcompress.processes import summed
+from pxcompress.processes import sum_over_processes
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.agreement import Agreement as AnyOutputs
 from pxcompress.tasks.task import Outputs, Task
@@ -41,7 +41,7 @@ class DenseOutputs:
         In smaller batches where memory asks for them.
         """
         sums = in_smaller_batches(partial(self._sums, model), self._batches, silent)
-        samples, share, divergence = summed(sums.to(device_of(model))).tolist()
+        samples, share, divergence = sum_over_processes(sums.to(device_of(model))).tolist()
         return Agreement(int(samples), share / max(samples, 1), divergence / max(samples, 1))
 
     def _sums(self, model: nn.Module, batches: Batches) -> Tensor:

@@ -58,7 +58,7 @@ def with_measured_rates(
             pruned = repair(pruned, fit)
         divergences[group.name] = dense.compare(pruned.model).divergence
     divergences = from_first(divergences)
-    return [_rated(each, divergences) for each in candidates]
+    return [_apply_rates(each, divergences) for each in candidates]
 
 
 def _lowest(group: Group, scored: ScoredModel) -> list[int]:
@@ -73,7 +73,7 @@ def _alone(group: Group, units: Sequence[int]) -> Plan:
     return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, units_left, units_left)
 
 
-def _rated(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel:
+def _apply_rates(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel:
     """Scores times measured divergence over what they sum to; groups that could not be measured get the middle rate."""
     rates: dict[str, float] = {}
     for group in scored.structure.groups:

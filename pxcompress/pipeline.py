@@ -9,7 +9,7 @@ from pathlib import Path
 from pxcompress.budgets import BUDGETS
 from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.clock import Clock
-from pxcompress.cost.latency import Conditions, best_step
+from pxcompress.cost.latency import Conditions, measure_best_step
 from pxcompress.deploy.intervals import guesses
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError, ProcessError
@@ -19,7 +19,7 @@ from pxcompress.guard import name_failures
 from pxcompress.models.loading import classifier_names
 from pxcompress.notes import Note, silent
 from pxcompress.passes.parts import watch_batches
-from pxcompress.processes import from_first, is_first, processes, rank, same_weights_, shares
+from pxcompress.processes import from_first, is_first, processes, rank, same_weights_, share_parts
 from pxcompress.recipe import Goal, Recipe
 from pxcompress.recipe.goal import MEASURED
 from pxcompress.repair import REPAIRS
@@ -106,7 +106,7 @@ def aligned(recipe: Recipe, clock: Clock) -> Recipe:
         return recipe
     bench = recipe.bench
     with clock.stage("alignment"):
-        step = from_first(best_step(Conditions(bench.batch_size, bench.provider, bench.threads)))
+        step = from_first(measure_best_step(Conditions(bench.batch_size, bench.provider, bench.threads)))
     clock.say(f"widths go in steps of {step}, as measures best here")
     return recipe.but(round_to=step)
 
@@ -163,4 +163,4 @@ def _check_names(goal: Goal, workload: Workload) -> None:
 def _shared(workload: Workload) -> dict[str, Batches]:
     """What this process has of the data; its model gets the weights that the first one has."""
     same_weights_(workload.loaded.model)
-    return shares(workload.splits.parts)
+    return share_parts(workload.splits.parts)

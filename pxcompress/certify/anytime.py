@@ -52,7 +52,7 @@ class Budget:
         )
 
 
-def staked(total: float, lost: float, begins: int, are: int) -> Budget:
+def stake_budget(total: float, lost: float, begins: int, are: int) -> Budget:
     """The part of the error budget `total` that the next test of a split gets, of which earlier ones have `lost` some.
 
     Raises `InputError` where nothing is left: samples or budget.

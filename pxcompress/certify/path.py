@@ -206,7 +206,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class InClass:
+class ClassResult:
     """The samples of one class."""
 
     name: str
@@ -224,10 +224,10 @@ class Tested:
     n: int
     errors: float
     p_value: float
-    classes: tuple[InClass, ...] = ()
+    classes: tuple[ClassResult, ...] = ()
 
     @property
-    def weakest(self) -> Tested | InClass:
+    def weakest(self) -> Tested | ClassResult:
         """Where the p-value comes from: the class with the largest one, or the row itself where no class counts."""
         return max(self.classes, key=lambda each: each.p_value, default=self)
 
@@ -292,7 +292,7 @@ def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> T
     if goal.bound == "binomial" and not np.isin(values, (0, 1)).all():
         raise InputError(f"losses of {candidate.name!r} are not all 0 or 1, as those of {goal.risk!r} are")
     parts = {name: values[_mask(mask, len(values), name)] for name, mask in masks.items()}
-    classes = tuple(InClass(name, len(part), float(part.sum()), goal.p_value(part)) for name, part in parts.items())
+    classes = tuple(ClassResult(name, len(part), float(part.sum()), goal.p_value(part)) for name, part in parts.items())
     p_values = [each.p_value for each in classes] or [goal.p_value(values)]
     errors, p_value = float(values.sum()), max(p_values)
     return Tested(candidate.name, float(candidate.size), len(values), errors, p_value, classes)

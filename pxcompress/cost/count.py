@@ -2,7 +2,7 @@
 
 Multiply-accumulates are those of convolutions, linear and recurrent layers and matrix products (attention's too), for
 one sample, counted by PyTorch's own counter and by `formulas`; element-wise operations, normalisations and
-interpolation count as zero. What multiplies and has no formula is named (`uncounted`).
+interpolation count as zero. What multiplies and has no formula is named (`list_uncounted`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     return {name: macs for name, macs in own_macs.items() if macs}
 
 
-def uncounted(model: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
+def list_uncounted(model: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
     """Operators of `model` that multiply and count as zero: name -> names of the modules that run them."""
     _, uncounted_operators = _run_counted(model, example)
     return {
@@ -154,7 +154,7 @@ def macs_meter(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Me
                 widths.share(name, "in", kept_units),
                 widths.heads(name, kept_units),
             )
-            total += _scaled(macs, parts)
+            total += _scale_count(macs, parts)
         return float(total)
 
     return cost
@@ -172,13 +172,13 @@ def params_meter(model: nn.Module, groups: Sequence[Group]) -> Meter:
                 parts = [widths.share(name, "out", kept_units), widths.share(parameter_name, "out", kept_units)]
                 if parameter == "weight":
                     parts.append(widths.share(name, "in", kept_units))
-                total += _scaled(count, parts)
+                total += _scale_count(count, parts)
         return float(total)
 
     return cost
 
 
-def _scaled(count: int, shares: Sequence[tuple[int, int]]) -> int:
+def _scale_count(count: int, shares: Sequence[tuple[int, int]]) -> int:
     """`count` times every share kept / total, in whole numbers."""
     total = 1
     for kept_rows, all_rows in shares:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.cost.count import Widths
-from pxcompress.cost.operators import Operator, operators
+from pxcompress.cost.operators import Operator, find_operators
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import check_batch_size
 from pxcompress.deploy.runtime import describe_device, open_session, time_graph, time_runs
@@ -76,7 +76,7 @@ class Conditions:
         check_batch_size(self.batch_size)
 
 
-class Table:
+class OperatorTimes:
     """Times of single operators under the same conditions, read from the cache folder or measured when asked for."""
 
     def __init__(self, conditions: Conditions) -> None:
@@ -118,7 +118,7 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
-class _Surface:
+class _TimeSurface:
     """Milliseconds of one operator over its two widths: `times` (inputs, outputs), neither falling along either."""
 
     inputs: Array
@@ -159,8 +159,8 @@ def _between(points: Array, value: float) -> tuple[int, float]:
 
 def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions) -> Meter:
     """Milliseconds of one call at planned widths; exports and times the whole model at the widths `WHOLE`."""
-    widths, table, step = Widths(model, groups), Table(conditions), best_step(conditions)
-    dense_operators = operators(model, groups, example)
+    widths, table, step = Widths(model, groups), OperatorTimes(conditions), measure_best_step(conditions)
+    dense_operators = find_operators(model, groups, example)
     surfaces = {name: _surface(operator, name, widths, table) for name, operator in dense_operators.items()}
     fetch = table.fetch()
     table.save()
@@ -182,7 +182,9 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
         return total
 
     points = [{group.name: _near(group.units, share, group.kind == "head") for group in groups} for share in WHOLE]
-    measured_ms = np.array([[whole_model(model, groups, example, conditions, kept_units)] for kept_units in points])
+    measured_ms = np.array(
+        [[measure_whole_model(model, groups, example, conditions, kept_units)] for kept_units in points]
+    )
     predicted_parts = np.array([parts(kept_units) for kept_units in points])
     scale = predicted_parts.max(0)
     factors = nnls(predicted_parts / scale / measured_ms, np.ones(len(points)))[0] / scale  # relative errors count
@@ -209,7 +211,7 @@ def _widths(operator: Operator, name: str, widths: Widths, kept_units: Mapping[s
     return outputs if operator.depthwise else inputs * operator.inputs // dense_inputs, outputs
 
 
-def _surface(operator: Operator, name: str, widths: Widths, table: Table) -> _Surface:
+def _surface(operator: Operator, name: str, widths: Widths, table: OperatorTimes) -> _TimeSurface:
     """Measures an operator wherever groups can make it narrower."""
     axes = {axis: widths.share(name, axis, {})[1] > 1 for axis in ("in", "out")}
     heads = operator.kind == "attention"
@@ -221,7 +223,7 @@ def _surface(operator: Operator, name: str, widths: Widths, table: Table) -> _Su
     else:
         times = np.array([[table.milliseconds(operator.at(i, o)) for o in outputs] for i in inputs])
     monotone_times = np.maximum.accumulate(np.maximum.accumulate(times, axis=0), axis=1)
-    return _Surface(np.array(inputs, float), np.array(outputs, float), monotone_times)
+    return _TimeSurface(np.array(inputs, float), np.array(outputs, float), monotone_times)
 
 
 def _points(operator: Operator, width: int, is_prunable: bool) -> list[int]:
@@ -239,12 +241,12 @@ def _near(width: int, share: float, single: bool) -> int:
     return min(width, max(1, round(width * share / step)) * step)
 
 
-def best_step(conditions: Conditions) -> int:
+def measure_best_step(conditions: Conditions) -> int:
     """The largest step in which widths go here: half a step less saves next to nothing.
 
     Measured on 3 x 3 and 1 x 1 convolutions and a dense layer of `PROBE` outputs.
     """
-    table = Table(conditions)
+    table = OperatorTimes(conditions)
 
     def seconds(width: int) -> float:
         return sum(table.milliseconds(probe.at(probe.inputs, width)) for probe in PROBES)
@@ -256,7 +258,7 @@ def best_step(conditions: Conditions) -> int:
     return step
 
 
-def whole_model(
+def measure_whole_model(
     model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions, kept_units: Mapping[str, int]
 ) -> float:
     """Milliseconds of one call of `model` with the first units of every group, exported and measured."""
@@ -265,10 +267,10 @@ def whole_model(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(slim, example, path, {}, batch=conditions.batch_size)  # any batch is not asked for here
-        return file_latencies([path], example, conditions)[0]
+        return measure_files([path], example, conditions)[0]
 
 
-def file_latencies(files: Sequence[Path], example: Tensor, conditions: Conditions) -> list[float]:
+def measure_files(files: Sequence[Path], example: Tensor, conditions: Conditions) -> list[float]:
     """Median milliseconds of one call of every ONNX file, taken in turns."""
     sessions = {str(path): open_session(path, conditions.provider, threads=conditions.threads) for path in files}
     seconds = time_runs(

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Integers, Source
-from pxcompress.data.sources import restricted
+from pxcompress.data.sources import restrict_classes
 from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
 
@@ -32,19 +32,19 @@ def in_order_of(source: Source, loaded: Loaded) -> Source:
     order = tuple(class_by_name.get(name.casefold(), "") for name in loaded.class_names)
     if set(order) == set(source.classes):
         message = f"classes are numbered as the weights name them: {_listed(order)}"
-        return source if order == source.classes else _noted(restricted(source, order), message)
-    reordered = _tried(source, loaded) if source.other_order else source
+        return source if order == source.classes else _add_note(restrict_classes(source, order), message)
+    reordered = _choose_order(source, loaded) if source.other_order else source
     if not loaded.class_names:
         return reordered
     strange = next((name for name in loaded.class_names if name.casefold() not in class_by_name), loaded.class_names[0])
-    return _noted(
+    return _add_note(
         reordered,
         f"the weights name other classes than the data, such as {strange!r}: classes are taken by their place, "
         f"{reordered.classes[0]!r} for {loaded.class_names[0]!r} and so on; check that this is right",
     )
 
 
-def _tried(source: Source, loaded: Loaded) -> Source:
+def _choose_order(source: Source, loaded: Loaded) -> Source:
     """In the order that is right more often on the select pool, by a sign test; else as it is."""
     predictions, labels = _predictions(source, loaded)
     place = np.array([source.other_order.index(name) for name in source.classes])
@@ -57,11 +57,13 @@ def _tried(source: Source, loaded: Loaded) -> Source:
     )
     as_timm = f"sorted as timm does ({_listed(source.other_order)}) {right_renumbered.sum()}"
     if is_significant and only_there > only_here:
-        renumbered = restricted(source, source.other_order)
-        return _noted(renumbered, f"classes are numbered in timm's order, which fits the weights: {by_code}, {as_timm}")
+        renumbered = restrict_classes(source, source.other_order)
+        return _add_note(
+            renumbered, f"classes are numbered in timm's order, which fits the weights: {by_code}, {as_timm}"
+        )
     if is_significant:
-        return _noted(source, f"classes are numbered by code point, which fits the weights: {by_code}, {as_timm}")
-    return _noted(
+        return _add_note(source, f"classes are numbered by code point, which fits the weights: {by_code}, {as_timm}")
+    return _add_note(
         source,
         f"THE ORDER OF THE CLASSES IS NOT KNOWN, code point is taken: {by_code}, {as_timm}; name the classes, in the "
         "order of the outputs, as 'class_names' in the checkpoint or 'label_names' in config.json",
@@ -82,7 +84,7 @@ def _predictions(source: Source, loaded: Loaded) -> tuple[Integers, Integers]:
     return np.concatenate(predictions), np.concatenate(labels)
 
 
-def _noted(source: Source, note: str) -> Source:
+def _add_note(source: Source, note: str) -> Source:
     return replace(source, notes=(*source.notes, note))
 
 

@@ -176,7 +176,7 @@ class Pools:
     select_from: Origin
 
 
-def pools(train: Samples, held_out: Samples | None, seed: int) -> Pools:
+def cut_pools(train: Samples, held_out: Samples | None, seed: int) -> Pools:
     """Train, select and held-out pools of a user's data; without held-out data everything comes from `train`.
 
     Select gets 20 % of the held-out data where these are `SPARE` samples or more, else 15 % of `train`; at most 1000.

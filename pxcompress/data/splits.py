@@ -32,7 +32,7 @@ def load_splits(
     the notes, and left out of certify, whose samples have to be independent. Raises `DataError`.
     """
     readings: dict[str, Reading] = {}
-    for role, samples in _draw(source, seed, {**source.limits, **_checked(limits or {})}).items():
+    for role, samples in _draw(source, seed, {**source.limits, **_check_limits(limits or {})}).items():
         readings[role] = read_images(samples, preprocessing, source.skip_corrupt)
     copies = Copies.of(readings)
     stores = {role: reading.store for role, reading in readings.items()}
@@ -81,7 +81,7 @@ def training_batches(source: Source, preprocessing: Preprocessing, *, batch_size
     return ImageBatches(store, batch_size, shuffle_seed=seed)
 
 
-def _checked(limits: Mapping[str, int]) -> Mapping[str, int]:
+def _check_limits(limits: Mapping[str, int]) -> Mapping[str, int]:
     for role, limit in limits.items():
         if role not in _ROLES:
             raise DataError(str(unknown("role", role, _ROLES)))

@@ -14,7 +14,7 @@ from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.outputs import max_difference
-from pxcompress.processes import gathered
+from pxcompress.processes import gather_rows
 from pxcompress.proof import ClassChange, Estimate
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.classification import Classification
@@ -133,7 +133,7 @@ def torch_quality(model: nn.Module, batches: Batches, task: Task, dense: nn.Modu
         beside = dense if task.reads_dense and dense is not model else None
         reference = outputs if beside is None else _outputs(beside, inputs, task)
         rows.append(task.statistics(outputs, targets.cpu(), reference))
-    statistics = gathered(rows)
+    statistics = gather_rows(rows)
     if not len(statistics):
         raise DataError("no samples to measure quality on; expected at least one")
     return task.quality(task.complete(statistics))

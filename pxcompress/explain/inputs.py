@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pxcompress.data import EMBEDDED, Source, load_splits, open_source, read_files, restricted
+from pxcompress.data import EMBEDDED, Source, load_splits, open_source, read_files, restrict_classes
 from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import take_first
@@ -73,7 +73,7 @@ def read_samples(workload: Workload, data: str, count: int, recipe: Recipe) -> I
     source, splits = workload.source, workload.splits
     if data and data != source.name:
         own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
-        source = restricted(own_source, source.classes, recipe.seed)
+        source = restrict_classes(own_source, source.classes, recipe.seed)
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
     values, labels = take_first(splits.test, count)
     names = splits.ids["test"][: len(values)]

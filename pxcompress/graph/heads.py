@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pxcompress.graph.attention_layouts import AttentionLayout, layers_below, layout_of
 from pxcompress.graph.dependencies import PRODUCERS
-from pxcompress.graph.narrow import narrowed_
+from pxcompress.graph.narrow import narrow_heads_
 from pxcompress.types import Group, Member
 
 
@@ -39,7 +39,7 @@ class Attention:
         return (*self.inputs, *self.followers)
 
 
-def attentions(model: nn.Module) -> Iterator[Attention]:
+def find_attentions(model: nn.Module) -> Iterator[Attention]:
     """The modules of a model that have one of the registered layouts and whose layers divide into their heads."""
     for name, module in model.named_modules():
         layout = layout_of(module)
@@ -91,7 +91,7 @@ def set_heads_(model: nn.Module, group: Group, kept_heads: int) -> None:
     for key in layout.caches:
         if hasattr(module, key):
             setattr(module, key, {})
-    narrowed_(module, group.units, inner, kept_heads)
+    narrow_heads_(module, group.units, inner, kept_heads)
 
 
 def _head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

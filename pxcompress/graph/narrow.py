@@ -59,14 +59,14 @@ def _is(sizes: Sequence[Any], product: int) -> bool:
     return len(sizes) > 0 and all(isinstance(size, int) for size in sizes) and prod(sizes) == product
 
 
-class Narrowed(nn.Module):
+class NarrowedAttention(nn.Module):
     """Comes before the class of an attention module, whose forward then runs with the heads that are left."""
 
     widths_: Widths
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's own class returns."""
-        with _Mending(self.widths_):
+        with _ReshapeMode(self.widths_):
             return super().forward(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,7 +74,7 @@ class Narrowed(nn.Module):
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
-class _Mending(TorchFunctionMode):
+class _ReshapeMode(TorchFunctionMode):
     """Reshapes to the sizes that the heads that are left have."""
 
     def __init__(self, widths: Widths) -> None:
@@ -91,14 +91,14 @@ class _Mending(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def narrowed_(module: nn.Module, heads: int, inner: int, kept_heads: int) -> None:
+def narrow_heads_(module: nn.Module, heads: int, inner: int, kept_heads: int) -> None:
     """Tell `module`, which has `heads` with `inner` rows together, to run with `kept_heads` of them.
 
     A module that keeps the width of its heads as an attribute needs no telling; one without a scale is left as it is.
     """
     if hasattr(module, SETTABLE) or not any(hasattr(module, key) for key in SCALES):
         return
-    if isinstance(module, Narrowed):  # in an earlier round: its sizes are those of the first
+    if isinstance(module, NarrowedAttention):  # in an earlier round: its sizes are those of the first
         module.widths_ = replace(module.widths_, kept=kept_heads)
     else:
         module.widths_ = Widths(heads, inner, kept_heads)  # type: ignore[assignment]
@@ -106,7 +106,7 @@ def narrowed_(module: nn.Module, heads: int, inner: int, kept_heads: int) -> Non
 
 
 def _narrowed(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (Narrowed, kind), {})
+    return type(kind.__name__, (NarrowedAttention, kind), {})
 
 
 def _empty(kind: type[nn.Module]) -> nn.Module:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
 from pxcompress.graph.heads import set_heads_
 from pxcompress.layout.rows import complement
-from pxcompress.models.adapter import everything
+from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import difference
 from pxcompress.state import device_of, evaluating, sharing
 from pxcompress.types import Axis, Group, Plan, Pruned
@@ -31,7 +31,7 @@ ROUNDING = 0.05
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
 
-    Equals the dense model with the same units zeroed (`masked`), to rounding.
+    Equals the dense model with the same units zeroed (`mask_units`), to rounding.
     """
     slim = sharing(model)
     original_parameters = list(slim.parameters())
@@ -58,10 +58,10 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
     return Pruned(model=slim, dense=model, groups=tuple(groups), plan=plan)
 
 
-def masked(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
+def mask_units(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
     """A copy of `model` in which no layer reads the planned units any more: the oracle for `prune`."""
     twin = copy.deepcopy(model)
-    for module, rows in _unread(twin, groups, plan):
+    for module, rows in _find_readers(twin, groups, plan):
         inputs, place = _columns(module, rows)
         inputs[place] = 0
     return twin
@@ -76,10 +76,10 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
     dense model is masked in place while it runs, and has its own weights again afterwards.
     """
     inputs = inputs.to(device_of(pruned.model))
-    error = _from_masked(pruned, inputs, everything)
+    error = _from_masked(pruned, inputs, all_outputs)
     if REMOVAL_TOLERANCE < error < ROUNDING:
         with suppress(RuntimeError, TypeError):  # where it does not run like that, float32 counts
-            error = _from_masked(pruned, inputs, _exactly)
+            error = _from_masked(pruned, inputs, _run_in_float64)
     return error
 
 
@@ -88,23 +88,23 @@ def exact_removal_error(pruned: Pruned, inputs: Tensor) -> float:
 
     Raises `RuntimeError` or `TypeError` where a model does not run like that.
     """
-    return _from_masked(pruned, inputs.to(device_of(pruned.model)), _exactly)
+    return _from_masked(pruned, inputs.to(device_of(pruned.model)), _run_in_float64)
 
 
 def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
     with torch.no_grad(), evaluating(pruned.model), evaluating(pruned.dense):
         slim = run(pruned.model, inputs)
         with ExitStack() as masks:
-            for module, rows in _unread(pruned.dense, pruned.groups, pruned.plan):
-                masks.enter_context(_zeroed(module, rows))
+            for module, rows in _find_readers(pruned.dense, pruned.groups, pruned.plan):
+                masks.enter_context(_zero_inputs(module, rows))
             reference = run(pruned.dense, inputs)
     return difference(slim, reference)
 
 
-def _exactly(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def _run_in_float64(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """What comes out of a float32 model computed in float64; each weight is converted where it is used."""
     with _Float64():
-        return everything(model, inputs)
+        return all_outputs(model, inputs)
 
 
 class _Float64(TorchFunctionMode):
@@ -154,7 +154,7 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
     setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
 
 
-def _unread(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[nn.Module, Tensor]]:
+def _find_readers(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[nn.Module, Tensor]]:
     """Every layer that reads planned units, and the input rows where it does."""
     for group in groups:
         removed_units = plan.removed.get(group.name, ())
@@ -163,7 +163,7 @@ def _unread(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[t
 
 
 @contextmanager
-def _zeroed(module: nn.Module, rows: Tensor) -> Iterator[None]:
+def _zero_inputs(module: nn.Module, rows: Tensor) -> Iterator[None]:
     """What `module` reads from input channels `rows` is zero inside the block."""
     inputs, place = _columns(module, rows)
     original_values = inputs[place].clone()

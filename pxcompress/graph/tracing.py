@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
-from pxcompress.models.adapter import everything
+from pxcompress.models.adapter import all_outputs
 from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
@@ -31,14 +31,14 @@ TRACING_SECONDS = 90.0
 """After this the model is refused."""
 
 
-def traced_groups(
+def trace_groups(
     model: nn.Module, example: Tensor, keep: Collection[str], head_layers: Collection[str]
 ) -> list[Group | Fixed]:
     """Groups as torch-pruning sees them, and what is known to stay; none that layers named in `known` make.
 
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
-    with _guarded("model cannot be traced"):
+    with _raise_model_errors("model cannot be traced"):
         twin = sharing(model)
         twin.eval()  # a module's own train() may return nothing
         for parameter in twin.parameters():
@@ -49,13 +49,13 @@ def traced_groups(
         )
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
-    with _guarded("model's groups cannot be found"), settled(twin):
+    with _raise_model_errors("model's groups cannot be found"), settled(twin):
         return list(_candidates(graph, names, set(keep), head_layers))
 
 
 def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
     """What comes out of a model and depends on its parameters."""
-    return [value for value in everything(model, example) if value.requires_grad]
+    return [value for value in all_outputs(model, example) if value.requires_grad]
 
 
 def _candidates(
@@ -88,10 +88,10 @@ def _candidates(
             for group in _producer_groups(graph, names, raw, keep):
                 yield group
                 if isinstance(group, Fixed):
-                    yield from _beside(group, producers, names)
+                    yield from _find_neighbours(group, producers, names)
 
 
-def _beside(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
+def _find_neighbours(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
     """The other layers that write what `found` writes: they stay with it."""
     for module, name in names.items():
         if isinstance(module, PRODUCERS) and module in producers and name != fixed.name:
@@ -99,7 +99,7 @@ def _beside(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> 
 
 
 @contextmanager
-def _guarded(task: str) -> Iterator[None]:
+def _raise_model_errors(task: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes one `ModelError`, also when it takes too long."""
     with warnings.catch_warnings(), torch.enable_grad(), without_checkpointing():
         warnings.simplefilter("ignore")
@@ -165,7 +165,7 @@ def _producer_groups(
     if reason:
         return [Fixed(name, units, reason)]
     kind: Kind = "neuron" if isinstance(first_producer, nn.Linear) else "channel"
-    return _build(dependencies, names, raw, (name, kind), _coupled(dependencies, raw, units))
+    return _build(dependencies, names, raw, (name, kind), _find_units_of_rows(dependencies, raw, units))
 
 
 def _build(
@@ -286,7 +286,7 @@ def _axis(dependencies: Any, item: Any) -> Axis:
     return "in" if consumes and dependencies.is_in_channel_pruning_fn(item.dep.handler) else "out"
 
 
-def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
+def _find_units_of_rows(dependencies: Any, raw: Any, rows: int) -> Tensor:
     """Unit of every root row (rows,): rows that meet in one row, or hold the same place in equal parts, go together.
 
     A grouped convolution stays regular only when every one of its groups loses the same places, and a split into

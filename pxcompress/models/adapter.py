@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError, ModelError
-from pxcompress.models.input_values import checked
+from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
@@ -127,7 +127,7 @@ class Adapter(nn.Module):
         return torch.cat([logits, -logits], 1) if logits.shape[1] == 1 else logits
 
 
-def everything(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def all_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """All tensors that come out of `model`, adapted or not. Raises `ModelError` where they cannot be looked into."""
     return leaves(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs))
 
@@ -138,7 +138,7 @@ def named_outputs(model: nn.Module, inputs: Tensor, only: str = "output") -> dic
     return {name: value for name, value in outputs.items() if len(value) == len(inputs)}
 
 
-def adapted_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module:
+def make_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module:
     """`model`, sharing all its parts, as one whose forward gives what `logits` makes of its outputs, (n, k).
 
     Raises `ModelError` where it does not run on `example` (n, ...), or where nothing follows its inputs by gradients.
@@ -147,7 +147,7 @@ def adapted_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module
     return _view(model, Signature((), logits), inputs)
 
 
-def perturbed(model: nn.Module, example: Tensor) -> Tensor:
+def perturb(model: nn.Module, example: Tensor) -> Tensor:
     """Another input like `example` (n, ...), of its type and range; `model` knows what is packed in it."""
     draw, rows = torch.Generator().manual_seed(0), example.detach().cpu()
     signature: Signature = type(model).signature_ if isinstance(model, Adapter) else Signature()
@@ -178,19 +178,19 @@ class Adapted:
         return replace(self.batches, batches=batches)
 
 
-def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
+def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
     """`model` behind an `Adapter`, sharing all its parts; `model` itself where it takes and returns one tensor already.
 
     A batch is (inputs, labels), or inputs alone. `logits` picks what counts. Without it that is an output (n, classes),
     or else, as one logit: at every position the largest value along axis 1, as a mean, summed over all outputs.
     Raises `InputError` for batches and `ModelError` for a module that this cannot take.
     """
-    inputs, labels = _parted(_first(batches))
+    inputs, labels = _split_batch(_first(batches))
     signature = Signature(_inputs(example, batches), logits)
     packed = signature.packed(example)
     signature.packed(inputs)
     twice = torch.cat([packed, packed]).detach().to(device_of(model)).requires_grad_()
-    outputs = _tried(model, lambda: signature.call(model, twice))
+    outputs = _call_checked(model, lambda: signature.call(model, twice))
     classes = logits is not None or _counted(outputs, len(twice)).shape[1] > 1
     ready = isinstance(outputs, Tensor) and classes and not signature.inputs and logits is None
     view = model if ready else _view(model, signature, twice)
@@ -198,7 +198,7 @@ def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: L
     return Adapted(view, packed, _Packed(batches, signature, labelled), labelled)
 
 
-def released_(model: nn.Module) -> None:
+def release_(model: nn.Module) -> None:
     """Give a module that was adapted, or a copy of it, its own class again, in place."""
     if isinstance(model, Adapter):
         model.__class__ = type(model).__bases__[1]
@@ -213,11 +213,11 @@ class _Packed:
     labelled: bool
 
     def __iter__(self) -> Iterator[Batch]:
-        return checked(self._packed())
+        return check_batches(self._packed())
 
     def _packed(self) -> Iterator[Batch]:
         for batch in self.batches:
-            inputs, labels = _parted(batch)
+            inputs, labels = _split_batch(batch)
             packed = self.signature.packed(inputs)
             if self.labelled and not _is_label(labels):
                 raise InputError("a batch has no labels (n,), the first one has; give labels with all or with none")
@@ -232,7 +232,7 @@ def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
     adapter: Any = type(kind.__name__, (Adapter, kind), {"signature_": signature})
     view: nn.Module = adapter.__new__(adapter)
     view.__dict__.update(vars(model))
-    logits = _tried(view, lambda: view(inputs))
+    logits = _call_checked(view, lambda: view(inputs))
     if not logits.isfinite().all():
         raise ModelError(
             f"{kind.__name__} returns NaN or infinity for the example; give logits=FUNCTION of its outputs"
@@ -245,7 +245,7 @@ def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
     return view
 
 
-def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
+def _call_checked(model: nn.Module, call: Callable[[], Any]) -> Any:
     """What `call` makes of `model`. Raises `ModelError` where it fails."""
     try:
         with evaluating(model), torch.enable_grad():
@@ -288,7 +288,7 @@ def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
     whole_numbers = [name for name, value in values.items() if not value.is_floating_point()]
     ranges = {name: [float(values[name].min()), float(values[name].max())] for name in whole_numbers}
     for batch in batches if whole_numbers else ():
-        batch_values = _named(_parted(batch)[0])
+        batch_values = _named(_split_batch(batch)[0])
         for name in set(whole_numbers) & set(batch_values):
             low, high = float(batch_values[name].min()), float(batch_values[name].max())
             ranges[name] = [min(low, ranges[name][0]), max(high, ranges[name][1])]
@@ -337,7 +337,7 @@ def _first(batches: Iterable[Any]) -> Any:
     raise InputError("batches are empty; expected at least one batch of (inputs, labels) or inputs")
 
 
-def _parted(batch: Any) -> tuple[Any, Any]:
+def _split_batch(batch: Any) -> tuple[Any, Any]:
     """Inputs and labels of a batch, None where it has none."""
     if not isinstance(batch, tuple | list):
         return batch, None

@@ -115,7 +115,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"checkpoint {str(path)!r} {kind}; expected a .safetensors, .pth, .pt or .bin file")
     content: Any
     try:
-        content = _safe(path) if path.suffix == ".safetensors" else _unpickled(path)
+        content = _safe(path) if path.suffix == ".safetensors" else _unpickle(path)
     except pickle.UnpicklingError as error:
         _refuse(path, error)
     # Bytes that are no checkpoint make the readers fail in any way: KeyError, EOFError, RuntimeError, UnicodeError, ...
@@ -149,7 +149,7 @@ def best_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[Fit, str]:
                 f"checkpoint {checkpoint.name!r} holds several sets of weights that fit: {best_of_fits.label!r} and "
                 f"{other_fit.label!r}; save the one that counts in a file of its own"
             )
-    return best_of_fits, _told(checkpoint, best_of_fits, other_fits)
+    return best_of_fits, _describe_choice(checkpoint, best_of_fits, other_fits)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, ...], label: str) -> None:
@@ -185,11 +185,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
 def _safe(path: Path) -> dict[str, Any]:
     """Tensors, and under "" what the file says about itself."""
     with safetensors.safe_open(path, "pt") as file:
-        facts = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
+        facts = {key: _parse_names(value) for key, value in (file.metadata() or {}).items()}
     return {**safetensors.torch.load_file(path), "": facts}
 
 
-def _parsed(text: str) -> Any:
+def _parse_names(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
@@ -204,7 +204,7 @@ def _check_numbers(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor
             raise ModelError(f"{label}: {key} has {content}; expected floating-point weights: save the float model's")
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickle(path: Path) -> Any:
     # timm's training script keeps its arguments, an argparse.Namespace, in every checkpoint.
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
@@ -265,7 +265,7 @@ def _fits(checkpoint: Checkpoint, model_state: Mapping[str, Tensor]) -> Iterator
             yield Fit(place, prefix, state, tuple(extra_keys), model_state)
 
 
-def _told(checkpoint: Checkpoint, best: Fit, other_fits: Sequence[Fit]) -> str:
+def _describe_choice(checkpoint: Checkpoint, best: Fit, other_fits: Sequence[Fit]) -> str:
     """Which weights were taken and what was left out, in one line; "" where there was nothing to choose."""
     complete_fits = [other_fit for other_fit in other_fits if not other_fit.missing and other_fit.label != best.label]
     equal_labels = dict.fromkeys(

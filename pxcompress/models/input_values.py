@@ -18,7 +18,7 @@ _NO_DATA = -9999.0
 """What rasters hold where nothing was measured."""
 
 
-def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
+def check_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The same batches. Raises `DataError` for a value that is no measurement; warns where all samples are alike."""
     first_batch: Tensor | None = None
     samples, all_alike = 0, True

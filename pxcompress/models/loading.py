@@ -34,7 +34,7 @@ from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
-from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
@@ -209,7 +209,7 @@ def _load_built(
     if source is None:
         check_rebuilds(model, architecture, preprocessing.input_size)
     zeros = torch.zeros(1, *preprocessing.input_size)
-    model = plain(unwrapped(model), lambda twin: twin(zeros))
+    model = rewrite_plain(unwrap(model), lambda twin: twin(zeros))
     labels = tuple((weights_file and weights_file.class_names) or ())
     weights = _weights(weights_file, source, with_own_weights)
     return Loaded(model, architecture, preprocessing, weights, 0, labels, notes)

@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 from pxcompress.errors import InputError
 from pxcompress.layout.rows import rows_first, unit_view
 from pxcompress.passes.parts import SplitBatches
-from pxcompress.processes import summed
+from pxcompress.processes import sum_over_processes
 from pxcompress.state import device_of, evaluating, gradients
 from pxcompress.types import Axis, Batches, Group, Member, Scores
 
@@ -47,7 +47,7 @@ class _TensorSums:
         """(sums, units) on the CPU; 0 where no sample is."""
         assert isinstance(self.total, Tensor)
         assert isinstance(self.samples, Tensor)
-        return (summed(self.total) / summed(self.samples).clamp(min=1)[:, None]).cpu()
+        return (sum_over_processes(self.total) / sum_over_processes(self.samples).clamp(min=1)[:, None]).cpu()
 
 
 class _SavedTensor(torch.autograd.Function):
@@ -151,7 +151,7 @@ def collect_by_label(
     readers = [_Reader(model, group, statistic) for group in groups]
     _stream(model, readers, batches, start, classes)
     means = {reader.group.name: torch.stack([cut.mean for cut in reader.cuts]) for reader in readers}
-    return means, summed(torch.as_tensor(readers[0].cuts[0].samples))
+    return means, sum_over_processes(torch.as_tensor(readers[0].cuts[0].samples))
 
 
 def _stream(
@@ -210,5 +210,5 @@ def power(
             logits = model(inputs)
             torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
             samples += len(inputs)
-    everywhere = summed(torch.tensor(samples, dtype=torch.float64, device=device))
-    return {name: summed(sums[name]) / everywhere for name in names}
+    everywhere = sum_over_processes(torch.tensor(samples, dtype=torch.float64, device=device))
+    return {name: sum_over_processes(sums[name]) / everywhere for name in names}

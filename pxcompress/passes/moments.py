@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pxcompress.layout.rows import unit_view
 from pxcompress.passes.parts import NEIGHBOURS, SplitBatches
-from pxcompress.processes import processes, rank, summed
+from pxcompress.processes import processes, rank, sum_over_processes
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
 
@@ -124,7 +124,7 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
             batch_size = batch_size or len(inputs)
             model(inputs.to(device))
             turn, samples = turn + 1, samples + len(inputs)
-    everyone = int(summed(torch.tensor(samples, device=device)))
+    everyone = int(sum_over_processes(torch.tensor(samples, device=device)))
     return {
         name: InputMoments((sums[name][0].everywhere(), sums[name][1].everywhere()), everyone)
         for name in layouts
@@ -177,9 +177,9 @@ class _Sums:
         """The moments over the columns of all processes; zeros where there are none."""
         centre = self.centre.double().flatten()
         shift = torch.outer(self.first, centre)
-        second = summed(self.second + shift + shift.T + self.count * torch.outer(centre, centre))
-        first = summed(self.first + self.count * centre)
-        count = float(summed(torch.tensor(float(self.count), dtype=torch.float64, device=first.device)))
+        second = sum_over_processes(self.second + shift + shift.T + self.count * torch.outer(centre, centre))
+        first = sum_over_processes(self.first + self.count * centre)
+        count = float(sum_over_processes(torch.tensor(float(self.count), dtype=torch.float64, device=first.device)))
         return Moments(second / max(count, 1.0), first / max(count, 1.0), count)
 
 
@@ -213,8 +213,8 @@ class RowSums:
     def everywhere(self) -> RowSums:
         """The sums of all processes."""
         first, second = torch.as_tensor(self.first), torch.as_tensor(self.second)
-        count = summed(torch.tensor(self.count, device=first.device))
-        return RowSums(int(count), summed(first), summed(second))
+        count = sum_over_processes(torch.tensor(self.count, device=first.device))
+        return RowSums(int(count), sum_over_processes(first), sum_over_processes(second))
 
     @property
     def mean(self) -> Tensor:

@@ -41,8 +41,8 @@ def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Wid
     best_widths, least_harm = {choice.name: choice.widths[0] for choice in choices}, np.inf
     for _ in range(SWEEPS):
         costs = [_costs(choice, meter, current) for choice in choices]
-        widths = _filled(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
-        harm = _harm(choices, widths)
+        widths = _fill_limit(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
+        harm = _sum_saliency(choices, widths)
         if harm < least_harm:
             best_widths, least_harm = widths, harm
         if widths == current:
@@ -78,7 +78,9 @@ def _at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, l
     return at(high)
 
 
-def _filled(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float, widths: Widths) -> Widths:
+def _fill_limit(
+    choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float, widths: Widths
+) -> Widths:
     """`widths` with what is left of the limit spent, the most saliency undone for its cost first."""
     widths = dict(widths)
     steps = []
@@ -93,5 +95,5 @@ def _filled(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, lim
     return widths
 
 
-def _harm(choices: Sequence[Choice], widths: Mapping[str, int]) -> float:
+def _sum_saliency(choices: Sequence[Choice], widths: Mapping[str, int]) -> float:
     return float(sum(choice.saliency[choice.widths.index(widths[choice.name])] for choice in choices))

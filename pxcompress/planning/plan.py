@@ -13,8 +13,8 @@ import torch
 
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.planning.knapsack import Choice, least_saliency
-from pxcompress.planning.limits import ROUNDING, Limits, aligned
-from pxcompress.planning.order import GONE, KNAPSACK, Orders, orders_of
+from pxcompress.planning.limits import ROUNDING, Limits, align_width
+from pxcompress.planning.order import GONE, KNAPSACK, Orders, order_units
 from pxcompress.types import Group, Meter, Plan, Price, Scores
 
 CHOICES = 24
@@ -32,7 +32,7 @@ def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits:
     problem = f"no plan removes {ratio:.0%} of the {price.unit}"
     if not groups:
         raise BudgetError(f"{problem}: the model has no removable units; see inspect")
-    dense, least_cost = price({}), price({group.name: aligned(group, 0, limits) for group in groups})
+    dense, least_cost = price({}), price({group.name: align_width(group, 0, limits) for group in groups})
     if least_cost > (1 - ratio) * dense * (1 + ROUNDING):
         reachable = (
             math.floor((1 - least_cost / dense if dense else 0.0) * 1000) / 1000
@@ -56,7 +56,7 @@ def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: floa
     `check_reachable` does.
     """
     check_reachable(groups, price, ratio, limits)
-    orders = orders_of(groups, scores, price, limits.normalise)
+    orders = order_units(groups, scores, price, limits.normalise)
     dense = price({})
     target = (1 - ratio) * dense
     solve = _knapsack if limits.normalise == KNAPSACK else _cut_ranking
@@ -78,7 +78,7 @@ def _cut_ranking(
         removed_counts = {group.name: 0 for group in groups}
         for name in ranking[:length]:
             removed_counts[name] += 1
-        return {group.name: aligned(group, group.units - removed_counts[group.name], limits) for group in groups}
+        return {group.name: align_width(group, group.units - removed_counts[group.name], limits) for group in groups}
 
     low, high = sum(int((values == GONE).sum()) for values, _ in orders.values()), len(ranking)
     while low < high:
@@ -100,7 +100,7 @@ def _knapsack(groups: Sequence[Group], orders: Orders, meter: Meter, limit: floa
     for group in groups:
         values, order = orders[group.name]
         removed_count = int((values == GONE).sum())
-        aligned_widths = {aligned(group, width, limits) for width in range(group.units + 1 - removed_count)}
+        aligned_widths = {align_width(group, width, limits) for width in range(group.units + 1 - removed_count)}
         widths = sorted(width for width in aligned_widths if width <= group.units - removed_count) or [
             group.units - removed_count
         ]

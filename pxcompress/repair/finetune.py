@@ -34,10 +34,10 @@ from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.layout.consumers import find_consumers
 from pxcompress.layout.rows import rows_first
 from pxcompress.models.loading import classifier_names
-from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
+from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.passes.shuffled import ShuffledBatches, mix_seed
-from pxcompress.processes import from_first, mean_gradients_, processes, rank, summed
+from pxcompress.processes import from_first, mean_gradients_, processes, rank, sum_over_processes
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, seeded
@@ -197,7 +197,9 @@ class _Validation:
         """Mean of the aim's error, with the model's weights as they are."""
         outputs = zip(self._outputs(model), self._targets, strict=True)
         error = sum(self._aim.error(logits, target, labels) for (logits, labels), target in outputs)
-        total, samples = summed(torch.tensor([error, self._samples], dtype=torch.float64, device=self._device)).tolist()
+        total, samples = sum_over_processes(
+            torch.tensor([error, self._samples], dtype=torch.float64, device=self._device)
+        ).tolist()
         return float(total / samples)
 
     def _outputs(self, model: nn.Module) -> Iterator[Batch]:
@@ -280,7 +282,7 @@ class _Training:
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         inputs, labels = inputs.to(self._device), labels.to(self._device)
         if inputs.ndim == 4 and self._options.augment:
-            inputs = moved(inputs)
+            inputs = move_images(inputs)
         if inputs.ndim == 4 and inputs.is_cuda:  # as tensor cores want it; on CPUs it gains nothing
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._options.precision == "bf16"):
@@ -323,7 +325,7 @@ class _Training:
         with suppress(OSError, SafetensorError), safe_open(path, framework="pt", device=str(self._device)) as file:
             progress = _Progress(**json.loads(file.metadata()["progress"]))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-        if int(summed(torch.tensor(progress.step, device=self._device))) != progress.step * processes():
+        if int(sum_over_processes(torch.tensor(progress.step, device=self._device))) != progress.step * processes():
             return
         self._progress = progress
         with torch.no_grad():

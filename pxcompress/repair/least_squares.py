@@ -26,7 +26,7 @@ from pxcompress.attribution.relevance import make_start
 from pxcompress.layout.consumers import add_, find_consumers
 from pxcompress.layout.rows import complement, members_by_module, removed_rows
 from pxcompress.passes.parts import SplitBatches
-from pxcompress.processes import processes, rank, summed
+from pxcompress.processes import processes, rank, sum_over_processes
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, gradients
@@ -90,7 +90,7 @@ class LeastSquares(Repair):
         first_batch = next(iter(batches), None)
         layers = [] if first_batch is None else _find_layers(pruned.whole, first_batch[0][:1], self.rows)
         sizes = [len(inputs) for inputs, _ in batches]
-        parts, samples = summed(torch.tensor([len(sizes), sum(sizes)])).tolist()
+        parts, samples = sum_over_processes(torch.tensor([len(sizes), sum(sizes)])).tolist()
         size = min(-(-len(layers) // self.waves), TOGETHER)
         waves = _split_by_size(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
         for stretch in _split_by_size(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
@@ -226,7 +226,7 @@ class _Sums:
 
     def everywhere(self) -> _Sums:
         """The sums of all processes."""
-        return _Sums(summed(self.gram), summed(self.cross), summed(self.power))
+        return _Sums(sum_over_processes(self.gram), sum_over_processes(self.cross), sum_over_processes(self.power))
 
     def update(self, ridge: float) -> Tensor:
         """D and d for which D x + d is nearest to r, lambda = ridge * mean variance: (groups, outputs, inputs + 1).

@@ -36,7 +36,7 @@ from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import check_disjoint, record_use, split_hash
 from pxcompress.checks import read_record
 from pxcompress.choices import LOSS_RISKS
-from pxcompress.data import Source, load_splits, open_source, restricted
+from pxcompress.data import Source, load_splits, open_source, restrict_classes
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
 from pxcompress.deploy.measure import file_bytes
@@ -47,7 +47,7 @@ from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import read_report, sha256_of
 from pxcompress.run import Run
-from pxcompress.run_folder.ledger import certify_next, used
+from pxcompress.run_folder.ledger import certify_next, record_certificate
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
@@ -62,7 +62,7 @@ WHOLE = Part()
 
 
 @dataclass(frozen=True, eq=False)
-class Reserved:
+class ReservedSamples:
     """The samples that are kept for certificates, and those of `select`, which choose what confident means.
 
     `data` is the spec they come from; `counts` says how many are kept of each class, name -> number, or of all
@@ -77,7 +77,7 @@ class Reserved:
     task: Task = field(default_factory=Classification)
 
     @classmethod
-    def of(cls, data: str, source: Source, splits: Splits, task: Task) -> Reserved:
+    def of(cls, data: str, source: Source, splits: Splits, task: Task) -> ReservedSamples:
         """Those of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
         if not isinstance(task, Classification):
@@ -103,7 +103,7 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     ids = workload.splits.ids
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
-    counts = Reserved.of(recipe.data, workload.source, workload.splits, workload.task).counts
+    counts = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task).counts
     recipe.guarantee.counted.check(recipe.guarantee.goal, counts)
 
 
@@ -118,7 +118,7 @@ def smallest_certified(
     recipe, clock = run.recipe, run.clock
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
-    samples = Reserved.of(recipe.data, workload.source, workload.splits, workload.task)
+    samples = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task)
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
@@ -185,7 +185,7 @@ def certify_files(
         record = CertificateRecord.of(
             certificate, WHOLE, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data
         )
-        return used(replace(record, budget=budget), f"{budget.begins} {asdict(record)}")
+        return record_certificate(replace(record, budget=budget), f"{budget.begins} {asdict(record)}")
     part = _choose_threshold(guarantee.counted, files[0], samples)
     certificate = judge_files(path, samples, guarantee.goal, part)
     return _record(certificate, part, samples, hashes, "bytes")
@@ -252,7 +252,7 @@ def _find_altered_files(folder: Path) -> list[str]:
 
 
 def judge_files(
-    path: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal, part: Part = WHOLE
+    path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, goal: Goal, part: Part = WHOLE
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
     candidates, labels = _candidates(path, samples, goal.risk, part)
@@ -260,7 +260,7 @@ def judge_files(
 
 
 def _candidates(
-    path: Iterable[tuple[str, float, Path]], samples: Reserved, risk: str, part: Part
+    path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, risk: str, part: Part
 ) -> tuple[list[Candidate], Array]:
     """The models of a path with their losses, and the labels (n,) of all samples, if their losses need them."""
     if risk in LOSS_RISKS:
@@ -275,7 +275,7 @@ def _candidates(
     return candidates, labels
 
 
-def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: Reserved, risk: str) -> list[Candidate]:
+def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamples, risk: str) -> list[Candidate]:
     """The models of a path with the losses that the task gives them on every sample."""
     sessions = {name: runtime.open_session(file, "cpu") for name, _, file in path}
     dense = path[0][0]
@@ -290,7 +290,7 @@ def is_smaller(certificate: Certificate) -> bool:
     return bool(certificate.chosen)
 
 
-def _choose_threshold(part: Part, dense: Path, samples: Reserved) -> Part:
+def _choose_threshold(part: Part, dense: Path, samples: ReservedSamples) -> Part:
     """`part` with the threshold that the select split gives, where it has one."""
     return part if part.coverage is None else part.chosen_on(predict_samples(dense, samples.select)[0])
 
@@ -315,7 +315,7 @@ def _move(artifact: Artifact, folder: Path) -> Artifact:
     return replace(artifact, path=folder / artifact.path.name)
 
 
-def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
+def _hashes(folder: Path, samples: ReservedSamples) -> dict[str, str]:
     return {
         "model": artifact_of(folder / SLIM).sha256,
         "dense": artifact_of(folder / DENSE).sha256,
@@ -326,7 +326,7 @@ def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
 
 
 def _record(
-    certificate: Certificate, part: Part, samples: Reserved, hashes: Mapping[str, str], unit: str
+    certificate: Certificate, part: Part, samples: ReservedSamples, hashes: Mapping[str, str], unit: str
 ) -> CertificateRecord:
     """What certificate.json holds; the use of the samples is counted."""
     record = CertificateRecord.of(
@@ -336,17 +336,17 @@ def _record(
     return replace(record, uses_before=uses, spent=spent(uses, certificate.goal.delta).message)
 
 
-def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
+def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
     preprocessing, classes = task_of(files)
     task = build_task(runtime.open_session(files[0], "cpu").metadata.get("task", "classification"))
     source = open_source(data, skip_corrupt=skip_corrupt, seed=seed, layout=layout_of(task, data))
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
-        source = restricted(source, classes, seed)
+        source = restrict_classes(source, classes, seed)
     if source.classes != classes:
         raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
     splits = load_splits(source, preprocessing, seed=seed)
-    return Reserved.of(data, source, splits, task)
+    return ReservedSamples.of(data, source, splits, task)
 
 
 def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:

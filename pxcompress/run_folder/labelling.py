@@ -56,7 +56,7 @@ from pxcompress.run_folder.certificate import (
     predict_samples,
     task_of,
 )
-from pxcompress.run_folder.ledger import budget_of, used
+from pxcompress.run_folder.ledger import budget_of, record_certificate
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
 from pxcompress.run_folder.saved import read_run
 
@@ -91,7 +91,7 @@ class LabelRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
+class ModelAnswers:
     """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
 
     `order` is that of the test, in positions; images that others have looked at are not in it.
@@ -127,7 +127,7 @@ def request_labels(
     `files` are a run folder, or ONNX files from dense to smallest. With `anytime` labelling may stop at any line, and
     what is not looked at stays fresh. Raises `InputError`.
     """
-    file_by_name = _named(files, unlabelled)
+    file_by_name = _name_files(files, unlabelled)
     goal = replace(guarantee.goal, anytime=anytime)
     check_few_labels(goal.risk)
     if guarantee.part != "all":
@@ -169,11 +169,11 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
     """
     request = read_request(folder)
     observed = _to_label(_observe(_files(request), request.unlabelled, note), request.goal, request.budget)
-    if problems := _changed(request, observed.hashes):
+    if problems := _list_changes(request, observed.hashes):
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
     # More answers to the same request are no new use: goal and path were chosen before the first of them.
-    record = used(record, (folder / REQUEST).read_text())
+    record = record_certificate(record, (folder / REQUEST).read_text())
     (folder / ANSWERS).write_bytes(answers.read_bytes())
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     return record
@@ -193,10 +193,10 @@ def verify_answers(folder: Path, data: str = "", note: Note = silent) -> Verific
     except InputError as error:
         raise ResultError(str(error)) from error
     observed = _to_label(_observe(_files(request), data or request.unlabelled, note), request.goal, request.budget)
-    if problems := _changed(request, observed.hashes):  # the answers are to other questions
+    if problems := _list_changes(request, observed.hashes):  # the answers are to other questions
         return Verification(record, tuple(problems))
     recomputed_record = _certificate(folder, request, observed, folder / ANSWERS).used(record.uses_before)
-    problems = find_differences(record.rows, recomputed_record.rows) or _altered(record, recomputed_record)
+    problems = find_differences(record.rows, recomputed_record.rows) or _list_alterations(record, recomputed_record)
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
     return Verification(record, tuple(problems))
@@ -219,7 +219,7 @@ def read_request(folder: Path) -> LabelRequest:
     return read_record(LabelRequest, text, repr(str(folder / REQUEST)))
 
 
-def _named(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
+def _name_files(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
     """The models of a path by name; of a run folder, whose own data must not be the images, its two."""
     if len(files) == 1 and files[0].is_dir() and (files[0] / RECIPE).exists():
         recipe = read_run(files[0])
@@ -254,7 +254,7 @@ def _files(request: LabelRequest) -> dict[str, Path]:
     return files
 
 
-def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> Observed:
+def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> ModelAnswers:
     """What `files` answer on the images below `unlabelled`; nothing is asked for yet."""
     preprocessing, classes = task_of(list(files.values()))
     note("reading the images ...")
@@ -274,17 +274,19 @@ def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> Observed
     )
     hashes = {**{name: artifact_of(file).sha256 for name, file in files.items()}, "split": split}
     names = classes or tuple(str(index) for index in range(logits[0].shape[1]))
-    return Observed(store.samples, names, predicted_classes, np.empty(0, int), random_order(len(store), split), hashes)
+    return ModelAnswers(
+        store.samples, names, predicted_classes, np.empty(0, int), random_order(len(store), split), hashes
+    )
 
 
-def _to_label(observed: Observed, goal: Goal, budget: Budget | None) -> Observed:
+def _to_label(observed: ModelAnswers, goal: Goal, budget: Budget | None) -> ModelAnswers:
     """The same, with the images that need a label for `goal`, among those that the `budget` leaves."""
     order = observed.order[budget.begins :] if budget else observed.order
     positions = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
     return replace(observed, asked=positions, order=order)
 
 
-def _certificate(folder: Path, request: LabelRequest, observed: Observed, answers: Path) -> CertificateRecord:
+def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, answers: Path) -> CertificateRecord:
     """The certificate by the filled table `answers`, with the hashes of the table and of the request."""
     label_by_position = read_answers(answers, observed.questions, observed.classes)
     goal, dense, budget = request.goal, observed.predicted[0], request.budget
@@ -323,7 +325,7 @@ def _certificate(folder: Path, request: LabelRequest, observed: Observed, answer
     return replace(record, labels=count, budget=budget)
 
 
-def _altered(record: CertificateRecord, recomputed_record: CertificateRecord) -> list[str]:
+def _list_alterations(record: CertificateRecord, recomputed_record: CertificateRecord) -> list[str]:
     """Keys of the certificate that say something else than what is found again."""
     values, recomputed_values = asdict(record), asdict(recomputed_record)
     return [
@@ -337,7 +339,7 @@ def _altered(record: CertificateRecord, recomputed_record: CertificateRecord) ->
     ]
 
 
-def _changed(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
+def _list_changes(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
     description = {"split": "the images are"}
     return [
         f"{description.get(name, f'{name!r} is')} not what labels were asked for"
@@ -346,7 +348,7 @@ def _changed(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _page(observed: Observed, folder: Path) -> str:
+def _page(observed: ModelAnswers, folder: Path) -> str:
     """The page to fill in, of a request in `folder`; no answer on it says which model gave it."""
     cases = [
         LabelCase(

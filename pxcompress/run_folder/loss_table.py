@@ -16,7 +16,7 @@ from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Candidate, Goal, certify, check_samples
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.errors import InputError, unknown
-from pxcompress.run_folder.ledger import certify_next, used
+from pxcompress.run_folder.ledger import certify_next, record_certificate
 
 
 def certify_losses(path: Path, goal: Goal, group: str = "") -> CertificateRecord:
@@ -47,7 +47,7 @@ def certify_losses(path: Path, goal: Goal, group: str = "") -> CertificateRecord
         certificate = certify(candidates, goal, masks)
     part = Part("classes" if group else "all")
     record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=source)
-    return used(replace(record, budget=budget, group=group), f"{goal} {group} {budget}")
+    return record_certificate(replace(record, budget=budget, group=group), f"{goal} {group} {budget}")
 
 
 def read_losses(path: Path, group: str = "") -> tuple[tuple[str, ...], Array, Array]:

@@ -40,7 +40,7 @@ def whole_folder(path: Path, force: bool) -> Iterator[Path]:
     What a killed process left goes with the next one. Raises `InputError` where another one is writing `path`.
     """
     check_place(path, force)
-    with _claimed(path):
+    with _claim(path):
         check_place(path, force)  # again: another run may have ended before this one had the place to itself
         building, replaced = (path.with_name(f".{path.name}.{kind}") for kind in ("building", "old"))
         shutil.rmtree(building, ignore_errors=True)
@@ -57,7 +57,7 @@ def whole_folder(path: Path, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[None]:
+def _claim(path: Path) -> Iterator[None]:
     """One process at a time has `path`; the claim of one that was killed ends with it. `InputError` for the others."""
     lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:

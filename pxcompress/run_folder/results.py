@@ -28,7 +28,7 @@ from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import format_bytes, format_milliseconds, takes_images
 from pxcompress.run import Run
 from pxcompress.run_folder.names import SLIM
-from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
+from pxcompress.run_folder.targets import ConvertedFiles, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
 from pxcompress.tasks.choice import task_text
 from pxcompress.tasks.classification import Classification
@@ -47,7 +47,7 @@ PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunMeasurements:
     """What was measured of all files, in one go."""
 
     files: Files
@@ -56,9 +56,9 @@ class Measured:
     layers: tuple[LayerCost, ...] = ()
 
 
-def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Measured:
+def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> RunMeasurements:
     """Make the other precisions, and measure all files side by side, once."""
-    converted_files = _converted(files, workload, run)
+    converted_files = _convert_files(files, workload, run)
     models = slim.pruned.dense, slim.pruned.model
     macs = [macs_by_module(model, workload.splits.example) for model in models]
     dense, pruned = (
@@ -70,10 +70,10 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Me
         timings = try_files(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, timings, workload.source.classes)
-    return Measured(files, comparison, _targets(files, converted_files, timings), layers)
+    return RunMeasurements(files, comparison, _targets(files, converted_files, timings), layers)
 
 
-def _targets(files: Files, converted_files: Made, timings: Sequence[FileTiming]) -> Targets:
+def _targets(files: Files, converted_files: ConvertedFiles, timings: Sequence[FileTiming]) -> Targets:
     """The files in all precisions, where others than float32 were asked for, and what to know about them."""
     if not (converted_files.files or converted_files.failures):
         return Targets()
@@ -84,16 +84,16 @@ def _targets(files: Files, converted_files: Made, timings: Sequence[FileTiming])
     return replace(targets, notes=tuple(notes))
 
 
-def _converted(files: Files, workload: Workload, run: Run) -> Made:
+def _convert_files(files: Files, workload: Workload, run: Run) -> ConvertedFiles:
     """model.onnx in the other precisions that the recipe names, calibrated on the repair split."""
     precisions = [name for name in run.recipe.targets if name != "fp32"]
     if not precisions:
-        return Made()
+        return ConvertedFiles()
     with run.clock.stage(f"export {', '.join(precisions)}"):
         return make_targets(files.pruned.path, precisions, workload.splits.repair)
 
 
-def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measured, run: Run) -> Report:
+def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMeasurements, run: Run) -> Report:
     """The report of a run whose folder will stand at `place`."""
     files, comparison, targets = measured.files, measured.comparison, measured.targets
     recipe, plan = run.recipe, slim.pruned.plan
@@ -127,8 +127,8 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
         notes=(
-            *_notes(place, workload, files, comparison),
-            *_loop(recipe, slim, comparison),
+            *_list_notes(place, workload, files, comparison),
+            *_describe_attempts(recipe, slim, comparison),
             *targets.notes,
             *(Warning("remark", text) for text in run.clock.remarks),
         ),
@@ -136,7 +136,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         class_shares=_class_shares(slim, workload.source.classes),
         attempts=slim.attempts,
         agreements=slim.agreements,
-        missed=_missed(recipe, comparison),
+        missed=_describe_missed_goal(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,
         change=comparison.change,
@@ -166,7 +166,7 @@ def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare
     )
 
 
-def _missed(goal: Goal, comparison: Comparison) -> str:
+def _describe_missed_goal(goal: Goal, comparison: Comparison) -> str:
     """How a goal of speed was missed in the last measurement; empty where it was met, or is none of speed."""
     faster, took = comparison.speedup.ratio, comparison.pruned.latency_ms.p50
     if goal.speedup is not None and faster < goal.speedup * (1 - NEAR):
@@ -176,7 +176,7 @@ def _missed(goal: Goal, comparison: Comparison) -> str:
     return ""
 
 
-def _loop(goal: Goal, slim: PruneResult, comparison: Comparison) -> Iterator[Warning]:
+def _describe_attempts(goal: Goal, slim: PruneResult, comparison: Comparison) -> Iterator[Warning]:
     """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
     if not slim.attempts:
         return
@@ -201,10 +201,10 @@ def _loop(goal: Goal, slim: PruneResult, comparison: Comparison) -> Iterator[War
             )
 
 
-def _notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:
+def _list_notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:
     """What a reader must know beside the figures."""
     yield from _about_model(workload, comparison)
-    yield from _unsteady(place, comparison)
+    yield from _warn_of_noise(place, comparison)
     if comparison.placement.fallback_reason:
         yield Warning("provider", comparison.placement.fallback_reason)
     if files.certificate and files.certificate.spent:
@@ -243,7 +243,7 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
         yield Warning("near-chance", text)
 
 
-def _unsteady(place: Path, comparison: Comparison) -> Iterator[Warning]:
+def _warn_of_noise(place: Path, comparison: Comparison) -> Iterator[Warning]:
     """What to make of the times where the machine did other things as well."""
     advice = f"time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
     if comparison.disagrees:

@@ -19,7 +19,7 @@ LOSS = 0.01
 
 
 @dataclass(frozen=True)
-class Made:
+class ConvertedFiles:
     """Files in other precisions, and why one could not be made."""
 
     files: tuple[Path, ...] = ()
@@ -34,7 +34,7 @@ class Targets:
     notes: tuple[Warning, ...] = ()
 
 
-def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> Made:
+def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> ConvertedFiles:
     """Write `source` (float32) beside itself in each of `precisions`, model.onnx as model.int8.onnx.
 
     `batches` are calibrated on.
@@ -46,7 +46,7 @@ def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> M
             files.append(convert(source, path, name, batches).path)
         except ModelError as error:
             failures.append(Warning("precision", f"NO {path.name}: {error}"))
-    return Made(tuple(files), tuple(failures))
+    return ConvertedFiles(tuple(files), tuple(failures))
 
 
 def rate_targets(timings: Sequence[FileTiming]) -> Targets:

@@ -10,12 +10,12 @@ import optuna
 from torch import Tensor, nn
 
 from pxcompress.deploy.predictions import torch_quality
-from pxcompress.graph import masked
+from pxcompress.graph import mask_units
 from pxcompress.passes.moments import MomentCache
-from pxcompress.planning.order import lowest
+from pxcompress.planning.order import find_lowest
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import cut, plan_at, priced, unit_scores
+from pxcompress.stages import cut, plan_at, price_groups, unit_scores
 from pxcompress.state import seeded
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, PruneResult, ScoredModel, Scores
@@ -43,7 +43,7 @@ class Workbench:
         cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe, task: Task
     ) -> Workbench:
         """For choices around `recipe`; `parts` are the roles score, repair and select. Raises `BudgetError`."""
-        scored = priced(model, example, Run(recipe, parts))
+        scored = price_groups(model, example, Run(recipe, parts))
         return cls(scored, {role: MomentCache(part, model) for role, part in parts.items()}, task)
 
     def quality(self, model: nn.Module) -> float:
@@ -92,4 +92,4 @@ def masked_quality(bench: Workbench, recipe: Recipe, rate: float) -> float:
         return bench.dense
     scored = bench.with_scores(recipe)
     groups = scored.structure.groups
-    return bench.quality(masked(scored.model, groups, lowest(groups, scored.scores, rate, recipe.normalise)))
+    return bench.quality(mask_units(scored.model, groups, find_lowest(groups, scored.scores, rate, recipe.normalise)))

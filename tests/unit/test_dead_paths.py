@@ -10,7 +10,7 @@ from torch import nn
 
 from pxcompress.graph import find_groups, prune
 from pxcompress.layout.rows import complement
-from pxcompress.planning.dead_paths import without_dead_paths
+from pxcompress.planning.dead_paths import remove_dead_paths
 from pxcompress.planning.limits import Limits
 from pxcompress.state import seeded
 from pxcompress.types import Group, Pruned
@@ -24,7 +24,7 @@ def _cleaned(model: nn.Module, groups: tuple[Group, ...], example: torch.Tensor,
     def meter(kept: object) -> float:
         return float(sum(kept.values()))  # type: ignore[attr-defined]
 
-    return without_dead_paths(bare, example, meter, limits)
+    return remove_dead_paths(bare, example, meter, limits)
 
 
 def _silenced(subject: Subject, seed: int) -> tuple[nn.Module, dict[str, set[int]]]:

@@ -115,11 +115,11 @@ def test_a_process_that_is_left_alone_ends_with_one_line(lost: int) -> None:
 
 def test_alone_nothing_has_an_effect() -> None:
     parts = {"score": [(torch.zeros(1), torch.zeros(1))]}
-    with processes.joined():
+    with processes.join_processes():
         assert (processes.rank(), processes.processes(), processes.is_first()) == (0, 1, True)
-        assert processes.shares(parts) == parts
+        assert processes.share_parts(parts) == parts
         value = torch.ones(3)
-        assert processes.summed(value) is value
+        assert processes.sum_over_processes(value) is value
         assert processes.from_first("plan") == "plan"
 
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from pxcompress.attribution import COMPOSITES, has_attention, parse_composite
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import ResultError
-from pxcompress.graph import masked
+from pxcompress.graph import mask_units
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import MomentCache, collect_moments
 from pxcompress.recipe import Recipe
@@ -36,7 +36,7 @@ from pxcompress.search import run as run_module
 from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, prune_at, shipped_quality
 from pxcompress.search.space import Space, make_pxp_space, make_space
 from pxcompress.search.study import SAMPLERS, SearchPlan, load_optuna, open_storage, open_study, work
-from pxcompress.stages import shrink
+from pxcompress.stages import prune_and_repair
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch, Plan
@@ -141,7 +141,9 @@ def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Workbench) -> None:
         removed = {
             group.name: tuple(unit for _, place, unit in lowest if place == here) for here, group in enumerate(groups)
         }
-        total += _accuracy(masked(bench.scored.model, groups, Plan(removed, "", "", 0, 0, 0)), bench.parts["select"])
+        total += _accuracy(
+            mask_units(bench.scored.model, groups, Plan(removed, "", "", 0, 0, 0)), bench.parts["select"]
+        )
     assert tuple(k / 20 for k in range(20)) == PXP_RATES
     assert masked_area(bench, space.recipe_at(space.defaults)) == pytest.approx(total / 20)
 
@@ -174,7 +176,7 @@ def test_what_is_measured_is_what_run_makes(changes: dict[str, Any]) -> None:
     with seeded(recipe.seed):
         torch.rand(3)  # where the generator stands does not count
         parts = {role: list(part) for role, part in bench.parts.items()}
-        made = shrink(net.model, net.inputs[:1], Run(recipe, parts)).pruned
+        made = prune_and_repair(net.model, net.inputs[:1], Run(recipe, parts)).pruned
     assert measured.plan.removed == made.plan.removed
     found, expected = measured.model.state_dict(), made.model.state_dict()
     assert found.keys() == expected.keys()
