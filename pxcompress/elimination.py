@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 SHARE = 32
-"""At most one in this many of the remaining units goes between two updates of the whole matrices."""
+"""At most one in this many remaining units is removed between two updates of the whole matrices."""
 
 CANDIDATES = 2
 """Units per removal among which the cheapest is sought, one by one and exactly, between two such updates."""

@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Iterable
 
 FEW = 12
-"""Names that a message lists beside those that are near."""
+"""Most names that a message lists beside those that are similar."""
 
 
 class PxError(Exception):

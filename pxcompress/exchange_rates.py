@@ -33,7 +33,7 @@ FEWEST, MOST = 16, 64
 """Samples that a group is measured on, at least and at most."""
 
 SPREAD = 100.0
-"""A rate is that of the middle group times or divided by this, at most."""
+"""Largest factor between the rate of a group and that of the middle group."""
 
 
 def with_measured_rates(

@@ -48,7 +48,7 @@ class Run:
         return self.parts.get("select", self.parts.get("held-out", ()))
 
     def remembering(self, role: str, model: nn.Module) -> Run:
-        """The same, with moments of the dense `model` on the samples of `role` computed once and kept."""
+        """A copy in which moments of the dense `model` on the samples of `role` are computed once and kept."""
         return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
     def forget_solved(self, role: str) -> None:
@@ -71,5 +71,5 @@ class Run:
         return {name: size for name, size in sizes.items() if size[0] > size[1]}
 
     def unheard(self) -> Run:
-        """The same with a clock that nobody reads, and no quality taken between stages."""
+        """A copy that reports no progress and measures no quality between stages."""
         return replace(self, clock=Clock(silent, measures=False))

@@ -41,19 +41,19 @@ class Pruning:
             raise unknown("variant of pruned relevance", self.variant, VARIANTS)
 
     def rule(self, rule: Rule) -> Rule:
-        """`rule`, followed by this."""
+        """`rule` with this pruning applied to what it hands on."""
         return PrunedRule(rule, self) if self.share else rule
 
 
 @dataclass(frozen=True)
 class PrunedRule(Rule):
-    """A rule that hands only the largest relevances on."""
+    """Another rule, of whose relevances only the largest are handed on."""
 
     rule: Rule
     pruning: Pruning
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """That of the rule, pruned."""
+        """The wrapped rule's multiplier without the smallest relevances."""
         assert a is not None
         multiplier = self.rule.multiplier(layer, a, z, m, shape)
         relevance = layer.by_sample(a * multiplier)

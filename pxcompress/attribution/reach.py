@@ -30,7 +30,7 @@ class LayerCall(NamedTuple):
 
 
 class Reach:
-    """Sees to it that a backward pass from the output of `running` meets every layer of a model."""
+    """Makes a backward pass from the output of `run` reach every layer of a model."""
 
     def __init__(self) -> None:
         self.gates: frozenset[LayerCall] = frozenset()

@@ -135,7 +135,7 @@ def unit_relevance(
 
 
 PRECISIONS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What autocast may compute products in."""
+"""Precisions that autocast may compute products in."""
 
 TOLERANCE = 1e-2
 """Largest relative L2 deviation, over all units of all groups, from float32 that scores under autocast may have."""

@@ -20,7 +20,7 @@ class Channels(Budget):
     normalise = "mean"  # every unit costs the same, and raw scores leave early layers bare
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Units kept."""
+        """Number of units that stay."""
         sizes = {group.name: group.units for group in groups}
 
         def cost(kept_units: Mapping[str, int]) -> float:

@@ -39,12 +39,12 @@ class Budget:
 
     @property
     def left_after(self) -> float:
-        """What later tests share."""
+        """Error budget that is left for later tests of the split."""
         return self.left - self.stake * self.lost
 
     @property
     def words(self) -> str:
-        """What is left, in a sentence."""
+        """A sentence on the error budget that is left."""
         return (
             f"samples {self.begins + 1} to {self.ends} of {self.are} were looked at, and {self.stake:.4g} of the error "
             f"budget of {self.total:.4g} staked. LEFT for other tests: {self.are - self.ends} samples, and a budget of "

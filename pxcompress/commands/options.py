@@ -51,7 +51,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it e
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 FLAGS = {"scorer": ("--score", "--scorer")}
-"""Options that are not only called like their field."""
+"""Command-line flags of the fields whose option is not only called like the field."""
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -264,4 +264,4 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "input_size": read_input_size,
     "max_bytes": _parse_bytes,
 }
-"""Options whose text is not their value."""
+"""Readers of the options whose value has to be parsed from their text."""

@@ -33,10 +33,10 @@ from pxcompress.types import Group, Meter, Plan
 Array = npt.NDArray[np.float64]
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
-"""Of an operator's dense width: where it is measured."""
+"""Shares of an operator's dense width at which it is timed."""
 
 STEP = 16
-"""Widths are measured at its multiples: no provider is slow there."""
+"""Operators are timed at multiples of this width, at which no provider is slow."""
 
 WHOLE = (1.0, 0.5, 0.25)
 """Shares of all widths at which the whole model is timed."""
@@ -53,10 +53,10 @@ SAVED = 0.25
 """A width inside a step must save less than this of its share of the channels, for the step to be one."""
 
 LEAST = 0.1
-"""Share of what an operator takes alone that it takes in any case."""
+"""Fixed share of an operator's stand-alone time, paid at any width."""
 
 NOTHING = Operator("copy", (1, 1), STEP, STEP, (1,))
-"""What a call costs that does next to nothing."""
+"""An operator that does next to nothing; its time is that of a call as such."""
 
 
 MATRIX = Operator("linear", (), 4096, 4096)
@@ -111,7 +111,7 @@ class OperatorTimes:
         return self._times[key]
 
     def save(self) -> None:
-        """Keep what was measured."""
+        """Write the measured times to the cache folder."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path) as path:
             path.write_text(json.dumps(self._times))

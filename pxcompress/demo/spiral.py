@@ -17,7 +17,7 @@ from pxcompress.demo.baseline import LearnedHere
 
 CLASSES = ("inner", "outer")
 POINTS = 25_000
-"""Of each class; evenly spaced along its length, so that nothing is drawn."""
+"""Points of each class, evenly spaced along its spiral: none is drawn at random."""
 
 SHIFT = 15.0
 """How far each class lies from the middle line, towards and away from the centre."""

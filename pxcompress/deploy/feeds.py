@@ -11,7 +11,7 @@ from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
 
 _CHANNELS = (1, 3, 4)
-"""Of images: grey, colour, with transparency."""
+"""Numbers of channels that images have: grey, colour, with transparency."""
 
 _NUMBERS = 128
 """Random bytes of an image are below this."""

@@ -67,7 +67,7 @@ def try_files(
 
 
 def throughput(timing: FileTiming) -> float:
-    """Samples a second."""
+    """Throughput in samples per second."""
     return float(timing.batch_size / timing.seconds.mean())
 
 

@@ -38,7 +38,7 @@ class Predictions:
 
     @property
     def samples(self) -> int:
-        """How many there are."""
+        """Number of samples."""
         return len(self.statistics)
 
     @property

@@ -13,7 +13,7 @@ BLOCK = 10
 """Runs of one runner in a row before the next has its turn."""
 
 SECONDS = 5.0
-"""To time one runner beside others, about."""
+"""Seconds for which one runner is timed beside others, about."""
 
 LEAST = 6
 """Turns of every runner: with fewer, the extremes of all of them would not make a 95 % interval."""

@@ -17,7 +17,7 @@ from pxcompress.report.explanation import MARKED, CarryingUnit, Case, Decision, 
 from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
 
 MOST = 24
-"""Cases of images that were asked for."""
+"""Largest number of the user's images that are shown as cases."""
 
 _SHOWN = 2  # cases of each kind
 _UNITS = 6  # carrying units of a case

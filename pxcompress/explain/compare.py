@@ -34,7 +34,7 @@ from pxcompress.state import device_of
 from pxcompress.types import Pruned
 
 SAMPLES = 128
-"""Inputs that are compared where nothing is said."""
+"""Default number of inputs that are compared."""
 
 TUNED = 64
 """Inputs on which the share of pruned LRP is chosen, and pixels are flipped."""

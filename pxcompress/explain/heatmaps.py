@@ -19,7 +19,7 @@ METHODS: Mapping[str, str] = {"lrp": "", "plrp-lambda": "lambda", "plrp-m": "m"}
 """Name of a method -> variant of pruned LRP, none for LRP."""
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""What `choose_share` chooses from."""
+"""Candidate shares of pruned relevance, from which `choose_share` chooses."""
 
 CHUNK = 32
 """Inputs that are propagated together."""

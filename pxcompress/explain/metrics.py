@@ -42,7 +42,7 @@ SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rank_correlation": rank_correlation,
     "top_overlap": top_overlap,
 }
-"""What says how alike two explanations are: 1 for the same."""
+"""Measures of how similar two explanations are; 1 for the same."""
 
 
 def gini(maps: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SETTABLE = "attn_dim"
 """The attribute of timm's own attention that holds the width of all heads."""
 
 SCALES = ("scale", "head_dim", "logit_scale", "temperature")
-"""Attributes that hold what a forward without them derives from the width of a head, which is wrong afterwards."""
+"""Attributes that hold a scale; without them a forward derives it from the width of a head, wrongly after pruning."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
 
 
 def exact_removal_error(pruned: Pruned, inputs: Tensor) -> float:
-    """The same with all computed in float64: about 1e-15 where removal is exact, however little the units matter.
+    """`removal_error` computed in float64: about 1e-15 where removal is exact, however little the units matter.
 
     Raises `RuntimeError` or `TypeError` where a model does not run like that.
     """

@@ -28,7 +28,7 @@ WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 TRACING_SECONDS = 90.0
-"""After this the model is refused."""
+"""Seconds of tracing after which a model is refused."""
 
 
 def trace_groups(

@@ -64,7 +64,7 @@ class Fit:
 
     @cached_property
     def missing(self) -> list[str]:
-        """Keys of the model that are not there."""
+        """Keys of the model that the file lacks."""
         return [key for key in self.own if key not in self.state and not key.endswith(_COUNTER)]
 
     @cached_property
@@ -79,7 +79,7 @@ class Fit:
 
     @property
     def label(self) -> str:
-        """Where in the file it is, for messages."""
+        """Name of the weights' place in the file, for messages."""
         return ".".join(filter(None, (self.place, self.prefix.rstrip(".")))) or "the file itself"
 
     @cached_property
@@ -99,7 +99,7 @@ class Fit:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Decides between equal ranks: the usual name, the larger set, the shorter prefix."""
+        """Sort key between fits of equal `rank`: the usual name, the larger set, the shorter prefix."""
         first_word = self.place.split(".")[0]
         usual = _USUAL.index(first_word) if first_word in _USUAL else len(_USUAL)
         return (-usual, len(self.state), -len(self.prefix))

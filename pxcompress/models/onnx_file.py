@@ -18,7 +18,7 @@ SUFFIX = ".onnx"
 Asked = int | ImageSize | tuple[int, ...] | None
 
 CHANNELS = 3
-"""Of images, where the file leaves them open."""
+"""Number of channels of an image, where the file leaves it open."""
 
 
 def is_onnx(name: str) -> bool:

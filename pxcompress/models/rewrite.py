@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 """Largest difference between a layer and its plain version, as a share of the outputs' scale."""
 
 AMPLIFIED = 1e-3
-"""The same for all outputs of a model, which may amplify rounding."""
+"""Largest difference between a model's outputs before and after rewriting, which may amplify rounding."""
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 

@@ -60,7 +60,7 @@ class _SavedTensor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> None:
-        """Nothing comes of it."""
+        """No gradient flows back."""
 
 
 @dataclass

@@ -218,7 +218,7 @@ class RowSums:
 
     @property
     def mean(self) -> Tensor:
-        """(rows,)."""
+        """Mean of every row, (rows,)."""
         return torch.as_tensor(self.first) / self.count
 
     @property

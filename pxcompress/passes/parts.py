@@ -37,7 +37,7 @@ HELD_OUT = 6
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Those of the samples that nothing is fitted to or, with `others`, all the others."""
+    """The samples that nothing is fitted to or, with `others`, all the remaining ones."""
 
     batches: Batches
     others: bool = False

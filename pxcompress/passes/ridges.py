@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""What a ridge is chosen from, as shares of the mean variance of the inputs."""
+"""Candidate ridge strengths, as shares of the mean variance of the inputs."""
 
 USUAL = RIDGES.index(1e-2)
 

@@ -14,7 +14,7 @@ from pxcompress.types import Attempt, FileBudget, Plan, ScoredModel
 ATTEMPTS = 4
 AIM = 0.98
 CLOSE = 0.93
-"""Share of what is allowed above which an attempt is good enough; below it more could have stayed."""
+"""Share of the allowed cost above which an attempt is good enough; below it more units could have stayed."""
 
 
 def fit_to_file(

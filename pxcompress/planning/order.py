@@ -52,7 +52,7 @@ not rank: it solves for the widths that fit and lose the least (`knapsack`).
 KNAPSACK = "knapsack"
 
 ACROSS_GROUPS = ("none", "cost", KNAPSACK)
-"""Those by which scores of one group are held against those of another as they are."""
+"""Normalisations that compare scores of different groups as they are."""
 
 GONE = -torch.inf
 """Score of a unit that an earlier round of pruning has removed."""

@@ -35,7 +35,7 @@ from pxcompress.types import Batches, Phase, Pruned, Repair
 T = TypeVar("T")
 
 RIDGES = (10.0, 1.0, 1e-1, 1e-2)
-"""What a layer's ridge is chosen from, as shares of the mean variance of its inputs; the first wins a tie."""
+"""Candidate ridge strengths of a layer, as shares of the mean variance of its inputs; the first wins a tie."""
 
 ROWS_PER_INPUT = 16
 ROWS_PER_SAMPLE = 64

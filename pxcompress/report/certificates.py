@@ -21,7 +21,7 @@ _WHERE = {"all": "", "confident": " where the dense model is confident", "classe
 
 
 def make_badge(record: CertificateRecord) -> Badge:
-    """The badge for what certificate.json holds."""
+    """The badge of a certificate, for reports."""
     titles = {None: "Not certified", 0: "Only the dense model is certified"}
     title = titles.get(record.chosen, f"Certified{_WHERE[record.part]}")
     return Badge(title, bool(record.chosen), record.sentence.removeprefix(f"{title}; "))

@@ -55,7 +55,7 @@ class Row:
 
     @property
     def interval(self) -> str:
-        """That of the change."""
+        """The 95 % interval of the change."""
         return "" if self.change is None else format_change_span(self.change, self.metric)
 
     @property
@@ -148,7 +148,7 @@ def list_notes(reports: Named) -> tuple[str, ...]:
 
 
 def to_comparison_table(reports: Named) -> str:
-    """The same for the terminal: under each run its files, 80 columns wide. No newline at the end."""
+    """Several runs as a table for the terminal: under each run its files, 80 columns wide. No newline at the end."""
     rows = list_rows(reports)
     quality, change = _titles(rows)
     cells = [_narrow(row, with_metric=quality == _MIXED) for row in rows]

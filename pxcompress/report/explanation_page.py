@@ -56,7 +56,7 @@ def render_explanation(explanation: Explanation) -> str:
 
 
 def view_explanation(explanation: Explanation) -> ExplanationView:
-    """What the pages show of it."""
+    """The part of an explanation that the page templates show."""
     return ExplanationView(
         method=_sentence(describe_method(explanation)),
         alike=[_alike(row) for row in explanation.alike],

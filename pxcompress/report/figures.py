@@ -81,7 +81,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float, int], float]], ...] = (
     ("latency", "latency p50, ms", lambda p50, size: p50),
     ("size", "file size, MB", lambda p50, size: size / 1e6),
 )
-"""What accuracy is drawn against, from p50 in milliseconds and bytes."""
+"""Costs that quality is drawn against: name, axis label, and value from p50 in milliseconds and bytes."""
 
 
 @mpl.rc_context(_STYLE)

@@ -101,4 +101,4 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (lambda report: report.weights == "trained-here", _own),
     (lambda report: True, _ship),
 )
-"""What may be the case after a run, the most pressing first, and what helps."""
+"""Situations after a run, the most pressing first, each with the advice that helps."""

@@ -17,7 +17,7 @@ from pxcompress.state import seeded
 from pxcompress.types import Batches, Preprocessing
 
 IMAGES = 128
-"""Of all classes alike; on more the extremes of activations hardly change."""
+"""Number of calibration images, as many of each class; with more the extremes of activations hardly change."""
 
 _AT_ONCE = 16
 

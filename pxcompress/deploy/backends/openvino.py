@@ -34,7 +34,7 @@ class OpenVino(OnnxFiles):
             return "openvino, not installed"
 
     def get_device(self, provider: str) -> str:
-        """The processor."""
+        """The device of every provider of OpenVINO: the processor."""
         return "cpu"
 
     def explain_failure(self, provider: str) -> str:
