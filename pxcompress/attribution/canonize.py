@@ -21,7 +21,7 @@ from pxcompress.attribution.layers import LINEAR_FUNCTIONS
 
 
 def fold_batchnorm(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Fold BatchNorm layers of `model` in place; the names of those that ran and had to stay.
+    """Fold BatchNorm layers of `model` in place; returns the names of those that could not be folded.
 
     `model` is in eval mode, `example` is one input. A folded BatchNorm becomes `nn.Identity`; of a BatchNormAct the
     activation stays under its name. All other modules stay the same objects under the same names. A BatchNorm that

@@ -28,7 +28,8 @@ Floats = NDArray[np.float64]
 class Calibration:
     """Calibration of one model: `error` is the expected calibration error.
 
-    Conformal sets hold the true class with at least the asked coverage: `set_size` is their mean number of classes, `covered` the share that holds it.
+    Conformal sets hold the true class with at least the asked coverage: `set_size` is their mean number of
+    classes, `covered` the share that holds it.
     """
 
     error: Estimate

@@ -39,7 +39,7 @@ def choose_cases(views: Views) -> list[tuple[int, str]]:
 
 
 def take_first_cases(views: Views) -> list[tuple[int, str]]:
-    """The first `MOST` inputs."""
+    """The first inputs as cases, `MOST` of them at most."""
     return list(enumerate(views.kinds))[:MOST]
 
 

@@ -53,7 +53,7 @@ class Method:
 
 @contextmanager
 def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper]:
-    """The method on a copy of `model`, which is left as it was; relevance starts as the logit of the class."""
+    """A function that computes heatmaps of `model` by `method`; relevance starts as the logit of the class."""
     device = device_of(model)
     with attributed(model, parse_composite(method.composite), example[:1], method.pruning) as twin:
 

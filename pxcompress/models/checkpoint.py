@@ -50,7 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One set of weights as a model names them.
+    """One set of weights of a file, under the names that the model has for them.
 
     `prefix` is what stood before every key; `beside` are keys of the set that are not the model's; `own` are the
     model's tensors.

@@ -21,7 +21,7 @@ AXES: tuple[Axis, ...] = ("in", "out")
 
 
 def list_ratios(ratio: float, rounds: int) -> tuple[float, ...]:
-    """What is gone after each round, as shares of the dense cost; every round removes the same share of the rest."""
+    """Pruning ratio after each round, of the dense cost; every round removes the same share of what is left."""
     return (*(1 - (1 - ratio) ** (turn / rounds) for turn in range(1, rounds)), ratio)
 
 

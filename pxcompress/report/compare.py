@@ -101,7 +101,7 @@ def _identity(report: Report) -> tuple[object, ...]:
 
 
 def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
-    """How the runs were asked for: what they have in common, in one line, and by name what they have not."""
+    """Settings of runs: those that all have in common, in one line, and by the name of a run those that differ."""
     parts = {name: list(_asked(report)) for name, report in reports.items()}
     first_parts, *other_parts = parts.values()
     common = [part for part in first_parts if all(part in parts_of_run for parts_of_run in other_parts)]

@@ -63,7 +63,7 @@ WHOLE = Part()
 
 @dataclass(frozen=True, eq=False)
 class ReservedSamples:
-    """The samples that are kept for certificates, and those of `select`, which choose what confident means.
+    """The samples that are kept for certificates, and those of `select`, by which the threshold of confidence is set.
 
     `data` is the spec they come from; `counts` says how many are kept of each class, name -> number, or of all
     where the `task` is no classification.

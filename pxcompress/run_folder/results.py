@@ -48,7 +48,7 @@ PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 
 @dataclass(frozen=True)
 class RunMeasurements:
-    """What was measured of all files, in one go."""
+    """Measurements of all files of a run, made side by side."""
 
     files: Files
     comparison: Comparison

@@ -87,7 +87,7 @@ def check_loads(folder: Path, batches: Batches, model: nn.Module | None = None) 
 
 
 def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
-    """The slim model of a run folder with groups and plan; `dense` is the architecture with other weights than the run's."""
+    """The slim model of a run folder with groups and plan; `dense` has not the weights of the run."""
     check_files(folder, read_report(folder).sha256)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:

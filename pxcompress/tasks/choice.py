@@ -61,7 +61,7 @@ def start_logits(task: Task) -> Callable[[Any], Tensor]:
 
 
 def task_text(task: Task) -> str:
-    """The text that `build_task` makes an equal task of."""
+    """The text from which `build_task` makes an equal task."""
     cls = type(task)
     return TASKS.text(task) if cls in {TASKS.get(name) for name in TASKS} else f"{cls.__module__}:{cls.__qualname__}"
 
