@@ -26,7 +26,7 @@ from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
 from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, changes_in_place, prepare_call, results_in, set_mark_
-from pxcompress.attribution.plrp import Pruning
+from pxcompress.attribution.plrp import RelevancePruning
 from pxcompress.attribution.reach import Reach
 from pxcompress.attribution.rules import Epsilon, Rule, apply_rule, keep_before_change
 from pxcompress.attribution.twin import (
@@ -130,7 +130,7 @@ class _TracedCall(NamedTuple):
 
 @contextmanager
 def attributed(
-    model: nn.Module, composite: Composite | None, example: Tensor | None, pruning: Pruning | None = None
+    model: nn.Module, composite: Composite | None, example: Tensor | None, pruning: RelevancePruning | None = None
 ) -> Iterator[Attributed]:
     """Rules of `composite` on a copy of `model`; the model itself is not touched. Without one, ordinary gradients.
 
@@ -186,7 +186,7 @@ def _get_kind(twin: nn.Module, name: str) -> str:
 class _Rules(TorchFunctionMode):
     """While it is active, functions of a forward pass record the gradients of their rules."""
 
-    def __init__(self, twin: nn.Module, composite: Composite | None, pruning: Pruning | None) -> None:
+    def __init__(self, twin: nn.Module, composite: Composite | None, pruning: RelevancePruning | None) -> None:
         super().__init__()
         self._composite = composite
         self._pruning = pruning

@@ -28,7 +28,7 @@ Without a bound the ratio is as large as two contributions of opposite sign canc
 
 
 @dataclass(frozen=True)
-class Pruning:
+class RelevancePruning:
     """Which relevances are dropped: `share` of the positive mass, half of it of the negative, by one of `VARIANTS`."""
 
     share: float
@@ -50,7 +50,7 @@ class PrunedRule(Rule):
     """Another rule, of whose relevances only the largest are handed on."""
 
     rule: Rule
-    pruning: Pruning
+    pruning: RelevancePruning
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
         """The wrapped rule's multiplier without the smallest relevances."""

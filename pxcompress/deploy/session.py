@@ -76,7 +76,7 @@ class Session(ABC):
 
     @abstractmethod
     def bind_feed(self, feed: Mapping[str, Array]) -> Callable[[], None]:
-        """A call on `feed` that was called once, copies nothing from the host, and returns when the result is there."""
+        """A call on `feed`, warmed up once, that copies nothing from the host and returns when the result is there."""
 
     @property
     def input(self) -> Port:
@@ -98,7 +98,7 @@ class Session(ABC):
 
     @property
     def precision(self) -> str:
-        """What the file says ("int8", "fp16"), else what most of its weights are; "tf32" where float32 is not kept.
+        """Precision that the file names ("int8", "fp16"), else that of most weights; "tf32" where float32 is not kept.
 
         cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
         """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pxcompress.attribution import Pruning, attributed, parse_composite
+from pxcompress.attribution import RelevancePruning, attributed, parse_composite
 from pxcompress.errors import unknown
 from pxcompress.explain.metrics import cosine, gini
 from pxcompress.state import device_of, gradients
@@ -46,9 +46,9 @@ class Method:
         _ = self.pruning
 
     @property
-    def pruning(self) -> Pruning | None:
+    def pruning(self) -> RelevancePruning | None:
         """What the engine is told; None for LRP."""
-        return Pruning(self.share, METHODS[self.name]) if METHODS[self.name] else None
+        return RelevancePruning(self.share, METHODS[self.name]) if METHODS[self.name] else None
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def _is(sizes: Sequence[Any], product: int) -> bool:
 
 
 class NarrowedAttention(nn.Module):
-    """Comes before the class of an attention module, whose forward then runs with the heads that are left."""
+    """Mix-in before the class of an attention module, whose forward then runs with the remaining heads."""
 
     widths_: Widths
 

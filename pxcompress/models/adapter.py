@@ -45,7 +45,7 @@ class Input:
     high: float = torch.inf
 
     def restored(self, rows: Tensor) -> Tensor:
-        """The input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
+        """The input, unpacked from rows (n, size); whole numbers are clipped to their bounds."""
         value = rows.reshape(rows.shape[0], *self.shape)  # len() would be a constant in an exported file
         if not self.dtype.is_floating_point:
             value = value.detach().clamp(self.low, self.high).round()

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import nn
 
-from pxcompress.attribution import Pruning, attributed
+from pxcompress.attribution import RelevancePruning, attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.attribution.relevance import (
     AGGREGATES,
@@ -51,7 +51,7 @@ class LRP(Scorer):
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """One forward and one backward pass over `batches`, on a copy with BatchNorm folded."""
         inputs, _ = next(iter(batches))
-        with attributed(model, parse_composite(self.composite), inputs[:1], Pruning(self.plrp)) as twin:
+        with attributed(model, parse_composite(self.composite), inputs[:1], RelevancePruning(self.plrp)) as twin:
             if self.target == "all":
                 batches = BatchesForAllClasses(
                     batches, twin.model(inputs[:1].to(next(twin.model.parameters()).device)).shape[1]
