@@ -34,10 +34,10 @@ from pxcompress.cache import cache_dir, whole_file
 from pxcompress.errors import DataError, ResultError
 from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.outputs import is_real
-from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
-from pxcompress.passes.parts import InParts
-from pxcompress.passes.shuffled import ShuffledBatches, mixed_seed
-from pxcompress.processes import from_first, mean_gradients_, processes, rank, summed
+from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
+from pxcompress.passes.parts import SplitBatches
+from pxcompress.passes.shuffled import ShuffledBatches, mix_seed
+from pxcompress.processes import from_first, mean_gradients_, processes, rank, sum_over_processes
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, seeded
@@ -83,18 +83,18 @@ class FineTune(Repair):
         dense model or, with labels, by top-1. Without `held_out` it is the last ones. PyTorch's seed decides on
         order and augmentation. A training that is interrupted after more than `SAVE_SECONDS` goes on where it was when
         it is called again, and ends with the same weights. Where memory allows no larger ones, a step takes as many
-        samples in batches of the size of `InParts`. Raises `DataError` where there is no sample or an impossible label,
-        `ResultError` when training diverges.
+        samples, in batches as `SplitBatches` makes them. Raises `DataError` where there is no sample or an impossible
+        label, `ResultError` when training diverges.
         """
         model, dense, seed = pruned.model, pruned.whole.dense, torch.initial_seed()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not trained:
+        trained_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained_parameters:
             return pruned
-        samples, data = _survey(batches)
+        samples, data = _hash_samples(batches)
         if not samples:
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
-        held, checks = _survey(held_out)
-        options = self._within(batches.size) if isinstance(batches, InParts) and batches.size else self
+        held_samples, checks = _hash_samples(held_out)
+        options = self._within(batches.size) if isinstance(batches, SplitBatches) and batches.size else self
         facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
@@ -107,10 +107,10 @@ class FineTune(Repair):
             deterministic(),
             torch.enable_grad(),
         ):
-            for parameter in trained:
+            for parameter in trained_parameters:
                 parameter.requires_grad_(True)
-            aim = _Aim(dense, options)
-            judge = _Judge(aim, held_out, held, device_of(model)) if held else None
+            aim = _Objective(dense, options)
+            judge = _Validation(aim, held_out, held_samples, device_of(model)) if held_samples else None
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
 
@@ -121,7 +121,7 @@ class FineTune(Repair):
         return replace(self, batch_size=size, accumulate=self.accumulate * -(-self.batch_size // size))
 
 
-class _Aim:
+class _Objective:
     """What a slim model is to follow: the dense model and, where asked for, the labels too."""
 
     def __init__(self, dense: nn.Module, options: FineTune) -> None:
@@ -165,15 +165,15 @@ def _relative_error(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tens
 
 
 def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(target / T || logits / T), summed over samples; the factor keeps the size of gradients."""
+    """T^2 KL(target / T || logits / T), sum_over_processes over samples; the factor keeps the size of gradients."""
     log_slim, log_dense = (logits / temperature).log_softmax(1), (target / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)
 
 
-class _Judge:
+class _Validation:
     """How wrong a model is on held-out samples, on average."""
 
-    def __init__(self, aim: _Aim, held_out: Batches, samples: int, device: torch.device) -> None:
+    def __init__(self, aim: _Objective, held_out: Batches, samples: int, device: torch.device) -> None:
         self._aim = aim
         self._held_out = held_out
         self._samples = samples
@@ -183,8 +183,10 @@ class _Judge:
     def __call__(self, model: nn.Module) -> float:
         """Mean of the aim's error, with the model's weights as they are."""
         pairs = zip(self._outputs(model), self._targets, strict=True)
-        wrong = sum(self._aim.error(outputs, target, labels) for (outputs, labels), target in pairs)
-        total, samples = summed(torch.tensor([wrong, self._samples], dtype=torch.float64, device=self._device)).tolist()
+        error = sum(self._aim.error(outputs, target, labels) for (outputs, labels), target in pairs)
+        total, samples = sum_over_processes(
+            torch.tensor([error, self._samples], dtype=torch.float64, device=self._device)
+        ).tolist()
         return float(total / samples)
 
     def _outputs(self, model: nn.Module) -> Iterator[tuple[list[Tensor], Tensor]]:
@@ -206,7 +208,7 @@ class _Progress:
 class _Training:
     """A slim model on its way: its weights, those that did best, the optimiser, and how far it is."""
 
-    def __init__(self, options: FineTune, model: nn.Module, aim: _Aim, seed: int) -> None:
+    def __init__(self, options: FineTune, model: nn.Module, aim: _Objective, seed: int) -> None:
         self._options = options
         self._model = model
         self._aim = aim
@@ -217,7 +219,7 @@ class _Training:
         self._optimizer = adamw(model, options.learning_rate, weight_decay=0.0)
         self._progress = _Progress()
 
-    def run(self, feed: ShuffledBatches, judge: _Judge | None, path: Path) -> None:
+    def run(self, feed: ShuffledBatches, judge: _Validation | None, path: Path) -> None:
         """Train to the end, from the checkpoint in `path` on where there is one; what did best is in the model then."""
         self._model.zero_grad()
         self._resume(path)
@@ -225,14 +227,14 @@ class _Training:
         if judge and not progress.step:
             self._check(judge)
         batches = feed.after(progress.step * options.accumulate)
-        every, saved = -(-options.steps // CHECKS), time.monotonic()
+        every, saved_at = -(-options.steps // CHECKS), time.monotonic()
         while progress.step < options.steps:
             self._step(batches)
             if judge and (progress.step % every == 0 or progress.step == options.steps):
                 self._check(judge)
-            if from_first(time.monotonic() - saved >= SAVE_SECONDS):
+            if from_first(time.monotonic() - saved_at >= SAVE_SECONDS):
                 self._save(path)
-                saved = time.monotonic()
+                saved_at = time.monotonic()
         self._put(self._best)
         zero_denormals(self._model)
         with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
@@ -241,7 +243,7 @@ class _Training:
     def _step(self, batches: Iterator[Batch]) -> None:
         """One step of the optimiser. What it draws follows from the seed and its number alone: it can be redone."""
         options, progress = self._options, self._progress
-        torch.manual_seed(mixed_seed(self._seed, 1 + rank(), progress.step))
+        torch.manual_seed(mix_seed(self._seed, 1 + rank(), progress.step))
         total = 0.0
         for inputs, labels in islice(batches, options.accumulate):
             loss = self._loss(inputs, labels) / options.accumulate
@@ -263,7 +265,7 @@ class _Training:
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         inputs, labels = inputs.to(self._device), labels.to(self._device)
         if inputs.ndim == 4 and self._options.augment:
-            inputs = moved(inputs)
+            inputs = move_images(inputs)
         if inputs.ndim == 4 and inputs.is_cuda:  # as tensor cores want it; on CPUs it gains nothing
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._options.precision == "bf16"):
@@ -272,12 +274,12 @@ class _Training:
             outputs = _outputs(self._model, inputs)
         return self._aim.loss(outputs, target, labels)
 
-    def _check(self, judge: _Judge) -> None:
+    def _check(self, judge: _Validation) -> None:
         """Keep the weights if they do better than all before."""
         error = judge(self._model)
         if error < self._progress.error:
             self._progress.error = error
-            self._best = _copied(self._weights)
+            self._best = _copy_values(self._weights)
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -290,7 +292,7 @@ class _Training:
         for name, value in self._weights.items():
             for kind, moment in self._optimizer.state[value].items():
                 parts.setdefault(kind, {})[name] = moment
-        state = {f"{part}/{name}": _plain(value) for part, named in parts.items() for name, value in named.items()}
+        state = {f"{part}/{name}": _to_plain(value) for part, values in parts.items() for name, value in values.items()}
         with suppress(OSError, SafetensorError):
             path.parent.mkdir(exist_ok=True)
             with whole_file(path) as beside:
@@ -302,7 +304,7 @@ class _Training:
         with suppress(OSError, SafetensorError), safe_open(path, framework="pt", device=str(self._device)) as file:
             progress = _Progress(**json.loads(file.metadata()["progress"]))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-        if int(summed(torch.tensor(progress.step, device=self._device))) != progress.step * processes():
+        if int(sum_over_processes(torch.tensor(progress.step, device=self._device))) != progress.step * processes():
             return
         self._progress = progress
         with torch.no_grad():
@@ -318,15 +320,15 @@ class _Training:
                     self._optimizer.state[value][part] = laid_out
 
 
-def _copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copy_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in values.items()}
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _to_plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def _survey(batches: Batches) -> tuple[int, str]:
+def _hash_samples(batches: Batches) -> tuple[int, str]:
     """How many samples there are, and the sha256 of all of them."""
     samples, digest = 0, hashlib.sha256()
     for inputs, labels in batches:

@@ -18,8 +18,8 @@ from pxcompress import InputError, compress_module
 from pxcompress.cost.count import count_params
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.runtime import open_session
-from pxcompress.graph import masked
-from pxcompress.models.adapter import adapted
+from pxcompress.graph import mask_units
+from pxcompress.models.adapter import adapt_module
 from pxcompress.state import seeded
 from pxcompress.types import PruneResult
 
@@ -59,7 +59,7 @@ def test_removal_is_zeroing_on_all_outputs(case: tuple[nn.Module, Any, list[Any]
     assert type(slim.pruned.model) is type(slim.pruned.dense) is type(model)
     assert set(slim.pruned.plan.removed) <= {name for name, _ in model.named_modules()}
     assert count_params(slim.pruned.model) == slim.pruned.plan.cost_planned < count_params(model)
-    expected = _called(masked(model, slim.pruned.groups, slim.pruned.plan), batches[0][0])
+    expected = _called(mask_units(model, slim.pruned.groups, slim.pruned.plan), batches[0][0])
     _same(_called(slim.pruned.model, batches[0][0]), expected, 1e-5)
 
 
@@ -208,7 +208,7 @@ def _distance(slim: PruneResult, whole: Any, inputs: Any) -> float:
 def test_what_is_timed_for_a_latency_budget_takes_any_batch(name: str, tmp_path: Path) -> None:
     """Several inputs and outputs are packed without a number where the batch size belongs."""
     build, draw = USER_MODULES[name]
-    module = adapted(build().eval(), draw(1), [(draw(4), None)])
+    module = adapt_module(build().eval(), draw(1), [(draw(4), None)])
     file = export_onnx(module.model, module.example, tmp_path / "model.onnx", {})
     assert file.input_shape[0] is None
     inputs = torch.cat([module.example] * 3)
