@@ -30,7 +30,7 @@ import timm
 import torch
 
 from pxcompress import Recipe, compress, compress_module
-from pxcompress.deploy.bench import Where, bench, choose_providers
+from pxcompress.deploy.bench import BenchConditions, bench, choose_providers
 from pxcompress.deploy.export import export_onnx, read_metadata
 from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.measure import try_files
@@ -88,7 +88,9 @@ def latencies(exported: dict[str, Path], model: str, batch_sizes: tuple[int, ...
     """One row for every file, batch size and provider that works here; the dense file there is the reference."""
     for provider in choose_providers(PROVIDERS)[0]:
         labels = {str(path): label for label, path in exported.items() if runs(path, provider)}
-        for row in bench(list(labels), batch_sizes, where=Where((provider,), THREADS, strict=provider == "cpu")):
+        for row in bench(
+            list(labels), batch_sizes, conditions=BenchConditions((provider,), THREADS, strict=provider == "cpu")
+        ):
             yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
 
 
@@ -100,7 +102,7 @@ def runtimes(model: str, folder: Path, batch_sizes: tuple[int, ...]) -> Iterator
         exported["pruned"], path, "int8", noise(SIZE), Judge(provider="openvino")
     ).path
     for label, file in exported.items():
-        for row in bench([file], batch_sizes, where=Where(("cpu", "openvino"), THREADS, strict=True)):
+        for row in bench([file], batch_sizes, conditions=BenchConditions(("cpu", "openvino"), THREADS, strict=True)):
             yield {"part": "runtime", "model": model, "file": label, **asdict(row), "path": None}
 
 

@@ -37,7 +37,7 @@ from torch import nn
 
 from pxcompress import compress_module
 from pxcompress.clock import Clock
-from pxcompress.deploy.bench import Where, bench
+from pxcompress.deploy.bench import BenchConditions, bench
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.runtime import explain_failure, open_session
@@ -173,7 +173,9 @@ def latency(job: Job, precisions: Sequence[str] = PRECISIONS, *names: str) -> It
                 if key in job.done or not all(path.exists() for path in paths):
                     continue
                 try:
-                    rows = bench(paths, job.batches, where=Where((provider,)), runs=20 if job.quick else 100)
+                    rows = bench(
+                        paths, job.batches, conditions=BenchConditions((provider,)), runs=20 if job.quick else 100
+                    )
                 except PxError as error:
                     yield key, {"model": label, "failure": str(error)}
                     continue

@@ -10,19 +10,23 @@ import numpy as np
 from pxcompress.certify.path import Certificate, Tested
 
 
-def find_differences(rows: Sequence[Tested], recomputed: Sequence[Tested]) -> list[str]:
+def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:
     """Rows of the certificate that are not what was found again."""
     problems = []
-    for old, new in zip(rows, recomputed, strict=True):
-        same = _counts(old) == _counts(new) and math.isclose(old.p_value, new.p_value, rel_tol=1e-6)
-        if not same:
-            problems.append(f"{old.name!r} has {_describe_counts(new, old)}, not {_describe_counts(old, new)}")
+    for row, recomputed_row in zip(rows, recomputed_rows, strict=True):
+        is_same = _counts(row) == _counts(recomputed_row) and math.isclose(
+            row.p_value, recomputed_row.p_value, rel_tol=1e-6
+        )
+        if not is_same:
+            problems.append(
+                f"{row.name!r} has {_describe_counts(recomputed_row, row)}, not {_describe_counts(row, recomputed_row)}"
+            )
     return problems
 
 
-def _describe_counts(row: Tested, other: Tested) -> str:
-    """The counts of `row` that `other` does not share, at most three, and its p-value."""
-    counts = [count for count in _counts(row) if count not in _counts(other)][:3] or _counts(row)[:1]
+def _describe_counts(row: Tested, other_row: Tested) -> str:
+    """The counts of `row` that `other_row` does not share, at most three, and its p-value."""
+    counts = [count for count in _counts(row) if count not in _counts(other_row)][:3] or _counts(row)[:1]
     words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
     return f"{', '.join(words)} (p = {row.p_value:.3g})"
 

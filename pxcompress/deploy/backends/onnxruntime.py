@@ -284,8 +284,8 @@ def _name(provider: str) -> str:
     """ONNX Runtime's own name of a provider."""
     if provider == "plugin":
         return str(_plugin_devices()[0].ep_name)
-    first = _STACKS[provider][0]
-    return str(first if isinstance(first, str) else first[0])
+    provider_name = _STACKS[provider][0]
+    return str(provider_name if isinstance(provider_name, str) else provider_name[0])
 
 
 def _describe_placement(model: Any, provider: str) -> Placement:
