@@ -19,7 +19,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import onnx_files
 from pxcompress.deploy.session import Array, whole_batches
-from pxcompress.passes.parts import InParts
+from pxcompress.passes.parts import SplitBatches
 from pxcompress.types import Batches
 
 METHODS: Mapping[str, tuple[CalibrationMethod, Mapping[str, float]]] = {
@@ -78,7 +78,7 @@ def read_feeds(source: Path, batches: Batches) -> Iterator[dict[str, Array]]:
     port = next((port for port in graph.input if port.name not in weights), onnx.ValueInfoProto())
     dims = port.type.tensor_type.shape.dim
     file_batch = dims[0].dim_value if dims else 0
-    for inputs, _ in InParts(batches, _AT_ONCE):
+    for inputs, _ in SplitBatches(batches, _AT_ONCE):
         array = inputs.cpu().numpy()
         for part in whole_batches(array, file_batch) if file_batch else [array]:
             yield {port.name: part}
@@ -95,7 +95,7 @@ def measure_ranges(source: Path, batches: Batches, method: str) -> TensorsData:
             use_external_data_format=len(onnx_files(source)) > 1,
             extra_options=dict(options),
         )
-        for inputs, labels in InParts(batches, _AT_ONCE):  # each call keeps what it has collected as a histogram
+        for inputs, labels in SplitBatches(batches, _AT_ONCE):  # each call keeps what it has collected as a histogram
             calibrator.collect_data(Reader(source, [(inputs, labels)]))
         return calibrator.compute_data()
 
