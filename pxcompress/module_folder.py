@@ -69,9 +69,10 @@ class ModuleData:
         elif self.held_out is None:
             fit = HeldOut(fit, others=True)
         test = held if self.test is None else Targeted(self.test)
-        parts = {"score": fit, "repair": fit, "select": held, "certify": (), "test": test}
-        ids = {role: _number(role, batches) for role, batches in parts.items()}
-        return Splits(**parts, example=self.example, ids=ids, notes=(SEEN,) if self.test is None else ())
+        roles = {"score": fit, "repair": fit, "select": held, "certify": (), "test": test}
+        ids = {role: _number(role, batches) for role, batches in roles.items()}
+        notes = (SEEN,) if self.test is None else ()
+        return Splits(*roles.values(), example=self.example, ids=ids, notes=notes)
 
 
 def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Workload:
