@@ -72,7 +72,7 @@ class ModuleData:
         roles = {"score": fit, "repair": fit, "select": held, "certify": (), "test": test}
         ids = {role: _number(role, batches) for role, batches in roles.items()}
         notes = (SEEN,) if self.test is None else ()
-        return Splits(*roles.values(), example=self.example, ids=ids, notes=notes)
+        return Splits(fit, fit, held, roles["certify"], test, self.example, ids, notes=notes)
 
 
 def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Workload:
