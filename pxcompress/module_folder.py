@@ -69,10 +69,12 @@ class ModuleData:
         elif self.held_out is None:
             fit = HeldOut(fit, others=True)
         test = held if self.test is None else Targeted(self.test)
-        roles = {"score": fit, "repair": fit, "select": held, "certify": (), "test": test}
-        ids = {role: _number(role, batches) for role, batches in roles.items()}
+        parts = {"score": fit, "repair": fit, "select": held, "certify": (), "test": test}
+        ids = {role: _number(role, batches) for role, batches in parts.items()}
         notes = (SEEN,) if self.test is None else ()
-        return Splits(fit, fit, held, roles["certify"], test, self.example, ids, notes=notes)
+        return Splits(
+            score=fit, repair=fit, select=held, certify=(), test=test, example=self.example, ids=ids, notes=notes
+        )
 
 
 def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Workload:
