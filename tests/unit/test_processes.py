@@ -138,7 +138,7 @@ def test_processes_fine_tune_one_model_together() -> None:
 @pytest.mark.slow
 def test_a_run_in_two_processes_is_one_run(tmp_path: Path) -> None:
     """The first one writes the folder and prints, the other says nothing; what is wrong is said before any work."""
-    images = image_folder(tmp_path / "images", {"train": 48, "val": 48}, CLASSES, 16)
+    images = image_folder(tmp_path / "images", {"train": 60, "val": 110}, CLASSES, 16)
     with seeded(1):
         save_file(FlattenCNN().state_dict(), tmp_path / "net.safetensors")
     words = ["run", "--model", "models:FlattenCNN", "--data", images, "--checkpoint", tmp_path / "net.safetensors"]
