@@ -42,6 +42,11 @@ DOORS = {
     "torch_pruning": {"graph"},
     "onnxruntime": {"deploy"},
     "openvino": {"deploy"},
+    "nncf": {"deploy"},
+    "tensorrt": {"deploy"},
+    "coremltools": {"deploy"},
+    "executorch": {"deploy"},
+    "litert_torch": {"deploy"},
     "zennit": {"attribution"},
     "optuna": {"search"},
 }
@@ -115,7 +120,11 @@ LOOSE_ON_PURPOSE = {
 }
 """What may, and why."""
 
-BY_TEXT = {"registry": "a package's methods", "models": "a user's factory"}
+BY_TEXT = {
+    "registry": "a package's methods",
+    "models": "a user's factory",
+    "deploy": "packages of converters, and of providers, which need not be installed",
+}
 """Rooms that import by a name they are told, and what it names."""
 
 
