@@ -728,11 +728,11 @@ def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.Monke
     """The line goes through the real command line, up to the recipe it would run."""
     seen: list[Recipe] = []
 
-    def compress(recipe: Recipe, *args: object, **options: object) -> Report:
+    def work(recipe: Recipe, *args: object, **options: object) -> Report:
         seen.append(recipe)
         return REPORT
 
-    monkeypatch.setattr(pipeline, "compress", compress)
+    monkeypatch.setattr(pipeline, "work", work)
     words = shlex.split(format_command(recipe))
     assert words[0] == "pxcompress"
     result = typer.testing.CliRunner().invoke(cli.app, words[1:])
