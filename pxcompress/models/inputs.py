@@ -44,4 +44,5 @@ def preprocessing_of(model: nn.Module, input_size: int | ImageSize | tuple[int, 
         std=tuple(data_config["std"]),
         interpolation=data_config["interpolation"],
         crop=float(data_config["crop_pct"]),
+        crop_mode=data_config["crop_mode"],
     )
