@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pxcompress.data.samples import Integers, Numbers, Samples
 from pxcompress.data.resizing import Resize
+from pxcompress.data.samples import Integers, Numbers, Samples
 from pxcompress.data.targets import Masks
 from pxcompress.errors import DataError
 from pxcompress.types import Batch, Preprocessing

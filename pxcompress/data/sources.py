@@ -28,7 +28,8 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
     smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
     ImageFolder layout, with or without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with
     options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`; a folder with images/ and masks/, or with boxes (COCO,
-    YOLO, Pascal VOC); a folder of image files; a table, .csv or .jsonl; `package.module:factory`, a data set of the user's.
+    YOLO, Pascal VOC); a folder of image files; a table, .csv or .jsonl; `package.module:factory`, a data set of the
+    user's.
     `seed` cuts the pools of a user's data; those of embedded data are always the same, so that a baseline trained once
     never meets its training images again. Raises `DataError`.
     """

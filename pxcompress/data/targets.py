@@ -92,12 +92,8 @@ class BoxRows:
     sizes: tuple[tuple[int, int], ...]
     images: tuple[str, ...]
     classes: int
+    most: int
     relative: bool = False
-
-    @property
-    def most(self) -> int:
-        """The largest number of boxes in an image."""
-        return max(map(len, self.rows), default=0)
 
     def __call__(self, position: int, image_size: tuple[int, int] | None, resize: Resize | None) -> Tensor:
         if image_size is None or resize is None:

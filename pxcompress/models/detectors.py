@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from torchvision.models.detection import FCOS, SSD, FasterRCNN, RetinaNet
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 BACKGROUND = 1
@@ -107,7 +110,9 @@ class _FasterRCNN(_RawDetector):
         features = self.features(images)
         proposals = self._proposals(images, features)
         count = proposals.shape[1]
-        logits, codes = self.roi_heads.box_predictor(self.roi_heads.box_head(self._pooled(features, proposals, images.shape[-1])))
+        logits, codes = self.roi_heads.box_predictor(
+            self.roi_heads.box_head(self._pooled(features, proposals, images.shape[-1]))
+        )
         margins = _margins(logits)
         best = margins.argmax(1) + BACKGROUND
         codes = codes.unflatten(1, (-1, 4)).gather(1, best[:, None, None].expand(-1, 1, 4))[:, 0]

@@ -47,10 +47,9 @@ class Annotations:
         names = tuple(_relative_name(image.path, self.root) for image in images)
         self._check_once(names)
         shaped = [_with_area(image.rows) for image in images]
-        targets = BoxRows(
-            tuple(shaped), tuple(image.size for image in images), names, len(self.classes), self.relative
-        )
-        if not targets.most:
+        most, sizes = max(map(len, shaped)), tuple(image.size for image in images)
+        targets = BoxRows(tuple(shaped), sizes, names, len(self.classes), most, self.relative)
+        if not most:
             raise DataError(f"data {self.spec!r} have {len(images)} images and no box; expected boxes for some of them")
         samples = Samples.of(names, np.zeros(len(names), dtype=np.int64), Files(self.root, names), targets)
         first = len(self.halves[0])
