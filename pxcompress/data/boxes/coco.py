@@ -35,7 +35,7 @@ def open_coco(spec: str, path: Path) -> UserData | None:
     paths = [path] if path.suffix.lower() == ".json" and path.is_file() else _json_files(path)
     if not paths:
         return None
-    root = path if path.is_dir() else path.parent
+    root = path if path.is_dir() else path.parent.parent if path.parent.name == "annotations" else path.parent
     files = [_read(spec, each) for each in paths]
     categories = [_categories(file) for file in files]
     if any(each != categories[0] for each in categories):
