@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 COLOURS = ("red", "lime", "yellow", "cyan", "magenta", "orange", "white", "deepskyblue")
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """`image` in 8 bits a channel, without transparency: 16 bits lose the lower 8, floats have to be from 0 to 1."""
+def eight_bits(image: Image.Image) -> Image.Image:
+    """`image` as RGB or RGBA of 8 bits a channel: 16 bits lose the lower 8, floats have to be from 0 to 1."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -29,9 +29,8 @@ def rgb(image: Image.Image) -> Image.Image:
             kind = "32-bit integers" if image.mode == "I" else "floats"
             raise ValueError(f"it holds {kind} from {low:g} to {high:g}; expected 8 or 16 bits, or floats from 0 to 1")
         image = Image.fromarray((values * 255).round().astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB Pillow warns about palettes with transparency
-    return image.convert("RGB")
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGBA" if transparent else "RGB")
 
 
 def placed(width: int, height: int, facts: dict[str, str]) -> tuple[tuple[int, int], int, int]:
@@ -57,7 +56,7 @@ def placed(width: int, height: int, facts: dict[str, str]) -> tuple[tuple[int, i
 def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
     """One image as the model takes it, (1, channels, height, width): resize, crop or border, to [0, 1], normalise."""
     channels, height, width = json.loads(facts["input_size"])
-    image = rgb(Image.open(path)).convert("L" if channels == 1 else "RGB")
+    image = eight_bits(Image.open(path)).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     mean, std = (np.array(json.loads(facts[key]), dtype=np.float32) for key in ("input_mean", "input_std"))
     size, left, top = placed(*image.size, facts)
     image = image.resize(size, Image.Resampling[facts["interpolation"].upper()])
@@ -116,7 +115,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 def show_boxes(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
     """Draw the boxes into a copy of the image; what to print: class, score and corners in pixels of the image."""
-    image, classes, lines = rgb(Image.open(path)), json.loads(facts["classes"]), []
+    image, classes, lines = eight_bits(Image.open(path)).convert("RGB"), json.loads(facts["classes"]), []
     size, left, top = placed(*image.size, facts)
     scale = np.tile([image.width / size[0], image.height / size[1]], 2)
     draw = ImageDraw.Draw(image)
