@@ -20,7 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import FrozenBatchNorm2d, roi_align
+from torchvision.ops import roi_align
 
 BACKGROUND = 1
 """Outputs of torchvision's detectors beside those of the data's classes: the first one stands for no object."""
@@ -43,7 +43,7 @@ class _RawDetector(nn.Module):
     def __init__(self, detector: Any) -> None:
         super().__init__()
         transform = detector.transform
-        self.backbone = _with_plain_norms(detector.backbone)
+        self.backbone = detector.backbone
         fixed = transform.fixed_size
         height, width = (transform.min_size[-1],) * 2 if fixed is None else fixed[::-1]
         self.default_cfg = {
@@ -206,14 +206,3 @@ def _pairwise_iou(corners: Tensor) -> Tensor:
     shared = (high - low).clamp_min(0).prod(-1)
     area = (corners[..., 2:] - corners[..., :2]).prod(-1)
     return shared / (area[:, :, None] + area[:, None] - shared).clamp_min(1e-12)
-
-
-def _with_plain_norms(module: nn.Module) -> nn.Module:
-    """`module` with BatchNorm layers in the place of frozen ones, in place; they are the same in eval mode."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, FrozenBatchNorm2d):
-                norm = nn.BatchNorm2d(len(child.weight), eps=child.eps)
-                norm.load_state_dict(child.state_dict(), strict=False)
-                setattr(parent, name, norm)
-    return module

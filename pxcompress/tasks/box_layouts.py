@@ -81,8 +81,9 @@ def layout_of(outputs: Mapping[str, Tensor], name: str = AUTO) -> BoxLayout:
 
 
 def _yolo_map(outputs: Mapping[str, Tensor]) -> Tensor | None:
-    """The first output (n, 4 + classes, locations)."""
-    maps = [value for value in outputs.values() if is_real(value) and value.dim() == 3 and value.shape[1] > 4]
+    """The first output (n, 4 + classes, locations); not (n, boxes, 6), which is thinned out already."""
+    maps = [each for each in outputs.values() if is_real(each) and each.dim() == 3]
+    maps = [each for each in maps if each.shape[1] > 4 and each.shape[2] > 6]
     return maps[0] if maps else None
 
 

@@ -43,7 +43,11 @@ class Boxes:
 
 def survivors(corners: Tensor, scores: Tensor, classes: Tensor, overlap: float, most: int) -> Tensor:
     """Places of the best boxes of one image, best first: none overlaps a better one of its class by more, (k,)."""
-    order = batched_nms(corners, scores, classes, overlap) if overlap < 1 else scores.argsort(descending=True)
+    order = (
+        batched_nms(corners.float(), scores.float(), classes, overlap)
+        if overlap < 1
+        else scores.argsort(descending=True)
+    )
     return order[:most]
 
 

@@ -135,7 +135,7 @@ class Detection(Task):
     def _survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool, least: float) -> Tensor:
         """Places of one image's boxes from the score `least` on."""
         sure = (scores >= least).nonzero()[:, 0]
-        best = survivors(corners[sure].float(), scores[sure], classes[sure], self.overlap if overlap else 1.0, MOST)
+        best = survivors(corners[sure], scores[sure], classes[sure], self.overlap if overlap else 1.0, MOST)
         return sure[best]
 
     def _said(self, candidates: Candidates) -> Tensor:
