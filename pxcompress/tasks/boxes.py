@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_area
@@ -16,7 +17,7 @@ from torchvision.ops import batched_nms, box_area
 THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
 """IoU from which on a box counts as right; the mean over all of them is mAP50-95."""
 
-_RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)
+_RECALLS = torch.from_numpy(np.linspace(0, 1, 101))
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,7 +110,7 @@ def test_statistics_of_batches_are_those_of_all(name: str) -> None:
         for rows in (slice(0, 5), slice(5, SAMPLES))
         for part in [{key: value[rows] for key, value in outputs.items()}]
     ]
-    assert torch.equal(torch.cat(parts), whole)
+    assert torch.allclose(torch.cat(parts), whole, rtol=1e-6)  # vectors of another length may round otherwise
     completed = task.complete(whole)
     losses = task.loss(completed)
     assert losses.shape == (SAMPLES,)
