@@ -21,6 +21,7 @@ from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.input_scale import with_values
+from pxcompress.models.inputs import config_of
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import slice_classes
 from pxcompress.notes import Note
@@ -32,7 +33,7 @@ from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, chec
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
-from pxcompress.types import ImageSize, Splits
+from pxcompress.types import ImageSize, Preprocessing, Splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,16 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             classifier=isinstance(task, Classification),
         )
     check_agrees(loaded.model)
+    if task.whole_images or source.layout == "boxes":
+        loaded = replace(loaded, preprocessing=_whole_image(loaded))
     return with_values(loaded, given.input_mean, given.input_std)
+
+
+def _whole_image(loaded: Loaded) -> Preprocessing:
+    """How images become inputs without a loss at their ends: with a border around them, unless the model says how."""
+    config = config_of(loaded.model)
+    crop_mode, crop = config.get("crop_mode", "border"), config.get("crop_pct", 1.0)
+    return replace(loaded.preprocessing, crop_mode=crop_mode, crop=float(crop))
 
 
 def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
