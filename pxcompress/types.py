@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pxcompress.models.signature import Input
+    from pxcompress.models.tokens import Tokenizer
 
 Batch = tuple[Tensor, Tensor]
 """Inputs (n, ...) float32 and labels (n,) int64."""
@@ -40,7 +44,8 @@ class Preprocessing:
     """How an image becomes the model's input: resize, centre crop, to [0, 1], (x - mean) / std.
 
     `input_size` is (channels, height, width); `crop` is the share of the resized image that the centre crop keeps.
-    Without mean and std the input is no image: numbers of shape `input_size`, taken as they are.
+    Without mean and std the input is no image: numbers of shape `input_size`, taken as they are. Where a model takes
+    several `inputs`, that is the shape in which they are packed; a `tokenizer` makes them of texts.
     """
 
     input_size: tuple[int, ...]
@@ -48,6 +53,8 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     interpolation: str = "bicubic"
     crop: float = 1.0
+    inputs: tuple[Input, ...] = ()
+    tokenizer: Tokenizer | None = None
 
     @property
     def is_image(self) -> bool:

@@ -113,6 +113,7 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             pretrained=not source.embedded,
             input_size=_input_size(given, source),
             classifier=isinstance(task, Classification),
+            inputs=source.inputs,
         )
     check_agrees(loaded.model)
     return with_values(loaded, given.input_mean, given.input_std)

@@ -15,6 +15,7 @@ from PIL import Image
 from pxcompress.data.targets import Targets
 from pxcompress.deploy.predict import rgb
 from pxcompress.errors import DataError
+from pxcompress.models.signature import Input
 from pxcompress.tasks.task import Layout as Layout
 
 Integers = NDArray[np.int64]
@@ -108,6 +109,7 @@ class UserData:
     layout: Layout = "classes"
     outputs: int | None = None
     native_size: tuple[int, ...] | None = None
+    inputs: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,7 @@ class Source:
     that make its class, where the data know them; `letters` are what the channels of one-hot inputs stand for.
     `other_order` has the classes as timm numbers those of a folder, where that differs from `classes`. `layout` says
     what the targets are, `classes` what they are named: classes, labels or columns; `outputs` is how many outputs a
-    model needs for them, where the data tell.
+    model needs for them, where the data tell. `inputs` are several that are packed in every sample.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Source:
     other_order: tuple[str, ...] = ()
     layout: Layout = "classes"
     outputs: int | None = None
+    inputs: tuple[Input, ...] = ()
 
 
 def drawing_order(labels: Integers, rng: np.random.Generator, *, even: bool) -> Integers:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from torch import Tensor
 
 from pxcompress.data.batches import ImageBatches, Reading, read_images, read_later
 from pxcompress.data.copies import Copies
 from pxcompress.data.samples import SPARE, Samples, Source, cut
 from pxcompress.errors import DataError, unknown
+from pxcompress.models.signature import Signature
 from pxcompress.types import Preprocessing, Splits
 
 _ROLES = ("score", "repair", "select", "certify", "test")
@@ -46,11 +48,22 @@ def load_splits(
     parts = {role: ImageBatches(store, batch_size) for role, store in stores.items()}
     return Splits(
         **parts,
-        example=next(iter(parts["score"]))[0][:1].clone(),
+        example=_example(parts["score"], preprocessing),
         ids={role: store.samples.ids for role, store in stores.items()},
         skipped=tuple(name for reading in readings.values() for name in reading.damaged),
         notes=(*_notes(source, readings), *copies.notes),
     )
+
+
+def _example(batches: ImageBatches, preprocessing: Preprocessing) -> Tensor:
+    """One input, (1, ...): the first; of texts one of the middle length, and no longer than it is."""
+    inputs, _ = next(iter(batches))
+    counted = Signature(preprocessing.inputs).counted(inputs)
+    if counted is None:
+        return inputs[:1].clone()
+    lengths = counted.sum(1)
+    middle = int(lengths.argsort()[len(lengths) // 2])
+    return inputs[middle : middle + 1, :, : int(lengths[middle])].clone()
 
 
 def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
@@ -65,6 +78,8 @@ def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
             f"{deep} images have more than 8 bits a channel: their whole range (0 to 65535, or 0 to 1) becomes 0 to "
             "255; images that fill a part of it only, such as 12 bits, get dark: convert them first"
         )
+    if cut := sum(reading.cut for reading in readings.values()):
+        yield f"{cut} texts are longer than the model takes, and are cut"
     for role in ("score", "repair"):
         digests = readings[role].digests
         if digests and len(set(digests)) == 1:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError
+from pxcompress.models.signature import Signature, inputs_from_json
 from pxcompress.proof import Placement
 
 Array = npt.NDArray[Any]
 
 Inputs = Array | Tensor | Mapping[str, Array]
-"""A batch (n, ...) for a file with one input, or what every input takes, by name."""
+"""A batch (n, ...) for a file with one input, several inputs packed in one, or what every input takes, by name."""
 
 _WEIGHTS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT16: "fp16",
@@ -156,9 +157,19 @@ class Session(ABC):
         where = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
         return InputError(f"{where}: {shorten_message(str(error))}")
 
+    def _unpacked(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
+        """What every input takes; several are packed as `models.signature` says, which stands in our files."""
+        if "inputs" not in self.metadata:
+            return {self.input.name: inputs}
+        signature = Signature(inputs_from_json(self.metadata["inputs"]))
+        if not signature.inputs:
+            return {self.input.name: inputs}
+        values = signature.unpacked(torch.as_tensor(inputs)).values()
+        return dict(zip((port.name for port in self.inputs), values, strict=True))
+
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes."""
-        arrays = inputs if isinstance(inputs, Mapping) else {self.input.name: inputs}
+        arrays = inputs if isinstance(inputs, Mapping) else self._unpacked(inputs)
         feed = {}
         for port in self.inputs:
             value = arrays[port.name]

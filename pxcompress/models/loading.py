@@ -4,6 +4,7 @@
     hf-hub:OWNER/NAME               a timm repository on the Hugging Face hub, with its weights
     local-dir:PATH                  a folder with timm's config.json, and its weights where it holds some
     package.module:factory          a callable that returns an nn.Module; the current directory is on the import path
+    hf:FOLDER, hf:OWNER/NAME        a model of Hugging Face's transformers, with its weights
     PATH.onnx                       an ONNX file, with its weights
 
 No pickle that could run code is ever opened.
@@ -29,12 +30,15 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, NoClassifierError, short
+from pxcompress.models.adapter import called_with, everything
 from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.factories import call_factory, find_factory
-from pxcompress.models.inputs import config_of, preprocessing_of
+from pxcompress.models.hugging_face import build_hugging_face, is_hugging_face, load_hugging_face
+from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.signature import Input
 from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
@@ -42,9 +46,9 @@ from pxcompress.types import ImageSize, Preprocessing
 
 Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here", "file"]
 
-_FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory or FILE.onnx"
+_FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH, hf:FOLDER, package.module:factory or FILE.onnx"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_PATH = re.compile(r"(?!local-dir:|hf-hub:)(.+)\.py:(.+)")
+_PATH = re.compile(r"(?!local-dir:|hf-hub:|hf:)(.+)\.py:(.+)")
 _FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -58,7 +62,8 @@ Side = int | ImageSize | None
 class Architecture:
     """Everything needed to build the dense module again without its weights: JSON, no pickle.
 
-    `name` is a timm name, "package.module:factory" or an ONNX file; `kwargs` are what the builder is given.
+    `name` is a timm name, "package.module:factory", "hf:FOLDER" or an ONNX file; `kwargs` are what the builder is
+    given: of a model of Hugging Face's its whole configuration, so that the folder need not be there.
     """
 
     name: str
@@ -73,6 +78,8 @@ class Architecture:
         """A new module on the CPU; its initial weights come from PyTorch's global generator. Raises `ModelError`."""
         if self.is_file:
             return read_file(self.name)
+        if is_hugging_face(self.name):
+            return build_hugging_face(self.kwargs)
         if _FACTORY.fullmatch(self.name):
             return call_factory(self.name, self.kwargs)
         return _create(_timm_source(self.name), self.kwargs)
@@ -108,6 +115,10 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
+_PENDING = Preprocessing(())
+"""Of a model that is not looked at yet."""
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where a timm name leads: an architecture, and what a folder or repository says about it.
@@ -131,6 +142,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     input_size: int | ImageSize | tuple[int, ...] | None = None,
     device: torch.device | str | None = None,
     classifier: bool = True,
+    inputs: tuple[Input, ...] = (),
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
@@ -139,7 +151,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
-    the shape of an input that is no image.
+    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     side = input_size if isinstance(input_size, int | ImageSize) else None
@@ -155,13 +167,13 @@ def load_model(  # noqa: PLR0913  (one door for all models)
         module, notes = load_onnx(name, checkpoint, input_size)
         loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
     else:
-        loaded = _load_built(name, classes, checkpoint, pretrained, input_size)
+        loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs))
     model = loaded.model.to(device or best_device()).eval()
     if not classifier:
         check_runs(model, loaded.preprocessing, name)
         return replace(loaded, model=model, class_names=())
     count = count_classes(model, loaded.preprocessing, name)
-    if not classifier_names(model, torch.zeros(1, *loaded.preprocessing.input_size, device=device_of(model))):
+    if not classifier_names(model, blank_inputs(loaded.preprocessing).to(device_of(model))):
         raise NoClassifierError(
             f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
         )
@@ -175,38 +187,75 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     return replace(loaded, model=model, classes=count, class_names=names)
 
 
-def _load_built(
-    name: str,
-    classes: int | None,
-    checkpoint: Path | None,
-    pretrained: bool,
-    input_size: int | ImageSize | tuple[int, ...] | None,
-) -> Loaded:
+@dataclass(frozen=True)
+class _Request:
+    """What a user asks of a model that is built; the fields are the arguments of `load_model`."""
+
+    name: str
+    classes: int | None
+    checkpoint: Path | None
+    pretrained: bool
+    input_size: int | ImageSize | tuple[int, ...] | None
+    inputs: tuple[Input, ...]
+
+    @property
+    def side(self) -> Side:
+        """Size of an image, where that is what `input_size` says."""
+        return self.input_size if isinstance(self.input_size, int | ImageSize) else None
+
+
+def _load_built(request: _Request) -> Loaded:
     """A model that is built, in plain layers, and what its weights file calls its classes; they are not counted yet."""
-    side = input_size if isinstance(input_size, int | ImageSize) else None
-    weights_file = None if checkpoint is None else read_checkpoint(checkpoint)
+    name = request.name
+    if is_hugging_face(name):
+        return _load_hugging_face(request)
+    weights_file = None if request.checkpoint is None else read_checkpoint(request.checkpoint)
     source = None if _FACTORY.fullmatch(name) else _timm_source(name)
-    with_own_weights = weights_file is None and (pretrained or (source is not None and source.holds_weights))
-    model, architecture = _build(name, source, classes, side, with_own_weights)
+    with_own_weights = weights_file is None and (request.pretrained or (source is not None and source.holds_weights))
+    model, architecture = _build(name, source, request.classes, request.side, with_own_weights)
     notes: tuple[str, ...] = ()
     if weights_file is not None:
         fit, choice = best_fit(weights_file, model)
-        if classes is None and (width := _head_width(model, fit)) is not None:
-            model, architecture = _build(name, source, width, side, with_own_weights)
-        label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
-        shape = None if isinstance(input_size, int | ImageSize) else input_size
-        example = None if shape is None else torch.zeros(1, *shape)
-        load_state(model, fit.state, classifier_names(model, example), label)
+        if request.classes is None and (width := _head_width(model, fit)) is not None:
+            model, architecture = _build(name, source, width, request.side, with_own_weights)
+        label = f"checkpoint {str(request.checkpoint)!r} of model {name!r}"
+        example = blank_inputs(preprocessing_of(model, request.input_size, request.inputs))
+        view = called_with(model, request.inputs, example.shape[1:]) if request.inputs else model
+        load_state(model, fit.state, classifier_names(view, example), label)
         notes = (choice,) if choice else ()
-    check_suited(model)
-    preprocessing = preprocessing_of(model, input_size)
-    if source is None:
-        check_rebuilds(model, architecture, preprocessing.input_size)
-    zeros = torch.zeros(1, *preprocessing.input_size)
-    model = plain(unwrapped(model), lambda twin: twin(zeros))
     labels = tuple((weights_file and weights_file.class_names) or ())
     weights = _weights(weights_file, source, with_own_weights)
-    return Loaded(model, architecture, preprocessing, weights, 0, labels, notes)
+    return _made_plain(Loaded(model, architecture, _PENDING, weights, 0, labels, notes), request)
+
+
+def _load_hugging_face(request: _Request) -> Loaded:
+    """A model of Hugging Face's, as `_load_built`."""
+    if request.checkpoint is not None:
+        raise ModelError(f"checkpoint {str(request.checkpoint)!r} is given, but {request.name!r} holds its own weights")
+    opened = load_hugging_face(request.name, request.classes, pretrained=request.pretrained)
+    weights: Weights = "pretrained" if opened.has_weights else "untrained"
+    architecture = Architecture(request.name, opened.kwargs)
+    return _made_plain(Loaded(opened.model, architecture, _PENDING, weights, 0, (), opened.notes), request)
+
+
+def _made_plain(loaded: Loaded, request: _Request) -> Loaded:
+    """`loaded` in plain layers, taking one tensor, with the preprocessing for it. Raises `ModelError`."""
+    model = loaded.model
+    check_suited(model)
+    preprocessing = preprocessing_of(model, request.input_size, request.inputs)
+    if _FACTORY.fullmatch(loaded.architecture.name) and not preprocessing.inputs:
+        check_rebuilds(model, loaded.architecture, preprocessing.input_size)
+    model = made_plain(model, preprocessing)
+    return replace(loaded, model=model, preprocessing=preprocessing)
+
+
+def made_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
+    """`model` in plain layers, taking one tensor (n, ...) in which its inputs are packed. Raises `ModelError`."""
+    blank = blank_inputs(preprocessing)
+    model = unwrapped(model)
+    if preprocessing.inputs:
+        model = called_with(model, preprocessing.inputs, preprocessing.input_size)
+    return plain(model, lambda twin: everything(twin, blank))
 
 
 def _weights(file: Any, source: _Source | None, own: bool) -> Weights:
@@ -369,7 +418,7 @@ def _factory_architecture(name: str, classes: int | None, input_size: Side) -> A
 
 def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     if example is None:
-        example = torch.zeros(1, *preprocessing_of(model).input_size, device=device_of(model))
+        example = blank_inputs(preprocessing_of(model)).to(device_of(model))
     executed_names: list[str] = []
     with evaluating(model), torch.no_grad():
         for name, module in model.named_modules():

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -16,9 +15,10 @@ from pxcompress.errors import InputError, ParityError, short
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.adapter import released_
 from pxcompress.models.checkpoint import load_state
-from pxcompress.models.loading import Architecture, classifier_names
+from pxcompress.models.inputs import blank_inputs
+from pxcompress.models.loading import Architecture, classifier_names, made_plain
 from pxcompress.models.rebuilding import restore_outside_
-from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.signature import inputs_from_json
 from pxcompress.models.task import sliced
 from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
@@ -97,11 +97,13 @@ def load_pruned(folder: Path) -> Pruned:
 
 def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path) -> Pruned:
     """The architecture of `facts`, what `plan` says removed, with the weights `state`."""
-    example = torch.zeros(1, *json.loads(facts["input_shape"]))
+    shape = tuple(json.loads(facts["input_shape"]))
+    preprocessing = Preprocessing(shape, inputs=inputs_from_json(facts.get("inputs", "[]")))
+    example = blank_inputs(preprocessing)
     architecture = Architecture.from_json(facts["architecture"])
     if architecture.is_file:  # the dense model lies in the folder
         architecture = Architecture(str(folder / DENSE))
-    dense = plain(unwrapped(architecture.build()), lambda twin: twin(example))
+    dense = made_plain(architecture.build(), preprocessing)
     dense.eval()
     if "outputs" in facts and not architecture.is_file:
         dense = sliced(dense, example, json.loads(facts["outputs"]))

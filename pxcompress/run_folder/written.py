@@ -19,6 +19,7 @@ from pxcompress.deploy.parity import verify_parity
 from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import ParityError
 from pxcompress.models.rebuilding import outside_state
+from pxcompress.models.signature import Signature
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.onnx_in.writing import copy_file
 from pxcompress.planning.plan_file import plan_to_json
@@ -108,6 +109,7 @@ def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
         "input_shape": json.dumps(list(workload.splits.example.shape[1:])),
         "pxcompress": __version__,
         "task": task_text(workload.task),
+        "inputs": Signature(workload.loaded.preprocessing.inputs).to_json(),
     }
     if workload.whole:
         facts["outputs"] = json.dumps(workload.whole.outputs)
@@ -138,6 +140,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "input_size": json.dumps(preprocessing.input_size),
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
+        "inputs": Signature(preprocessing.inputs).to_json(),
         "output": "probabilities" if _gives_probabilities(workload) else "logits",
     }
 
