@@ -48,7 +48,7 @@ def dense_subject(folder: Path, data: str, note: Note) -> Workload:
     """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
     session, recipe = runtime.open_session(folder / DENSE, "cpu"), read_run(folder)
     if data and recipe.data.partition(":")[0] not in EMBEDDED:  # else the weights were trained on the run's own data
-        preprocessing = preprocessing_of(session.metadata)
+        preprocessing = preprocessing_of(session.metadata, folder)
         size = preprocessing.input_size[-2:] if preprocessing.is_image else None
         recipe = recipe.but(data=data, input_size=size)
     if is_onnx(recipe.model):  # its copy is at hand

@@ -30,3 +30,15 @@ def counted_positions(value: Tensor) -> Tensor | None:
     if counted is None or value.dim() != 3 or value.shape[:2] != counted.shape or bool(counted.all()):
         return None
     return counted
+
+
+def counted_columns(units: Tensor, counted: Tensor | None) -> Tensor:
+    """(units, columns) of (n, units, positions): every position that counts, of every sample, is a column.
+
+    A unit of several rows has the positions of one behind those of another, as `rows.unit_view` gives them.
+    """
+    columns = units.transpose(0, 1).flatten(1)
+    if counted is None:
+        return columns
+    rows = units.shape[2] // counted.shape[1]
+    return columns[:, counted.repeat(1, rows).flatten().to(columns.device)]

@@ -110,6 +110,11 @@ def called_with(model: nn.Module, inputs: tuple[Input, ...], shape: Sequence[int
     return _view(model, signature, signature.blank(shape, 2).to(device_of(model)).requires_grad_())
 
 
+def has_whole_numbers(model: nn.Module) -> bool:
+    """Whether a model takes inputs that are no floating-point numbers."""
+    return isinstance(model, Adapter) and not all(each.dtype.is_floating_point for each in model.signature_.inputs)
+
+
 def perturbed(model: nn.Module, example: Tensor) -> Tensor:
     """Another input like `example` (n, ...), of its type and range; `model` knows what is packed in it."""
     draw, rows = torch.Generator().manual_seed(0), example.detach().cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -18,31 +18,48 @@ from pxcompress.models.checkpoint import load_state
 from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Architecture, classifier_names, made_plain
 from pxcompress.models.rebuilding import restore_outside_
-from pxcompress.models.signature import inputs_from_json
+from pxcompress.models.signature import Input, inputs_from_json
 from pxcompress.models.task import sliced
+from pxcompress.models.tokens import IDS, Tokenizer
 from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
-from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
 from pxcompress.tasks.choice import as_judged, build_task
 from pxcompress.types import Batches, Preprocessing, Pruned
 
 
-def preprocessing_of(facts: Mapping[str, str]) -> Preprocessing:
-    """How images are fed to a model, from its ONNX file's metadata. Raises `InputError` where that does not say."""
+def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:
+    """How a model is fed, from its ONNX file's metadata; the tokenizer of texts lies beside it in `folder`.
+
+    Raises `InputError` where that is not said.
+    """
     try:
+        inputs = inputs_from_json(facts.get("inputs", "[]"))
         return Preprocessing(
             input_size=tuple(json.loads(facts["input_size"])),
             mean=tuple(json.loads(facts["input_mean"])),
             std=tuple(json.loads(facts["input_std"])),
             interpolation=facts["interpolation"],
             crop=json.loads(facts["crop"]),
+            inputs=inputs,
+            tokenizer=_tokenizer(inputs, int(facts["most_tokens"]), folder) if "most_tokens" in facts else None,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"an ONNX file without preprocessing in its metadata ({type(error).__name__}: {error}); "
             "give files that pxcompress wrote"
         ) from error
+
+
+def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer:
+    """What makes inputs of texts. Raises `InputError` where it is gone."""
+    try:
+        content = (folder / TOKENIZER).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"no {TOKENIZER} in {str(folder)!r} ({error}); put it beside the ONNX file") from error
+    names = tuple(str(each.name) for each in inputs)
+    return Tokenizer(content, names, longest, int(inputs[names.index(IDS)].high) + 1)
 
 
 def read_run(folder: Path, data: str = "") -> Recipe:

@@ -28,7 +28,7 @@ from pxcompress.proof import (
     Parity,
 )
 from pxcompress.recipe import Recipe
-from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.choice import task_text
 from pxcompress.tasks.classification import Classification
@@ -88,6 +88,8 @@ def describe(
     if slim.class_relevance is not None:
         _save_class_relevance(slim.class_relevance, workload, folder / "class_scores.safetensors")
     _save_weights(slim.pruned.model, workload, folder / WEIGHTS)
+    if tokenizer := workload.loaded.preprocessing.tokenizer:
+        (folder / TOKENIZER).write_text(tokenizer.content, encoding="utf-8")
     parity = verify_parity(slim.pruned.model, small.path, workload.splits.test, task=workload.task)
     if not parity.passed:
         raise ParityError(
@@ -141,6 +143,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
         "inputs": Signature(preprocessing.inputs).to_json(),
+        **({"most_tokens": str(preprocessing.tokenizer.longest)} if preprocessing.tokenizer else {}),
         "output": "probabilities" if _gives_probabilities(workload) else "logits",
     }
 
