@@ -5,16 +5,14 @@ Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> M
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from pxcompress.models.signature import Input
-    from pxcompress.models.tokens import Tokenizer
 
 Batch = tuple[Tensor, Tensor]
 """Inputs (n, ...) float32 and labels (n,) int64."""
@@ -40,6 +38,29 @@ class ImageSize(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Input:
+    """One tensor (n, *shape) of several; `low` and `high` bound whole numbers and booleans. A size None is open."""
+
+    name: str | int
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    low: float = -math.inf
+    high: float = math.inf
+
+
+class TextEncoder(Protocol):
+    """Makes packed inputs of texts; `content` is a tokenizer.json, `longest` the most tokens that a model takes."""
+
+    content: str
+    names: tuple[str, ...]
+    longest: int
+
+    def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[Tensor, int]:
+        """Packed inputs (n, inputs, length), and how many texts had to be cut."""
+        ...
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes the model's input: resize, centre crop, to [0, 1], (x - mean) / std.
 
@@ -54,7 +75,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop: float = 1.0
     inputs: tuple[Input, ...] = ()
-    tokenizer: Tokenizer | None = None
+    tokenizer: TextEncoder | None = None
 
     @property
     def is_image(self) -> bool:

@@ -20,7 +20,8 @@ from pxcompress.data.samples import Layout, Numbers, Samples, UserData
 from pxcompress.data.targets import IGNORED, Targets, Values
 from pxcompress.errors import DataError, InputError, ModelError, PxError, short
 from pxcompress.models.factories import find_object
-from pxcompress.models.signature import MASK, Input, Signature, bounded
+from pxcompress.models.signature import MASK, Signature, bounded
+from pxcompress.types import Input
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _EXPECTED = "an iterable of (inputs, target) or inputs, or {'train': ..., 'val': ...} of such"
@@ -48,7 +49,9 @@ def open_factory(spec: str) -> UserData:
     train = samples.take(np.arange(first))
     held_out = samples.take(np.arange(first, len(samples))) if len(items) == 2 else None
     outputs = len(classes) or None
-    return UserData(classes, train, held_out, layout=layout, outputs=outputs, native_size=inputs.shape[1:], inputs=signature)
+    return UserData(
+        classes, train, held_out, layout=layout, outputs=outputs, native_size=inputs.shape[1:], inputs=signature
+    )
 
 
 def _call(spec: str) -> object:
@@ -86,7 +89,9 @@ def _read_inputs(spec: str, values: Sequence[Value]) -> tuple[Array, tuple[Input
     for number, value in enumerate(values):
         if not isinstance(value, dict) or list(value) != names:
             given = ", ".join(map(str, value)) if isinstance(value, dict) else "one array"
-            raise DataError(f"data {spec!r}, item {number}: its inputs are {given}; expected {', '.join(map(str, names))}")
+            raise DataError(
+                f"data {spec!r}, item {number}: its inputs are {given}; expected {', '.join(map(str, names))}"
+            )
     rows: list[dict[str | int, Array]] = [value for value in values if isinstance(value, dict)]
     is_open = MASK in names and all(array.ndim == 1 and array.dtype.kind in "iub" for array in rows[0].values())
     rows = _filled_up(spec, rows) if is_open else rows

@@ -15,8 +15,8 @@ from PIL import Image
 from pxcompress.data.targets import Targets
 from pxcompress.deploy.predict import rgb
 from pxcompress.errors import DataError
-from pxcompress.models.signature import Input
 from pxcompress.tasks.task import Layout as Layout
+from pxcompress.types import Input
 
 Integers = NDArray[np.int64]
 

@@ -64,9 +64,9 @@ SCHEDULES = {
     "numbers": Schedule(steps=600, epochs=4, learning_rate=5e-3, weight_decay=1e-3),
     "texts": Schedule(steps=1500, epochs=6, learning_rate=1e-3),
 }
-"""By what the model is made of; "numbers" for inputs that are no images, "texts" for tokens. Measured on `digits`: ResNet, MobileNetV2 and
-VGG-11 at 32 pixels, small ViT at 64; on `glyphs` a ViT behind convolutions with BatchNorm; on `spiral` and `dna` the
-nets of `pxcompress.demo.nets`."""
+"""By what the model is made of; "numbers" for inputs that are no images, "texts" for tokens. Measured on `digits`:
+ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64; on `glyphs` a ViT behind convolutions with BatchNorm;
+on `spiral` and `dna` the nets of `pxcompress.demo.nets`."""
 
 WIDE = 20_000
 """Inputs of one output from which on a layer (the first dense one of a VGG) bears only small steps of Adam."""

@@ -1,8 +1,8 @@
 """The embedded data set `notes`: generated texts of which it is known which words make their class.
 
-A note is a line of small talk in which two of four topics come up, each by one of its words; the class is the pair.
-Words of other topics come up as well, but denied ("no rain"), so that a word alone tells nothing: the one before it has
-to be read with it. A sample depends only on its part, its index and the seed.
+A note is a line of small talk in which two of four topics come up; the class is the pair. Where a third topic comes up
+in passing, by one word, the two have two words each, so that words have to be weighed against each other. A sample
+depends only on its part, its index and the seed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ TOPICS = {
     "food": ("soup", "bread", "cheese", "apple", "rice", "lunch", "pepper", "honey"),
     "work": ("meeting", "invoice", "deadline", "office", "salary", "report", "client", "desk"),
 }
-DENIALS = ("no", "not", "without", "never")
-FILLERS = tuple(
-    """the a this that we you they she he it was is has had will can may one two some many here there today yesterday
-    again still just very quite rather perhaps maybe then now when where while because though after before with near
-    from into over under about around old new long short big small good fine late early quiet loud green blue red house
-    street garden window door table chair book page letter word song picture river tree field hill road morning evening
-    night day week year friend neighbour sister brother people child dog cat bird said asked told heard saw found left
-    came went took gave made kept looked waited walked talked""".split()
+SMALL_TALK = (
+    "the a this that we you they she he it was is has had will can may one two some many here there today "
+    "yesterday again still just very quite rather perhaps maybe then now when where while because though "
+    "after before with near from into over under about around old new long short big small good fine late "
+    "early quiet loud green blue red house street garden window door table chair book page letter word song "
+    "picture river tree field hill road morning evening night day week year friend neighbour sister brother "
+    "people child dog cat bird said asked told heard saw found left came went took gave made kept looked "
+    "waited walked talked "
 )
+FILLERS = tuple(SMALL_TALK.split())
 PAIRS = tuple(combinations(range(len(TOPICS)), 2))
 CLASSES = tuple("+".join(list(TOPICS)[topic] for topic in pair) for pair in PAIRS)
 PARTS = ("train", "select", "held-out")
@@ -43,8 +44,11 @@ LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
 SHORTEST, LONGEST = 8, 40
 """Words of a note."""
 
+IN_PASSING = 0.5
+"""How often a third topic comes up, by one word."""
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-WORDS = (*SPECIAL, *FILLERS, *DENIALS, *(word for topic in TOPICS.values() for word in topic))
+WORDS = (*SPECIAL, *FILLERS, *(word for topic in TOPICS.values() for word in topic))
 
 
 def _tokenizer_json() -> str:
@@ -89,7 +93,7 @@ TOKENIZER = Tokenizer(_tokenizer_json(), longest=LONGEST + 2, vocabulary=len(WOR
 @EMBEDDED.register("notes")
 @dataclass(frozen=True)
 class Notes(LearnedHere):
-    """Generated texts with two topics each, and others denied."""
+    """Generated texts with two topics each, and now and then a third in passing."""
 
     train: int = option(12000, "texts to train, score and repair on", low=1)
     select: int = option(1000, "texts to select with", low=1)
@@ -106,19 +110,17 @@ class Notes(LearnedHere):
 
 
 def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
-    """A text and which of its words are the affirmed ones of its topics, (words,). Its label is `index` modulo 6."""
+    """A text and which of its words are those of its two topics, (words,). Its label is `index` modulo 6."""
     rng = np.random.default_rng([seed, PARTS.index(part), index])
     pair = PAIRS[index % len(PAIRS)]
+    in_passing = bool(rng.uniform() < IN_PASSING)
+    evidence = [_word(rng, topic) for topic in pair for _ in range(2 if in_passing else int(rng.integers(1, 3)))]
     others = [topic for topic in range(len(TOPICS)) if topic not in pair]
-    pieces = [[_word(rng, topic)] for topic in pair]
-    pieces += [[str(rng.choice(DENIALS)), _word(rng, topic)] for topic in others if rng.uniform() < 0.8]
-    length = int(rng.integers(SHORTEST, LONGEST + 1))
-    fillers = [[str(word)] for word in rng.choice(FILLERS, max(0, length - sum(map(len, pieces))))]
-    order = rng.permutation(len(pieces) + len(fillers))
-    listed = [(pieces + fillers)[place] for place in order]
-    words = [word for piece in listed for word in piece]
-    evidence = [place < 2 for place, piece in zip(order, listed, strict=True) for _ in piece]
-    return " ".join(words), np.array(evidence)
+    others_words = [_word(rng, int(rng.choice(others)))] if in_passing else []
+    length = int(rng.integers(SHORTEST, LONGEST + 1)) - len(evidence) - len(others_words)
+    words = [*evidence, *others_words, *(str(word) for word in rng.choice(FILLERS, length))]
+    order = rng.permutation(len(words))
+    return " ".join(words[place] for place in order), order < len(evidence)
 
 
 def planted(sample: str) -> NDArray[np.bool_]:

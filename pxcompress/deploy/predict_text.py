@@ -16,7 +16,8 @@ import tokenizers
 
 def prepare(text: str, tokenizer: tokenizers.Tokenizer, facts: dict[str, str]) -> dict[str, np.ndarray]:
     """One text, or two with a tab between them, as the model takes it: (1, length) for every input."""
-    encoding = tokenizer.encode(*text.split("\t")[:2])
+    first, _, second = text.partition("\t")
+    encoding = tokenizer.encode(first, second or None)
     columns = {
         "input_ids": encoding.ids,
         "attention_mask": encoding.attention_mask,

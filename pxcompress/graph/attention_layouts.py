@@ -67,7 +67,7 @@ class AttentionLayout:
 
 
 def read_attribute(module: nn.Module, path: str) -> Any:
-    """The value of an attribute of `module` or of a part of it, "self.num_attention_heads"; None where there is none."""
+    """The value of an attribute of `module` or of a part of it, such as "self.num_attention_heads"; None without it."""
     for name in path.split("."):
         module = getattr(module, name, None)  # type: ignore[assignment]
     return module
@@ -124,7 +124,7 @@ register_attention(
 register_attention(
     AttentionLayout("maxvit", _PROJECTIONS, _OUTPUTS, _COUNTS, rows="heads", widths=_WIDTHS, marks=("head_first",))
 )
-# Hugging Face's: BERT, RoBERTa, ELECTRA and others keep projections and output apart; DistilBERT; ViT, DINOv2, SegFormer.
+# Hugging Face's: BERT, RoBERTa, ELECTRA keep projections and output apart; DistilBERT; ViT, DINOv2, SegFormer.
 register_attention(
     AttentionLayout("bert", ("self",), ("output",), ("self.num_attention_heads",), widths=("self.all_head_size",))
 )

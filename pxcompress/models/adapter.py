@@ -18,15 +18,16 @@ from pxcompress.errors import InputError, ModelError
 from pxcompress.layout.padding import counting
 from pxcompress.models.input_values import checked
 from pxcompress.models.outputs import by_name, floats, leaves
-from pxcompress.models.signature import Input, Logits, Signature, bounded, named, nearer_zero
+from pxcompress.models.signature import Logits, Signature, bounded, named, nearer_zero, perturbed_rows
 from pxcompress.state import device_of, evaluating
-from pxcompress.types import Batch, Batches
+from pxcompress.types import Batch, Batches, Input
 
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """What a module is called with: model(x), model(*inputs) or model(**inputs); every tensor has shape (n, ...)."""
 
 UNKNOWN = -1
 """Label of a sample that has none."""
+
 
 class Adapter(nn.Module):
     """Comes before the class of a user's module: its forward, packed. Subclasses made here have a `signature_`."""
@@ -122,7 +123,7 @@ def perturbed(model: nn.Module, example: Tensor) -> Tensor:
     if not signature.inputs:
         return nearer_zero(rows, draw).to(example.device)
     parts = zip(signature.inputs, signature.parts(rows), strict=True)
-    return signature.joined([each.perturbed(part, draw) for each, part in parts]).to(example.device)
+    return signature.joined([perturbed_rows(each, part, draw) for each, part in parts]).to(example.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -291,8 +291,10 @@ def _read_image_config(place: str, config: Any) -> dict[str, Any]:
     shown = {"height": shown, "width": shown} if isinstance(shown, int) else shown
     native = getattr(config, "image_size", None) or 224
     height, width = (
-        (native, native) if isinstance(native, int) else native
-    ) if "height" not in shown else (shown["height"], shown["width"])
+        ((native, native) if isinstance(native, int) else native)
+        if "height" not in shown
+        else (shown["height"], shown["width"])
+    )
     shorter = sizes.get("shortest_edge", height)
     channels = getattr(config, "num_channels", 3)
     scaled = facts.get("do_normalize", bool(facts))

@@ -9,9 +9,9 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
-from pxcompress.models.signature import Input, Signature
+from pxcompress.models.signature import Signature
 from pxcompress.models.tokens import Tokenizer
-from pxcompress.types import ImageSize, Preprocessing
+from pxcompress.types import ImageSize, Input, Preprocessing
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:

@@ -12,50 +12,37 @@ No pickle that could run code is ever opened.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import timm
 import torch
-from timm.models import get_arch_pretrained_cfgs
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.adapter import called_with, everything
-from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
+from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, is_hugging_face, load_hugging_face
 from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import plain, unwrapped
-from pxcompress.models.signature import Input
 from pxcompress.models.suited import check_runs, check_suited, count_classes
+from pxcompress.models.timm_models import Side, TimmSource, create, fetched, sized, timm_source
 from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
-from pxcompress.types import ImageSize, Preprocessing
+from pxcompress.types import ImageSize, Input, Preprocessing
 
 Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here", "file"]
 
-_FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH, hf:FOLDER, package.module:factory or FILE.onnx"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH = re.compile(r"(?!local-dir:|hf-hub:|hf:)(.+)\.py:(.+)")
-_FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-Side = int | ImageSize | None
-"""Size of an image in pixels: the side of a square, or height and width; None for the model's own."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ class Architecture:
             return build_hugging_face(self.kwargs)
         if _FACTORY.fullmatch(self.name):
             return call_factory(self.name, self.kwargs)
-        return _create(_timm_source(self.name), self.kwargs)
+        return create(timm_source(self.name), self.kwargs)
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
@@ -117,20 +104,6 @@ class Loaded:
 
 _PENDING = Preprocessing(())
 """Of a model that is not looked at yet."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a timm name leads: an architecture, and what a folder or repository says about it.
-
-    `origin` is what timm is asked for the weights.
-    """
-
-    name: str
-    origin: str
-    config: Mapping[str, Any] | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    holds_weights: bool = False
 
 
 def load_model(  # noqa: PLR0913  (one door for all models)
@@ -210,7 +183,7 @@ def _load_built(request: _Request) -> Loaded:
     if is_hugging_face(name):
         return _load_hugging_face(request)
     weights_file = None if request.checkpoint is None else read_checkpoint(request.checkpoint)
-    source = None if _FACTORY.fullmatch(name) else _timm_source(name)
+    source = None if _FACTORY.fullmatch(name) else timm_source(name)
     with_own_weights = weights_file is None and (request.pretrained or (source is not None and source.holds_weights))
     model, architecture = _build(name, source, request.classes, request.side, with_own_weights)
     notes: tuple[str, ...] = ()
@@ -258,7 +231,7 @@ def made_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
     return plain(model, lambda twin: everything(twin, blank))
 
 
-def _weights(file: Any, source: _Source | None, own: bool) -> Weights:
+def _weights(file: Any, source: TimmSource | None, own: bool) -> Weights:
     """Where the weights come from."""
     if file is not None:
         return "checkpoint"
@@ -295,109 +268,19 @@ def _head_width(model: nn.Module, fit: Fit) -> int | None:
 
 
 def _build(
-    name: str, source: _Source | None, classes: int | None, input_size: Side, with_own_weights: bool
+    name: str, source: TimmSource | None, classes: int | None, input_size: Side, with_own_weights: bool
 ) -> tuple[nn.Module, Architecture]:
     """The module and how to build it again; a timm model has its own weights and head if `own`, else random ones."""
     if source is None:
         architecture = _factory_architecture(name, classes, input_size)
         return architecture.build(), architecture
-    model, kwargs = _sized(source, None if with_own_weights else classes, input_size)
+    model, kwargs = sized(source, None if with_own_weights else classes, input_size)
     if with_own_weights and classes not in (None, kwargs["num_classes"]):
         raise ModelError(
             f"weights of model {name!r} have {kwargs['num_classes']} classes, the data has {classes}; "
             f"give --checkpoint with weights trained on this data, or data with those classes"
         )
-    return (_fetched(name, source, kwargs) if with_own_weights else model), Architecture(source.name, kwargs)
-
-
-def _fetched(name: str, source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The model with the weights that timm finds for it."""
-    try:
-        return timm.create_model(source.origin, pretrained=True, **kwargs)
-    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        if "weights_only" in str(error) or isinstance(error, pickle.UnpicklingError):
-            raise ModelError(f"weights of model {name!r} refused: would execute code; {SAVE_HINT}") from error
-        failed_step = "fetched" if isinstance(error, OSError) else "loaded"
-        remedy = "use --checkpoint FILE" if source.config else "use --checkpoint FILE or --model local-dir:PATH"
-        raise ModelError(f"weights of model {name!r} could not be {failed_step}: {short(error)}; {remedy}") from error
-
-
-def _sized(source: _Source, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
-    """An empty model and the arguments that build it again without the folder's configuration."""
-    config = source.config or {}
-    model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    size: Any = list(input_size) if isinstance(input_size, ImageSize) else input_size
-    if size is None and config.get("fixed_input_size") and "img_size" not in source.kwargs:
-        size = list(config["input_size"][-2:])
-    if config and config.get("input_size", (3,))[0] != 3:
-        model_kwargs["in_chans"] = config["input_size"][0]
-    try:
-        model = _create(source, model_kwargs if size is None else {**model_kwargs, "img_size": size})
-        model_kwargs |= {} if size is None else {"img_size": size}
-    except ModelError as error:
-        # Most convolutional networks have no such argument: they take any size.
-        if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error)):
-            raise
-        model = _create(source, model_kwargs)
-    return model, {**source.kwargs, **model_kwargs, "num_classes": int(model.num_classes)}  # type: ignore[arg-type]
-
-
-def _create(source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
-    """An empty timm model; `ModelError` for arguments that its architecture does not take."""
-    config = None if source.config is None else dict(source.config)
-    arguments = {**source.kwargs, **kwargs}
-    fetching_arguments = [key for key in _FETCHING if key in arguments]
-    if fetching_arguments:  # arguments are read from files, as those of factories are
-        raise ModelError(
-            f"model {source.name!r} refused: argument {fetching_arguments[0]!r} would read weights; leave it out"
-        )
-    try:
-        return timm.create_model(source.name, pretrained_cfg=config, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ModelError(f"model {source.name!r} cannot be built: {short(error)}") from error
-
-
-def _timm_source(name: str) -> _Source:
-    """What `name` means to timm; `ModelError` for a name it does not know."""
-    kind, colon, rest = name.partition(":")
-    if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
-        return _config_source(name, kind, rest)
-    if colon or "/" in name:
-        raise ModelError(f"model {name!r} is none of: {_FORMS}")
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        close_names = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(close_names)}?" if close_names else f"expected {_FORMS}"
-        raise ModelError(f"unknown model {name!r}; {hint}")
-    weight_names = get_arch_pretrained_cfgs(architecture)
-    if tag and name not in weight_names:
-        raise ModelError(f"unknown weights {tag!r} of model {architecture!r}; known: {', '.join(sorted(weight_names))}")
-    return _Source(name, origin=name)
-
-
-def _config_source(name: str, kind: str, place: str) -> _Source:
-    """What the config.json of a folder or hub repository says."""
-    local = kind == "local-dir"
-    folder = Path(place).expanduser()
-    try:
-        config, architecture, kwargs = (
-            load_model_config_from_path(folder) if local else load_model_config_from_hf(place)
-        )
-    except OSError as error:
-        reason = f"no config.json in {place!r}" if local else f"config.json could not be fetched: {short(error)}"
-        raise ModelError(f"model {name!r}: {reason}; expected a folder or repository saved by timm") from error
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ModelError(
-            f"model {name!r}: config.json is not timm's ({short(repr(error))}); "
-            "expected 'architecture', 'num_classes' and 'pretrained_cfg'"
-        ) from error
-    return replace(
-        _timm_source(str(architecture)),
-        origin=f"local-dir:{folder}" if local else name,
-        config=config,
-        kwargs=dict(kwargs or {}),
-        holds_weights=not local or any(file.suffix in _WEIGHT_SUFFIXES for file in folder.iterdir()),
-    )
+    return (fetched(name, source, kwargs) if with_own_weights else model), Architecture(source.name, kwargs)
 
 
 def _factory_architecture(name: str, classes: int | None, input_size: Side) -> Architecture:

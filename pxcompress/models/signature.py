@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pxcompress.errors import InputError
+from pxcompress.types import Input
 
 WHOLE = 2**24
 """Whole numbers below this are exact in float32, in which they travel."""
@@ -27,32 +28,23 @@ Logits = Callable[[Any], Tensor]
 """Outputs, as the module returns them -> (n, classes), or (n,) where their size is what counts."""
 
 
-@dataclass(frozen=True)
-class Input:
-    """One tensor (n, *shape) of several; `low` and `high` bound whole numbers and booleans. A size None is open."""
+def restored(spec: Input, rows: Tensor) -> Tensor:
+    """An input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
+    shape = rows.shape[1:] if None in spec.shape else spec.shape
+    value = rows.reshape(rows.shape[0], *shape)  # type: ignore[arg-type]  # len() would be a constant in a file
+    if not spec.dtype.is_floating_point:
+        value = value.detach().clamp(spec.low, spec.high).round()
+    return value.to(spec.dtype)
 
-    name: str | int
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
-    low: float = -torch.inf
-    high: float = torch.inf
 
-    def restored(self, rows: Tensor) -> Tensor:
-        """The input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
-        shape = rows.shape[1:] if None in self.shape else self.shape
-        value = rows.reshape(rows.shape[0], *shape)  # type: ignore[arg-type]  # len() would be a constant in a file
-        if not self.dtype.is_floating_point:
-            value = value.detach().clamp(self.low, self.high).round()
-        return value.to(self.dtype)
-
-    def perturbed(self, rows: Tensor, draw: torch.Generator) -> Tensor:
-        """Packed rows like `rows`, with numbers of the same type and range; what counts of a text stays."""
-        if self.dtype.is_floating_point:
-            return nearer_zero(rows, draw)
-        if self.name == MASK:
-            return rows
-        others = self.low + torch.rand(rows.shape, generator=draw) * (self.high - self.low)
-        return torch.where(torch.rand(rows.shape, generator=draw) < 0.5, others.to(rows), rows)
+def perturbed_rows(spec: Input, rows: Tensor, draw: torch.Generator) -> Tensor:
+    """Packed rows like `rows`, with numbers of the same type and range; what counts of a text stays."""
+    if spec.dtype.is_floating_point:
+        return nearer_zero(rows, draw)
+    if spec.name == MASK:
+        return rows
+    others = spec.low + torch.rand(rows.shape, generator=draw) * (spec.high - spec.low)
+    return torch.where(torch.rand(rows.shape, generator=draw) < 0.5, others.to(rows), rows)
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ class Signature:
     def unpacked(self, packed: Tensor) -> dict[str | int, Tensor]:
         """The inputs in `packed`, texts as long as the longest of them is."""
         packed = self._trimmed(packed)
-        return {each.name: each.restored(part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
+        return {each.name: restored(each, part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
 
     def counted(self, packed: Tensor) -> Tensor | None:
         """Which positions of texts count, (n, length) bool as they are `unpacked`; None where there is no mask."""

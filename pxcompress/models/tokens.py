@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pxcompress.errors import DataError, ModelError, short
-from pxcompress.models.signature import MASK, Input
+from pxcompress.models.signature import MASK
+from pxcompress.types import Input
 
 IDS, KINDS = "input_ids", "token_type_ids"
 """Names of the inputs that hold token ids, and 0 for tokens of the first and 1 for those of the second text."""

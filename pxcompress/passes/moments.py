@@ -114,7 +114,9 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
             if name not in sums:
                 sums[name] = _Sums(len(index), features.device), _Sums(len(index), features.device)
             for part, half in zip(sums[name], (first, ~first), strict=True):
-                part.add(counted_columns(features[half.to(features.device)], None if counted is None else counted[half]))
+                part.add(
+                    counted_columns(features[half.to(features.device)], None if counted is None else counted[half])
+                )
 
         return add
 

@@ -18,7 +18,7 @@ from pxcompress.models.checkpoint import load_state
 from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Architecture, classifier_names, made_plain
 from pxcompress.models.rebuilding import restore_outside_
-from pxcompress.models.signature import Input, inputs_from_json
+from pxcompress.models.signature import inputs_from_json
 from pxcompress.models.task import sliced
 from pxcompress.models.tokens import IDS, Tokenizer
 from pxcompress.planning.plan_file import plan_from_json, planned_groups
@@ -26,7 +26,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
 from pxcompress.tasks.choice import as_judged, build_task
-from pxcompress.types import Batches, Preprocessing, Pruned
+from pxcompress.types import Batches, Input, Preprocessing, Pruned
 
 
 def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:

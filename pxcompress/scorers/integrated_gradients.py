@@ -53,8 +53,10 @@ class IntegratedGradients(Scorer):
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """`steps` + 2 forward and backward passes a sample."""
         if has_whole_numbers(model):
-            raise InputError("integrated-gradients goes from zero to an input, but the model takes whole numbers, such as "
-                             "tokens, which have nothing between them; take another scorer, such as taylor")
+            raise InputError(
+                "integrated-gradients goes from zero to an input, but the model takes whole numbers, such as "
+                "tokens, which have nothing between them; take another scorer, such as taylor"
+            )
         points = self.steps + 2
 
         def conductance(activation: Tensor, multiplier: Tensor) -> Tensor:
