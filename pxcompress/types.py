@@ -49,11 +49,17 @@ class Input:
 
 
 class TextEncoder(Protocol):
-    """Makes packed inputs of texts; `content` is a tokenizer.json, `longest` the most tokens that a model takes."""
+    """Makes packed inputs of texts."""
 
-    content: str
-    names: tuple[str, ...]
-    longest: int
+    @property
+    def content(self) -> str:
+        """A tokenizer.json."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that the model takes."""
+        ...
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[Tensor, int]:
         """Packed inputs (n, inputs, length), and how many texts had to be cut."""

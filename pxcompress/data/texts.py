@@ -70,7 +70,7 @@ def read_classes(spec: str, rows: Sequence[Mapping[str, object]]) -> tuple[tuple
         if not value or rows[number - 1][LABEL] is None:
             raise DataError(f"data {spec!r}, row {number}: column {LABEL!r} is empty; expected a class in every row")
     whole = all(value.isdecimal() for value in values)
-    classes = tuple(sorted(set(values), key=int if whole else str))  # type: ignore[arg-type]
+    classes = tuple(sorted(set(values), key=int if whole else str))
     number_of = {name: number for number, name in enumerate(classes)}
     return classes, np.array([number_of[value] for value in values], dtype=np.int64)
 

@@ -106,7 +106,8 @@ class Notes(LearnedHere):
             texts = Texts(tuple((note(part, index)[0],) for index in range(count)))
             labels = np.arange(count, dtype=np.int64) % len(CLASSES)
             pools.append(Samples.of([f"notes/{part}/{index}" for index in range(count)], labels, texts))
-        return Source(spec, CLASSES, True, None, *pools, limits=LIMITS, mask=planted)
+        train, select, held_out = pools
+        return Source(spec, CLASSES, True, None, train, select, held_out, limits=LIMITS, mask=planted)
 
 
 def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:

@@ -41,8 +41,8 @@ def preprocessing_of(
     if isinstance(tokenizer, Tokenizer):
         if isinstance(input_size, int | ImageSize):
             raise ModelError("input-size is given, but the model takes texts; leave it out")
-        shape = (len(tokenizer.names), min(SHOWN_TOKENS, tokenizer.longest))
-        return Preprocessing(shape, inputs=tokenizer.inputs, tokenizer=tokenizer)
+        tokens = (len(tokenizer.names), min(SHOWN_TOKENS, tokenizer.longest))
+        return Preprocessing(tokens, inputs=tokenizer.inputs, tokenizer=tokenizer)
     if inputs and isinstance(input_size, tuple):
         return Preprocessing(input_size, inputs=inputs)
     config = config_of(model)
