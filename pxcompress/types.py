@@ -61,6 +61,10 @@ class TextEncoder(Protocol):
         """The most tokens that the model takes."""
         ...
 
+    def words(self, ids: Sequence[int]) -> Sequence[str]:
+        """The tokens of such ids."""
+        ...
+
     def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[Tensor, int]:
         """Packed inputs (n, inputs, length), and how many texts had to be cut."""
         ...

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ class Numbers:
     """Inputs that are no images, (n, ...): whoever reads them takes `values` by position, as they are."""
 
     values: NDArray[np.generic]
+    noun: ClassVar[str] = "samples"
 
     def __call__(self, position: int) -> Image.Image:
         raise DataError(f"inputs of shape {self.values.shape[1:]} are no images; read their values")
@@ -68,6 +69,12 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def noun(self) -> str:
+        """What the inputs are called in messages."""
+        noun: str = getattr(self.read, "noun", "images")
+        return noun
 
     def take(self, indices: Integers) -> Samples:
         """The samples at `indices`, in that order."""

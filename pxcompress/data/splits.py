@@ -42,8 +42,8 @@ def load_splits(
     for role, store in stores.items():
         if len(store) < _LEAST:
             raise DataError(
-                f"data {source.name!r}: role {role!r} has {len(store)} readable images that are no copies, "
-                f"at least {_LEAST} are needed"
+                f"data {source.name!r}: role {role!r} has {len(store)} readable {store.samples.noun} that are no "
+                f"copies, at least {_LEAST} are needed"
             )
     parts = {role: ImageBatches(store, batch_size) for role, store in stores.items()}
     return Splits(
@@ -83,7 +83,8 @@ def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
     for role in ("score", "repair"):
         digests = readings[role].digests
         if digests and len(set(digests)) == 1:
-            yield f"ALL {len(digests)} IMAGES OF ROLE {role!r} ARE ALIKE: nothing can be learned from them; give others"
+            noun = readings[role].store.samples.noun.upper()
+            yield f"ALL {len(digests)} {noun} OF ROLE {role!r} ARE ALIKE: nothing can be learned from them; give others"
 
 
 def training_batches(source: Source, preprocessing: Preprocessing, *, batch_size: int, seed: int) -> ImageBatches:
@@ -117,8 +118,8 @@ def _draw(source: Source, seed: int, limits: Mapping[str, int]) -> dict[str, Sam
         sizes = _shares(len(pool), [limits.get(role) for role in roles])
         if min(sizes) < _LEAST:
             raise DataError(
-                f"data {source.name!r} has {len(pool)} images for {' and '.join(roles)}; "
-                f"each needs at least {_LEAST}: give more images"
+                f"data {source.name!r} has {len(pool)} {pool.noun} for {' and '.join(roles)}; "
+                f"each needs at least {_LEAST}: give more {pool.noun}"
             )
         drawn.update(zip(roles, cut(pool, sizes, rng, even=even), strict=True))
     return drawn

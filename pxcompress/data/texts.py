@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -33,10 +34,10 @@ LABEL = "label"
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Inputs that are texts: whoever reads them takes `values` by position; `where` says where each stands."""
+    """Inputs that are texts: whoever reads them takes `values` by position."""
 
     values: tuple[Text, ...]
-    where: str = "row"
+    noun: ClassVar[str] = "texts"
 
     def __call__(self, position: int) -> Image.Image:
         raise DataError("the data are texts, the model takes images; give a model of texts, such as hf:FOLDER")
@@ -86,7 +87,7 @@ def open_lines(spec: str) -> UserData:
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise DataError(f"data {spec!r} is empty; expected one text a line")
-    texts = Texts(tuple((line,) for _, line in numbered), "line")
+    texts = Texts(tuple((line,) for _, line in numbered))
     ids = [f"line {number}" for number, _ in numbered]
     samples = Samples.of(ids, np.zeros(len(ids), dtype=np.int64), texts)
     return UserData((), samples, None, layout="unlabelled")

@@ -97,6 +97,11 @@ def is_hugging_face(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def gives_embeddings(model: nn.Module) -> bool:
+    """Whether it is an encoder of Hugging Face's, which gives an embedding for every sample."""
+    return isinstance(model, ImageModel | TextModel) and model.head == "embedding"
+
+
 def load_hugging_face(name: str, classes: int | None, *, pretrained: bool) -> HuggingFaceModel:
     """The model of a folder or repository, on the CPU; with random weights where it has none and needs none.
 
@@ -131,8 +136,8 @@ def build_hugging_face(kwargs: Mapping[str, Any]) -> nn.Module:
     try:
         facts = dict(kwargs["config"])
         config = transformers.AutoConfig.for_model(facts.pop("model_type"), **facts)
-        cls = _find_class(kwargs["class"])
-        net = cls(config, **_without_pooler(cls))
+        cls = find_class(kwargs["class"])
+        net = cls(config, **without_pooler(cls))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"model of class {kwargs.get('class')!r} cannot be built: {short(error)}") from error
     return _wrapped(net.eval(), kwargs["class"], unit=bool(kwargs["unit"]))
@@ -202,7 +207,7 @@ def _class_name(name: str, config: Any) -> str:
         raise ModelError(f"model {name!r} of type {config.model_type!r} has no encoder in transformers") from error
 
 
-def _find_class(class_name: str) -> Any:
+def find_class(class_name: str) -> Any:
     """A class of models of the library, and nothing else of it. Raises `ModelError`."""
     transformers = _library()
     cls = getattr(transformers, class_name, None)
@@ -211,7 +216,7 @@ def _find_class(class_name: str) -> Any:
     return cls
 
 
-def _without_pooler(cls: Any) -> dict[str, bool]:
+def without_pooler(cls: Any) -> dict[str, bool]:
     """Text encoders are pooled here, by the mean; that of the class would only idle."""
     texts = cls.main_input_name == IDS and not cls.__name__.endswith(tuple(_HEADS))
     takes = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
@@ -220,7 +225,7 @@ def _without_pooler(cls: Any) -> dict[str, bool]:
 
 def _fetched(name: str, place: str, class_name: str) -> Any:
     """The net with its weights, all of them. Raises `ModelError`."""
-    cls = _find_class(class_name)
+    cls = find_class(class_name)
     try:
         net, info = cls.from_pretrained(
             place,
@@ -228,7 +233,7 @@ def _fetched(name: str, place: str, class_name: str) -> Any:
             trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
-            **_without_pooler(cls),
+            **without_pooler(cls),
         )
     except Exception as error:  # the library raises what its many loaders raise
         raise ModelError(

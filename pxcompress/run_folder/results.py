@@ -211,6 +211,8 @@ def _notes(place: Path, workload: Workload, files: Files, comparison: Comparison
     yield from _unsteady(place, comparison)
     if comparison.placement.fallback_reason:
         yield Warning("provider", comparison.placement.fallback_reason)
+    if files.loading:
+        yield Warning("loading", files.loading)
     if files.certificate and files.certificate.spent:
         yield Warning("spent", files.certificate.spent)
     if workload.splits.skipped:

@@ -20,6 +20,7 @@ from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import ParityError
 from pxcompress.models.rebuilding import outside_state
 from pxcompress.models.signature import Signature
+from pxcompress.models.transformers_folder import save_slim
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.onnx_in.writing import copy_file
 from pxcompress.planning.plan_file import plan_to_json
@@ -38,12 +39,16 @@ from pxcompress.workload import Workload
 
 @dataclass(frozen=True)
 class Files:
-    """The exported models of a run folder, the parity of the pruned one with PyTorch, and what is certified of it."""
+    """The exported models of a run folder, the parity of the pruned one with PyTorch, and what is certified of it.
+
+    `loading` says how another library loads the slim model, where one could.
+    """
 
     dense: Artifact
     pruned: Artifact
     parity: Parity
     certificate: CertificateRecord | None = None
+    loading: str = ""
 
 
 def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) -> Files:
@@ -90,13 +95,14 @@ def describe(
     _save_weights(slim.pruned.model, workload, folder / WEIGHTS)
     if tokenizer := workload.loaded.preprocessing.tokenizer:
         (folder / TOKENIZER).write_text(tokenizer.content, encoding="utf-8")
+    loading = save_slim(slim.pruned.model, slim.pruned.whole.dense, folder)
     parity = verify_parity(slim.pruned.model, small.path, workload.splits.test, task=workload.task)
     if not parity.passed:
         raise ParityError(
             f"{SLIM} disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
             f"({parity.agreement:.1%} of the decisions agree); please report the architecture"
         )
-    return Files(dense, small, parity)
+    return Files(dense, small, parity, loading=loading)
 
 
 def _plan(slim: PruneResult) -> str:

@@ -40,6 +40,7 @@ def _draw(name: str, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
         "agreement": ({"a": normal(4, 3), "b": normal(6)}, torch.zeros(SAMPLES)),
         "segmentation": ({"out": normal(CLASSES, 4, 4), "aux": normal(CLASSES, 2, 2)}, masks),
         "embedding": ({"embedding": normal(16)}, labels),
+        "neighbours": ({"embedding": normal(16)}, torch.zeros(SAMPLES)),
         "regression": ({"output": normal(2)}, normal(2)),
         "multi-label": ({"logits": normal(CLASSES)}, (normal(CLASSES) > 0).float()),
     }[name]
@@ -102,7 +103,7 @@ def test_a_task_says_whether_it_looks_at_the_dense_outputs(name: str) -> None:
     assert torch.equal(beside_itself, beside_another) is not task.reads_dense
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "agreement"])
+@pytest.mark.parametrize("name", [name for name in NAMES if "unlabelled" not in TASKS.get(name).layouts])
 def test_nothing_is_better_than_being_right(name: str) -> None:
     task, (outputs, targets) = TASKS.build(name), _draw(name)
     values = [
