@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from pxcompress.errors import InputError, ModelError
 from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.outputs import by_name
+from pxcompress.models.signature import PACKING, Signature
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.proof import Artifact
 from pxcompress.state import device_of, evaluating
@@ -71,7 +72,7 @@ def export_onnx(
     if batch is None:
         _check_batch_is_dynamic(program.model)
     _strip(program.model)
-    program.model.metadata_props.update(metadata)
+    program.model.metadata_props.update(metadata | _packing(model))
     _write(program, path)
     return artifact_of(path)
 
@@ -168,6 +169,12 @@ class _Exported:
         sizes = {0: batch} | ({1: torch.export.Dim("length", min=1)} if signature.is_open else {})
         named = {_argument(model, name): value for name, value in values.items()}
         return cls(_Flat(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
+
+
+def _packing(model: nn.Module) -> dict[str, str]:
+    """How several inputs are packed in one tensor, for sessions that are given such; nothing for other models."""
+    signature = model.signature_ if isinstance(model, Adapter) else Signature()
+    return {PACKING: signature.to_json()} if signature.inputs else {}
 
 
 def _argument(model: Adapter, name: str | int) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError
-from pxcompress.models.signature import Signature, inputs_from_json
+from pxcompress.models.signature import PACKING, Signature, inputs_from_json
 from pxcompress.proof import Placement
 
 Array = npt.NDArray[Any]
@@ -159,11 +159,9 @@ class Session(ABC):
 
     def _unpacked(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
         """What every input takes; several are packed as `models.signature` says, which stands in our files."""
-        if "inputs" not in self.metadata:
+        if PACKING not in self.metadata:
             return {self.input.name: inputs}
-        signature = Signature(inputs_from_json(self.metadata["inputs"]))
-        if not signature.inputs:
-            return {self.input.name: inputs}
+        signature = Signature(inputs_from_json(self.metadata[PACKING]))
         values = signature.unpacked(torch.as_tensor(inputs)).values()
         return dict(zip((port.name for port in self.inputs), values, strict=True))
 

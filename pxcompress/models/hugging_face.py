@@ -328,7 +328,8 @@ def _read_tokenizer(name: str, place: str, net: Any) -> Tokenizer:
     positions = getattr(config, "max_position_embeddings", None) or MOST_TOKENS
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):  # which count from behind padding
         positions -= (config.pad_token_id or 0) + 1
-    longest = min(MOST_TOKENS, positions, int(tokenizer.model_max_length))
+    declared = (_read_json(Path(place) / "sentence_bert_config.json") or {}).get("max_seq_length") or MOST_TOKENS
+    longest = min(MOST_TOKENS, positions, declared, int(tokenizer.model_max_length))
     takes = inspect.signature(type(net).forward).parameters
     kinds = KINDS in takes and (getattr(config, "type_vocab_size", 0) or 0) > 1
     names = (IDS, MASK, KINDS) if kinds else (IDS, MASK)

@@ -24,6 +24,9 @@ WHOLE = 2**24
 MASK = "attention_mask"
 """Name of the input that is 1 where a position counts, and 0 where it only fills a text up to the longest one."""
 
+PACKING = "inputs"
+"""Key of an ONNX file's metadata that says how inputs are packed."""
+
 Logits = Callable[[Any], Tensor]
 """Outputs, as the module returns them -> (n, classes), or (n,) where their size is what counts."""
 

@@ -148,7 +148,6 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "input_size": json.dumps(preprocessing.input_size),
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
-        "inputs": Signature(preprocessing.inputs).to_json(),
         **({"most_tokens": str(preprocessing.tokenizer.longest)} if preprocessing.tokenizer else {}),
         "output": "probabilities" if _gives_probabilities(workload) else "logits",
     }
