@@ -53,10 +53,11 @@ def export_onnx(
 
     `example` is one input or more, shape (n, ...). The file's input is "input", or those that are packed there by
     name, texts of any length; a single output is `output_name`, several have the names of `models.outputs.by_name`.
-    Its metadata_props are `metadata` and nothing else; source paths and stack traces that the exporter leaves in the
-    nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or not at all. The
-    exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm elsewhere stays
-    a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a ViT 36 of 455 nodes, for 1 to 2 % of p50.
+    Its metadata_props are `metadata`, and how inputs are packed; source paths and stack traces that the exporter
+    leaves in the nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or
+    not at all. The exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm
+    elsewhere stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a ViT 36 of 455 nodes, for 1 to 2
+    % of p50.
     A model that was read from an ONNX file is written back into that file's graph, with its names and opset instead.
     `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
