@@ -73,7 +73,7 @@ def export_onnx(
     if batch is None:
         _check_batch_is_dynamic(program.model)
     _strip(program.model)
-    program.model.metadata_props.update(metadata | _packing(model))
+    program.model.metadata_props.update({**metadata, **_packing(model)})
     _write(program, path)
     return artifact_of(path)
 

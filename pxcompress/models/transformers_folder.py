@@ -10,6 +10,7 @@ from torch import nn
 
 from pxcompress.errors import ModelError
 from pxcompress.models.hugging_face import ImageModel, TextModel, find_class, without_pooler
+from pxcompress.models.tokens import Tokenizer
 
 FOLDER = "transformers"
 """Name of that folder in a run folder."""
@@ -37,8 +38,8 @@ def save_slim(slim: nn.Module, dense: nn.Module, folder: Path) -> str:
             "'*attention*' --normalise uniform)"
         )
     net.save_pretrained(folder / FOLDER)
-    if isinstance(dense, TextModel) and hasattr(dense, "tokenizer"):
-        (folder / FOLDER / "tokenizer.json").write_text(dense.tokenizer.content, encoding="utf-8")
+    if isinstance(tokenizer := getattr(dense, "tokenizer", None), Tokenizer):
+        (folder / FOLDER / "tokenizer.json").write_text(tokenizer.content, encoding="utf-8")
     return f"{FOLDER}/ in the folder has the slim model for {cls.__name__}.from_pretrained"
 
 
