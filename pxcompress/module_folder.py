@@ -71,7 +71,10 @@ class ModuleData:
         test = held if self.test is None else Targeted(self.test)
         parts = {"score": fit, "repair": fit, "select": held, "certify": (), "test": test}
         ids = {role: _number(role, batches) for role, batches in parts.items()}
-        return Splits(**parts, example=self.example, ids=ids, notes=(SEEN,) if self.test is None else ())
+        notes = (SEEN,) if self.test is None else ()
+        return Splits(
+            score=fit, repair=fit, select=held, certify=(), test=test, example=self.example, ids=ids, notes=notes
+        )
 
 
 def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Workload:
