@@ -74,7 +74,11 @@ def _tokenizer_json() -> str:
         "post_processor": {
             "type": "TemplateProcessing",
             "single": single,
-            "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+            "pair": [
+                *single,
+                {"Sequence": {"id": "B", "type_id": 1}},
+                {"SpecialToken": {"id": "[SEP]", "type_id": 1}},
+            ],
             "special_tokens": added,
         },
         "decoder": None,

@@ -38,6 +38,16 @@ _HEADS = {
 _VISION_TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}
 """Of models for images and texts together the part for images."""
 
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""Files of which a folder with a tokenizer has one; without any the library makes up an empty vocabulary."""
+
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Names of Pillow's numbers."""
 
@@ -316,6 +326,9 @@ def _read_image_config(place: str, config: Any) -> dict[str, Any]:
 def _read_tokenizer(name: str, place: str, net: Any) -> Tokenizer:
     """The folder's tokenizer, as long as the model takes texts. Raises `ModelError` where it has none."""
     transformers = _library()
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
+        raise ModelError(f"model {name!r} has no tokenizer; expected tokenizer.json beside config.json")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         content = tokenizer.backend_tokenizer.to_str()

@@ -123,7 +123,7 @@ def test_folders_that_cannot_be_taken_are_named(saved: Path, tmp_path: Path) -> 
     write(folder / "config.json", config)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
-    assert "no tokenizer that can be read" in told()
+    assert "has no tokenizer; expected tokenizer.json" in told()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "expected model.safetensors" in told()
     with pytest.raises(ModelError, match="has 3 classes, the data has 5"):

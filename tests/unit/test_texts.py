@@ -109,7 +109,7 @@ def test_padding_counts_in_no_statistic(reader: nn.Module) -> None:
             torch.testing.assert_close(changes[name], change)
 
 
-@pytest.mark.parametrize("text", ["lrp-residual", "taylor", "magnitude", "activation", "lrp"])
+@pytest.mark.parametrize("text", ["lrp-residual:ridge=0.1", "taylor", "magnitude", "activation", "lrp"])
 def test_scores_do_not_see_padding(reader: nn.Module, text: str) -> None:
     labels = torch.zeros(len(TEXTS), dtype=torch.int64)
     groups = find_groups(reader, encoded(TEXTS[0]), ("head",)).groups
