@@ -27,7 +27,7 @@ from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.adapter import called_with, everything
 from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.factories import call_factory, find_factory
-from pxcompress.models.hugging_face import build_hugging_face, is_hugging_face, load_hugging_face
+from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
 from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
@@ -152,7 +152,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
         check_runs(model, loaded.preprocessing, name)
         return replace(loaded, model=model, class_names=())
     count = count_classes(model, loaded.preprocessing, name)
-    if not classifier_names(model, blank_inputs(loaded.preprocessing).to(device_of(model))):
+    if gives_embeddings(model) or not classifier_names(model, blank_inputs(loaded.preprocessing).to(device_of(model))):
         raise NoClassifierError(
             f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
         )
