@@ -72,6 +72,7 @@ def export_onnx(
         program = _export(exported, names, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
+    _free_names(program.model)
     _strip(program.model)
     program.model.metadata_props.update({**metadata, **_packing(model)})
     _write(program, path)
@@ -274,6 +275,16 @@ def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:
                 f"model cannot be exported: its output {output.name!r} has a fixed batch of {output.shape[0]}; "
                 "its forward uses a number where it should use the input's batch size, such as reshape(2, -1)"
             )
+
+
+def _free_names(model: onnx_ir.Model) -> None:
+    """Rename, in place, values inside the graph that have the name of an input or output: the exporter may do that."""
+    ports = [*model.graph.inputs, *model.graph.outputs]
+    names = {port.name for port in ports}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in names and not any(value is port for port in ports):
+                value.name = f"{value.name}_inside"
 
 
 def _strip(model: onnx_ir.Model) -> None:

@@ -14,10 +14,12 @@ from torch import nn
 
 from pxcompress.demo.notes import TOKENIZER
 from pxcompress.errors import ModelError
-from pxcompress.graph import find_groups
+from pxcompress.graph import find_groups, prune
 from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Architecture, classifier_names, load_model, made_plain
 from pxcompress.models.outputs import difference, leaves
+from pxcompress.models.transformers_folder import save_slim
+from pxcompress.types import Plan
 
 transformers = pytest.importorskip("transformers")
 
@@ -34,6 +36,7 @@ SEGFORMER = {
 }
 MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "bert": ("BertForSequenceClassification", "BertConfig", {**TEXT, **BODY}),
+    "two-layers": ("BertForSequenceClassification", "BertConfig", {**TEXT, **BODY, "num_hidden_layers": 2}),
     "sentences": ("BertModel", "BertConfig", {**TEXT, **BODY}),
     "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", {**TEXT, **DISTIL}),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", {**TEXT, **BODY}),
@@ -130,3 +133,22 @@ def test_folders_that_cannot_be_taken_are_named(saved: Path, tmp_path: Path) -> 
         load_model(f"hf:{saved / 'bert'}", classes=5, pretrained=True)
     with pytest.raises(ModelError, match="no classifier, only features"):
         load_model(f"hf:{saved / 'dinov2'}", classes=None, pretrained=True)
+
+
+def test_from_pretrained_loads_what_a_configuration_can_say(saved: Path, tmp_path: Path) -> None:
+    """Layers of 6 and 10 neurons in one configuration of 10; not where a head is gone."""
+    loaded = load_model(f"hf:{saved / 'two-layers'}", classes=None, pretrained=True)
+    example = blank_inputs(loaded.preprocessing)
+    groups = find_groups(loaded.model, example, classifier_names(loaded.model, example), prove=False).groups
+    heads, first, _, second, *_ = groups
+    assert (heads.kind, first.units, second.units) == ("head", 24, 24)
+    neurons = {first.name: tuple(range(18)), second.name: tuple(range(14))}
+    pruned = prune(loaded.model, groups, Plan(neurons, "", "", 0, 0, 0), example)
+    assert "every layer with 10 neurons" in save_slim(pruned.model, pruned.dense, tmp_path)
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "transformers").eval()
+    assert net.config.intermediate_size == 10
+    inputs = {name: torch.randint(1, 2, (2, 5)) for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(net(**inputs).logits, pruned.model.net(**inputs).logits, atol=1e-5, rtol=1e-4)
+    pruned = prune(loaded.model, groups, Plan({heads.name: (0,)}, "", "", 0, 0, 0), example)
+    assert "from_pretrained does not" in save_slim(pruned.model, pruned.dense, tmp_path)
