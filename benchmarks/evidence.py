@@ -17,7 +17,11 @@ from pxcompress.state import gradients
 from pxcompress.types import Splits
 
 SAMPLES = 500
-RULES = {"LRP epsilon, AttnLRP": "epsilon", "LRP epsilon, CP-LRP": "epsilon|softmax=cp", "LRP gamma": "gamma"}
+RULES = {
+    "LRP epsilon, AttnLRP": "epsilon|softmax=attn",
+    "LRP epsilon, CP-LRP": "epsilon|softmax=cp",
+    "LRP gamma": "gamma",
+}
 """Name -> composite."""
 
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -36,24 +40,23 @@ def relevance(composite: str | None, model: nn.Module, inputs: Tensor, targets: 
 
 def gradient_norm(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """L2 norm of the gradient at the sum of every token's embeddings."""
-    found: list[Tensor] = []
+    looked_up: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, output: Tensor) -> None:
         if output.dim() == 3 and len(output) == len(inputs):
-            output.register_hook(found.append)
+            looked_up.append(output)
 
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     hooks = [module.register_forward_hook(note) for module in embeddings]
     try:
         with gradients():
-            x = inputs.detach().clone().requires_grad_()
-            logits = model(x)
-            torch.autograd.grad(logits, x, one_hot(targets, logits.shape[1]).to(logits))
+            logits = model(inputs.detach().clone().requires_grad_())
+            (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), looked_up[0])
     finally:
         for hook in hooks:
             hook.remove()
     norms = torch.zeros(inputs.shape[0], inputs.shape[2])
-    norms[:, : found[0].shape[1]] = found[0].norm(dim=2)
+    norms[:, : gradient.shape[1]] = gradient.norm(dim=2)
     return norms * (inputs[:, 1] > 0)
 
 
