@@ -75,6 +75,8 @@ class Preprocessing:
     """How an image becomes the model's input: resize, centre crop, to [0, 1], (x - mean) / std.
 
     `input_size` is (channels, height, width); `crop` is the share of the resized image that the centre crop keeps.
+    `crop_mode` is timm's: "center" loses the ends of the longer side, "border" keeps the whole image with a border
+    around it (a letterbox), "squash" changes its proportions.
     Without mean and std the input is no image: numbers of shape `input_size`, taken as they are. Where a model takes
     several `inputs`, that is the shape in which they are packed; a `tokenizer` makes them of texts.
     """
@@ -84,6 +86,7 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     interpolation: str = "bicubic"
     crop: float = 1.0
+    crop_mode: str = "center"
     inputs: tuple[Input, ...] = ()
     tokenizer: TextEncoder | None = None
 
@@ -112,12 +115,12 @@ class Splits:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        seen: dict[str, str] = {}
+        role_by_id: dict[str, str] = {}
         for role, ids in self.ids.items():
             for sample in ids:
-                if sample in seen:
-                    raise ValueError(f"sample {sample!r} is in both {seen[sample]!r} and {role!r}")
-                seen[sample] = role
+                if sample in role_by_id:
+                    raise ValueError(f"sample {sample!r} is in both {role_by_id[sample]!r} and {role!r}")
+                role_by_id[sample] = role
 
     @property
     def parts(self) -> dict[str, Batches]:
@@ -190,8 +193,8 @@ class Plan:
 
     def kept(self, group: Group) -> list[int]:
         """Units of `group` that stay, ascending."""
-        gone = set(self.removed.get(group.name, ()))
-        return [unit for unit in range(group.units) if unit not in gone]
+        removed_units = set(self.removed.get(group.name, ()))
+        return [unit for unit in range(group.units) if unit not in removed_units]
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,9 +235,9 @@ class Price:
     unit: str
     meter: Meter
 
-    def __call__(self, kept: Mapping[str, int]) -> float:
-        """The cost where `kept` units stay, by group name; groups that are not named are whole."""
-        return self.meter(kept)
+    def __call__(self, kept_units: Mapping[str, int]) -> float:
+        """The cost where `kept_units` units stay, by group name; groups that are not named are whole."""
+        return self.meter(kept_units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,6 +371,11 @@ class Repair(Protocol):
 
     phase: ClassVar[Phase]
     costly: ClassVar[bool] = False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it takes one label a sample, (n,), and logits (n, classes)."""
+        return False
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """May change `pruned.model` in place; never `pruned.dense`. `held_out` is for choosing, not for fitting."""

@@ -15,24 +15,26 @@ from pxcompress.data import (
     in_order_of,
     load_splits,
     open_source,
-    restricted,
+    restrict_classes,
 )
 from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.hugging_face import gives_embeddings
 from pxcompress.models.input_scale import with_values
+from pxcompress.models.inputs import config_of
 from pxcompress.models.loading import Loaded, load_model
-from pxcompress.models.task import sliced
+from pxcompress.models.task import slice_classes
 from pxcompress.notes import Note
 from pxcompress.recipe import ModelAndData
+from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout, layout_of
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
-from pxcompress.types import ImageSize, Splits
+from pxcompress.types import ImageSize, Preprocessing, Splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class Whole:
 
     def sliced(self, example: Tensor) -> Loaded:
         """The model with the kept outputs only; `example` is an input (1, ...). Raises `ModelError`."""
-        model = sliced(self.loaded.model, example, self.outputs)
+        model = slice_classes(self.loaded.model, example, self.outputs)
         names = tuple(self.loaded.class_names[output] for output in self.outputs if self.loaded.class_names)
         return replace(self.loaded, model=model, classes=len(self.outputs), class_names=names)
 
@@ -74,6 +76,10 @@ def load_workload(given: ModelAndData) -> Workload:
 
     Pretrained weights are asked for only when the data is the user's own.
     """
+    if given.data == IN_PYTHON:
+        raise InputError(
+            f"the run is of a {given.model} and batches given in Python, which no file holds; work on it there"
+        )
     task = None if given.task == AUTO else build_task(given.task)
     layout = layout_of(task, given.data)
     source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)
@@ -98,12 +104,12 @@ def load_workload(given: ModelAndData) -> Workload:
         splits = load_splits(source, loaded.preprocessing, seed=given.seed)
         return Workload(_judged_by(task, loaded, splits), source, splits, task)
     source = in_order_of(source, loaded)
-    part = restricted(source, given.classes or source.classes, given.seed)
+    part = restrict_classes(source, given.classes or source.classes, given.seed)
     splits = load_splits(part, loaded.preprocessing, seed=given.seed)
     if part is source:
         return Workload(loaded, source, splits, task)
-    whole = Whole(loaded, source, tuple(source.classes.index(name) for name in part.classes))
-    return Workload(whole.sliced(splits.example), part, splits, task, whole)
+    uncut = Whole(loaded, source, tuple(source.classes.index(name) for name in part.classes))
+    return Workload(uncut.sliced(splits.example), part, splits, task, uncut)
 
 
 def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
@@ -119,7 +125,16 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             inputs=source.inputs,
         )
     check_agrees(loaded.model)
+    if task.whole_images or source.layout == "boxes":
+        loaded = replace(loaded, preprocessing=_whole_image(loaded))
     return with_values(loaded, given.input_mean, given.input_std)
+
+
+def _whole_image(loaded: Loaded) -> Preprocessing:
+    """How images become inputs without a loss at their ends: with a border around them, unless the model says how."""
+    config = config_of(loaded.model)
+    crop_mode, crop = config.get("crop_mode", "border"), config.get("crop_pct", 1.0)
+    return replace(loaded.preprocessing, crop_mode=crop_mode, crop=float(crop))
 
 
 def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
@@ -155,5 +170,5 @@ def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:
         return replace(workload, loaded=data.trained(workload.loaded, source, splits, workload.task, seed, note))
     loaded, source = workload.whole.loaded, workload.whole.source
     splits = load_splits(source, loaded.preprocessing, seed=seed)
-    whole = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
-    return replace(workload, loaded=whole.sliced(workload.splits.example), whole=whole)
+    uncut = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
+    return replace(workload, loaded=uncut.sliced(workload.splits.example), whole=uncut)

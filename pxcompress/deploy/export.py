@@ -89,6 +89,11 @@ def file_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in onnx_files(path))
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What an ONNX file says about itself."""
+    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+
+
 def artifact_of(path: Path) -> Artifact:
     """What an exported file is; its hash covers the weights beside it."""
     proto = onnx.load(path, load_external_data=False)
@@ -131,12 +136,23 @@ def on_cpu(model: nn.Module) -> Iterator[None]:
                 model.to(device)
 
 
-class _Flat(nn.Module):
+class FlatOutputs(nn.Module):
     """A model that takes its `inputs` one by one, and whose outputs are a tuple: that is what the exporter can name."""
 
     def __init__(self, model: nn.Module, inputs: Sequence[str | int], names: Sequence[str], only: str) -> None:
         super().__init__()
         self.model, self._inputs, self._names, self._only = model, tuple(inputs), tuple(names), only
+
+    @classmethod
+    def of(cls, model: nn.Module, names: Sequence[str], only: str) -> nn.Module:
+        """`model` itself where it takes and returns one tensor as it is. Raises `ModelError` for several inputs."""
+        if not isinstance(model, Adapter):
+            return model if list(names) == [only] else cls(model, [0], names, only)
+        if model.signature_.inputs:
+            raise ModelError(
+                "the model takes several inputs, which are written to ONNX files only; leave the others out"
+            )
+        return cls(model, [0], names, only)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of their names."""
@@ -163,14 +179,14 @@ class _Exported:
         if not isinstance(model, Adapter):
             if list(outputs) == [only]:
                 return cls(model, {INPUT: inputs}, _any_batch(model))
-            return cls(_Flat(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
+            return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
         signature = model.signature_
         if not signature.inputs:
-            return cls(_Flat(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
+            return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
         values = signature.unpacked(inputs)
         sizes = {0: batch} | ({1: torch.export.Dim("length", min=1)} if signature.is_open else {})
         named = {_argument(model, name): value for name, value in values.items()}
-        return cls(_Flat(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
+        return cls(FlatOutputs(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
 
 
 def _packing(model: nn.Module) -> dict[str, str]:
@@ -223,15 +239,15 @@ def _flat_attention() -> Iterator[None]:
     attention = F.scaled_dot_product_attention
 
     def flat(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **rest: Any
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **options: Any
     ) -> Any:
         if query.dim() <= 4:
-            return attention(query, key, value, attn_mask, *args, **rest)
+            return attention(query, key, value, attn_mask, *args, **options)
         lead = query.shape[:-3]
         if attn_mask is not None and attn_mask.dim() > 3:
             attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-3:]).flatten(0, -4)
         q, k, v = (part.expand(*lead, *part.shape[-3:]).flatten(0, -4) for part in (query, key, value))
-        return attention(q, k, v, attn_mask, *args, **rest).unflatten(0, lead)
+        return attention(q, k, v, attn_mask, *args, **options).unflatten(0, lead)
 
     F.scaled_dot_product_attention = flat
     try:

@@ -14,26 +14,29 @@ from typing import Any
 from torch import nn
 
 from pxcompress.errors import ModelError, short
+from pxcompress.models.detectors import BACKGROUND, raw_detector
 
 OPTIONS = ("num_classes", "img_size")
 """Arguments that a factory is given, where it takes them."""
 
 
-def find_object(name: str, what: str) -> Any:
-    """The object "package.module:name", `what` says what for; the current folder is importable. `ModelError`."""
+def find_object(name: str, purpose: str) -> Any:
+    """The object "package.module:name", wanted for `purpose`; the current folder is importable. `ModelError`."""
     module_name, _, path = name.partition(":")
     if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
-        raise ModelError(f"{what} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own")
+        raise ModelError(
+            f"{purpose} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own"
+        )
     try:
         with _current_directory_importable():
             target: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
-        raise ModelError(f"{what} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
+        raise ModelError(f"{purpose} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
     for part in path.split("."):
         if not hasattr(target, part):
             close_names = difflib.get_close_matches(part, dir(target), n=3)
             hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
-            raise ModelError(f"{what} {name!r}: {module_name!r} has no {path!r}; {hint}")
+            raise ModelError(f"{purpose} {name!r}: {module_name!r} has no {path!r}; {hint}")
         target = getattr(target, part)
     return target
 
@@ -47,21 +50,28 @@ def find_factory(name: str) -> Callable[..., object]:
 
 
 def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
-    """The module that the factory `name` makes. Raises `ModelError` where it fails or takes other arguments."""
+    """The module that the factory `name` makes, a detector of torchvision's with raw boxes (`models.detectors`).
+
+    Raises `ModelError` where it fails or takes other arguments.
+    """
     # Architectures are read from files: such a name must not become a way to call any function with any arguments.
     refused_keys = [key for key, value in kwargs.items() if key not in OPTIONS or not isinstance(value, int)]
     if refused_keys:
         raise ModelError(f"model {name!r} refused: argument {refused_keys[0]!r}; expected only {OPTIONS} as integers")
     factory = find_factory(name)
+    own = getattr(factory, "__module__", "").startswith("torchvision.models.detection")
+    counted = dict(kwargs)
+    if own and isinstance(classes := kwargs.get("num_classes"), int):
+        counted["num_classes"] = classes + BACKGROUND
     try:
         with _current_directory_importable():
-            model = factory(**kwargs, **_without_backbone_weights(factory))
+            model = factory(**counted, **_without_backbone_weights(factory))
     except Exception as error:  # the user's callable may fail in any way
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         raise ModelError(f"model {name!r}: calling it with ({arguments}) failed: {_described(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
-    return model
+    return raw_detector(model)
 
 
 def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]:
@@ -75,13 +85,13 @@ def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]
 
 @contextmanager
 def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
     try:
         importlib.invalidate_caches()
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(folder)
 
 
 def _described(error: Exception) -> str:

@@ -319,6 +319,7 @@ def _read_image_config(place: str, config: Any) -> dict[str, Any]:
         "std": tuple(facts["image_std"]) if scaled and "image_std" in facts else (0.5,) * channels,
         "interpolation": _INTERPOLATIONS.get(facts.get("resample", 2), "bilinear"),
         "crop_pct": min(1.0, height / shorter),
+        "crop_mode": "squash" if "height" in sizes and shown is sizes else "center",
         "label_names": _labels(config),
     }
 

@@ -66,6 +66,7 @@ def preprocessing_of(
         std=_each_channel(data_config["std"], channels),
         interpolation=data_config["interpolation"],
         crop=float(data_config["crop_pct"]),
+        crop_mode=data_config["crop_mode"],
     )
 
 

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, NoClassifierError, short
-from pxcompress.models.adapter import called_with, everything
+from pxcompress.models.adapter import all_outputs, called_with
 from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
 from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
-from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.models.timm_models import Side, TimmSource, create, fetched, sized, timm_source
 from pxcompress.onnx_in import read_file
@@ -231,17 +231,17 @@ def _made_plain(loaded: Loaded, request: _Request) -> Loaded:
 def made_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
     """`model` in plain layers, taking one tensor (n, ...) in which its inputs are packed. Raises `ModelError`."""
     blank = blank_inputs(preprocessing)
-    model = unwrapped(model)
+    model = unwrap(model)
     if preprocessing.inputs:
         model = called_with(model, preprocessing.inputs, preprocessing.input_size)
-    return plain(model, lambda twin: everything(twin, blank))
+    return rewrite_plain(model, lambda twin: all_outputs(twin, blank))
 
 
-def _weights(file: Any, source: TimmSource | None, own: bool) -> Weights:
+def _weights(file: Any, source: TimmSource | None, has_own_weights: bool) -> Weights:
     """Where the weights come from."""
     if file is not None:
         return "checkpoint"
-    if not own:
+    if not has_own_weights:
         return "untrained"
     return "factory" if source is None else "pretrained"
 

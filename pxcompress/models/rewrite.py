@@ -1,8 +1,9 @@
 """The same model in plain layers, so that what a layer computes with is what it holds: same numbers, removable units.
 
 nn.MultiheadAttention becomes explicit q, k, v and output layers, a global response norm one whose mean over channels is
-a layer; a layer that derives its weights at every call (weight standardisation, weight or spectral norm, masks) becomes
-one that holds the weights it has in eval mode. Compiled and parallel modules become the module inside.
+a layer, a frozen BatchNorm one of PyTorch's; a layer that derives its weights at every call (weight standardisation,
+weight or spectral norm, masks) becomes one that holds the weights it has in eval mode. Compiled and parallel modules
+become the module inside.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TOLERANCE = 1e-5
 """Largest difference between a layer and its plain version, as a share of the outputs' scale."""
 
 AMPLIFIED = 1e-3
-"""The same for all outputs of a model, which may amplify rounding."""
+"""Largest difference between a model's outputs before and after rewriting, which may amplify rounding."""
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -44,16 +45,16 @@ Run = Callable[[nn.Module], Any]
 """What comes out of a model for some example."""
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The module inside compiled and parallel ones; a copy where inference mode made it, or compiled in place."""
     while (inner := _inside(model)) is not None:
         model = inner
     tensors = [*model.parameters(), *model.buffers()]
-    compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    return _copied(model) if compiled or any(tensor.is_inference() for tensor in tensors) else model
+    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return _copy_model(model) if is_compiled or any(tensor.is_inference() for tensor in tensors) else model
 
 
-def plain(model: nn.Module, run: Run | None = None) -> nn.Module:
+def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
     """A copy of `model` in which such layers are plain ones; `model` itself where there are none.
 
     A layer whose plain version does not compute the same stays as it is, as does one that shares parameters with
@@ -63,13 +64,13 @@ def plain(model: nn.Module, run: Run | None = None) -> nn.Module:
     names = [name for name, part in model.named_modules() if _may_be_rewritten(part) and not _is_tied(part, owners)]
     expected = None if run is None or not names else _outputs(model, run)
     if expected is None or any(bool(value.isnan().any()) for value in expected):
-        return _rewritten(model, names)
+        return _rewrite(model, names)
 
     def is_same(twin: nn.Module) -> bool:
         outputs = _outputs(twin, run) if run else None
         return outputs is not None and difference(outputs, expected) <= AMPLIFIED
 
-    return _rewritten(model, _sound([], names, lambda some: is_same(_rewritten(model, some))))
+    return _rewrite(model, _sound([], names, lambda some: is_same(_rewrite(model, some))))
 
 
 def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[list[str]], bool]) -> list[str]:
@@ -83,11 +84,11 @@ def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[
     return _sound(sound_names, suspects[middle:], is_sound)
 
 
-def _rewritten(model: nn.Module, names: Sequence[str]) -> nn.Module:
+def _rewrite(model: nn.Module, names: Sequence[str]) -> nn.Module:
     """A copy of `model` with plain versions of the modules `names`, wherever they are used; itself without any."""
     if not names:
         return model
-    twin = _copied(model)
+    twin = _copy_model(model)
     for module in reversed([twin.get_submodule(name) for name in names]):  # what is inside comes first
         plain_module = _plain_version(module)
         if plain_module is None:
@@ -112,9 +113,8 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if _has_own_forward(module):
         convolution = _with_its_weights(module)
         return convolution and _with_hooks_of(module, convolution)
-    if (norm := explicit_response_norm(module)) is not None:
-        return _with_hooks_of(module, norm)
-    return module
+    norm = _thawed(module) if _is_frozen_norm(module) else explicit_response_norm(module)
+    return module if norm is None else _with_hooks_of(module, norm)
 
 
 def _outputs(model: nn.Module, run: Run) -> list[Tensor] | None:
@@ -126,7 +126,7 @@ def _outputs(model: nn.Module, run: Run) -> list[Tensor] | None:
         return None
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copy_model(model: nn.Module) -> nn.Module:
     """A deep copy, also where a hook has left a weight that it computed."""
     values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
@@ -251,7 +251,8 @@ class _Weights(TorchFunctionMode):
 
 def _may_be_rewritten(module: nn.Module) -> bool:
     derives_weights = parametrize.is_parametrized(module) or _weight_hooks(module) or _inside(module) is not None
-    return bool(derives_weights) or _is_attention(module) or _has_own_forward(module) or is_response_norm(module)
+    is_other_norm = is_response_norm(module) or _is_frozen_norm(module)
+    return bool(derives_weights) or _is_attention(module) or _has_own_forward(module) or is_other_norm
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -264,6 +265,21 @@ def _is_attention(module: nn.Module) -> bool:
 
 def _has_own_forward(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a FrozenBatchNorm2d, of which torchvision, Transformers and others have one each."""
+    names = {"weight", "bias", "running_mean", "running_var"}
+    return type(module).__name__.endswith("FrozenBatchNorm2d") and set(module._buffers) == names
+
+
+def _thawed(module: nn.Module) -> nn.Module:
+    """A BatchNorm2d that computes the same in eval mode."""
+    values = module._buffers
+    assert values["weight"] is not None
+    norm = nn.BatchNorm2d(len(values["weight"]), eps=getattr(module, "eps", 1e-5)).to(values["weight"])
+    norm.load_state_dict(values, strict=False)
+    return norm
 
 
 def _explicit(attention: nn.MultiheadAttention) -> nn.Module:
@@ -301,21 +317,21 @@ def _with_its_weights(module: nn.Module) -> nn.Module | None:
     if len(recorded_weights.calls) != 1 or torch.equal(recorded_weights.calls[0][1], module.weight):
         return None
     shape, weight = recorded_weights.calls[0]
-    convolution = _like(module, weight, padded=shape != inputs.shape)
+    convolution = _like(module, weight, keeps_size=shape != inputs.shape)
     with torch.no_grad(), evaluating(convolution):
         outputs = convolution(inputs)
     is_same = outputs.shape == expected.shape and (outputs - expected).abs().max() <= TOLERANCE * expected.abs().max()
     return convolution if is_same else None
 
 
-def _like(module: nn.Conv2d, weight: Tensor, *, padded: bool) -> nn.Conv2d:
-    """A convolution as `module`, with other weights; `padded` says that its inputs are padded to keep their size."""
-    convolution: nn.Conv2d = (Conv2dSame if padded else nn.Conv2d)(
+def _like(module: nn.Conv2d, weight: Tensor, *, keeps_size: bool) -> nn.Conv2d:
+    """A convolution as `module`, with other weights; `keeps_size`: inputs are padded to keep their size."""
+    convolution: nn.Conv2d = (Conv2dSame if keeps_size else nn.Conv2d)(
         module.in_channels,
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         stride=module.stride,  # type: ignore[arg-type]
-        padding=0 if padded else module.padding,  # type: ignore[arg-type]
+        padding=0 if keeps_size else module.padding,  # type: ignore[arg-type]
         dilation=module.dilation,  # type: ignore[arg-type]
         groups=module.groups,
         bias=module.bias is not None,

@@ -149,6 +149,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
         **({"most_tokens": str(preprocessing.tokenizer.longest)} if preprocessing.tokenizer else {}),
+        "crop_mode": preprocessing.crop_mode,
         "output": "probabilities" if _gives_probabilities(workload) else "logits",
     }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution import attributed
-from pxcompress.attribution.relevance import started
+from pxcompress.attribution.relevance import make_start
 from pxcompress.errors import InputError
 from pxcompress.models.adapter import has_whole_numbers
 from pxcompress.passes.collect import unit_means
@@ -68,5 +68,5 @@ class IntegratedGradients(Scorer):
 
         inputs, _ = next(iter(batches))
         with attributed(model, None, inputs[:1]) as twin:
-            paths, start = _Paths(batches, self.steps), started("logit", self.target)
+            paths, start = _Paths(batches, self.steps), make_start("logit", self.target)
             return unit_means(twin.model, groups, paths, conductance, start)

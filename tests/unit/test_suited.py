@@ -173,13 +173,14 @@ def test_state_outside_the_state_dict_is_carried(where: str, tmp_path: Path, mon
     assert list(outside_state(model)) == ["order"]
     check_rebuilds(model, Built(where), (3, 12, 12))  # type: ignore[arg-type]
     monkeypatch.setattr(Architecture, "from_json", classmethod(lambda cls, text: Built(where)))
-    loaded = SimpleNamespace(architecture=SimpleNamespace(to_json=lambda: "{}"))
+    architecture = SimpleNamespace(to_json=lambda: "{}")
+    loaded = SimpleNamespace(architecture=architecture, preprocessing=Preprocessing((3, 12, 12)))
     splits = SimpleNamespace(example=inputs[:1])
     subject: Any = SimpleNamespace(loaded=loaded, splits=splits, task=Classification(), whole=None)
     written._save_weights(model, subject, tmp_path / "model.safetensors")
     with saved.safe_open(tmp_path / "model.safetensors", "pt") as file:
         facts, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    again = saved._rebuilt(facts, plan_to_json(plan_of({}), ()), state, tmp_path).model
+    again = saved._rebuild(facts, plan_to_json(plan_of({}), ()), state, tmp_path).model
     assert torch.equal(again.eval()(inputs), model(inputs))
 
 
