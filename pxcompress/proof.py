@@ -323,6 +323,7 @@ WarningCode = Literal[
     "closed-loop",
     "precision",
     "explanations",
+    "loading",
     "remark",
 ]
 """What a warning is about; only its text is for readers."""
