@@ -125,7 +125,11 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     labels = [text for text in recipe.scorers if SCORERS.build(text).target == "label"]
     if any(REPAIRS.build(text).phase == "train" for text in recipe.repair):
         raise InputError("repairs that train are for classifiers; leave out finetune")
-    for wanted, words in ((recipe.class_scores, "class scores"), (labels, f"scorer {recipe.scorer!r}")):
+    for wanted, words in (
+        (recipe.class_scores, "class scores"),
+        (recipe.temperature_scaling, "temperature scaling"),
+        (labels, f"scorer {recipe.scorer!r}"),
+    ):
         if wanted:
             raise InputError(f"{words} need one label a sample; leave them out, or give --task classification")
     if recipe.guarantee is not None and (recipe.guarantee.risk not in LOSS_RISKS or recipe.guarantee.part != "all"):
@@ -224,12 +228,12 @@ def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | Non
 
 def _check_answers(module: Adapted, recipe: Recipe) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
-    needs_labels = recipe.class_scores
+    needs_labels = recipe.class_scores or recipe.temperature_scaling
     needs_labels |= any(SCORERS.build(text).target == "label" for text in recipe.scorers)
     if needs_labels and not module.labelled:
         raise InputError(
-            f"scorer {recipe.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
-            "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
+            f"scorer {recipe.scorer!r}, class scores or temperature scaling need labels (n,) and logits (n, classes); "
+            "give batches of (inputs, labels), logits=FUNCTION where the module returns something else, or leave it out"
         )
     if isinstance(module.model, Adapter) and any(REPAIRS.build(text).phase == "train" for text in recipe.repair):
         raise InputError("repairs that train take a module with one input and logits (n, classes); leave out finetune")

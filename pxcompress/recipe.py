@@ -193,6 +193,9 @@ class Recipe(ModelAndData):
     keep: tuple[str, ...] = option((), "Leave groups of these names whole: globs with commas.")
     scope: str = option("all", f"Which groups may lose units: {one_of(SCOPES)} (residual streams stay whole).")
     class_scores: bool = option(False, "Keep units' relevance for every class; needs labels of the score split.")
+    temperature_scaling: bool = option(
+        False, "Divide the logits by a temperature fitted to held-out labels: probabilities that can be trusted."
+    )
     bench: Bench = field(default_factory=Bench)
     guarantee: Guarantee | None = None
     targets: tuple[str, ...] = option(

@@ -25,7 +25,7 @@ LINE = (
     ("budgets", "planning", "inspection", "exchange_rates"),
     ("recipe",),
     ("workload", "report", "run", "recipe_file"),
-    ("run_folder",),
+    ("run_folder", "temperature"),
     ("stages", "explain"),
     ("pipeline",),
     ("sweep", "search"),

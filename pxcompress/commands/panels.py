@@ -17,7 +17,7 @@ _PANELS = {
     FIRST: (*_BASICS, "batch_size", "provider"),
     "goal": ("max_bytes", "relevance_share", "classes", "only", "keep", "scope", "min_keep", "floors", "round_to"),
     "scoring": ("scorer", "normalise", "class_scores"),
-    "repair": ("repair", "rounds"),
+    "repair": ("repair", "rounds", "temperature_scaling"),
     "input": ("input_size", "input_mean", "input_std"),
     "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "coverage"),
     "export": ("targets", "fixed_batch"),

@@ -15,6 +15,7 @@ from pxcompress.report.costs import list_blocks, list_operators, view_latency
 from pxcompress.report.explanation import Explanation
 from pxcompress.report.explanation_page import view_explanation
 from pxcompress.report.pages import Bar, Bars, Row, Stacked, render
+from pxcompress.report.probabilities import list_calibration
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     Figure,
@@ -160,6 +161,7 @@ def _measured(report: Report) -> Mapping[str, Any]:
         "blocks": list_blocks(report),
         "operators": list_operators(report),
         "stage_accuracies": _stage_accuracies(report),
+        "calibration": list_calibration(report),
         "similarity": list_similarities(report),
         "similarity_of": describe_heatmap_samples(report),
     }

@@ -13,6 +13,7 @@ from pxcompress.report.alike import describe_similarity
 from pxcompress.report.certificates import describe_labels, describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
 from pxcompress.report.next_step import next_step
+from pxcompress.report.probabilities import describe_calibration
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     compare_figures,
@@ -62,6 +63,7 @@ def to_table(report: Report) -> str:
             describe_class_changes(report),
             describe_class_relevance(report),
             describe_agreement(report),
+            describe_calibration(report),
             describe_similarity(report),
         )
         if line

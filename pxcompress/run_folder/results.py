@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pxcompress.attribution.class_relevance import removed_shares
+from pxcompress.certify.calibration import LEAST_SAMPLES, CalibrationRecord, compare_calibration
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
 from pxcompress.deploy.intervals import BUSY, guesses
 from pxcompress.deploy.measure import FileTiming, try_files
+from pxcompress.deploy.predictions import Predictions
 from pxcompress.proof import (
     ClassShare,
     DataSummary,
@@ -54,6 +56,7 @@ class Measured:
     comparison: Comparison
     targets: Targets
     layers: tuple[LayerCost, ...] = ()
+    calibration: CalibrationRecord | None = None
 
 
 def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Measured:
@@ -70,7 +73,18 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Me
         tried = try_files(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, tried, workload.source.classes)
-    return Measured(files, comparison, _targets(files, made, tried), layers)
+    calibration = _compare_calibration(tried[0].predictions, tried[1].predictions)
+    return Measured(files, comparison, _targets(files, made, tried), layers, calibration)
+
+
+def _compare_calibration(dense: Predictions, pruned: Predictions) -> CalibrationRecord | None:
+    """How far probabilities of both models can be trusted; None where there are none, or too few samples."""
+    if dense.class_outputs is None or pruned.class_outputs is None:
+        return None
+    if dense.samples < LEAST_SAMPLES or dense.broken or pruned.broken:
+        return None
+    labels = dense.statistics[:, 2].long()
+    return compare_calibration(dense.class_outputs.numpy(), pruned.class_outputs.numpy(), labels.numpy())
 
 
 def _targets(files: Files, made: Made, tried: Sequence[FileTiming]) -> Targets:
@@ -135,6 +149,8 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         class_shares=_class_shares(slim, workload.source.classes),
         attempts=slim.attempts,
         agreements=slim.agreements,
+        calibration=measured.calibration,
+        temperature=slim.temperature,
         missed=_missed(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,

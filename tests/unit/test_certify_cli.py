@@ -68,9 +68,10 @@ def options(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[obje
 
 @pytest.fixture(scope="module")
 def certified(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """A run of which a smaller model passes."""
+    """A run of which a smaller model passes, with a temperature."""
     out = tmp_path_factory.mktemp("runs") / "certified"
-    return out, _once(options, "--ratio", 0.6, "--repair", "fold", "--max-drop", 0.3, "--steps", 3, "--out", out)
+    asked = ["--max-drop", 0.3, "--steps", 3, "--temperature-scaling"]
+    return out, _once(options, "--ratio", 0.6, "--repair", "fold", *asked, "--out", out)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,26 @@ def _once(options: list[object], *more: object) -> Outcome:
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         return caller(patch, Captured())("run", *options, *more)  # type: ignore[arg-type]
+
+
+def test_a_temperature_is_in_the_file_and_the_report_says_what_probabilities_are_worth(
+    certified: tuple[Path, Outcome], refused: tuple[Path, Outcome]
+) -> None:
+    folder, outcome = certified
+    report = from_json((folder / "report.json").read_text())
+    assert report.temperature not in (0, 1)
+    facts = open_session(folder / "model.onnx", "cpu").metadata
+    assert float(facts["temperature"]) == pytest.approx(report.temperature, rel=1e-4)
+    assert "temperature" not in open_session(folder / "dense.onnx", "cpu").metadata
+    assert report.calibration is not None
+    assert report.calibration.samples == report.data.test
+    assert f"logits divided by {report.temperature:.3g}" in outcome.out
+    page = (folder / "report.html").read_text()
+    assert "expected calibration error" in page
+    assert "logits were divided by" in page
+    plain = from_json((refused[0] / "report.json").read_text())
+    assert plain.temperature == 1
+    assert plain.calibration is not None
 
 
 @pytest.fixture
