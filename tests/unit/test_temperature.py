@@ -1,4 +1,4 @@
-"""Temperature scaling of a pruned model: inside its last layer, refused where that is not what the output comes from."""
+"""Temperature scaling of a pruned model: inside its last layer, or refused."""
 
 from __future__ import annotations
 
