@@ -30,6 +30,7 @@ from pxcompress.data import open_source
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.run_folder.labelling import QUESTIONS, certify_answers, request_labels
+from pxcompress.run_folder.ledger import Procedure
 from pxcompress.run_folder.names import DENSE, SLIM
 
 SEED = 0
@@ -200,7 +201,7 @@ def own_nets(alpha: float) -> Iterator[Row]:
             samples.load(place).save(root / "images" / name)
         for anytime in (True, False):  # the second looks at all of them
             out = root / f"labels {anytime}"
-            request = request_labels(files, str(root / "images"), Guarantee(alpha), out, anytime=anytime)
+            request = request_labels(files, str(root / "images"), Guarantee(alpha), out, Procedure(anytime))
             record = certify_answers(_answered(out / QUESTIONS, truth), out)
             seen = record.rows[0].n
             row: Row = {"part": "own nets", "method": "anytime" if anytime else "binomial", "model": "resnet10t"}

@@ -90,6 +90,14 @@ class Part:
             check_samples(total, goal)
 
 
+def check_groups(goal: Goal, masks: Mapping[str, Array], n: int, where: str = "to certify on") -> None:
+    """Raise `DataError` where n samples, or those of the smallest group (name -> mask), are too few."""
+    if not masks:
+        return check_samples(n, goal, where)
+    smallest = min(masks, key=lambda name: masks[name].sum())
+    return check_samples(int(masks[smallest].sum()), goal, f"of {smallest!r}, the smallest group, {where}")
+
+
 def _format_share(value: float) -> str:
     """Three digits or more: a share just below 1 keeps two digits of what it lacks."""
     return f"{value:.{max(3, 1 - math.floor(math.log10(1 - value)))}f}" if value < 1 else "1"

@@ -17,6 +17,7 @@ from pxcompress.errors import InputError, ResultError
 
 if TYPE_CHECKING:
     from pxcompress.certify.record import CertificateRecord
+    from pxcompress.recipe import Guarantee
     from pxcompress.run_folder.labelling import LabelRequest
 
 
@@ -28,21 +29,24 @@ def certify(
     max_drop: Annotated[float | None, typer.Option(help="Certify that the risk is at most this.")] = None,
     data: Annotated[str, typer.Option(help="As for `run`.  [default: the run folder's]")] = "",
     unlabelled: Annotated[
-        str, typer.Option(help="Instead of --data: a folder of images; asks for labels where models disagree.")
+        str, typer.Option(help="Instead of --data: images, a folder or table; asks for labels where models disagree.")
     ] = "",
     answers: Annotated[
         Path | None, typer.Option(help="The filled to_label.csv: go on with what --out asked for.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for what is to be labelled, and the certificate.")] = Path(
-        "certificate"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the certificate, and what is to be labelled.  [default: certificate]"),
+    ] = None,
     losses: Annotated[
         Path | None,
         typer.Option(
             help="Instead of models: CSV of their losses in [0, 1], a column a model, from dense to smallest."
         ),
     ] = None,
-    group: Annotated[str, typer.Option(help="With --losses: column of words; the risk is held for each of them.")] = "",
+    group: Annotated[
+        str, typer.Option(help="Column of words in the table of data, images or losses; the risk is held for each.")
+    ] = "",
     anytime: Annotated[
         bool,
         typer.Option(
@@ -50,6 +54,10 @@ def certify(
             help="Stop when it is decided; samples not looked at stay fresh; one error budget for all tests.",
         ),
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="certificate.json of a test with --anytime, which goes on with the samples it has not seen."),
+    ] = None,
     confidence: Confidence = None,
     risk: Risk = None,
     part: Part = None,
@@ -63,35 +71,46 @@ def certify(
     Without labels: --unlabelled DIR writes to_label.csv and to_label.html, to be filled; --answers FILE goes on.
     """
     from pxcompress.certify.path import Goal
-    from pxcompress.run_folder.certificate import certify_files
     from pxcompress.run_folder.labelling import QUESTIONS, certify_answers, request_labels
+    from pxcompress.run_folder.ledger import Procedure, read_earlier
     from pxcompress.run_folder.loss_table import certify_losses
+    from pxcompress.run_folder.model_files import certify_files
 
-    note = notes(quiet)
-    given: dict[str, object] = {"a model": files, "--data": data, "--unlabelled": unlabelled, "--part": part}
+    note, place = notes(quiet), out or Path("certificate")
+    models: dict[str, object] = {"a model": files, "--data": data, "--unlabelled": unlabelled, "--part": part}
+    wanted: dict[str, object] = {"--max-drop": max_drop, "--confidence": confidence, "--risk": risk}
     if answers is not None:
-        given |= {"--max-drop": max_drop, "--confidence": confidence, "--risk": risk, "--losses": losses}
-        _refuse({**given, "--anytime": anytime, "--group": group}, "--answers")
-        return _show(certify_answers(answers, out, note), as_json)
-    if max_drop is None:
+        _refuse(models | wanted | {"--losses": losses, "--anytime": anytime, "--group": group}, "--answers")
+        _refuse({"--resume": resume}, "--answers")
+        return _show(certify_answers(answers, place, note), as_json)
+    procedure = Procedure(anytime, group)
+    goal: Goal | Guarantee
+    if resume is not None:
+        _refuse(wanted | {"--part": part, "--group": group}, "--resume")
+        earlier = read_earlier(resume)
+        procedure = Procedure(True, earlier.group, earlier)
+        goal = earlier.certificate.goal
+    elif max_drop is None:
         raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
-    if losses is not None:
-        _refuse(given, "--losses")
+    elif losses is not None:
         delta = round(1 - (0.95 if confidence is None else confidence), 12)
         goal = Goal(risk or LOSS_RISKS[0], max_drop, delta, anytime=anytime)
-        return _show(certify_losses(losses, goal, group), as_json)
-    _refuse({"--group": group}, "models")
-    guarantee = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
+    else:
+        goal = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
+    if losses is not None:
+        _refuse(models, "--losses")
+        assert isinstance(goal, Goal)
+        return _show(certify_losses(losses, goal, procedure.group, procedure.earlier), as_json, out)
     if not unlabelled:
         if not files:
             raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
-        return _show(certify_files(files, data, guarantee, seed, anytime=anytime), as_json)
+        return _show(certify_files(files, data, goal, seed, procedure), as_json, out)
     if data:
         raise InputError("--data and --unlabelled are given; give one of them")
-    request = request_labels(files or [], unlabelled, guarantee, out, anytime=anytime, note=note)
+    request = request_labels(files or [], unlabelled, goal, place, procedure, note)
     if not request.to_label:
-        return _show(certify_answers(out / QUESTIONS, out, note), as_json)
-    print(json.dumps(dataclasses.asdict(request), indent=1) if as_json else _to_do(request, out))
+        return _show(certify_answers(place / QUESTIONS, place, note), as_json)
+    print(json.dumps(dataclasses.asdict(request), indent=1) if as_json else _to_do(request, place))
 
 
 def _refuse(given: Mapping[str, object], beside: str) -> None:
@@ -114,10 +133,14 @@ def _to_do(request: LabelRequest, folder: Path) -> str:
     )
 
 
-def _show(record: CertificateRecord, as_json: bool) -> None:
-    """Print a certificate; `ResultError` where it certifies no smaller model."""
+def _show(record: CertificateRecord, as_json: bool, out: Path | None = None) -> None:
+    """Print a certificate, and write it into the folder `out`; `ResultError` where it certifies no smaller model."""
     from pxcompress.report.table import format_certificate
+    from pxcompress.run_folder.certificate import FILE
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / FILE).write_text(json.dumps(dataclasses.asdict(record), indent=1))
     print(json.dumps(dataclasses.asdict(record), indent=1) if as_json else format_certificate(record))
     if not record.chosen:
         raise ResultError("not certified: no model smaller than the first one passes")

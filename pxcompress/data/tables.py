@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
 from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Values
-from pxcompress.errors import DataError
+from pxcompress.errors import DataError, unknown
 
 SUFFIXES = (".csv", ".jsonl")
 _PATH_COLUMNS = ("path", "image", "file")
-_LABELS, _SPLIT = "labels", "split"
+_LABELS, _SPLIT, _GROUP = "labels", "split", "group"
+"""Columns that are no numbers to learn; what a group is called says nothing but which images belong together."""
 
 Row = Mapping[str, object]
 
@@ -39,6 +40,22 @@ class _Table:
 
 def open_table(spec: str) -> UserData:
     """The images that the table `spec` lists; their paths are relative to it. Raises `DataError`."""
+    table = _read_table(spec)
+    images = _image_paths(table, Path(spec).expanduser().parent)
+    if _LABELS in table.names:
+        layout: Layout = "labels"
+        classes, targets = _read_labels(table)
+    else:
+        layout = "numbers"
+        classes, targets = _read_numbers(table)
+    root = Path(spec).expanduser().parent
+    samples = Samples.of(images, np.zeros(len(images), dtype=np.int64), Files(root, images), Values(targets))
+    train, held_out = _halves(table, samples)
+    return UserData(classes, train, held_out, layout=layout, outputs=len(classes))
+
+
+def _read_table(spec: str) -> _Table:
+    """The table's rows; `DataError` where it has none."""
     path = Path(spec).expanduser()
     try:
         rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)
@@ -46,17 +63,25 @@ def open_table(spec: str) -> UserData:
         raise DataError(f"data {spec!r} cannot be read ({error}); expected a CSV or JSONL file in UTF-8") from error
     if not rows:
         raise DataError(f"data {spec!r} is empty; expected rows with an image's path and its targets")
-    table = _Table(spec, rows, tuple(rows[0]))
-    images = _image_paths(table, path.parent)
-    if _LABELS in table.names:
-        layout: Layout = "labels"
-        classes, targets = _read_labels(table)
-    else:
-        layout = "numbers"
-        classes, targets = _read_numbers(table)
-    samples = Samples.of(images, np.zeros(len(images), dtype=np.int64), Files(path.parent, images), Values(targets))
-    train, held_out = _halves(table, samples)
-    return UserData(classes, train, held_out, layout=layout, outputs=len(classes))
+    return _Table(spec, rows, tuple(rows[0]))
+
+
+def read_words(spec: str, column: str) -> dict[str, str]:
+    """The words of a `column` of the table `spec`, by the path of the image as it stands there. Raises `DataError`."""
+    if not spec.lower().endswith(SUFFIXES):
+        raise DataError(f"data {spec!r} is no table, so that there is no column {column!r}; give a .csv or .jsonl")
+    table = _read_table(spec)
+    if column not in table.names:
+        raise unknown("column", column, table.names)
+    path = _path_column(table)
+    return {str(row[path]): str(row[column]) for row in table.rows}
+
+
+def open_listed(spec: str) -> Samples:
+    """The images that the table `spec` lists, whatever else it says; their labels, -1, say nothing."""
+    table, root = _read_table(spec), Path(spec).expanduser().parent
+    images = _image_paths(table, root)
+    return Samples.of(images, np.full(len(images), -1, dtype=np.int64), Files(root, images))
 
 
 def _read_csv(spec: str, path: Path) -> list[Row]:
@@ -145,7 +170,7 @@ def _split_labels(table: _Table, number: int) -> set[str]:
 
 def _read_numbers(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Names of the columns that are targets, and their values, (n, k)."""
-    columns = tuple(name for name in table.names if name not in (_path_column(table), _SPLIT))
+    columns = tuple(name for name in table.names if name not in (_path_column(table), _SPLIT, _GROUP))
     if not columns:
         raise DataError(f"data {table.spec!r} has no targets; expected a column {_LABELS!r}, or columns of numbers")
     values = [[_number(table, number, name) for name in columns] for number in range(len(table.rows))]
