@@ -33,6 +33,7 @@ from pxcompress.recipe import MEASURED, Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.report.record import Report
 from pxcompress.run import Run
+from pxcompress.run_folder.against import check_against
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
 from pxcompress.run_folder.place import check_place, whole_folder
 from pxcompress.run_folder.results import assemble, measure, write_report
@@ -101,6 +102,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         workload = load_workload(recipe)
         _check_task(recipe, workload.task)
         check_certifiable(recipe, workload)
+        check_against(recipe, workload)
         _check_names(recipe, workload)
     with clock.stage("weights"):
         workload = with_baseline(workload, recipe.seed, clock.say)

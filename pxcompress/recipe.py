@@ -201,6 +201,11 @@ class Recipe(ModelAndData):
     targets: tuple[str, ...] = option(
         ("fp32",), f"Precisions of the exported model, with commas: {', '.join(TARGETS)}; {TARGETS[0]} is always made."
     )
+    against: tuple[str, ...] = option(
+        (),
+        "Measure this model too (repeat the option), with int8 and smaller images: a timm name, MODEL=CHECKPOINT or an "
+        "ONNX file; the report says which to ship.",
+    )
     fixed_batch: bool = option(False, "The exported files take --batch-size samples a call, no other number.")
 
     def __post_init__(self) -> None:

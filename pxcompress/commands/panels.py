@@ -21,7 +21,7 @@ _PANELS = {
     "input": ("input_size", "input_mean", "input_std"),
     "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "coverage"),
     "export": ("targets", "fixed_batch"),
-    "measuring": ("threads",),
+    "measuring": ("against", "threads"),
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
 

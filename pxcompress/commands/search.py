@@ -19,6 +19,7 @@ WITHOUT = (
     "class_scores",
     "temperature_scaling",
     "targets",
+    "against",
     *(goal for goal in GOALS if goal != "ratio"),
     "guarantee",
     "bench",

@@ -14,7 +14,8 @@ from pxcompress.recipe import GOALS, Recipe
 
 
 @takes_recipe(
-    without=(*GOALS, "guarantee", "bench", "rounds", "targets", "class_scores", "temperature_scaling"), ratio=0.5
+    without=(*GOALS, "guarantee", "bench", "rounds", "targets", "against", "class_scores", "temperature_scaling"),
+    ratio=0.5,
 )
 def sweep(
     recipe: Recipe,

@@ -8,13 +8,15 @@ from typing import Any
 
 from pxcompress.inspection.survey import by_reason
 from pxcompress.proof import GroupWidth, Quality
+from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
 from pxcompress.report.alike import describe_heatmap_samples, list_similarities
 from pxcompress.report.certificates import describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import view_classes
 from pxcompress.report.costs import list_blocks, list_operators, view_latency
 from pxcompress.report.explanation import Explanation
 from pxcompress.report.explanation_page import view_explanation
-from pxcompress.report.pages import Bar, Bars, Row, Stacked, render
+from pxcompress.report.figures import draw_contenders, render_figure
+from pxcompress.report.pages import Bar, Bars, Picture, Row, Stacked, render
 from pxcompress.report.probabilities import list_calibration
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
@@ -158,6 +160,10 @@ def _measured(report: Report) -> Mapping[str, Any]:
         ],
         "targets_head": list_columns(report),
         "targets": list_targets(report),
+        "choice": describe_choice(report),
+        "contenders_head": COLUMNS,
+        "contenders": list_contenders(report),
+        "front": _front(report),
         "blocks": list_blocks(report),
         "operators": list_operators(report),
         "stage_accuracies": _stage_accuracies(report),
@@ -165,6 +171,13 @@ def _measured(report: Report) -> Mapping[str, Any]:
         "similarity": list_similarities(report),
         "similarity_of": describe_heatmap_samples(report),
     }
+
+
+def _front(report: Report) -> Picture | None:
+    """Quality against latency of everything that could be shipped; none without rivals."""
+    if not report.contenders:
+        return None
+    return Picture.of(render_figure(draw_contenders(report), "svg"), "svg+xml", f"{report.metric.name} against latency")
 
 
 def _accuracy_row(report: Report) -> Row:

@@ -12,6 +12,7 @@ from pxcompress.proof import (
     Change,
     ClassChange,
     ClassShare,
+    Contender,
     DataSummary,
     Environment,
     ExplanationSimilarity,
@@ -54,7 +55,8 @@ class Report:
     far a goal in milliseconds is from what was measured in the end. `task` says what outputs mean, `metric` how they
     are judged; `change` is that of the quality, pruned less dense. `operators` is empty on a GPU. `sha256` has every
     file of the folder but the report's own and predict.py, by name. `calibration` is there for classifiers; the
-    pruned model's logits were divided by `temperature`.
+    pruned model's logits were divided by `temperature`. `contenders` are what was measured with --against, the dense
+    and the pruned model first.
     """
 
     recipe: Recipe
@@ -91,4 +93,5 @@ class Report:
     agreements: Agreements | None = None
     calibration: CalibrationRecord | None = None
     temperature: Positive = 1.0
+    contenders: tuple[Contender, ...] = ()
     schema_version: Literal[1] = 1

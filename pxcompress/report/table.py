@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import BUSY, disagree, mean_speedup
 from pxcompress.deploy.session import runs_on_cpu
+from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
 from pxcompress.report.alike import describe_similarity
 from pxcompress.report.certificates import describe_labels, describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
@@ -55,6 +56,9 @@ def to_table(report: Report) -> str:
             AGREE,
             describe_placement(report),
         ]
+    if report.contenders:
+        rows = [(row[0], *row[2:4], row[5]) for row in (COLUMNS, *list_contenders(report))]
+        targets += ["", *align(rows), "*: nothing measured is both as fast and as good"]
     findings = [
         line
         for line in (
@@ -80,6 +84,7 @@ def to_table(report: Report) -> str:
             *notes,
             *certificate,
             report.verdict,
+            *filter(None, [describe_choice(report)]),
             *ending,
         ]
     )

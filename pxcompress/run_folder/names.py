@@ -4,3 +4,4 @@ DENSE, SLIM, PLAN, WEIGHTS = "dense.onnx", "model.onnx", "plan.json", "model.saf
 
 RECIPE = "recipe.json"
 """By this file a folder is known as one of ours: only such a folder is ever replaced."""
+AGAINST = "against"

@@ -18,6 +18,7 @@ from pxcompress.deploy.measure import FileTiming, try_files
 from pxcompress.deploy.predictions import Predictions
 from pxcompress.proof import (
     ClassShare,
+    Contender,
     DataSummary,
     GroupWidth,
     LayerCost,
@@ -29,6 +30,7 @@ from pxcompress.report.html import to_html
 from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import format_bytes, format_milliseconds, takes_images
 from pxcompress.run import Run
+from pxcompress.run_folder.against import measure_contenders
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
@@ -57,6 +59,8 @@ class Measured:
     targets: Targets
     layers: tuple[LayerCost, ...] = ()
     calibration: CalibrationRecord | None = None
+    contenders: tuple[Contender, ...] = ()
+    notes: tuple[Warning, ...] = ()
 
 
 def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Measured:
@@ -74,7 +78,8 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Me
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, tried, workload.source.classes)
     calibration = _compare_calibration(tried[0].predictions, tried[1].predictions)
-    return Measured(files, comparison, _targets(files, made, tried), layers, calibration)
+    contenders, notes = measure_contenders(files, (dense, pruned), workload, run)
+    return Measured(files, comparison, _targets(files, made, tried), layers, calibration, contenders, notes)
 
 
 def _compare_calibration(dense: Predictions, pruned: Predictions) -> CalibrationRecord | None:
@@ -143,6 +148,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
             *_notes(place, workload, files, comparison),
             *_loop(recipe, slim, comparison),
             *targets.notes,
+            *measured.notes,
             *(Warning("remark", text) for text in run.clock.remarks),
         ),
         certificate=files.certificate,
@@ -151,6 +157,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         agreements=slim.agreements,
         calibration=measured.calibration,
         temperature=slim.temperature,
+        contenders=measured.contenders,
         missed=_missed(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pxcompress.certify.anytime import Budget, certify_anytime, staked, stopping_time
 from pxcompress.certify.learn_then_test import BETS, e_process, log_wealth
-from pxcompress.certify.path import Candidate, Goal, Tested, certify
+from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.certify.path import Tested as Row
 from pxcompress.errors import InputError
 
 DRAWN = settings(deadline=None, derandomize=True, database=None, max_examples=40)
@@ -112,13 +113,13 @@ def test_to_go_on_is_to_have_had_all_samples_at_once(seed: int, cuts: list[int],
     groups = rng.integers(0, 3, 200)
     budget = Budget(0.05, 0.05, 1e-9, 0, 0, 200)
 
-    def run(first: int, last: int, before: tuple[Tested, ...] = ()) -> tuple[Tested, ...]:
+    def run(first: int, last: int, before: tuple[Row, ...] = ()) -> tuple[Row, ...]:
         masks = {str(each): groups[first:last] == each for each in range(3)} if grouped else {}
         rows = [Candidate(str(step), -step, row[first:last]) for step, row in enumerate(table)]
         return certify_anytime(rows, goal, budget, masks, before)[0].rows
 
     ends = sorted({*cuts, 200})
-    rows: tuple[Tested, ...] = ()
+    rows: tuple[Row, ...] = ()
     for first, last in itertools.pairwise([0, *ends]):
         rows = run(first, last, rows)
     for piece, whole in zip(rows, run(0, 200), strict=True):
