@@ -35,8 +35,9 @@ from pxcompress.report.record import Report
 from pxcompress.run import Run
 from pxcompress.run_folder.against import check_against
 from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
+from pxcompress.run_folder.pages import write_report
 from pxcompress.run_folder.place import check_place, whole_folder
-from pxcompress.run_folder.results import assemble, measure, write_report
+from pxcompress.run_folder.results import assemble, measure
 from pxcompress.run_folder.saved import check_loads
 from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from pxcompress.inspection.survey import by_reason
 from pxcompress.proof import GroupWidth, Quality
 from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
 from pxcompress.report.alike import describe_heatmap_samples, list_similarities
+from pxcompress.report.build import to_json
 from pxcompress.report.certificates import describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import view_classes
 from pxcompress.report.costs import list_blocks, list_operators, view_latency
@@ -278,6 +280,7 @@ def _provenance(report: Report) -> Mapping[str, Any]:
         "total_seconds": format_seconds(sum(stage.seconds for stage in report.stages)),
         "stage_costs": _stage_costs(report),
         "splits": [(role, str(getattr(report.data, role)), text) for role, text in _ROLES.items()],
+        "record_sha256": hashlib.sha256(to_json(report).encode()).hexdigest(),
         "recipe": asdict(report.recipe),
         "plan": {**asdict(report.plan), "schema version": report.schema_version},
         "environment": asdict(report.environment),

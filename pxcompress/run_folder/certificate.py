@@ -47,6 +47,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.report.build import read_report, sha256_of
 from pxcompress.run import Run
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
+from pxcompress.run_folder.pages import find_altered_pages
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
 from pxcompress.tasks.choice import build_task, layout_of
@@ -189,15 +190,12 @@ def _find_altered_files(folder: Path) -> list[str]:
     Some may be missing.
     """
     try:
-        sha256 = read_report(folder).sha256
+        report = read_report(folder)
     except InputError as error:
         return [str(error)]
-    others = [name for name in sha256 if name not in (DENSE, SLIM, PLAN, WEIGHTS)]
-    return [
-        f"{name!r} is not the file that the run wrote"
-        for name in others
-        if (folder / name).is_file() and sha256_of(folder / name) != sha256[name]
-    ]
+    others = [name for name in report.sha256 if name not in (DENSE, SLIM, PLAN, WEIGHTS)]
+    altered = [name for name in others if (folder / name).is_file() and sha256_of(folder / name) != report.sha256[name]]
+    return [f"{name!r} is not the file that the run wrote" for name in (*altered, *find_altered_pages(folder, report))]
 
 
 def judge_files(

@@ -13,7 +13,7 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ from pxcompress.certify.few_labels import (
 from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import RISKS, Candidate, Goal, certify
 from pxcompress.certify.record import CertificateRecord, LabelCount
+from pxcompress.certify.used import hash_of
 from pxcompress.checks import read_record
 from pxcompress.data import open_images, open_source
 from pxcompress.data.folder import Files
@@ -36,6 +37,7 @@ from pxcompress.deploy.measure import file_bytes
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.notes import Note, silent
 from pxcompress.recipe import Guarantee
+from pxcompress.report.build import sha256_of
 from pxcompress.report.labelling_page import LabelCase, to_labelling_page
 from pxcompress.report.pages import Picture
 from pxcompress.run_folder import ledger
@@ -64,9 +66,11 @@ _SIDE = 320
 @dataclass(frozen=True)
 class LabelRequest:
     """What request.json holds. `files` are the models from dense to smallest, name -> path; `hashes` their sha256, and
-    under "split" that of the images; `to_label` of the `images` need a label. With a `budget` the test may stop at
-    any time, and begins where others on these images ended, or goes on from the `earlier` certificate. The risk is held
-    for every word of the column `group` of the table of images, or for every answer of the dense model.
+    under "split" that of the images, `pages` those of what a person fills in; `to_label` of the `images` need a label.
+
+    With a `budget` the test may stop at any time, and begins where others on these images ended, or goes on from the
+    `earlier` certificate. The risk is held for every word of the column `group` of the table of images, or for every
+    answer of the dense model.
     """
 
     files: Mapping[str, str]
@@ -78,6 +82,7 @@ class LabelRequest:
     images: int
     to_label: int
     budget: Budget | None = None
+    pages: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
     earlier: CertificateRecord | None = None
     schema_version: Literal[1] = 1
@@ -130,12 +135,14 @@ def request_labels(
         group=group,
         earlier=procedure.earlier,
     )
-    folder.mkdir(parents=True)
-    (folder / REQUEST).write_text(json.dumps(asdict(request), indent=1))
-    (folder / QUESTIONS).write_text(questions_csv(observed.questions))
+    pages = {QUESTIONS: questions_csv(observed.questions)}
     if request.to_label:
         note(f"drawing the page of {request.to_label} images ...")
-        (folder / PAGE).write_text(_page(observed, folder))
+        pages[PAGE] = _page(observed, folder)
+    request = replace(request, pages={name: hash_of(text) for name, text in pages.items()})
+    folder.mkdir(parents=True)
+    for name, text in (*pages.items(), (REQUEST, json.dumps(asdict(request), indent=1))):
+        (folder / name).write_text(text)
     return request
 
 
@@ -181,6 +188,11 @@ def verify_answers(folder: Path, data: str = "", note: Note = silent) -> Verific
         return Verification(record, tuple(problems))
     again = _certificate(folder, request, observed, folder / ANSWERS).used(record.uses_before)
     problems = find_differences(record.rows, again.rows) or _altered(record, again)
+    problems += [
+        f"{name!r} is not the file that was written"
+        for name, digest in request.pages.items()
+        if (folder / name).is_file() and sha256_of(folder / name) != digest
+    ]
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
     return Verification(record, tuple(problems))

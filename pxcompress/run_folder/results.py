@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,10 +24,9 @@ from pxcompress.proof import (
     Warning,
 )
 from pxcompress.recipe import Recipe
-from pxcompress.report.build import sha256_of, to_json
-from pxcompress.report.html import to_html
+from pxcompress.report.build import sha256_of
 from pxcompress.report.record import PlanCosts, Report
-from pxcompress.report.summary import format_bytes, format_milliseconds, takes_images
+from pxcompress.report.summary import format_bytes, format_milliseconds
 from pxcompress.run import Run
 from pxcompress.run_folder.against import measure_contenders
 from pxcompress.run_folder.names import SLIM
@@ -45,9 +43,6 @@ NEAR = 0.05
 
 DRIFT = 0.2
 """Share by which the dense model may be faster or slower in the end than when a plan was made for its speed."""
-
-PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
-"""Needs onnxruntime, numpy and pillow only; it is copied as it is."""
 
 
 @dataclass(frozen=True)
@@ -167,14 +162,6 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         operators=comparison.operators,
         sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
     )
-
-
-def write_report(folder: Path, report: Report) -> None:
-    """Write report.json, report.html, and for images predict.py, with which the model runs without pxcompress."""
-    if takes_images(report):
-        shutil.copyfile(PREDICT, folder / PREDICT.name)
-    (folder / "report.json").write_text(to_json(report))
-    (folder / "report.html").write_text(to_html(report))
 
 
 def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare, ...]:

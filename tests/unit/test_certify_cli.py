@@ -511,11 +511,32 @@ def test_verify_detects_another_model(px: Px, copy: Path, refused: tuple[Path, O
     assert "holds" not in outcome.out
 
 
-@pytest.mark.parametrize("name", ["recipe.json", "scores.safetensors", "certificate.json"])
-def test_verify_detects_any_other_file_that_was_altered(px: Px, copy: Path, name: str) -> None:
-    with (copy / name).open("a") as file:
-        file.write("\n")
-    assert f"{name!r} is not the file that the run wrote" in px("verify", copy, "--quiet").err
+def test_verify_detects_any_file_that_was_altered(px: Px, copy: Path) -> None:
+    """One line more at the end of each file in turn; what makes a model is measured again, and told by its role."""
+    roles = {"model.onnx": "model", "dense.onnx": "dense", "plan.json": "plan", "model.safetensors": "weights"}
+    files = sorted(path for path in copy.iterdir() if path.is_file())
+    assert {"report.json", "report.html", "predict.py", "recipe.json", "certificate.json"} < {
+        file.name for file in files
+    }
+    for file in files:
+        before = file.read_bytes()
+        comment = b"\x32\x01 " if file.suffix == ".onnx" else b"\n"  # an ONNX file's doc_string
+        file.write_bytes(before + comment)
+        outcome = px("verify", copy, "--quiet")
+        told = f"{file.name!r} is not the file that the run wrote"
+        if file.name in roles:
+            told = f"the {roles[file.name]} is not the certified one"
+        assert outcome.code == 3, (file.name, outcome)
+        assert told in outcome.err, file.name
+        file.write_bytes(before)
+    assert px("verify", copy, "--quiet").code == 0
+
+
+def test_verify_detects_a_figure_of_the_report_that_is_on_no_page(px: Px, copy: Path) -> None:
+    content = json.loads((copy / "report.json").read_text())
+    content["dense"]["latency_ms"]["quantiles"][3] += 1e-6
+    (copy / "report.json").write_text(json.dumps(content, indent=1))
+    assert "'report.json' is not the file that the run wrote" in px("verify", copy, "--quiet").err
 
 
 def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) -> None:

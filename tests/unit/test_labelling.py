@@ -282,6 +282,11 @@ def _other_answer(folder: Path) -> None:
         (_edit("certificate.json", lambda it: it.update(chosen=2)), "does not follow from its own p-values"),
         (_edit("certificate.json", lambda it: it["labels"].update(answered=1)), "its 'labels'"),
         (_edit("certificate.json", lambda it: it["hashes"].update(split="0")), "the split is not the certified one"),
+        (
+            lambda folder: (folder / "to_label.csv").open("a").write("\n"),
+            "'to_label.csv' is not the file that was written",
+        ),
+        (lambda folder: (folder / "to_label.html").open("a").write(" "), "'to_label.html' is not the file"),
     ],
 )
 def test_tampering_with_a_file_is_found(certified: Path, px: Px, tamper: Callable[[Path], None], words: str) -> None:
