@@ -292,7 +292,7 @@ def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield common.claim(
                 f"{where}: largest difference to a p-value of all labels", row["largest_p_difference"], 0, "equal"
             )
-        if "mean_labels" in row and method != "all labels":
+        if "mean_labels" in row and not method.startswith("all"):
             yield common.claim(f"{where}: mean labels, of {row['n']}", row["mean_labels"], row["n"] / 4, "lower")
         if part == "own nets":
             text = f"{where}: labels asked for, of {row['images']} (chosen: model {row['chosen']} of {len(RATIOS)})"
