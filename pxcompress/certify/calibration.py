@@ -18,6 +18,7 @@ from scipy.special import log_softmax
 from pxcompress.certify.bounded import mean_interval
 from pxcompress.certify.path import are_probabilities
 from pxcompress.errors import InputError
+from pxcompress.proof import Estimate
 
 BINS = 15
 """Bins of equal width, as in Guo et al., 2017."""
@@ -33,15 +34,6 @@ _TEMPERATURES = (1 / 20, 20.0)
 """Range in which a temperature is looked for."""
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pxcompress.certify.calibration import Estimate
+from pxcompress.proof import Estimate
 from pxcompress.report.pages import Row, Stacked
 from pxcompress.report.record import Report
 from pxcompress.report.summary import format_percent, format_points

@@ -9,12 +9,12 @@ from typing import Literal
 from pxcompress.certify.calibration import CalibrationRecord
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.proof import (
-    Change,
     ClassChange,
     ClassShare,
     Contender,
     DataSummary,
     Environment,
+    Estimate,
     ExplanationSimilarity,
     GroupWidth,
     LayerCost,
@@ -78,7 +78,7 @@ class Report:
     folder: str
     verdict: str
     speedup: Speedup
-    change: Change
+    change: Estimate
     class_changes: tuple[ClassChange, ...]
     layers: tuple[LayerCost, ...]
     sha256: Mapping[str, str]

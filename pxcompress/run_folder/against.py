@@ -19,11 +19,10 @@ from pxcompress.deploy.intervals import speedup
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, try_apart
 from pxcompress.deploy.precision import convert
 from pxcompress.errors import InputError, ModelError, short
-from pxcompress.model_and_data import ModelAndData
 from pxcompress.models.onnx_file import is_onnx
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.proof import Contender, ContenderKind, Warning
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import ModelAndData, Recipe
 from pxcompress.run import Run
 from pxcompress.run_folder.names import AGAINST
 from pxcompress.run_folder.saved import preprocessing_of

@@ -32,6 +32,11 @@ class Procedure:
     earlier: CertificateRecord | None = None
 
     @property
+    def goal(self) -> Goal | None:
+        """That of the earlier certificate; None where there is none."""
+        return self.earlier.certificate.goal if self.earlier else None
+
+    @property
     def part(self) -> Part:
         """The samples that count in the earlier certificate."""
         return self.earlier.counted if self.earlier else Part()

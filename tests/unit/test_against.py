@@ -11,7 +11,7 @@ from command import Px, image_folder, one_line
 from models import CLASSES
 from test_report import latency, make_report
 
-from pxcompress.proof import Change, Contender, ContenderKind, Quality, Speedup
+from pxcompress.proof import Contender, ContenderKind, Estimate, Speedup
 from pxcompress.recipe import Recipe
 from pxcompress.report.against import describe_choice, is_best_at_its_speed, list_contenders
 from pxcompress.report.build import from_json
@@ -21,7 +21,7 @@ from pxcompress.run_folder.against import _resized, _scaled
 
 def contender(name: str, kind: ContenderKind, p50: float, top1: float, beside: tuple[float, float]) -> Contender:
     """Measured in `p50` milliseconds; `beside` is the interval of what it has more than the pruned one."""
-    change = Change(sum(beside) / 2, *beside)
+    change = Estimate(sum(beside) / 2, *beside)
     return Contender(
         name,
         kind,
@@ -29,7 +29,7 @@ def contender(name: str, kind: ContenderKind, p50: float, top1: float, beside: t
         1000,
         2000,
         3000,
-        Quality(top1, top1 - 0.01, top1 + 0.01),
+        Estimate(top1, top1 - 0.01, top1 + 0.01),
         400,
         latency(p50),
         Speedup(4 / p50, 3.9 / p50, 4.1 / p50),

@@ -458,7 +458,8 @@ def test_an_anytime_test_leaves_samples_to_the_next(
     first, second = (json.loads(px(*asked, "--json").out) for _ in range(2))
     assert (first["bound"], first["delta"], first["budget"]["lost"]) == ("e-process", 0.025, False)
     assert 0 < first["n"] == first["budget"]["ends"] == second["budget"]["begins"] < 75
-    assert "not part 'classes'" in one_line(px(*asked, "--part", "classes"))
+    assert "'confident' is given with --anytime" in one_line(px(*asked, "--part", "confident"))
+    assert "no table" in one_line(px(*asked, "--group", "camera"))
     assert "LEFT for other tests" in px(*asked[:2], "--max-drop", 0.7, "--anytime").out
 
 
