@@ -78,7 +78,7 @@ def to_html(report: Report, explanation: Explanation | None = None) -> str:
     return render(
         "report.html",
         title=f"{report.recipe.model}: {write_headline(report)}",
-        images=explanation is not None,
+        images=explanation is not None or bool(report.contenders),
         report=report,
         explanation=explanation and view_explanation(explanation),
         **_top(report),

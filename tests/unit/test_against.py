@@ -15,6 +15,7 @@ from pxcompress.proof import Contender, ContenderKind, Estimate, Speedup
 from pxcompress.recipe import Recipe
 from pxcompress.report.against import describe_choice, is_best_at_its_speed, list_contenders
 from pxcompress.report.build import from_json
+from pxcompress.report.html import to_html
 from pxcompress.report.record import Report
 from pxcompress.run_folder.against import _resized, _scaled
 
@@ -78,6 +79,15 @@ def test_stars_are_for_what_no_other_beats_in_both() -> None:
     assert best == {"dense", "dense, int8", "resnet18"}
     names = [row[0] for row in list_contenders(report)]
     assert names == ["resnet18 *", "pruned", "dense at 28x28 pixels", "dense, int8 *", "dense *"]
+
+
+def test_the_page_shows_them_all_and_may_show_pictures() -> None:
+    page = to_html(report_with(DENSE, PRUNED, BETTER))
+    assert "img-src data:" in page
+    assert 'src="data:image/svg+xml' in page
+    assert "ship resnet18, NOT THE PRUNED MODEL" in page
+    assert page.count("Is pruning worth it?") == 1
+    assert "Is pruning worth it?" not in to_html(report_with())
 
 
 def test_sides_that_strides_divide() -> None:
