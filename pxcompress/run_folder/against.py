@@ -10,6 +10,7 @@ from pathlib import Path
 import timm
 from torch import nn
 
+from pxcompress.checks import make_file_name
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.data import load_splits
 from pxcompress.deploy import runtime
@@ -18,7 +19,7 @@ from pxcompress.deploy.feeds import get_image_shape
 from pxcompress.deploy.intervals import speedup
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, try_apart
 from pxcompress.deploy.precision import convert
-from pxcompress.errors import InputError, ModelError, short
+from pxcompress.errors import InputError, ModelError, PxError, short
 from pxcompress.models.onnx_file import is_onnx
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.proof import Contender, ContenderKind, Warning
@@ -80,7 +81,10 @@ def measure_contenders(
             (notes if isinstance(made, Warning) else entries).append(made)  # type: ignore[arg-type]
     with run.clock.stage("measure rivals"):
         pairs = {entry.name: (entry.path, entry.batches) for entry in entries}
-        timings = try_apart(pairs, workload.task, **asdict(run.recipe.bench))
+        try:
+            timings = try_apart(pairs, workload.task, **asdict(run.recipe.bench))
+        except PxError as error:  # the pruned model is none the worse for it
+            return (), (*notes, Warning("against", f"what could be shipped instead was not measured: {error}"))
     return tuple(_contender(entry, timings) for entry in entries), tuple(notes)
 
 
@@ -100,8 +104,13 @@ def _entries(
             yield Warning("against", f"{name} could not be made int8: {error}")
     for scale in SCALES:
         yield _at_scale(scale, workload, run.recipe, place)
-    for text in run.recipe.against:
-        yield _given(text, workload, run, place)
+    names = [Path(text).name for text in run.recipe.against]
+    for text, name in zip(run.recipe.against, names, strict=True):
+        try:
+            entry = _given(text, workload, run, place)
+            yield replace(entry, name=name) if is_onnx(text) and names.count(name) == 1 else entry
+        except PxError as error:
+            yield Warning("against", f"{text} was not measured: {error}")
 
 
 def _at_scale(scale: float, workload: Workload, recipe: Recipe, place: Path) -> _Entry | Warning:
@@ -149,13 +158,13 @@ def _given(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
         preprocessing = preprocessing_of(facts) if "input_mean" in facts else workload.loaded.preprocessing
         shape = get_image_shape(session, None if "input_mean" in facts else _image(preprocessing.input_size))
         splits = load_splits(workload.source, replace(preprocessing, input_size=shape), seed=recipe.seed)
-        return _Entry(Path(name).name, "given", Path(name), splits.test)
+        return _Entry(text, "given", Path(name), splits.test)
     keys = ("data", "classes", "task", "skip_corrupt", "seed")
     given = ModelAndData(name, checkpoint=checkpoint or None, **{key: getattr(recipe, key) for key in keys})
     rival = with_baseline(load_workload(given), recipe.seed, run.clock.say)
     if rival.source.classes != workload.source.classes:
         raise InputError(f"--against {text!r} has other classes than the dense model; give models of one task")
-    path = place / f"{Path(checkpoint).stem if checkpoint else name.replace(':', '_')}.onnx"
+    path = place / f"{make_file_name(text)}.onnx"
     export_dense(path, recipe, rival)
     model = rival.loaded.model
     costs = count_params(model), count_macs(model, rival.splits.example)
