@@ -96,7 +96,7 @@ def certify_anytime(
     masks = {name: mask[:stop] for name, mask in masks.items()}
     candidates = [each._replace(losses=np.asarray(each.losses)[:stop]) for each in candidates]
     rows = certify(candidates, goal, masks).rows
-    earlier = before or [None] * len(rows)
+    earlier: Sequence[Tested | None] = before or [None] * len(rows)
     rows = tuple(
         _with_capital(row, np.asarray(candidate.losses), goal, masks, one)
         for row, candidate, one in zip(rows, candidates, earlier, strict=True)
@@ -168,9 +168,9 @@ def _decided(losses: Array, goal: Goal, classes: Mapping[str, Array], before: Te
         row = earlier.get(name)
         if row is None or row.p_value > goal.delta:
             growing, other = _wealths(losses[mask], goal, row.capital if row else 0.0)
-            passes = max(passes, places[_first(growing >= -math.log(goal.delta))])
-            fails = min(fails, places[_first(other >= -math.log(goal.delta))])
-    return int(passes), int(fails)
+            passes = max(passes, int(places[_first(growing >= -math.log(goal.delta))]))
+            fails = min(fails, int(places[_first(other >= -math.log(goal.delta))]))
+    return passes, fails
 
 
 def _wealths(losses: Array, goal: Goal, start: ArrayLike = 0.0) -> tuple[Array, Array]:

@@ -92,10 +92,10 @@ class Part:
 
 def check_groups(goal: Goal, masks: Mapping[str, Array], n: int, where: str = "to certify on") -> None:
     """Raise `DataError` where n samples, or those of the smallest group (name -> mask), are too few."""
-    if not masks:
-        return check_samples(n, goal, where)
-    smallest = min(masks, key=lambda name: masks[name].sum())
-    return check_samples(int(masks[smallest].sum()), goal, f"of {smallest!r}, the smallest group, {where}")
+    if masks:
+        smallest = min(masks, key=lambda name: int(masks[name].sum()))
+        n, where = int(masks[smallest].sum()), f"of {smallest!r}, the smallest group, {where}"
+    check_samples(n, goal, where)
 
 
 def _format_share(value: float) -> str:

@@ -35,6 +35,9 @@ SCALES = (0.86, 0.75)
 """Sides of smaller images, as shares of the dense model's: about 3/4 and 9/16 of its MACs."""
 
 
+_KINDS: tuple[tuple[ContenderKind, ContenderKind], ...] = (("dense", "dense-int8"), ("pruned", "pruned-int8"))
+
+
 @dataclass(frozen=True, eq=False)
 class _Entry:
     """A file to measure with inputs of its own; costs are None where only the file is known."""
@@ -75,31 +78,31 @@ def measure_contenders(
         return (), ()
     place = files.dense.path.parent / AGAINST
     place.mkdir()
-    entries, notes = [], []
     with run.clock.stage("make rivals"):
-        for made in _entries(files, models, workload, run, place):
-            (notes if isinstance(made, Warning) else entries).append(made)  # type: ignore[arg-type]
+        made = list(_entries(files, models, workload, run, place))
+    entries = [each for each in made if isinstance(each, _Entry)]
+    notes = tuple(each for each in made if isinstance(each, Warning))
     with run.clock.stage("measure rivals"):
         pairs = {entry.name: (entry.path, entry.batches) for entry in entries}
         try:
             timings = try_apart(pairs, workload.task, **asdict(run.recipe.bench))
         except PxError as error:  # the pruned model is none the worse for it
             return (), (*notes, Warning("against", f"what could be shipped instead was not measured: {error}"))
-    return tuple(_contender(entry, timings) for entry in entries), tuple(notes)
+    return tuple(_contender(entry, timings) for entry in entries), notes
 
 
 def _entries(
     files: Files, models: tuple[Candidate, Candidate], workload: Workload, run: Run, place: Path
 ) -> Iterator[_Entry | Warning]:
     """Everything to measure, dense and pruned first; a warning in the place of what cannot be made."""
-    test, kinds = workload.splits.test, ("dense", "pruned")
-    for name, model in zip(kinds, models, strict=True):
+    test = workload.splits.test
+    for (name, _), model in zip(_KINDS, models, strict=True):
         yield _Entry(name, name, model.path, test, model.params, model.macs)
-    for name, model in zip(kinds, models, strict=True):
+    for (name, kind), model in zip(_KINDS, models, strict=True):
         path = place / f"{model.path.stem}.int8.onnx"
         try:
             convert(model.path, path, "int8", workload.splits.repair)
-            yield _Entry(f"{name}, int8", f"{name}-int8", path, test, model.params, model.macs)
+            yield _Entry(f"{name}, int8", kind, path, test, model.params, model.macs)
         except ModelError as error:
             yield Warning("against", f"{name} could not be made int8: {error}")
     for scale in SCALES:
