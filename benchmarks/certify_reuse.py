@@ -21,7 +21,7 @@ import numpy as np
 from certify import CHANGED, EDGE, SIZES, Population, population
 from certify_methods import hoeffding, hoeffding_bentkus
 
-from pxcompress.certify.anytime import certify_anytime, staked, stopping_time
+from pxcompress.certify.anytime import certify_anytime, stake_budget, stopping_time
 from pxcompress.certify.bounded import mean_interval
 from pxcompress.certify.few_labels import completed_labels, samples_to_label
 from pxcompress.certify.learn_then_test import Array, betting, binomial, e_process, fixed_sequence, log_wealth
@@ -29,7 +29,7 @@ from pxcompress.certify.path import Candidate, Goal, Tested, losses
 from pxcompress.data import open_source
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.run_folder.certificate import Reserved, judge_files, verify
+from pxcompress.run_folder.certificate import ReservedSamples, judge_files, verify
 from pxcompress.run_folder.labelling import QUESTIONS, certify_answers, request_labels
 from pxcompress.run_folder.ledger import Procedure
 from pxcompress.run_folder.names import DENSE, SLIM
@@ -160,7 +160,7 @@ def groups_that_grow(rng: np.random.Generator, n: int, draws: int) -> Iterator[R
         group = (rng.random(n) > 1 / 3).astype(int)
         values = (rng.random(n) < rates[group]).astype(float)
         goal = Goal(alpha=alpha, delta=DELTA, anytime=True)
-        budget = staked(2 * DELTA, 0.0, 0, n)
+        budget = stake_budget(2 * DELTA, 0.0, 0, n)
         rows: tuple[Tested, ...] = ()
         peeked = False
         for piece in np.array_split(np.arange(n), 3):
@@ -203,7 +203,7 @@ def _spend(table: Array, alpha: float) -> tuple[bool, int]:
     for test in range(6):
         if begins >= table.shape[1]:
             return False, test
-        budget = staked(DELTA, lost, begins, table.shape[1])
+        budget = stake_budget(DELTA, lost, begins, table.shape[1])
         goal = Goal(alpha=alpha, delta=budget.stake, anytime=True)
         choose = max if test % 2 else min
         model = choose(left, key=lambda each: table[each, :begins].sum())
@@ -255,7 +255,7 @@ def own_task(kind: str, model: str, data: str, alpha: float) -> Row:
         problems = verify(folder).problems
         workload = load_workload(recipe)
         ids = workload.splits.ids["test"]
-        samples = Reserved(data, workload.splits.test, ids, (), {"": len(ids)}, workload.task)
+        samples = ReservedSamples(data, workload.splits.test, ids, (), {"": len(ids)}, workload.task)
         files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]
         fresh = judge_files(files, samples, guarantee.goal).rows
     row: Row = {"part": f"end to end, {kind}", "method": "betting", "model": model, "data": data, "alpha": alpha}

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pxcompress.certify.learn_then_test import BETS, Array, log_capitals, log_wealth
-from pxcompress.certify.path import Candidate, Certificate, Goal, InClass, Tested, certify, judge
+from pxcompress.certify.path import Candidate, Certificate, ClassResult, Goal, Tested, certify, judge
 from pxcompress.errors import InputError
 
-Part = TypeVar("Part", Tested, InClass)
+Part = TypeVar("Part", Tested, ClassResult)
 """A row of a certificate, or one of its classes."""
 
 STAKE = 0.5
@@ -46,7 +46,7 @@ class Budget:
 
     @property
     def left_after(self) -> float:
-        """What later tests share."""
+        """Error budget that is left for later tests of the split."""
         return self.left - self.stake * self.lost
 
     @property
@@ -64,18 +64,18 @@ class Budget:
         )
 
 
-def staked(total: float, lost: float, begins: int, are: int) -> Budget:
+def stake_budget(total: float, lost: float, begins: int, are: int) -> Budget:
     """The part of the error budget `total` that the next test of a split gets, of which earlier ones have `lost` some.
 
     Raises `InputError` where nothing is left: samples or budget.
     """
-    left = total - lost
-    if left <= 1e-6 or begins >= are:
+    remaining_error = total - lost
+    if remaining_error <= 1e-6 or begins >= are:
         raise InputError(
             f"nothing is left of these samples: {begins} of {are} were looked at, and {lost:.4g} of the error budget "
             f"of {total:.4g} are lost; certify on fresh samples, or give a lower --confidence"
         )
-    return Budget(total, left, STAKE * left, begins, begins, are)
+    return Budget(total, remaining_error, STAKE * remaining_error, begins, begins, are)
 
 
 def certify_anytime(
@@ -120,7 +120,7 @@ def _with_capital(row: Tested, losses: Array, goal: Goal, masks: Mapping[str, Ar
     )
 
 
-def _go_on(row: Part, losses: Array, goal: Goal, before: Tested | InClass | None) -> Part:
+def _go_on(row: Part, losses: Array, goal: Goal, before: Tested | ClassResult | None) -> Part:
     """`row` of these losses, after those `before`: sums, the largest wealth there ever was, and the last capitals."""
     start = before.capital if before else (0.0,) * len(BETS)
     values, alpha = goal.in_unit(losses), goal.in_unit(goal.alpha)
@@ -146,20 +146,20 @@ def stopping_time(
     other side to be too bad, and one that is too bad makes those after it needless. Models that passed `before` need
     no more.
     """
-    needed = 0
+    needed_samples = 0
     for place, losses in enumerate(path):
         row = before[place] if before else None
         passes, fails = _decided(losses, goal, classes or {}, row)
-        needed = max(needed, min(passes, fails))
+        needed_samples = max(needed_samples, min(passes, fails))
         if passes > fails or passes > len(losses):
             break
-    return min(needed, len(path[0]))
+    return min(needed_samples, len(path[0]))
 
 
 def _decided(losses: Array, goal: Goal, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
     """After how many losses a model passes in all classes, and fails in one; one more than there are for never."""
     masks = classes or {"": np.ones(len(losses), dtype=bool)}
-    earlier: Mapping[str, Tested | InClass] = {}
+    earlier: Mapping[str, Tested | ClassResult] = {}
     if before is not None:
         earlier = {each.name: each for each in before.classes} if classes else {"": before}
     passes, fails = 0, len(losses) + 1

@@ -88,16 +88,16 @@ def try_apart(
 def _open_all(paths: Mapping[str, Path], provider: str, threads: int) -> dict[str, Session]:
     """A session for every file; `ResultError` where one runs on another provider than the others."""
     sessions = {name: runtime.open_session(path, provider, threads=threads) for name, path in paths.items()}
-    used = {name: session.placement.got for name, session in sessions.items()}
-    if len(set(used.values())) > 1:
-        told = " and ".join(f"{name} on {where}" for name, where in used.items())
-        raise ResultError(f"{told}: their speeds cannot be compared; use provider cpu")
+    provider_by_name = {name: session.placement.got for name, session in sessions.items()}
+    if len(set(provider_by_name.values())) > 1:
+        description = " and ".join(f"{name} on {provider_name}" for name, provider_name in provider_by_name.items())
+        raise ResultError(f"{description}: their speeds cannot be compared; use provider cpu")
     return sessions
 
 
-def throughput(tried: FileTiming) -> float:
-    """Samples a second."""
-    return float(tried.batch_size / tried.seconds.mean())
+def throughput(timing: FileTiming) -> float:
+    """Throughput in samples per second."""
+    return float(timing.batch_size / timing.seconds.mean())
 
 
 def check_batch_size(batch_size: int) -> None:

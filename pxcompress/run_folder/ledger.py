@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress.certify.anytime import Budget, certify_anytime, staked
+from pxcompress.certify.anytime import Budget, certify_anytime, stake_budget
 from pxcompress.certify.few_labels import random_order
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
@@ -75,7 +75,7 @@ def budget_of(data: str, split: str, total: float, are: int) -> Budget:
     """What the next anytime test may use of the `are` samples of a split; `InputError` where nothing is left."""
     uses = uses_of(data, split)
     begins = min(max((use.ends for use in uses), default=0), are)
-    return staked(total, sum(use.lost for use in uses), begins, are)
+    return stake_budget(total, sum(use.lost for use in uses), begins, are)
 
 
 def order_left(samples: Samples, total: float, earlier: CertificateRecord | None = None) -> tuple[Array, Budget]:
@@ -126,7 +126,7 @@ def certify_next(
     return certificate, budget, looked_at(samples, order, budget, earlier)
 
 
-def used(record: CertificateRecord, request: str) -> CertificateRecord:
+def record_certificate(record: CertificateRecord, request: str) -> CertificateRecord:
     """`record`, entered into the record of used splits under the text of what asked for it."""
     budget = record.budget
     use = Use(hash_of(request))

@@ -17,7 +17,7 @@ from pxcompress.certify.path import Candidate, Goal, certify
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import hash_of
 from pxcompress.errors import InputError, unknown
-from pxcompress.run_folder.ledger import Samples, certify_next, used
+from pxcompress.run_folder.ledger import Samples, certify_next, record_certificate
 
 
 def certify_losses(
@@ -31,21 +31,21 @@ def certify_losses(
     """
     names, table, groups = read_losses(path, group)
     split = hashlib.sha256(path.read_bytes()).hexdigest()
-    where = str(path.resolve())
+    source = str(path.resolve())
     masks = {name: groups == name for name in np.unique(groups).tolist()} if group else {}
     rows = path_losses(goal.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
     budget: Budget | None = None
     seen: tuple[str, ...] = ()
     if goal.anytime:
-        samples = Samples(where, split, _chained_lines(path), dict.fromkeys(names, ""))
+        samples = Samples(source, split, _chained_lines(path), dict.fromkeys(names, ""))
         certificate, budget, seen = certify_next(candidates, goal, samples, masks, earlier)
     else:
         check_groups(goal, masks, len(table))
         certificate = certify(candidates, goal, masks)
     part = Part("classes" if group else "all")
-    record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=where)
-    return used(replace(record, budget=budget, group=group, looked_at=seen), f"{goal} {group} {budget}")
+    record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=source)
+    return record_certificate(replace(record, budget=budget, group=group, looked_at=seen), f"{goal} {group} {budget}")
 
 
 def _chained_lines(path: Path) -> list[str]:

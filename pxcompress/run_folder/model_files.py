@@ -19,14 +19,14 @@ from pxcompress.deploy.measure import file_bytes
 from pxcompress.errors import InputError
 from pxcompress.recipe import Guarantee
 from pxcompress.run_folder.certificate import (
-    Reserved,
+    ReservedSamples,
     check_descending,
     choose_threshold,
     judge_candidates,
-    record_certificate,
+    make_record,
     reserve_samples,
 )
-from pxcompress.run_folder.ledger import Procedure, Samples, certify_next, used
+from pxcompress.run_folder.ledger import Procedure, Samples, certify_next, record_certificate
 from pxcompress.run_folder.names import DENSE, SLIM
 from pxcompress.run_folder.saved import read_run
 
@@ -71,17 +71,19 @@ def certify_files(
     if not procedure.anytime:
         certificate = certify(candidates, part.goal(goal), masks)
         shown = Part("classes") if masks else part
-        return replace(record_certificate(certificate, shown, samples, hashes, "bytes"), group=procedure.group)
+        return replace(make_record(certificate, shown, samples, hashes, "bytes"), group=procedure.group)
     goal = replace(goal, anytime=True)
     given = Samples(data, split, samples.ids, hashes)
     certificate, budget, seen = certify_next(candidates, goal, given, masks, procedure.earlier)
     shown = Part("classes" if masks else "all")
     record = CertificateRecord.of(certificate, shown, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data)
     record = replace(record, group=procedure.group, budget=budget, looked_at=seen)
-    return used(record, f"{budget.begins} {asdict(record)}")
+    return record_certificate(record, f"{budget.begins} {asdict(record)}")
 
 
-def _masks(samples: Reserved, labels: Array, classes: Mapping[str, Array], procedure: Procedure) -> Mapping[str, Array]:
+def _masks(
+    samples: ReservedSamples, labels: Array, classes: Mapping[str, Array], procedure: Procedure
+) -> Mapping[str, Array]:
     """The parts in each of which the risk is held: classes by label, or the words of a column of the data's table."""
     if not procedure.group:
         return classes

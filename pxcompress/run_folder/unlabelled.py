@@ -30,7 +30,7 @@ BY_ANSWER = "the dense model's answer"
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
+class ModelAnswers:
     """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
 
     `order` is that of the test, in positions; images that others have looked at are not in it. `texts` tell images
@@ -59,7 +59,7 @@ class Observed:
         ]
 
 
-def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> Observed:
+def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> ModelAnswers:
     """What `files` answer on the images of `unlabelled`, in its groups; nothing is asked for yet."""
     preprocessing, classes = task_of(list(files.values()))
     note("reading the images ...")
@@ -78,7 +78,7 @@ def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) 
     names = classes or tuple(str(index) for index in range(logits[0].shape[1]))
     order = random_order(len(store), split)
     masks = _groups(unlabelled, group, store.samples.ids, [names[answer] for answer in predicted[0]], names)
-    return Observed(store.samples, names, predicted, np.empty(0, int), order, hashes, texts, masks)
+    return ModelAnswers(store.samples, names, predicted, np.empty(0, int), order, hashes, texts, masks)
 
 
 def _groups(
@@ -96,8 +96,8 @@ def _groups(
 
 
 def with_questions(
-    observed: Observed, goal: Goal, budget: Budget | None, earlier: CertificateRecord | None
-) -> Observed:
+    observed: ModelAnswers, goal: Goal, budget: Budget | None, earlier: CertificateRecord | None
+) -> ModelAnswers:
     """The same, with the images that need a label for `goal`, among those that the `budget` leaves."""
     order = observed.order
     if earlier is not None:
