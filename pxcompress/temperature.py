@@ -14,7 +14,7 @@ from pxcompress.errors import InputError, ResultError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
-from pxcompress.processes import gathered
+from pxcompress.processes import gather_rows
 from pxcompress.run import Run
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.classification import Classification
@@ -62,7 +62,7 @@ def _outputs_and_labels(model: nn.Module, batches: Batches, task: Task) -> tuple
         for inputs, targets in batches:
             outputs.append(task.logits(named_outputs(model, inputs.to(device_of(model)), task.output_name)))
             labels.append(targets)
-    return gathered(outputs), gathered(labels)
+    return gather_rows(outputs), gather_rows(labels)
 
 
 def _check_divided(before: Tensor, after: Tensor, temperature: float) -> None:
