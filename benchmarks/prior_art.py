@@ -37,7 +37,7 @@ from pxcompress.layout.rows import unit_weights
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
-from pxcompress.stages import plan_at, shrink
+from pxcompress.stages import plan_at, prune_and_repair
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batches, Group, Plan
@@ -90,7 +90,7 @@ def rows_of(label: str, sizes: Sequence[float]) -> Iterator[Row]:
         recipe = bench.recipe.but(ratio=1 - size, normalise="knapsack")
         with seeded(SEED):
             run = Run(recipe, batches, task=Classification()).unheard()
-            slim = shrink(bench.scored.model, bench.scored.example, run)
+            slim = prune_and_repair(bench.scored.model, bench.scored.example, run)
         plan = slim.pruned.plan
         top1 = torch_quality(slim.pruned.model, bench.test, Classification())
         yield row | {"method": "ours", "variants": 1, "top1": top1, "macs_ratio": plan.cost_planned / plan.cost_dense}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pxcompress import InputError, Recipe, compress_module
 from pxcompress.errors import ResultError
 from pxcompress.run import Run
-from pxcompress.stages import shrink
+from pxcompress.stages import prune_and_repair
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch
@@ -90,4 +90,4 @@ def test_labels_are_needed_and_held_out_samples(batches: list[Batch]) -> None:
     recipe = Recipe("mine", temperature_scaling=True, **OPTIONS)
     run = Run(recipe, {"score": batches, "repair": batches}, task=Classification())
     with pytest.raises(InputError, match="held out"):
-        shrink(FlattenCNN().eval(), batches[0][0][:1], run)
+        prune_and_repair(FlattenCNN().eval(), batches[0][0][:1], run)
