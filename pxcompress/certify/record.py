@@ -29,7 +29,7 @@ class CertificateRecord:
     served `uses_before` certificates. `labels` is there where the data had none, `budget` for
     a test that may stop at any time: what it used, and what is left, `group` the column of a table
     whose words are the classes; 1 / p of a row is the largest wealth of its bets. `looked_at` has a short hash of
-    every sample of such a test, so that it can go on with others.
+    every sample of such a test, so that it can go on with others. Models ran on `provider`.
     """
 
     risk: str
@@ -57,6 +57,7 @@ class CertificateRecord:
     budget: Budget | None = None
     group: str = ""
     looked_at: tuple[str, ...] = ()
+    provider: str = "cpu"
     schema_version: Literal[1] = 1
 
     @classmethod

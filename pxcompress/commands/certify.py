@@ -68,6 +68,7 @@ class Request:
     part: Part = None
     coverage: Coverage = None
     seed: Annotated[int, typer.Option(help="Seed of the split, as it was in `run`.")] = 0
+    provider: Annotated[str, typer.Option(help="Where models are tested, a runtime on the CPU: cpu, openvino.")] = "cpu"
     quiet: Quiet = False
     as_json: AsJson = False
 
@@ -89,10 +90,10 @@ class Request:
         from pxcompress.run_folder.ledger import Procedure, read_earlier
 
         if self.resume is None:
-            return Procedure(self.anytime, self.group)
+            return Procedure(self.anytime, self.group, provider=self.provider)
         self.refuse((*_GOAL, "part", "group"), "--resume")
         earlier = read_earlier(self.resume)
-        return Procedure(True, earlier.group, earlier)
+        return Procedure(True, earlier.group, earlier, self.provider)
 
     @property
     def place(self) -> Path:

@@ -46,9 +46,9 @@ from pxcompress.run_folder.certificate import (
     FILE,
     Verification,
     check_descending,
-    find_differences,
     is_smaller,
 )
+from pxcompress.run_folder.differences import find_differences
 from pxcompress.run_folder.ledger import Procedure, record_certificate
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
 from pxcompress.run_folder.saved import read_run

@@ -24,12 +24,14 @@ from pxcompress.errors import InputError
 class Procedure:
     """How losses are tested: whether the test may stop at any time, and goes on from the `earlier` certificate.
 
-    The risk is held for every word of the column `group` of the data's table, where one is named.
+    The risk is held for every word of the column `group` of the data's table, where one is named. Models run on
+    `provider`, where labelled data test them.
     """
 
     anytime: bool = False
     group: str = ""
     earlier: CertificateRecord | None = None
+    provider: str = "cpu"
 
     @property
     def goal(self) -> Goal | None:

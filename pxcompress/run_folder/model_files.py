@@ -14,6 +14,7 @@ from pxcompress.certify.path import Goal, certify
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import split_hash
 from pxcompress.data.tables import read_words
+from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of
 from pxcompress.deploy.measure import file_bytes
 from pxcompress.errors import InputError
@@ -21,6 +22,7 @@ from pxcompress.recipe import Guarantee
 from pxcompress.run_folder.certificate import (
     ReservedSamples,
     check_descending,
+    choose_provider,
     choose_threshold,
     judge_candidates,
     make_record,
@@ -56,7 +58,9 @@ def certify_files(
     goal, part = (guarantee, procedure.part) if isinstance(guarantee, Goal) else (guarantee.goal, guarantee.counted)
     if part.coverage is not None and (procedure.anytime or procedure.group):
         raise InputError("part 'confident' is given with --anytime or --group; leave one of them out")
+    runtime.check_provider(procedure.provider)
     samples = reserve_samples(files, data, seed, skip_corrupt)
+    samples = replace(samples, provider=choose_provider(procedure.provider))
     if not procedure.group and procedure.earlier is None:
         part.check(goal, samples.counts)
     path = [(str(file), float(file_bytes(file)), file) for file in files]
@@ -77,7 +81,7 @@ def certify_files(
     certificate, budget, seen = certify_next(candidates, goal, given, masks, procedure.earlier)
     shown = Part("classes" if masks else "all")
     record = CertificateRecord.of(certificate, shown, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data)
-    record = replace(record, group=procedure.group, budget=budget, looked_at=seen)
+    record = replace(record, group=procedure.group, budget=budget, looked_at=seen, provider=samples.provider)
     return record_certificate(record, f"{budget.begins} {asdict(record)}")
 
 

@@ -318,6 +318,7 @@ EVERY = Recipe(
     bench=Bench(8, "cpu", 3),
     guarantee=Guarantee(0.05, 0.9, "disagreement", 5, "confident", 0.7),
     targets=("fp32", "int8"),
+    max_quant_drop=0.02,
     fixed_batch=True,
     temperature_scaling=True,
     against=("resnet18", "small=mine.pth"),
