@@ -298,7 +298,7 @@ class Agreements:
 class PruneResult:
     """A repaired slim model and what led to it: `scores` of the dense model, `attempts` where files are measured.
 
-    `agreements` are None where no samples were held out.
+    `agreements` are None where no samples were held out. The logits were divided by `temperature`.
     """
 
     structure: Structure
@@ -307,6 +307,7 @@ class PruneResult:
     class_relevance: ClassRelevance | None = None
     attempts: tuple[Attempt, ...] = ()
     agreements: Agreements | None = None
+    temperature: float = 1.0
 
 
 class Scorer(Protocol):

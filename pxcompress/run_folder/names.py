@@ -7,3 +7,4 @@ TOKENIZER = "tokenizer.json"
 
 RECIPE = "recipe.json"
 """By this file a folder is known as one of ours: only such a folder is ever replaced."""
+AGAINST = "against"
