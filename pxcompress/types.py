@@ -24,7 +24,7 @@ Scores = Mapping[str, Tensor]
 Meter = Callable[[Mapping[str, int]], float]
 """Units kept per group (by name; groups left out are whole) -> cost in the budget's unit."""
 
-Kind = Literal["channel", "neuron", "head"]
+Kind = Literal["channel", "neuron", "head", "direction"]
 Axis = Literal["out", "in"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
+from pxcompress.graph.rotation import DirectionNorm, direction_group
+from pxcompress.graph.streams import Stream, read_stream
 from pxcompress.models.adapter import everything
 from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
@@ -38,6 +40,28 @@ def traced_groups(
 
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
+    graph, names = _dependencies(model, example)
+    with _guarded("model's groups cannot be found"), settled(graph.model):
+        return list(_candidates(graph, names, set(keep), head_layers))
+
+
+def traced_streams(model: nn.Module, example: Tensor) -> list[Stream]:
+    """The residual streams of a model whose norms could be rotated with them; raises as `traced_groups` does."""
+    graph, names = _dependencies(model, example)
+    streams: list[Stream] = []
+    with _guarded("model's streams cannot be found"), settled(graph.model):
+        for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
+            if is_depthwise(module) or any(names[module] in stream.writers for stream in streams):
+                continue
+            with suppress(RecursionError, RuntimeError, ValueError, IndexError, KeyError, AttributeError):
+                stream = read_stream(_whole_group(graph, module), names)
+                if isinstance(stream, Stream):
+                    streams.append(stream)
+    return streams
+
+
+def _dependencies(model: nn.Module, example: Tensor) -> tuple[Any, dict[Any, str]]:
+    """torch-pruning's graph of a copy of `model`, and the names of the copy's modules and parameters."""
     with _guarded("model cannot be traced"):
         twin = sharing(model)
         twin.eval()  # a module's own train() may return nothing
@@ -49,8 +73,7 @@ def traced_groups(
         )
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
-    with _guarded("model's groups cannot be found"), settled(twin):
-        return list(_candidates(graph, names, set(keep), head_layers))
+    return graph, names
 
 
 def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
@@ -156,6 +179,9 @@ def _producer_groups(
     """The groups of a convolution's or linear layer's outputs, or why they stay."""
     first, units = raw[0].dep.target.module, len(raw[0].idxs)
     name = names[first]
+    if any(isinstance(item.dep.target.module, DirectionNorm) for item in raw):
+        stream = read_stream(raw, names)
+        return [direction_group(name, stream) if isinstance(stream, Stream) else Fixed(name, units, stream)]
     reason = _why_fixed(names, raw, keep, dependencies)
     if is_depthwise(first):
         reason, units = reason or "it is depthwise, and reads channels that no other layer makes", len(first.weight)
@@ -256,7 +282,8 @@ def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: An
         if name in keep and not reads:
             return "the classifier's outputs are the classes"
         if isinstance(module, SPANNING_NORMS):
-            return f"{type(module).__name__} {name} takes its statistics over these channels"
+            stream = read_stream(raw, names)
+            return stream if isinstance(stream, str) and stream else f"{type(module).__name__} {name} takes its statistics over these channels"
         if isinstance(module, WHOLE):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
         if isinstance(module, nn.Parameter) and _axis_of_vector(module) is None:

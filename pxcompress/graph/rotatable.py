@@ -1,0 +1,60 @@
+"""A model whose residual streams can lose directions: rewritten stream by stream, each proved by what comes out."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.errors import ModelError
+from pxcompress.graph.removal import outputs_in_float64
+from pxcompress.graph.rotation import merge_attention_biases_, rewrite_stream_, with_linear_behind
+from pxcompress.graph.streams import Stream
+from pxcompress.graph.tracing import traced_streams
+from pxcompress.graph.trial import tried_inputs
+from pxcompress.models.outputs import difference
+from pxcompress.state import evaluating
+
+TOLERANCE = 1e-6
+"""Largest difference that rewriting a stream may make in float64, with weights in float32, as a share of the outputs'
+scale."""
+
+
+def rotatable(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of `model` in which streams that LayerNorms read are rotated, so that directions of them can be removed.
+
+    `example` is one input, shape (1, ...). The copy computes what `model` does, to rounding. What cannot be rewritten
+    stays; without any stream that can, `model` itself comes back: so do models read from ONNX files, which are written
+    back into their own graphs.
+    """
+    if not any(isinstance(module, nn.LayerNorm) for module in model.modules()) or hasattr(model, "write_onnx"):
+        return model
+    with suppress(ModelError, RuntimeError, TypeError):  # whatever does not trace or run is said by `find_groups`
+        inputs = tried_inputs(model, example)
+        twin = copy.deepcopy(model)
+        merge_attention_biases_(twin)
+        streams = traced_streams(twin, example)
+        if mixed := [norm.name for stream in streams for norm in stream.norms if not norm.reads_all]:
+            twin = with_linear_behind(twin, mixed)
+            streams = traced_streams(twin, example)
+        return _rewritten(model, twin, streams, inputs)
+    return model
+
+
+def _rewritten(model: nn.Module, twin: nn.Module, streams: list[Stream], inputs: Tensor) -> nn.Module:
+    """`twin` with those of its streams rewritten that leave its outputs what they are; `model` where there are none."""
+    result = model
+    with torch.no_grad(), evaluating(model):
+        expected = outputs_in_float64(model, inputs)
+    for stream in streams:
+        if not all(norm.reads_all for norm in stream.norms):
+            continue
+        candidate = copy.deepcopy(twin)
+        with suppress(RuntimeError, TypeError, AttributeError, AssertionError):
+            rewrite_stream_(candidate, stream)
+            with torch.no_grad(), evaluating(candidate):
+                if difference(outputs_in_float64(candidate, inputs), expected) <= TOLERANCE:
+                    result = twin = candidate
+    return result
