@@ -18,7 +18,7 @@ from pxcompress.deploy.intervals import guesses
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import compared_explanations
-from pxcompress.graph import find_groups
+from pxcompress.graph import find_groups, rotatable
 from pxcompress.guard import name_failures
 from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
 from pxcompress.models.loading import classifier_names
@@ -138,7 +138,8 @@ def _check_task(recipe: Recipe, task: Task) -> None:
 def _check_names(recipe: Recipe, workload: Workload) -> None:
     """Refuse names of groups that fit none, before anything is trained or scored for them."""
     if recipe.only or recipe.keep or recipe.floors:
-        model, example = workload.loaded.model, workload.splits.example
+        example = workload.splits.example
+        model = rotatable(workload.loaded.model, example)
         found = find_groups(model, example, classifier_names(model, example), prove=False)
         Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
 

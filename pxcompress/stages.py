@@ -14,9 +14,10 @@ from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.cost.count import uncounted
 from pxcompress.deploy.predictions import torch_quality
+from pxcompress.directions import rotate_streams_
 from pxcompress.errors import BudgetError, ResultError
 from pxcompress.exchange_rates import at_rates, with_measured_rates
-from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
+from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error, rotatable, settled
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import spread_samples
@@ -82,13 +83,14 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     slim = cut(scored, plan, run)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, run)
-    return replace(slim, attempts=attempts)
+    return replace(slim, pruned=settled(slim.pruned), attempts=attempts)
 
 
 def priced(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """The groups and what their units cost, without scores. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     with clock.stage("find groups"):
+        model = rotatable(model, example)
         found = find_groups(model, example, classifier_names(model, example))
         structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
         _check_removable(structure)
@@ -119,8 +121,12 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     scored = priced(model, example, run)
+    model, groups = scored.model, scored.structure.groups
+    if any(group.kind == "direction" for group in groups):
+        with clock.stage("rotate streams"), seeded(recipe.seed):
+            in_smaller_batches(partial(rotate_streams_, model, groups), run.parts["score"], clock.say)
     run = run.remembering("score", model)
-    groups = scored.structure.groups
+    run.remember_moments_of(model)
     candidates = []
     for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
         with clock.stage(f"score ({text})"):
@@ -325,12 +331,12 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
 def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
     nothing = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
-    yield _slim(scored, prune(scored.model, scored.structure.groups, nothing, scored.example))
+    yield _slim(scored, settled(prune(scored.model, scored.structure.groups, nothing, scored.example)))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = cut(scored, plan, run.unheard())
         _measure_quality(slim.pruned, run)
-        yield slim
+        yield replace(slim, pruned=settled(slim.pruned))
 
 
 def _slim(scored: ScoredModel, pruned: Pruned) -> PruneResult:

@@ -4,6 +4,8 @@ from pxcompress.graph.attention_layouts import AttentionLayout, register_attenti
 from pxcompress.graph.dependencies import is_depthwise
 from pxcompress.graph.find import find_groups
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, masked, prune, removal_error
+from pxcompress.graph.rotatable import rotatable
+from pxcompress.graph.rotation import settled
 
 __all__ = [
     "REMOVAL_TOLERANCE",
@@ -14,4 +16,6 @@ __all__ = [
     "prune",
     "register_attention",
     "removal_error",
+    "rotatable",
+    "settled",
 ]

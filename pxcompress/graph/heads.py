@@ -94,6 +94,18 @@ def set_heads_(model: nn.Module, group: Group, kept: int) -> None:
     narrowed_(module, group.units, inner, kept)
 
 
+def set_stream_(model: nn.Module, group: Group, left: int) -> None:
+    """Tell the attention modules that read the directions of `group` how wide their input is, `left`."""
+    heads = {reader: attention for attention in attentions(model) for reader in attention.inputs}
+    for member in group.consumers:
+        module = model.get_submodule(member.module.rpartition(".")[0])
+        if attention := heads.get(member.module):
+            inner: int = model.get_submodule(attention.output).in_features  # type: ignore[assignment]
+            narrowed_(module, attention.heads, inner, stream=left)
+        else:
+            narrowed_(module, 1, group.units + 1, stream=left)
+
+
 def _head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """An attention module's parameters and buffers of floating point, and the tables of what it is made of."""
     for path, part in module.named_modules():

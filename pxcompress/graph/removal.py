@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
-from pxcompress.graph.heads import set_heads_
+from pxcompress.graph.heads import set_heads_, set_stream_
 from pxcompress.graph.rotation import written
 from pxcompress.layout.rows import others
 from pxcompress.models.adapter import everything
@@ -53,6 +53,9 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
             _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), alone=is_alone)
         else:
             _select_(slim, name, dim, torch.cat(parts))
+    for group in groups:
+        if group.kind == "direction" and plan.removed.get(group.name):
+            set_stream_(slim, group, len(plan.kept(group)) + 1)
     original_ids = {id(parameter) for parameter in original_parameters}
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
         if id(parameter) in original_ids:

@@ -141,7 +141,7 @@ def _reflection(width: int) -> Tensor:
 
 def _absorb_scale_(model: nn.Module, scale: str, writer: nn.Module) -> None:
     """Put a parameter that multiplies outputs of a layer into the layer; a module that does nothing else goes."""
-    path, _, _ = scale.rpartition(".")
+    path, _, attribute = scale.rpartition(".")
     parameter, owner = model.get_parameter(scale), model.get_submodule(path)
     weight: Tensor = writer.weight.data  # type: ignore[assignment, union-attr]
     weight *= parameter.view(-1, *([1] * (weight.dim() - 1)))
@@ -150,7 +150,7 @@ def _absorb_scale_(model: nn.Module, scale: str, writer: nn.Module) -> None:
     if path and len(list(owner.parameters())) == 1 and not list(owner.children()):
         _replace_(model, path, nn.Identity())
     else:
-        parameter.data.fill_(1.0)
+        setattr(owner, attribute, nn.Parameter(torch.ones_like(parameter[:1])))  # at any width
 
 
 def _absorb_norm_(reader: nn.Module, norm: nn.LayerNorm) -> None:

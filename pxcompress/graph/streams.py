@@ -5,22 +5,26 @@ Read from the dependency graph. That a stream is what this says is proved where 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, is_depthwise
 
 
 @dataclass(frozen=True)
 class StreamNorm:
-    """A norm over a stream, and the linear layers that read it; `reads_all` is false where something else reads it."""
+    """A norm over a stream, and the linear layers that read it.
+
+    `reads_all` is false where something else reads it as well; `is_within`: other norms do, without a layer between.
+    """
 
     name: str
     readers: tuple[str, ...]
     reads_all: bool
+    is_within: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Stream:
     norms: tuple[StreamNorm, ...]
 
 
-def read_stream(raw: Any, names: dict[Any, str], covered: Collection[Any] = ()) -> Stream | str:
+def read_stream(raw: Any, names: dict[Any, str]) -> Stream | str:
     """The stream in torch-pruning's group `raw`, or why its width stays; empty where it has no LayerNorm."""
     nodes = {item.dep.target.module: item.dep.target for item in raw}
     norms = [module for module in nodes if isinstance(module, nn.LayerNorm)]
@@ -53,11 +57,12 @@ def read_stream(raw: Any, names: dict[Any, str], covered: Collection[Any] = ()) 
         if isinstance(module, nn.Module) and module in names and not isinstance(module, (*PRODUCERS, nn.LayerNorm)):
             return f"{type(module).__name__} {names[module]} works on single channels of it"
     read_norms = [_read_norm(names, nodes[norm]) for norm in norms]
-    if post := next((norm for norm in read_norms if isinstance(norm, str)), None):
-        return post
+    within = [norm.name for norm in read_norms if norm.is_within]
+    if len(within) > 1 or len(within) == len(norms):
+        return f"LayerNorm {within[0]} lies within the stream (post-norm), not on a branch of it"
     readers = {name for norm in read_norms for name in norm.readers}
     writers = [names[module] for module in nodes if isinstance(module, PRODUCERS) and names[module] not in readers]
-    parameters = {module: node for module, node in nodes.items() if isinstance(module, nn.Parameter)}
+    parameters = {module: node for module, node in nodes.items() if _is_wide(module)}
     scales = {names[module]: _scaled_writer(names, node) for module, node in parameters.items() if module.dim() == 1}
     if unknown := next((name for name, writer in scales.items() if not writer), None):
         return f"parameter {unknown} is added or multiplied outside any layer"
@@ -65,18 +70,23 @@ def read_stream(raw: Any, names: dict[Any, str], covered: Collection[Any] = ()) 
     return Stream(width, tuple(writers), tables, tuple(scales.items()), tuple(read_norms))
 
 
-def _read_norm(names: dict[Any, str], norm: Any) -> StreamNorm | str:
-    """What reads a norm's output; why the stream stays where another norm is reached without a layer between."""
+def _read_norm(names: dict[Any, str], norm: Any) -> StreamNorm:
+    """What reads a norm's output."""
     readers: dict[str, None] = {}
-    reads_all = True
+    reads_all, is_within = True, False
     for node in _behind(norm):
         if isinstance(node.module, nn.Linear):
             readers[names[node.module]] = None
         elif isinstance(node.module, nn.LayerNorm):
-            return f"LayerNorm {names[norm.module]} lies within the stream (post-norm), not on a branch of it"
+            is_within = True
         elif node.module in names or not node.outputs:
             reads_all = False
-    return StreamNorm(names[norm.module], tuple(readers), reads_all and bool(readers))
+    return StreamNorm(names[norm.module], tuple(readers), reads_all and bool(readers) and not is_within, is_within)
+
+
+def _is_wide(module: Any) -> bool:
+    """Whether it is a parameter of more than one number, which `rotation` leaves of a scale."""
+    return isinstance(module, nn.Parameter) and module.numel() > 1
 
 
 def _behind(node: Any) -> Iterator[Any]:

@@ -29,6 +29,9 @@ WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn
 
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
+STUMBLES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
+"""What torch-pruning raises where it cannot follow the outputs of a layer."""
+
 TRACING_SECONDS = 90.0
 """After this the model is refused."""
 
@@ -53,7 +56,7 @@ def traced_streams(model: nn.Module, example: Tensor) -> list[Stream]:
         for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
             if is_depthwise(module) or any(names[module] in stream.writers for stream in streams):
                 continue
-            with suppress(RecursionError, RuntimeError, ValueError, IndexError, KeyError, AttributeError):
+            with suppress(*STUMBLES):
                 stream = read_stream(_whole_group(graph, module), names)
                 if isinstance(stream, Stream):
                     streams.append(stream)
@@ -282,8 +285,9 @@ def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: An
         if name in keep and not reads:
             return "the classifier's outputs are the classes"
         if isinstance(module, SPANNING_NORMS):
-            stream = read_stream(raw, names)
-            return stream if isinstance(stream, str) and stream else f"{type(module).__name__} {name} takes its statistics over these channels"
+            stays = read_stream(raw, names)
+            taken = f"{type(module).__name__} {name} takes its statistics over these channels"
+            return stays if isinstance(stays, str) and stays else taken
         if isinstance(module, WHOLE):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
         if isinstance(module, nn.Parameter) and _axis_of_vector(module) is None:

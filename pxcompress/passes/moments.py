@@ -78,7 +78,7 @@ class InputMoments:
         return ((one, other), (other, one)) if one.count and other.count else ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Remembered:
     """Batches that keep the moments of one model, which must not change any more: each is computed once."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pxcompress.deploy.export import export_onnx
 from pxcompress.errors import BudgetError
-from pxcompress.graph import prune
+from pxcompress.graph import prune, settled
 from pxcompress.types import Attempt, FileBudget, Plan, ScoredModel
 
 ATTEMPTS = 4
@@ -36,8 +36,7 @@ def fitted(
     attempts: list[Attempt] = []
     plans: list[Plan] = []
     with tempfile.TemporaryDirectory() as folder:
-        dense = Path(folder) / "dense.onnx"
-        export_onnx(scored.model, scored.example, dense, {}, batch=batch)
+        dense = _exported(scored, Plan({}, "", "", 0.0, 0.0, 0.0), Path(folder) / "dense.onnx", batch)
         while len(attempts) < ATTEMPTS and ratio < 1:
             try:
                 plan = plan_of(ratio)
@@ -69,7 +68,7 @@ def taken(attempts: Sequence[Attempt], tolerance: float) -> int | None:
 
 
 def _exported(scored: ScoredModel, plan: Plan, path: Path, batch: int | None) -> Path:
-    slim = prune(scored.model, scored.structure.groups, plan, scored.example)
+    slim = settled(prune(scored.model, scored.structure.groups, plan, scored.example))
     export_onnx(slim.model, scored.example, path, {}, batch=batch)
     return path
 

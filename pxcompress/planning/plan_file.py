@@ -16,6 +16,12 @@ def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
     return json.dumps({**asdict(plan), "groups": sizes}, indent=1)
 
 
+def has_directions(text: str) -> bool:
+    """Whether a plan.json was made for a model whose residual streams were rotated."""
+    groups = json.loads(text)["groups"].values()
+    return any(group["kind"] == "direction" for group in groups)
+
+
 def planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
     """Those of `groups` that a plan.json was made for."""
     try:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, short
-from pxcompress.graph import find_groups, prune
+from pxcompress.graph import find_groups, prune, rotatable, settled
 from pxcompress.models.adapter import released_
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, classifier_names
 from pxcompress.models.rebuilding import restore_outside_
 from pxcompress.models.rewrite import plain, unwrapped
 from pxcompress.models.task import sliced
-from pxcompress.planning.plan_file import plan_from_json, planned_groups
+from pxcompress.planning.plan_file import has_directions, plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
@@ -106,9 +106,11 @@ def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], f
     if "outputs" in facts and not architecture.is_file:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
     dense = as_judged(dense, example, build_task(facts.get("task", "classification")))
+    if has_directions(plan):
+        dense = rotatable(dense, example)
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
     groups = planned_groups(plan, all_groups)
-    pruned = prune(dense, groups, plan_from_json(plan, groups), example)
+    pruned = settled(prune(dense, groups, plan_from_json(plan, groups), example))
     model = pruned.model
     outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}
     restore_outside_(model, outside)
