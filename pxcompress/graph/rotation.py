@@ -179,7 +179,7 @@ def with_linear_behind(model: nn.Module, names: Iterable[str]) -> nn.Module:
     for name in names:
         norm = twin.get_submodule(name)
         width = norm.normalized_shape[-1]  # type: ignore[index, union-attr]
-        linear = nn.Linear(width, width, device=next(twin.parameters()).device)
+        linear = nn.Linear(width, width).to(next(twin.parameters()))
         nn.init.eye_(linear.weight)
         nn.init.zeros_(linear.bias)
         _replace_(twin, name, nn.Sequential(norm, linear))
