@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from contextlib import suppress
 
 import torch
@@ -22,14 +23,15 @@ TOLERANCE = 1e-6
 scale."""
 
 
-def rotatable(model: nn.Module, example: Tensor) -> nn.Module:
+def rotatable(model: nn.Module, example: Tensor, only: Collection[str] | None = None) -> nn.Module:
     """A copy of `model` in which streams that LayerNorms read are rotated, so that directions of them can be removed.
 
-    `example` is one input, shape (1, ...). The copy computes what `model` does, to rounding. What cannot be rewritten
-    stays; without any stream that can, `model` itself comes back: so do models read from ONNX files, which are written
+    `example` is one input, shape (1, ...); `only` names the streams by their first writers, None stands for all. The
+    copy computes what `model` does, to rounding. What cannot be rewritten stays; without any stream that can, `model` itself comes back: so do models read from ONNX files, which are written
     back into their own graphs.
     """
-    if not any(isinstance(module, nn.LayerNorm) for module in model.modules()) or hasattr(model, "write_onnx"):
+    has_norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    if not has_norms or hasattr(model, "write_onnx") or (only is not None and not only):
         return model
     with suppress(ModelError, RuntimeError, TypeError):  # whatever does not trace or run is said by `find_groups`
         inputs = tried_inputs(model, example)
@@ -39,6 +41,7 @@ def rotatable(model: nn.Module, example: Tensor) -> nn.Module:
         if mixed := [norm.name for stream in streams for norm in stream.norms if not norm.reads_all]:
             twin = with_linear_behind(twin, mixed)
             streams = traced_streams(twin, example)
+        streams = [stream for stream in streams if only is None or stream.writers[0] in only]
         return _rewritten(model, twin, streams, inputs)
     return model
 

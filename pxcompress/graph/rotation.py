@@ -100,6 +100,12 @@ def settled(pruned: Pruned) -> Pruned:
     return pruned
 
 
+def are_rotated_norms_of(model: nn.Module, groups: Iterable[Group]) -> bool:
+    """Whether all norms of rotated streams in `model` belong to `groups`, so that they can be settled."""
+    owned = {member.module for group in groups for member in group.members}
+    return all(name in owned for name, module in model.named_modules() if isinstance(module, DirectionNorm))
+
+
 def _is_direction_norm(model: nn.Module, name: str) -> bool:
     with suppress(AttributeError):  # a parameter
         return isinstance(model.get_submodule(name), DirectionNorm)

@@ -61,7 +61,8 @@ def read_stream(raw: Any, names: dict[Any, str]) -> Stream | str:
     if len(within) > 1 or len(within) == len(norms):
         return f"LayerNorm {within[0]} lies within the stream (post-norm), not on a branch of it"
     readers = {name for norm in read_norms for name in norm.readers}
-    writers = [names[module] for module in nodes if isinstance(module, PRODUCERS) and names[module] not in readers]
+    layers = [module for module in names if module in nodes and isinstance(module, PRODUCERS)]  # in the model's order
+    writers = [names[module] for module in layers if names[module] not in readers]
     parameters = {module: node for module, node in nodes.items() if _is_wide(module)}
     scales = {names[module]: _scaled_writer(names, node) for module, node in parameters.items() if module.dim() == 1}
     if unknown := next((name for name, writer in scales.items() if not writer), None):

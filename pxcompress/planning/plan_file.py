@@ -16,10 +16,10 @@ def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
     return json.dumps({**asdict(plan), "groups": sizes}, indent=1)
 
 
-def has_directions(text: str) -> bool:
-    """Whether a plan.json was made for a model whose residual streams were rotated."""
-    groups = json.loads(text)["groups"].values()
-    return any(group["kind"] == "direction" for group in groups)
+def planned_streams(text: str) -> list[str]:
+    """Groups of directions that a plan.json was made for, by name."""
+    groups = json.loads(text)["groups"]
+    return [name for name, group in groups.items() if group["kind"] == "direction"]
 
 
 def planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
