@@ -34,11 +34,20 @@ def rotate_streams_(model: nn.Module, groups: Sequence[Group], batches: Batches)
     groups = [group for group in groups if group.kind == "direction"]
     if not groups:
         return
+    for group, (covariance, price) in stream_statistics(model, groups, batches):
+        rotate_(model, group, best_directions(covariance, price))
+
+
+def stream_statistics(
+    model: nn.Module, groups: Sequence[Group], batches: Batches
+) -> list[tuple[Group, tuple[Tensor, Tensor]]]:
+    """Sigma and G of every group of directions, each (directions, directions) float64."""
     inputs, _ = next(iter(batches))
     layouts = input_layouts(model, groups)
     inputs_of = moments(model, layouts, batches)
     with attributed(model, parse_composite("epsilon"), inputs[:1]) as twin:
         prices = power(twin.model, list(layouts), batches, started("logit", "prediction"))
+    statistics = []
     for group in groups:
         covariance, price = torch.zeros(2, group.units, group.units, dtype=torch.float64)
         for member in group.consumers:
@@ -47,7 +56,8 @@ def rotate_streams_(model: nn.Module, groups: Sequence[Group], batches: Batches)
             columns = weight.double().cpu()[:, rows]
             price += columns.T @ (prices[member.module].cpu()[:, None] * columns)
             covariance += inputs_of[member.module].whole.covariance.cpu()[rows][:, rows]
-        rotate_(model, group, best_directions(covariance, price))
+        statistics.append((group, (covariance, price)))
+    return statistics
 
 
 def best_directions(covariance: Tensor, price: Tensor) -> Tensor:

@@ -27,11 +27,12 @@ def rotatable(model: nn.Module, example: Tensor, only: Collection[str] | None = 
     """A copy of `model` in which streams that LayerNorms read are rotated, so that directions of them can be removed.
 
     `example` is one input, shape (1, ...); `only` names the streams by their first writers, None stands for all. The
-    copy computes what `model` does, to rounding. What cannot be rewritten stays; without any stream that can, `model` itself comes back: so do models read from ONNX files, which are written
-    back into their own graphs.
+    copy computes what `model` does, to rounding. What cannot be rewritten stays. Without any stream that can, `model`
+    itself comes back: so do models read from ONNX files, which are written back into their own graphs.
     """
-    has_norms = any(isinstance(module, nn.LayerNorm) for module in model.modules())
-    if not has_norms or hasattr(model, "write_onnx") or (only is not None and not only):
+    modules = list(model.modules())
+    has_norms = any(isinstance(module, nn.LayerNorm) for module in modules)
+    if not has_norms or any(hasattr(module, "write_onnx") for module in modules) or (only is not None and not only):
         return model
     with suppress(ModelError, RuntimeError, TypeError):  # whatever does not trace or run is said by `find_groups`
         inputs = tried_inputs(model, example)
