@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ class FineTune(Repair):
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
         held, checks = _survey(held_out)
         options = self._within(batches.size) if isinstance(batches, InParts) and batches.size else self
-        facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
+        facts = [__version__, type(self).__name__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
         feed = ShuffledBatches(batches, samples, options.batch_size, seed)
@@ -109,10 +109,15 @@ class FineTune(Repair):
         ):
             for parameter in trained:
                 parameter.requires_grad_(True)
-            aim = _Aim(dense, options, _Read(pruned.whole, next(iter(batches))[0][:1]) if self.features else None)
+            followed = self._followed(pruned.whole, next(iter(batches))[0][:1]) if self.features else None
+            aim = _Aim(dense, options, followed)
             judge = _Judge(aim, held_out, held, device_of(model)) if held else None
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
+
+    def _followed(self, pruned: Pruned, example: Tensor) -> Followed:
+        """What `features` weighs: what the classifier reads."""
+        return ClassifierInputs(pruned, example)
 
     def _within(self, size: int) -> FineTune:
         """These options with batches of at most `size` samples, and no fewer samples in a step."""
@@ -124,16 +129,16 @@ class FineTune(Repair):
 class _Aim:
     """What a slim model is to follow: the dense model and, where asked for, the labels too."""
 
-    def __init__(self, dense: nn.Module, options: FineTune, read: _Read | None = None) -> None:
+    def __init__(self, dense: nn.Module, options: FineTune, followed: Followed | None = None) -> None:
         self.dense = dense
         self._options = options
-        self._read = read
+        self._followed = followed
 
     def loss(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """Mean over samples of what is minimised. `target` are the dense model's logits, (n, classes)."""
         loss = _divergence(logits, target, self._options.temperature) / len(target)
-        if self._read:
-            loss = loss + self._options.features * self._read.error()
+        if self._followed:
+            loss = loss + self._options.features * self._followed.error()
         if not self._options.labels:
             return loss
         low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
@@ -151,7 +156,15 @@ class _Aim:
         return float(_divergence(logits, target, 1.0))
 
 
-class _Read:
+class Followed(Protocol):
+    """Inner values that a slim model is to have in common with the dense one, each of which has just run."""
+
+    def error(self) -> Tensor:
+        """Mean squared difference, over the variance."""
+        ...
+
+
+class ClassifierInputs(Followed):
     """What the classifiers of a slim model and of its dense one read in their last calls."""
 
     def __init__(self, pruned: Pruned, example: Tensor) -> None:
