@@ -29,7 +29,7 @@ import timm
 import torch
 
 from pxcompress import Recipe, compress, compress_module
-from pxcompress.deploy.bench import Where, bench, choose_providers
+from pxcompress.deploy.bench import BenchConditions, bench, choose_providers
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import try_files
 from pxcompress.deploy.precision import convert
@@ -86,7 +86,9 @@ def latencies(exported: dict[str, Path], model: str, batch_sizes: tuple[int, ...
     """One row for every file, batch size and provider that works here; the dense file there is the reference."""
     for provider in choose_providers(PROVIDERS)[0]:
         labels = {str(path): label for label, path in exported.items() if runs(path, provider)}
-        for row in bench(list(labels), batch_sizes, where=Where((provider,), THREADS, strict=provider == "cpu")):
+        for row in bench(
+            list(labels), batch_sizes, conditions=BenchConditions((provider,), THREADS, strict=provider == "cpu")
+        ):
             yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
 
 

@@ -37,7 +37,7 @@ from pxcompress.deploy.predictions import torch_quality
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import aligned
-from pxcompress.planning.fit import fitted, taken
+from pxcompress.planning.fit import choose_attempt, fit_to_file
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.plan import make_plan
 from pxcompress.recipe import Bench, Recipe
@@ -82,8 +82,10 @@ def planned(threads: int, quick: bool) -> Iterator[Row]:
         for speedup in SPEEDUPS[1:2] if quick else SPEEDUPS:
             recipe = aligned(Recipe(name, speedup=speedup, bench=Bench(threads=threads)), Clock(print))
             here = replace(scored, ratio=1 - 1 / speedup)
-            _, attempts = fitted(here, lambda ratio, here=here, recipe=recipe: plan_at(here, ratio, recipe), budget)
-            last = attempts[taken(attempts, budget.tolerance) or 0]
+            _, attempts = fit_to_file(
+                here, lambda ratio, here=here, recipe=recipe: plan_at(here, ratio, recipe), budget
+            )
+            last = attempts[choose_attempt(attempts, budget.tolerance) or 0]
             yield {
                 "model": name,
                 "speedup": speedup,
@@ -126,10 +128,10 @@ def equal(threads: int, quick: bool) -> Iterator[Row]:
                 def at(ratio: float, here: ScoredModel = here, recipe: Recipe = recipe) -> Any:
                     return plan_at(here, ratio, recipe)
 
-                plan, attempts = fitted(here, at, clock)
+                plan, attempts = fit_to_file(here, at, clock)
                 with seeded(0):
                     slim = cut(here, plan, Run(recipe, parts).unheard())
-                chosen = attempts[taken(attempts, clock.tolerance) or 0]
+                chosen = attempts[choose_attempt(attempts, clock.tolerance) or 0]
                 yield {
                     "model": label,
                     "speedup": speedup,

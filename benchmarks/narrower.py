@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs
-from pxcompress.cost.latency import Conditions, file_latencies
+from pxcompress.cost.latency import Conditions, measure_files
 from pxcompress.data import training_batches
 from pxcompress.demo.baseline import Problem, baseline_key, train_baseline
 from pxcompress.demo.losses import ClassLoss
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.predictions import torch_quality
-from pxcompress.directions import best_directions, stream_statistics
-from pxcompress.graph import find_groups, rotatable, settled
+from pxcompress.directions import find_directions, measure_streams
+from pxcompress.graph import find_groups, make_rotatable, settle_streams
 from pxcompress.models.loading import classifier_names
 from pxcompress.notes import silent
 from pxcompress.recipe import ModelAndData, Recipe
@@ -109,7 +109,7 @@ def slims(subject: Subject, options: dict[str, Any], sizes: Sequence[float]) -> 
     for size in sizes:
         with seeded(0):
             slim = cut(scored, plan_at(scored, 1 - size, recipe), run)
-        yield size, replace(slim, pruned=settled(slim.pruned))
+        yield size, replace(slim, pruned=settle_streams(slim.pruned))
 
 
 def latencies(nets: dict[str, nn.Module], example: Tensor) -> list[float]:
@@ -119,17 +119,17 @@ def latencies(nets: dict[str, nn.Module], example: Tensor) -> list[float]:
         files = [Path(folder) / f"{place}.onnx" for place in range(len(nets))]
         for net, path in zip(nets.values(), files, strict=True):
             export_onnx(net, example, path, {}, batch=conditions.batch_size)
-        return file_latencies(files, example, conditions)
+        return measure_files(files, example, conditions)
 
 
 def energy_rows(subject: Subject) -> Iterator[dict[str, Any]]:
     """What is lost of the stream by how many of its directions stay, in the plain and in the weighted order."""
     example = subject.workload.splits.example
-    model = rotatable(subject.workload.loaded.model, example)
+    model = make_rotatable(subject.workload.loaded.model, example)
     groups = find_groups(model, example, classifier_names(model, example), prove=False).groups
     streams = [group for group in groups if group.kind == "direction"]
-    for group, (covariance, price) in stream_statistics(model, streams, subject.workload.splits.score):
-        orders = {"plain": torch.linalg.eigh(covariance)[1].flip(1), "weighted": best_directions(covariance, price)}
+    for group, (covariance, price) in measure_streams(model, streams, subject.workload.splits.score):
+        orders = {"plain": torch.linalg.eigh(covariance)[1].flip(1), "weighted": find_directions(covariance, price)}
         for name, basis in orders.items():
             for share in SHARES:
                 kept = basis[:, : round(share * group.units)]

@@ -34,7 +34,7 @@ from pxcompress.interrupts import interrupt
 COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, report, methods, doctor)
 
 INTERRUPTED = 130
-"""What Typer exits with after Ctrl-C."""
+"""Exit code after Ctrl-C, as Typer has it."""
 
 app = typer.Typer(
     name="pxcompress",

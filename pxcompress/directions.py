@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
-from pxcompress.attribution.relevance import started
+from pxcompress.attribution.relevance import make_start
 from pxcompress.graph.rotation import rotate_
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
-from pxcompress.passes.moments import moments
+from pxcompress.passes.moments import collect_moments
 from pxcompress.types import Batches, Group
 
 LEAST = 1e-9
@@ -34,19 +34,19 @@ def rotate_streams_(model: nn.Module, groups: Sequence[Group], batches: Batches)
     groups = [group for group in groups if group.kind == "direction"]
     if not groups:
         return
-    for group, (covariance, price) in stream_statistics(model, groups, batches):
-        rotate_(model, group, best_directions(covariance, price))
+    for group, (covariance, price) in measure_streams(model, groups, batches):
+        rotate_(model, group, find_directions(covariance, price))
 
 
-def stream_statistics(
+def measure_streams(
     model: nn.Module, groups: Sequence[Group], batches: Batches
 ) -> list[tuple[Group, tuple[Tensor, Tensor]]]:
     """Sigma and G of every group of directions, each (directions, directions) float64."""
     inputs, _ = next(iter(batches))
     layouts = input_layouts(model, groups)
-    inputs_of = moments(model, layouts, batches)
+    inputs_of = collect_moments(model, layouts, batches)
     with attributed(model, parse_composite("epsilon"), inputs[:1]) as twin:
-        prices = power(twin.model, list(layouts), batches, started("logit", "prediction"))
+        prices = power(twin.model, list(layouts), batches, make_start("logit", "prediction"))
     statistics = []
     for group in groups:
         covariance, price = torch.zeros(2, group.units, group.units, dtype=torch.float64)
@@ -60,7 +60,7 @@ def stream_statistics(
     return statistics
 
 
-def best_directions(covariance: Tensor, price: Tensor) -> Tensor:
+def find_directions(covariance: Tensor, price: Tensor) -> Tensor:
     """Orthonormal columns (directions, directions), the first k of which lose least for every k; both float64."""
     level = LEAST * price.diagonal().mean() + 1e-30
     values, vectors = torch.linalg.eigh(price + level * torch.eye(len(price), dtype=price.dtype))

@@ -45,7 +45,7 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def join_processes() -> Iterator[None]:
     """Work together with the other processes that the launcher has started, if it has.
 
     Raises `ProcessError` where one of them is gone; what another process did wrong stands in its own message.
@@ -70,7 +70,7 @@ def _heard() -> Iterator[None]:
         raise ProcessError(f"process {rank()} has lost another process of this run ({str(error)[:80]})") from error
 
 
-def summed(value: Tensor) -> Tensor:
+def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of `value` over all processes, which all call this in the same order; `value` is left as it was."""
     if not _together():
         return value
@@ -80,16 +80,16 @@ def summed(value: Tensor) -> Tensor:
     return total
 
 
-def gathered(parts: Sequence[Tensor]) -> Tensor:
+def gather_rows(parts: Sequence[Tensor]) -> Tensor:
     """The rows of `parts` of all processes, in their order, on the CPU; every process calls this, also without rows."""
-    mine = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
+    own_rows = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
     if not _together():
-        return mine
+        return own_rows
     everyone: list[Any] = [None] * processes()
     with _heard():
-        dist.all_gather_object(everyone, mine)
+        dist.all_gather_object(everyone, own_rows)
     rows = [each for each in everyone if len(each)]
-    return torch.cat(rows) if rows else mine
+    return torch.cat(rows) if rows else own_rows
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Share:
         return islice(self.batches, self.place, None, self.of)
 
 
-def shares(parts: Mapping[str, Batches]) -> dict[str, Batches]:
+def share_parts(parts: Mapping[str, Batches]) -> dict[str, Batches]:
     """What this process has of every part; all of it where it is alone. Raises `DataError` for an empty share."""
     if processes() == 1:
         return dict(parts)
@@ -130,7 +130,7 @@ def mean_gradients_(model: nn.Module) -> None:
     if _together():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter.grad = summed(parameter.grad) / processes()
+                parameter.grad = sum_over_processes(parameter.grad) / processes()
 
 
 def same_weights_(model: nn.Module) -> None:

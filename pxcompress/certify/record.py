@@ -80,9 +80,9 @@ class CertificateRecord:
             spent="",
         )
 
-    def used(self, before: int) -> CertificateRecord:
-        """The same, on samples that served as many certificates `before`."""
-        return replace(self, uses_before=before, spent=spent(before, self.delta).message)
+    def used(self, uses_before: int) -> CertificateRecord:
+        """The same, on samples that served `uses_before` certificates before."""
+        return replace(self, uses_before=uses_before, spent=spent(uses_before, self.delta).message)
 
     @property
     def certificate(self) -> Certificate:

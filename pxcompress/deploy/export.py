@@ -141,8 +141,8 @@ class _Flat(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of their names."""
         outputs = self.model.outputs_(inputs) if isinstance(self.model, Adapter) else self.model(inputs)
-        named = by_name(outputs, self._only)
-        return tuple(named[name] for name in self._names)
+        outputs_by_name = by_name(outputs, self._only)
+        return tuple(outputs_by_name[name] for name in self._names)
 
 
 def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, Tensor]:
@@ -181,15 +181,15 @@ def _flat_attention() -> Iterator[None]:
     attention = F.scaled_dot_product_attention
 
     def flat(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **rest: Any
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **options: Any
     ) -> Any:
         if query.dim() <= 4:
-            return attention(query, key, value, attn_mask, *args, **rest)
+            return attention(query, key, value, attn_mask, *args, **options)
         lead = query.shape[:-3]
         if attn_mask is not None and attn_mask.dim() > 3:
             attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-3:]).flatten(0, -4)
         q, k, v = (part.expand(*lead, *part.shape[-3:]).flatten(0, -4) for part in (query, key, value))
-        return attention(q, k, v, attn_mask, *args, **rest).unflatten(0, lead)
+        return attention(q, k, v, attn_mask, *args, **options).unflatten(0, lead)
 
     F.scaled_dot_product_attention = flat
     try:

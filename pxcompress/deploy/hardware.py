@@ -69,10 +69,10 @@ def measure_memory() -> int:
     context = None if explain_missing_gpu() else _context()
     if context is None or load_driver().cuCtxPushCurrent_v2(context) != 0:
         return 0
-    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-    failure = load_driver().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    free_bytes, total_bytes = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    failure = load_driver().cuMemGetInfo_v2(ctypes.byref(free_bytes), ctypes.byref(total_bytes))
     load_driver().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-    return 0 if failure else total.value - free.value
+    return 0 if failure else total_bytes.value - free_bytes.value
 
 
 @cache

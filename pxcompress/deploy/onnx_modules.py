@@ -18,7 +18,7 @@ from pxcompress.onnx_in.trial import draw_inputs
 from pxcompress.state import device_of
 
 TOLERANCE = 1e-4
-"""Largest difference, as a share of an output's scale."""
+"""Largest difference from ONNX Runtime, as a share of an output's scale."""
 
 SEEDS = (11, 12)
 
@@ -42,12 +42,12 @@ def check_agrees(module: nn.Module) -> None:
     if not isinstance(module, OnnxModule):
         return
     source = module.source
-    for seed, more in zip(SEEDS, (0, 1), strict=True):
-        shapes = {value.name or "": _shape(value, source.example, more) for value in source.model.graph.inputs}
+    for seed, extra_samples in zip(SEEDS, (0, 1), strict=True):
+        shapes = {value.name or "": _shape(value, source.example, extra_samples) for value in source.model.graph.inputs}
         inputs = draw_inputs(source.model, shapes, seed)
         with torch.no_grad():
-            made = module.file_outputs(**{name: value.to(device_of(module)) for name, value in inputs.items()})
-        outputs = list(made) if isinstance(made, tuple) else [made]
+            results = module.file_outputs(**{name: value.to(device_of(module)) for name, value in inputs.items()})
+        outputs = list(results) if isinstance(results, tuple) else [results]
         expected = run_graph(source.path, _arrays(inputs))
         worst = max(relative_difference(*pair) for pair in zip(outputs, expected, strict=True))
         if not worst <= TOLERANCE:
@@ -57,26 +57,26 @@ def check_agrees(module: nn.Module) -> None:
             )
 
 
-def _shape(value: ir.Value, example: Mapping[str, Tensor], more: int) -> list[int]:
+def _shape(value: ir.Value, example: Mapping[str, Tensor], extra_samples: int) -> list[int]:
     """The example's shape, with another batch where the file leaves that open."""
     shape = list(example[value.name or ""].shape)
     if shape and value.shape is not None and not isinstance(value.shape[0], int):
-        shape[0] += more
+        shape[0] += extra_samples
     return shape
 
 
 def relative_difference(value: Tensor, expected: np.ndarray) -> float:
     """Largest difference as a share of the expected scale; infinite for other shapes, 0 where NaN meets NaN."""
-    found, wanted = value.detach().cpu().double().numpy(), np.asarray(expected, dtype=np.float64)
-    if found.shape != wanted.shape:
+    actual, reference = value.detach().cpu().double().numpy(), np.asarray(expected, dtype=np.float64)
+    if actual.shape != reference.shape:
         return float("inf")
-    if not wanted.size:
+    if not reference.size:
         return 0.0
-    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
-    finite = np.abs(wanted[np.isfinite(wanted)])
+    is_same = (actual == reference) | (np.isnan(actual) & np.isnan(reference))
+    finite = np.abs(reference[np.isfinite(reference)])
     scale = max(float(finite.max()) if finite.size else 0.0, 1e-6)
     with np.errstate(invalid="ignore"):
-        return float(np.where(same, 0.0, np.abs(found - wanted)).max() / scale)
+        return float(np.where(is_same, 0.0, np.abs(actual - reference)).max() / scale)
 
 
 def _parting(module: OnnxModule) -> str:

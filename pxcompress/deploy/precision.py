@@ -145,8 +145,8 @@ def _casts_to(cast: onnx_ir.Node) -> int:
 
 def _save(model: onnx_ir.Model, source: Path, path: Path, precision: str) -> Artifact:
     """Write `model` without what it does not use, with the metadata of `source`."""
-    for clean in _CLEANING:
-        clean()(model)
+    for clean_up in _CLEANING:
+        clean_up()(model)
     entries = onnx.load(source, load_external_data=False).metadata_props
     model.metadata_props.clear()
     model.metadata_props.update({entry.key: entry.value for entry in entries}, precision=precision)

@@ -50,7 +50,7 @@ class Port:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` can be given, whatever its first axis."""
         pairs = zip(self.shape[1:], shape[1:], strict=False)
-        return len(self.shape) == len(shape) and all(own in (None, size) for own, size in pairs)
+        return len(self.shape) == len(shape) and all(port_size in (None, size) for port_size, size in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Session(ABC):
 
     @abstractmethod
     def bind_feed(self, feed: Mapping[str, Array]) -> Callable[[], None]:
-        """A call on `feed` that was called once, copies nothing from the host, and returns when the result is there."""
+        """A call on `feed`, warmed up once, that copies nothing from the host and returns when the result is there."""
 
     @property
     def input(self) -> Port:
@@ -98,7 +98,7 @@ class Session(ABC):
 
     @property
     def precision(self) -> str:
-        """What the file says ("int8", "fp16"), else what most of its weights are; "tf32" where float32 is not kept.
+        """Precision that the file names ("int8", "fp16"), else that of most weights; "tf32" where float32 is not kept.
 
         cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
         """
@@ -153,8 +153,8 @@ class Session(ABC):
     def _unable(self, feed: Mapping[str, Array], error: Exception) -> InputError:
         """The error for inputs that the model does not run on."""
         shapes = " and ".join(str(array.shape) for array in feed.values())
-        where = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
-        return InputError(f"{where}: {shorten_message(str(error))}")
+        problem = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
+        return InputError(f"{problem}: {shorten_message(str(error))}")
 
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes."""

@@ -3,20 +3,20 @@
 from pxcompress.graph.attention_layouts import AttentionLayout, register_attention
 from pxcompress.graph.dependencies import is_depthwise
 from pxcompress.graph.find import find_groups
-from pxcompress.graph.removal import REMOVAL_TOLERANCE, masked, prune, removal_error
-from pxcompress.graph.rotatable import rotatable
-from pxcompress.graph.rotation import are_rotated_norms_of, settled
+from pxcompress.graph.removal import REMOVAL_TOLERANCE, mask_units, prune, removal_error
+from pxcompress.graph.rotatable import make_rotatable
+from pxcompress.graph.rotation import own_all_norms, settle_streams
 
 __all__ = [
     "REMOVAL_TOLERANCE",
     "AttentionLayout",
-    "are_rotated_norms_of",
+    "own_all_norms",
     "find_groups",
     "is_depthwise",
-    "masked",
+    "mask_units",
     "prune",
     "register_attention",
     "removal_error",
-    "rotatable",
-    "settled",
+    "make_rotatable",
+    "settle_streams",
 ]

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_map
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
 from pxcompress.graph.heads import set_heads_, set_stream_
-from pxcompress.graph.rotation import written
-from pxcompress.layout.rows import others
-from pxcompress.models.adapter import everything
+from pxcompress.graph.rotation import find_written
+from pxcompress.layout.rows import complement
+from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import difference
 from pxcompress.state import device_of, evaluating, sharing
 from pxcompress.types import Axis, Group, Plan, Pruned
@@ -35,22 +35,22 @@ ROUNDING = 0.05
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
 
-    Equals the dense model with the same units zeroed (`masked`), to rounding.
+    Equals the dense model with the same units zeroed (`mask_units`), to rounding.
     """
     slim = sharing(model)
     original_parameters = list(slim.parameters())
     readers = {member.module for group in groups for member in group.consumers}
     rows: dict[tuple[str, Axis, int | None], list[Tensor]] = {}
     for group in groups:
-        removed = plan.removed.get(group.name, ())
-        for member in group.members if removed else ():
-            rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed))
-        if removed and group.kind == "head":
+        removed_units = plan.removed.get(group.name, ())
+        for member in group.members if removed_units else ():
+            rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed_units))
+        if removed_units and group.kind == "head":
             set_heads_(slim, group, len(plan.kept(group)))
     for (name, axis, dim), parts in rows.items():
         if dim is None:
             is_alone = name not in readers and is_depthwise(model.get_submodule(name))
-            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), alone=is_alone)
+            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), with_own_outputs=is_alone)
         else:
             _select_(slim, name, dim, torch.cat(parts))
     for group in groups:
@@ -65,7 +65,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
     return Pruned(model=slim, dense=model, groups=tuple(groups), plan=plan)
 
 
-def masked(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
+def mask_units(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
     """A copy of `model` in which no layer reads the planned units any more: the oracle for `prune`."""
     twin = copy.deepcopy(model)
     for weights, place in _masked_weights(twin, groups, plan):
@@ -82,19 +82,19 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
     dense model is masked in place while it runs, and has its own weights again afterwards.
     """
     inputs = inputs.to(device_of(pruned.model))
-    error = _from_masked(pruned, inputs, everything)
+    error = _from_masked(pruned, inputs, all_outputs)
     if REMOVAL_TOLERANCE < error < ROUNDING:
         with suppress(RuntimeError, TypeError):  # where it does not run like that, float32 counts
-            error = _from_masked(pruned, inputs, outputs_in_float64)
+            error = _from_masked(pruned, inputs, run_in_float64)
     return error
 
 
 def exact_removal_error(pruned: Pruned, inputs: Tensor) -> float:
-    """The same with all computed in float64: about 1e-15 where removal is exact, however little the units matter.
+    """`removal_error` computed in float64: about 1e-15 where removal is exact, however little the units matter.
 
     Raises `RuntimeError` or `TypeError` where a model does not run like that.
     """
-    return _from_masked(pruned, inputs.to(device_of(pruned.model)), outputs_in_float64)
+    return _from_masked(pruned, inputs.to(device_of(pruned.model)), run_in_float64)
 
 
 def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
@@ -107,10 +107,10 @@ def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tenso
     return difference(slim, reference)
 
 
-def outputs_in_float64(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def run_in_float64(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """What comes out of a float32 model computed in float64; each weight is converted where it is used."""
     with _Float64():
-        return everything(model, inputs)
+        return all_outputs(model, inputs)
 
 
 class _Float64(TorchFunctionMode):
@@ -132,18 +132,18 @@ def _in_float64(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
-def _remove_(module: Any, axis: Axis, rows: list[int], *, alone: bool) -> None:
-    """Remove rows of a layer; with `alone` every input channel of a convolution goes with its own outputs.
+def _remove_(module: Any, axis: Axis, rows: list[int], *, with_own_outputs: bool) -> None:
+    """Remove rows of a layer; with `with_own_outputs` every input channel of a convolution goes with its own outputs.
 
     A grouped convolution may look like that as well once its groups are down to one channel.
     """
     kind = tp.ops.OPTYPE.CONV if isinstance(module, CONVOLUTIONS) else tp.ops.module2type(module)
     pruner = tp.pruner.function.PrunerBox[kind]
     remove = pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels
-    multiplier = module.out_channels // module.in_channels if alone else 0
+    multiplier = module.out_channels // module.in_channels if with_own_outputs else 0
     with torch.enable_grad():  # new parameters are made by selecting from the old ones
         remove(module, rows)
-    if alone:
+    if with_own_outputs:
         module.in_channels = module.groups = module.out_channels // multiplier
 
 
@@ -154,9 +154,9 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
     value: Tensor | Sequence[int] = getattr(module, attribute)
     if not isinstance(value, Tensor):
         parts = [torch.isin(part, rows) for part in torch.arange(sum(value)).split(list(value))]
-        setattr(module, attribute, type(value)(int((~removed).sum()) for removed in parts))  # type: ignore[call-arg]
+        setattr(module, attribute, type(value)(int((~removed_mask).sum()) for removed_mask in parts))  # type: ignore[call-arg]
         return
-    remaining_values = value.detach().index_select(dim, others(value.shape[dim], rows).to(value.device))
+    remaining_values = value.detach().index_select(dim, complement(value.shape[dim], rows).to(value.device))
     setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
 
 
@@ -170,7 +170,7 @@ def _masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) -> It
         if not removed:
             continue
         if group.kind == "direction":
-            for tensor, dim in written(model, group):
+            for tensor, dim in find_written(model, group):
                 yield tensor, (*[slice(None)] * dim, torch.tensor(removed, device=tensor.device))
         else:
             for member in group.consumers:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
-from pxcompress.graph.removal import outputs_in_float64
-from pxcompress.graph.rotation import merge_attention_biases_, rewrite_stream_, with_linear_behind
+from pxcompress.graph.removal import run_in_float64
+from pxcompress.graph.rotation import add_linear_behind, merge_attention_biases_, rewrite_stream_
 from pxcompress.graph.streams import Stream
-from pxcompress.graph.tracing import traced_streams
-from pxcompress.graph.trial import tried_inputs
+from pxcompress.graph.tracing import trace_streams
+from pxcompress.graph.trial import make_trial_inputs
 from pxcompress.models.outputs import difference
 from pxcompress.state import evaluating
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-6
 scale."""
 
 
-def rotatable(model: nn.Module, example: Tensor, only: Collection[str] | None = None) -> nn.Module:
+def make_rotatable(model: nn.Module, example: Tensor, only: Collection[str] | None = None) -> nn.Module:
     """A copy of `model` in which streams that LayerNorms read are rotated, so that directions of them can be removed.
 
     `example` is one input, shape (1, ...); `only` names the streams by their first writers, None stands for all. The
@@ -35,13 +35,13 @@ def rotatable(model: nn.Module, example: Tensor, only: Collection[str] | None = 
     if not has_norms or any(hasattr(module, "write_onnx") for module in modules) or (only is not None and not only):
         return model
     with suppress(ModelError, RuntimeError, TypeError):  # whatever does not trace or run is said by `find_groups`
-        inputs = tried_inputs(model, example)
+        inputs = make_trial_inputs(model, example)
         twin = copy.deepcopy(model)
         merge_attention_biases_(twin)
-        streams = traced_streams(twin, example)
+        streams = trace_streams(twin, example)
         if mixed := [norm.name for stream in streams for norm in stream.norms if not norm.reads_all]:
-            twin = with_linear_behind(twin, mixed)
-            streams = traced_streams(twin, example)
+            twin = add_linear_behind(twin, mixed)
+            streams = trace_streams(twin, example)
         streams = [stream for stream in streams if only is None or stream.writers[0] in only]
         return _rewritten(model, twin, streams, inputs)
     return model
@@ -51,7 +51,7 @@ def _rewritten(model: nn.Module, twin: nn.Module, streams: list[Stream], inputs:
     """`twin` with those of its streams rewritten that leave its outputs what they are; `model` where there are none."""
     result = model
     with torch.no_grad(), evaluating(model):
-        expected = outputs_in_float64(model, inputs)
+        expected = run_in_float64(model, inputs)
     for stream in streams:
         if not all(norm.reads_all for norm in stream.norms):
             continue
@@ -59,6 +59,6 @@ def _rewritten(model: nn.Module, twin: nn.Module, streams: list[Stream], inputs:
         with suppress(RuntimeError, TypeError, AttributeError, AssertionError):
             rewrite_stream_(candidate, stream)
             with torch.no_grad(), evaluating(candidate):
-                if difference(outputs_in_float64(candidate, inputs), expected) <= TOLERANCE:
+                if difference(run_in_float64(candidate, inputs), expected) <= TOLERANCE:
                     result = twin = candidate
     return result

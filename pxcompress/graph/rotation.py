@@ -36,7 +36,7 @@ class DirectionNorm(nn.LayerNorm):
         return F.rms_norm(y, (left,), eps=self.eps * self.width / left) * math.sqrt(self.width / left)
 
 
-def direction_group(name: str, stream: Stream) -> Group:
+def make_direction_group(name: str, stream: Stream) -> Group:
     """The directions of a rotated stream as units; the last coordinate belongs to none of them."""
     index = torch.arange(stream.width - 1)[:, None]
     readers = {reader for norm in stream.norms for reader in norm.readers}
@@ -63,9 +63,9 @@ def rewrite_stream_(model: nn.Module, stream: Stream) -> None:
             _absorb_norm_(model.get_submodule(reader), layer)
         _replace_(model, norm.name, DirectionNorm(layer))
     basis = _reflection(stream.width)
-    group = direction_group(stream.writers[0], stream)
+    group = make_direction_group(stream.writers[0], stream)
     _turn_(model, group, basis.T, basis)
-    for tensor, dim in written(model, group):
+    for tensor, dim in find_written(model, group):
         tensor.narrow(dim, stream.width - 1, 1).zero_()
 
 
@@ -94,13 +94,13 @@ def settle_streams_(model: nn.Module, groups: Iterable[Group]) -> None:
             _replace_(model, name, nn.LayerNorm(left, norm.eps * norm.width / left, elementwise_affine=False))
 
 
-def settled(pruned: Pruned) -> Pruned:
+def settle_streams(pruned: Pruned) -> Pruned:
     """`pruned` with plain LayerNorms in its model, changed in place, once no repair comes any more."""
     settle_streams_(pruned.model, pruned.groups)
     return pruned
 
 
-def are_rotated_norms_of(model: nn.Module, groups: Iterable[Group]) -> bool:
+def own_all_norms(model: nn.Module, groups: Iterable[Group]) -> bool:
     """Whether all norms of rotated streams in `model` belong to `groups`, so that they can be settled."""
     owned = {member.module for group in groups for member in group.members}
     return all(name in owned for name, module in model.named_modules() if isinstance(module, DirectionNorm))
@@ -114,7 +114,7 @@ def _is_direction_norm(model: nn.Module, name: str) -> bool:
 
 def _turn_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> None:
     """Multiply what writes a stream by `writes` from the left, and what reads it by `reads` from the right."""
-    for tensor, dim in written(model, group):
+    for tensor, dim in find_written(model, group):
         turned = torch.tensordot(tensor.double(), writes.to(tensor.device), ([dim], [1]))
         tensor.copy_(turned.movedim(-1, dim))
     for member in group.consumers:
@@ -122,7 +122,7 @@ def _turn_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> Non
         weight.copy_(weight.double() @ reads.to(weight.device))
 
 
-def written(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]:
+def find_written(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]:
     """Weights, biases and tables that write a stream, and the dimension that holds its coordinates."""
     for member in group.members:
         if member.axis == "in":
@@ -179,7 +179,7 @@ def _replace_(model: nn.Module, name: str, module: nn.Module) -> None:
     parent._modules[attribute] = module
 
 
-def with_linear_behind(model: nn.Module, names: Iterable[str]) -> nn.Module:
+def add_linear_behind(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """A copy of `model` with a linear layer behind the norms `names`, which changes nothing."""
     twin = copy.deepcopy(model)
     for name in names:

@@ -11,7 +11,7 @@ import torch
 from pxcompress.clock import Clock
 from pxcompress.cost.count import macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
-from pxcompress.graph import find_groups, rotatable
+from pxcompress.graph import find_groups, make_rotatable
 from pxcompress.models.loading import Loaded, classifier_names
 from pxcompress.notes import Note, silent
 from pxcompress.types import Fixed, Kind
@@ -57,7 +57,7 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
     model, shape = loaded.model, loaded.preprocessing.input_size
     example = torch.zeros(1, *shape)
     with clock.stage("find groups"):
-        model = rotatable(model, example)
+        model = make_rotatable(model, example)
         structure = find_groups(model, example, classifier_names(model, example))
     params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)
     latency = None

@@ -42,7 +42,7 @@ class Limits:
         return max(1, math.ceil(group.units * max(shares, default=self.min_keep) * (1 - ROUNDING)))
 
 
-def aligned(group: Group, width: int, limits: Limits) -> int:
+def align_width(group: Group, width: int, limits: Limits) -> int:
     """`width` rounded to the nearest multiple of `round_to` (ties upwards), within the group's floor and size."""
     if width == group.units:
         return width
@@ -50,19 +50,19 @@ def aligned(group: Group, width: int, limits: Limits) -> int:
     step = limits.round_to
     if group.kind == "head" or group.units < 2 * step:
         return max(width, floor)
-    beside = rows_beside(group)
+    beside = count_rows_beside(group)
     rounded = (2 * (width + beside) + step) // (2 * step) * step
     return min(group.units, max(rounded, -(-(floor + beside) // step) * step) - beside)
 
 
-def rows_beside(group: Group) -> int:
+def count_rows_beside(group: Group) -> int:
     """Rows of a group's layers that stay beside its units: of a rotated stream the one that makes up for the mean."""
     return 1 if group.kind == "direction" else 0
 
 
 def least_width(group: Group, limits: Limits) -> int:
     """The least width, aligned, that a plan may leave."""
-    return aligned(group, 0, limits)
+    return align_width(group, 0, limits)
 
 
 def narrowest(group: Group, width: int, limits: Limits) -> int:

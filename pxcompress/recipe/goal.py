@@ -145,7 +145,7 @@ def auto_normalise(budget: str) -> str:
 
 
 def auto_round_to(budget: str) -> int:
-    """The step of widths where nothing is said, for a budget's text: as the budget wants it."""
+    """Default of `round_to`, the step of widths, for a budget's text."""
     return _budget(budget).round_to
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from pxcompress.deploy import measure, runtime
 from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
-from pxcompress.deploy.bench import Where, bench
+from pxcompress.deploy.bench import BenchConditions, bench
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Placement
@@ -209,7 +209,7 @@ def test_a_backend_from_elsewhere_keeps_the_same_promises(
 
 
 def test_a_backend_from_elsewhere_is_timed_beside_the_others(numpy_provider: str, file: Path) -> None:
-    rows = bench([file], (1, 2), where=Where(("cpu", numpy_provider), 1), runs=6)
+    rows = bench([file], (1, 2), conditions=BenchConditions(("cpu", numpy_provider), 1), runs=6)
     assert [(row.placement.got, row.batch_size) for row in rows] == [
         ("CPUExecutionProvider", 1),
         ("NumPyCPU", 1),

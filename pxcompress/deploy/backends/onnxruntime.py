@@ -224,8 +224,8 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
 
 def _name(provider: str) -> str:
     """ONNX Runtime's own name of a provider."""
-    first = _STACKS[provider][0]
-    return str(first if isinstance(first, str) else first[0])
+    provider_name = _STACKS[provider][0]
+    return str(provider_name if isinstance(provider_name, str) else provider_name[0])
 
 
 def _describe_placement(model: Any, provider: str) -> Placement:

@@ -34,7 +34,7 @@ class OpenVino(OnnxFiles):
             return "openvino, not installed"
 
     def get_device(self, provider: str) -> str:
-        """The processor."""
+        """The device of every provider of OpenVINO: the processor."""
         return "cpu"
 
     def explain_failure(self, provider: str) -> str:
@@ -56,13 +56,15 @@ class OpenVino(OnnxFiles):
             with capture_output():
                 core = openvino.Core()
                 model = core.read_model(source if isinstance(source, bytes) else str(source))
-                compiled = core.compile_model(model, "CPU", {**options, "INFERENCE_NUM_THREADS": threads})
+                compiled_model = core.compile_model(model, "CPU", {**options, "INFERENCE_NUM_THREADS": threads})
             proto = (
                 onnx.load_from_string(source)
                 if isinstance(source, bytes)
                 else onnx.load(source, load_external_data=False)
             )
-            inputs, outputs = (tuple(_port(port) for port in of) for of in (compiled.inputs, compiled.outputs))
+            inputs, outputs = (
+                tuple(_port(port) for port in of) for of in (compiled_model.inputs, compiled_model.outputs)
+            )
         except (RuntimeError, ValueError, TypeError, DecodeError) as error:
             raise CannotOpen(shorten_message(str(error))) from error
         nodes = len(proto.graph.node)  # it has kernels for all of them, or refuses the file
@@ -73,7 +75,7 @@ class OpenVino(OnnxFiles):
             outputs=outputs,
             threads=threads,
             metadata={entry.key: entry.value for entry in proto.metadata_props},
-            _compiled=compiled,
+            _compiled=compiled_model,
         )
 
 
