@@ -9,7 +9,7 @@ from textwrap import wrap
 import torch
 
 from pxcompress.clock import Clock
-from pxcompress.cost.count import macs_meter, params_meter
+from pxcompress.cost.count import count_params, macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.graph import find_groups, make_rotatable
 from pxcompress.models.loading import Loaded, classifier_names
@@ -77,7 +77,7 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
         for group in structure.groups
     )
     units = sum(group.units for group in structure.groups)
-    costs = int(params({})), int(macs({}))
+    costs = count_params(loaded.model), int(macs({}))
     milliseconds = latency({}) if latency else None
     return Survey(name, shape, loaded.classes, *costs, units, milliseconds, rows, structure.fixed)
 
