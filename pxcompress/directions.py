@@ -52,7 +52,7 @@ def measure_streams(
         covariance, price = torch.zeros(2, group.units, group.units, dtype=torch.float64)
         for member in group.consumers:
             rows = member.index.flatten()
-            weight: Tensor = model.get_submodule(member.module).weight.detach()  # type: ignore[operator, union-attr]
+            weight: Tensor = model.get_submodule(member.module).weight.detach()  # type: ignore[operator]
             columns = weight.double().cpu()[:, rows]
             price += columns.T @ (prices[member.module].cpu()[:, None] * columns)
             covariance += inputs_of[member.module].whole.covariance.cpu()[rows][:, rows]

@@ -40,6 +40,8 @@ class Preprocessing:
     """How an image becomes the model's input: resize, centre crop, to [0, 1], (x - mean) / std.
 
     `input_size` is (channels, height, width); `crop` is the share of the resized image that the centre crop keeps.
+    `crop_mode` is timm's: "center" loses the ends of the longer side, "border" keeps the whole image with a border
+    around it (a letterbox), "squash" changes its proportions.
     Without mean and std the input is no image: numbers of shape `input_size`, taken as they are.
     """
 
@@ -48,6 +50,7 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     interpolation: str = "bicubic"
     crop: float = 1.0
+    crop_mode: str = "center"
 
     @property
     def is_image(self) -> bool:

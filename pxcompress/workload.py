@@ -21,17 +21,19 @@ from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.input_scale import with_values
+from pxcompress.models.inputs import config_of
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import slice_classes
 from pxcompress.notes import Note
 from pxcompress.recipe import ModelAndData
+from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout, layout_of
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
-from pxcompress.types import ImageSize, Splits
+from pxcompress.types import ImageSize, Preprocessing, Splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,10 @@ def load_workload(given: ModelAndData) -> Workload:
 
     Pretrained weights are asked for only when the data is the user's own.
     """
+    if given.data == IN_PYTHON:
+        raise InputError(
+            f"the run is of a {given.model} and batches given in Python, which no file holds; work on it there"
+        )
     task = None if given.task == AUTO else build_task(given.task)
     layout = layout_of(task, given.data)
     source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)
@@ -115,7 +121,16 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             classifier=isinstance(task, Classification),
         )
     check_agrees(loaded.model)
+    if task.whole_images or source.layout == "boxes":
+        loaded = replace(loaded, preprocessing=_whole_image(loaded))
     return with_values(loaded, given.input_mean, given.input_std)
+
+
+def _whole_image(loaded: Loaded) -> Preprocessing:
+    """How images become inputs without a loss at their ends: with a border around them, unless the model says how."""
+    config = config_of(loaded.model)
+    crop_mode, crop = config.get("crop_mode", "border"), config.get("crop_pct", 1.0)
+    return replace(loaded.preprocessing, crop_mode=crop_mode, crop=float(crop))
 
 
 def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:

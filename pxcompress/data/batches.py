@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pxcompress.data.resizing import Resize
 from pxcompress.data.samples import Integers, Numbers, Samples
-from pxcompress.data.targets import Masks, Resize
+from pxcompress.data.targets import Masks
 from pxcompress.errors import DataError
 from pxcompress.types import Batch, Preprocessing
 
@@ -147,21 +147,12 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
         if not preprocessing.is_image:
             shape = "x".join(map(str, preprocessing.input_size))
             raise DataError(f"the model takes inputs of shape {shape}, the data are images; give other data")
-        channels, height, width = preprocessing.input_size
+        channels = preprocessing.input_size[0]
         if channels not in _MODES:
             raise DataError(f"the model takes {channels} channels; images have 1 (grey), 3 (RGB) or 4 (RGBA)")
         self.samples = samples
         self._mode = _MODES[channels]
-        self._transform, self._mask_transform = (
-            create_transform(
-                input_size=(channels, height, width),
-                is_training=False,
-                interpolation=interpolation,
-                crop_pct=preprocessing.crop,
-                normalize=False,
-            )
-            for interpolation in (preprocessing.interpolation, "nearest")
-        )
+        self._resize = Resize(preprocessing)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -173,7 +164,7 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DataError:
         try:
             image = self.samples.load(index)
-            target = _target(self.samples, index, image.size, self._mask_transform)
+            target = _target(self.samples, index, image.size, self._resize)
         except DataError as error:
             return error
         return self._resized(image), target
@@ -189,15 +180,14 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
     def _examined(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
         try:
             image, deep = self.samples.opened(index)
-            target = _target(self.samples, index, image.size, self._mask_transform)
+            target = _target(self.samples, index, image.size, self._resize)
         except DataError as error:
             return error
         digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
         return _Seen(pixels_of(image), target, digest, deep)
 
     def _resized(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = self._transform(image.convert(self._mode))
-        return pixels
+        return self._resize.image(image.convert(self._mode))
 
 
 class _Normalize:

@@ -18,6 +18,7 @@ from contextlib import suppress
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pxcompress.graph.streams import Stream
 from pxcompress.layout.rows import members_by_module
@@ -55,7 +56,7 @@ def make_direction_group(name: str, stream: Stream) -> Group:
 def rewrite_stream_(model: nn.Module, stream: Stream) -> None:
     """Give a stream coordinates in which no norm subtracts a mean, in place; the model computes the same."""
     for scale, writer in stream.scales:
-        _absorb_scale_(model, scale, model.get_submodule(writer))
+        _absorb_scale_(model, scale, _layer(model, writer))
     for norm in stream.norms:
         layer = model.get_submodule(norm.name)
         assert isinstance(layer, nn.LayerNorm)
@@ -118,7 +119,7 @@ def _turn_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> Non
         turned = torch.tensordot(tensor.double(), writes.to(tensor.device), ([dim], [1]))
         tensor.copy_(turned.movedim(-1, dim))
     for member in group.consumers:
-        weight: Tensor = model.get_submodule(member.module).weight.data  # type: ignore[operator, union-attr]
+        weight = _layer(model, member.module).weight.data
         weight.copy_(weight.double() @ reads.to(weight.device))
 
 
@@ -131,10 +132,17 @@ def find_written(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]
             table: Tensor = model.get_parameter(member.module).data
             yield table, member.dim % table.dim()
         elif not _is_direction_norm(model, member.module):
-            module = model.get_submodule(member.module)
-            yield module.weight.data, 0  # type: ignore[misc, union-attr]
-            if module.bias is not None:
-                yield module.bias.data, 0  # type: ignore[misc, union-attr]
+            layer = _layer(model, member.module)
+            yield layer.weight.data, 0
+            if layer.bias is not None:
+                yield layer.bias.data, 0
+
+
+def _layer(model: nn.Module, name: str) -> nn.Linear | _ConvNd:
+    """The linear layer or convolution `name`."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear | _ConvNd)
+    return layer
 
 
 def _reflection(width: int) -> Tensor:
@@ -145,14 +153,13 @@ def _reflection(width: int) -> Tensor:
     return matrix if width == 1 else matrix - 2 * torch.outer(difference, difference) / difference.square().sum()
 
 
-def _absorb_scale_(model: nn.Module, scale: str, writer: nn.Module) -> None:
+def _absorb_scale_(model: nn.Module, scale: str, writer: nn.Linear | _ConvNd) -> None:
     """Put a parameter that multiplies outputs of a layer into the layer; a module that does nothing else goes."""
     path, _, attribute = scale.rpartition(".")
     parameter, owner = model.get_parameter(scale), model.get_submodule(path)
-    weight: Tensor = writer.weight.data  # type: ignore[assignment, union-attr]
-    weight *= parameter.view(-1, *([1] * (weight.dim() - 1)))
+    writer.weight.data.mul_(parameter.view(-1, *([1] * (writer.weight.dim() - 1))))
     if writer.bias is not None:
-        writer.bias.data *= parameter  # type: ignore[operator, union-attr]
+        writer.bias.data.mul_(parameter)
     if path and len(list(owner.parameters())) == 1 and not list(owner.children()):
         _replace_(model, path, nn.Identity())
     else:
@@ -166,9 +173,9 @@ def _absorb_norm_(reader: nn.Module, norm: nn.LayerNorm) -> None:
         shift = reader.weight.data.double() @ norm.bias.double()
         if reader.bias is None:
             reader.bias = nn.Parameter(torch.zeros_like(reader.weight[:, 0]))
-        reader.bias += shift.to(reader.bias)
+        reader.bias.data.add_(shift.to(reader.bias))
     if norm.weight is not None:
-        reader.weight *= norm.weight
+        reader.weight.data.mul_(norm.weight)
 
 
 def _replace_(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -184,7 +191,8 @@ def add_linear_behind(model: nn.Module, names: Iterable[str]) -> nn.Module:
     twin = copy.deepcopy(model)
     for name in names:
         norm = twin.get_submodule(name)
-        width = norm.normalized_shape[-1]  # type: ignore[index, union-attr]
+        assert isinstance(norm, nn.LayerNorm)
+        width = norm.normalized_shape[-1]
         linear = nn.Linear(width, width).to(next(twin.parameters()))
         nn.init.eye_(linear.weight)
         nn.init.zeros_(linear.bias)
@@ -199,4 +207,4 @@ def merge_attention_biases_(model: nn.Module) -> None:
         parts = [getattr(module, name, None) for name in ("q_bias", "k_bias", "v_bias")]
         if isinstance(projection, nn.Linear) and projection.bias is None and all(part is not None for part in parts):
             projection.bias = nn.Parameter(torch.cat([part.detach() for part in parts if part is not None]))
-            module.q_bias = module.k_bias = module.v_bias = None  # type: ignore[assignment]
+            module.q_bias = module.k_bias = module.v_bias = None

@@ -184,7 +184,7 @@ def _producer_groups(
     name = names[first_producer]
     if any(isinstance(item.dep.target.module, DirectionNorm) for item in raw):
         stream = read_stream(raw, names)
-        return [make_direction_group(name, stream) if isinstance(stream, Stream) else Fixed(name, units, stream)]
+        return [make_direction_group(name, stream)] if isinstance(stream, Stream) else [Fixed(name, units, stream)]
     reason = _why_fixed(names, raw, keep, dependencies)
     if is_depthwise(first_producer):
         reason, units = (

@@ -47,6 +47,7 @@ def preprocessing_of(model: nn.Module, input_size: int | ImageSize | tuple[int, 
         std=_each_channel(data_config["std"], channels),
         interpolation=data_config["interpolation"],
         crop=float(data_config["crop_pct"]),
+        crop_mode=data_config["crop_mode"],
     )
 
 

@@ -39,6 +39,7 @@ def preprocessing_of(facts: Mapping[str, str]) -> Preprocessing:
             std=tuple(json.loads(facts["input_std"])),
             interpolation=facts["interpolation"],
             crop=json.loads(facts["crop"]),
+            crop_mode=facts.get("crop_mode", "center"),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(

@@ -138,6 +138,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "input_size": json.dumps(preprocessing.input_size),
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
+        "crop_mode": preprocessing.crop_mode,
         "output": "probabilities" if _gives_probabilities(workload) else "logits",
     }
 
