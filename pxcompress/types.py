@@ -120,6 +120,11 @@ class Group:
     members: tuple[Member, ...]
 
     @property
+    def rows_beside(self) -> int:
+        """Rows of its layers that stay beside its units: of a rotated stream the one that makes up for the mean."""
+        return 1 if self.kind == "direction" else 0
+
+    @property
     def consumers(self) -> tuple[Member, ...]:
         """Members that read the units; zeroing their rows equals removing the units."""
         return tuple(member for member in self.members if member.axis == "in")

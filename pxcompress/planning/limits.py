@@ -50,14 +50,9 @@ def align_width(group: Group, width: int, limits: Limits) -> int:
     step = limits.round_to
     if group.kind == "head" or group.units < 2 * step:
         return max(width, floor)
-    beside = count_rows_beside(group)
+    beside = group.rows_beside
     rounded = (2 * (width + beside) + step) // (2 * step) * step
     return min(group.units, max(rounded, -(-(floor + beside) // step) * step) - beside)
-
-
-def count_rows_beside(group: Group) -> int:
-    """Rows of a group's layers that stay beside its units: of a rotated stream the one that makes up for the mean."""
-    return 1 if group.kind == "direction" else 0
 
 
 def least_width(group: Group, limits: Limits) -> int:
