@@ -41,6 +41,7 @@ from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.tasks.task import Task
+from pxcompress.temperature import with_temperature
 from pxcompress.types import (
     Agreement,
     Agreements,
@@ -89,6 +90,7 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     slim = cut(scored, plan, run)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, run)
+    slim = with_temperature(slim, scored.example, run)
     return replace(slim, pruned=settle_streams(slim.pruned), attempts=attempts)
 
 
@@ -359,7 +361,7 @@ def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[Prun
     yield _slim(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan, scored.example)))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
-            slim = cut(scored, plan, run.unheard())
+            slim = with_temperature(cut(scored, plan, run.unheard()), scored.example, run.unheard())
         _measure_quality(slim.pruned, run)
         yield replace(slim, pruned=settle_streams(slim.pruned))
 
