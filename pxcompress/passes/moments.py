@@ -81,7 +81,7 @@ class InputMoments:
         return ((first_half, second_half), (second_half, first_half)) if first_half.count and second_half.count else ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class MomentCache:
     """Batches that keep the moments of one model, which must not change any more: each is computed once."""
 
