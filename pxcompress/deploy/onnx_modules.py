@@ -43,12 +43,11 @@ def check_agrees(module: nn.Module) -> None:
         return
     source = module.source
     for seed, more in zip(SEEDS, (0, 1), strict=True):
-        shapes = {value.name or "": _shape(value, source.example, more) for value in source.model.graph.inputs}
-        inputs = draw_inputs(source.model, shapes, seed)
+        inputs = draw_like(module, seed, more)
         with torch.no_grad():
             made = module.file_outputs(**{name: value.to(device_of(module)) for name, value in inputs.items()})
         outputs = list(made) if isinstance(made, tuple) else [made]
-        expected = run_graph(source.path, _arrays(inputs))
+        expected = run_graph(source.path, _arrays(module.file_inputs(inputs)))
         worst = max(relative_difference(*pair) for pair in zip(outputs, expected, strict=True))
         if not worst <= TOLERANCE:
             raise ModelError(
@@ -57,12 +56,15 @@ def check_agrees(module: nn.Module) -> None:
             )
 
 
-def _shape(value: ir.Value, example: Mapping[str, Tensor], more: int) -> list[int]:
-    """The example's shape, with another batch where the file leaves that open."""
-    shape = list(example[value.name or ""].shape)
-    if shape and value.shape is not None and not isinstance(value.shape[0], int):
-        shape[0] += more
-    return shape
+def draw_like(module: OnnxModule, seed: int, more: int = 0) -> dict[str, Tensor]:
+    """Random inputs like the module's example, with `more` samples where the file leaves their number open."""
+    source = module.source
+    shapes = {name: list(value.shape) for name, value in source.example.items()}
+    for value in source.model.graph.inputs:
+        shape = shapes[value.name or ""]
+        if shape and value.shape is not None and not (isinstance(value.shape[0], int) and value.shape[0] > 0):
+            shape[0] += more
+    return draw_inputs(source.model, shapes, seed)
 
 
 def relative_difference(value: Tensor, expected: np.ndarray) -> float:
@@ -89,7 +91,7 @@ def _parting(module: OnnxModule) -> str:
     outputs = {value.name for value in model.graph.outputs}
     model.graph.outputs.extend(by_name[name] for name in dict.fromkeys(names) if name not in outputs)
     order = [value.name or "" for value in model.graph.outputs]
-    values = dict(zip(order, run_graph(_bytes(model), _arrays(source.example)), strict=True))
+    values = dict(zip(order, run_graph(_bytes(model), _arrays(module.file_inputs(source.example))), strict=True))
     for trace in traces:
         for name, value in zip(trace.step.outputs, trace.values, strict=False):
             if name in values and not relative_difference(value, values[name]) <= TOLERANCE:

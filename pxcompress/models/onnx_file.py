@@ -8,14 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from pxcompress.errors import ModelError
 from pxcompress.onnx_in import OnnxModule, read_file
+from pxcompress.onnx_in.channels import are_channels_last
 from pxcompress.onnx_in.opening import read_proto
 from pxcompress.types import ImageSize
 
 SUFFIX = ".onnx"
 
 Asked = int | ImageSize | tuple[int, ...] | None
+
+BYTES: Mapping[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+"""Preprocessing for files that take the bytes of an image."""
 
 CHANNELS = 3
 """Of images, where the file leaves them open."""
@@ -43,11 +49,14 @@ def load_onnx(
     if len(ports) != 1:
         names = ", ".join(port.name for port in ports)
         raise ModelError(f"{path.name} has {len(ports)} inputs ({names}); expected one; compress_module takes more")
-    declared = [dim.dim_value for dim in ports[0].type.tensor_type.shape.dim][1:]
-    shape = _input_shape(path, declared, input_size)
-    module = read_file(path, {ports[0].name: shape})
+    port = ports[0].type.tensor_type
+    _, *declared = [dim.dim_value for dim in port.shape.dim]
+    last = are_channels_last((None, *declared))
+    shape = _input_shape(path, [declared[-1], *declared[:-1]] if last else declared, input_size)
+    module = read_file(path, {ports[0].name: (*shape[1:], shape[0]) if last else shape})
     facts = {entry.key: entry.value for entry in proto.metadata_props}
-    module.pretrained_cfg = {"input_size": shape, **_values(facts)}
+    of_bytes = port.elem_type == onnx.TensorProto.UINT8
+    module.pretrained_cfg = {"input_size": shape, **(BYTES if of_bytes else {}), **_values(facts)}
     asked = _asked_shape(input_size, shape[0])
     size = " x ".join(map(str, shape))
     told = input_size is not None and asked != shape
