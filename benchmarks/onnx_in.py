@@ -32,6 +32,7 @@ from pxcompress.graph import find_groups
 from pxcompress.guard import describe
 from pxcompress.models.loading import classifier_names
 from pxcompress.onnx_in import OnnxModule, read_file
+from pxcompress.onnx_in.half import HALF_TOLERANCE
 from pxcompress.onnx_in.trial import draw_inputs
 from pxcompress.pipeline import compress_module
 from pxcompress.state import seeded
@@ -90,7 +91,7 @@ def _sizes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _prune(row: Row, module: OnnxModule, path: Path) -> None:
     (name, example), *_ = module.source.example.items()
-    single = example[:1].float()
+    single = example[:1]
     groups = find_groups(module, single, classifier_names(module, single)).groups
     row["units"] = {
         kind: sum(group.units for group in groups if group.kind == kind) for kind in ("channel", "neuron", "head")
@@ -99,7 +100,7 @@ def _prune(row: Row, module: OnnxModule, path: Path) -> None:
     if (beside := path.with_suffix(".json")).exists():
         expected = Counter(map(tuple, json.loads(beside.read_text())["groups"]))
         row["same_groups"] = expected == Counter((group.kind, group.units) for group in groups)
-    inputs = draw_inputs(module.source.model, {name: [SAMPLES, *example.shape[1:]]}, 1)[name].float()
+    inputs = draw_inputs(module.source.model, {name: [SAMPLES, *example.shape[1:]]}, 1)[name].to(example.dtype)
     dense = count_macs(module, single)
     begin = time.process_time()
     slim = compress_module(module, single, [inputs], RATIO, repair=("fold",)).pruned.model
@@ -129,7 +130,7 @@ def _compare(row: Row, slim: OnnxModule, paths: tuple[Path, Path], example: Mapp
     outputs = made if isinstance(made, tuple) else (made,)
     written = run_graph(paths[1], {key: value.numpy() for key, value in slim.file_inputs(inputs).items()})
     row["parity"] = max(relative_difference(*pair) for pair in zip(outputs, written, strict=True))
-    if not row["parity"] <= PARITY:
+    if not row["parity"] <= (HALF_TOLERANCE if slim.source.types else PARITY):
         raise ParityError(f"the written file differs from the pruned module by {row['parity']:.1e} of the outputs")
 
 

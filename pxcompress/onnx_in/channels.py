@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -23,6 +24,15 @@ def are_channels_last(shape: Sequence[int | None]) -> bool:
 def to_channels_last(images: Tensor) -> Tensor:
     """(n, channels, height, width) -> (n, height, width, channels)."""
     return images.permute(0, 2, 3, 1)
+
+
+def take_floats_(module: OnnxModule) -> None:
+    """Let the bytes of images come as float numbers from 0 to 255, in place."""
+    example = {
+        name: value.float() if value.dtype == torch.uint8 and value.dim() == 4 else value
+        for name, value in module.source.example.items()
+    }
+    module.source = replace(module.source, example=example)
 
 
 def put_channels_first_(module: OnnxModule) -> None:

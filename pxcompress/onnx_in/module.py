@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.onnx_in.channels import to_channels_last
+from pxcompress.onnx_in.operators.table import DTYPES
 from pxcompress.onnx_in.origins import Origin, Source
 from pxcompress.onnx_in.regroup import Regroup
 
@@ -145,10 +146,20 @@ class OnnxModule(Runner):
         return made[0] if len(made) == 1 else tuple(made)
 
     def file_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the file takes for the module's inputs by name."""
-        if not self.channels_last:
-            return dict(inputs)
-        return {name: to_channels_last(value).contiguous() for name, value in inputs.items()}
+        """What the file takes for the module's inputs by name: in its types, channels where it has them."""
+        types = self.source.types
+        made = self.graph_inputs(inputs)
+        return {name: value.to(DTYPES[types[name].value]) if name in types else value for name, value in made.items()}
+
+    def graph_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same for the graph that was read, which is in float32 where the file is in half precision."""
+        made = {}
+        for value in self.source.model.graph.inputs:
+            assert value.dtype is not None
+            given = inputs[value.name or ""]
+            laid = to_channels_last(given).contiguous() if self.channels_last else given
+            made[value.name or ""] = laid.to(DTYPES[value.dtype.value])
+        return made
 
     def write_onnx(self, path: Path, metadata: Mapping[str, str], batch: int | None = None) -> None:
         """Write the file again with this module's weights; see `writing.write_back`."""

@@ -28,6 +28,9 @@ LARGEST = 2**31
 LARGEST_TENSOR = 2**33
 """Bytes that one tensor may have."""
 
+MOST_DOUBLES = 64
+"""Numbers of a constant in double precision that is no weight."""
+
 QUANTISED = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -39,7 +42,6 @@ QUANTISED = {
 }
 FLOW = {"Loop", "Scan", "SequenceMap"}
 RECURRENT = {"LSTM", "GRU"}
-NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 OWN_DOMAINS = ("", "ai.onnx")
 
 
@@ -139,13 +141,10 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_weights(model: ir.Model, path: Path) -> None:
-    """Raise `ModelError` for weights in another precision than float32, and for inputs whose shape is not said."""
+    """Raise `ModelError` for weights in double precision, and for inputs whose shape is not said."""
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    if narrow := sorted({tensor.dtype.name for tensor in tensors if tensor.dtype in NARROW and tensor.size > 64}):
-        raise ModelError(
-            f"{path.name} holds weights in {', '.join(narrow)}: give the float32 file; --targets fp16 converts the "
-            "result"
-        )
+    if any(tensor.dtype == ir.DataType.DOUBLE and tensor.size > MOST_DOUBLES for tensor in tensors):
+        raise ModelError(f"{path.name} holds weights in float64: export it again in float32")
     for value in model.graph.inputs:
         if value.shape is None or value.dtype is None:
             raise ModelError(f"{path.name}: input {value.name!r} has no shape or type; export it with one")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from pxcompress.onnx_in.building import Builder
-from pxcompress.onnx_in.channels import are_channels_last, put_channels_first_
+from pxcompress.onnx_in.channels import are_channels_last, put_channels_first_, take_floats_
 from pxcompress.onnx_in.folding import fold_scales_
+from pxcompress.onnx_in.half import widen_
 from pxcompress.onnx_in.heads import group_attention_
 from pxcompress.onnx_in.module import OnnxModule
 from pxcompress.onnx_in.opening import open_graph
@@ -25,12 +27,15 @@ def read_file(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None
     """
     path = Path(path)
     model = open_graph(path)
+    types = widen_(model)
     trials = run_trials(model, sizes or {}, path.name)
     if fold_scales_(model, trials):
         trials = trials.again()
     module = Builder(trials, path).build()
+    module.source = replace(module.source, types=types)
     if len(module.given) == 1 and are_channels_last(_declared_sizes(model.graph.inputs[0])):
         put_channels_first_(module)
+    take_floats_(module)
     group_attention_(module)
     return module
 
