@@ -50,7 +50,9 @@ def load_onnx(
         names = ", ".join(port.name for port in ports)
         raise ModelError(f"{path.name} has {len(ports)} inputs ({names}); expected one; compress_module takes more")
     port = ports[0].type.tensor_type
-    _, *declared = [dim.dim_value for dim in port.shape.dim]
+    declared = [max(dim.dim_value, 0) for dim in port.shape.dim][1:]
+    if not declared:
+        raise ModelError(f"{path.name}: input {ports[0].name!r} has no shape; expected numbers of shape (n, ...)")
     last = are_channels_last((None, *declared))
     shape = _input_shape(path, [declared[-1], *declared[:-1]] if last else declared, input_size)
     module = read_file(path, {ports[0].name: (*shape[1:], shape[0]) if last else shape})

@@ -7,6 +7,7 @@ alone, is a constant, so sub-graphs that compute shapes disappear.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -20,6 +21,9 @@ from pxcompress.onnx_in.recurrent import Recurrent
 
 LARGEST_KNOWN = 1 << 20
 """Elements of a computed constant that is kept as one."""
+
+LARGEST_INPUT = 1 << 30
+"""Numbers of an input."""
 
 OPEN_SIDE = 96
 """Pixels of a side that the file leaves open, where nothing else says how many; later axes have more."""
@@ -73,6 +77,9 @@ class Trial:
                 self.known[value] = result
 
     def _computed(self, node: ir.Node) -> Any:
+        missing = [value.name for value in node.inputs if value is not None and value not in self._values]
+        if missing:
+            raise ModelError(f"{node.op_type} {node.name!r} reads {missing[0]!r}, which nothing in the file makes")
         args = [None if value is None else self._values[value] for value in node.inputs]
         settings = settings_of(node, self._opset)
         try:
@@ -216,6 +223,8 @@ def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
     for axis, size in enumerate(_open_sizes(value)):
         asked = given[axis - 1] if given is not None and 0 < axis <= len(given) else None
         shape.append(size or (2 if axis == 0 else asked or OPEN_SIDE + 32 * axis))
+    if prod(shape) > LARGEST_INPUT:
+        raise ModelError(f"input {value.name!r} takes samples of {' x '.join(map(str, shape[1:]))}: too many numbers")
     return shape
 
 
