@@ -31,13 +31,8 @@ class Segmentation(Task):
     reads_dense = False
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """The predicted class's logit as a mean over that class's region, summed over the regions, (n,).
-
-        As in the mIoU every region counts the same: as a mean over all pixels the background would hide the others.
-        """
-        values = _two_classes(self._map(outputs))
-        regions = _regions(values)
-        return _region_means(values * regions, regions).sum(1)
+        """The predicted class's logit as a mean over all pixels, (n,); other outputs, such as "aux", do not count."""
+        return super().logits({self.output: _two_classes(self._map(outputs))})
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
         """Pixels in both map and mask, and pixels in either, for every class, (n, 2 * classes)."""

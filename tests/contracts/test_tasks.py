@@ -192,10 +192,15 @@ def test_every_region_of_a_map_counts_the_same() -> None:
     changes = [task.divergence({"out": each}, {"out": dense}) for each in (small, large)]
     assert changes[0] > 0
     assert torch.allclose(*changes)
-    values = dense.requires_grad_()
-    task.logits({"out": values}).sum().backward()
-    assert values.grad is not None
-    assert values.grad[0].sum((1, 2)).tolist() == pytest.approx([1.0, 1.0, 0.0])
+
+
+def test_relevance_starts_at_the_map_alone() -> None:
+    """Every pixel counts the same, and an auxiliary output does not count."""
+    maps = {"aux": torch.randn(1, 3, 4, 4, requires_grad=True), "out": torch.randn(1, 3, 4, 4, requires_grad=True)}
+    Segmentation().logits(maps).sum().backward()
+    assert maps["aux"].grad is None
+    assert maps["out"].grad is not None
+    assert maps["out"].grad.sum(1) == pytest.approx(torch.full((1, 4, 4), 1 / 16))
 
 
 MISFITS: Mapping[str, tuple[Task, dict[str, Tensor], Tensor, str]] = {
