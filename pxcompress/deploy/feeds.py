@@ -47,8 +47,12 @@ class Sizes:
 
 
 def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
-    """Of one sample of a file with one input: what the file says, else what was asked. Raises `InputError`."""
-    return get_sample_shape(session, session.input, Sizes(image))
+    """Of one sample of a file with one input, channels first: what the file says, else what was asked.
+
+    Raises `InputError`.
+    """
+    shape = get_sample_shape(session, session.input, Sizes(image))
+    return (shape[-1], *shape[:-1]) if are_channels_last(session.input.shape) else shape
 
 
 def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:

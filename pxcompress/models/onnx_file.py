@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from pxcompress.errors import ModelError
+from pxcompress.models.preprocess_file import read_beside
 from pxcompress.onnx_in import OnnxModule, read_file
 from pxcompress.onnx_in.channels import are_channels_last
 from pxcompress.onnx_in.opening import read_proto
@@ -58,7 +59,8 @@ def load_onnx(
     module = read_file(path, {ports[0].name: (*shape[1:], shape[0]) if last else shape})
     facts = {entry.key: entry.value for entry in proto.metadata_props}
     of_bytes = port.elem_type == onnx.TensorProto.UINT8
-    module.pretrained_cfg = {"input_size": shape, **(BYTES if of_bytes else {}), **_values(facts)}
+    told_values = {**(BYTES if of_bytes else {}), **_values(facts), **read_beside(path, shape[0])}
+    module.pretrained_cfg = {"input_size": shape, **told_values}
     asked = _asked_shape(input_size, shape[0])
     size = " x ".join(map(str, shape))
     told = input_size is not None and asked != shape

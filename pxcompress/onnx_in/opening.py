@@ -54,7 +54,7 @@ def open_graph(path: Path) -> ir.Model:
     _check(proto, path)
     try:
         model = ir.from_proto(proto)
-        ir.external_data.set_base_dir(model.graph, path.parent)
+        ir.external_data.set_base_dir(model.graph, path.resolve().parent)
         for tidy in (
             common.TopologicalSortPass(),
             common.InlinePass(),

@@ -41,6 +41,7 @@ def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batc
     source = module.source
     places = {node: place for place, node in enumerate(source.model.graph)}
     model = ir.from_proto(ir.to_proto(source.model))
+    ir.external_data.set_base_dir(model.graph, source.path.resolve().parent)
     nodes = list(model.graph)
     for name, origin in module.origins.items():
         layer = module.get_submodule(name)

@@ -248,6 +248,8 @@ def test_external_weights_stay_external(tmp_path: Path) -> None:
     assert (tmp_path / "slim.onnx.data").stat().st_size > (tmp_path / "slim.onnx").stat().st_size / 2
     assert (tmp_path / "slim.onnx.data").stat().st_size < path.with_name("w.bin").stat().st_size
     run_graph(tmp_path / "slim.onnx", {"pixels:0": np.zeros((1, 3, 32, 32), np.float32)})
+    read_onnx(path).write_onnx(tmp_path / "whole.onnx", {})
+    run_graph(tmp_path / "whole.onnx", {"pixels:0": np.zeros((1, 3, 32, 32), np.float32)})
 
 
 def test_compress_module_takes_a_file_with_any_outputs(tmp_path: Path) -> None:
