@@ -80,7 +80,7 @@ def _listed() -> list[Exported]:
         Exported("tv:shufflenet_v2_x1_0", old, 13),
         Exported("tv:shufflenet_v2_x1_0", new, 23),
         Exported("regnety_002", old, 16),
-        Exported("tv:vgg11_bn", old, 12, 64, "batchnorm"),
+        Exported("tv:vgg11_bn", old, 12, 224, "batchnorm"),
         Exported("tv:squeezenet1_1", new, 18, variant="open"),
         Exported("tv:googlenet", old, 17),
         Exported("ghostnet_050", old, 15),

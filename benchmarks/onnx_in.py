@@ -2,7 +2,7 @@
 
     python benchmarks/onnx_in.py --files FOLDER [--only TEXT] [--missing]
 
-`onnx_files.py` makes the files, two of which have to be refused. A process for each, with a time limit. Eight random
+`onnx_files.py` makes the files, two of which have to be refused. A process for each, with a time limit. Two random
 inputs calibrate: weights are random, so what is measured is the surgery, not the accuracy. Parity holds the written
 file against the pruned module, on another batch where the file takes any, in shares of the outputs' scale. Seconds
 are those of one thread of the processor. Rows of earlier runs are kept. `--quick` takes the first three files.
@@ -38,7 +38,7 @@ from pxcompress.pipeline import compress_module
 from pxcompress.state import seeded
 
 RATIO = 0.5
-SAMPLES = 8
+SAMPLES = 2
 SECONDS = 600
 PARITY = 1e-4
 LEAST_REMOVED = 0.45
