@@ -14,7 +14,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pxcompress.model_and_data import ModelAndData
+from pxcompress.recipe import ModelAndData
 from pxcompress.workload import Workload, load_workload, with_baseline
 
 GLYPH_MODELS: Mapping[str, str] = {

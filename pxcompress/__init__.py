@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pxcompress.errors import InputError, PxError, ResultError
-    from pxcompress.pipeline import compress, compress_module
+    from pxcompress.own_module import compress_module
+    from pxcompress.pipeline import compress
     from pxcompress.recipe import Recipe
     from pxcompress.report.record import Report
     from pxcompress.run_folder.saved import load
@@ -27,7 +28,7 @@ _HOMES = {
     "Report": "report.record",
     "ResultError": "errors",
     "compress": "pipeline",
-    "compress_module": "pipeline",
+    "compress_module": "own_module",
     "load": "run_folder.saved",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
@@ -34,16 +35,28 @@ def not_as_written(what: str, problem: str) -> InputError:
     return InputError(f"{what} is not as pxcompress writes it ({problem}); give another, or make it anew")
 
 
-def check_types(record: Any) -> None:
-    """Raise `InputError` for a field whose value is not of its declared type; whole numbers pass as floats."""
-    hints = typing.get_type_hints(type(record))
-    for name in (field.name for field in fields(record)):
+def check_types(record: Any, part: type | None = None) -> None:
+    """Raise `InputError` for a field whose value is not of its declared type; whole numbers pass as floats.
+
+    Only the fields of `part` are looked at where that is given. A list becomes a tuple, so that the record hashes.
+    """
+    cls = part or type(record)
+    hints = typing.get_type_hints(cls)
+    for name in (field.name for field in fields(cls)):
         value = getattr(record, name)
+        if isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(record, name, value)
         try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
+            _adapter(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:
             expectation = _plain(error.errors(include_url=False)[0]["msg"])
             raise InputError(f"{name.replace('_', '-')} is {value!r}; {expectation}") from error
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
 
 
 def _plain(message: str) -> str:

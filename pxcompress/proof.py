@@ -52,17 +52,8 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """How good a model is by the metric, with its 95 % interval."""
-
-    value: Signed
-    low: Signed
-    high: Signed
-
-
-@dataclass(frozen=True)
-class Change:
-    """Quality of a model less that of the dense one on the same samples, with its 95 % interval."""
+class Estimate:
+    """A figure and its 95 % interval: the quality of a model by the metric, or a change, pruned less dense."""
 
     value: Signed
     low: Signed
@@ -70,7 +61,7 @@ class Change:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval leaves out that nothing changed."""
+        """Whether the interval of a change leaves out that nothing changed."""
         return self.low > 0 or self.high < 0
 
 
@@ -141,7 +132,7 @@ class Placement:
 class Measurement:
     """What one exported model costs and how good it is on so many samples; throughput is samples/s."""
 
-    quality: Quality
+    quality: Estimate
     samples: Count
     params: Count
     macs: Count
@@ -164,7 +155,7 @@ class Target:
     file: str
     precision: str
     onnx_bytes: Count
-    quality: Quality
+    quality: Estimate
     samples: Count
     agreement: Share
     max_abs: Positive
@@ -172,7 +163,7 @@ class Target:
     throughput: Positive
     speedup: Speedup
     provider: Placement
-    change: Change
+    change: Estimate
 
 
 @dataclass(frozen=True)
@@ -273,7 +264,8 @@ class Ratios:
 class DataSummary:
     """Name and classes of the data, samples per role, and images left out because they could not be read.
 
-    `layout` says how the data lie there: "classes", "masks", "labels", "numbers", "unlabelled".
+    `layout` says how the data lie there: "classes", "masks", "labels", "numbers", "unlabelled"; `images` whether
+    inputs are made from images, as the files say how.
     """
 
     name: str
@@ -285,6 +277,7 @@ class DataSummary:
     test: Count
     skipped: tuple[str, ...] = ()
     layout: str = "classes"
+    images: bool = True
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,12 @@ from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import spread_samples
 from pxcompress.planning.dead_paths import without_dead_paths
 from pxcompress.planning.fit import fitted
-from pxcompress.planning.limits import Limits
 from pxcompress.planning.order import ACROSS_GROUPS
 from pxcompress.planning.plan import check_reachable, make_plan
 from pxcompress.planning.relevance_share import plan_by_share
 from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
-from pxcompress.planning.selection import Selection
 from pxcompress.processes import from_first, same_weights_
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import Goal
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
@@ -75,7 +73,7 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     attempts: tuple[Attempt, ...] = ()
     with clock.stage("plan"):
         if on_file and isinstance(run.budget, FileBudget) and recipe.relevance_share is None:
-            plans = partial(plan_at, scored, recipe=recipe)
+            plans = partial(plan_at, scored, goal=recipe)
             plan, attempts = fitted(scored, plans, run.budget, recipe.limit, recipe.onnx_batch)
         else:
             plan = from_first(plan_at(scored, first, recipe))
@@ -90,14 +88,14 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     recipe, clock = run.recipe, run.clock
     with clock.stage("find groups"):
         found = find_groups(model, example, classifier_names(model, example))
-        structure = Selection(recipe.only, recipe.keep, recipe.scope, recipe.floors).of(found, model)
+        structure = recipe.selection.of(found, model)
         _check_removable(structure)
     with clock.stage(f"price ({recipe.budget})"):
         price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
         ratio = 0.0
         if recipe.relevance_share is None:
             ratio = recipe.share(price({}))
-            check_reachable(structure.groups, price, ratio, _limits(recipe))
+            check_reachable(structure.groups, price, ratio, recipe.limits)
         for operator, modules in uncounted(model, example).items():
             more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
             clock.remark(f"{operator}, in {modules[0]}{more}, counts as 0 MACs: nothing is known of what it multiplies")
@@ -185,12 +183,12 @@ def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run
     return scores
 
 
-def plan_at(scored: ScoredModel, ratio: float, recipe: Recipe) -> Plan:
-    """What to remove at `ratio`, or by the recipe's share of relevance. Raises `BudgetError`."""
-    groups, limits = scored.structure.groups, _limits(recipe)
-    if recipe.relevance_share is not None:
-        return plan_by_share(groups, scored.scores, scored.price, recipe.relevance_share, limits)
-    return make_plan(groups, scored.scores, scored.price, ratio, limits)
+def plan_at(scored: ScoredModel, ratio: float, goal: Goal) -> Plan:
+    """What to remove at `ratio`, or by the goal's share of relevance. Raises `BudgetError`."""
+    groups = scored.structure.groups
+    if goal.relevance_share is not None:
+        return plan_by_share(groups, scored.scores, scored.price, goal.relevance_share, goal.limits)
+    return make_plan(groups, scored.scores, scored.price, ratio, goal.limits)
 
 
 def cut(scored: ScoredModel, plan: Plan, run: Run) -> PruneResult:
@@ -250,7 +248,7 @@ def _repaired(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Ag
     _check_finite(best.pruned)
     same_weights_(best.pruned.model)
     with run.clock.stage("clean up"):
-        pruned = without_dead_paths(best.pruned.whole, scored.example, scored.price, _limits(run.recipe))
+        pruned = without_dead_paths(best.pruned.whole, scored.example, scored.price, run.recipe.limits)
         if best.agreement is None:
             return pruned, None
         return pruned, Agreements(best.agreement, _on_calibration(pruned, run, best.agreement.samples))
@@ -335,11 +333,6 @@ def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[Prun
 
 def _slim(scored: ScoredModel, pruned: Pruned) -> PruneResult:
     return PruneResult(scored.structure, scored.scores, pruned, scored.class_relevance)
-
-
-def _limits(recipe: Recipe) -> Limits:
-    floors = Selection(floors=recipe.floors).least
-    return Limits(recipe.normalise, recipe.round_to or 1, recipe.min_keep, floors)
 
 
 def _measure_quality(pruned: Pruned, run: Run) -> None:

@@ -19,12 +19,12 @@ from pxcompress.data import (
 )
 from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.errors import InputError, NoClassifierError
-from pxcompress.model_and_data import ModelAndData
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.input_scale import with_values
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import sliced
 from pxcompress.notes import Note
+from pxcompress.recipe import ModelAndData
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout, layout_of

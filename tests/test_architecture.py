@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ LINE = (
     ("errors", "types", "state", "interrupts", "elimination", "notes"),
     ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
     ("choices",),
-    ("passes", "certify", "model_and_data", "onnx_in"),
+    ("passes", "certify", "onnx_in"),
     ("models",),
     ("tasks",),
     ("deploy",),
@@ -24,11 +26,12 @@ LINE = (
     ("scorers", "cost", "repair", "clock"),
     ("budgets", "planning", "inspection", "exchange_rates"),
     ("recipe",),
-    ("workload", "report", "run", "recipe_file"),
+    ("workload", "report", "run"),
+    ("module_folder",),
     ("run_folder",),
     ("stages", "explain"),
     ("pipeline",),
-    ("sweep", "search"),
+    ("own_module", "sweep", "search"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -50,13 +53,68 @@ def _room(path: Path) -> str:
 
 def _imports(path: Path) -> set[str]:
     """Dotted names of everything a file imports, also inside functions."""
+    package = ".".join(["pxcompress", *path.relative_to(ROOT).parts[:-1]])
+    return _names_in(path.read_text(), package)
+
+
+def _names_in(source: str, package: str) -> set[str]:
+    """The same of source text in `package`; relative imports are resolved, `import_module` of a text is seen as well.
+
+    What `import_module` is given that is no text counts as "?".
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names.add(_text_of(node.args[0]) if node.args else "?")
     return names
+
+
+def _text_of(node: ast.expr) -> str:
+    return str(node.value) if isinstance(node, ast.Constant) else "?"
+
+
+def _with_loose_dicts(source: str) -> set[str]:
+    """Public functions and classes of a module with a `dict[str, Any]` in a signature, or as a public field."""
+
+    def annotations(node: ast.AST) -> Iterator[ast.expr | None]:
+        if isinstance(node, ast.FunctionDef):
+            arguments = node.args
+            for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+                yield each.annotation
+            yield node.returns
+        elif isinstance(node, ast.AnnAssign):
+            yield node.annotation
+        elif isinstance(node, ast.ClassDef):
+            for part in node.body:
+                name = getattr(part, "name", None) or ast.unparse(getattr(part, "target", ast.Constant("")))
+                if not name.startswith("_") or name.startswith("__"):
+                    yield from annotations(part)
+
+    return {
+        node.name
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if any(LOOSE.search(ast.unparse(each)) for each in annotations(node) if each is not None)
+    }
+
+
+LOOSE = re.compile(r"(dict|Mapping)\[str, (Any|object)\]")
+LOOSE_ON_PURPOSE = {
+    "checks.check_keys": "content of JSON, whose keys it checks",
+    "models.Architecture": "arguments of whatever builds a model",
+    "recipe.Recipe": "content of JSON, which becomes a recipe",
+    "recipe.read_recipe": "keys and values of a file before options are put over them",
+}
+"""What may, and why."""
+
+BY_TEXT = {"registry": "a package's methods", "models": "a user's factory"}
+"""Rooms that import by a name they are told, and what it names."""
 
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if _room(path) != "__init__")
@@ -75,6 +133,54 @@ def test_imports_point_left(path: Path) -> None:
             assert parts[1] == here or PLACE[parts[1]] < PLACE[here], f"{here} imports {name}"
         if parts[0] in DOORS:
             assert here in DOORS[parts[0]], f"{here} imports {name}; its door is {DOORS[parts[0]]}"
+
+
+def test_imports_of_all_kinds_are_seen() -> None:
+    source = """
+from . import a
+from .b import c
+from ..d import e
+import f.g as h
+def later():
+    importlib.import_module("i.j"), import_module(name), __import__("k")
+"""
+    seen = {"p.q.a", "p.q.b.c", "p.d.e", "f.g", "i.j", "?", "k"}
+    assert _names_in(source, "p.q") == seen
+
+
+def test_only_some_rooms_import_by_a_name_that_they_are_told() -> None:
+    assert {_room(path) for path in FILES if "?" in _imports(path)} == set(BY_TEXT)
+
+
+def test_no_dict_of_anything_goes_from_room_to_room() -> None:
+    """What another room imports takes and returns records: none of its types is a mapping of names to just anything."""
+    loose = {f"{_room(path)}.{name}" for path in FILES for name in _with_loose_dicts(path.read_text())}
+    crossing = {
+        name
+        for path in FILES
+        for parts in (imported.split(".") for imported in _imports(path))
+        if parts[0] == "pxcompress" and len(parts) > 2 and parts[1] != _room(path)
+        if (name := f"{parts[1]}.{parts[-1]}") in loose
+    }
+    assert crossing == set(LOOSE_ON_PURPOSE)
+
+
+def test_dicts_of_anything_are_seen_wherever_they_stand() -> None:
+    source = """
+def takes(a: int, *, b: Mapping[str, Any] | None = None): ...
+def returns() -> list[dict[str, object]]: ...
+def typed(a: Mapping[str, int]) -> dict[int, Any]: ...
+def _private(a: dict[str, Any]): ...
+class Record:
+    facts: Mapping[str, Any]
+class Methods:
+    def __init__(self, facts: Mapping[str, Any]) -> None: ...
+    def _inner(self, facts: dict[str, Any]) -> None: ...
+class Fine:
+    def method(self, facts: Mapping[str, str]) -> None:
+        inside: dict[str, Any] = {}
+"""
+    assert _with_loose_dicts(source) == {"takes", "returns", "Record", "Methods"}
 
 
 def test_the_product_reaches_demo_by_name_alone() -> None:

@@ -15,21 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from pxcompress.certify.bounded import mean_interval
 from pxcompress.errors import InputError
+from pxcompress.proof import Estimate
 
 BINS = 15
 COVERAGE = 0.9
 _RESAMPLES = 300
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

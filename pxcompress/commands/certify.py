@@ -4,100 +4,144 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pxcompress.choices import LOSS_RISKS
-from pxcompress.commands.options import AsJson, Confidence, Coverage, Part, Quiet, Risk, guarantee_of
+from pxcompress.commands.options import AsJson, Confidence, Coverage, Part, Quiet, Risk, guarantee_of, takes_record
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError, ResultError
+from pxcompress.recipe import Guarantee
 
 if TYPE_CHECKING:
     from pxcompress.certify.record import CertificateRecord
     from pxcompress.run_folder.labelling import LabelRequest
 
 
-def certify(
+@dataclass(frozen=True)
+class Request:
+    """The options of `certify`; each field is one."""
+
     files: Annotated[
         list[Path] | None,
         typer.Argument(help="A run folder, or ONNX files from dense to smallest.", show_default=False),
-    ] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Certify that the risk is at most this.")] = None,
-    data: Annotated[str, typer.Option(help="As for `run`.  [default: the run folder's]")] = "",
+    ] = None
+    max_drop: Annotated[float | None, typer.Option(help="Certify that the risk is at most this.")] = None
+    data: Annotated[str, typer.Option(help="As for `run`.  [default: the run folder's]")] = ""
     unlabelled: Annotated[
         str, typer.Option(help="Instead of --data: a folder of images; asks for labels where models disagree.")
-    ] = "",
-    answers: Annotated[
-        Path | None, typer.Option(help="The filled to_label.csv: go on with what --out asked for.")
-    ] = None,
+    ] = ""
+    answers: Annotated[Path | None, typer.Option(help="The filled to_label.csv: go on with what --out asked for.")] = (
+        None
+    )
     out: Annotated[Path, typer.Option(help="Folder for what is to be labelled, and the certificate.")] = Path(
         "certificate"
-    ),
+    )
     losses: Annotated[
         Path | None,
         typer.Option(
             help="Instead of models: CSV of their losses in [0, 1], a column a model, from dense to smallest."
         ),
-    ] = None,
-    group: Annotated[str, typer.Option(help="With --losses: column of words; the risk is held for each of them.")] = "",
+    ] = None
+    group: Annotated[str, typer.Option(help="With --losses: column of words; the risk is held for each of them.")] = ""
     anytime: Annotated[
         bool,
         typer.Option(
             "--anytime",
             help="Stop when it is decided; samples not looked at stay fresh; one error budget for all tests.",
         ),
-    ] = False,
-    confidence: Confidence = None,
-    risk: Risk = None,
-    part: Part = None,
-    coverage: Coverage = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split, as it was in `run`.")] = 0,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
+    ] = False
+    confidence: Confidence = None
+    risk: Risk = None
+    part: Part = None
+    coverage: Coverage = None
+    seed: Annotated[int, typer.Option(help="Seed of the split, as it was in `run`.")] = 0
+    quiet: Quiet = False
+    as_json: AsJson = False
+
+    def refuse(self, names: Sequence[str], beside: str) -> None:
+        """Raise `InputError` where one of the options `names` is given beside one that says everything already."""
+        if extra := [name for name in names if getattr(self, name)]:
+            flag = "a model" if extra[0] == "files" else f"--{extra[0].replace('_', '-')}"
+            raise InputError(f"{flag} is given with {beside}, which says what is tested; leave it out")
+
+    def guarantee(self, risk: str | None = None) -> Guarantee:
+        """What is to be certified, of `risk` where no other is named; `InputError` where nothing says it."""
+        if self.max_drop is None:
+            raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
+        options = {name: getattr(self, name) for name in ("confidence", "part", "coverage")}
+        return guarantee_of(self.max_drop, risk=self.risk or risk, **options)
+
+
+@takes_record(Request)
+def certify(request: Request) -> None:
     """Test a given path of models on samples that are kept for certificates; exit code 3 if none passes.
 
     Without labels: --unlabelled DIR writes to_label.csv and to_label.html, to be filled; --answers FILE goes on.
     """
-    from pxcompress.certify.path import Goal
-    from pxcompress.run_folder.certificate import certify_files
-    from pxcompress.run_folder.labelling import QUESTIONS, certify_answers, request_labels
+    if request.answers is not None:
+        request.refuse((*_MODELS, "max_drop", "confidence", "risk", "losses", "anytime", "group"), "--answers")
+        _show(_go_on(request, request.answers), request)
+    elif request.losses is not None:
+        request.refuse(_MODELS, "--losses")
+        _show(_certify_losses(request, request.losses), request)
+    else:
+        request.refuse(("group",), "models")
+        if request.unlabelled:
+            _ask_for_labels(request)
+        else:
+            _show(_certify_models(request), request)
+
+
+_MODELS = ("files", "data", "unlabelled", "part")
+"""Options that say which models are tested on what."""
+
+
+def _go_on(request: Request, answers: Path) -> CertificateRecord:
+    """What the labels in the file `answers` certify."""
+    from pxcompress.run_folder.labelling import certify_answers
+
+    return certify_answers(answers, request.out, notes(request.quiet))
+
+
+def _certify_losses(request: Request, table: Path) -> CertificateRecord:
+    """What a table of losses certifies; without a word on the risk that of their mean."""
     from pxcompress.run_folder.loss_table import certify_losses
 
-    note = notes(quiet)
-    given: dict[str, object] = {"a model": files, "--data": data, "--unlabelled": unlabelled, "--part": part}
-    if answers is not None:
-        given |= {"--max-drop": max_drop, "--confidence": confidence, "--risk": risk, "--losses": losses}
-        _refuse({**given, "--anytime": anytime, "--group": group}, "--answers")
-        return _show(certify_answers(answers, out, note), as_json)
-    if max_drop is None:
-        raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
-    if losses is not None:
-        _refuse(given, "--losses")
-        delta = round(1 - (0.95 if confidence is None else confidence), 12)
-        goal = Goal(risk or LOSS_RISKS[0], max_drop, delta, anytime=anytime)
-        return _show(certify_losses(losses, goal, group), as_json)
-    _refuse({"--group": group}, "models")
-    guarantee = guarantee_of(max_drop, confidence=confidence, risk=risk, part=part, coverage=coverage)
-    if not unlabelled:
-        if not files:
-            raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
-        return _show(certify_files(files, data, guarantee, seed, anytime=anytime), as_json)
-    if data:
+    goal = dataclasses.replace(request.guarantee(LOSS_RISKS[0]).goal, anytime=request.anytime)
+    return certify_losses(table, goal, request.group)
+
+
+def _certify_models(request: Request) -> CertificateRecord:
+    """What labelled data certify of the models."""
+    from pxcompress.run_folder.certificate import certify_files
+
+    guarantee = request.guarantee()
+    if not request.files:
+        raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
+    return certify_files(request.files, request.data, guarantee, request.seed, anytime=request.anytime)
+
+
+def _ask_for_labels(request: Request) -> None:
+    """Write what is to be labelled, and print what to do; certify at once where nothing is."""
+    from pxcompress.run_folder.labelling import QUESTIONS, request_labels
+
+    guarantee, note = request.guarantee(), notes(request.quiet)
+    if request.data:
         raise InputError("--data and --unlabelled are given; give one of them")
-    request = request_labels(files or [], unlabelled, guarantee, out, anytime=anytime, note=note)
-    if not request.to_label:
-        return _show(certify_answers(out / QUESTIONS, out, note), as_json)
-    print(json.dumps(dataclasses.asdict(request), indent=1) if as_json else _to_do(request, out))
-
-
-def _refuse(given: Mapping[str, object], beside: str) -> None:
-    """Raise `InputError` where something is given beside an option that says everything already."""
-    if extra := [name for name, value in given.items() if value]:
-        raise InputError(f"{extra[0]} is given with {beside}, which says what is tested; leave it out")
+    questions = request_labels(
+        request.files or [], request.unlabelled, guarantee, request.out, anytime=request.anytime, note=note
+    )
+    if not questions.to_label:
+        _show(_go_on(request, request.out / QUESTIONS), request)
+    elif request.as_json:
+        print(json.dumps(dataclasses.asdict(questions), indent=1))
+    else:
+        print(_to_do(questions, request.out))
 
 
 def _to_do(request: LabelRequest, folder: Path) -> str:
@@ -114,10 +158,10 @@ def _to_do(request: LabelRequest, folder: Path) -> str:
     )
 
 
-def _show(record: CertificateRecord, as_json: bool) -> None:
+def _show(record: CertificateRecord, request: Request) -> None:
     """Print a certificate; `ResultError` where it certifies no smaller model."""
     from pxcompress.report.table import format_certificate
 
-    print(json.dumps(dataclasses.asdict(record), indent=1) if as_json else format_certificate(record))
+    print(json.dumps(dataclasses.asdict(record), indent=1) if request.as_json else format_certificate(record))
     if not record.chosen:
         raise ResultError("not certified: no model smaller than the first one passes")

@@ -75,7 +75,7 @@ def _pixels(text: str | None) -> Any:
 
 def _on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str) -> tuple[Any, Any]:
     """A model as `run` would have it on `data`, and the first batch of the score split."""
-    from pxcompress.model_and_data import ModelAndData
+    from pxcompress.recipe import ModelAndData
     from pxcompress.workload import load_workload, with_baseline
 
     weights = None if checkpoint is None else str(checkpoint)

@@ -13,21 +13,15 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from pxcompress.commands.panels import EXPERT, panel_of
 from pxcompress.errors import InputError
-from pxcompress.recipe import (
-    GOALS,
-    Bench,
-    Guarantee,
-    Recipe,
-    auto_normalise,
-    auto_round_to,
-)
-from pxcompress.recipe_file import read_recipe
+from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe
+from pxcompress.recipe.file import read_recipe
+from pxcompress.recipe.goal import auto_normalise, auto_round_to
 
 
 def _describe(field: Field[Any]) -> str:
@@ -62,6 +56,7 @@ FLAGS = {"scorer": ("--score", "--scorer")}
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 Command = Callable[..., None]
+T = TypeVar("T")
 
 
 def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[Command], Command]:
@@ -96,6 +91,27 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
                 name: value for name, value in options.items() if value is not None and value is not False
             } | preset
             command(recipe_of(options, arguments.pop("config")), **arguments)
+
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+        return with_options
+
+    return decorate
+
+
+def takes_record(cls: type[T]) -> Callable[[Callable[[T], None]], Command]:
+    """Decorator: the command's parameter, a record of the dataclass `cls`, becomes one option for each of its fields.
+
+    The types of the fields say what an option is, as those of a command's parameters do.
+    """
+
+    def decorate(command: Callable[[T], None]) -> Command:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        parameters = [_keyword(each.name, hints[each.name], each.default) for each in fields(cls)]  # type: ignore[arg-type]
+
+        @functools.wraps(command)
+        def with_options(**arguments: Any) -> None:
+            command(cls(**arguments))
 
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -26,15 +26,15 @@ def run(
     With --max-drop the result is the smallest model, at most --ratio smaller, for which that much is certified; where
     there is none the folder holds the dense model, and the exit code is 3.
     """
-    from pxcompress.pipeline import assist, compress
-    from pxcompress.processes import is_first, joined
+    from pxcompress.pipeline import work
+    from pxcompress.processes import joined
     from pxcompress.report.build import to_json
     from pxcompress.report.table import to_table
 
     with joined():
-        if not is_first():
-            return assist(recipe)
-        report = compress(recipe, out, force=force, note=notes(quiet))
+        report = work(recipe, out, force=force, note=notes(quiet))
+    if report is None:  # in a process that is not the first
+        return
     if as_json:
         print(to_json(report))
     else:

@@ -22,7 +22,8 @@ from pxcompress.types import Batch, Preprocessing
 
 _MEMORY_BYTES = 200_000_000  # kept in memory up to this size: 1300 images of 224 x 224, or the glyphs' train pool
 _WORKERS_FROM = 256  # samples; below, starting worker processes takes longer than they save
-_MODES = {1: "L", 3: "RGB"}
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Channels of an image -> Pillow's mode."""
 
 
 class ImageBatches:
@@ -144,7 +145,7 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
             raise DataError(f"the model takes inputs of shape {shape}, the data are images; give other data")
         channels, height, width = preprocessing.input_size
         if channels not in _MODES:
-            raise DataError(f"the model takes {channels} channels; image data has 1 (grey) or 3 (RGB)")
+            raise DataError(f"the model takes {channels} channels; images have 1 (grey), 3 (RGB) or 4 (RGBA)")
         self.samples = samples
         self._mode = _MODES[channels]
         self._transform, self._mask_transform = (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pxcompress.data.targets import Targets
-from pxcompress.deploy.predict import rgb
+from pxcompress.deploy.predict import eight_bits
 from pxcompress.errors import DataError
 from pxcompress.tasks.task import Layout as Layout
 
@@ -80,14 +80,14 @@ class Samples:
         return replace(self, ids=self.ids + other.ids, labels=labels, positions=positions)
 
     def load(self, index: int) -> Image.Image:
-        """Image `index`, decoded, RGB. Raises `DataError` where it cannot be read."""
+        """Image `index`, decoded, RGB or RGBA. Raises `DataError` where it cannot be read."""
         return self.opened(index)[0]
 
     def opened(self, index: int) -> tuple[Image.Image, bool]:
-        """Image `index` as RGB, and whether it had more than 8 bits a channel. Raises as `load` does."""
+        """Image `index` as RGB or RGBA, and whether it had more than 8 bits a channel. Raises as `load` does."""
         try:
             image = self.read(int(self.positions[index]))
-            return rgb(image), image.mode[0] in "IF"
+            return eight_bits(image), image.mode[0] in "IF"
         except _UNREADABLE as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(

@@ -12,7 +12,7 @@ from pxcompress.deploy.intervals import disagree, mean_speedup, noise, speedup
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
 from pxcompress.deploy.predictions import class_changes
 from pxcompress.deploy.profile import operator_shares
-from pxcompress.proof import Change, ClassChange, Measurement, Metric, OperatorTime, Placement, Ratios, Speedup
+from pxcompress.proof import ClassChange, Estimate, Measurement, Metric, OperatorTime, Placement, Ratios, Speedup
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Comparison:
     placement: Placement
     speedup: Speedup
     metric: Metric
-    change: Change
+    change: Estimate
     threads: int
     classes: tuple[ClassChange, ...]
     noise: float = 0.0

@@ -16,8 +16,8 @@ import onnxruntime as ort
 from PIL import Image
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """`image` in 8 bits a channel, without transparency: 16 bits lose the lower 8, floats have to be from 0 to 1."""
+def eight_bits(image: Image.Image) -> Image.Image:
+    """`image` as RGB or RGBA of 8 bits a channel: 16 bits lose the lower 8, floats have to be from 0 to 1."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -27,15 +27,14 @@ def rgb(image: Image.Image) -> Image.Image:
             kind = "32-bit integers" if image.mode == "I" else "floats"
             raise ValueError(f"it holds {kind} from {low:g} to {high:g}; expected 8 or 16 bits, or floats from 0 to 1")
         image = Image.fromarray((values * 255).round().astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB Pillow warns about palettes with transparency
-    return image.convert("RGB")
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGBA" if transparent else "RGB")
 
 
 def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
     """One image as the model takes it, (1, channels, height, width): resize, centre crop, to [0, 1], normalise."""
     channels, height, width = json.loads(facts["input_size"])
-    image = rgb(Image.open(path)).convert("L" if channels == 1 else "RGB")
+    image = eight_bits(Image.open(path)).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     crop, (w, h) = json.loads(facts["crop"]), image.size
     tall, wide = math.floor(height / crop), math.floor(width / crop)
     if tall == wide:  # the shorter side gets this length

@@ -15,7 +15,7 @@ from pxcompress.errors import DataError, ModelError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.outputs import max_difference
 from pxcompress.processes import gathered
-from pxcompress.proof import Change, ClassChange, Quality
+from pxcompress.proof import ClassChange, Estimate
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Outputs, Task
@@ -42,16 +42,16 @@ class Predictions:
         return len(self.statistics)
 
     @property
-    def quality(self) -> Quality:
+    def quality(self) -> Estimate:
         """The metric with its 95 % interval: Wilson's of a share of right samples, else by bootstrap."""
         value = self.task.quality(self.statistics)
         if self.task.metric.binary:
             interval = wilson(value, self.samples)
         else:
             interval = bootstrap(lambda rows: self.task.quality(self.statistics[rows]), self.samples)
-        return Quality(value, min(interval.low, value), max(interval.high, value))
+        return Estimate(value, min(interval.low, value), max(interval.high, value))
 
-    def change(self, dense: Predictions) -> Change:
+    def change(self, dense: Predictions) -> Estimate:
         """Quality less that of `dense` on the same samples, with its paired 95 % interval."""
         task = self.task
         value = task.quality(self.statistics) - task.quality(dense.statistics)
@@ -64,7 +64,7 @@ class Predictions:
             interval = bootstrap(
                 lambda rows: task.quality(self.statistics[rows]) - task.quality(dense.statistics[rows]), self.samples
             )
-        return Change(value, min(interval.low, value), max(interval.high, value))
+        return Estimate(value, min(interval.low, value), max(interval.high, value))
 
 
 def predictions(

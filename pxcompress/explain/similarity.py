@@ -12,7 +12,7 @@ from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES, cosine
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.proof import ExplanationSimilarity, Warning
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import Scoring
 from pxcompress.scorers import SCORERS
 from pxcompress.state import device_of
 from pxcompress.types import Batch, Batches, Pruned
@@ -21,13 +21,13 @@ SAMPLES = 32
 """Samples of the select split whose heatmaps a run compares."""
 
 
-def composite_of(recipe: Recipe) -> str:
-    """The rules of the recipe's scorer, where it has any."""
-    return SCORERS.build(recipe.scorers[0]).composite or Method.composite
+def composite_of(scoring: Scoring) -> str:
+    """The rules of the scorer, where it has any."""
+    return SCORERS.build(scoring.scorers[0]).composite or Method.composite
 
 
 def compared_explanations(
-    pruned: Pruned, batches: Batches, recipe: Recipe, clock: Clock
+    pruned: Pruned, batches: Batches, scoring: Scoring, clock: Clock
 ) -> tuple[ExplanationSimilarity | None, tuple[Warning, ...]]:
     """How alike the heatmaps of both models are on the first `SAMPLES` of `batches`, and notes for the user.
 
@@ -36,7 +36,7 @@ def compared_explanations(
     """
     try:
         with clock.stage("compare explanations"):
-            compare = partial(explanation_similarity, pruned, Method(composite=composite_of(recipe)))
+            compare = partial(explanation_similarity, pruned, Method(composite=composite_of(scoring)))
             alike = in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say)
     except PxError as error:
         text = f"explanations of the two models could not be compared: {short(error)}"

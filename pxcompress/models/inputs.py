@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.data.config import resolve_model_data_config
@@ -27,7 +27,7 @@ def preprocessing_of(model: nn.Module, input_size: int | ImageSize | tuple[int, 
     Without it the model's own counts. Raises `ModelError` for a side in pixels where the model takes no images.
     """
     config = config_of(model)
-    channels, *sides = config.get("input_size", (3, 224, 224))
+    channels, *sides = config.get("input_size", (_image_channels(model), 224, 224))
     size = ImageSize(input_size, input_size) if isinstance(input_size, int) else input_size
     if size is not None and not isinstance(size, ImageSize):
         return Preprocessing(size)
@@ -38,10 +38,27 @@ def preprocessing_of(model: nn.Module, input_size: int | ImageSize | tuple[int, 
         return Preprocessing((channels, *sides))
     args = {} if size is None else {"input_size": (channels, *size)}
     data_config = resolve_model_data_config(model, args=args, pretrained_cfg=config)
+    channels, *sides = data_config["input_size"]
+    if _image_channels(model) != 3:  # timm keeps the number of the pretrained weights where `in_chans` is another
+        channels = _image_channels(model)
     return Preprocessing(
-        input_size=tuple(data_config["input_size"]),
-        mean=tuple(data_config["mean"]),
-        std=tuple(data_config["std"]),
+        input_size=(channels, *sides),
+        mean=_each_channel(data_config["mean"], channels),
+        std=_each_channel(data_config["std"], channels),
         interpolation=data_config["interpolation"],
         crop=float(data_config["crop_pct"]),
     )
+
+
+def _image_channels(model: nn.Module) -> int:
+    """Channels of the images that `model` takes: 1 or 4 where its first convolution reads as many, else 3."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 4) else 3
+
+
+def _each_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One number a channel; where there are others than `channels` of them, grey and alpha get their mean."""
+    if len(values) == channels:
+        return tuple(values)
+    mean = sum(values) / len(values)
+    return (*values, mean) if (len(values), channels) == (3, 4) else (mean,) * channels

@@ -17,7 +17,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
 from pxcompress.types import ImageSize, Preprocessing
 
-Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here", "file"]
+Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here", "file", "module"]
 
 _FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory or FILE.onnx"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -58,11 +58,13 @@ Side = int | ImageSize | None
 class Architecture:
     """Everything needed to build the dense module again without its weights: JSON, no pickle.
 
-    `name` is a timm name, "package.module:factory" or an ONNX file; `kwargs` are what the builder is given.
+    `name` is a timm name, "package.module:factory" or an ONNX file; `kwargs` are what the builder is given. Of a module
+    that was given `in_python` it is the class, which nothing here can build.
     """
 
     name: str
     kwargs: Mapping[str, object] = field(default_factory=dict)
+    in_python: bool = False
 
     @property
     def is_file(self) -> bool:
@@ -71,6 +73,10 @@ class Architecture:
 
     def build(self) -> nn.Module:
         """A new module on the CPU; its initial weights come from PyTorch's global generator. Raises `ModelError`."""
+        if self.in_python:
+            raise ModelError(
+                f"the model was a {self.name} given in Python; give one like it: pxcompress.load(folder, model)"
+            )
         if self.is_file:
             return read_file(self.name)
         if _FACTORY.fullmatch(self.name):
@@ -79,14 +85,14 @@ class Architecture:
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
-        return json.dumps({"name": self.name, "kwargs": dict(self.kwargs)}, sort_keys=True)
+        return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Architecture:
         """The architecture that `to_json` wrote; `ModelError` for other text."""
         try:
             record = json.loads(text)
-            return cls(str(record["name"]), dict(record["kwargs"]))
+            return cls(str(record["name"]), dict(record["kwargs"]), bool(record.get("in_python", False)))
         except (ValueError, TypeError, KeyError) as error:
             raise ModelError(f"not an architecture: {short(text)!r}; expected JSON with 'name' and 'kwargs'") from error
 

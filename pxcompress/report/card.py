@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from pxcompress.proof import Metric, Quality
+from pxcompress.proof import Estimate, Metric
 from pxcompress.report.alike import describe_similarity
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.classes import describe_class_changes
@@ -67,7 +67,7 @@ def _figures(report: Report) -> list[tuple[str, ...]]:
     return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in compare_figures(report))]
 
 
-def _quality(of: Quality, metric: Metric) -> str:
+def _quality(of: Estimate, metric: Metric) -> str:
     return f"{metric.format(of.value)} ({format_span(of.low, of.high, metric)})"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pxcompress.proof import Change, Measurement, Metric, Speedup
+from pxcompress.proof import Estimate, Measurement, Metric, Speedup
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.figures import Named, draw_tradeoffs, render_figure
 from pxcompress.report.pages import Cell, Picture, Stacked, render
@@ -36,7 +36,7 @@ class Row:
     dense: Measurement
     metric: Metric
     speedup: Speedup | None = None
-    change: Change | None = None
+    change: Estimate | None = None
 
     @property
     def is_dense(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pxcompress.inspection.survey import by_reason
-from pxcompress.proof import GroupWidth, Quality
+from pxcompress.proof import Estimate, GroupWidth
 from pxcompress.report.alike import describe_heatmap_samples, list_similarities
 from pxcompress.report.certificates import describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import view_classes
@@ -180,7 +180,7 @@ def _accuracy_row(report: Report) -> Row:
     return metric.name, drawing, *cells, Stacked(describe_accuracy_briefly(report, named=False), span)
 
 
-def _quality_bar(of: Quality, name: str, report: Report) -> Bar:
+def _quality_bar(of: Estimate, name: str, report: Report) -> Bar:
     """A bar from 0: shares as they are, numbers as shares of the largest that the page shows."""
     largest = 1.0
     if report.metric.unit == "number":
@@ -204,7 +204,7 @@ def _stage_accuracies(report: Report) -> Sequence[Row]:
     for stage in report.stages:
         if (value := stage.quality_after) is not None:
             interval = wilson(value, report.data.select) if metric.binary else Interval(value, value)
-            bar = _quality_bar(Quality(value, interval.low, interval.high), "pruned" if rows else "dense", report)
+            bar = _quality_bar(Estimate(value, interval.low, interval.high), "pruned" if rows else "dense", report)
             title = f"{metric.name} after {stage.name}: {metric.format(value)}"
             rows.append((stage.name, Bars(title, (bar,)), metric.format(value)))
     return rows

@@ -8,11 +8,11 @@ from typing import Literal
 
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.proof import (
-    Change,
     ClassChange,
     ClassShare,
     DataSummary,
     Environment,
+    Estimate,
     ExplanationSimilarity,
     GroupWidth,
     LayerCost,
@@ -74,7 +74,7 @@ class Report:
     folder: str
     verdict: str
     speedup: Speedup
-    change: Change
+    change: Estimate
     class_changes: tuple[ClassChange, ...]
     layers: tuple[LayerCost, ...]
     sha256: Mapping[str, str]

@@ -13,17 +13,11 @@ from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import disagree, guesses
 from pxcompress.deploy.intervals import wilson as wilson
 from pxcompress.deploy.session import runs_on_cpu
-from pxcompress.proof import Change, Measurement, Metric, Placement, Speedup
-from pxcompress.recipe import (
-    DEFAULT_BUDGET,
-    DEFAULT_REPAIR,
-    GOALS,
-    Bench,
-    Guarantee,
-    Recipe,
-    auto_normalise,
-    auto_round_to,
-)
+from pxcompress.proof import Estimate, Measurement, Metric, Placement, Speedup
+from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
+from pxcompress.recipe.goal import DEFAULT_BUDGET, auto_normalise, auto_round_to
+from pxcompress.recipe.model_and_data import IN_PYTHON
+from pxcompress.recipe.repairing import DEFAULT_REPAIR
 from pxcompress.report.record import Report
 
 _OPTIONS = {"scorer": "score"}
@@ -64,7 +58,7 @@ def is_classifier(report: Report) -> bool:
 
 def takes_images(report: Report) -> bool:
     """Whether the model's input is an image, which predict.py can read."""
-    return len(report.input_shape) == 3
+    return report.data.images and len(report.input_shape) == 3
 
 
 def loss_is_shown(report: Report) -> bool:
@@ -83,7 +77,7 @@ def format_span(low: float, high: float, metric: Metric) -> str:
     return f"{metric.format(low)} to {metric.format(high)}"
 
 
-def format_change_span(change: Change, metric: Metric) -> str:
+def format_change_span(change: Estimate, metric: Metric) -> str:
     """Both ends of the interval of a change, signed: "-4.1 to -1.3"."""
     return f"{metric.format_change(change.low)} to {metric.format_change(change.high)}"
 
@@ -266,6 +260,7 @@ _WEIGHTS = {
     "factory": "weights as the factory made them",
     "trained-here": "weights trained here",
     "file": "weights of the ONNX file",
+    "module": "weights of the module given in Python",
 }
 
 
@@ -301,9 +296,9 @@ def describe_conditions(report: Report) -> str:
     return ", ".join(parts)
 
 
-def describe_goal(recipe: Recipe, unit: str) -> str:
+def describe_goal(pruning: Pruning, unit: str) -> str:
     """What the user wanted: how small, or how fast. `unit` is that of the budget."""
-    scores = "relevance" if recipe.scorer.partition(":")[0] == "lrp" else "scores"
+    scores = "relevance" if pruning.scorer.partition(":")[0] == "lrp" else "scores"
     words: Mapping[str, Callable[[Any], str]] = {
         "ratio": lambda value: f"{format_percent(value)} of the {unit} to remove",
         "speedup": lambda value: f"{value:g}x faster",
@@ -313,8 +308,7 @@ def describe_goal(recipe: Recipe, unit: str) -> str:
             f"what holds at most {format_percent(value)} of every layer's {scores} to remove"
         ),
     }
-    goal = next(name for name in GOALS if getattr(recipe, name) is not None)
-    return words[goal](getattr(recipe, goal))
+    return words[pruning.way](getattr(pruning, pruning.way))
 
 
 def describe_share(report: Report) -> str:
@@ -348,8 +342,13 @@ def describe_removal(report: Report) -> str:
 
 
 def format_command(recipe: Recipe) -> str:
-    """The `pxcompress run` line that a recipe stands for; options at their default are left out."""
+    """The `pxcompress run` line, or the call in Python, that a recipe stands for; without what is at its default."""
     defaults = _defaults(recipe)
+    if recipe.data == IN_PYTHON:
+        values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Pruning)}
+        defaults |= {"bench": Bench()}
+        parts = (f"{name}={value!r}" for name, value in values.items() if value != defaults[name])
+        return f"pxcompress.compress_module(model, example, batches, {', '.join(parts)})"
     words = ["pxcompress", "run"]
     for part in (recipe, recipe.bench, recipe.guarantee):
         for name in (field.name for field in dataclasses.fields(part)) if part else ():
@@ -363,8 +362,7 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
     """Default of every option; what "auto" stands for depends on the budget."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    goal = next(name for name in GOALS if getattr(recipe, name) is not None)
-    if recipe.budget.partition(":")[0] == (GOALS[goal].budget or DEFAULT_BUDGET):
+    if recipe.budget.partition(":")[0] == (GOALS[recipe.way].budget or DEFAULT_BUDGET):
         defaults["budget"] = recipe.budget
     defaults |= {"normalise": auto_normalise(recipe.budget), "round_to": auto_round_to(recipe.budget)}
     return {**defaults, "repair": DEFAULT_REPAIR}

@@ -21,7 +21,7 @@ from pxcompress.proof import (
     LayerCost,
     Warning,
 )
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import Goal
 from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
 from pxcompress.report.record import PlanCosts, Report
@@ -106,6 +106,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
             workload.source.classes,
             skipped=workload.splits.skipped,
             layout=workload.source.layout,
+            images=workload.loaded.preprocessing.is_image,
             **counts,
         ),
         task=task_text(workload.task),
@@ -165,17 +166,17 @@ def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare
     )
 
 
-def _missed(recipe: Recipe, comparison: Comparison) -> str:
+def _missed(goal: Goal, comparison: Comparison) -> str:
     """How a goal of speed was missed in the last measurement; empty where it was met, or is none of speed."""
     faster, took = comparison.speedup.ratio, comparison.pruned.latency_ms.p50
-    if recipe.speedup is not None and faster < recipe.speedup * (1 - NEAR):
-        return f"{faster:.3g}x faster, {recipe.speedup:g}x was asked for"
-    if recipe.latency_ms is not None and took > recipe.latency_ms * (1 + NEAR):
-        return f"{took:.4g} ms, at most {recipe.latency_ms:g} ms was asked for"
+    if goal.speedup is not None and faster < goal.speedup * (1 - NEAR):
+        return f"{faster:.3g}x faster, {goal.speedup:g}x was asked for"
+    if goal.latency_ms is not None and took > goal.latency_ms * (1 + NEAR):
+        return f"{took:.4g} ms, at most {goal.latency_ms:g} ms was asked for"
     return ""
 
 
-def _loop(recipe: Recipe, slim: PruneResult, comparison: Comparison) -> Iterator[Warning]:
+def _loop(goal: Goal, slim: PruneResult, comparison: Comparison) -> Iterator[Warning]:
     """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
     if not slim.attempts:
         return
@@ -188,10 +189,10 @@ def _loop(recipe: Recipe, slim: PruneResult, comparison: Comparison) -> Iterator
     yield Warning(
         "closed-loop", f"plans were held against their exported files: {shown(allowed)} allowed; measured {tried}"
     )
-    if recipe.speedup is not None:
-        then, now = allowed * recipe.speedup, comparison.dense.latency_ms.p50
+    if goal.speedup is not None:
+        then, now = allowed * goal.speedup, comparison.dense.latency_ms.p50
         if abs(now / then - 1) > DRIFT:
-            planned = f"{format_milliseconds(then)} when {recipe.speedup:g}x was planned"
+            planned = f"{format_milliseconds(then)} when {goal.speedup:g}x was planned"
             yield Warning(
                 "machine-changed",
                 f"THE MACHINE CHANGED: the dense model took {planned}, and {format_milliseconds(now)} in the end; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from itertools import islice
@@ -24,6 +25,7 @@ from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.tasks.agreement import Agreement
 from pxcompress.tasks.choice import as_judged, build_task
 from pxcompress.types import Batches, Preprocessing, Pruned
 
@@ -56,20 +58,26 @@ def read_run(folder: Path, data: str = "") -> Recipe:
     return recipe.but(data=data) if data else recipe
 
 
-def load(folder: Path | str) -> nn.Module:
+def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     """The slim PyTorch model of a run folder, in eval mode on the CPU, from architecture, plan.json and safetensors.
+
+    A folder that a module in Python was saved to does not say how to build one: there `model`, which is left as it was,
+    is a module like the dense one, with whatever weights.
 
     Raises `InputError` where the folder is none of ours, was written for another version of the architecture, or where
     a file is not the one that the run wrote. Nothing in the folder is executed.
     """
-    model = load_pruned(Path(folder)).model
-    released_(model)
-    return model
+    slim = load_pruned(Path(folder), model).model
+    released_(slim)
+    return slim
 
 
-def check_loads(folder: Path, batches: Batches) -> None:
-    """Raise `ParityError` where `load` gives another model than the exported one, judged by the first of `batches`."""
-    pruned = load_pruned(folder)
+def check_loads(folder: Path, batches: Batches, model: nn.Module | None = None) -> None:
+    """Raise `ParityError` where `load` gives another model than the exported one, judged by the first of `batches`.
+
+    `model` is as `load` takes it.
+    """
+    pruned = load_pruned(folder, model)
     parity = verify_parity(pruned.model, folder / SLIM, list(islice(batches, 1)))
     if not parity.passed:
         raise ParityError(
@@ -78,7 +86,7 @@ def check_loads(folder: Path, batches: Batches) -> None:
         )
 
 
-def load_pruned(folder: Path) -> Pruned:
+def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
     """The same with its groups and plan; `dense` is the architecture, whose weights are not those of the run."""
     check_files(folder, read_report(folder).sha256)
     try:
@@ -89,23 +97,28 @@ def load_pruned(folder: Path) -> Pruned:
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
     try:
-        return _rebuilt(facts, plan, state, folder)
+        return _rebuilt(facts, plan, state, folder, model)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
         reason = f"{type(error).__name__}: {short(error)}"
         raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
 
 
-def _rebuilt(facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path) -> Pruned:
-    """The architecture of `facts`, what `plan` says removed, with the weights `state`."""
+def _rebuilt(
+    facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path, given: nn.Module | None = None
+) -> Pruned:
+    """The architecture of `facts`, or of a module `given`, what `plan` says removed, with the weights `state`."""
     example = torch.zeros(1, *json.loads(facts["input_shape"]))
     architecture = Architecture.from_json(facts["architecture"])
     if architecture.is_file:  # the dense model lies in the folder
         architecture = Architecture(str(folder / DENSE))
-    dense = plain(unwrapped(architecture.build()), lambda twin: twin(example))
+    built = architecture.build() if given is None or architecture.is_file else copy.deepcopy(given).cpu()
+    released_(built)
+    dense = plain(unwrapped(built), lambda twin: twin(example))
     dense.eval()
     if "outputs" in facts and not architecture.is_file:
         dense = sliced(dense, example, json.loads(facts["outputs"]))
-    dense = as_judged(dense, example, build_task(facts.get("task", "classification")))
+    task = Agreement() if architecture.in_python else build_task(facts.get("task", "classification"))
+    dense = as_judged(dense, example, task)
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
     groups = planned_groups(plan, all_groups)
     pruned = prune(dense, groups, plan_from_json(plan, groups), example)

@@ -9,7 +9,8 @@ from typing import Any, cast
 from pxcompress.attribution import COMPOSITES, SOFTMAX_RULES, Composite, parse_composite
 from pxcompress.attribution.composites import PARTS, PXP_RULES, varied, with_parameters
 from pxcompress.planning.order import NORMALISATIONS
-from pxcompress.recipe import AUTO_SCORERS, Recipe
+from pxcompress.recipe import Recipe
+from pxcompress.recipe.scoring import AUTO_SCORERS
 from pxcompress.scorers import SCORERS
 
 Value = str | float

@@ -35,6 +35,7 @@ from pxcompress.state import seeded
 
 MODEL = "models:FlattenCNN"
 SIZE = 16
+ADVICE = "ask for less speed, or measure on a quiet machine"
 ARTEFACTS = {
     "model.onnx",
     "dense.onnx",
@@ -131,6 +132,19 @@ def test_the_artefact_says_where_it_comes_from(finished: tuple[Path, Outcome]) -
     assert 0 < json.loads(facts["crop"]) <= 1
     opset = onnx.load(folder / "model.onnx").opset_import[0].version
     assert from_json((folder / "report.json").read_text()).environment.onnx_opset == opset
+
+
+@pytest.mark.parametrize(("missed", "code"), [("1.8x faster, 2x was asked for", 3), ("", 0)])
+def test_a_missed_goal_of_speed_is_exit_code_3(
+    px: Px, finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, missed: str, code: int
+) -> None:
+    """The folder is there, and so is the table; when a goal counts as missed stands in test_measure.py."""
+    report = dataclasses.replace(from_json((finished[0] / "report.json").read_text()), missed=missed)
+    monkeypatch.setattr("pxcompress.pipeline.work", lambda *_, **__: report)
+    outcome = px("run", "--model", MODEL, "--speedup", "2x")
+    assert outcome.code == code
+    assert report.verdict in outcome.out
+    assert outcome.err == (f"pxcompress: the goal is missed: {missed}; {ADVICE}\n" if missed else "")
 
 
 @pytest.mark.slow

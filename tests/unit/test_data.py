@@ -3,6 +3,7 @@
 import importlib.util
 import struct
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,8 +245,21 @@ def test_inputs_are_what_timm_computes(folder, preprocessing, memory, monkeypatc
 def test_grey_models_get_one_channel(folder):
     splits = load_splits(open_source(str(folder)), Preprocessing((1, 8, 8), (0.5,), (0.5,)))
     assert splits.example.shape == (1, 1, 8, 8)
-    with pytest.raises(DataError, match="takes 4 channels"):
-        load_splits(open_source(str(folder)), Preprocessing((4, 8, 8), (0.5,) * 4, (0.5,) * 4))
+    with pytest.raises(DataError, match="takes 5 channels"):
+        load_splits(open_source(str(folder)), Preprocessing((5, 8, 8), (0.5,) * 5, (0.5,) * 5))
+
+
+def test_models_of_four_channels_get_the_transparency(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            image = Image.new("RGBA", (8, 8), (200, 100 if name == "cat" else 50, 5 * index, 64))
+            image.save(tmp_path / name / f"{name}{index}.png")
+    splits = load_splits(open_source(str(tmp_path)), Preprocessing((4, 8, 8), (0.0,) * 4, (1.0,) * 4))
+    assert splits.example.shape == (1, 4, 8, 8)
+    assert torch.allclose(splits.example[:, 3], torch.tensor(64 / 255))
+    opaque = load_splits(open_source(str(tmp_path)), Preprocessing((3, 8, 8), (0.0,) * 3, (1.0,) * 3))
+    assert torch.allclose(opaque.example, splits.example[:, :3], atol=2 / 255)
 
 
 @pytest.mark.parametrize("memory", [0, 10**9])

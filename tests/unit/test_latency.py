@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pxcompress.cost import latency
+from pxcompress.cost.count import Widths
 from pxcompress.cost.latency import Conditions, Table, best_step
 from pxcompress.cost.operators import Operator, operators
 from pxcompress.deploy.runtime import time_graph
@@ -135,6 +136,22 @@ class Blocks(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.layers(x))
+
+
+def test_a_wider_operator_never_costs_less_whatever_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise must not make a wide layer look cheaper than a narrow one: a time is raised to the largest before it."""
+    measured = {(16, 16): 3.0, (16, 32): 1.0, (16, 64): 2.0, (32, 16): 2.0, (32, 32): 4.0, (64, 64): 1.0}
+    times = {(i, o): measured.get((i, o), 0.5) for i in (8, 16, 32, 64) for o in (8, 16, 32, 64)}
+    monkeypatch.setattr(Table, "milliseconds", lambda self, operator: times[operator.inputs, operator.outputs])
+    net, example = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))).eval(), torch.randn(1, 64)
+    groups = find_groups(net, example, ["3"]).groups
+    operator = operators(net, groups, example)["1"]
+    surface = latency._surface(operator, "1", Widths(net, groups), Table(CONDITIONS))
+    assert surface.times.shape[0] > 1 < surface.times.shape[1]
+    for row, inputs in enumerate(surface.inputs):
+        for column, outputs in enumerate(surface.outputs):
+            before = [time for (i, o), time in times.items() if i <= inputs and o <= outputs and min(i, o) >= 16]
+            assert surface.times[row, column] == max(before)
 
 
 def test_a_width_costs_what_the_next_whole_step_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

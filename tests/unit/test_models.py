@@ -14,6 +14,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
+from pxcompress.models.inputs import preprocessing_of
 from pxcompress.models.loading import Architecture, Loaded, classifier_names, load_model
 from pxcompress.state import seeded
 
@@ -532,3 +533,10 @@ def test_pickle_with_code_is_refused(
     assert "would execute code" in message
     assert "save a state_dict or safetensors" in message
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_timm_model_takes_images_of_as_many_channels_as_its_first_convolution_reads(channels: int) -> None:
+    model = timm.create_model("resnet10t", in_chans=channels)
+    preprocessing = preprocessing_of(model)
+    assert preprocessing.input_size[0] == len(preprocessing.mean) == len(preprocessing.std) == channels

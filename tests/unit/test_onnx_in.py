@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from pxcompress import compress_module
 from pxcompress.deploy.all_outputs import run_graph
 from pxcompress.deploy.onnx_modules import check_agrees, read_onnx
 from pxcompress.deploy.runtime import open_session
@@ -22,7 +23,6 @@ from pxcompress.errors import ModelError
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.onnx_in import OnnxModule
-from pxcompress.pipeline import compress_module
 from pxcompress.types import Plan, Pruned
 
 

@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import image_folder
+from models import CLASSES, FlattenCNN
+from safetensors.torch import save_file
 
 from pxcompress import processes
+from pxcompress.report.build import read_report
+from pxcompress.state import seeded
+
+COMMAND = "from pxcompress.cli import main; main()"
 
 SCRIPT = """
 import json, sys
@@ -20,7 +27,7 @@ import torch
 from models import subject
 
 from pxcompress.stages import shrink
-from pxcompress.processes import is_first, joined, rank, shares
+from pxcompress.processes import is_first, joined, mean_gradients_, rank, shares
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.state import seeded
@@ -37,6 +44,10 @@ with joined():
             slim = shrink(known.model, known.example, Run(recipe, parts)).pruned
         with torch.no_grad():
             found[scorer] = [slim.plan.removed, slim.model(known.inputs).tolist()]
+    layer = torch.nn.Linear(1, 1)
+    layer.weight.grad = torch.full((1, 1), float(1 + 2 * rank()))
+    mean_gradients_(layer)
+    found["gradient"], found["none"] = layer.weight.grad.item(), layer.bias.grad is None
     if is_first():
         print(json.dumps(found))
     if rank() == int(sys.argv[1]):
@@ -48,7 +59,7 @@ with joined():
 """
 
 
-def _start(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
+def _start(processes: int, *arguments: str, script: str = SCRIPT) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -62,7 +73,7 @@ def _start(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *arguments],
+            [sys.executable, "-c", script, *arguments],
             env={**common, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -86,7 +97,8 @@ def test_two_processes_make_the_plan_and_the_model_of_one() -> None:
     assert (first.returncode, second.returncode) == (0, 0), complaint + other
     assert nothing == ""
     one, two = json.loads(expected), json.loads(output)
-    for scorer in one:
+    assert (one["gradient"], two["gradient"], two["none"]) == (1, (1 + 3) / 2, True)
+    for scorer in SCORERS.split(";"):
         assert two[scorer][0] == one[scorer][0]
         torch.testing.assert_close(torch.tensor(two[scorer][1]), torch.tensor(one[scorer][1]), rtol=1e-3, atol=1e-4)
 
@@ -119,3 +131,23 @@ def test_processes_fine_tune_one_model_together() -> None:
     _, other = second.communicate(timeout=120)
     assert (first.returncode, second.returncode) == (0, 0), complaint + other
     assert torch.tensor(json.loads(output)["magnitude"][1]).isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_run_in_two_processes_is_one_run(tmp_path: Path) -> None:
+    """The first one writes the folder and prints, the other says nothing; what is wrong is said before any work."""
+    images = image_folder(tmp_path / "images", {"train": 48, "val": 48}, CLASSES, 16)
+    with seeded(1):
+        save_file(FlattenCNN().state_dict(), tmp_path / "net.safetensors")
+    words = ["run", "--model", "models:FlattenCNN", "--data", images, "--checkpoint", tmp_path / "net.safetensors"]
+    words += ["--input-size", 16, "--score", "magnitude", "--repair", "fold", "--round-to", 1, "--ratio", 0.4]
+    processes = _start(2, *map(str, [*words, "--out", tmp_path / "run"]), script=COMMAND)
+    (table, told), (nothing, silence) = (process.communicate(timeout=300) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], told + silence
+    assert (nothing, silence) == ("", "")
+    assert "removed" in table
+    assert read_report(tmp_path / "run").parity.passed
+    again = _start(2, *map(str, [*words, "--max-drop", 0.1, "--out", tmp_path / "other"]), script=COMMAND)
+    complaints = [process.communicate(timeout=300)[1] for process in again]
+    assert [process.returncode for process in again] == [2, 2]
+    assert all("in 2 processes; run it in one" in each for each in complaints)

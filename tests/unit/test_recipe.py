@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import InputError
-from pxcompress.recipe import AUTO_SCORERS, DEFAULT_REPAIR, Bench, Guarantee, Recipe
+from pxcompress.recipe import Bench, Export, Goal, Guarantee, ModelAndData, Recipe, Repairing, Scoring
+from pxcompress.recipe.repairing import DEFAULT_REPAIR
+from pxcompress.recipe.scoring import AUTO_SCORERS
 from pxcompress.scorers import SCORERS
+
+PARTS = (ModelAndData, Goal, Scoring, Repairing, Export)
 
 FULL: dict[str, Any] = {
     "model": "hf-hub:owner/name",
@@ -114,6 +118,43 @@ def test_the_hash_is_of_the_content() -> None:
     ]
     hashes = [Recipe("resnet50", 0.5).hash, Recipe("resnet18", 0.5).hash, Recipe("resnet50", 0.51).hash, *others]
     assert len(set(hashes)) == len(hashes), "a field does not reach the hash"
+
+
+def test_no_two_parts_have_a_field_of_one_name() -> None:
+    """Each field is one option and one key; a second one of its name would replace it in silence."""
+    names = [field.name for part in (*PARTS, Bench, Guarantee) for field in dataclasses.fields(part)]
+    assert len(names) == len(set(names))
+    own = {"bench", "guarantee"}
+    assert {field.name for field in dataclasses.fields(Recipe)} == {n for p in PARTS for n in _names(p)} | own
+
+
+@pytest.mark.parametrize("part", [Goal(0.3), Scoring(class_scores=True), Repairing(rounds=2), Export(fixed_batch=True)])
+def test_a_part_is_a_record_of_its_own(part: Any) -> None:
+    """With the values that a recipe of the same words has."""
+    values = {name: getattr(part, name) for name in _names(type(part))}
+    recipe = Recipe("m", **{"ratio": 0.3, **values})
+    assert {name: getattr(recipe, name) for name in values} == values
+    assert hash(part) == hash(dataclasses.replace(part))
+
+
+def _names(part: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(part)]
+
+
+def test_lists_are_as_good_as_tuples() -> None:
+    """As TOML and JSON have them."""
+    lists: dict[str, Any] = {
+        "repair": ["fold"],
+        "only": ["a*"],
+        "floors": ["a=0.5"],
+        "targets": ["int8"],
+        "classes": [],
+    }
+    recipe = Recipe("m", 0.5, **lists)
+    assert recipe == Recipe("m", 0.5, **{name: tuple(value) for name, value in lists.items()})
+    assert hash(recipe) == hash(Recipe.from_json(recipe.to_json()))
+    with pytest.raises(InputError, match="repair is 'fold'"):
+        Recipe("m", 0.5, repair="fold")
 
 
 def test_but_changes_a_copy() -> None:

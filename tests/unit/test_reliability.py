@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import onnx
 import pytest
 import torch
 from command import Outcome, Px, caller, image_folder, one_line
+from filelock import FileLock
 from models import CLASSES, FlattenCNN
 from onnx.external_data_helper import set_external_data
 from PIL import Image
@@ -217,6 +219,23 @@ def test_the_second_run_into_a_place_is_refused(px: Px, asked: list[str], tmp_pa
     assert [path.name for path in out.iterdir()] == ["recipe.json"]
 
 
+def test_a_claim_that_is_made_while_another_ends_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends takes its own lock file away, never the one of whoever comes next."""
+    place, release = tmp_path / "run", FileLock.release
+    with ExitStack() as next_run:
+
+        def release_and_let_the_next_one_in(lock: FileLock, force: bool = False) -> None:
+            release(lock, force=force)
+            monkeypatch.undo()
+            next_run.enter_context(whole_folder(place, force=True))
+
+        with whole_folder(place, force=False) as building:
+            (building / "recipe.json").write_text("{}")
+            monkeypatch.setattr(FileLock, "release", release_and_let_the_next_one_in)
+        with pytest.raises(InputError, match="another run is writing"), whole_folder(place, force=True):
+            pass
+
+
 @pytest.mark.slow
 def test_of_two_runs_at_once_one_wins(asked: list[str], cache: Path, tmp_path: Path) -> None:
     words = ["run", *asked, "--out", str(tmp_path / "run"), "--quiet"]
@@ -393,6 +412,10 @@ def four_channels() -> nn.Module:
     return Channels(4)
 
 
+def five_channels() -> nn.Module:
+    return Channels(5)
+
+
 def _sweep(px: Px, model: str, data: Path, out: Path) -> Outcome:
     options = ["--data", data, "--input-size", SIZE, "--ratios", "0.5", "--round-to", 1, "--out", out, "--quiet"]
     return px("sweep", "--model", f"test_reliability:{model}", *options)
@@ -403,7 +426,7 @@ def _sweep(px: Px, model: str, data: Path, out: Path) -> Outcome:
     [
         ("Nan", 2, "returns NaN or infinity for"),
         ("Insatiable", 3, "stage 'weights' ran out of memory"),
-        ("four_channels", 2, "the model takes 4 channels; image data has 1 (grey) or 3 (RGB)"),
+        ("five_channels", 2, "the model takes 5 channels; images have 1 (grey), 3 (RGB) or 4 (RGBA)"),
     ],
 )
 def test_models_that_cannot_be_used(px: Px, images: Path, tmp_path: Path, model: str, code: int, said: str) -> None:
@@ -411,7 +434,7 @@ def test_models_that_cannot_be_used(px: Px, images: Path, tmp_path: Path, model:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("model", ["Constant", "Nothing", "Channels"])
+@pytest.mark.parametrize("model", ["Constant", "Nothing", "Channels", "four_channels"])
 def test_models_that_are_odd_but_work(px: Px, images: Path, tmp_path: Path, model: str) -> None:
     outcome = _sweep(px, model, images, tmp_path / "out")
     assert (outcome.code, outcome.err) == (0, "")

@@ -26,11 +26,11 @@ from pxcompress.deploy.comparison import Comparison, ratios, verdict
 from pxcompress.deploy.predictions import Predictions
 from pxcompress.errors import InputError
 from pxcompress.proof import (
-    Change,
     ClassChange,
     ClassShare,
     DataSummary,
     Environment,
+    Estimate,
     ExplanationSimilarity,
     GroupWidth,
     Latency,
@@ -39,7 +39,6 @@ from pxcompress.proof import (
     OperatorTime,
     Parity,
     Placement,
-    Quality,
     Speedup,
     StageTime,
     Target,
@@ -76,7 +75,7 @@ VOID = {"meta", "wbr", "br", "hr", "img", "input", "link"}
 
 def measurement(top1: float, p50: float, cost: int) -> Measurement:
     interval = wilson(top1, 400)
-    quality = Quality(top1, interval.low, interval.high)
+    quality = Estimate(top1, interval.low, interval.high)
     return Measurement(
         quality, 400, 1000 * cost, 2_000_000 * cost, 5000 * cost, latency(p50), 1000 / p50, 1, "CPUExecutionProvider"
     )
@@ -104,14 +103,14 @@ def predictions_of(right: list[bool]) -> Predictions:
     return Predictions(Classification(), statistics, torch.ones(len(right)))
 
 
-def paired(right: int, first: int, second: int, wrong: int) -> Change:
+def paired(right: int, first: int, second: int, wrong: int) -> Estimate:
     """Of so many samples: both right, the first only, the second only, both wrong."""
     dense = predictions_of([True] * (right + first) + [False] * (second + wrong))
     pruned = predictions_of([True] * right + [False] * first + [True] * second + [False] * wrong)
     return pruned.change(dense)
 
 
-def change_of(classes: tuple[ClassChange, ...]) -> Change:
+def change_of(classes: tuple[ClassChange, ...]) -> Estimate:
     """Of the samples of all classes together."""
     samples, dense, pruned, both = (
         sum(getattr(each, count) for each in classes) for count in ("samples", "dense", "pruned", "both")

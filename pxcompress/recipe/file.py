@@ -12,7 +12,7 @@ import yaml
 
 from pxcompress.checks import check_keys
 from pxcompress.errors import InputError
-from pxcompress.recipe import Recipe
+from pxcompress.recipe.recipe import Recipe
 
 _READERS: Mapping[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,

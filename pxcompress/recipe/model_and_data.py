@@ -10,6 +10,9 @@ from pxcompress.choices import one_of
 from pxcompress.errors import InputError
 from pxcompress.registry import names_in, option
 
+IN_PYTHON = "batches in Python"
+"""Name of data that are no name's: batches given in Python, with a module."""
+
 
 @dataclass(frozen=True)
 class ModelAndData:
@@ -30,7 +33,7 @@ class ModelAndData:
         f"{', '.join(names_in('pxcompress.demo'))}, a folder of images, a .csv or .jsonl table, a timm dataset spec, "
         "or package.module:factory.",
     )
-    classes: tuple[str, ...] = option((), "Keep only these classes: names with commas, or a file with one per line.")
+    classes: Sequence[str] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     task: str = option(
         "auto",
         f"What outputs mean: {one_of(names_in('pxcompress.tasks'))}, or package.module:Class of your own; agreement "
@@ -50,7 +53,7 @@ class ModelAndData:
     seed: int = option(0, "Seed of every random draw.")
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, ModelAndData)
         sides = self.input_size if isinstance(self.input_size, tuple) else (self.input_size or 8,)
         if min(sides) < 8:
             raise InputError(f"input-size is {'x'.join(map(str, sides))}; expected sides of 8 pixels or more")

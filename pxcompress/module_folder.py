@@ -1,0 +1,136 @@
+"""A module and batches given in Python as what a run is about, so that its folder is written as that of any run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pxcompress.data.samples import Samples, Source
+from pxcompress.errors import InputError
+from pxcompress.models.adapter import UNKNOWN, named_outputs
+from pxcompress.models.loading import Architecture, Loaded
+from pxcompress.onnx_in import OnnxModule
+from pxcompress.passes.parts import HeldOut
+from pxcompress.recipe.model_and_data import IN_PYTHON
+from pxcompress.state import device_of, evaluating
+from pxcompress.tasks.agreement import Agreement
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Task
+from pxcompress.types import Batch, Batches, Preprocessing, Splits
+from pxcompress.workload import Workload
+
+SEEN = (
+    "no test batches were given: the models are measured on samples by which scores and repairs were chosen, so that "
+    "they look too good; give save(folder, test)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Targeted:
+    """A user's batches with the targets that they have, of any kind; `UNKNOWN` for those without."""
+
+    batches: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            inputs, targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+            inputs = inputs[0] if isinstance(inputs, tuple | list) and len(inputs) == 1 else inputs
+            if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+                raise InputError(
+                    f"a batch has inputs of type {type(inputs).__name__}; a run folder holds models that take one "
+                    "tensor of floating point: export this one with torch.onnx"
+                )
+            yield inputs, targets if isinstance(targets, Tensor) else torch.full((len(inputs),), UNKNOWN)
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleData:
+    """What a module was pruned by, as its user gave it, and what it is measured on; `classes` name its outputs."""
+
+    example: Tensor
+    batches: Iterable[Any]
+    held_out: Iterable[Any] | None = None
+    test: Iterable[Any] | None = None
+    classes: Sequence[str] = ()
+    preprocessing: Preprocessing | None = None
+
+    @property
+    def splits(self) -> Splits:
+        """The samples by role; scores and repairs have the same ones, certify none."""
+        fit: Batches = Targeted(self.batches)
+        held: Batches = HeldOut(fit) if self.held_out is None else Targeted(self.held_out)
+        if next(iter(held), None) is None:
+            held = fit
+        elif self.held_out is None:
+            fit = HeldOut(fit, others=True)
+        test = held if self.test is None else Targeted(self.test)
+        parts = {"score": fit, "repair": fit, "select": held, "certify": (), "test": test}
+        ids = {role: _number(role, batches) for role, batches in parts.items()}
+        notes = (SEEN,) if self.test is None else ()
+        return Splits(
+            score=fit, repair=fit, select=held, certify=(), test=test, example=self.example, ids=ids, notes=notes
+        )
+
+
+def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Workload:
+    """`model`, as every stage takes it, with its user's data and what its outputs mean.
+
+    Without a `task` it is a classification where the model returns logits (n, classes) and the samples to measure on
+    have labels, else models are judged by their agreement. Raises `InputError` for targets that do not fit.
+    """
+    splits = data.splits
+    inputs, targets = next(iter(splits.test))
+    labelled = bool((targets != UNKNOWN).any())
+    with evaluating(model), torch.no_grad():
+        outputs = named_outputs(model, inputs[:2].to(device_of(model)), Classification.output_name)
+    task = task or _default_task(outputs, labelled and targets.dim() == 1 and not targets.is_floating_point())
+    if task.layouts and "unlabelled" not in task.layouts and not labelled:
+        raise InputError(f"task {type(task).__name__} needs targets; give save(folder, test) with (inputs, targets)")
+    if labelled:
+        named = named_outputs(model, inputs[:2].to(device_of(model)), task.output_name)
+        task.check({name: value.detach().cpu() for name, value in named.items()}, targets[:2])
+    classes = _class_names(data.classes, outputs) if isinstance(task, Classification) else tuple(data.classes)
+    loaded = Loaded(
+        model,
+        _architecture(model),
+        data.preprocessing or Preprocessing(tuple(data.example.shape[1:])),
+        "module",
+        len(classes),
+    )
+    nothing = Samples.of((), np.zeros(0, dtype=np.int64), _no_image)
+    layout = task.layouts[0] if task.layouts else "unlabelled"
+    source = Source(IN_PYTHON, classes, False, None, nothing, nothing, nothing, layout=layout)
+    return Workload(loaded, source, splits, task)
+
+
+def _class_names(names: Sequence[str], outputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of a classifier's outputs, numbers where none are given. Raises `InputError` for another count."""
+    count = next(iter(outputs.values())).shape[1]
+    if names and len(names) != count:
+        raise InputError(f"{len(names)} classes are named; the module returns logits of {count}, give as many names")
+    return tuple(names) or tuple(map(str, range(count)))
+
+
+def _architecture(model: nn.Module) -> Architecture:
+    """How to build the module again: from its ONNX file where it was read from one, else by its user."""
+    if isinstance(model, OnnxModule):
+        return Architecture(str(model.source.path))
+    return Architecture(type(model).__name__, in_python=True)
+
+
+def _default_task(outputs: Mapping[str, Tensor], classes: bool) -> Task:
+    values = list(outputs.values())
+    return Classification() if classes and len(values) == 1 and values[0].dim() == 2 else Agreement()
+
+
+def _number(role: str, batches: Batches) -> tuple[str, ...]:
+    return tuple(f"{role} {number}" for number in range(sum(len(inputs) for inputs, _ in batches)))
+
+
+def _no_image(index: int) -> Any:
+    raise InputError(f"sample {index} is a tensor in Python, no file")

@@ -1,0 +1,214 @@
+"""A module of the user's own, pruned in memory, and saved as a run folder where that is wanted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.clock import Clock
+from pxcompress.deploy.runtime import check_provider
+from pxcompress.errors import InputError
+from pxcompress.guard import name_failures
+from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
+from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.suited import check_suited
+from pxcompress.module_folder import ModuleData, workload_of
+from pxcompress.notes import Note, silent
+from pxcompress.passes.moments import Remembered
+from pxcompress.passes.parts import HeldOut
+from pxcompress.pipeline import aligned, prove
+from pxcompress.recipe import Pruning, Recipe
+from pxcompress.recipe.model_and_data import IN_PYTHON
+from pxcompress.repair import REPAIRS
+from pxcompress.report.record import Report
+from pxcompress.run import Run
+from pxcompress.run_folder.place import whole_folder
+from pxcompress.run_folder.written import export
+from pxcompress.scorers import SCORERS
+from pxcompress.stages import shrink
+from pxcompress.state import device_of, seeded, without_checkpointing
+from pxcompress.tasks.choice import build_task, start_logits, task_text
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Task
+from pxcompress.types import Batches, Preprocessing, PruneResult
+
+P = ParamSpec("P")
+O = TypeVar("O")  # noqa: E741
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleOptions(Pruning):
+    """What `compress_module` takes beside a module, an example and batches: how it is pruned, and what outputs mean.
+
+    A `task`, or its text such as "segmentation", says where relevance starts and how near two outputs are. Without it
+    relevance starts at an output (n, classes); other outputs count with the largest value along axis 1 at every
+    position, as a mean, summed over all outputs, unless `logits` makes (n, classes) or (n,) of them. By `held_out`
+    batches, or else by a sixth of the samples, scores and repairs are chosen. `note` is told about progress.
+    """
+
+    task: Task | str | None = None
+    logits: Logits | None = None
+    held_out: Iterable[Any] | None = None
+    note: Note = silent
+    seed: int = 0
+
+    def recipe_for(self, model: nn.Module) -> Recipe:
+        """The recipe of the run that prunes `model`."""
+        pruning = {field.name: getattr(self, field.name) for field in fields(Pruning)}
+        return Recipe(model=type(model).__name__, data=IN_PYTHON, seed=self.seed, **pruning)
+
+    def built_task(self) -> Task | None:
+        """The task; None where none is given."""
+        return build_task(self.task) if isinstance(self.task, str) else self.task
+
+    @property
+    def start(self) -> Logits | None:
+        """What makes logits of the outputs, where they are not logits already or nothing says it: None."""
+        task = self.built_task()
+        if self.logits is None and task is not None and not isinstance(task, Classification):
+            return start_logits(task)
+        return self.logits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleResult(PruneResult):
+    """What `compress_module` returns: the slim module and what led to it, with what it was made by.
+
+    `run` has the recipe and the stages; `example`, `batches` and `options` are as they were given.
+    """
+
+    run: Run
+    example: Inputs
+    batches: Iterable[Any]
+    options: ModuleOptions
+
+    def save(
+        self,
+        folder: Path | str,
+        test: Iterable[Any] | None = None,
+        *,
+        classes: Sequence[str] = (),
+        preprocessing: Preprocessing | None = None,
+        force: bool = False,
+    ) -> Report:
+        """Export and measure the slim module beside the dense one, and write a run folder as `compress` does.
+
+        `test` are batches of (inputs, targets) that nothing was chosen by, with targets as the task reads them; without
+        them the folder says that figures look too good. Models are judged by the task that `compress_module` was given;
+        without one by top-1 where there are labels and logits (n, classes), else by their agreement. `classes` name a
+        classifier's outputs; with a `preprocessing` of images the folder has predict.py. The weights are those that the
+        modules have now, so it may be trained further before. `pxcompress.load(folder, model)` reads the slim module
+        back, given a module like the dense one.
+
+        Raises `InputError` for a module that takes anything but one tensor of floating point, and as `compress` does.
+        """
+        with name_failures("save"), torch.inference_mode(False), without_checkpointing():
+            place, recipe = Path(folder), self.run.recipe
+            if not isinstance(self.example, Tensor) or not self.example.is_floating_point():
+                raise InputError(
+                    "the module takes other inputs than one tensor of floating point; a run folder cannot hold it"
+                )
+            check_provider(recipe.bench.provider)
+            slim = self._as_adapted()
+            data = ModuleData(self.example, self.batches, self.options.held_out, test, classes, preprocessing)
+            workload = workload_of(slim.pruned.dense, self.options.built_task(), data)
+            run = replace(self.run, recipe=recipe.but(task=task_text(workload.task)), task=workload.task)
+            with whole_folder(place, force) as building, seeded(recipe.seed):
+                with run.clock.stage("export"):
+                    files = export(building, run.recipe, workload, slim)
+                return prove(place, workload, slim, files, run)
+
+    def _as_adapted(self) -> PruneResult:
+        """The same with both modules as every stage takes them."""
+        logits, pruned = self.options.start, self.pruned
+        dense, model = (
+            adapted(each, self.example, self.batches, logits).model for each in (pruned.dense, pruned.model)
+        )
+        return replace(self, pruned=replace(pruned, dense=dense, model=model))
+
+
+Door = Callable[Concatenate[nn.Module, Inputs, Iterable[Any], P], R]
+
+
+def takes(options: Callable[P, O]) -> Callable[[Callable[[nn.Module, Inputs, Iterable[Any], O], R]], Door[P, R]]:
+    """Decorator: the function's last parameter, a record of `options`, becomes one argument for each of its fields."""
+
+    def decorate(function: Callable[[nn.Module, Inputs, Iterable[Any], O], R]) -> Door[P, R]:
+        @wraps(function)
+        def with_options(
+            model: nn.Module, example: Inputs, batches: Iterable[Any], /, *args: P.args, **kwargs: P.kwargs
+        ) -> R:
+            return function(model, example, batches, options(*args, **kwargs))
+
+        own = [*inspect.signature(function).parameters.values()][:-1]
+        signature = inspect.Signature([*own, *inspect.signature(options).parameters.values()])
+        with_options.__signature__ = signature  # type: ignore[attr-defined]
+        return with_options
+
+    return decorate
+
+
+@takes(ModuleOptions)
+def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], options: ModuleOptions) -> ModuleResult:
+    """Prune and repair your own module in memory; `result.pruned.model` is the slim one, `model` is left as it was.
+
+    `example` is one input, shape (1, ...), or a tuple or dict of them: the module is called as model(x),
+    model(*inputs) or model(**inputs). `batches`, read several times, are inputs or (inputs, labels) and serve scoring
+    and repair. What else may be said are the fields of `ModuleOptions`, as keywords:
+
+        slim = compress_module(net, (image, sound), batches, 0.5, logits=lambda out: out["class"], budget="macs")
+
+    Everything that comes out keeps its shape. `result.agreements` says how near outputs are to those of `model` on
+    samples that nothing was fitted to; `result.save(folder)` writes a run folder. Raises `InputError` for what cannot
+    be handled, before any work, else as `shrink` does.
+    """
+    with name_failures("compress_module"), torch.inference_mode(False), without_checkpointing():
+        recipe = options.recipe_for(model)
+        model = unwrapped(model)
+        check_suited(model)
+        module = adapted(model, example, batches, options.start)
+        _check_answers(module, recipe)
+        recipe = aligned(recipe, Clock(silent))
+        with seeded(recipe.seed):
+            ready = plain(module.model, lambda view: everything(view, module.example.to(device_of(view))))
+            parts = _module_parts(module, ready, options.held_out)
+            run = Run(recipe, parts, Clock(options.note), options.built_task())
+            slim = shrink(ready, module.example, run)
+    for each in (slim.pruned.model, slim.pruned.dense):
+        released_(each)
+    values = {field.name: getattr(slim, field.name) for field in fields(PruneResult)}
+    return ModuleResult(**values, run=replace(run, parts={}), example=example, batches=batches, options=options)
+
+
+def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
+    """What to fit to, and what to choose by: `held_out`, or a part of the module's batches where they are enough."""
+    fit: Batches = module.batches
+    held: Batches = HeldOut(module.batches)
+    if held_out is not None:
+        held = module.packed(held_out)
+    elif next(iter(held), None) is not None:
+        fit = HeldOut(module.batches, others=True)
+    remembered = Remembered(fit, net)
+    parts: dict[str, Batches] = {"score": remembered, "repair": remembered}
+    return parts if next(iter(held), None) is None else {**parts, "held-out": held}
+
+
+def _check_answers(module: Adapted, pruning: Pruning) -> None:
+    """Refuse what needs labels or logits that a user's module or batches do not have."""
+    needs_labels = pruning.class_scores
+    needs_labels |= any(SCORERS.build(text).target == "label" for text in pruning.scorers)
+    if needs_labels and not module.labelled:
+        raise InputError(
+            f"scorer {pruning.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
+            "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
+        )
+    if isinstance(module.model, Adapter) and any(REPAIRS.build(text).phase == "train" for text in pruning.repair):
+        raise InputError("repairs that train take a module with one input and logits (n, classes); leave out finetune")

@@ -1,0 +1,29 @@
+"""How latency is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pxcompress.checks import check_types
+from pxcompress.choices import PROVIDERS, one_of
+from pxcompress.errors import InputError, unknown
+from pxcompress.registry import option
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How latency is measured: samples per call, execution provider, CPU threads (0: all physical cores)."""
+
+    batch_size: int = option(1, "Samples per call when latency is measured.")
+    provider: str = option("auto", f"ONNX Runtime execution provider: {one_of(PROVIDERS)}.")
+    threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
+
+    def __post_init__(self) -> None:
+        from pxcompress.deploy.runtime import check_threads, list_providers
+
+        check_types(self)
+        if self.provider not in list_providers():
+            raise unknown("provider", self.provider, list_providers())
+        if self.batch_size < 1:
+            raise InputError(f"batch-size is {self.batch_size}; expected 1 or more")
+        check_threads(self.threads)

@@ -1,0 +1,175 @@
+"""How small a model is to get, by what that is counted, and what may be removed for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+from pxcompress.checks import check_types
+from pxcompress.choices import NORMALISATIONS, SCOPES, one_of
+from pxcompress.errors import InputError
+from pxcompress.registry import names_in, option
+
+if TYPE_CHECKING:
+    from pxcompress.planning.limits import Limits
+    from pxcompress.planning.selection import Selection
+    from pxcompress.types import Budget
+
+DEFAULT_BUDGET = "macs"
+MEASURED = 0
+"""As `round_to`: the step of widths that measures best on the machine at hand."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to say how small: what it counts by, its range, what is expected, and its end in a folder's name."""
+
+    budget: str
+    above: float
+    expected: str
+    suffix: str = ""
+    below: float = math.inf
+
+
+GOALS = {
+    "ratio": _Way("", 0, "a share of the cost to remove, between 0 and 1", below=1),
+    "speedup": _Way("latency", 1, "a factor above 1, such as 2x", "x"),
+    "latency_ms": _Way("latency", 0, "milliseconds above 0", "ms"),
+    "max_bytes": _Way("bytes", 0, "a size above 0, such as 20MB", "B"),
+    "relevance_share": _Way("", 0, "a share of every layer's scores, between 0 and 1", "-relevance", below=1),
+}
+"""One of them is given. A goal with a budget sets it."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How small: `ratio` is the share of the dense cost to remove, in the budget's unit, or another of `GOALS`.
+
+    `budget` is a text like "latency:threads=2", put in short form. Which groups may lose units, and how many, say
+    `only`, `keep`, `scope`, `min_keep` and `floors`; `normalise` and `round_to` are as the budget wants them where
+    nothing is said. Raises `InputError` for anything unknown or out of range, and unless there is one goal.
+    """
+
+    ratio: float | None = option(None, "Share of the dense cost to remove, in the budget's unit.")
+    _: KW_ONLY
+    speedup: float | None = option(None, "Instead of --ratio: how many times faster, such as 2x; budget latency.")
+    latency_ms: float | None = option(None, "Instead of --ratio: milliseconds a call may take; budget latency.")
+    max_bytes: int | None = option(
+        None, "Instead of --ratio: size the whole ONNX file may have, such as 20MB, also with --only; budget bytes."
+    )
+    relevance_share: float | None = option(
+        None, "Instead of --ratio: remove of every layer the units that hold at most this share of its scores."
+    )
+    budget: str = option(
+        "auto", f"What ratio is a share of: {one_of(names_in('pxcompress.budgets'))}.  [default: {DEFAULT_BUDGET}]"
+    )
+    normalise: str = option(
+        "auto", f"How groups are made comparable: auto (as the budget wants it), {one_of(NORMALISATIONS)}."
+    )
+    round_to: int | None = option(
+        None, "Widths are multiples of this; 1: no alignment; 0: as measures best here.  [default: 8; 0 for latency]"
+    )
+    min_keep: float = option(0.1, "Least share of every group that stays.")
+    floors: Sequence[str] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
+    only: Sequence[str] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
+    keep: Sequence[str] = option((), "Leave groups of these names whole: globs with commas.")
+    scope: str = option("all", f"Which groups may lose units: {one_of(SCOPES)} (residual streams stay whole).")
+
+    def __post_init__(self) -> None:
+        check_types(self, Goal)
+        _check_goal(self)
+        if self.budget.partition(":")[0] == "auto":
+            object.__setattr__(self, "budget", GOALS[self.way].budget or DEFAULT_BUDGET)
+        if self.normalise == "auto":
+            object.__setattr__(self, "normalise", auto_normalise(self.budget))
+        if self.round_to is None:
+            object.__setattr__(self, "round_to", auto_round_to(self.budget))
+        if (self.round_to or 0) < 0:
+            raise InputError(f"round-to is {self.round_to}; expected 0 (as measures best), 1 (no alignment) or more")
+        _ = self.limits, self.selection
+        object.__setattr__(self, "budget", self._shorten_budget())
+
+    def _shorten_budget(self) -> str:
+        """The budget's text in its shortest form; `InputError` where it is none."""
+        from pxcompress.budgets import BUDGETS
+
+        return BUDGETS.text(BUDGETS.build(self.budget))
+
+    @property
+    def way(self) -> str:
+        """Which of `GOALS` is given."""
+        return next(name for name in GOALS if getattr(self, name) is not None)
+
+    @property
+    def limits(self) -> Limits:
+        """What a plan may do to a group."""
+        from pxcompress.planning.limits import Limits
+
+        return Limits(self.normalise, self.round_to or 1, self.min_keep, self.selection.least)
+
+    @property
+    def selection(self) -> Selection:
+        """The groups that a plan may touch."""
+        from pxcompress.planning.selection import Selection
+
+        return Selection(self.only, self.keep, self.scope, self.floors)
+
+    @property
+    def limit(self) -> float | None:
+        """What the result may cost, in the budget's unit, where the goal says that; None where it is a share."""
+        return self.latency_ms if self.latency_ms is not None else self.max_bytes
+
+    def share(self, cost: float) -> float:
+        """Share of the dense model's `cost`, in the budget's unit, that is to be removed.
+
+        Raises `InputError` where the dense model is small or fast enough already.
+        """
+        wanted = {
+            "ratio": lambda value: value,
+            "speedup": lambda value: 1 - 1 / value,
+            "latency_ms": lambda value: 1 - value / cost,
+            "max_bytes": lambda value: 1 - value / cost,
+        }
+        value = getattr(self, self.way)
+        share = wanted[self.way](value)
+        if share <= 0:
+            raise InputError(f"{self.way.replace('_', '-')} is {value:g}; the dense model takes {cost:.4g} already")
+        return float(share)
+
+
+def auto_normalise(budget: str) -> str:
+    """How groups are made comparable where nothing is said, for a budget's text: as the budget wants it."""
+    return _budget(budget).normalise
+
+
+def auto_round_to(budget: str) -> int:
+    """The step of widths where nothing is said, for a budget's text: as the budget wants it."""
+    return _budget(budget).round_to
+
+
+def _budget(text: str) -> type[Budget]:
+    """The budget's class; for an unknown one, which a report may hold, the class with the defaults."""
+    from pxcompress.budgets import BUDGETS
+    from pxcompress.types import Budget
+
+    name = text.partition(":")[0]
+    return BUDGETS.get(name) if name in BUDGETS else Budget
+
+
+def _check_goal(goal: Goal) -> None:
+    """Raise `InputError` unless one goal is given, within its range, with a budget that it can be counted by."""
+    values = {name: value for name in GOALS if (value := getattr(goal, name)) is not None}
+    flags = {name: f"--{name.replace('_', '-')}" for name in GOALS}
+    if not values:
+        raise InputError(f"nothing says how small; give one of {', '.join(flags.values())}")
+    if len(values) > 1:
+        raise InputError(f"{' and '.join(flags[name] for name in values)} are given; give one of them")
+    ((name, value),) = values.items()
+    way = GOALS[name]
+    if not way.above < value < way.below:
+        raise InputError(f"{name.replace('_', '-')} is {value}; expected {way.expected}")
+    budget = goal.budget.partition(":")[0]
+    if way.budget and budget not in (way.budget, "auto"):
+        raise InputError(f"{flags[name]} counts by {way.budget}, --budget says {budget}; leave one out")

@@ -1,0 +1,70 @@
+"""What is to be certified of a model."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING
+
+from pxcompress.checks import check_types
+from pxcompress.choices import LOSS_RISKS, PARTS, RISKS, one_of
+from pxcompress.errors import InputError, unknown
+from pxcompress.registry import option
+
+if TYPE_CHECKING:
+    from pxcompress.certify.parts import Part
+    from pxcompress.certify.path import Goal
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What is to be certified: with this confidence the risk, one of `certify.RISKS`, is at most `max_drop`.
+
+    It is tested on `steps` ever smaller models, the last of which has the recipe's ratio; the smallest that passes
+    is the result. `part` and `coverage` say which samples count, as `parts.Part` does.
+    """
+
+    max_drop: float = option(MISSING, "Certify that the risk is at most this, such as 0.03.")
+    confidence: float = option(0.95, "Confidence with which a certificate holds, over the draw of its samples.")
+    risk: str = option(
+        "negative-flips",
+        f"What is certified: {one_of(RISKS)}; {one_of(LOSS_RISKS)} for any task.",
+    )
+    steps: int = option(8, "Models on the path to --ratio that --max-drop tests.")
+    part: str = option(
+        "all",
+        f"Which predictions count: {one_of(PARTS)}. confident: those of which the dense model is sure; classes: the "
+        "risk is held in every class, by true label.",
+    )
+    coverage: float | None = option(
+        None, "With --part confident: share of the select split that counts.  [default: 0.8]"
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 < self.confidence < 1:
+            raise InputError(f"confidence is {self.confidence}; expected a share between 0 and 1, such as 0.95")
+        if not 0 < self.max_drop < 1:
+            raise InputError(f"max-drop is {self.max_drop}; expected a share of the predictions, such as 0.03")
+        if self.steps < 1:
+            raise InputError(f"steps is {self.steps}; expected 1 or more models to test")
+        if self.risk not in (*RISKS, *LOSS_RISKS):
+            raise unknown("risk", self.risk, (*RISKS, *LOSS_RISKS))
+        object.__setattr__(self, "coverage", self.counted.coverage)
+
+    @property
+    def goal(self) -> Goal:
+        """The same as `certify` takes it."""
+        from pxcompress.certify.path import Goal
+
+        return Goal(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
+
+    @property
+    def counted(self) -> Part:
+        """The samples that count."""
+        from pxcompress.certify.parts import Part
+
+        return Part(self.part, self.coverage)
+
+    def ratios(self, last: float) -> tuple[float, ...]:
+        """The ratios of the path, ascending in equal steps; it is frozen before any sample to certify on is seen."""
+        return tuple(last * step / self.steps for step in range(1, self.steps + 1))

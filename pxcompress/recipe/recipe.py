@@ -1,0 +1,125 @@
+"""All that a user asks for, as one frozen record of plain values: it prints, compares, hashes and travels as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pxcompress.checks import check_keys, make_file_name, read_record
+from pxcompress.errors import InputError, short
+from pxcompress.recipe.bench import Bench
+from pxcompress.recipe.export import Export
+from pxcompress.recipe.goal import GOALS, Goal
+from pxcompress.recipe.guarantee import Guarantee
+from pxcompress.recipe.model_and_data import ModelAndData
+from pxcompress.recipe.repairing import Repairing
+from pxcompress.recipe.scoring import Scoring
+
+
+@dataclass(frozen=True)
+class Pruning(Export, Repairing, Scoring, Goal):
+    """How a model, whichever it is, is pruned, timed and exported: all parts that say nothing of model and data.
+
+    Every field of a part is a field of this, so that each option has one name everywhere; a stage is handed this as
+    the part that it needs. Raises `InputError` where parts do not go together.
+    """
+
+    bench: Bench = field(default_factory=Bench, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for part in (Goal, Scoring, Repairing, Export):
+            part.__post_init__(self)
+        if self.relevance_share is not None and self.rounds > 1:
+            raise InputError(f"rounds is {self.rounds}; --relevance-share is met in one, leave --rounds out")
+
+    def _shorten_budget(self) -> str:
+        """As for a goal; a budget that reads a clock reads it as the bench does, where its text says nothing else."""
+        from pxcompress.budgets import BUDGETS
+
+        budget = BUDGETS.build(self.budget)
+        named = {part.partition("=")[0] for part in self.budget.partition(":")[2].split(",")}
+        shared = {
+            each.name for each in BUDGETS.options(self.budget.partition(":")[0]) if hasattr(self.bench, each.name)
+        }
+        changes = {name: getattr(self.bench, name) for name in shared - named}
+        return BUDGETS.text(replace(budget, **changes))  # type: ignore[type-var]
+
+    @property
+    def onnx_batch(self) -> int | None:
+        """Samples a call that the exported files take; None for any number."""
+        return self.bench.batch_size if self.fixed_batch else None
+
+
+@dataclass(frozen=True)
+class Recipe(Pruning, ModelAndData):
+    """One run: what is given, how small it is to get, how, and what is to be certified of it.
+
+    Raises `InputError` for anything unknown or out of range.
+    """
+
+    guarantee: Guarantee | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        ModelAndData.__post_init__(self)
+        Pruning.__post_init__(self)
+        if self.guarantee and self.rounds > 1:
+            raise InputError(f"rounds is {self.rounds}; expected 1 where a guarantee is asked for")
+        if self.guarantee and self.ratio is None:
+            flag = self.way.replace("_", "-")
+            raise InputError(f"--{flag} is given with a guarantee, whose path ends at a ratio; give --ratio")
+
+    @property
+    def label(self) -> str:
+        """Name of the run folder: model, budget, ratio, to how many classes, and what is guaranteed."""
+        promise = f"-drop-{self.guarantee.max_drop:g}" if self.guarantee else ""
+        if self.guarantee and self.guarantee.part != "all":
+            promise += f"-{self.guarantee.part}"
+        task = f"-{len(self.classes)}-classes" if self.classes else ""
+        return f"{self.stem}-{self._goal_label}{task}{promise}"
+
+    @property
+    def stem(self) -> str:
+        """Model and budget, as a folder may be named."""
+        return f"{make_file_name(self.model)}-{self.budget.partition(':')[0]}"
+
+    @property
+    def _goal_label(self) -> str:
+        if self.ratio is not None:
+            return f"{self.ratio:.2f}" if round(self.ratio, 2) == self.ratio else f"{self.ratio:.4g}"
+        return f"{getattr(self, self.way):g}{GOALS[self.way].suffix}"
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the recipe's JSON, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` turns into an equal recipe."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read a recipe; unknown keys are refused, the known ones listed."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
+        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does."""
+        if not isinstance(content, Mapping):
+            raise InputError(f"not a recipe but {short(repr(content), 40)}; expected what recipe.json holds")
+        for part, values in ((cls, content), (Bench, content.get("bench")), (Guarantee, content.get("guarantee"))):
+            check_keys(part, values if isinstance(values, Mapping) else {})
+        try:
+            return read_record(cls, json.dumps(content), "the recipe")
+        except TypeError as error:
+            raise InputError(f"not a recipe ({error}); expected what recipe.json holds") from error
+
+    def but(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed."""
+        return replace(self, **changes)

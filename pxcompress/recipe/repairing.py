@@ -1,0 +1,63 @@
+"""How a pruned model gets back what it lost, and in how many rounds it is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from pxcompress.checks import check_types
+from pxcompress.choices import one_of
+from pxcompress.errors import InputError
+from pxcompress.recipe.scoring import AUTO
+from pxcompress.registry import names_in, option
+
+DEFAULT_REPAIR = ("fold", "least-squares", "batchnorm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repairing:
+    """The repairs in order, texts like "fold:ridge=0.1" put in short form, after each of so many `rounds` of pruning.
+
+    ("auto",) stands for `DEFAULT_REPAIR`, () for none. Raises `InputError` for an unknown repair, one that is given
+    twice, and one that stands before another whose result it needs.
+    """
+
+    repair: Sequence[str] = option(
+        (AUTO,),
+        f"Repairs in order (repeat the option): {one_of(names_in('pxcompress.repair'))}; none for none.  "
+        f"[default: {', '.join(DEFAULT_REPAIR)}]",
+    )
+    rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
+
+    def __post_init__(self) -> None:
+        from pxcompress.repair import PHASES, REPAIRS
+
+        check_types(self, Repairing)
+        if self.rounds < 1:
+            raise InputError(f"rounds is {self.rounds}; expected 1 or more")
+        texts = DEFAULT_REPAIR if self.repair == (AUTO,) else self.repair
+        _check_one_each(texts)
+        repairs = [REPAIRS.build(text) for text in texts]
+        object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))
+        _check_order(self.repair, [PHASES.index(repair.phase) for repair in repairs])
+
+
+def _check_one_each(repairs: Sequence[str]) -> None:
+    """Raise `InputError` where one text names several repairs: commas are for the options of one."""
+    for text in repairs:
+        names = text.partition(":")[0].split(",")
+        if len(names) > 1:
+            repeated = " ".join(f"--repair {name.strip()}" for name in names)
+            raise InputError(f"repair {text!r} names {len(names)} at once; repeat the option: {repeated}")
+
+
+def _check_order(repairs: Sequence[str], phases: Sequence[int]) -> None:
+    """Raise `InputError` where a repair stands twice, or before one of an earlier phase, as a place in `PHASES`."""
+    names = [text.partition(":")[0] for text in repairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"repair {name!r} is given {names.count(name)} times; give it once")
+    for one, other in combinations(range(len(names)), 2):
+        if phases[one] > phases[other]:
+            raise InputError(f"repair {names[one]!r} stands before {names[other]!r}, whose result it needs; swap them")

@@ -1,0 +1,41 @@
+"""By what units are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pxcompress.checks import check_types
+from pxcompress.choices import one_of
+from pxcompress.registry import names_in, option
+
+AUTO = "auto"
+
+AUTO_SCORERS = ("lrp-residual", "lrp-residual:metric=weights")
+"""Scorers among which held-out samples choose where nothing is said: errors weighed by relevance, or all alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """By what units are scored: `scorer` is a text like "lrp:centre=true", checked and put in short form.
+
+    "auto" stands for that one of `AUTO_SCORERS` which held-out samples choose. Raises `InputError` for what is unknown.
+    """
+
+    scorer: str = option(
+        AUTO,
+        f"Scorer, as NAME:option=value,...: {one_of(names_in('pxcompress.scorers'))}; see `pxcompress methods`. auto: "
+        "that of two lrp-residual whose model comes nearer to the dense one on held-out samples.",
+    )
+    class_scores: bool = option(False, "Keep units' relevance for every class; needs labels of the score split.")
+
+    def __post_init__(self) -> None:
+        from pxcompress.scorers import SCORERS
+
+        check_types(self, Scoring)
+        if self.scorer != AUTO:
+            object.__setattr__(self, "scorer", SCORERS.text(SCORERS.build(self.scorer)))
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The scorer, or those among which held-out samples choose; the first one where there are none."""
+        return AUTO_SCORERS if self.scorer == AUTO else (self.scorer,)
