@@ -24,6 +24,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from pxcompress import compress_module
 from pxcompress.cost.count import count_macs
 from pxcompress.deploy.all_outputs import run_graph
 from pxcompress.deploy.onnx_modules import check_agrees, relative_difference
@@ -34,7 +35,6 @@ from pxcompress.models.loading import classifier_names
 from pxcompress.onnx_in import OnnxModule, read_file
 from pxcompress.onnx_in.half import HALF_TOLERANCE
 from pxcompress.onnx_in.trial import draw_inputs
-from pxcompress.pipeline import compress_module
 from pxcompress.state import seeded
 
 RATIO = 0.5
