@@ -179,26 +179,49 @@ def show(row: Row) -> None:
     print(f"{row['file']:58s} {facts}  {groups:12s}  {row['failure'] or 'passes'}", flush=True)
 
 
+def result_file(quick: bool) -> Path:
+    """Where the rows are."""
+    return common.RESULTS / ("quick" if quick else "") / "onnx_in.json"
+
+
+def earlier_rows(quick: bool) -> list[Row]:
+    """Rows of earlier runs: of files, and of tasks."""
+    file = result_file(quick)
+    return json.loads(file.read_text())["rows"] if file.exists() else []
+
+
+def save(rows: Sequence[Row], quick: bool) -> None:
+    """Write rows of files and of tasks, with the claims about both."""
+    from onnx_ocr import claims as task_claims
+
+    files, tasks = ([row for row in rows if ("task" in row) == told] for told in (False, True))
+    command = "python benchmarks/onnx_in.py --files FOLDER" + " --quick" * quick
+    common.write("onnx_in", command, [*files, *tasks], [0], [*claims(files), *task_claims(tasks)])
+
+
+def add_tasks(label: str, rows: Sequence[Row], quick: bool) -> None:
+    """Put the rows of one task in place of those of an earlier run."""
+    save([*(row for row in earlier_rows(quick) if row.get("task") != label), *rows], quick)
+
+
 def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--files", type=Path, required=True, help="a folder that onnx_files.py has filled")
     parser.add_argument("--only", default="", help="a part of the names of the files to measure anew")
     parser.add_argument("--missing", action="store_true", help="only files that have no row, or did not pass")
     args = parser.parse_args()
-    command = "python benchmarks/onnx_in.py --files FOLDER" + " --quick" * args.quick
     paths = sorted(args.files.glob("*.onnx"))[: 3 if args.quick else None]
-    file = common.RESULTS / ("quick" if args.quick else "") / "onnx_in.json"
-    earlier = json.loads(file.read_text())["rows"] if file.exists() else []
-    rows = {row["file"]: row for row in earlier if row.get("file") in {path.name for path in paths}}
-    tasks = [row for row in earlier if "task" in row]
+    file = result_file(args.quick)
+    rows = {row["file"]: row for row in earlier_rows(args.quick) if row.get("file") in {path.name for path in paths}}
     for path in paths:
         if args.only in path.name and not (args.missing and path.name in rows and not rows[path.name]["failure"]):
             rows[path.name] = alone(path)
             show(rows[path.name])
             file.parent.mkdir(parents=True, exist_ok=True)
+            tasks = [row for row in earlier_rows(args.quick) if "task" in row]
             file.write_text(json.dumps({"rows": [*rows.values(), *tasks]}))  # what is there when it is stopped
-    ordered = [rows[path.name] for path in paths if path.name in rows]
-    common.write("onnx_in", command, [*ordered, *tasks], [0], claims(ordered))
+    tasks = [row for row in earlier_rows(args.quick) if "task" in row]
+    save([*(rows[path.name] for path in paths if path.name in rows), *tasks], args.quick)
 
 
 if __name__ == "__main__":
