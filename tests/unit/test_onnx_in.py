@@ -182,6 +182,42 @@ def test_heads_are_found_by_what_the_graph_does(tmp_path: Path) -> None:
     assert {group.units for group in groups if group.kind == "neuron"} == {24}
 
 
+def _attention_file(path: Path) -> Path:
+    """Tokens (n, 7, 3), and the Attention operator of opset 23 with four heads side by side."""
+    draw = np.random.default_rng(0)
+    sizes = {"into": (3, 32), "q": (32, 32), "k": (32, 32), "v": (32, 32), "proj": (32, 32), "head": (32, 5)}
+    weights = {f"{name}.w": draw.normal(0, 0.2, size).astype(np.float32) for name, size in sizes.items()}
+    nodes = [helper.make_node("MatMul", ["x", "into.w"], ["tokens"])]
+    nodes += [helper.make_node("MatMul", ["tokens", f"{name}.w"], [name]) for name in "qkv"]
+    nodes += [
+        helper.make_node("Attention", ["q", "k", "v"], ["read"], q_num_heads=4, kv_num_heads=4),
+        helper.make_node("MatMul", ["read", "proj.w"], ["made"]),
+        helper.make_node("Add", ["made", "tokens"], ["sum"]),
+        helper.make_node("ReduceMean", ["sum", "axis"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "head.w"], ["y"]),
+    ]
+    proto = _proto(*nodes, opset=23, axis=np.array([1]), **weights)
+    proto.ir_version = 10
+    for port, sizes in ((proto.graph.input[0], ["n", 7, 3]), (proto.graph.output[0], ["n", 5])):
+        port.CopyFrom(helper.make_tensor_value_info(port.name, TensorProto.FLOAT, sizes))
+    onnx.save(proto, path)
+    return path
+
+
+def test_the_attention_operator_loses_whole_heads(tmp_path: Path) -> None:
+    module = read_onnx(_attention_file(tmp_path / "net.onnx"))
+    groups = find_groups(module, torch.zeros(1, 7, 3), classifier_names(module, torch.zeros(1, 7, 3))).groups
+    assert [group.units for group in groups if group.kind == "head"] == [4]
+    pruned = halved(module).model
+    pruned.write_onnx(tmp_path / "slim.onnx", {})
+    nodes = {node.op_type: node for node in onnx.load(tmp_path / "slim.onnx").graph.node}
+    assert {each.name: each.i for each in nodes["Attention"].attribute} == {"q_num_heads": 2, "kv_num_heads": 2}
+    inputs = torch.randn(3, 7, 3, generator=torch.Generator().manual_seed(0))
+    (written,) = run_graph(tmp_path / "slim.onnx", {"x": inputs.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(written, pruned(inputs), atol=1e-5)
+
+
 def test_a_fixed_batch_stays_fixed_and_the_module_takes_any(tmp_path: Path) -> None:
     path = export(Attending, tmp_path / "net.onnx", dynamic_axes=None)
     proto = onnx.load(path)
