@@ -2,10 +2,11 @@
 
     python benchmarks/onnx_in.py --files FOLDER [--only TEXT] [--missing]
 
-`onnx_files.py` makes the files, two of which have to be refused. A process for each, with a time limit. Two random
-inputs calibrate: weights are random, so what is measured is the surgery, not the accuracy. Parity holds the written
-file against the pruned module, on another batch where the file takes any, in shares of the outputs' scale. Seconds
-are those of one thread of the processor. Rows of earlier runs are kept. `--quick` takes the first three files.
+`onnx_files.py` makes the files, two of which have to be refused. A process for each, with a time limit. Weights are
+random, so what is measured is the surgery, not the accuracy: units are ranked by the size of their weights, and folded
+on two random inputs. Parity holds the written file against the pruned module, on another batch where the file takes
+any, in shares of the outputs' scale. Seconds are those of one thread of the processor. Rows of earlier runs are kept.
+`--quick` takes the first three files.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _prune(row: Row, module: OnnxModule, path: Path) -> None:
     inputs = draw_inputs(module.source.model, {name: [SAMPLES, *example.shape[1:]]}, 1)[name].to(example.dtype)
     dense = count_macs(module, single)
     begin = time.process_time()
-    slim = compress_module(module, single, [inputs], RATIO, repair=("fold",)).pruned.model
+    slim = compress_module(module, single, [inputs], RATIO, scorer="magnitude", repair=("fold",)).pruned.model
     row["prune_s"] = round(time.process_time() - begin, 1)
     row["macs_left"] = round(count_macs(slim, single) / dense, 3)
     with tempfile.TemporaryDirectory() as folder:
