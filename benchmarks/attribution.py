@@ -31,9 +31,9 @@ import attribution_cost as cost
 
 from pxcompress.attribution import COMPOSITES
 from pxcompress.data import load_splits, open_source
-from pxcompress.graph import find_groups, masked
+from pxcompress.graph import find_groups, mask_units
 from pxcompress.models.loading import classifier_names
-from pxcompress.planning.order import lowest
+from pxcompress.planning.order import find_lowest
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
@@ -107,7 +107,7 @@ def curve(subject: Trained, scores: Scores, normalise: str, rates: Sequence[floa
     """Top-1 on the test images at every rate."""
     points = []
     for rate in rates:
-        twin = masked(subject.model, subject.groups, lowest(subject.groups, scores, rate, normalise))
+        twin = mask_units(subject.model, subject.groups, find_lowest(subject.groups, scores, rate, normalise))
         twin.to(memory_format=torch.channels_last)
         with torch.no_grad():
             points.append(float((twin(subject.inputs).argmax(1) == subject.labels).double().mean()))

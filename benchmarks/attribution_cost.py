@@ -31,7 +31,7 @@ from zennit.torchvision import ResNetCanonizer
 from zennit.types import Activation, AvgPool
 
 from pxcompress.attribution import RuledLayer, attributed, parse_composite
-from pxcompress.attribution.relevance import TOLERANCE, deviation
+from pxcompress.attribution.relevance import TOLERANCE, relative_error
 from pxcompress.graph import find_groups
 from pxcompress.models.loading import classifier_names
 from pxcompress.scorers.lrp import LRP
@@ -264,7 +264,7 @@ def autocast(name: str, model: nn.Module, inputs: Tensor, texts: Sequence[str]) 
     for text in texts:
         exact = LRP(composite=text)(model, groups, batches)
         with torch.autocast("cpu", torch.bfloat16):
-            off = deviation(LRP(composite=text)(model, groups, batches), exact)
+            off = relative_error(LRP(composite=text)(model, groups, batches), exact)
         try:
             LRP(composite=text, autocast="bf16")(model, groups, batches)
             refused = False

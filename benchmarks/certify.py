@@ -32,7 +32,7 @@ from pxcompress.demo.glyphs import glyph_arrays
 from pxcompress.deploy.runtime import open_session
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.run_folder.certificate import Reserved, judge_files
+from pxcompress.run_folder.certificate import ReservedSamples, judge_files
 from pxcompress.run_folder.names import DENSE, SLIM
 from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.types import Preprocessing
@@ -208,13 +208,13 @@ def end_to_end(kind: str, model: str, data: str, alpha: float, fresh: int) -> di
     return row | {"macs_ratio": report.ratios.macs, "params_ratio": report.ratios.params}
 
 
-def fresh_samples(data: str, preprocessing: Preprocessing, count: int) -> Reserved:
+def fresh_samples(data: str, preprocessing: Preprocessing, count: int) -> ReservedSamples:
     """`count` glyphs drawn with another seed."""
     images, labels = glyph_arrays("held-out", count, FRESH_SEED)
     names = [f"fresh/{index}" for index in range(count)]
     samples = Samples.of(names, labels, lambda index: Image.fromarray(images[index]))
     batches = ImageBatches(read_images(samples, preprocessing, False).store, 256)
-    return Reserved(data, batches, samples.ids, select=(), counts={})
+    return ReservedSamples(data, batches, samples.ids, select=(), counts={})
 
 
 def claims_end_to_end(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import numpy as np
 from certify import CHANGED, EDGE, SIZES, Population, population
 from certify_methods import hoeffding, hoeffding_bentkus
 
-from pxcompress.certify.anytime import staked, stopping_time
+from pxcompress.certify.anytime import stake_budget, stopping_time
 from pxcompress.certify.bounded import mean_interval
 from pxcompress.certify.few_labels import completed_labels, samples_to_label
 from pxcompress.certify.learn_then_test import Array, betting, binomial, e_process, fixed_sequence, log_wealth
@@ -169,7 +169,7 @@ def _spend(table: Array, alpha: float) -> tuple[bool, int]:
     for test in range(6):
         if begins >= table.shape[1]:
             return False, test
-        budget = staked(DELTA, lost, begins, table.shape[1])
+        budget = stake_budget(DELTA, lost, begins, table.shape[1])
         goal = Goal(alpha=alpha, delta=budget.stake, anytime=True)
         choose = max if test % 2 else min
         model = choose(left, key=lambda each: table[each, :begins].sum())

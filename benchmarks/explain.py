@@ -24,11 +24,11 @@ from models import subject_of
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
-from pxcompress.explain.heatmaps import METHODS, Method, chosen_share, heatmaps, trade_off
+from pxcompress.explain.heatmaps import METHODS, Method, choose_share, heatmaps, trade_off
 from pxcompress.explain.metrics import cosine, gini, mass_accuracy, pixel_flipping, rank_accuracy
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import shrink
+from pxcompress.stages import prune_and_repair
 from pxcompress.workload import Workload
 
 MODELS = ("ResNet", "VGG", "ViT", "DNA")
@@ -84,7 +84,7 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
         plain = heatmaps(model, samples.inputs, samples.targets, Method("lrp", composite)).flatten(1)
         rows.append({**words, "method": "lrp", "share": 0.0, **quality(model, samples, plain, plain)})
         for name in filter(METHODS.get, METHODS):
-            chosen = chosen_share(model, samples.inputs, samples.targets, name, composite)
+            chosen = choose_share(model, samples.inputs, samples.targets, name, composite)
             for share in sorted({*SHARES, chosen} - {0.0}):
                 maps = heatmaps(model, samples.inputs, samples.targets, Method(name, composite, share)).flatten(1)
                 scores = quality(model, samples, maps, plain)
@@ -97,7 +97,7 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
 def change_rows(label: str, workload: Workload, samples: Samples) -> list[dict[str, Any]]:
     """How alike the maps of both models are, by what became of the decision."""
     recipe = Recipe(label, RATIOS[label], budget="macs", round_to=4)
-    slim = shrink(workload.loaded.model, workload.splits.example, Run(recipe, workload.splits.parts))
+    slim = prune_and_repair(workload.loaded.model, workload.splits.example, Run(recipe, workload.splits.parts))
     dense, pruned = workload.loaded.model, slim.pruned.model
     own = predicted(pruned, samples.inputs)
     right = (samples.targets == samples.labels, own == samples.labels)

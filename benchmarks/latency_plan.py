@@ -37,7 +37,7 @@ from pxcompress.deploy.predictions import torch_quality
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import aligned
-from pxcompress.planning.fit import fitted, taken
+from pxcompress.planning.fit import choose_attempt, fit_to_file
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.plan import make_plan
 from pxcompress.recipe import Bench, Recipe
@@ -82,8 +82,10 @@ def planned(threads: int, quick: bool) -> Iterator[Row]:
         for speedup in SPEEDUPS[1:2] if quick else SPEEDUPS:
             recipe = aligned(Recipe(name, speedup=speedup, bench=Bench(threads=threads)), Clock(print))
             here = replace(scored, ratio=1 - 1 / speedup)
-            _, attempts = fitted(here, lambda ratio, here=here, recipe=recipe: plan_at(here, ratio, recipe), budget)
-            last = attempts[taken(attempts, budget.tolerance) or 0]
+            _, attempts = fit_to_file(
+                here, lambda ratio, here=here, recipe=recipe: plan_at(here, ratio, recipe), budget
+            )
+            last = attempts[choose_attempt(attempts, budget.tolerance) or 0]
             yield {
                 "model": name,
                 "speedup": speedup,
@@ -110,11 +112,11 @@ def half(threads: int, quick: bool) -> Iterator[Row]:
         yield {"model": name, "batch_size": 16, "macs_ratio": macs_ratio, "speedup": dense / pruned}
 
 
-def equal(threads: int, quick: bool) -> Iterator[Row]:
+def equal(threads: int, quick: bool, batch_size: int = 16) -> Iterator[Row]:
     for label in SMALL[:1] if quick else SMALL:
         subject = models.subject_of(label)
         model, splits = subject.loaded.model, subject.splits
-        clock = Latency(batch_size=16, threads=threads)
+        clock = Latency(batch_size=batch_size, threads=threads)
         parts = {"score": splits.score, "repair": splits.repair}
         by_latency = scored_of(model, splits.example, clock, "lrp-residual", splits.score)
         macs = Price("macs", "MACs", BUDGETS.build("macs").meter(model, by_latency.structure.groups, splits.example))
@@ -126,10 +128,10 @@ def equal(threads: int, quick: bool) -> Iterator[Row]:
                 def at(ratio: float, here: ScoredModel = here, recipe: Recipe = recipe) -> Any:
                     return plan_at(here, ratio, recipe)
 
-                plan, attempts = fitted(here, at, clock)
+                plan, attempts = fit_to_file(here, at, clock)
                 with seeded(0):
                     slim = cut(here, plan, Run(recipe, parts).unheard())
-                chosen = attempts[taken(attempts, clock.tolerance) or 0]
+                chosen = attempts[choose_attempt(attempts, clock.tolerance) or 0]
                 yield {
                     "model": label,
                     "speedup": speedup,

@@ -35,7 +35,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
-from pxcompress.stages import plan_at, shrink
+from pxcompress.stages import plan_at, prune_and_repair
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batches, Price, Pruned, ScoredModel
@@ -216,7 +216,7 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
     task = with_baseline(load_workload(recipe), recipe.seed, print)
     model, splits = task.loaded.model, task.splits
     with seeded(0):
-        slim = shrink(model, splits.example, Run(recipe, splits.parts).unheard())
+        slim = prune_and_repair(model, splits.example, Run(recipe, splits.parts).unheard())
     plan = slim.pruned.plan
     return {
         "model": bench.label,

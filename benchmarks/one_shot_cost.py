@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import shrink
+from pxcompress.stages import prune_and_repair
 from pxcompress.state import evaluating, seeded
 from pxcompress.types import Batches
 
@@ -72,7 +72,7 @@ def _compression(label: str, threads: int) -> tuple[float, ...]:
 
     def work() -> None:
         with seeded(0):
-            shrink(model, example, Run(recipe, parts))
+            prune_and_repair(model, example, Run(recipe, parts))
 
     return _measured(model, example, work)
 

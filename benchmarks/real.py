@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs
 from pxcompress.deploy.intervals import wilson
-from pxcompress.passes.moments import Remembered
+from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
@@ -166,10 +166,10 @@ def ours(
     """Each scorer scores once and is cut at all sizes, as `pxcompress sweep` does; every row counts the scoring."""
     batches = subject.batches(samples, SHIFTS.get(images))
     example = batches[0][0][:1]
-    results: dict[str, tuple[ScoredModel, Remembered, float]] = {}
+    results: dict[str, tuple[ScoredModel, MomentCache, float]] = {}
     for method in methods:
         recipe = Recipe(subject.label, REMOVED[1], budget="macs", **OURS[method])
-        fit = Remembered(HeldOut(batches, others=True), subject.model)
+        fit = MomentCache(HeldOut(batches, others=True), subject.model)
         if recipe.scorer in results:
             fit = results[recipe.scorer][1]
         parts = {"score": fit, "repair": fit, "held-out": HeldOut(batches)}

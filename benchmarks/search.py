@@ -54,7 +54,7 @@ from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.explain.metrics import mass_accuracy, pixel_flipping, rank_accuracy
 from pxcompress.recipe import Recipe
 from pxcompress.scorers import SCORERS
-from pxcompress.search.objectives import shipped
+from pxcompress.search.objectives import shipped_quality
 from pxcompress.search.space import Space
 
 Row = dict[str, Any]
@@ -153,7 +153,7 @@ def heatmap_rows(place: Place, composites: int) -> Iterator[Row]:
             "rank_accuracy": float(rank_accuracy(maps, masks).nanmean()),
             "flipping": float(pixel_flipping(model, inputs, maps, labels).mean()),
             "masked": value_on_select(place, "masked", space.recipe.but(scorer=f"lrp:composite={text}")),
-            **{f"repaired_{name}": shipped(place.bench, place.recipe.but(scorer=f"{name}:composite={text}",
+            **{f"repaired_{name}": shipped_quality(place.bench, place.recipe.but(scorer=f"{name}:composite={text}",
                repair=repairs)) for name in ("lrp", "lrp-residual")},
         }  # fmt: skip
 

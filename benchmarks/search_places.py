@@ -19,16 +19,16 @@ import models
 import optuna
 
 from pxcompress.attribution import has_attention
-from pxcompress.data import load_splits, restricted
-from pxcompress.graph import masked
-from pxcompress.models.task import sliced
-from pxcompress.planning.order import lowest
+from pxcompress.data import load_splits, restrict_classes
+from pxcompress.graph import mask_units
+from pxcompress.models.task import slice_classes
+from pxcompress.planning.order import find_lowest
 from pxcompress.recipe import Recipe
 from pxcompress.search import SearchPlan
-from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, shipped, slim_at
-from pxcompress.search.run import space_for
+from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, prune_at, shipped_quality
+from pxcompress.search.run import make_search_space
 from pxcompress.search.space import Space
-from pxcompress.search.study import open_study, usable, work
+from pxcompress.search.study import load_optuna, open_study, work
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Splits
 from pxcompress.workload import Workload
@@ -85,8 +85,8 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
     workload, classes = _subject(label), TASKS[task][seed]
     source, model = workload.source, workload.loaded.model
     if classes:
-        model = sliced(model, workload.splits.example, [source.classes.index(name) for name in classes])
-        source = restricted(source, classes, seed)
+        model = slice_classes(model, workload.splits.example, [source.classes.index(name) for name in classes])
+        source = restrict_classes(source, classes, seed)
     splits = load_splits(source, workload.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
@@ -97,13 +97,13 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
 def space_at(place: Place, mode: str) -> Space:
     """What a search varies, with the repairs of trials."""
     attention = has_attention(place.bench.scored.model, place.splits.example)
-    return space_for(place.recipe, MODES[mode], attention=attention)
+    return make_search_space(place.recipe, MODES[mode], attention=attention)
 
 
 def searched(place: Place, mode: str, trials: int, space: Space | None = None) -> optuna.Study:
     """A search on the select part, in memory."""
     plan, space = SearchPlan(MODES[mode], trials=trials), space or space_at(place, mode)
-    with usable(""):
+    with load_optuna(""):
         study = open_study(optuna.storages.InMemoryStorage(), space, plan)
         work(study, space, plan, place.bench, _silent)
     return study
@@ -132,7 +132,7 @@ def in_full(place: Place, recipe: Recipe) -> Recipe:
 def value_on_select(place: Place, mode: str, recipe: Recipe) -> float:
     if mode == "masked":
         return masked_area(place.bench, recipe)
-    return shipped(place.bench, in_full(place, recipe))
+    return shipped_quality(place.bench, in_full(place, recipe))
 
 
 def right_on_test(place: Place, mode: str, recipe: Recipe) -> Tensor:
@@ -141,12 +141,12 @@ def right_on_test(place: Place, mode: str, recipe: Recipe) -> Tensor:
         return hits(slim_model(place, in_full(place, recipe)), place)[None]
     scored = place.bench.with_scores(recipe)
     groups = scored.structure.groups
-    plans = (lowest(groups, scored.scores, rate, recipe.normalise) for rate in PXP_RATES)
-    return torch.stack([hits(masked(scored.model, groups, plan), place) for plan in plans])
+    plans = (find_lowest(groups, scored.scores, rate, recipe.normalise) for rate in PXP_RATES)
+    return torch.stack([hits(mask_units(scored.model, groups, plan), place) for plan in plans])
 
 
 def slim_model(place: Place, recipe: Recipe) -> nn.Module:
-    return slim_at(place.bench, recipe).pruned.model
+    return prune_at(place.bench, recipe).pruned.model
 
 
 def hits(model: nn.Module, place: Place) -> Tensor:

@@ -33,7 +33,7 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.intervals import speedup
 from pxcompress.deploy.predictions import Predictions, predictions
 from pxcompress.graph import find_groups
-from pxcompress.models.adapter import named_outputs, released_
+from pxcompress.models.adapter import named_outputs, release_
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import opened
 from pxcompress.recipe import Recipe
@@ -182,7 +182,7 @@ def _speeds(bench: Bench, models: Mapping[float, nn.Module]) -> Iterator[tuple[f
 def released(model: nn.Module) -> nn.Module:
     """A copy of its own class, whose forward returns what the net returns."""
     twin = copy.deepcopy(model)
-    released_(twin)
+    release_(twin)
     return twin
 
 

@@ -12,8 +12,8 @@ from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.outputs import is_real
 from pxcompress.notes import silent
 from pxcompress.passes.memory import in_smaller_batches
-from pxcompress.passes.parts import InParts
-from pxcompress.processes import summed
+from pxcompress.passes.parts import SplitBatches
+from pxcompress.processes import sum_over_processes
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.agreement import Agreement as AnyOutputs
 from pxcompress.tasks.task import Outputs, Task
@@ -31,7 +31,7 @@ class DenseOutputs:
 
     def __init__(self, model: nn.Module, batches: Batches, task: Task | None = None) -> None:
         self._model = model
-        self._batches = InParts(batches)
+        self._batches = SplitBatches(batches)
         self._task = task
         self._kept: dict[str, Tensor] | None = None
 
@@ -41,32 +41,34 @@ class DenseOutputs:
         In smaller batches where memory asks for them.
         """
         sums = in_smaller_batches(partial(self._sums, model), self._batches, silent)
-        samples, share, divergence = summed(sums.to(device_of(model))).tolist()
+        samples, share, divergence = sum_over_processes(sums.to(device_of(model))).tolist()
         return Agreement(int(samples), share / max(samples, 1), divergence / max(samples, 1))
 
     def _sums(self, model: nn.Module, batches: Batches) -> Tensor:
         """Samples, and the sums over them of what they share and of their divergence, (3,) float64."""
         task = self._task or AnyOutputs()
         sums = torch.zeros(3, dtype=torch.float64)
-        kept: list[Mapping[str, Tensor]] = []
-        first = size = 0
+        dense_outputs: list[Mapping[str, Tensor]] = []
+        samples_before = size = 0
         for inputs, _ in batches:
-            dense = self._dense(inputs, first)
-            first += len(inputs)
+            dense = self._dense(inputs, samples_before)
+            samples_before += len(inputs)
             size += sum(value.numel() * value.element_size() for value in dense.values())
             if self._kept is None and size <= KEPT_BYTES:
-                kept.append(dense)
+                dense_outputs.append(dense)
             pruned = _outputs(model, inputs, self._task)
-            same, distance = task.agreement(pruned, dense), task.divergence(pruned, dense)
-            sums += torch.stack([torch.tensor(float(len(inputs)), dtype=torch.float64), same.sum(), distance.sum()])
-        if self._kept is None and kept and size <= KEPT_BYTES:
-            self._kept = {name: torch.cat([outputs[name] for outputs in kept]) for name in kept[0]}
+            same_decisions, distance = task.agreement(pruned, dense), task.divergence(pruned, dense)
+            sums += torch.stack(
+                [torch.tensor(float(len(inputs)), dtype=torch.float64), same_decisions.sum(), distance.sum()]
+            )
+        if self._kept is None and dense_outputs and size <= KEPT_BYTES:
+            self._kept = {name: torch.cat([outputs[name] for outputs in dense_outputs]) for name in dense_outputs[0]}
         return sums
 
-    def _dense(self, inputs: Tensor, first: int) -> Outputs:
-        """What the dense model makes of `inputs`, the first of which has the number `first`."""
+    def _dense(self, inputs: Tensor, samples_before: int) -> Outputs:
+        """The dense model's outputs for `inputs`, which follow `samples_before` others."""
         if self._kept is not None:
-            return {name: value[first : first + len(inputs)] for name, value in self._kept.items()}
+            return {name: value[samples_before : samples_before + len(inputs)] for name, value in self._kept.items()}
         return _outputs(self._model, inputs, self._task)
 
 

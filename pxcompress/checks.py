@@ -15,8 +15,8 @@ from pxcompress.errors import InputError, short, unknown
 T = TypeVar("T")
 
 
-def read_record(cls: type[T], text: str, what: str) -> T:
-    """The record, a dataclass `cls`, that the JSON `text` of `what` holds; every key must be one of its fields.
+def read_record(cls: type[T], text: str, source: str) -> T:
+    """The record, a dataclass `cls`, that the JSON `text` of `source` holds; every key must be one of its fields.
 
     Raises `InputError`, which names the key whose value is missing, unknown or of another type.
     """
@@ -24,15 +24,15 @@ def read_record(cls: type[T], text: str, what: str) -> T:
         return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in details["loc"])
-        value = "" if details["type"] == "missing" or not where else f", not {short(repr(details['input']), 40)}"
-        problem = f"{where or 'the text'}: {_plain(details['msg'])}{value}"
-        raise not_as_written(what, problem) from error
+        place = ".".join(str(part) for part in details["loc"])
+        value = "" if details["type"] == "missing" or not place else f", not {short(repr(details['input']), 40)}"
+        problem = f"{place or 'the text'}: {_plain(details['msg'])}{value}"
+        raise not_as_written(source, problem) from error
 
 
-def not_as_written(what: str, problem: str) -> InputError:
-    """The error for a file `what` whose content was changed, or is of another version."""
-    return InputError(f"{what} is not as pxcompress writes it ({problem}); give another, or make it anew")
+def not_as_written(file_name: str, problem: str) -> InputError:
+    """The error for a file `file_name` whose content was changed, or is of another version."""
+    return InputError(f"{file_name} is not as pxcompress writes it ({problem}); give another, or make it anew")
 
 
 def check_types(record: Any, part: type | None = None) -> None:

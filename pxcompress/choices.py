@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pxcompress.registry import names_in
 
 PROVIDERS = ("auto", *names_in("pxcompress.deploy.backends"))
-"""Where a model can run, as the backends name it; "auto" is CUDA where it works, else the CPU."""
+"""Names of the execution providers that a model can run on; "auto" is CUDA where it works, else the CPU."""
 
 RISKS = ("negative-flips", "disagreement", "accuracy-drop", "top1-error")
 """What can be certified of a classifier, as keys of `certify.path.RISKS`."""
@@ -28,6 +28,10 @@ SCOPES = ("all", "inner")
 
 TARGETS = ("fp32", "fp16", "int8")
 """Precisions that a model can be exported in."""
+
+
+CONVERSIONS = names_in("pxcompress.deploy.converters")
+"""Ecosystems that a slim model can be converted for."""
 
 
 def one_of(words: Iterable[str]) -> str:

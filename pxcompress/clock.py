@@ -46,11 +46,11 @@ class Clock:
         self._note(f"{name}: {seconds:.1f} s")
 
     def say(self, message: str) -> None:
-        """Tell what is no stage."""
+        """Pass a progress message on to the user."""
         self._note(message)
 
     def remark(self, message: str) -> None:
-        """Tell what the report is to tell as well."""
+        """Tell the user something that the report must mention, too."""
         self._note(message)
         self.remarks.append(message)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 SHARE = 32
-"""At most one in this many of the remaining units goes between two updates of the whole matrices."""
+"""At most one in this many remaining units is removed between two updates of the whole matrices."""
 
 CANDIDATES = 2
 """Units per removal among which the cheapest is sought, one by one and exactly, between two such updates."""
@@ -51,8 +51,8 @@ class ConsumerStatistics:
         """tr(G_uu E_uu) of every unit, (units,), E being what is left of it."""
         if self.width == 1:
             inverse = self.inverse.diagonal()
-            left = 1 / inverse if self.check is None else self.check.diagonal() / inverse.square()
-            return self.share * self.weights.diagonal() * left
+            residual = 1 / inverse if self.check is None else self.check.diagonal() / inverse.square()
+            return self.share * self.weights.diagonal() * residual
         inverse = blocks(self.inverse, self.width)
         costs = torch.linalg.solve(inverse, blocks(self.weights, self.width))
         if self.check is not None:
@@ -68,22 +68,22 @@ class ConsumerStatistics:
 
     def fold_(self, units: Tensor) -> None:
         """Fold `units` into the others, in place."""
-        removed = features(units, self.width)
-        rows = self.inverse[removed]
-        transfer = -torch.linalg.solve(rows[:, removed], rows)
+        removed_features = features(units, self.width)
+        rows = self.inverse[removed_features]
+        transfer = -torch.linalg.solve(rows[:, removed_features], rows)
         self.inverse.addmm_(rows.T, transfer)
         matrices = [self.inverse]
         for matrix, changes in ((self.weights, self.follow), (self.check, True)):
             if matrix is not None:
                 if changes:
-                    read = matrix[removed]
-                    half = read + read[:, removed] @ transfer / 2
+                    coefficients = matrix[removed_features]
+                    half = coefficients + coefficients[:, removed_features] @ transfer / 2
                     matrix.addmm_(half.T, transfer).addmm_(transfer.T, half)
                 matrices.append(matrix)
         for matrix in matrices:
-            matrix[removed] = 0
-            matrix[:, removed] = 0
-        self.inverse[removed, removed] = 1
+            matrix[removed_features] = 0
+            matrix[:, removed_features] = 0
+        self.inverse[removed_features, removed_features] = 1
 
 
 def _block(matrix: Tensor, rows: Tensor) -> Tensor:
@@ -97,42 +97,42 @@ def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
     used up.
     """
     scores = torch.zeros(units, dtype=torch.float64)
-    names, remaining = torch.arange(units), torch.ones(units, dtype=torch.bool)
+    names, is_left = torch.arange(units), torch.ones(units, dtype=torch.bool)
     level = 0.0
-    while remaining.any():
-        count = max(1, int(remaining.sum()) // SHARE)
-        candidates = torch.argsort(_saliency(readers, remaining), stable=True)[: CANDIDATES * count if count > 1 else 1]
+    while is_left.any():
+        count = max(1, int(is_left.sum()) // SHARE)
+        candidates = torch.argsort(_saliency(readers, is_left), stable=True)[: CANDIDATES * count if count > 1 else 1]
         order, costs = _cheapest([reader.among(candidates) for reader in readers], count)
-        removed = candidates[order]
-        for place, cost in zip(removed.tolist(), costs, strict=True):
+        removed_units = candidates[order]
+        for place, cost in zip(removed_units.tolist(), costs, strict=True):
             level = max(level, cost)
             scores[names[place]] = level
         for reader in readers:
-            reader.fold_(removed)
-        remaining[removed] = False
-        if remaining.double().mean() < COMPACT:
-            remaining_units = remaining.nonzero().flatten()
+            reader.fold_(removed_units)
+        is_left[removed_units] = False
+        if is_left.double().mean() < COMPACT:
+            remaining_units = is_left.nonzero().flatten()
             readers = [reader.among(remaining_units) for reader in readers]
-            names, remaining = names[remaining_units], remaining[remaining_units]
+            names, is_left = names[remaining_units], is_left[remaining_units]
     return scores
 
 
-def _saliency(readers: Sequence[ConsumerStatistics], remaining: Tensor) -> Tensor:
-    """Cost of removing each unit, summed over readers, (units,); infinite where not `remaining`."""
+def _saliency(readers: Sequence[ConsumerStatistics], is_left: Tensor) -> Tensor:
+    """Cost of removing each unit, summed over readers, (units,); infinite where `is_left` is false."""
     total = torch.stack([reader.saliency() for reader in readers]).sum(0).clamp_min(0).cpu()
-    return total.masked_fill(~remaining, torch.inf)
+    return total.masked_fill(~is_left, torch.inf)
 
 
 def _cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[list[int], list[float]]:
     """The `count` units that go first, in order, and their costs when they go."""
-    remaining = torch.ones(len(readers[0].inverse) // readers[0].width, dtype=torch.bool)
+    is_left = torch.ones(len(readers[0].inverse) // readers[0].width, dtype=torch.bool)
     order, costs = [], []
     for _ in range(count):
-        saliency = _saliency(readers, remaining)
+        saliency = _saliency(readers, is_left)
         place = int(saliency.argmin())
         order.append(place)
         costs.append(float(saliency[place]))
-        remaining[place] = False
+        is_left[place] = False
         if len(order) < count:
             for reader in readers:
                 reader.fold_(torch.tensor([place]))

@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Iterable
 
 FEW = 12
-"""Names that a message lists beside those that are near."""
+"""Most names that a message lists beside those that are similar."""
 
 
 class PxError(Exception):
@@ -77,9 +77,9 @@ class StageError(ResultError):
 def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `known`: the nearest ones first, then all, if they are not many."""
     names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    hints = [f"did you mean {' or '.join(near)}?"] if near else []
-    if not near or len(names) <= FEW:
+    similar_names = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hints = [f"did you mean {' or '.join(similar_names)}?"] if similar_names else []
+    if not similar_names or len(names) <= FEW:
         hints.append(f"known: {', '.join(names)}")
     return InputError(f"unknown {kind} {name!r}; {' '.join(hints)}")
 

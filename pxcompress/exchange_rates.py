@@ -17,7 +17,7 @@ import torch
 from pxcompress.agreement import DenseOutputs
 from pxcompress.graph import prune
 from pxcompress.layout.rows import input_layouts
-from pxcompress.passes.moments import moments
+from pxcompress.passes.moments import collect_moments
 from pxcompress.passes.parts import spread_samples
 from pxcompress.processes import from_first
 from pxcompress.tasks.task import Task
@@ -33,7 +33,7 @@ FEWEST, MOST = 16, 64
 """Samples that a group is measured on, at least and at most."""
 
 SPREAD = 100.0
-"""A rate is that of the middle group times or divided by this, at most."""
+"""Largest factor between the rate of a group and that of the middle group."""
 
 
 def with_measured_rates(
@@ -50,7 +50,7 @@ def with_measured_rates(
     samples = min(MOST, max(FEWEST, PASSES // max(len(groups), 1)))
     dense = DenseOutputs(scored.model, spread_samples(held_out, samples), task)
     if repairs:  # one pass for all groups, where `fit` remembers it
-        moments(scored.model, input_layouts(scored.model, groups), fit)
+        collect_moments(scored.model, input_layouts(scored.model, groups), fit)
     divergences: dict[str, float] = {}
     for group in groups:
         pruned = prune(scored.model, groups, _alone(group, _lowest(group, scored)), scored.example)
@@ -58,7 +58,7 @@ def with_measured_rates(
             pruned = repair(pruned, fit)
         divergences[group.name] = dense.compare(pruned.model).divergence
     divergences = from_first(divergences)
-    return [_rated(each, divergences) for each in candidates]
+    return [_apply_rates(each, divergences) for each in candidates]
 
 
 def _lowest(group: Group, scored: ScoredModel) -> list[int]:
@@ -73,19 +73,21 @@ def _alone(group: Group, units: Sequence[int]) -> Plan:
     return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, units_left, units_left)
 
 
-def _rated(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel:
+def _apply_rates(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel:
     """Scores times measured divergence over what they sum to; groups that could not be measured get the middle rate."""
     rates: dict[str, float] = {}
     for group in scored.structure.groups:
-        predicted = float(scored.scores[group.name][_lowest(group, scored)].clamp_min(0).sum())
-        if predicted > 0 and 0 < divergences[group.name] < math.inf:
-            rates[group.name] = divergences[group.name] / predicted
+        score_sum = float(scored.scores[group.name][_lowest(group, scored)].clamp_min(0).sum())
+        if score_sum > 0 and 0 < divergences[group.name] < math.inf:
+            rates[group.name] = divergences[group.name] / score_sum
     if not rates:
         return scored
     middle = median(rates.values())
 
-    bounded = {name: min(max(rates.get(name, middle), middle / SPREAD), middle * SPREAD) for name in scored.scores}
-    return replace(scored, scores=at_rates(scored.scores, bounded), rates=bounded)
+    bounded_rates = {
+        name: min(max(rates.get(name, middle), middle / SPREAD), middle * SPREAD) for name in scored.scores
+    }
+    return replace(scored, scores=at_rates(scored.scores, bounded_rates), rates=bounded_rates)
 
 
 def at_rates(scores: Scores, rates: Mapping[str, float]) -> Scores:

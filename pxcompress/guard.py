@@ -11,8 +11,8 @@ from pxcompress.errors import PxError, StageError, short
 
 
 @contextmanager
-def name_failures(what: str) -> Iterator[None]:
-    """`StageError` for any exception of the block that is not raised on purpose; `what` names the block.
+def name_failures(block_name: str) -> Iterator[None]:
+    """`StageError` for any exception of the block that is not raised on purpose; `block_name` is in the message.
 
     Errors of the operating system, which say what the matter is and with which file, pass.
     """
@@ -25,7 +25,7 @@ def name_failures(what: str) -> Iterator[None]:
             raise
         layer = find_failing_layer(error.__traceback__)
         place = f" at layer {layer!r}" if layer else ""
-        raise StageError(f"{what} failed{place}: {describe(error)}") from error
+        raise StageError(f"{block_name} failed{place}: {describe(error)}") from error
 
 
 def describe(error: BaseException) -> str:

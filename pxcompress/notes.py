@@ -7,7 +7,7 @@ from collections.abc import Callable
 Note = Callable[[str], None]
 
 LIVE = "\r"
-"""What a message begins with that is worth nothing once the next one is there: only a terminal shows it."""
+"""Prefix of transient progress messages, which the next one overwrites; only a terminal shows them."""
 
 
 def silent(message: str) -> None:

@@ -16,12 +16,12 @@ from pxcompress.clock import Clock
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.guard import name_failures
-from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapted, everything, released_
-from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapt_module, all_outputs, release_
+from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_suited
 from pxcompress.module_folder import ModuleData, workload_of
 from pxcompress.notes import Note, silent
-from pxcompress.passes.moments import Remembered
+from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
 from pxcompress.pipeline import aligned, prove
 from pxcompress.recipe import Pruning, Recipe
@@ -32,7 +32,7 @@ from pxcompress.run import Run
 from pxcompress.run_folder.place import whole_folder
 from pxcompress.run_folder.written import export
 from pxcompress.scorers import SCORERS
-from pxcompress.stages import shrink
+from pxcompress.stages import prune_and_repair
 from pxcompress.state import device_of, seeded, without_checkpointing
 from pxcompress.tasks.choice import build_task, start_logits, task_text
 from pxcompress.tasks.classification import Classification
@@ -130,7 +130,7 @@ class ModuleResult(PruneResult):
         """The same with both modules as every stage takes them."""
         logits, pruned = self.options.start, self.pruned
         dense, model = (
-            adapted(each, self.example, self.batches, logits).model for each in (pruned.dense, pruned.model)
+            adapt_module(each, self.example, self.batches, logits).model for each in (pruned.dense, pruned.model)
         )
         return replace(self, pruned=replace(pruned, dense=dense, model=model))
 
@@ -168,22 +168,22 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
 
     Everything that comes out keeps its shape. `result.agreements` says how near outputs are to those of `model` on
     samples that nothing was fitted to; `result.save(folder)` writes a run folder. Raises `InputError` for what cannot
-    be handled, before any work, else as `shrink` does.
+    be handled, before any work, else as `prune_and_repair` does.
     """
     with name_failures("compress_module"), torch.inference_mode(False), without_checkpointing():
         recipe = options.recipe_for(model)
-        model = unwrapped(model)
+        model = unwrap(model)
         check_suited(model)
-        module = adapted(model, example, batches, options.start)
+        module = adapt_module(model, example, batches, options.start)
         _check_answers(module, recipe)
         recipe = aligned(recipe, Clock(silent))
         with seeded(recipe.seed):
-            ready = plain(module.model, lambda view: everything(view, module.example.to(device_of(view))))
+            ready = rewrite_plain(module.model, lambda view: all_outputs(view, module.example.to(device_of(view))))
             parts = _module_parts(module, ready, options.held_out)
             run = Run(recipe, parts, Clock(options.note), options.built_task())
-            slim = shrink(ready, module.example, run)
+            slim = prune_and_repair(ready, module.example, run)
     for each in (slim.pruned.model, slim.pruned.dense):
-        released_(each)
+        release_(each)
     values = {field.name: getattr(slim, field.name) for field in fields(PruneResult)}
     return ModuleResult(**values, run=replace(run, parts={}), example=example, batches=batches, options=options)
 
@@ -196,7 +196,7 @@ def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | Non
         held = module.packed(held_out)
     elif next(iter(held), None) is not None:
         fit = HeldOut(module.batches, others=True)
-    remembered = Remembered(fit, net)
+    remembered = MomentCache(fit, net)
     parts: dict[str, Batches] = {"score": remembered, "repair": remembered}
     return parts if next(iter(held), None) is None else {**parts, "held-out": held}
 
@@ -210,5 +210,9 @@ def _check_answers(module: Adapted, pruning: Pruning) -> None:
             f"scorer {pruning.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
             "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
         )
-    if isinstance(module.model, Adapter) and any(REPAIRS.build(text).phase == "train" for text in pruning.repair):
-        raise InputError("repairs that train take a module with one input and logits (n, classes); leave out finetune")
+    for text in pruning.repair:
+        if REPAIRS.build(text).needs_labels and (isinstance(module.model, Adapter) or not module.labelled):
+            raise InputError(
+                f"repair {text!r} takes a module with one input and logits (n, classes), and batches of (inputs, "
+                "labels); leave the labels out"
+            )

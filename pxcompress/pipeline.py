@@ -9,17 +9,17 @@ from pathlib import Path
 from pxcompress.budgets import BUDGETS
 from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.clock import Clock
-from pxcompress.cost.latency import Conditions, best_step
+from pxcompress.cost.latency import Conditions, measure_best_step
 from pxcompress.deploy.intervals import guesses
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError, ProcessError
-from pxcompress.explain.similarity import compared_explanations
+from pxcompress.explain.similarity import compare_explanations
 from pxcompress.graph import find_groups
 from pxcompress.guard import name_failures
 from pxcompress.models.loading import classifier_names
 from pxcompress.notes import Note, silent
-from pxcompress.passes.parts import watched
-from pxcompress.processes import from_first, is_first, processes, rank, same_weights_, shares
+from pxcompress.passes.parts import watch_batches
+from pxcompress.processes import from_first, is_first, processes, rank, same_weights_, share_parts
 from pxcompress.recipe import Goal, Recipe
 from pxcompress.recipe.goal import MEASURED
 from pxcompress.repair import REPAIRS
@@ -91,7 +91,7 @@ def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run:
     """
     folder = files.dense.path.parent
     measured = measure(files, workload, slim, run)
-    alike, unexplained = compared_explanations(slim.pruned, workload.splits.select, run.recipe, run.clock)
+    alike, unexplained = compare_explanations(slim.pruned, workload.splits.select, run.recipe, run.clock)
     report = assemble(place, workload, slim, measured, run)
     report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
     write_report(folder, report)
@@ -106,7 +106,9 @@ def aligned(recipe: Recipe, clock: Clock) -> Recipe:
         return recipe
     bench = recipe.bench
     with clock.stage("alignment"):
-        step = from_first(best_step(Conditions(bench.batch_size, bench.provider, bench.threads)))
+        step = from_first(
+            measure_best_step(Conditions(bench.batch_size, bench.provider, bench.threads), recipe.targets[-1])
+        )
     clock.say(f"widths go in steps of {step}, as measures best here")
     return recipe.but(round_to=step)
 
@@ -122,7 +124,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         if is_first():  # the others get its weights
             workload = with_baseline(workload, recipe.seed, clock.say)
         model, task = workload.loaded.model, workload.task
-        run = Run(recipe, watched(_shared(workload), clock.say), clock, task).remembering("repair", model)
+        run = Run(recipe, watch_batches(_shared(workload), clock.say), clock, task).remembering("repair", model)
         value = quality_on_select(model, model, run, task)
     clock.quality(task.metric, value)
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
@@ -139,12 +141,11 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     """Refuse what only classifiers have, before any work."""
     if isinstance(task, Classification):
         return
-    labels = [text for text in recipe.scorers if SCORERS.build(text).target == "label"]
-    if any(REPAIRS.build(text).phase == "train" for text in recipe.repair):
-        raise InputError("repairs that train are for classifiers; leave out finetune")
-    for wanted, words in ((recipe.class_scores, "class scores"), (labels, f"scorer {recipe.scorer!r}")):
-        if wanted:
-            raise InputError(f"{words} need one label a sample; leave them out, or give --task classification")
+    wanting = ["class_scores"] if recipe.class_scores else []
+    wanting += [f"scorer {text!r}" for text in recipe.scorers if SCORERS.build(text).target == "label"]
+    wanting += [f"repair {text!r}" for text in recipe.repair if REPAIRS.build(text).needs_labels]
+    if wanting:
+        raise InputError(f"{wanting[0]} needs one label a sample; leave it out, or give --task classification")
     if recipe.guarantee is not None and (recipe.guarantee.risk not in LOSS_RISKS or recipe.guarantee.part != "all"):
         raise InputError(
             f"risk {recipe.guarantee.risk!r} and --part are for classifiers; give --risk {one_of(LOSS_RISKS)}, which "
@@ -163,4 +164,4 @@ def _check_names(goal: Goal, workload: Workload) -> None:
 def _shared(workload: Workload) -> dict[str, Batches]:
     """What this process has of the data; its model gets the weights that the first one has."""
     same_weights_(workload.loaded.model)
-    return shares(workload.splits.parts)
+    return share_parts(workload.splits.parts)

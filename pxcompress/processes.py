@@ -45,7 +45,7 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def join_processes() -> Iterator[None]:
     """Work together with the other processes that the launcher has started, if it has.
 
     Raises `ProcessError` where one of them is gone; what another process did wrong stands in its own message.
@@ -53,13 +53,20 @@ def joined() -> Iterator[None]:
     if _together() or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group(_choose_device(), timeout=PATIENCE)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _choose_device() -> str:
+    """Give this process a GPU, where there is one, and name what processes talk by: NCCL needs one GPU each."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        return "gloo"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+    return "cpu:gloo,cuda:nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= gpus else "gloo"
 
 
 @contextmanager
@@ -70,7 +77,7 @@ def _heard() -> Iterator[None]:
         raise ProcessError(f"process {rank()} has lost another process of this run ({str(error)[:80]})") from error
 
 
-def summed(value: Tensor) -> Tensor:
+def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of `value` over all processes, which all call this in the same order; `value` is left as it was."""
     if not _together():
         return value
@@ -80,16 +87,16 @@ def summed(value: Tensor) -> Tensor:
     return total
 
 
-def gathered(parts: Sequence[Tensor]) -> Tensor:
+def gather_rows(parts: Sequence[Tensor]) -> Tensor:
     """The rows of `parts` of all processes, in their order, on the CPU; every process calls this, also without rows."""
-    mine = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
+    own_rows = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
     if not _together():
-        return mine
+        return own_rows
     everyone: list[Any] = [None] * processes()
     with _heard():
-        dist.all_gather_object(everyone, mine)
+        dist.all_gather_object(everyone, own_rows)
     rows = [each for each in everyone if len(each)]
-    return torch.cat(rows) if rows else mine
+    return torch.cat(rows) if rows else own_rows
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class _Share:
         return islice(self.batches, self.place, None, self.of)
 
 
-def shares(parts: Mapping[str, Batches]) -> dict[str, Batches]:
+def share_parts(parts: Mapping[str, Batches]) -> dict[str, Batches]:
     """What this process has of every part; all of it where it is alone. Raises `DataError` for an empty share."""
     if processes() == 1:
         return dict(parts)
@@ -130,7 +137,7 @@ def mean_gradients_(model: nn.Module) -> None:
     if _together():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter.grad = summed(parameter.grad) / processes()
+                parameter.grad = sum_over_processes(parameter.grad) / processes()
 
 
 def same_weights_(model: nn.Module) -> None:

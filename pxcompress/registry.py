@@ -113,12 +113,12 @@ class Registry(Generic[T]):
 
         Commas inside brackets belong to the value. Raises `InputError` for an unknown name, option or value.
         """
-        name, _, rest = text.partition(":")
+        name, _, options_text = text.partition(":")
         cls = self.get(name.strip())
         fields = {field.name: field for field in self.options(name.strip())}
         hints = typing.get_type_hints(cls)
         values: dict[str, Any] = {}
-        for part in _split(rest):
+        for part in _split(options_text):
             key, sign, value = part.partition("=")
             key = key.strip().replace("-", "_")
             if key not in fields:
@@ -155,23 +155,23 @@ def _split(text: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-def _convert(value: str, hint: Any, field: dataclasses.Field[Any], where: str) -> Any:
+def _convert(value: str, hint: Any, field: dataclasses.Field[Any], source: str) -> Any:
     """`value` as the field's type, checked against its range and choices."""
     choices = field.metadata.get("choices", ())
     if choices and value not in choices:
-        raise InputError(f"{where} is {value!r}; expected one of: {', '.join(choices)}")
+        raise InputError(f"{source} is {value!r}; expected one of: {', '.join(choices)}")
     if hint is bool:
         if value.lower() not in ("true", "false"):
-            raise InputError(f"{where} is {value!r}; expected true or false")
+            raise InputError(f"{source} is {value!r}; expected true or false")
         return value.lower() == "true"
     if hint not in (int, float):
         return value
     try:
         number = hint(value)
     except ValueError:
-        raise InputError(f"{where} is {value!r}; expected {'a whole number' if hint is int else 'a number'}") from None
+        raise InputError(f"{source} is {value!r}; expected {'a whole number' if hint is int else 'a number'}") from None
     low, high = field.metadata.get("low"), field.metadata.get("high")
     if number != number or (low is not None and number < low) or (high is not None and number > high):
         lower, upper = "" if low is None else f" from {low}", "" if high is None else f" to {high}"
-        raise InputError(f"{where} is {value}; expected a number{lower}{upper}")
+        raise InputError(f"{source} is {value}; expected a number{lower}{upper}")
     return number

@@ -11,7 +11,7 @@ from torch import nn
 from pxcompress.budgets import BUDGETS
 from pxcompress.clock import Clock
 from pxcompress.notes import silent
-from pxcompress.passes.moments import Remembered
+from pxcompress.passes.moments import MomentCache
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.tasks.task import Task
@@ -48,13 +48,13 @@ class Run:
         return self.parts.get("select", self.parts.get("held-out", ()))
 
     def remembering(self, role: str, model: nn.Module) -> Run:
-        """The same, with moments of the dense `model` on the samples of `role` computed once and kept."""
-        return replace(self, parts={**self.parts, role: Remembered(self.parts[role], model)})
+        """A copy in which moments of the dense `model` on the samples of `role` are computed once and kept."""
+        return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
     def forget_solved(self, role: str) -> None:
         """Free what scorers derived from the moments of `role`; the moments stay."""
         part = self.parts[role]
-        for each in part.found.values() if isinstance(part, Remembered) else ():
+        for each in part.found.values() if isinstance(part, MomentCache) else ():
             each.solved.clear()
 
     @property
@@ -64,10 +64,12 @@ class Run:
         Layers that read several positions of a sample are not among them. Known once the samples were scored.
         """
         part = self.parts["score"]
-        seen = part.found if isinstance(part, Remembered) else {}
-        sizes = {name: (len(each.whole.mean), each.samples) for name, each in seen.items() if each.one_position}
+        moments_by_layer = part.found if isinstance(part, MomentCache) else {}
+        sizes = {
+            name: (len(each.whole.mean), each.samples) for name, each in moments_by_layer.items() if each.one_position
+        }
         return {name: size for name, size in sizes.items() if size[0] > size[1]}
 
     def unheard(self) -> Run:
-        """The same with a clock that nobody reads, and no quality taken between stages."""
+        """A copy that reports no progress and measures no quality between stages."""
         return replace(self, clock=Clock(silent, measures=False))

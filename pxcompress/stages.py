@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
-from pxcompress.cost.count import uncounted
+from pxcompress.cost.count import list_uncounted
 from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import BudgetError, ResultError
 from pxcompress.exchange_rates import at_rates, with_measured_rates
@@ -20,12 +20,12 @@ from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_erro
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import spread_samples
-from pxcompress.planning.dead_paths import without_dead_paths
-from pxcompress.planning.fit import fitted
+from pxcompress.planning.dead_paths import remove_dead_paths
+from pxcompress.planning.fit import fit_to_file
 from pxcompress.planning.order import ACROSS_GROUPS
 from pxcompress.planning.plan import check_reachable, make_plan
 from pxcompress.planning.relevance_share import plan_by_share
-from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
+from pxcompress.planning.rounds import groups_left, list_ratios, prune_further, spread_scores
 from pxcompress.processes import from_first, same_weights_
 from pxcompress.recipe import Goal
 from pxcompress.run import Run
@@ -53,7 +53,7 @@ REASONS = 3
 """Reasons that a message names where a model has nothing to remove."""
 
 
-def shrink(model: nn.Module, example: Tensor, run: Run) -> PruneResult:
+def prune_and_repair(model: nn.Module, example: Tensor, run: Run) -> PruneResult:
     """Find, score, plan, prune, repair: the part of a run that needs neither files nor ONNX.
 
     `example` is one input, shape (1, ...). Raises `BudgetError` where no plan reaches the ratio, `ResultError` where
@@ -69,12 +69,12 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     one process and one round.
     """
     recipe, clock = run.recipe, run.clock
-    first, *later = ratios_of(scored.ratio, recipe.rounds)
+    first, *later = list_ratios(scored.ratio, recipe.rounds)
     attempts: tuple[Attempt, ...] = ()
     with clock.stage("plan"):
         if on_file and isinstance(run.budget, FileBudget) and recipe.relevance_share is None:
             plans = partial(plan_at, scored, goal=recipe)
-            plan, attempts = fitted(scored, plans, run.budget, recipe.limit, recipe.onnx_batch)
+            plan, attempts = fit_to_file(scored, plans, run.budget, recipe.limit, recipe.onnx_batch)
         else:
             plan = from_first(plan_at(scored, first, recipe))
     slim = cut(scored, plan, run)
@@ -83,12 +83,12 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     return replace(slim, attempts=attempts)
 
 
-def priced(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
+def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """The groups and what their units cost, without scores. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     with clock.stage("find groups"):
-        found = find_groups(model, example, classifier_names(model, example))
-        structure = recipe.selection.of(found, model)
+        whole_structure = find_groups(model, example, classifier_names(model, example))
+        structure = recipe.selection.of(whole_structure, model)
         _check_removable(structure)
     with clock.stage(f"price ({recipe.budget})"):
         price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
@@ -96,9 +96,11 @@ def priced(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
         if recipe.relevance_share is None:
             ratio = recipe.share(price({}))
             check_reachable(structure.groups, price, ratio, recipe.limits)
-        for operator, modules in uncounted(model, example).items():
-            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-            clock.remark(f"{operator}, in {modules[0]}{more}, counts as 0 MACs: nothing is known of what it multiplies")
+        for operator, modules in list_uncounted(model, example).items():
+            remainder = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+            clock.remark(
+                f"{operator}, in {modules[0]}{remainder}, counts as 0 MACs: nothing is known of what it multiplies"
+            )
     return ScoredModel(model, example, structure, {}, price, ratio)
 
 
@@ -107,16 +109,16 @@ def _check_removable(structure: Structure) -> None:
     if structure.groups:
         return
     reasons = {layer.reason: layer.name for layer in reversed(structure.fixed)}
-    listed = "; ".join(f"{name}: {reason}" for reason, name in list(reversed(reasons.items()))[:REASONS])
+    reasons_text = "; ".join(f"{name}: {reason}" for reason, name in list(reversed(reasons.items()))[:REASONS])
     raise BudgetError(
-        f"the model has no removable units: {listed or 'no convolution or linear layer runs'}; see inspect"
+        f"the model has no removable units: {reasons_text or 'no convolution or linear layer runs'}; see inspect"
     )
 
 
 def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
-    scored = priced(model, example, run)
+    scored = price_groups(model, example, run)
     run = run.remembering("score", model)
     groups = scored.structure.groups
     candidates = []
@@ -127,10 +129,10 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     scored = _best_scored(candidates, run)
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
-        more = f", {len(short) - 1} more layers more than there are samples" if len(short) > 1 else ""
+        remainder = f", {len(short) - 1} more layers more than there are samples" if len(short) > 1 else ""
         clock.remark(
-            f"few samples: {name} reads {features} features of {samples} samples{more}; what feeds it stays wider than "
-            "more samples would show to be needed"
+            f"few samples: {name} reads {features} features of {samples} samples{remainder}; what feeds it stays wider "
+            "than more samples would show to be needed"
         )
     if not recipe.class_scores:
         return scored
@@ -158,15 +160,18 @@ def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
         dense = DenseOutputs(candidates[0].model, run.held_out, run.task)
         divergences = []
         for scored in candidates:
-            plan = from_first(plan_at(scored, ratios_of(scored.ratio, run.recipe.rounds)[0], run.recipe))
+            plan = from_first(plan_at(scored, list_ratios(scored.ratio, run.recipe.rounds)[0], run.recipe))
             pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
             for repair in absorbing:
-                pruned = _after(repair, pruned, run)
+                pruned = _try_repair(repair, pruned, run)
             divergences.append(_distance(dense.compare(pruned.model)))
-        best = min(range(len(candidates)), key=lambda place: divergences[place])
-    tried = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
-    run.clock.remark(f"the score is {names[best]}: on held-out samples the divergence from the dense model is {tried}")
-    return candidates[best]
+        best_place = min(range(len(candidates)), key=lambda place: divergences[place])
+    divergence_texts = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
+    run.clock.remark(
+        f"the score is {names[best_place]}: on held-out samples the divergence from the dense model is "
+        f"{divergence_texts}"
+    )
+    return candidates[best_place]
 
 
 def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run) -> Scores:
@@ -192,31 +197,33 @@ def plan_at(scored: ScoredModel, ratio: float, goal: Goal) -> Plan:
 
 
 def cut(scored: ScoredModel, plan: Plan, run: Run) -> PruneResult:
-    """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `shrink` does."""
+    """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `prune_and_repair` does."""
     with run.clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
         _check_removal(pruned, scored.example)
-    pruned, agreements = _repaired(scored, pruned, run)
+    pruned, agreements = _repair(scored, pruned, run)
     return replace(_slim(scored, pruned), agreements=agreements)
 
 
 def cut_further(scored: ScoredModel, slim: PruneResult, ratio: float, run: Run) -> PruneResult:
     """One more round: score what is left in `slim`, remove up to `ratio` of the dense cost, repair. Changes `slim`."""
-    recipe, clock, before = run.recipe, run.clock, slim.pruned
+    recipe, clock, previous = run.recipe, run.clock, slim.pruned
     with clock.stage(f"score again ({scored.scorer})"):
-        left = groups_left(before)
-        scores = at_rates(spread(unit_scores(before.model, left, scored.scorer, run), before), scored.rates)
+        remaining_groups = groups_left(previous)
+        scores = at_rates(
+            spread_scores(unit_scores(previous.model, remaining_groups, scored.scorer, run), previous), scored.rates
+        )
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     with clock.stage("prune"):
-        pruned = prune_further(before, left, plan, scored.example)
+        pruned = prune_further(previous, remaining_groups, plan, scored.example)
         _check_removal(pruned, scored.example)
-    pruned, agreements = _repaired(scored, pruned, run)
+    pruned, agreements = _repair(scored, pruned, run)
     return replace(slim, pruned=pruned, agreements=agreements)
 
 
 @dataclass(frozen=True, eq=False)
-class _Repaired:
+class _RepairedModel:
     """A pruned model with some repairs, its agreement where samples are held out, and the repairs not kept."""
 
     pruned: Pruned
@@ -224,7 +231,7 @@ class _Repaired:
     refused: tuple[str, ...] = ()
 
 
-def _repaired(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
+def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
     """All repairs that help, in order, then the dead paths that are left go too; beside the dense model.
 
     What helps is what brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
@@ -233,41 +240,41 @@ def _repaired(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Ag
     dense = DenseOutputs(pruned.whole.dense, run.held_out, run.task) if run.held_out else None
     _measure_quality(pruned, run)
     with run.clock.stage("compare with the dense model"):
-        paths = [_Repaired(pruned, dense.compare(pruned.model) if dense else None)]
+        paths = [_RepairedModel(pruned, dense.compare(pruned.model) if dense else None)]
     for text, repair in run.repairs.items():
         if repair.phase == "train":  # which takes long
             paths = [_nearest(paths)]
         with run.clock.stage(text):
-            paths = [after for path in paths for after in _with_repair(path, text, repair, dense, run)]
+            paths = [next_path for path in paths for next_path in _with_repair(path, text, repair, dense, run)]
             if repair.phase != "refit":
                 paths = [_nearest(paths)]
         _measure_quality(_nearest(paths).pruned, run)
-    best = _nearest(paths)
-    for text in best.refused:
+    best_path = _nearest(paths)
+    for text in best_path.refused:
         run.clock.remark(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
-    _check_finite(best.pruned)
-    same_weights_(best.pruned.model)
+    _check_finite(best_path.pruned)
+    same_weights_(best_path.pruned.model)
     with run.clock.stage("clean up"):
-        pruned = without_dead_paths(best.pruned.whole, scored.example, scored.price, run.recipe.limits)
-        if best.agreement is None:
+        pruned = remove_dead_paths(best_path.pruned.whole, scored.example, scored.price, run.recipe.limits)
+        if best_path.agreement is None:
             return pruned, None
-        return pruned, Agreements(best.agreement, _on_calibration(pruned, run, best.agreement.samples))
+        return pruned, Agreements(best_path.agreement, _on_calibration(pruned, run, best_path.agreement.samples))
 
 
 def _with_repair(
-    path: _Repaired, text: str, repair: Repair, dense: DenseOutputs | None, run: Run
-) -> Sequence[_Repaired]:
+    path: _RepairedModel, text: str, repair: Repair, dense: DenseOutputs | None, run: Run
+) -> Sequence[_RepairedModel]:
     """What is worth going on with once a repair was tried: with it, without it, or both."""
-    pruned = _after(repair, path.pruned, run)
+    pruned = _try_repair(repair, path.pruned, run)
     if dense is None or path.agreement is None:
-        return [_Repaired(pruned, None)]
-    kept = _Repaired(pruned, dense.compare(pruned.model), path.refused)
+        return [_RepairedModel(pruned, None)]
+    repaired = _RepairedModel(pruned, dense.compare(pruned.model), path.refused)
     if repair.phase == "train":
-        return [kept]
-    return [kept, replace(path, refused=(*path.refused, text))]
+        return [repaired]
+    return [repaired, replace(path, refused=(*path.refused, text))]
 
 
-def _nearest(paths: Sequence[_Repaired]) -> _Repaired:
+def _nearest(paths: Sequence[_RepairedModel]) -> _RepairedModel:
     """The path nearest to the dense model on held-out samples, the first one of equals; NaN is farthest."""
 
     return min(paths, key=lambda path: _distance(path.agreement))
@@ -294,7 +301,7 @@ def _check_finite(pruned: Pruned) -> None:
             )
 
 
-def _after(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
+def _try_repair(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
     """`pruned` with a copy of its model repaired, in smaller batches where memory asks for them.
 
     What fails half-way has changed its copy only.
@@ -302,8 +309,8 @@ def _after(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
 
     def attempt(fit: Batches, check: Batches) -> Pruned:
         model = copy.deepcopy(pruned.model)
-        first = pruned.first and replace(pruned.first, model=model)
-        return repair(replace(pruned, model=model, first=first), fit, check)
+        first_round = pruned.first and replace(pruned.first, model=model)
+        return repair(replace(pruned, model=model, first=first_round), fit, check)
 
     return in_smaller_batches(attempt, run.parts["repair"], run.clock.say, run.held_out)
 
@@ -312,7 +319,7 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
     """Ever smaller models, from the dense one on, each cut and repaired by itself when it is asked for.
 
     The plans are all made before. Ratios that lead to the same widths give one model; each is one stage of the clock,
-    and with "select" among the parts its quality is measured. Raises as `shrink` does.
+    and with "select" among the parts its quality is measured. Raises as `prune_and_repair` does.
     """
     with run.clock.stage("plan"):  # from the largest ratio on, so that an impossible one is named as it was asked for
         plans = [plan_at(scored, ratio, run.recipe) for ratio in sorted(ratios, reverse=True)]
@@ -322,8 +329,8 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
 
 def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
-    nothing = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
-    yield _slim(scored, prune(scored.model, scored.structure.groups, nothing, scored.example))
+    empty_plan = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
+    yield _slim(scored, prune(scored.model, scored.structure.groups, empty_plan, scored.example))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = cut(scored, plan, run.unheard())

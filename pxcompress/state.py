@@ -53,12 +53,12 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
         with without_checkpointing():
             yield model
     finally:
-        for module, mode, flag, before in zip(modules, training, inplace, hooks, strict=True):
+        for module, mode, flag, hooks_before in zip(modules, training, inplace, hooks, strict=True):
             module.training = mode
             if isinstance(flag, bool):
                 module.inplace = flag  # type: ignore[assignment]
-            for name, now in hooks_of(module).items():
-                for key in now.keys() - before[name].keys():
+            for name, hooks_now in hooks_of(module).items():
+                for key in hooks_now.keys() - hooks_before[name].keys():
                     del getattr(module, name)[key]
         for parameter, flag in grads:
             parameter.requires_grad_(flag)
@@ -82,25 +82,25 @@ def without_checkpointing() -> Iterator[None]:
 
     names = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
     direct = {"CheckpointFunction": Direct} | {name: nothing for name in names if hasattr(checkpoint, name)}
-    before = {name: getattr(checkpoint, name) for name in direct}
+    originals = {name: getattr(checkpoint, name) for name in direct}
     try:
         for name, value in direct.items():
             setattr(checkpoint, name, value)
         yield
     finally:
-        for name, value in before.items():
+        for name, value in originals.items():
             setattr(checkpoint, name, value)
 
 
 @contextmanager
-def gradients(wanted: bool = True) -> Iterator[None]:
-    """Gradients inside the block, or none where they are not `wanted`.
+def gradients(enabled: bool = True) -> Iterator[None]:
+    """Gradients inside the block, or none where they are not `enabled`.
 
     Code written for inference may change in place what a gradient is computed from; PyTorch then keeps a copy here.
     Nothing is checkpointed: that would need gradients of parameters.
     """
-    mutations_allowed = torch.autograd.graph.allow_mutation_on_saved_tensors() if wanted else nullcontext()
-    with torch.set_grad_enabled(wanted), without_checkpointing(), mutations_allowed:
+    mutations_allowed = torch.autograd.graph.allow_mutation_on_saved_tensors() if enabled else nullcontext()
+    with torch.set_grad_enabled(enabled), without_checkpointing(), mutations_allowed:
         yield
 
 
@@ -123,13 +123,13 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise TimeoutError(f"no result after {seconds:.0f} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    previous_handler = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous_handler)
 
 
 def sharing(model: nn.Module) -> nn.Module:

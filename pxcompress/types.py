@@ -74,12 +74,12 @@ class Splits:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        seen: dict[str, str] = {}
+        role_by_id: dict[str, str] = {}
         for role, ids in self.ids.items():
             for sample in ids:
-                if sample in seen:
-                    raise ValueError(f"sample {sample!r} is in both {seen[sample]!r} and {role!r}")
-                seen[sample] = role
+                if sample in role_by_id:
+                    raise ValueError(f"sample {sample!r} is in both {role_by_id[sample]!r} and {role!r}")
+                role_by_id[sample] = role
 
     @property
     def parts(self) -> dict[str, Batches]:
@@ -152,8 +152,8 @@ class Plan:
 
     def kept(self, group: Group) -> list[int]:
         """Units of `group` that stay, ascending."""
-        gone = set(self.removed.get(group.name, ()))
-        return [unit for unit in range(group.units) if unit not in gone]
+        removed_units = set(self.removed.get(group.name, ()))
+        return [unit for unit in range(group.units) if unit not in removed_units]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +194,9 @@ class Price:
     unit: str
     meter: Meter
 
-    def __call__(self, kept: Mapping[str, int]) -> float:
-        """The cost where `kept` units stay, by group name; groups that are not named are whole."""
-        return self.meter(kept)
+    def __call__(self, kept_units: Mapping[str, int]) -> float:
+        """The cost where `kept_units` units stay, by group name; groups that are not named are whole."""
+        return self.meter(kept_units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,6 +330,11 @@ class Repair(Protocol):
 
     phase: ClassVar[Phase]
     costly: ClassVar[bool] = False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it takes one label a sample, (n,), and logits (n, classes)."""
+        return False
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """May change `pruned.model` in place; never `pruned.dense`. `held_out` is for choosing, not for fitting."""

@@ -15,16 +15,17 @@ from pxcompress.data import (
     in_order_of,
     load_splits,
     open_source,
-    restricted,
+    restrict_classes,
 )
 from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.input_scale import with_values
 from pxcompress.models.loading import Loaded, load_model
-from pxcompress.models.task import sliced
+from pxcompress.models.task import slice_classes
 from pxcompress.notes import Note
 from pxcompress.recipe import ModelAndData
+from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout, layout_of
@@ -44,7 +45,7 @@ class Whole:
 
     def sliced(self, example: Tensor) -> Loaded:
         """The model with the kept outputs only; `example` is an input (1, ...). Raises `ModelError`."""
-        model = sliced(self.loaded.model, example, self.outputs)
+        model = slice_classes(self.loaded.model, example, self.outputs)
         names = tuple(self.loaded.class_names[output] for output in self.outputs if self.loaded.class_names)
         return replace(self.loaded, model=model, classes=len(self.outputs), class_names=names)
 
@@ -73,6 +74,10 @@ def load_workload(given: ModelAndData) -> Workload:
 
     Pretrained weights are asked for only when the data is the user's own.
     """
+    if given.data == IN_PYTHON:
+        raise InputError(
+            f"the run is of a {given.model} and batches given in Python, which no file holds; work on it there"
+        )
     task = None if given.task == AUTO else build_task(given.task)
     layout = layout_of(task, given.data)
     source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)
@@ -95,12 +100,12 @@ def load_workload(given: ModelAndData) -> Workload:
         splits = load_splits(source, loaded.preprocessing, seed=given.seed)
         return Workload(_judged_by(task, loaded, splits), source, splits, task)
     source = in_order_of(source, loaded)
-    part = restricted(source, given.classes or source.classes, given.seed)
+    part = restrict_classes(source, given.classes or source.classes, given.seed)
     splits = load_splits(part, loaded.preprocessing, seed=given.seed)
     if part is source:
         return Workload(loaded, source, splits, task)
-    whole = Whole(loaded, source, tuple(source.classes.index(name) for name in part.classes))
-    return Workload(whole.sliced(splits.example), part, splits, task, whole)
+    uncut = Whole(loaded, source, tuple(source.classes.index(name) for name in part.classes))
+    return Workload(uncut.sliced(splits.example), part, splits, task, uncut)
 
 
 def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
@@ -151,5 +156,5 @@ def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:
         return replace(workload, loaded=data.trained(workload.loaded, source, splits, workload.task, seed, note))
     loaded, source = workload.whole.loaded, workload.whole.source
     splits = load_splits(source, loaded.preprocessing, seed=seed)
-    whole = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
-    return replace(workload, loaded=whole.sliced(workload.splits.example), whole=whole)
+    uncut = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
+    return replace(workload, loaded=uncut.sliced(workload.splits.example), whole=uncut)

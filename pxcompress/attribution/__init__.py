@@ -7,8 +7,8 @@ with attributed(model, parse_composite("gamma"), example) as ruled:
 
 from pxcompress.attribution.attention import SOFTMAX_RULES, has_attention
 from pxcompress.attribution.composites import COMPOSITES, Composite, parse_composite
-from pxcompress.attribution.engine import Attributed, Flow, RuledLayer, Unruled, attributed
-from pxcompress.attribution.plrp import VARIANTS, Pruning
+from pxcompress.attribution.engine import Attributed, Flow, RuledLayer, UnruledFunction, attributed
+from pxcompress.attribution.plrp import VARIANTS, RelevancePruning
 from pxcompress.attribution.rules import RULES
 
 __all__ = [
@@ -19,9 +19,9 @@ __all__ = [
     "Attributed",
     "Composite",
     "Flow",
-    "Pruning",
+    "RelevancePruning",
     "RuledLayer",
-    "Unruled",
+    "UnruledFunction",
     "attributed",
     "has_attention",
     "parse_composite",

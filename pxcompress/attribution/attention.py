@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pxcompress.attribution.transformer import Handler, live, product, scaled
+from pxcompress.attribution.transformer import Handler, carries_gradient, product, scale_gradient
 from pxcompress.state import device_of, evaluating
 
 SoftmaxRule = Literal["cp", "attn", "zplus"]
@@ -47,27 +47,27 @@ class _SoftmaxZPlus(torch.autograd.Function):
     def backward(ctx: Any, m: Tensor) -> tuple[Tensor, None]:
         x, s = ctx.saved_tensors
         x = x.masked_fill(s == 0, 0.0)  # masked positions: -inf
-        up, down = x.clamp(min=0), (-x).clamp(min=0)
-        negative = (s * down).sum(ctx.dim, keepdim=True)
+        positive, negative_part = x.clamp(min=0), (-x).clamp(min=0)
+        negative = (s * negative_part).sum(ctx.dim, keepdim=True)
         bias = (1 - x + (s * x).sum(ctx.dim, keepdim=True)).clamp(min=0)
-        share = s * m / ((1 - s) * up + negative - s * down + bias + 1e-6)
+        share = s * m / ((1 - s) * positive + negative - s * negative_part + bias + 1e-6)
         total = share.sum(ctx.dim, keepdim=True)
         return torch.where(x >= 0, (1 - s) * share, s * (share - total)), None
 
 
-def _ordinary(func: Handler, *args: Any, **kwargs: Any) -> Any:
+def _keep_gradient(func: Handler, *args: Any, **kwargs: Any) -> Any:
     """The ordinary gradient; for "cp" weights are detached before they meet values (`marks.settle`)."""
     return func(*args, **kwargs)
 
 
 def _softmax_zplus(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dim = kwargs["dim"] if "dim" in kwargs else args[0]
-    return _SoftmaxZPlus.apply(x, dim) if live(x) else func(x, *args, **kwargs)
+    return _SoftmaxZPlus.apply(x, dim) if carries_gradient(x) else func(x, *args, **kwargs)
 
 
 def _attention_attn(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    query, key = (scaled(x, 0.25) if live(x) else x for x in (query, key))
-    return func(query, key, scaled(value, 0.5) if live(value) else value, *args, **kwargs)
+    query, key = (scale_gradient(x, 0.25) if carries_gradient(x) else x for x in (query, key))
+    return func(query, key, scale_gradient(value, 0.5) if carries_gradient(value) else value, *args, **kwargs)
 
 
 def _attention_zplus(func: Handler, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -79,10 +79,10 @@ def _attention_zplus(func: Handler, query: Tensor, key: Tensor, value: Tensor, *
     mask = arguments.get("attn_mask")
     if arguments.get("is_causal"):
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    return product(torch.matmul, _softmax_zplus(torch.softmax, _masked(scores, mask), -1), value)
+    return product(torch.matmul, _softmax_zplus(torch.softmax, _mask_scores(scores, mask), -1), value)
 
 
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+def _mask_scores(scores: Tensor, mask: Tensor | None) -> Tensor:
     """Scores under a mask as `scaled_dot_product_attention` reads it: True takes part, or numbers to add."""
     if mask is None:
         return scores
@@ -90,8 +90,8 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 ATTENTION: Mapping[SoftmaxRule, Mapping[str, Handler]] = {
-    "cp": {"softmax": _ordinary, "scaled_dot_product_attention": _ordinary},
-    "attn": {"softmax": _ordinary, "scaled_dot_product_attention": _attention_attn},
+    "cp": {"softmax": _keep_gradient, "scaled_dot_product_attention": _keep_gradient},
+    "attn": {"softmax": _keep_gradient, "scaled_dot_product_attention": _attention_attn},
     "zplus": {"softmax": _softmax_zplus, "scaled_dot_product_attention": _attention_zplus},
 }
 
@@ -118,42 +118,44 @@ def has_attention(model: nn.Module, example: Tensor) -> bool:
 
 
 def multi_head_attention(
-    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, **rest: Any
+    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, **parameters: Any
 ) -> tuple[Tensor, Tensor | None]:
     """`F.multi_head_attention_forward` (tokens first) spelled out in functions that have rules."""
-    q, k, v = _project(query, key, value, rest)
+    q, k, v = _project(query, key, value, parameters)
     (length, batch, width), source = q.shape, k.shape[0]
     q, k, v = (x.reshape(x.shape[0], batch, num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))
-    mask = _additive_mask(rest, (batch, num_heads, length, source), q.dtype)
+    mask = _additive_mask(parameters, (batch, num_heads, length, source), q.dtype)
     weights = None
-    if rest["need_weights"]:
+    if parameters["need_weights"]:
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
         weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
         out = torch.matmul(weights, v)
-        weights = weights.mean(1) if rest["average_attn_weights"] else weights
+        weights = weights.mean(1) if parameters["average_attn_weights"] else weights
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
-    return F.linear(out, rest["out_proj_weight"], rest["out_proj_bias"]), weights
+    return F.linear(out, parameters["out_proj_weight"], parameters["out_proj_bias"]), weights
 
 
-def _project(query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]) -> list[Tensor]:
+def _project(query: Tensor, key: Tensor, value: Tensor, parameters: Mapping[str, Any]) -> list[Tensor]:
     """Queries, keys and values of a packed or separate projection."""
-    bias = rest["in_proj_bias"]
-    if not rest["use_separate_proj_weight"] and query is key and key is value:
-        return list(F.linear(query, rest["in_proj_weight"], bias).chunk(3, dim=-1))
-    if rest["use_separate_proj_weight"]:
-        weights = [rest["q_proj_weight"], rest["k_proj_weight"], rest["v_proj_weight"]]
+    bias = parameters["in_proj_bias"]
+    if not parameters["use_separate_proj_weight"] and query is key and key is value:
+        return list(F.linear(query, parameters["in_proj_weight"], bias).chunk(3, dim=-1))
+    if parameters["use_separate_proj_weight"]:
+        weights = [parameters["q_proj_weight"], parameters["k_proj_weight"], parameters["v_proj_weight"]]
     else:
-        weights = list(rest["in_proj_weight"].chunk(3))
+        weights = list(parameters["in_proj_weight"].chunk(3))
     biases = [None] * 3 if bias is None else list(bias.chunk(3))
     return [F.linear(x, weight, b) for x, weight, b in zip((query, key, value), weights, biases, strict=True)]
 
 
-def _additive_mask(rest: Mapping[str, Any], shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor | None:
+def _additive_mask(
+    parameters: Mapping[str, Any], shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> Tensor | None:
     """Attention and padding mask (True or -inf: left out) as one tensor to add, broadcastable to `shape`."""
     batch, heads, _, source = shape
-    attention, padding = rest["attn_mask"], rest["key_padding_mask"]
+    attention, padding = parameters["attn_mask"], parameters["key_padding_mask"]
     if attention is not None and attention.dim() == 3:
         attention = attention.view(batch, heads, *attention.shape[1:])
     if padding is not None:

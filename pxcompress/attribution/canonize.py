@@ -21,7 +21,7 @@ from pxcompress.attribution.layers import LINEAR_FUNCTIONS
 
 
 def fold_batchnorm(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Fold BatchNorm layers of `model` in place; the names of those that ran and had to stay.
+    """Fold BatchNorm layers of `model` in place; returns the names of those that could not be folded.
 
     `model` is in eval mode, `example` is one input. A folded BatchNorm becomes `nn.Identity`; of a BatchNormAct the
     activation stays under its name. All other modules stay the same objects under the same names. A BatchNorm that
@@ -33,7 +33,7 @@ def fold_batchnorm(model: nn.Module, example: Tensor) -> tuple[str, ...]:
         norm = model.get_submodule(norm_name)
         _fold(layer, norm)
         parent, _, child = norm_name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _remains(norm))
+        setattr(model.get_submodule(parent), child, _make_replacement(norm))
     return tuple(name for name in ran if name not in pairs)
 
 
@@ -59,8 +59,8 @@ class _Observer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if any(isinstance(value, Tensor) for value in _flat((result,))):
-            self.reads.update({id(arg) for arg in _flat((*args, *kwargs.values()))} & self.outputs.keys())
+        if any(isinstance(value, Tensor) for value in _flatten((result,))):
+            self.reads.update({id(arg) for arg in _flatten((*args, *kwargs.values()))} & self.outputs.keys())
         if getattr(func, "__name__", "") in LINEAR_FUNCTIONS:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             self.runs[id(weight)] += 1
@@ -69,10 +69,10 @@ class _Observer(TorchFunctionMode):
         return result
 
 
-def _flat(values: Iterable[Any]) -> Iterable[Any]:
+def _flatten(values: Iterable[Any]) -> Iterable[Any]:
     for value in values:
         if isinstance(value, (list, tuple)):
-            yield from _flat(value)
+            yield from _flatten(value)
         else:
             yield value
 
@@ -93,18 +93,18 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[dict[str, nn.Module], t
     finally:
         for handle in handles:
             handle.remove()
-    owners = _owners(model)
+    owners = _find_owners(model)
     pairs = {}
     for name, tensors in inputs.items():
         weight = observer.weight_of.get(id(tensors[0]))
         layer = owners.get(weight) if weight is not None and observer.runs[weight] == 1 else None
-        alone = len(tensors) == 1 and observer.reads[id(tensors[0])] == 1
-        if alone and layer is not None and _fits(layer, tensors[0], norms[name]):
+        has_one_reader = len(tensors) == 1 and observer.reads[id(tensors[0])] == 1
+        if has_one_reader and layer is not None and _fits(layer, tensors[0], norms[name]):
             pairs[name] = layer
     return pairs, tuple(inputs)
 
 
-def _owners(model: nn.Module) -> dict[int, nn.Module]:
+def _find_owners(model: nn.Module) -> dict[int, nn.Module]:
     """id of a weight -> the convolution or linear layer that alone holds it."""
     layers = [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
     holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
@@ -136,7 +136,7 @@ def _fold(layer: Any, norm: Any) -> None:
     layer.bias = nn.Parameter(bias.detach().to(layer.weight.dtype), requires_grad=False)
 
 
-def _remains(norm: nn.Module) -> nn.Module:
+def _make_replacement(norm: nn.Module) -> nn.Module:
     """What a folded BatchNorm leaves behind: nothing, or the drop and activation layers of a BatchNormAct."""
     children = OrderedDict((name, child) for name, child in norm.named_children() if name in ("drop", "act"))
     return nn.Sequential(children) if children else nn.Identity()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution import attributed, parse_composite
-from pxcompress.attribution.relevance import started
+from pxcompress.attribution.relevance import make_start
 from pxcompress.passes.collect import collect_by_label
 from pxcompress.state import device_of
 from pxcompress.types import Batches, ClassRelevance, Group, Plan
@@ -23,11 +23,11 @@ def class_relevance(model: nn.Module, groups: Sequence[Group], batches: Batches)
     inputs, _ = next(iter(batches))
     with attributed(model, parse_composite("epsilon"), inputs[:1]) as twin:
         classes = twin.model(inputs[:1].to(device_of(twin.model))).shape[1]
-        start = started("logit", "label")
-        found, samples = collect_by_label(
+        start = make_start("logit", "label")
+        relevance_by_group, samples = collect_by_label(
             twin.model, groups, batches, lambda a, m: (a * m).sum(2).abs(), start, classes
         )
-    units = {name: values.mean(0).float() for name, values in found.items()}
+    units = {name: values.mean(0).float() for name, values in relevance_by_group.items()}
     return ClassRelevance(units, tuple(int(count) for count in samples))
 
 

@@ -74,24 +74,24 @@ PXP_RULES = ("epsilon", "alpha2beta1", "gamma", "zplus")
 """What "Pruning by Explaining Revisited" chooses from for each part."""
 
 
-def varied(word: str) -> tuple[dataclasses.Field[Any], ...]:
+def list_varied_parameters(word: str) -> tuple[dataclasses.Field[Any], ...]:
     """Parameters of the rules that `word` stands for which a search varies."""
     return tuple(
         field for field in dataclasses.fields(cast(Any, _WORDS[word].linear)) if field.metadata.get("searched")
     )
 
 
-def with_parameters(word: str, values: Mapping[str, float]) -> Choice:
+def set_parameters(word: str, values: Mapping[str, float]) -> Choice:
     """The rules that `word` stands for, with parameters of those for convolutions.
 
     Those for linear layers keep their ratio to them: of gamma they have a fifth.
     """
-    both = cast(Any, _WORDS[word])
+    choice = cast(Any, _WORDS[word])
     linear = {
-        name: float(f"{value * getattr(both.linear, name) / getattr(both.convolution, name):.6g}")
+        name: float(f"{value * getattr(choice.linear, name) / getattr(choice.convolution, name):.6g}")
         for name, value in values.items()
     }
-    return Choice(dataclasses.replace(both.convolution, **values), dataclasses.replace(both.linear, **linear))
+    return Choice(dataclasses.replace(choice.convolution, **values), dataclasses.replace(choice.linear, **linear))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def split_by_depth(classifier: Sequence[bool]) -> list[Part]:
 
     Of n other layers the first and the last ceil(n / 4) are low and high; the very first is `first`.
     """
-    hidden = [index for index, last in enumerate(classifier) if not last]
+    hidden = [index for index, is_classifier in enumerate(classifier) if not is_classifier]
     quarter = math.ceil(len(hidden) / 4)
     parts: list[Part] = ["classifier"] * len(classifier)
     for place, index in enumerate(hidden):
@@ -149,18 +149,18 @@ def parse_composite(text: str) -> Composite:
         )
     values: dict[str, Choice | str] = {}
     if "=" not in segments[0]:
-        values.update(_base(segments.pop(0)))
-    given: set[str] = set()
+        values.update(_parse_base(segments.pop(0)))
+    keys: set[str] = set()
     for segment in segments:
         part, sign, value = (piece.strip() for piece in segment.partition("="))
         if not sign:
             raise InputError(f"composite {text!r}: {segment!r} is not part=rule; parts: {', '.join(PARTS)}, softmax")
         if part not in (*PARTS, "softmax"):
             raise unknown("part of a composite", part, (*PARTS, "softmax"))
-        if part in given:
+        if part in keys:
             raise InputError(f"composite {text!r} gives part {part!r} twice")
-        given.add(part)
-        values[part] = _softmax(value) if part == "softmax" else _choice(value)
+        keys.add(part)
+        values[part] = _parse_softmax(value) if part == "softmax" else _parse_choice(value)
     missing = [part for part in PARTS[1:] if part not in values]
     if missing:
         raise InputError(
@@ -170,31 +170,31 @@ def parse_composite(text: str) -> Composite:
     return Composite(**cast("dict[str, Any]", values))
 
 
-def _base(text: str) -> dict[str, Choice | str]:
+def _parse_base(text: str) -> dict[str, Choice | str]:
     """Parts of a named composite, or the same rule for all."""
     if text in COMPOSITES:
         composite = parse_composite(COMPOSITES[text])
         return {field.name: getattr(composite, field.name) for field in dataclasses.fields(composite)}
     if re.fullmatch(r"[\w-]+", text) and text not in (*_WORDS, *RULES):
         raise unknown("composite or rule", text, {*COMPOSITES, *_WORDS, *RULES})
-    return dict.fromkeys(PARTS[1:], _choice(text))
+    return dict.fromkeys(PARTS[1:], _parse_choice(text))
 
 
-def _softmax(text: str) -> str:
+def _parse_softmax(text: str) -> str:
     if text not in SOFTMAX_RULES:
         raise unknown("softmax rule", text, SOFTMAX_RULES)
     return text
 
 
-def _choice(text: str) -> Choice:
+def _parse_choice(text: str) -> Choice:
     """ "rule" or "rule for convolutions/rule for linear layers"."""
-    choices = [_rule(piece.strip()) for piece in text.split("/")]
+    choices = [_parse_rule(piece.strip()) for piece in text.split("/")]
     if len(choices) > 2:
         raise InputError(f"{text!r} names {len(choices)} rules; expected one, or two: convolutions/linear layers")
     return Choice(choices[0].convolution, choices[-1].linear)
 
 
-def _rule(text: str) -> Choice:
+def _parse_rule(text: str) -> Choice:
     """ "name" or "name(number;number)"."""
     match = re.fullmatch(r"([\w-]+)\s*(?:\(([^()]*)\))?", text)
     if match is None:
@@ -207,16 +207,16 @@ def _rule(text: str) -> Choice:
     if name not in RULES:
         raise InputError(f"rule {name!r} takes no parameters; given: {text!r}")
     fields = [field.name for field in dataclasses.fields(cast("type[AlphaBeta]", RULES[name]))]
-    numbers = _numbers(arguments, text)
+    numbers = _parse_numbers(arguments, text)
     if len(numbers) != len(fields):
-        wanted = f"{name}({';'.join(fields)})" if fields else f"{name} without parameters"
-        raise InputError(f"rule {text!r} has {len(numbers)} parameters; expected {wanted}")
+        expected = f"{name}({';'.join(fields)})" if fields else f"{name} without parameters"
+        raise InputError(f"rule {text!r} has {len(numbers)} parameters; expected {expected}")
     return _same(RULES[name](*numbers))
 
 
-def _numbers(text: str, where: str) -> list[float]:
+def _parse_numbers(text: str, source: str) -> list[float]:
     """Numbers separated by ; or ,"""
     try:
         return [float(piece) for piece in re.split("[;,]", text)] if text.strip() else []
     except ValueError:
-        raise InputError(f"rule {where!r}: expected numbers between the brackets, separated by ;") from None
+        raise InputError(f"rule {source!r}: expected numbers between the brackets, separated by ;") from None

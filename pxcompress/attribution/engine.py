@@ -25,8 +25,8 @@ from pxcompress.attribution.attention import ATTENTION, multi_head_attention
 from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
-from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, changes_in_place, results_in, set_mark_, settle
-from pxcompress.attribution.plrp import Pruning
+from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, changes_in_place, prepare_call, results_in, set_mark_
+from pxcompress.attribution.plrp import RelevancePruning
 from pxcompress.attribution.reach import Reach
 from pxcompress.attribution.rules import Epsilon, Rule, apply_rule, keep_before_change
 from pxcompress.attribution.twin import (
@@ -51,7 +51,7 @@ class RuledLayer:
 
 
 @dataclass(frozen=True)
-class Unruled:
+class UnruledFunction:
     """Something that relevance passes through by its plain gradient although that is no rule for it.
 
     `module` and `kind` are the name and class of the module that it runs in, `function` is the torch function.
@@ -90,7 +90,7 @@ class Attributed:
 
     model: nn.Module
     layers: tuple[RuledLayer, ...]
-    unruled: tuple[Unruled, ...]
+    unruled: tuple[UnruledFunction, ...]
     _rules: _Rules
 
     def flow(self, x: Tensor, start: Callable[[Tensor], Tensor]) -> tuple[Flow, ...]:
@@ -118,7 +118,7 @@ class Attributed:
         return tuple(rows)
 
 
-class _Traced(NamedTuple):
+class _TracedCall(NamedTuple):
     """One executed layer (with its rule and input) or function without a rule, and its output."""
 
     name: str
@@ -130,7 +130,7 @@ class _Traced(NamedTuple):
 
 @contextmanager
 def attributed(
-    model: nn.Module, composite: Composite | None, example: Tensor | None, pruning: Pruning | None = None
+    model: nn.Module, composite: Composite | None, example: Tensor | None, pruning: RelevancePruning | None = None
 ) -> Iterator[Attributed]:
     """Rules of `composite` on a copy of `model`; the model itself is not touched. Without one, ordinary gradients.
 
@@ -146,9 +146,9 @@ def attributed(
     example = (default_example(model) if example is None else example.detach()[:1]).to(device_of(model))
     with torch.no_grad():
         expected = twin(example)
-    unfolded: tuple[str, ...] = ()
+    unfolded_names: tuple[str, ...] = ()
     if composite is not None:
-        unfolded = fold_batchnorm(twin, example)
+        unfolded_names = fold_batchnorm(twin, example)
         give_identity_rules_(twin)
     mode = _Rules(twin, composite, pruning)
     with mode.reach.attached(twin):
@@ -161,24 +161,32 @@ def attributed(
 
         object.__setattr__(twin, "forward", ruled_forward)
         try:
-            yield Attributed(twin, layers, _unruled(twin, mode.unruled, unfolded), mode)
+            yield Attributed(twin, layers, _list_unruled(twin, mode.unruled, unfolded_names), mode)
         finally:
             object.__setattr__(twin, "forward", forward)
 
 
-def _unruled(twin: nn.Module, seen: Mapping[tuple[str, str], int], unfolded: tuple[str, ...]) -> tuple[Unruled, ...]:
-    rows = [Unruled(module, _kind(twin, module), function, calls) for (module, function), calls in seen.items()]
-    return (*rows, *(Unruled(name, _kind(twin, name), "batch_norm, not folded", 1) for name in unfolded))
+def _list_unruled(
+    twin: nn.Module, counts: Mapping[tuple[str, str], int], unfolded_names: tuple[str, ...]
+) -> tuple[UnruledFunction, ...]:
+    rows = [
+        UnruledFunction(module, _get_kind(twin, module), function, calls)
+        for (module, function), calls in counts.items()
+    ]
+    return (
+        *rows,
+        *(UnruledFunction(name, _get_kind(twin, name), "batch_norm, not folded", 1) for name in unfolded_names),
+    )
 
 
-def _kind(twin: nn.Module, name: str) -> str:
+def _get_kind(twin: nn.Module, name: str) -> str:
     return type(twin.get_submodule(name)).__name__
 
 
 class _Rules(TorchFunctionMode):
     """While it is active, functions of a forward pass record the gradients of their rules."""
 
-    def __init__(self, twin: nn.Module, composite: Composite | None, pruning: Pruning | None) -> None:
+    def __init__(self, twin: nn.Module, composite: Composite | None, pruning: RelevancePruning | None) -> None:
         super().__init__()
         self._composite = composite
         self._pruning = pruning
@@ -195,7 +203,7 @@ class _Rules(TorchFunctionMode):
         self._shown: dict[str, str] = {}  # key -> name of the module that ran it, for computed weights
         self._computed = 0  # calls with a weight that is no parameter, in this forward pass
         self._module: list[str] | None = None  # names of the modules that are running, while watching
-        self._trace: list[_Traced] | None = None
+        self._trace: list[_TracedCall] | None = None
         self.unruled: Counter[tuple[str, str]] = Counter()
 
     def run(self, forward: Callable[[], Any], source: Any, *, all_outputs: bool = False) -> Any:
@@ -208,7 +216,7 @@ class _Rules(TorchFunctionMode):
         """See which layers run in which order, give each its rule, and check that the outputs are as `expected`."""
         output = self._watched(twin, example)
         check_same(expected, output, type(twin).__name__)
-        if not transformer.live(output):
+        if not transformer.carries_gradient(output):
             raise ModelError(
                 f"what {type(twin).__name__} returns does not follow its input by gradients; give a model that returns "
                 "logits, not classes"
@@ -237,9 +245,9 @@ class _Rules(TorchFunctionMode):
                 f"{type(twin).__name__} runs no convolution or linear layer on its input, so there is no relevance to "
                 "propagate; give a model that has one"
             )
-        last = list(self._kinds)[-1]
+        last_layer = list(self._kinds)[-1]
         heads = classifier_names(twin)
-        parts = split_by_depth([key == last or key in heads for key in self._kinds])
+        parts = split_by_depth([key == last_layer or key in heads for key in self._kinds])
         layers: list[RuledLayer] = []
         for (key, kind), part in zip(self._kinds.items(), parts, strict=True):
             choice = self._composite.choice(part)
@@ -249,7 +257,7 @@ class _Rules(TorchFunctionMode):
         return tuple(layers)
 
     @contextmanager
-    def tracing(self, twin: nn.Module) -> Iterator[list[_Traced]]:
+    def tracing(self, twin: nn.Module) -> Iterator[list[_TracedCall]]:
         """The list that one forward pass inside fills, with tensors of which each has one reader or one writer only."""
         unruled = self.unruled.copy()
         self._trace = []
@@ -293,7 +301,7 @@ class _Rules(TorchFunctionMode):
         if name == "multi_head_attention_forward" and self._composite is not None:
             return self._attention(func, args, kwargs)
         constant = self._composite is not None and self._composite.softmax == "cp"
-        call = settle(name, args, kwargs, constant=constant, in_place=bool(in_place))
+        call = prepare_call(name, args, kwargs, constant=constant, in_place=bool(in_place))
         result = self._undo(name, call)
         result = self._call(func, name, call) if result is None else result
         return self._marked(name, call, result)
@@ -325,10 +333,10 @@ class _Rules(TorchFunctionMode):
         if name in self._handlers:
             return self._handlers[name](func, *args, **kwargs)
         result = func(*args, **kwargs)
-        if self._module is not None and transformer.live(result) and not _is_plain(name, args):
+        if self._module is not None and transformer.carries_gradient(result) and not _is_plain(name, args):
             self.unruled[self._module[-1], name] += 1
             if self._trace is not None:
-                self._trace.append(_Traced(self._module[-1], name, None, None, result))
+                self._trace.append(_TracedCall(self._module[-1], name, None, None, result))
                 return result.clone()
         return result
 
@@ -352,13 +360,13 @@ class _Rules(TorchFunctionMode):
         values = bind(name, args, kwargs)
         a, weight = values["input"], values["weight"]
         key = self._key(name, weight)
-        if not transformer.live(a) or weight.dim() < 2:
+        if not transformer.carries_gradient(a) or weight.dim() < 2:
             return func(*args, **kwargs)
         if self._module is not None:
             self._kinds.setdefault(key, name)
             if "#" in key:
                 self._shown[key] = self._module[-1]
-            if transformer.live(weight):
+            if transformer.carries_gradient(weight):
                 self.unruled[self._module[-1], f"{name}, weight made from the input"] += 1
         rule = self._rules.get(key)
         if rule is None:
@@ -370,12 +378,12 @@ class _Rules(TorchFunctionMode):
         a, layer = as_layer(name, values)
         layer = replace(layer, samples=self._samples, sample_axis=self._sample_axis)
         if self._trace is not None:
-            a = transformer.scaled(a, 1.0)
-        z, saved = apply_rule(a, layer, rule)
+            a = transformer.scale_gradient(a, 1.0)
+        z, saved_output = apply_rule(a, layer, rule)
         if self._trace is not None:
-            self._trace.append(_Traced(self._shown.get(key, key), name, rule, a, z))
+            self._trace.append(_TracedCall(self._shown.get(key, key), name, rule, a, z))
             return z.clone()
-        z._px_saved = saved  # type: ignore[attr-defined]
+        z._px_saved = saved_output  # type: ignore[attr-defined]
         return z
 
     def _key(self, function: str, weight: Tensor) -> str:

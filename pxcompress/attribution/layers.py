@@ -60,8 +60,8 @@ class Layer:
     def from_samples(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """`by_sample` undone, for an input of `shape`."""
         size = list(shape)
-        moved = [size.pop(self.sample_axis), *size]
-        return rows.reshape(moved).movedim(0, self.sample_axis)
+        moved_shape = [size.pop(self.sample_axis), *size]
+        return rows.reshape(moved_shape).movedim(0, self.sample_axis)
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The same map with other parameters; without `bias` there is none."""

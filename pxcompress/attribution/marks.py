@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pxcompress.attribution.transformer import PLAIN, live
+from pxcompress.attribution.transformer import PLAIN, carries_gradient
 
 SOFTMAXES = frozenset(("softmax", "log_softmax"))
 FUSED = "scaled_dot_product_attention"
@@ -76,7 +76,9 @@ def set_mark_(values: Any, mark: Mark) -> bool:
     return bool(tensors)
 
 
-def settle(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, constant: bool, in_place: bool) -> Call:
+def prepare_call(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, constant: bool, in_place: bool
+) -> Call:
     """How function `name` is to be called, with the mark of its result.
 
     Attention weights are detached from a product with values where softmaxes are `constant`, unless they come from a
@@ -89,13 +91,13 @@ def settle(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, const
     values = [tensor for tensor in tensors if not any(tensor is weight for weight in weights)] or tensors
     gates = [tensor for tensor in values if mark_of(tensor).gate]
     open_weights = [tensor for tensor in weights if mark_of(tensor).gate]
-    stopped = [tensor for tensor in weights if not mark_of(tensor).gate]
-    stopped += [tensor for tensor in values if gates and not mark_of(tensor).gate]
+    to_detach = [tensor for tensor in weights if not mark_of(tensor).gate]
+    to_detach += [tensor for tensor in values if gates and not mark_of(tensor).gate]
     if in_place:
-        stopped = [tensor for tensor in stopped if tensor is not args[0]]
+        to_detach = [tensor for tensor in to_detach if tensor is not args[0]]
     mark = Mark(min(mark_of(tensor).softmaxes for tensor in values), bool(gates), _results(name, tensors, args))
-    if stopped:
-        args, kwargs = _detached(args, stopped), _detached(dict(kwargs), stopped)
+    if to_detach:
+        args, kwargs = _detach(args, to_detach), _detach(dict(kwargs), to_detach)
     return Call(args, kwargs, mark, bool(open_weights))
 
 
@@ -106,8 +108,8 @@ def _weights(name: str, tensors: list[Tensor], args: tuple[Any, ...], kwargs: Ma
         return [tensor for tensor in tensors if tensor is not value]
     if name in PLAIN:
         return []
-    least = min(mark_of(tensor).softmaxes for tensor in tensors)
-    return [tensor for tensor in tensors if mark_of(tensor).softmaxes > least]
+    least_softmaxes = min(mark_of(tensor).softmaxes for tensor in tensors)
+    return [tensor for tensor in tensors if mark_of(tensor).softmaxes > least_softmaxes]
 
 
 def _results(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> frozenset[int]:
@@ -129,16 +131,16 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
         elif isinstance(value, Mapping):
             yield from _tensors(value.values())
-        elif live(value):
+        elif carries_gradient(value):
             yield value
 
 
-def _detached(value: Any, stopped: list[Tensor]) -> Any:
-    """`value` with the tensors `stopped` detached, wherever they are in it."""
+def _detach(value: Any, to_detach: list[Tensor]) -> Any:
+    """`value` with the tensors `to_detach` detached, wherever they are in it."""
     if isinstance(value, Tensor):
-        return value.detach() if any(value is tensor for tensor in stopped) else value
+        return value.detach() if any(value is tensor for tensor in to_detach) else value
     if isinstance(value, dict):
-        return {key: _detached(item, stopped) for key, item in value.items()}
+        return {key: _detach(item, to_detach) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(_detached(item, stopped) for item in value)
+        return type(value)(_detach(item, to_detach) for item in value)
     return value

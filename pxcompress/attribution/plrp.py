@@ -28,7 +28,7 @@ Without a bound the ratio is as large as two contributions of opposite sign canc
 
 
 @dataclass(frozen=True)
-class Pruning:
+class RelevancePruning:
     """Which relevances are dropped: `share` of the positive mass, half of it of the negative, by one of `VARIANTS`."""
 
     share: float
@@ -41,73 +41,73 @@ class Pruning:
             raise unknown("variant of pruned relevance", self.variant, VARIANTS)
 
     def rule(self, rule: Rule) -> Rule:
-        """`rule`, followed by this."""
+        """`rule` with this pruning applied to what it hands on."""
         return PrunedRule(rule, self) if self.share else rule
 
 
 @dataclass(frozen=True)
 class PrunedRule(Rule):
-    """A rule that hands only the largest relevances on."""
+    """Another rule, of whose relevances only the largest are handed on."""
 
     rule: Rule
-    pruning: Pruning
+    pruning: RelevancePruning
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """That of the rule, pruned."""
+        """The wrapped rule's multiplier without the smallest relevances."""
         assert a is not None
-        plain = self.rule.multiplier(layer, a, z, m, shape)
-        relevance = layer.by_sample(a * plain)
-        kept = surviving(relevance, self.pruning.share)
-        return VARIANTS[self.pruning.variant](self.rule, layer, (a, z, m, plain), relevance, kept)
+        multiplier = self.rule.multiplier(layer, a, z, m, shape)
+        relevance = layer.by_sample(a * multiplier)
+        survives = find_surviving(relevance, self.pruning.share)
+        return VARIANTS[self.pruning.variant](self.rule, layer, (a, z, m, multiplier), relevance, survives)
 
     def __str__(self) -> str:
         return str(self.rule)
 
 
-def surviving(relevance: Tensor, share: float) -> Tensor:
+def find_surviving(relevance: Tensor, share: float) -> Tensor:
     """Which of (samples, elements) stay: all but the smallest that hold `share` of each sign's mass (negative: half).
 
     Elements without relevance go. What is dropped never holds more than the share, so that the largest of a sign stays.
     """
-    kept = torch.zeros_like(relevance, dtype=torch.bool)
+    survives = torch.zeros_like(relevance, dtype=torch.bool)
     for values, part in ((relevance.clamp(min=0), share), (relevance.clamp(max=0).neg_(), share / 2)):
         sizes, order = values.sort(1)
-        held = sizes.cumsum(1, dtype=torch.float64)
-        large = (held > part * held[:, -1:]) & (sizes > 0)
-        kept |= torch.zeros_like(kept).scatter_(1, order, large)
-    return kept
+        cumulative_mass = sizes.cumsum(1, dtype=torch.float64)
+        is_large = (cumulative_mass > part * cumulative_mass[:, -1:]) & (sizes > 0)
+        survives |= torch.zeros_like(survives).scatter_(1, order, is_large)
+    return survives
 
 
-_Known = tuple[Tensor, Tensor, Tensor, Tensor]
+_LayerValues = tuple[Tensor, Tensor, Tensor, Tensor]
 """A layer's input a, output z, multiplier m of the output, and the rule's multiplier of the input."""
 
 
-def _rescaled(rule: Rule, layer: Layer, known: _Known, relevance: Tensor, kept: Tensor) -> Tensor:
+def _rescale_survivors(rule: Rule, layer: Layer, values: _LayerValues, relevance: Tensor, survives: Tensor) -> Tensor:
     """PLRP-lambda: survivors times mass / surviving mass of their sign."""
     scale = torch.zeros_like(relevance)
     for positive in (True, False):
         sign = relevance > 0 if positive else relevance < 0
-        mass, left = (
-            torch.where(which, relevance, 0.0).sum(1, keepdim=True, dtype=torch.float64)
-            for which in (sign, sign & kept)
+        mass, surviving_mass = (
+            torch.where(mask, relevance, 0.0).sum(1, keepdim=True, dtype=torch.float64)
+            for mask in (sign, sign & survives)
         )
-        scale += (sign & kept) * (mass / left.masked_fill(left == 0, 1.0)).to(scale)
-    a, *_, plain = known
-    return plain * layer.from_samples(scale, a.shape)
+        scale += (sign & survives) * (mass / surviving_mass.masked_fill(surviving_mass == 0, 1.0)).to(scale)
+    a, *_, multiplier = values
+    return multiplier * layer.from_samples(scale, a.shape)
 
 
-def _shared_again(rule: Rule, layer: Layer, known: _Known, relevance: Tensor, kept: Tensor) -> Tensor:
+def _share_again(rule: Rule, layer: Layer, values: _LayerValues, relevance: Tensor, survives: Tensor) -> Tensor:
     """PLRP-M: the rule on the surviving inputs a', with outputs z' = W a' + b that have the relevance z m of z."""
-    a, z, m, _ = known
-    mask = layer.from_samples(kept, a.shape)
-    rest = a * mask
-    smaller = layer.forward(rest, layer.weight, layer.bias)
-    ratio = (z / smaller).nan_to_num_(0.0).clamp_(-LARGEST_RATIO, LARGEST_RATIO)
-    return rule.multiplier(layer, rest, smaller, m * ratio, a.shape) * mask
+    a, z, m, _ = values
+    mask = layer.from_samples(survives, a.shape)
+    surviving_inputs = a * mask
+    surviving_outputs = layer.forward(surviving_inputs, layer.weight, layer.bias)
+    ratio = (z / surviving_outputs).nan_to_num_(0.0).clamp_(-LARGEST_RATIO, LARGEST_RATIO)
+    return rule.multiplier(layer, surviving_inputs, surviving_outputs, m * ratio, a.shape) * mask
 
 
-VARIANTS: Mapping[str, Callable[[Rule, Layer, _Known, Tensor, Tensor], Tensor]] = {
-    "lambda": _rescaled,
-    "m": _shared_again,
+VARIANTS: Mapping[str, Callable[[Rule, Layer, _LayerValues, Tensor, Tensor], Tensor]] = {
+    "lambda": _rescale_survivors,
+    "m": _share_again,
 }
 """PLRP-lambda and PLRP-M."""

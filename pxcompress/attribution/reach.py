@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pxcompress.attribution.marks import mark_of, set_mark_
-from pxcompress.attribution.transformer import live, scaled
+from pxcompress.attribution.transformer import carries_gradient, scale_gradient
 
 
 class LayerCall(NamedTuple):
@@ -30,7 +30,7 @@ class LayerCall(NamedTuple):
 
 
 class Reach:
-    """Sees to it that a backward pass from the output of `running` meets every layer of a model."""
+    """Makes a backward pass from the output of `run` reach every layer of a model."""
 
     def __init__(self) -> None:
         self.gates: frozenset[LayerCall] = frozenset()
@@ -57,8 +57,8 @@ class Reach:
         self._source, self._all = source, all_outputs
         try:
             out = forward()
-            lost = [self.outputs[call] for call in sorted(self.lost) if call in self.outputs]
-            return _Stand.apply(out, *lost) if lost and live(out) else out
+            lost_outputs = [self.outputs[call] for call in sorted(self.lost) if call in self.outputs]
+            return _LostRelevance.apply(out, *lost_outputs) if lost_outputs and carries_gradient(out) else out
         finally:
             self._source = None
             if not all_outputs:
@@ -71,18 +71,18 @@ class Reach:
 
     def find_lost(self, out: Tensor) -> None:
         """Of the calls that have no gradient although gates are open, note the last one on every way."""
-        unmet = self._unmet(out, list(self.outputs))
-        lost = []
-        while unmet:
-            last = unmet.pop()
-            lost.append(last)
-            unmet = self._unmet(self.outputs[last], unmet)
-        self.lost = frozenset(lost)
+        calls_without_gradient = self._unmet(out, list(self.outputs))
+        lost_calls = []
+        while calls_without_gradient:
+            last_call = calls_without_gradient.pop()
+            lost_calls.append(last_call)
+            calls_without_gradient = self._unmet(self.outputs[last_call], calls_without_gradient)
+        self.lost = frozenset(lost_calls)
 
     def _unmet(self, out: Tensor, calls: Sequence[LayerCall]) -> list[LayerCall]:
         """Those of `calls` that the gradient of `out` does not come to, in executed order."""
         outputs = [self.outputs[call] for call in calls]
-        if not calls or not live(out):
+        if not calls or not carries_gradient(out):
             return list(calls)
         start = torch.ones_like(out)
         gradients = torch.autograd.grad(out, outputs, start, allow_unused=True, retain_graph=True)
@@ -90,24 +90,29 @@ class Reach:
 
     def _before(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         call = LayerCall(name, self._numbers[name])
-        if not live(self._source) or not torch.is_grad_enabled() or not args or not isinstance(args[0], Tensor):
+        if (
+            not carries_gradient(self._source)
+            or not torch.is_grad_enabled()
+            or not args
+            or not isinstance(args[0], Tensor)
+        ):
             return None
         value, is_gate = args[0], call in self.gates
-        if live(value) and (not is_gate or mark_of(value).gate):
+        if carries_gradient(value) and (not is_gate or mark_of(value).gate):
             return None
         mark = mark_of(value)._replace(gate=is_gate)
-        value = scaled(value, 0.0) if live(value) else _Tie.apply(value, self._source)
+        value = scale_gradient(value, 0.0) if carries_gradient(value) else _ZeroGradientLink.apply(value, self._source)
         set_mark_(value, mark)
         return (value, *args[1:])
 
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = LayerCall(name, self._numbers[name])
         self._numbers[name] += 1
-        if live(output) and (self._all or call in self.lost):
+        if carries_gradient(output) and (self._all or call in self.lost):
             self.outputs[call] = output
 
 
-class _Tie(torch.autograd.Function):
+class _ZeroGradientLink(torch.autograd.Function):
     """The identity on `value`, which follows `source` by a gradient of zero."""
 
     @staticmethod
@@ -121,23 +126,23 @@ class _Tie(torch.autograd.Function):
         return None, torch.zeros_like(source)
 
 
-class _Stand(torch.autograd.Function):
+class _LostRelevance(torch.autograd.Function):
     """The identity on `out` (n, ...), whose relevance R = sum out m also stands at every other tensor a: a R / |a|^2.
 
     Sample by sample where the first axis of a tensor is that of the samples, else over all of them.
     """
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, *lost: Tensor) -> Tensor:
-        ctx.save_for_backward(out, *lost)
+    def forward(ctx: Any, out: Tensor, *lost_outputs: Tensor) -> Tensor:
+        ctx.save_for_backward(out, *lost_outputs)
         return out.view_as(out)
 
     @staticmethod
     def backward(ctx: Any, m: Tensor) -> tuple[Tensor, ...]:
-        out, *lost = ctx.saved_tensors
+        out, *lost_outputs = ctx.saved_tensors
         relevance = (out * m).flatten(1).sum(1)
         gradients = []
-        for value in lost:
+        for value in lost_outputs:
             samples = len(relevance) if len(value) % len(relevance) == 0 else 1
             rows = value.reshape(samples, -1)
             shares = relevance if samples == len(relevance) else relevance.mean().reshape(1)

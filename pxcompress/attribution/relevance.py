@@ -20,38 +20,38 @@ from pxcompress.state import device_of
 from pxcompress.types import Batch, Batches, Group, Scores
 
 
-def _at(logits: Tensor, target: Tensor) -> Tensor:
+def _start_at_logit(logits: Tensor, target: Tensor) -> Tensor:
     return one_hot(target, logits.shape[1]).to(logits)
 
 
-def _one(logits: Tensor, target: Tensor) -> Tensor:
+def _start_at_one(logits: Tensor, target: Tensor) -> Tensor:
     """Relevance 1 at the target: multiplier 1 / logit."""
     value = logits.gather(1, target[:, None])
-    return _at(logits, target) / torch.where(value.abs() < 1e-6, torch.full_like(value, 1e-6), value)
+    return _start_at_logit(logits, target) / torch.where(value.abs() < 1e-6, torch.full_like(value, 1e-6), value)
 
 
-def _probability(logits: Tensor, target: Tensor) -> Tensor:
+def _start_at_probability(logits: Tensor, target: Tensor) -> Tensor:
     """Relevance at the target equal to its probability."""
-    return _one(logits, target) * logits.softmax(1).gather(1, target[:, None])
+    return _start_at_one(logits, target) * logits.softmax(1).gather(1, target[:, None])
 
 
-def _margin(logits: Tensor, target: Tensor) -> Tensor:
+def _start_at_margin(logits: Tensor, target: Tensor) -> Tensor:
     """Gradient of the target's logit minus the log-sum-exp of the others'."""
-    hit = _at(logits, target)
+    hit = _start_at_logit(logits, target)
     return hit - (logits.masked_fill(hit.bool(), -torch.inf)).softmax(1)
 
 
-def _loss(logits: Tensor, target: Tensor) -> Tensor:
+def _start_at_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Gradient of the cross-entropy."""
-    return logits.softmax(1) - _at(logits, target)
+    return logits.softmax(1) - _start_at_logit(logits, target)
 
 
 STARTS: Mapping[str, Start] = {
-    "logit": _at,
-    "one": _one,
-    "probability": _probability,
-    "margin": _margin,
-    "loss": _loss,
+    "logit": _start_at_logit,
+    "one": _start_at_one,
+    "probability": _start_at_probability,
+    "margin": _start_at_margin,
+    "loss": _start_at_loss,
 }
 """Logits (n, classes) and targets (n,) -> multipliers at the logits; "logit" starts with the logit's own value."""
 
@@ -64,21 +64,21 @@ class Aggregate:
     mean: Callable[[Tensor], Tensor]
 
 
-def _same(value: Tensor) -> Tensor:
+def _identity(value: Tensor) -> Tensor:
     return value
 
 
 AGGREGATES: Mapping[str, Aggregate] = {
-    "abs": Aggregate(torch.abs, _same),
-    "signed": Aggregate(_same, _same),
-    "abs-mean": Aggregate(_same, torch.abs),
-    "squared": Aggregate(torch.square, _same),
+    "abs": Aggregate(torch.abs, _identity),
+    "signed": Aggregate(_identity, _identity),
+    "abs-mean": Aggregate(_identity, torch.abs),
+    "squared": Aggregate(torch.square, _identity),
 }
 """mean |R|, mean R, |mean R|, mean R^2 over samples."""
 
 
 @dataclass(frozen=True)
-class Expanded:
+class BatchesForAllClasses:
     """Batches in which every sample stands once for each class, as its label: the target "all"."""
 
     batches: Batches
@@ -91,7 +91,7 @@ class Expanded:
                 yield part.repeat_interleave(self.classes, 0), every.repeat(len(count))
 
 
-def started(start: str, target: str) -> Start:
+def make_start(start: str, target: str) -> Start:
     """The start named `start` at the label, or at the model's own prediction for the target "prediction"."""
 
     def multipliers(logits: Tensor, labels: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def started(start: str, target: str) -> Start:
     return multipliers
 
 
-def relevant(
+def mean_unit_statistic(
     model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, composite: str | None = "epsilon"
 ) -> Scores:
     """Mean over samples, and over the tensors of a residual stream, of a statistic of what units carry.
@@ -108,7 +108,7 @@ def relevant(
     It gets activations and LRP's multipliers by the rules of `composite`, from the logit of the predicted class; None
     means plain gradients. One forward and one backward pass, with LRP on a copy with BatchNorm folded.
     """
-    start = started("logit", "prediction")
+    start = make_start("logit", "prediction")
     inputs, _ = next(iter(batches))
     with attributed(model, parse_composite(composite) if composite else None, inputs[:1]) as twin:
         return unit_means(twin.model, groups, batches, statistic, start)
@@ -135,32 +135,32 @@ def unit_relevance(
 
 
 PRECISIONS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What autocast may compute products in."""
+"""Precisions that autocast may compute products in."""
 
 TOLERANCE = 1e-2
 """Largest relative L2 deviation, over all units of all groups, from float32 that scores under autocast may have."""
 
 
-def deviation(scores: Scores, exact: Scores) -> float:
+def relative_error(scores: Scores, exact: Scores) -> float:
     """|scores - exact| / |exact| over all units of all groups, L2."""
-    found, expected = (torch.cat([values.double() for values in each.values()]) for each in (scores, exact))
-    return float((found - expected).norm() / expected.norm())
+    approximate, reference = (torch.cat([values.double() for values in each.values()]) for each in (scores, exact))
+    return float((approximate - reference).norm() / reference.norm())
 
 
-def in_precision(name: str, model: nn.Module, score: Callable[[Batches], Scores], batches: Batches) -> Scores:
+def score_in_precision(name: str, model: nn.Module, score: Callable[[Batches], Scores], batches: Batches) -> Scores:
     """`score(batches)`, with its products in the precision `name`: "none" for the model's own, or one of `PRECISIONS`.
 
     The first batch is scored both ways; raises `InputError` where the deviation from float32 exceeds `TOLERANCE`.
     """
     if name == "none":
         return score(batches)
-    first = [next(iter(batches))]
-    exact = score(first)
+    first_batch = [next(iter(batches))]
+    exact = score(first_batch)
     with torch.autocast(device_of(model).type, PRECISIONS[name]):
-        off = deviation(score(first), exact)
-        if not off <= TOLERANCE:  # also for a deviation that is not a number
+        error = relative_error(score(first_batch), exact)
+        if not error <= TOLERANCE:  # also for a deviation that is not a number
             raise InputError(
-                f"autocast={name} changes the scores by {off:.1%} on the first batch; expected at most "
+                f"autocast={name} changes the scores by {error:.1%} on the first batch; expected at most "
                 f"{TOLERANCE:.0%} from float32: use autocast=none or another precision"
             )
         return score(batches)

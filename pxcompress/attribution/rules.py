@@ -60,7 +60,7 @@ def _ratio(z: Tensor, epsilon: float) -> Tensor:
     return size.div_(size + epsilon) if epsilon else (z != 0).to(z)
 
 
-def _positive(name: str, value: float, *, strictly: bool = False) -> None:
+def _check_positive(name: str, value: float, *, strictly: bool = False) -> None:
     if not (math.isfinite(value) and (value > 0 or (value == 0 and not strictly))):
         bound = "above 0" if strictly else "from 0 up"
         raise InputError(f"{name} is {value:g}; expected a finite number {bound}")
@@ -75,7 +75,7 @@ class Epsilon(Rule):
     needs_input: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _positive("epsilon of rule 'epsilon'", self.epsilon)
+        _check_positive("epsilon of rule 'epsilon'", self.epsilon)
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
         """One transposed map."""
@@ -99,7 +99,7 @@ class Gamma(Rule):
     name: ClassVar[str] = "gamma"
 
     def __post_init__(self) -> None:
-        _positive("gamma of rule 'gamma'", self.gamma)
+        _check_positive("gamma of rule 'gamma'", self.gamma)
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
         """One map and two transposed maps."""
@@ -110,14 +110,14 @@ class Gamma(Rule):
         share.mul_(m)
         signed = layer.transpose(share, layer.weight, shape).mul_(1 + half)
         absolute = layer.transpose(share.mul_(z.sign()), weight, shape).mul_(half)
-        return signed.add_(absolute.mul_(_branch(a)))
+        return signed.add_(absolute.mul_(_sign_of(a)))
 
     def hook(self) -> BasicHook:
         """zennit's Gamma."""
         return zennit_rules.Gamma(gamma=self.gamma)
 
 
-def _or_infinity(total: Tensor) -> Tensor:
+def _stabilise(total: Tensor) -> Tensor:
     """A stabilised denominator; infinity where it is 0.
 
     Where no contribution has a rule's sign there is no relevance to share, but 1 / stabiliser would give inputs that
@@ -126,12 +126,12 @@ def _or_infinity(total: Tensor) -> Tensor:
     return total.add(total.sign(), alpha=STABILIZER).masked_fill_(total == 0, math.inf)
 
 
-def _half(twice: Tensor, total: Tensor) -> Tensor:
+def _halve(twice: Tensor, total: Tensor) -> Tensor:
     """A stabilised denominator twice / 2; infinity where it is rounding next to `total`."""
     return twice.div_(2).masked_fill_(twice <= 1e-6 * total, math.inf).add_(STABILIZER)
 
 
-def _branch(a: Tensor) -> Tensor:
+def _sign_of(a: Tensor) -> Tensor:
     """+1 where a >= 0, else -1."""
     return (a >= 0).to(a).mul_(2).sub_(1)
 
@@ -145,8 +145,8 @@ class AlphaBeta(Rule):
     name: ClassVar[str] = "alphabeta"
 
     def __post_init__(self) -> None:
-        _positive("alpha of rule 'alphabeta'", self.alpha)
-        _positive("beta of rule 'alphabeta'", self.beta)
+        _check_positive("alpha of rule 'alphabeta'", self.alpha)
+        _check_positive("beta of rule 'alphabeta'", self.beta)
         if abs(self.alpha - self.beta - 1) > 1e-9:
             raise InputError(
                 f"alpha {self.alpha:g} and beta {self.beta:g} of rule 'alphabeta': expected alpha - beta = 1, not "
@@ -160,26 +160,34 @@ class AlphaBeta(Rule):
         """
         assert a is not None
         relevance = m * z
-        mixed = bool((a < 0).any())
-        if mixed and layer.weight[0].numel() >= _MANY_INPUTS:
+        has_both_signs = bool((a < 0).any())
+        if has_both_signs and layer.weight[0].numel() >= _MANY_INPUTS:
             return self._by_absolute_values(layer, a, z, relevance, shape)
-        up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
-        inputs = (a.clamp(min=0), a.clamp(max=0)) if mixed else (a, None)
-        result, other = self._branches(layer, (up, down, 0.0), inputs, relevance.mul(self.alpha), shape)
+        positive_weight, negative_weight = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        inputs = (a.clamp(min=0), a.clamp(max=0)) if has_both_signs else (a, None)
+        result, for_negative_inputs = self._branches(
+            layer, (positive_weight, negative_weight, 0.0), inputs, relevance.mul(self.alpha), shape
+        )
         if self.beta:
-            minus = self._branches(layer, (down, up, 1.0), inputs, relevance.mul_(-self.beta), shape)
+            minus = self._branches(
+                layer, (negative_weight, positive_weight, 1.0), inputs, relevance.mul_(-self.beta), shape
+            )
             result = result.add_(minus[0])
-            other = None if other is None or minus[1] is None else other.add_(minus[1])
-        return result if other is None else torch.where(a >= 0, result, other)
+            for_negative_inputs = (
+                None if for_negative_inputs is None or minus[1] is None else for_negative_inputs.add_(minus[1])
+            )
+        return result if for_negative_inputs is None else torch.where(a >= 0, result, for_negative_inputs)
 
     def _by_absolute_values(self, layer: Layer, a: Tensor, z: Tensor, relevance: Tensor, shape: torch.Size) -> Tensor:
         """Positive and negative contributions as half the sum and difference of T = |W||a| + |b| and z, alike for W."""
         weight = layer.weight.abs()
         total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
-        up = self.alpha * relevance / _half(total + z, total)
-        down = self.beta * relevance / _half(total - z, total).neg_()
-        signed = layer.transpose(up - down, layer.weight, shape)
-        return signed.add_(layer.transpose(up.add_(down), weight, shape).mul_(_branch(a))).div_(2)
+        positive_share = self.alpha * relevance / _halve(total + z, total)
+        negative_share = self.beta * relevance / _halve(total - z, total).neg_()
+        signed = layer.transpose(positive_share - negative_share, layer.weight, shape)
+        return signed.add_(layer.transpose(positive_share.add_(negative_share), weight, shape).mul_(_sign_of(a))).div_(
+            2
+        )
 
     def _branches(
         self,
@@ -197,13 +205,13 @@ class AlphaBeta(Rule):
         total = layer.forward(inputs[0], like, bias)
         if inputs[1] is not None:
             total = total.add_(layer.forward(inputs[1], unlike))
-        share = relevance.div_(_or_infinity(total))
-        other = None if inputs[1] is None else layer.transpose(share, unlike, shape)
-        return layer.transpose(share, like, shape), other
+        share = relevance.div_(_stabilise(total))
+        for_negative_inputs = None if inputs[1] is None else layer.transpose(share, unlike, shape)
+        return layer.transpose(share, like, shape), for_negative_inputs
 
     def hook(self) -> BasicHook:
         """zennit's AlphaBeta."""
-        return zennit_rules.AlphaBeta(alpha=self.alpha, beta=self.alpha - 1, stabilizer=_or_infinity)
+        return zennit_rules.AlphaBeta(alpha=self.alpha, beta=self.alpha - 1, stabilizer=_stabilise)
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ class ZPlus(Rule):
 
     def hook(self) -> BasicHook:
         """zennit's ZPlus."""
-        return zennit_rules.ZPlus(stabilizer=_or_infinity)
+        return zennit_rules.ZPlus(stabilizer=_stabilise)
 
 
 @dataclass(frozen=True)
@@ -290,7 +298,7 @@ class Pass(Rule):
                 f"rule 'pass' met a layer from {tuple(shape[1:])} to {tuple(z.shape[1:])}; it needs equal shapes: "
                 "use another rule for this part"
             )
-        return _divided(m * z, a)
+        return _divide(m * z, a)
 
 
 RULES: Mapping[str, type[Rule]] = {
@@ -331,19 +339,19 @@ def hook_multiplier(hook: BasicHook, layer: Layer, a: Tensor, z: Tensor, m: Tens
     hook.stored_tensors["input"] = (a,)
     exact = isinstance(hook, _HOMOGENEOUS)
     if exact:
-        branch, reduce = _branch(a), hook.reducer
+        branch, reduce = _sign_of(a), hook.reducer
         slopes = [modify(branch) * branch for modify in hook.input_modifiers]
         hook.reducer = lambda inputs, gradients: reduce(slopes, gradients)
     (result,) = hook.backward(_Parametrised(layer), (a,), (m * z,))
-    return result if exact else _divided(result, a)
+    return result if exact else _divide(result, a)
 
 
-def _divided(relevance: Tensor, a: Tensor) -> Tensor:
+def _divide(relevance: Tensor, a: Tensor) -> Tensor:
     """m with a m = relevance; 0 where a is 0."""
     return relevance / a.masked_fill(a.abs() < 1e-12, math.inf)
 
 
-class Saved:
+class SavedOutput:
     """A layer's output, kept for its backward pass, also when the model later changes that output in place."""
 
     def __init__(self, z: Tensor) -> None:
@@ -365,15 +373,15 @@ class Saved:
         return self.z
 
 
-class _Ruled(torch.autograd.Function):
+class _RuleFunction(torch.autograd.Function):
     """Forward: the layer. Backward: its rule."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, layer: Layer, rule: Rule, kept: list[Saved]) -> Tensor:
+    def forward(ctx: Any, a: Tensor, layer: Layer, rule: Rule, saved_outputs: list[SavedOutput]) -> Tensor:
         z = layer.forward(a, layer.weight, layer.bias)
         z = torch.ops.aten._unsafe_view(z, z.shape)  # a view made in here could not be changed in place by the model
-        ctx.layer, ctx.rule, ctx.shape, ctx.output = layer, rule, a.shape, Saved(z)
-        kept.append(ctx.output)
+        ctx.layer, ctx.rule, ctx.shape, ctx.output = layer, rule, a.shape, SavedOutput(z)
+        saved_outputs.append(ctx.output)
         if rule.needs_input:
             ctx.save_for_backward(a)
         return z
@@ -384,15 +392,15 @@ class _Ruled(torch.autograd.Function):
         return ctx.rule.multiplier(ctx.layer, a, ctx.output.get(), m, ctx.shape), None, None, None
 
 
-def apply_rule(a: Tensor, layer: Layer, rule: Rule) -> tuple[Tensor, Saved]:
+def apply_rule(a: Tensor, layer: Layer, rule: Rule) -> tuple[Tensor, SavedOutput]:
     """The layer's output, whose gradient towards `a` is the rule's multiplier, and the copy that backward will read."""
-    saved: list[Saved] = []
-    z = _Ruled.apply(a, layer, rule, saved)
-    return z, saved[0]
+    saved_outputs: list[SavedOutput] = []
+    z = _RuleFunction.apply(a, layer, rule, saved_outputs)
+    return z, saved_outputs[0]
 
 
 def keep_before_change(value: Any) -> None:
     """To be called before a layer's output, or a view of one, is changed in place."""
     for tensor in (value, getattr(value, "_base", None)):
-        if isinstance(saved := getattr(tensor, "_px_saved", None), Saved):
-            saved.keep()
+        if isinstance(saved_output := getattr(tensor, "_px_saved", None), SavedOutput):
+            saved_output.keep()

@@ -35,7 +35,7 @@ PLAIN = frozenset(
 """Functions whose ordinary gradient shares relevance in proportion to contributions."""
 
 
-def live(value: Any) -> bool:
+def carries_gradient(value: Any) -> bool:
     """Whether relevance can flow into `value`."""
     return isinstance(value, Tensor) and value.requires_grad
 
@@ -99,12 +99,12 @@ class _Identity(torch.autograd.Function):
 
 def identity_rule(x: Tensor, function: Callable[[Tensor], Tensor], activation: Activation) -> Tensor:
     """function(x), elementwise, with the identity rule as its gradient."""
-    return _Identity.apply(x, function, activation) if live(x) else function(x)
+    return _Identity.apply(x, function, activation) if carries_gradient(x) else function(x)
 
 
 def _activation(name: str) -> Handler:
     def handler(func: Handler, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if not live(x) or any(live(arg) for arg in args):
+        if not carries_gradient(x) or any(carries_gradient(arg) for arg in args):
             return func(x, *args, **kwargs)
         if "inplace" in kwargs:
             kwargs = {**kwargs, "inplace": False}
@@ -129,29 +129,31 @@ class _Scale(torch.autograd.Function):
         return m * ctx.factor, None
 
 
-def scaled(x: Tensor, factor: float) -> Tensor:
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x`, whose gradient is multiplied by `factor`."""
     return _Scale.apply(x, factor)
 
 
 def product(func: Handler, a: Any, b: Any, **kwargs: Any) -> Any:
     """A bilinear function; with two live factors each gets half of the relevance."""
-    if live(a) and live(b):
-        a, b = scaled(a, 0.5), scaled(b, 0.5)
+    if carries_gradient(a) and carries_gradient(b):
+        a, b = scale_gradient(a, 0.5), scale_gradient(b, 0.5)
     return func(a, b, **kwargs)
 
 
 def _base_plus_product(func: Handler, base: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> Any:
-    if live(a) and live(b):
-        a, b = scaled(a, 0.5), scaled(b, 0.5)
+    if carries_gradient(a) and carries_gradient(b):
+        a, b = scale_gradient(a, 0.5), scale_gradient(b, 0.5)
     return func(base, a, b, **kwargs)
 
 
 def _einsum(func: Handler, equation: Any, *operands: Any) -> Any:
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
-    factors = sum(live(operand) for operand in operands)
-    return func(equation, *(scaled(x, 1 / factors) if factors > 1 and live(x) else x for x in operands))
+    factors = sum(carries_gradient(operand) for operand in operands)
+    return func(
+        equation, *(scale_gradient(x, 1 / factors) if factors > 1 and carries_gradient(x) else x for x in operands)
+    )
 
 
 def _glu(func: Handler, x: Tensor, dim: int = -1) -> Tensor:
@@ -161,7 +163,7 @@ def _glu(func: Handler, x: Tensor, dim: int = -1) -> Tensor:
 
 def _quotient(func: Handler, a: Any, b: Any, **kwargs: Any) -> Any:
     """A divisor is a scale, like a standard deviation: constant."""
-    return func(a, b.detach() if live(b) else b, **kwargs)
+    return func(a, b.detach() if carries_gradient(b) else b, **kwargs)
 
 
 # --- norms: gradient stopped through the scale ------------------------------------------------------------------------
@@ -197,7 +199,7 @@ class _LayerNorm(torch.autograd.Function):
 def _layer_norm(
     func: Handler, x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    if not live(x):
+    if not carries_gradient(x):
         return func(x, shape, weight, bias, eps)
     return _LayerNorm.apply(x if weight is None else x.to(weight.dtype), list(shape), weight, bias, eps)
 
@@ -255,4 +257,7 @@ def handlers() -> dict[str, Handler]:
     table |= {"layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm}
     table |= {"instance_norm": _instance_norm, "normalize": _normalize}
     changing = {f"{name}_": name for name in table if hasattr(torch.Tensor, f"{name}_")} | OPERATORS
-    return table | {name: _in_place(table[plain], getattr(torch, plain)) for name, plain in changing.items()}
+    return table | {
+        name: _in_place(table[name_of_original], getattr(torch, name_of_original))
+        for name, name_of_original in changing.items()
+    }

@@ -29,8 +29,8 @@ class Bytes(Budget):
         """Bytes of the weights; the graph around them is small, and is measured on the file."""
         params = params_meter(model, groups)
 
-        def cost(kept: Mapping[str, int]) -> float:
-            return BYTES_PER_WEIGHT * params(kept)
+        def cost(kept_units: Mapping[str, int]) -> float:
+            return BYTES_PER_WEIGHT * params(kept_units)
 
         return cost
 

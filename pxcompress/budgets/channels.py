@@ -20,10 +20,10 @@ class Channels(Budget):
     normalise = "mean"  # every unit costs the same, and raw scores leave early layers bare
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Units kept."""
+        """Number of units that stay."""
         sizes = {group.name: group.units for group in groups}
 
-        def cost(kept: Mapping[str, int]) -> float:
-            return float(sum(kept.get(name, units) for name, units in sizes.items()))
+        def cost(kept_units: Mapping[str, int]) -> float:
+            return float(sum(kept_units.get(name, units) for name, units in sizes.items()))
 
         return cost

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pxcompress.budgets import BUDGETS
 from pxcompress.choices import PROVIDERS
-from pxcompress.cost.latency import Conditions, file_latencies, latency_meter
+from pxcompress.cost.latency import Conditions, latency_meter, measure_files
 from pxcompress.registry import option
 from pxcompress.types import Budget, Group, Meter
 
@@ -34,7 +34,7 @@ class Latency(Budget):
 
     def measured(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
         """Median milliseconds of a call, taken in turns."""
-        return file_latencies(files, example, self._conditions)
+        return measure_files(files, example, self._conditions)
 
     @property
     def _conditions(self) -> Conditions:

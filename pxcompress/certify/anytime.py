@@ -39,12 +39,12 @@ class Budget:
 
     @property
     def left_after(self) -> float:
-        """What later tests share."""
+        """Error budget that is left for later tests of the split."""
         return self.left - self.stake * self.lost
 
     @property
     def words(self) -> str:
-        """What is left, in a sentence."""
+        """A sentence on the error budget that is left."""
         return (
             f"samples {self.begins + 1} to {self.ends} of {self.are} were looked at, and {self.stake:.4g} of the error "
             f"budget of {self.total:.4g} staked. LEFT for other tests: {self.are - self.ends} samples, and a budget of "
@@ -52,18 +52,18 @@ class Budget:
         )
 
 
-def staked(total: float, lost: float, begins: int, are: int) -> Budget:
+def stake_budget(total: float, lost: float, begins: int, are: int) -> Budget:
     """The part of the error budget `total` that the next test of a split gets, of which earlier ones have `lost` some.
 
     Raises `InputError` where nothing is left: samples or budget.
     """
-    left = total - lost
-    if left <= 1e-6 or begins >= are:
+    remaining_error = total - lost
+    if remaining_error <= 1e-6 or begins >= are:
         raise InputError(
             f"nothing is left of these samples: {begins} of {are} were looked at, and {lost:.4g} of the error budget "
             f"of {total:.4g} are lost; certify on fresh samples, or give a lower --confidence"
         )
-    return Budget(total, left, STAKE * left, begins, begins, are)
+    return Budget(total, remaining_error, STAKE * remaining_error, begins, begins, are)
 
 
 def certify_anytime(candidates: Sequence[Candidate], goal: Goal, budget: Budget) -> tuple[Certificate, Budget]:
@@ -82,13 +82,13 @@ def stopping_time(path: Sequence[Array], goal: Goal) -> int:
     The path is decided once each model has passed, or is shown by the same bet on the other side to be too bad, and
     one that is too bad makes those after it needless.
     """
-    needed = 0
+    needed_samples = 0
     for losses in path:
         passes, fails = (_first(wealth >= -math.log(goal.delta)) for wealth in _wealths(losses, goal))
-        needed = max(needed, min(passes, fails))
+        needed_samples = max(needed_samples, min(passes, fails))
         if passes > fails or passes > len(losses):
             break
-    return min(needed, len(path[0]))
+    return min(needed_samples, len(path[0]))
 
 
 def _wealths(losses: Array, goal: Goal) -> tuple[Array, Array]:

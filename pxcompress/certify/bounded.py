@@ -15,7 +15,7 @@ from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.errors import InputError
 
 _STEPS = 40
-"""Halvings of [0, 1] by which the ends of an interval are found."""
+"""Number of bisections of [0, 1] by which the ends of an interval are found."""
 
 
 class MeanInterval(NamedTuple):

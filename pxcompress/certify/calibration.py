@@ -26,8 +26,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one model. `error` is the expected calibration error; conformal sets hold the true class with at least the
-    asked coverage: `set_size` is their mean number of classes, `covered` the share that holds it.
+    """Calibration of one model: `error` is the expected calibration error.
+
+    Conformal sets hold the true class with at least the asked coverage: `set_size` is their mean number of
+    classes, `covered` the share that holds it.
     """
 
     error: Estimate

@@ -46,8 +46,8 @@ def samples_to_label(risk: str, predicted: ArrayLike, order: Array, *, anytime: 
     differs = values[1:] != values[0]
     if not RISKS[risk].needs_labels or not len(differs):
         return np.empty(0, dtype=np.int64)
-    asked = order[differs.any(axis=0)[order]]
-    return asked if anytime else asked[np.argsort(differs.argmax(axis=0)[asked], kind="stable")]
+    positions = order[differs.any(axis=0)[order]]
+    return positions if anytime else positions[np.argsort(differs.argmax(axis=0)[positions], kind="stable")]
 
 
 def completed_labels(dense: ArrayLike, answers: Mapping[int, int]) -> Array:

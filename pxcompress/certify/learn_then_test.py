@@ -22,7 +22,7 @@ def binomial(values: Array, alpha: float) -> Array:
 
 
 def betting(values: Array, alpha: float) -> Array:
-    """1 / max_t prod_(i<=t) (1 - bet_i (loss_i - alpha)): Ville's inequality on a capital that grows if risk < alpha.
+    """P = 1 / max_t prod_(i<=t) (1 - bet_i (loss_i - alpha)) (Ville): the capital grows if risk < alpha.
 
     Bets follow the variance seen so far (Waudby-Smith and Ramdas, 2020; as in Bates et al., 2021), so a model that
     rarely changes an answer needs few samples. The order is drawn from a fixed seed, because data often come sorted by
@@ -55,7 +55,7 @@ def log_wealth(values: Array, alpha: float) -> Array:
 
 
 def e_process(values: Array, alpha: float) -> Array:
-    """1 / the largest capital there was: valid whenever one stops. The losses come in the order of the test."""
+    """P-value 1 / the largest capital so far, valid whenever one stops. Losses come in the order of the test."""
     return np.minimum(1, np.exp(-log_wealth(values, alpha).max(axis=-1)))
 
 

@@ -72,20 +72,20 @@ class Part:
         """`goal`, which names in words the predictions that count."""
         if self.threshold is None:
             return goal
-        sure = (
+        description = (
             f"the predictions of which the dense model is confident (softmax at least {_format_share(self.threshold)})"
         )
-        return replace(goal, scope=sure)
+        return replace(goal, scope=description)
 
     def check(self, goal: Goal, counts: Mapping[str, int]) -> None:
         """Raise `DataError` where samples (class -> number) are too few, whatever the models do."""
         total = sum(counts.values())
         if self.part == "classes":
-            least = min(counts, key=lambda name: counts[name])
-            check_samples(counts[least], goal, f"of {least!r}, the smallest class, to certify on")
+            smallest_class = min(counts, key=lambda name: counts[name])
+            check_samples(counts[smallest_class], goal, f"of {smallest_class!r}, the smallest class, to certify on")
         elif self.coverage is not None:
-            where = f"to certify on that are confident (coverage {self.coverage:g} of {total})"
-            check_samples(int(self.coverage * total), goal, where)
+            purpose = f"to certify on that are confident (coverage {self.coverage:g} of {total})"
+            check_samples(int(self.coverage * total), goal, purpose)
         else:
             check_samples(total, goal)
 

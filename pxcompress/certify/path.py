@@ -106,12 +106,12 @@ def losses(
         raise InputError(f"risk {risk!r} is of losses, not of classes; give a table of them, with certify --losses")
     if labels is None and RISKS[risk].needs_labels:
         raise InputError(f"risk {risk!r} needs labels; give them, or use 'disagreement', which needs none")
-    first, second = _classes(dense, "dense"), _classes(pruned, "pruned")
-    truth = first if labels is None else _classes(labels, "labels")
-    if not first.shape == second.shape == truth.shape:
-        counts = f"{len(first)} dense, {len(second)} pruned, {len(truth)} labels"
+    dense_classes, pruned_classes = _classes(dense, "dense"), _classes(pruned, "pruned")
+    truth = dense_classes if labels is None else _classes(labels, "labels")
+    if not dense_classes.shape == pruned_classes.shape == truth.shape:
+        counts = f"{len(dense_classes)} dense, {len(pruned_classes)} pruned, {len(truth)} labels"
         raise InputError(f"{counts}; expected one of each per sample, in the same order")
-    values = np.asarray(RISKS[risk].function(first, second, truth), dtype=np.float64)
+    values = np.asarray(RISKS[risk].function(dense_classes, pruned_classes, truth), dtype=np.float64)
     return values if mask is None else values[_mask(mask, len(values), "the mask")]
 
 
@@ -136,7 +136,7 @@ def by_class(labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
     return {name: values == index for index, name in enumerate(names)}
 
 
-def _classes(outputs: ArrayLike, what: str) -> Array:
+def _classes(outputs: ArrayLike, model_name: str) -> Array:
     """Predicted classes (n,) of logits (n, classes); classes stay as they are."""
     values = np.asarray(outputs)
     if values.ndim == 2 and np.isfinite(values).all():
@@ -144,13 +144,13 @@ def _classes(outputs: ArrayLike, what: str) -> Array:
     if values.ndim == 1 and np.issubdtype(values.dtype, np.integer):
         return values
     problem = "not finite" if values.ndim == 2 else f"of shape {values.shape} and type {values.dtype}"
-    raise InputError(f"{what}: {problem}; expected finite logits (n, classes) or whole class numbers (n,)")
+    raise InputError(f"{model_name}: {problem}; expected finite logits (n, classes) or whole class numbers (n,)")
 
 
-def _mask(mask: ArrayLike, n: int, what: str) -> Array:
+def _mask(mask: ArrayLike, n: int, mask_name: str) -> Array:
     values = np.asarray(mask)
     if values.shape != (n,) or values.dtype != np.bool_:
-        raise InputError(f"{what} has shape {values.shape} and type {values.dtype}; expected ({n},) true or false")
+        raise InputError(f"{mask_name} has shape {values.shape} and type {values.dtype}; expected ({n},) true or false")
     return values
 
 
@@ -206,7 +206,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class InClass:
+class ClassResult:
     """The samples of one class."""
 
     name: str
@@ -224,10 +224,10 @@ class Tested:
     n: int
     errors: float
     p_value: float
-    classes: tuple[InClass, ...] = ()
+    classes: tuple[ClassResult, ...] = ()
 
     @property
-    def weakest(self) -> Tested | InClass:
+    def weakest(self) -> Tested | ClassResult:
         """Where the p-value comes from: the class with the largest one, or the row itself where no class counts."""
         return max(self.classes, key=lambda each: each.p_value, default=self)
 
@@ -275,9 +275,9 @@ def _check_order(candidates: Sequence[Candidate]) -> None:
         if candidate.name in names:
             raise InputError(f"candidate {candidate.name!r} is given twice; every model of a path needs its own name")
         if not math.isfinite(candidate.size) or (previous and candidate.size > previous.size):
-            where = f" after {previous.name!r} of size {previous.size:g}" if previous else ""
-            wrong = f"{candidate.name!r} has size {candidate.size:g}{where}"
-            raise InputError(f"path out of order: {wrong}; give the models from dense to smallest")
+            position = f" after {previous.name!r} of size {previous.size:g}" if previous else ""
+            problem = f"{candidate.name!r} has size {candidate.size:g}{position}"
+            raise InputError(f"path out of order: {problem}; give the models from dense to smallest")
         previous = candidate
         names.add(candidate.name)
 
@@ -292,7 +292,7 @@ def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> T
     if goal.bound == "binomial" and not np.isin(values, (0, 1)).all():
         raise InputError(f"losses of {candidate.name!r} are not all 0 or 1, as those of {goal.risk!r} are")
     parts = {name: values[_mask(mask, len(values), name)] for name, mask in masks.items()}
-    classes = tuple(InClass(name, len(part), float(part.sum()), goal.p_value(part)) for name, part in parts.items())
+    classes = tuple(ClassResult(name, len(part), float(part.sum()), goal.p_value(part)) for name, part in parts.items())
     p_values = [each.p_value for each in classes] or [goal.p_value(values)]
     errors, p_value = float(values.sum()), max(p_values)
     return Tested(candidate.name, float(candidate.size), len(values), errors, p_value, classes)
@@ -313,8 +313,8 @@ def sentence(certificate: Certificate) -> str:
     target = f"With {_format_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}"
     row = certificate.rows[certificate.chosen or 0]
     part = row.weakest
-    where = f" in {part.name!r}, the weakest class" if classes else ""
-    evidence = f"{part.errors:g} of {part.n} samples{where}"
+    weakest_class = f" in {part.name!r}, the weakest class" if classes else ""
+    evidence = f"{part.errors:g} of {part.n} samples{weakest_class}"
     if certificate.chosen is None:
         short = f"; it takes at least {fewest} samples" if (fewest := _count_needed(goal)) > part.n else ""
         outcome = f"{row.name!r} lost {evidence} (p = {row.p_value:.3g}{short})"
@@ -332,16 +332,18 @@ def _format_percent(share: float) -> str:
 # --- samples: how many are needed, and what a used split still gives --------------------------------------------------
 
 
-def check_samples(n: int, goal: Goal, where: str = "to certify on") -> None:
+def check_samples(n: int, goal: Goal, purpose: str = "to certify on") -> None:
     """Raise `DataError` where n samples could not pass even if no prediction went wrong.
 
-    `where` says in words which samples were counted: those of the smallest class, where every class must pass.
+    `purpose` says in words which samples were counted: those of the smallest class, where every class must pass.
     """
     # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
     if goal.alpha <= 0 or n >= (fewest := _count_needed(goal)):
         return
     goal_words = f"{goal.risk} <= {_format_percent(goal.alpha)} at {_format_percent(1 - goal.delta)} confidence"
-    raise DataError(f"{n} samples {where}; {goal_words} needs at least {fewest}: give more data or a larger --max-drop")
+    raise DataError(
+        f"{n} samples {purpose}; {goal_words} needs at least {fewest}: give more data or a larger --max-drop"
+    )
 
 
 def _count_needed(goal: Goal) -> int:

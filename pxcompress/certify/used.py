@@ -22,15 +22,15 @@ FILE = "used_splits.json"
 
 def check_disjoint(certify_ids: Iterable[str], other_ids: Mapping[str, Iterable[str]]) -> None:
     """Raise `DataError` where a certify sample is given twice or also serves another role (role -> ids)."""
-    own = list(certify_ids)
-    ids = set(own)
-    if len(ids) < len(own):
+    sample_ids = list(certify_ids)
+    ids = set(sample_ids)
+    if len(ids) < len(sample_ids):
         raise DataError(
-            f"{len(own) - len(ids)} certify samples are given twice; expected independent samples: drop them"
+            f"{len(sample_ids) - len(ids)} certify samples are given twice; expected independent samples: drop them"
         )
     for role, others in other_ids.items():
-        if both := sorted(ids.intersection(others)):
-            problem = f"{len(both)} certify samples also serve {role!r}, such as {both[0]!r}"
+        if shared_ids := sorted(ids.intersection(others)):
+            problem = f"{len(shared_ids)} certify samples also serve {role!r}, such as {shared_ids[0]!r}"
             raise DataError(f"{problem}; certify on samples of their own")
 
 

@@ -47,7 +47,7 @@ def bench(
     A provider that cannot be used is left out and named, unless it is the only one. With --precision every file is
     converted first; what is made is not kept: `run --targets` writes files to ship.
     """
-    from pxcompress.deploy.bench import Where, choose_providers
+    from pxcompress.deploy.bench import BenchConditions, choose_providers
     from pxcompress.deploy.bench import bench as time_files
     from pxcompress.deploy.feeds import Sizes
     from pxcompress.deploy.variants import check_precisions, convert_files
@@ -69,8 +69,8 @@ def bench(
         sources = dict.fromkeys(files, "")
         if precisions:
             sources = convert_files(files, precisions, lambda of: read_calibration(of, data, size), Path(folder))
-        where = Where(working, threads, strict_provider)
-        rows = time_files(list(sources), batches, where=where, sizes=Sizes.parsed(size, shapes))
+        conditions = BenchConditions(working, threads, strict_provider)
+        rows = time_files(list(sources), batches, conditions=conditions, sizes=Sizes.parsed(size, shapes))
     names = {str(path): name for path, name in sources.items() if name}
     rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else format_bench(rows))

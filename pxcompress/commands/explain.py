@@ -35,14 +35,14 @@ def explain(
     Cases are added to FOLDER/report.html, with explain.json and figures in explain/ beside it, in place of those of an
     earlier call; models, plan and hashes of the run stay as they are, and with --out all of FOLDER does.
     """
-    from pxcompress.explain.compare import SAMPLES, Asked
+    from pxcompress.explain.compare import SAMPLES, ExplanationRequest
     from pxcompress.explain.compare import explain as explained
     from pxcompress.explain.folder import write
     from pxcompress.report.explanation import format_explanation, format_explanation_json
 
     if image and samples is not None:
         raise InputError(f"--samples {samples} has no effect beside --image; leave one out")
-    request = Asked(method, composite, share, SAMPLES if samples is None else samples)
+    request = ExplanationRequest(method, composite, share, SAMPLES if samples is None else samples)
     explanation = explained(folder, image or None, data, request, notes(quiet))
     page = write(explanation, folder, out)
     print(format_explanation_json(explanation) if as_json else f"{format_explanation(explanation)}\n\n{page}")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from pxcompress.choices import one_of
 from pxcompress.commands.panels import EXPERT, panel_of
 from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe
@@ -27,8 +28,8 @@ from pxcompress.recipe.goal import auto_normalise, auto_round_to
 def _describe(field: Field[Any]) -> str:
     """The help of a field's option, with the default that it has unless the text says it."""
     text = str(field.metadata["help"])
-    nothing = any(field.default is value for value in (MISSING, None, False, ()))
-    return text if "[default:" in text or nothing else f"{text}  [default: {_show_default(field.default)}]"
+    has_no_default = any(field.default is value for value in (MISSING, None, False, ()))
+    return text if "[default:" in text or has_no_default else f"{text}  [default: {_show_default(field.default)}]"
 
 
 def _show_default(default: object) -> str:
@@ -51,7 +52,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it e
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 FLAGS = {"scorer": ("--score", "--scorer")}
-"""Options that are not only called like their field."""
+"""Command-line flags of the fields whose option is not only called like the field."""
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -67,7 +68,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
     """
 
     def decorate(command: Command) -> Command:
-        own = [
+        parameters_of_command = [
             each.replace(kind=each.KEYWORD_ONLY)
             for each in inspect.signature(command, eval_str=True).parameters.values()
         ][1:]
@@ -81,7 +82,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
             Path | None,
             typer.Option(help="A recipe.json; .toml or .yaml, same keys; options said here count more."),
         ]
-        others = [_to_its_panel(each) for each in (_keyword("config", config, None), *own)]
+        others = [_to_its_panel(each) for each in (_keyword("config", config, None), *parameters_of_command)]
         parameters = [*own_options.values(), *others]
 
         @functools.wraps(command)
@@ -155,8 +156,8 @@ def _stale(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
 def _drop_options(text: str, names: Collection[str]) -> str:
     """A method's text without the options `names`."""
     name, _, options = text.partition(":")
-    remaining = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
-    return ":".join([name, ",".join(remaining)] if remaining else [name])
+    remaining_options = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
+    return ":".join([name, ",".join(remaining_options)] if remaining_options else [name])
 
 
 def guarantee_of(max_drop: float, **options: Any) -> Guarantee:
@@ -217,8 +218,8 @@ def read_input_size(text: str) -> int | tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
         raise InputError(f"input-size is {text!r}; expected a side in pixels, such as 224, or HEIGHTxWIDTH")
-    first, *others = (int(side) for side in sides)
-    return (first, others[0]) if others else first
+    height, *others = (int(side) for side in sides)
+    return (height, others[0]) if others else height
 
 
 def _parse_bytes(text: str) -> int:
@@ -228,6 +229,19 @@ def _parse_bytes(text: str) -> int:
         return round(float(parts[1]) * SIZES[parts[2].upper()])  # type: ignore[index]
     except (TypeError, KeyError, ValueError, OverflowError):
         raise InputError(f"max-bytes is {text!r}; expected a size, such as 20MB") from None
+
+
+def _parse_step(text: str) -> int:
+    """8 of "8", or the step of widths that an ecosystem likes, by its name."""
+    from pxcompress.deploy.converters import CONVERTERS
+
+    if text in CONVERTERS:
+        return CONVERTERS.get(text).round_to
+    try:
+        return int(text)
+    except ValueError:
+        names = one_of(CONVERTERS)
+        raise InputError(f"round-to is {text!r}; expected a whole number, or where the model goes: {names}") from None
 
 
 def _repairs(texts: list[str]) -> tuple[str, ...]:
@@ -259,9 +273,10 @@ def _read(name: str, value: Any) -> Any:
 _READ: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _split_names),
     "repair": _repairs,
+    "round_to": _parse_step,
     "scorer": _scorer,
     "speedup": _parse_factor,
     "input_size": read_input_size,
     "max_bytes": _parse_bytes,
 }
-"""Options whose text is not their value."""
+"""Readers of the options whose value has to be parsed from their text."""

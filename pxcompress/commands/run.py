@@ -27,11 +27,11 @@ def run(
     there is none the folder holds the dense model, and the exit code is 3.
     """
     from pxcompress.pipeline import work
-    from pxcompress.processes import joined
+    from pxcompress.processes import join_processes
     from pxcompress.report.build import to_json
     from pxcompress.report.table import to_table
 
-    with joined():
+    with join_processes():
         report = work(recipe, out, force=force, note=notes(quiet))
     if report is None:  # in a process that is not the first
         return

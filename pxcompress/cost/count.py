@@ -2,7 +2,7 @@
 
 Multiply-accumulates are those of convolutions, linear and recurrent layers and matrix products (attention's too), for
 one sample, counted by PyTorch's own counter and by `formulas`; element-wise operations, normalisations and
-interpolation count as zero. What multiplies and has no formula is named (`uncounted`).
+interpolation count as zero. What multiplies and has no formula is named (`list_uncounted`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     return {name: macs for name, macs in own_macs.items() if macs}
 
 
-def uncounted(model: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
+def list_uncounted(model: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
     """Operators of `model` that multiply and count as zero: name -> names of the modules that run them."""
     _, uncounted_operators = _run_counted(model, example)
     return {
@@ -114,20 +114,20 @@ class Widths:
                 self._owners[name, axis] = (_rows(model, name, owners[0][1]), owners)
         self._heads = {group.name: group.units for group in groups if group.kind == "head"}
 
-    def share(self, name: str, axis: Axis, kept: Mapping[str, int]) -> tuple[int, int]:
+    def share(self, name: str, axis: Axis, kept_units: Mapping[str, int]) -> tuple[int, int]:
         """Rows kept and rows in all of a module's axis; (1, 1) where no group owns rows of it."""
         if (name, axis) not in self._owners:
             return 1, 1
         rows, owners = self._owners[name, axis]
         removed_rows = sum(
-            (group.units - kept.get(group.name, group.units)) * member.index.shape[1] for group, member in owners
+            (group.units - kept_units.get(group.name, group.units)) * member.index.shape[1] for group, member in owners
         )
         return rows - removed_rows, rows
 
-    def heads(self, name: str, kept: Mapping[str, int]) -> tuple[int, int]:
+    def heads(self, name: str, kept_units: Mapping[str, int]) -> tuple[int, int]:
         """Heads kept and heads in all of the attention module `name`; (1, 1) for any other module."""
         heads = self._heads.get(name)
-        return (kept.get(name, heads), heads) if heads else (1, 1)
+        return (kept_units.get(name, heads), heads) if heads else (1, 1)
 
 
 def _rows(model: nn.Module, name: str, member: Member) -> int:
@@ -146,11 +146,15 @@ def macs_meter(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Me
     """Multiply-accumulates of one sample at planned widths; equals `count_macs` of the pruned model."""
     widths, dense = Widths(model, groups), macs_by_module(model, example)
 
-    def cost(kept: Mapping[str, int]) -> float:
+    def cost(kept_units: Mapping[str, int]) -> float:
         total = 0
         for name, macs in dense.items():
-            parts = (widths.share(name, "out", kept), widths.share(name, "in", kept), widths.heads(name, kept))
-            total += _scaled(macs, parts)
+            parts = (
+                widths.share(name, "out", kept_units),
+                widths.share(name, "in", kept_units),
+                widths.heads(name, kept_units),
+            )
+            total += _scale_count(macs, parts)
         return float(total)
 
     return cost
@@ -160,24 +164,24 @@ def params_meter(model: nn.Module, groups: Sequence[Group]) -> Meter:
     """Parameters at planned widths; equals `count_params` of the pruned model."""
     widths, dense = Widths(model, groups), params_by_module(model)
 
-    def cost(kept: Mapping[str, int]) -> float:
+    def cost(kept_units: Mapping[str, int]) -> float:
         total = 0
         for name, parameters in dense.items():
             for parameter, count in parameters.items():
-                own = f"{name}.{parameter}".lstrip(".")
-                parts = [widths.share(name, "out", kept), widths.share(own, "out", kept)]
+                parameter_name = f"{name}.{parameter}".lstrip(".")
+                parts = [widths.share(name, "out", kept_units), widths.share(parameter_name, "out", kept_units)]
                 if parameter == "weight":
-                    parts.append(widths.share(name, "in", kept))
-                total += _scaled(count, parts)
+                    parts.append(widths.share(name, "in", kept_units))
+                total += _scale_count(count, parts)
         return float(total)
 
     return cost
 
 
-def _scaled(count: int, shares: Sequence[tuple[int, int]]) -> int:
+def _scale_count(count: int, shares: Sequence[tuple[int, int]]) -> int:
     """`count` times every share kept / total, in whole numbers."""
     total = 1
-    for kept, whole in shares:
-        count *= kept
-        total *= whole
+    for kept_rows, all_rows in shares:
+        count *= kept_rows
+        total *= all_rows
     return count // total

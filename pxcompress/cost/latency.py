@@ -23,20 +23,21 @@ from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.cost.count import Widths
-from pxcompress.cost.operators import Operator, operators
+from pxcompress.cost.operators import Operator, find_operators
+from pxcompress.cost.stairs import Stairs
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import check_batch_size
-from pxcompress.deploy.runtime import describe_device, open_session, time_graph, time_runs
+from pxcompress.deploy.runtime import describe_device, get_device, open_session, time_graph, time_runs
 from pxcompress.graph import prune
 from pxcompress.types import Group, Meter, Plan
 
 Array = npt.NDArray[np.float64]
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
-"""Of an operator's dense width: where it is measured."""
+"""Shares of an operator's dense width at which it is timed."""
 
 STEP = 16
-"""Widths are measured at its multiples: no provider is slow there."""
+"""Operators are timed at multiples of this width, at which no provider is slow."""
 
 WHOLE = (1.0, 0.5, 0.25)
 """Shares of all widths at which the whole model is timed."""
@@ -53,10 +54,13 @@ SAVED = 0.25
 """A width inside a step must save less than this of its share of the channels, for the step to be one."""
 
 LEAST = 0.1
-"""Share of what an operator takes alone that it takes in any case."""
+"""Fixed share of an operator's stand-alone time, paid at any width."""
 
 NOTHING = Operator("copy", (1, 1), STEP, STEP, (1,))
-"""What a call costs that does next to nothing."""
+"""An operator that does next to nothing; its time is that of a call as such."""
+
+GPU_UNITS: Mapping[str, int] = {"fp32": 8, "fp16": 8, "int8": 16}
+"""Widths that tensor cores take, by precision: other ones are padded, or stay out of them."""
 
 
 MATRIX = Operator("linear", (), 4096, 4096)
@@ -75,8 +79,13 @@ class Conditions:
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether widths go in wide steps there, which both widths of an operator decide together."""
+        return get_device(self.provider) == "cuda"
 
-class Table:
+
+class OperatorTimes:
     """Times of single operators under the same conditions, read from the cache folder or measured when asked for."""
 
     def __init__(self, conditions: Conditions) -> None:
@@ -111,14 +120,14 @@ class Table:
         return self._times[key]
 
     def save(self) -> None:
-        """Keep what was measured."""
+        """Write the measured times to the cache folder."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path) as path:
             path.write_text(json.dumps(self._times))
 
 
 @dataclass(frozen=True, eq=False)
-class _Surface:
+class _TimeSurface:
     """Milliseconds of one operator over its two widths: `times` (inputs, outputs), neither falling along either."""
 
     inputs: Array
@@ -127,10 +136,10 @@ class _Surface:
 
     def at(self, inputs: float, outputs: float) -> float:
         """Bilinear between the measured widths."""
-        (row, down), (column, right) = _between(self.inputs, inputs), _between(self.outputs, outputs)
+        (row, row_share), (column, column_share) = _between(self.inputs, inputs), _between(self.outputs, outputs)
         corners = self.times[row : row + 2, column : column + 2]
-        lines = corners[:, 0] if corners.shape[1] == 1 else corners @ np.array([1 - right, right])
-        return float(lines[0] if len(lines) == 1 else lines @ np.array([1 - down, down]))
+        lines = corners[:, 0] if corners.shape[1] == 1 else corners @ np.array([1 - column_share, column_share])
+        return float(lines[0] if len(lines) == 1 else lines @ np.array([1 - row_share, row_share]))
 
 
 def _copies(operator: Operator) -> tuple[Operator, Operator]:
@@ -159,53 +168,93 @@ def _between(points: Array, value: float) -> tuple[int, float]:
 
 def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions) -> Meter:
     """Milliseconds of one call at planned widths; exports and times the whole model at the widths `WHOLE`."""
-    widths, table, step = Widths(model, groups), Table(conditions), best_step(conditions)
-    dense_operators = operators(model, groups, example)
-    surfaces = {name: _surface(operator, name, widths, table) for name, operator in dense_operators.items()}
+    widths, table, step = Widths(model, groups), OperatorTimes(conditions), measure_best_step(conditions)
+    dense_operators = find_operators(model, groups, example)
+    on_gpu = conditions.on_gpu
+    surfaces = {name: _surface(operator, name, widths, table, on_gpu) for name, operator in dense_operators.items()}
     fetch = table.fetch()
     table.save()
 
-    def parts(kept: Mapping[str, int]) -> Array:
+    def parts(kept_units: Mapping[str, int]) -> Array:
         """Milliseconds of all operators one by one, and elements that they write."""
         total = np.zeros(2)
         for name, operator in dense_operators.items():
-            inputs, outputs = _widths(operator, name, widths, kept)
+            inputs, outputs = _widths(operator, name, widths, kept_units)
             if not (inputs and outputs):
                 continue
             if operator.kind != "attention":  # what is not a whole step takes as long as one
                 inputs, outputs = (
-                    min(whole, -(-width // step) * step)
-                    for width, whole in ((inputs, operator.inputs), (outputs, operator.outputs))
+                    min(dense_width, -(-width // step) * step)
+                    for width, dense_width in ((inputs, operator.inputs), (outputs, operator.outputs))
                 )
             fetch_ms = fetch * operator.weights(inputs, outputs)
             total += surfaces[name].at(inputs, outputs) + fetch_ms, operator.positions * outputs
         return total
 
     points = [{group.name: _near(group.units, share, group.kind == "head") for group in groups} for share in WHOLE]
-    measured_ms = np.array([[whole_model(model, groups, example, conditions, kept)] for kept in points])
-    predicted_parts = np.array([parts(kept) for kept in points])
+    measured_ms = np.array(
+        [[measure_whole_model(model, groups, example, conditions, kept_units)] for kept_units in points]
+    )
+    predicted_parts = np.array([parts(kept_units) for kept_units in points])
     scale = predicted_parts.max(0)
     factors = nnls(predicted_parts / scale / measured_ms, np.ones(len(points)))[0] / scale  # relative errors count
 
     @cache
-    def priced(kept: tuple[tuple[str, int], ...]) -> float:
-        return float(parts(dict(kept)) @ factors)
+    def priced(kept_units: tuple[tuple[str, int], ...]) -> float:
+        return float(parts(dict(kept_units)) @ factors)
 
-    return lambda kept: priced(tuple(sorted((group.name, kept.get(group.name, group.units)) for group in groups)))
+    return lambda kept_units: priced(
+        tuple(sorted((group.name, kept_units.get(group.name, group.units)) for group in groups))
+    )
 
 
-def _widths(operator: Operator, name: str, widths: Widths, kept: Mapping[str, int]) -> tuple[int, int]:
+def _widths(operator: Operator, name: str, widths: Widths, kept_units: Mapping[str, int]) -> tuple[int, int]:
     """Inputs and outputs of the planned operator."""
     if operator.kind == "attention":
-        heads, _ = widths.heads(name, kept)
+        heads, _ = widths.heads(name, kept_units)
         return heads, heads
-    (inputs, dense_inputs), (outputs, dense_outputs) = widths.share(name, "in", kept), widths.share(name, "out", kept)
+    (inputs, dense_inputs), (outputs, dense_outputs) = (
+        widths.share(name, "in", kept_units),
+        widths.share(name, "out", kept_units),
+    )
     outputs = outputs * operator.outputs // dense_outputs
     return outputs if operator.depthwise else inputs * operator.inputs // dense_inputs, outputs
 
 
-def _surface(operator: Operator, name: str, widths: Widths, table: Table) -> _Surface:
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """Milliseconds of one operator over widths that go in steps; with `single` both widths are one."""
+
+    stairs: Stairs
+    single: bool
+
+    def at(self, inputs: float, outputs: float) -> float:
+        """The step that the widths are on."""
+        return self.stairs.at((int(outputs),) if self.single else (int(inputs), int(outputs)))
+
+
+def _steps(operator: Operator, table: OperatorTimes, unit: int) -> _Steps:
+    """Times an operator on a GPU, where plans ask for it; the table is saved as it grows."""
+
+    def time(widths: tuple[int, ...]) -> float:
+        milliseconds = table.milliseconds(operator.at(widths[0], widths[-1]))
+        table.save()
+        return milliseconds
+
+    if operator.kind == "attention" or operator.depthwise:
+        dense, unit = (operator.outputs,), 1 if operator.kind == "attention" else unit
+        return _Steps(Stairs(time, dense, unit), single=True)
+    dense_widths = operator.inputs, operator.outputs
+    unit = math.lcm(unit, operator.groups) if operator.groups > 1 else unit
+    return _Steps(Stairs(time, dense_widths, unit), single=False)
+
+
+def _surface(
+    operator: Operator, name: str, widths: Widths, table: OperatorTimes, on_gpu: bool
+) -> _TimeSurface | _Steps:
     """Measures an operator wherever groups can make it narrower."""
+    if on_gpu:
+        return _steps(operator, table, GPU_UNITS["fp32"])
     axes = {axis: widths.share(name, axis, {})[1] > 1 for axis in ("in", "out")}
     heads = operator.kind == "attention"
     inputs = _points(operator, operator.inputs, axes["out" if operator.depthwise else "in"] or heads)
@@ -216,7 +265,7 @@ def _surface(operator: Operator, name: str, widths: Widths, table: Table) -> _Su
     else:
         times = np.array([[table.milliseconds(operator.at(i, o)) for o in outputs] for i in inputs])
     monotone_times = np.maximum.accumulate(np.maximum.accumulate(times, axis=0), axis=1)
-    return _Surface(np.array(inputs, float), np.array(outputs, float), monotone_times)
+    return _TimeSurface(np.array(inputs, float), np.array(outputs, float), monotone_times)
 
 
 def _points(operator: Operator, width: int, is_prunable: bool) -> list[int]:
@@ -234,12 +283,13 @@ def _near(width: int, share: float, single: bool) -> int:
     return min(width, max(1, round(width * share / step)) * step)
 
 
-def best_step(conditions: Conditions) -> int:
+def measure_best_step(conditions: Conditions, precision: str = "fp32") -> int:
     """The largest step in which widths go here: half a step less saves next to nothing.
 
-    Measured on 3 x 3 and 1 x 1 convolutions and a dense layer of `PROBE` outputs.
+    Measured on 3 x 3 and 1 x 1 convolutions and a dense layer of `PROBE` outputs; on a GPU at least what its tensor
+    cores take in `precision`.
     """
-    table = Table(conditions)
+    table = OperatorTimes(conditions)
 
     def seconds(width: int) -> float:
         return sum(table.milliseconds(probe.at(probe.inputs, width)) for probe in PROBES)
@@ -248,22 +298,22 @@ def best_step(conditions: Conditions) -> int:
     good_steps = (step for step in STEPS if seconds(PROBE - step // 2) >= (1 - SAVED * step / 2 / PROBE) * full_seconds)
     step = next(good_steps, 1)
     table.save()
-    return step
+    return max(step, GPU_UNITS[precision]) if conditions.on_gpu else step
 
 
-def whole_model(
-    model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions, kept: Mapping[str, int]
+def measure_whole_model(
+    model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions, kept_units: Mapping[str, int]
 ) -> float:
     """Milliseconds of one call of `model` with the first units of every group, exported and measured."""
-    removed_units = {group.name: tuple(range(kept.get(group.name, group.units), group.units)) for group in groups}
+    removed_units = {group.name: tuple(range(kept_units.get(group.name, group.units), group.units)) for group in groups}
     slim = prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0), example).model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(slim, example, path, {}, batch=conditions.batch_size)  # any batch is not asked for here
-        return file_latencies([path], example, conditions)[0]
+        return measure_files([path], example, conditions)[0]
 
 
-def file_latencies(files: Sequence[Path], example: Tensor, conditions: Conditions) -> list[float]:
+def measure_files(files: Sequence[Path], example: Tensor, conditions: Conditions) -> list[float]:
     """Median milliseconds of one call of every ONNX file, taken in turns."""
     sessions = {str(path): open_session(path, conditions.provider, threads=conditions.threads) for path in files}
     seconds = time_runs(

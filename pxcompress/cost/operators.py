@@ -95,7 +95,7 @@ class Operator:
         return shapes[self.kind]
 
 
-def operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, Operator]:
+def find_operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, Operator]:
     """Module name -> operator, for everything in `model` that multiplies, in execution order; one pass of `example`.
 
     Attention is listed under the names of the groups of heads. A module called twice counts as its last call.
@@ -143,7 +143,7 @@ def _following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
 
 def _operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operator:
     if isinstance(module, CONVOLUTIONS):
-        padding = module.padding if not isinstance(module.padding, str) else _same(module)
+        padding = module.padding if not isinstance(module.padding, str) else _resolve_same_padding(module)
         return Operator(
             "conv",
             tuple(inputs.shape[2:]),
@@ -161,7 +161,7 @@ def _operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operator:
     return Operator("linear", rows, module.in_features, module.out_features, positions=math.prod(rows))
 
 
-def _same(module: Any) -> tuple[int, ...]:
+def _resolve_same_padding(module: Any) -> tuple[int, ...]:
     """Padding in numbers of a convolution that says it in words."""
     sizes = zip(module.kernel_size, module.dilation, strict=True)
     return tuple(dilation * (kernel - 1) // 2 if module.padding == "same" else 0 for kernel, dilation in sizes)
@@ -179,14 +179,14 @@ def _windows(inputs: Tensor) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class _Body:
+class _GraphNodes:
     """Nodes of a graph, each with its weights, and the name of what comes out."""
 
     nodes: tuple[tuple[Any, tuple[Any, ...]], ...]
     output: str
 
 
-def _conv(operator: Operator) -> _Body:
+def _conv(operator: Operator) -> _GraphNodes:
     weight = _weight("w", operator.outputs, operator.inputs // operator.groups, *operator.kernel)
     node = helper.make_node(
         "Conv",
@@ -200,13 +200,13 @@ def _conv(operator: Operator) -> _Body:
     return _activated([(node, (weight, _weight("b", operator.outputs)))], operator)
 
 
-def _linear(operator: Operator) -> _Body:
+def _linear(operator: Operator) -> _GraphNodes:
     product = (helper.make_node("MatMul", ["x", "w"], ["p"]), (_weight("w", operator.inputs, operator.outputs),))
     total = (helper.make_node("Add", ["p", "b"], ["y0"]), (_weight("b", operator.outputs),))
     return _activated([product, total], operator)
 
 
-def _products(operator: Operator) -> _Body:
+def _products(operator: Operator) -> _GraphNodes:
     *axes, tokens, width = range(len(operator.input_shape(1)))
     nodes = (
         helper.make_node("Transpose", ["x"], ["t"], perm=[*axes, width, tokens]),
@@ -217,7 +217,7 @@ def _products(operator: Operator) -> _Body:
     return _activated([(node, ()) for node in nodes], operator)
 
 
-def _copies(operator: Operator) -> _Body:
+def _copies(operator: Operator) -> _GraphNodes:
     """As many depthwise 1 x 1 convolutions in a row as the kernel says."""
     names = ["x", *(f"y{place}" for place in range(operator.kernel[0]))]
     nodes = [
@@ -225,16 +225,16 @@ def _copies(operator: Operator) -> _Body:
         for source, target in itertools.pairwise(names)
     ]
     weights = (_weight("w", operator.inputs, 1, 1, 1),)
-    return _Body(((nodes[0], weights), *((node, ()) for node in nodes[1:])), names[-1])
+    return _GraphNodes(((nodes[0], weights), *((node, ()) for node in nodes[1:])), names[-1])
 
 
-def _activated(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> _Body:
+def _activated(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> _GraphNodes:
     name = "y0"
     for place, kind in enumerate(operator.activation, 1):
         sources = [name, "y0"] if kind == "Mul" else [name]
         name = f"y{place}"
         nodes.append((helper.make_node(kind, sources, [name]), ()))
-    return _Body(tuple(nodes), name)
+    return _GraphNodes(tuple(nodes), name)
 
 
 def _weight(name: str, *shape: int) -> onnx.TensorProto:
@@ -242,7 +242,7 @@ def _weight(name: str, *shape: int) -> onnx.TensorProto:
     return numpy_helper.from_array(values.astype(np.float32), name)
 
 
-_BODIES: Mapping[str, Callable[[Operator], _Body]] = {
+_BODIES: Mapping[str, Callable[[Operator], _GraphNodes]] = {
     "conv": _conv,
     "linear": _linear,
     "attention": _products,

@@ -38,8 +38,8 @@ class ImageBatches:
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
         self._epoch = 0
-        whole = len(store) - len(store) % batch_size
-        self.samples = whole if shuffle_seed is not None and whole else len(store)
+        samples_in_whole_batches = len(store) - len(store) % batch_size
+        self.samples = samples_in_whole_batches if shuffle_seed is not None and samples_in_whole_batches else len(store)
 
     def __len__(self) -> int:
         return -(-self.samples // self._batch_size)
@@ -78,16 +78,16 @@ def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bo
     errors = [(index, result) for index, result in enumerate(results) if isinstance(result, DataError)]
     if errors and not skip_corrupt:
         raise errors[0][1]
-    damaged = tuple(samples.ids[index] for index, _ in errors)
-    good = {index: result for index, result in enumerate(results) if not isinstance(result, DataError)}
-    kept = samples.take(np.array(list(good), dtype=np.int64))
-    store: Store = _Lazy(_Images(kept, preprocessing), _Normalize(preprocessing), skip_corrupt)
+    damaged_ids = tuple(samples.ids[index] for index, _ in errors)
+    image_by_index = {index: result for index, result in enumerate(results) if not isinstance(result, DataError)}
+    readable_samples = samples.take(np.array(list(image_by_index), dtype=np.int64))
+    store: Store = _Lazy(_Images(readable_samples, preprocessing), _Normalize(preprocessing), skip_corrupt)
     if small:
-        pixels = torch.stack([seen.pixels for seen in good.values()]) if good else torch.empty(0)
-        targets = torch.stack([seen.target for seen in good.values()]) if good else torch.empty(0)
-        store = _Stored(kept, pixels, targets, _Normalize(preprocessing))
-    digests = tuple(seen.digest for seen in good.values())
-    return Reading(store, damaged, digests, sum(seen.deep for seen in good.values()))
+        pixels = torch.stack([image.pixels for image in image_by_index.values()]) if image_by_index else torch.empty(0)
+        targets = torch.stack([image.target for image in image_by_index.values()]) if image_by_index else torch.empty(0)
+        store = _Stored(readable_samples, pixels, targets, _Normalize(preprocessing))
+    digests = tuple(image.digest for image in image_by_index.values())
+    return Reading(store, damaged_ids, digests, sum(image.deep for image in image_by_index.values()))
 
 
 def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Store:
@@ -104,8 +104,12 @@ def _numbers(samples: Samples, numbers: Numbers, preprocessing: Preprocessing) -
     """Inputs that are no images, in memory; `DataError` where the model takes others."""
     values = torch.from_numpy(numbers.values[samples.positions])
     if values.shape[1:] != preprocessing.input_size:
-        given, wanted = ("x".join(map(str, shape)) for shape in (values.shape[1:], preprocessing.input_size))
-        raise DataError(f"the data have inputs of shape {given}, the model takes {wanted}; give other data")
+        actual_shape, expected_shape = (
+            "x".join(map(str, shape)) for shape in (values.shape[1:], preprocessing.input_size)
+        )
+        raise DataError(
+            f"the data have inputs of shape {actual_shape}, the model takes {expected_shape}; give other data"
+        )
     finite = values.flatten(1).isfinite().all(1)
     if not finite.all():
         number = int((~finite).nonzero()[0])
@@ -221,9 +225,9 @@ class _Stored:
 
     def take(self, indices: Integers) -> Store:
         """The samples at `indices`, in that order."""
-        chosen = torch.from_numpy(indices)
+        index = torch.from_numpy(indices)
         samples = self.samples.take(indices)
-        return replace(self, samples=samples, pixels=self.pixels[chosen], targets=self.targets[chosen])
+        return replace(self, samples=samples, pixels=self.pixels[index], targets=self.targets[index])
 
     def batches(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
         for chunk in chunks:
@@ -268,10 +272,10 @@ Store = _Stored | _Lazy
 
 
 def _collate(items: Sequence[tuple[Tensor, Tensor] | DataError]) -> tuple[Tensor, Tensor, list[DataError]]:
-    good = [item for item in items if not isinstance(item, DataError)]
+    readable_items = [item for item in items if not isinstance(item, DataError)]
     errors = [item for item in items if isinstance(item, DataError)]
-    pixels = torch.stack([pixels for pixels, _ in good]) if good else torch.empty(0)
-    targets = torch.stack([target for _, target in good]) if good else torch.empty(0)
+    pixels = torch.stack([pixels for pixels, _ in readable_items]) if readable_items else torch.empty(0)
+    targets = torch.stack([target for _, target in readable_items]) if readable_items else torch.empty(0)
     return pixels, targets, errors
 
 

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Integers, Source
-from pxcompress.data.sources import restricted
+from pxcompress.data.sources import restrict_classes
 from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
 
@@ -28,38 +28,42 @@ def in_order_of(source: Source, loaded: Loaded) -> Source:
     """`source` with its classes numbered as the outputs of the model are; its notes say what was found out."""
     if source.embedded or source.layout != "classes" or loaded.weights == "untrained":
         return source
-    own = {name.casefold(): name for name in source.classes}
-    order = tuple(own.get(name.casefold(), "") for name in loaded.class_names)
+    class_by_name = {name.casefold(): name for name in source.classes}
+    order = tuple(class_by_name.get(name.casefold(), "") for name in loaded.class_names)
     if set(order) == set(source.classes):
-        told = f"classes are numbered as the weights name them: {_listed(order)}"
-        return source if order == source.classes else _noted(restricted(source, order), told)
-    numbered = _tried(source, loaded) if source.other_order else source
+        message = f"classes are numbered as the weights name them: {_listed(order)}"
+        return source if order == source.classes else _add_note(restrict_classes(source, order), message)
+    reordered = _choose_order(source, loaded) if source.other_order else source
     if not loaded.class_names:
-        return numbered
-    strange = next((name for name in loaded.class_names if name.casefold() not in own), loaded.class_names[0])
-    return _noted(
-        numbered,
+        return reordered
+    strange = next((name for name in loaded.class_names if name.casefold() not in class_by_name), loaded.class_names[0])
+    return _add_note(
+        reordered,
         f"the weights name other classes than the data, such as {strange!r}: classes are taken by their place, "
-        f"{numbered.classes[0]!r} for {loaded.class_names[0]!r} and so on; check that this is right",
+        f"{reordered.classes[0]!r} for {loaded.class_names[0]!r} and so on; check that this is right",
     )
 
 
-def _tried(source: Source, loaded: Loaded) -> Source:
+def _choose_order(source: Source, loaded: Loaded) -> Source:
     """In the order that is right more often on the select pool, by a sign test; else as it is."""
-    predicted, labels = _predictions(source, loaded)
+    predictions, labels = _predictions(source, loaded)
     place = np.array([source.other_order.index(name) for name in source.classes])
-    here, there = predicted == labels, predicted == place[labels]
-    only_here, only_there = int((here & ~there).sum()), int((there & ~here).sum())
-    apart = only_here + only_there
-    sure = apart > 0 and binomtest(only_there, apart).pvalue < SURE
-    by_code = f"sorted by code point ({_listed(source.classes)}) {here.sum()} of {len(labels)} select images are right"
-    as_timm = f"sorted as timm does ({_listed(source.other_order)}) {there.sum()}"
-    if sure and only_there > only_here:
-        renumbered = restricted(source, source.other_order)
-        return _noted(renumbered, f"classes are numbered in timm's order, which fits the weights: {by_code}, {as_timm}")
-    if sure:
-        return _noted(source, f"classes are numbered by code point, which fits the weights: {by_code}, {as_timm}")
-    return _noted(
+    right_as_is, right_renumbered = predictions == labels, predictions == place[labels]
+    only_here, only_there = int((right_as_is & ~right_renumbered).sum()), int((right_renumbered & ~right_as_is).sum())
+    discordant = only_here + only_there
+    is_significant = discordant > 0 and binomtest(only_there, discordant).pvalue < SURE
+    by_code = (
+        f"sorted by code point ({_listed(source.classes)}) {right_as_is.sum()} of {len(labels)} select images are right"
+    )
+    as_timm = f"sorted as timm does ({_listed(source.other_order)}) {right_renumbered.sum()}"
+    if is_significant and only_there > only_here:
+        renumbered = restrict_classes(source, source.other_order)
+        return _add_note(
+            renumbered, f"classes are numbered in timm's order, which fits the weights: {by_code}, {as_timm}"
+        )
+    if is_significant:
+        return _add_note(source, f"classes are numbered by code point, which fits the weights: {by_code}, {as_timm}")
+    return _add_note(
         source,
         f"THE ORDER OF THE CLASSES IS NOT KNOWN, code point is taken: {by_code}, {as_timm}; name the classes, in the "
         "order of the outputs, as 'class_names' in the checkpoint or 'label_names' in config.json",
@@ -72,15 +76,15 @@ def _predictions(source: Source, loaded: Loaded) -> tuple[Integers, Integers]:
     pool = pool.take(np.arange(min(len(pool), source.limits["select"])))
     batches = ImageBatches(read_images(pool, loaded.preprocessing, source.skip_corrupt).store, 64)
     device = device_of(loaded.model)
-    decided, labels = [], []
+    predictions, labels = [], []
     with evaluating(loaded.model), torch.no_grad():
         for inputs, truth in batches:
-            decided.append(loaded.model(inputs.to(device)).argmax(1).cpu().numpy())
+            predictions.append(loaded.model(inputs.to(device)).argmax(1).cpu().numpy())
             labels.append(truth.numpy())
-    return np.concatenate(decided), np.concatenate(labels)
+    return np.concatenate(predictions), np.concatenate(labels)
 
 
-def _noted(source: Source, note: str) -> Source:
+def _add_note(source: Source, note: str) -> Source:
     return replace(source, notes=(*source.notes, note))
 
 

@@ -53,17 +53,17 @@ class Copies:
     def _told(self) -> Iterator[str]:
         if not self.groups:
             return
-        first, second = self.groups[0][:2]
+        original, copy = self.groups[0][:2]
         yield (
-            f"{self._count(self.groups)} images are copies of others pixel by pixel, such as {second.name!r} of "
-            f"{first.name!r}; {self._count(self._differing('role'))} serve another role than the first of them, "
+            f"{self._count(self.groups)} images are copies of others pixel by pixel, such as {copy.name!r} of "
+            f"{original.name!r}; {self._count(self._differing('role'))} serve another role than the first of them, "
             f"{self._count(self._differing('label'))} have another class: remove them, or accuracy looks too good"
         )
 
-    def _differing(self, what: str) -> tuple[tuple[_Place, ...], ...]:
+    def _differing(self, attribute: str) -> tuple[tuple[_Place, ...], ...]:
         """Groups cut to their first place and those that differ from it."""
         return tuple(
-            (group[0], *(place for place in group[1:] if getattr(place, what) != getattr(group[0], what)))
+            (group[0], *(place for place in group[1:] if getattr(place, attribute) != getattr(group[0], attribute)))
             for group in self.groups
         )
 

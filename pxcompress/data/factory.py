@@ -42,9 +42,9 @@ def open_factory(spec: str) -> UserData:
     layout, classes, labels, targets = _read_targets(spec, [target for _, target in every], inputs)
     ids = [f"{half}/{number}" for half, part in items.items() for number in range(len(part))]
     samples = Samples.of(ids, labels, Numbers(inputs), targets)
-    first = len(next(iter(items.values())))
-    train = samples.take(np.arange(first))
-    held_out = samples.take(np.arange(first, len(samples))) if len(items) == 2 else None
+    train_size = len(next(iter(items.values())))
+    train = samples.take(np.arange(train_size))
+    held_out = samples.take(np.arange(train_size, len(samples))) if len(items) == 2 else None
     outputs = len(classes) or None
     return UserData(classes, train, held_out, layout=layout, outputs=outputs, native_size=inputs.shape[1:])
 
@@ -109,11 +109,11 @@ def _array(value: object) -> Array:
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
-def _stack(spec: str, what: str, arrays: Sequence[Array]) -> Array:
+def _stack(spec: str, kind: str, arrays: Sequence[Array]) -> Array:
     for number, array in enumerate(arrays):
         if array.shape != arrays[0].shape:
             shapes = " and ".join(str(each.shape) for each in (arrays[0], array))
-            raise DataError(f"data {spec!r}, item {number}: {what} have shapes {shapes}; expected one shape for all")
+            raise DataError(f"data {spec!r}, item {number}: {kind} have shapes {shapes}; expected one shape for all")
     return np.stack(arrays)
 
 
@@ -122,29 +122,31 @@ def _read_targets(
 ) -> tuple[Layout, tuple[str, ...], NDArray[np.int64], Targets | None]:
     """Layout, names, labels, and targets that are no labels."""
     zeros = np.zeros(len(targets), dtype=np.int64)
-    given = [target for target in targets if target is not None]
-    if not given:
+    known_targets = [target for target in targets if target is not None]
+    if not known_targets:
         return "unlabelled", (), zeros, None
-    if len(given) < len(targets):
-        raise DataError(f"data {spec!r}: only {len(given)} of {len(targets)} items have targets; expected all or none")
-    values = _stack(spec, "targets", given)
+    if len(known_targets) < len(targets):
+        raise DataError(
+            f"data {spec!r}: only {len(known_targets)} of {len(targets)} items have targets; expected all or none"
+        )
+    values = _stack(spec, "targets", known_targets)
     if not np.isfinite(values).all():
         number = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
         raise DataError(f"data {spec!r}, item {number}: its target holds NaN or infinity; mend or remove it")
-    whole = values.dtype.kind != "f"
-    if values.ndim == 1 and whole:
+    are_whole_numbers = values.dtype.kind != "f"
+    if values.ndim == 1 and are_whole_numbers:
         return "classes", _numbered(spec, values), values.astype(np.int64), None
-    if values.ndim == 3 and whole:
+    if values.ndim == 3 and are_whole_numbers:
         _check_size(spec, values, inputs)
         return "masks", _numbered(spec, values[values != IGNORED]), zeros, Values(values.astype(np.int64))
     if values.ndim > 2:
         raise DataError(
-            f"data {spec!r}: targets are {'whole' if whole else 'float'} numbers of shape {values.shape[1:]}; expected "
-            "a class, an integer mask (H, W), or a vector"
+            f"data {spec!r}: targets are {'whole' if are_whole_numbers else 'float'} numbers of shape "
+            f"{values.shape[1:]}; expected a class, an integer mask (H, W), or a vector"
         )
     columns = values.reshape(len(values), -1).astype(np.float32)
     names = tuple(str(number) for number in range(columns.shape[1]))
-    layout: Layout = "labels" if whole and np.isin(columns, (0, 1)).all() else "numbers"
+    layout: Layout = "labels" if are_whole_numbers and np.isin(columns, (0, 1)).all() else "numbers"
     return layout, names, zeros, Values(columns)
 
 
@@ -157,8 +159,8 @@ def _numbered(spec: str, values: Array) -> tuple[str, ...]:
 
 def _check_size(spec: str, masks: Array, inputs: Array) -> None:
     if inputs.ndim == 4 and masks.shape[1:] != inputs.shape[2:]:
-        given, wanted = ("x".join(map(str, shape)) for shape in (masks.shape[1:], inputs.shape[2:]))
-        raise DataError(f"data {spec!r}: masks are {given}, their inputs {wanted}; expected one size")
+        mask_size, input_size = ("x".join(map(str, shape)) for shape in (masks.shape[1:], inputs.shape[2:]))
+        raise DataError(f"data {spec!r}: masks are {mask_size}, their inputs {input_size}; expected one size")
 
 
 def _described(error: Exception) -> str:

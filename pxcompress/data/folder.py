@@ -106,8 +106,8 @@ def _read_unlabelled(scan: _Scan, halves: Sequence[Path]) -> UserData:
     """All images below the halves; those of images/ alone where masks/ lie beside them."""
     parts = []
     for half in halves:
-        masked = (half / "images").is_dir() and (half / "masks").is_dir()
-        paths = scan.images(half, "images" if masked else ".")
+        has_masks = (half / "images").is_dir() and (half / "masks").is_dir()
+        paths = scan.images(half, "images" if has_masks else ".")
         if not paths:
             raise DataError(f"no images below '{half}'; expected files with one of: {' '.join(IMG_EXTENSIONS)}")
         ids = tuple(path.relative_to(scan.root).as_posix() for path in paths)
@@ -179,8 +179,10 @@ class _Scan:
                 f"class {strange[0]!r} of '{half}' has no images to learn from; the halves need the same classes"
             )
         if classes is None:
-            empty = [name for name in folders if not images[name]]
-            self.notes += [f"class folder {name!r} of {self.spec!r} has no images and is left out" for name in empty]
+            empty_classes = [name for name in folders if not images[name]]
+            self.notes += [
+                f"class folder {name!r} of {self.spec!r} has no images and is left out" for name in empty_classes
+            ]
         files = [(path, label) for label, name in enumerate(names) for path in images.get(name, ())]
         ids = tuple(path.relative_to(self.root).as_posix() for path, _ in files)
         labels = np.array([label for _, label in files], dtype=np.int64)
@@ -196,22 +198,22 @@ class _Scan:
         """Image files of the folder `name`, each real file once, sorted; files rather than links to them."""
         paths: dict[_Identity, Path] = {}
         for identity, path in self.walk(half / name, set()):
-            first = paths.setdefault(identity, path)
-            if first is path:
+            first_path = paths.setdefault(identity, path)
+            if first_path is path:
                 self._claim(identity, half, name, path)
                 continue
             self.repeated += 1
-            if first.is_symlink() and not path.is_symlink():
+            if first_path.is_symlink() and not path.is_symlink():
                 paths[identity] = path
         return sorted(paths.values())
 
     def _claim(self, identity: _Identity, half: Path, name: str, path: Path) -> None:
         """Record where a file belongs; `DataError` where it belongs elsewhere already."""
-        other_half, other_name, other = self.places.setdefault(identity, (half, name, path))
+        other_half, other_name, other_path = self.places.setdefault(identity, (half, name, path))
         if (other_half, other_name) != (half, name):
-            where = f"both {other_half.name}/ and {half.name}/" if other_half != half else "two classes"
-            shown = " and ".join(repr(each.relative_to(self.root).as_posix()) for each in (other, path))
-            raise DataError(f"data {self.spec!r}: {shown} are one file, in {where}; remove one of the links")
+            places = f"both {other_half.name}/ and {half.name}/" if other_half != half else "two classes"
+            path_text = " and ".join(repr(each.relative_to(self.root).as_posix()) for each in (other_path, path))
+            raise DataError(f"data {self.spec!r}: {path_text} are one file, in {places}; remove one of the links")
 
     def walk(self, folder: Path, entered: set[_Identity]) -> Iterator[tuple[_Identity, Path]]:
         """Image files at or below `folder`, each folder entered once. Hidden ones (macOS's ._NAME) are no images."""

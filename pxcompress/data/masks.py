@@ -30,15 +30,17 @@ def pair_masks(images: Sequence[Path], half: Path) -> list[Pair]:
 
 def class_names(spec: str, root: Path, masks: Sequence[Path]) -> tuple[str, ...]:
     """The lines of classes.txt; without it "0", "1", ... up to the largest value of any mask that counts."""
-    listed = root / "classes.txt"
-    if listed.exists():
-        names = tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
+    class_file = root / "classes.txt"
+    if class_file.exists():
+        names = tuple(line.strip() for line in class_file.read_text(encoding="utf-8").splitlines() if line.strip())
     else:
         with ThreadPoolExecutor() as threads:
             largest = max(threads.map(lambda path: _largest(path, path.relative_to(root).as_posix()), masks))
         names = tuple(str(number) for number in range(largest + 1))
     if len(names) < 2:
-        source = "classes.txt names" if listed.exists() else f"the masks hold (beside {IGNORED}, which does not count)"
+        source = (
+            "classes.txt names" if class_file.exists() else f"the masks hold (beside {IGNORED}, which does not count)"
+        )
         raise DataError(f"data {spec!r}: {source} fewer than two classes; expected values 0, 1, ... in the masks")
     return names
 
@@ -48,11 +50,11 @@ def _largest(path: Path, name: str) -> int:
     return int(mask.max(initial=0, where=mask != IGNORED))
 
 
-def _check_partners(alone: Sequence[Path], what: str, partner: str, half: Path) -> None:
-    if alone:
-        names = ", ".join(repr(path.relative_to(half).as_posix()) for path in alone[:_SHOWN])
-        more = f" and {len(alone) - _SHOWN} more" if len(alone) > _SHOWN else ""
-        raise DataError(f"no {partner} of the same name in '{half}' for {what} {names}{more}; add or remove them")
+def _check_partners(unpaired: Sequence[Path], kind: str, partner: str, half: Path) -> None:
+    if unpaired:
+        names = ", ".join(repr(path.relative_to(half).as_posix()) for path in unpaired[:_SHOWN])
+        remainder = f" and {len(unpaired) - _SHOWN} more" if len(unpaired) > _SHOWN else ""
+        raise DataError(f"no {partner} of the same name in '{half}' for {kind} {names}{remainder}; add or remove them")
 
 
 def _stem(path: Path, folder: Path) -> str:

@@ -142,24 +142,26 @@ class Source:
     outputs: int | None = None
 
 
-def drawing_order(labels: Integers, rng: np.random.Generator, *, even: bool) -> Integers:
+def drawing_order(labels: Integers, rng: np.random.Generator, *, balanced: bool) -> Integers:
     """A random order of samples whose every beginning has the classes mixed well.
 
-    `even`: every class equally often for as long as it lasts; else every class by its share of the samples.
+    `balanced`: every class equally often for as long as it lasts; else every class by its share of the samples.
     """
-    shuffled = rng.permutation(len(labels))
-    drawn = labels[shuffled]
+    permutation = rng.permutation(len(labels))
+    labels_in_order = labels[permutation]
     key = np.empty(len(labels))
-    for label in np.unique(drawn):
-        members = np.flatnonzero(drawn == label)
+    for label in np.unique(labels_in_order):
+        members = np.flatnonzero(labels_in_order == label)
         ranks = np.arange(len(members))
-        key[members] = ranks if even else (ranks + rng.uniform()) / len(members)
-    return shuffled[np.argsort(key, kind="stable")]
+        key[members] = ranks if balanced else (ranks + rng.uniform()) / len(members)
+    return permutation[np.argsort(key, kind="stable")]
 
 
-def cut(samples: Samples, sizes: Sequence[int], rng: np.random.Generator, *, even: bool = False) -> tuple[Samples, ...]:
+def cut(
+    samples: Samples, sizes: Sequence[int], rng: np.random.Generator, *, balanced: bool = False
+) -> tuple[Samples, ...]:
     """Disjoint parts of the given sizes, drawn at random, each stratified by class."""
-    order = drawing_order(samples.labels, rng, even=even)
+    order = drawing_order(samples.labels, rng, balanced=balanced)
     ends = np.cumsum(sizes)
     return tuple(samples.take(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
 
@@ -174,7 +176,7 @@ class Pools:
     select_from: Origin
 
 
-def pools(train: Samples, held_out: Samples | None, seed: int) -> Pools:
+def cut_pools(train: Samples, held_out: Samples | None, seed: int) -> Pools:
     """Train, select and held-out pools of a user's data; without held-out data everything comes from `train`.
 
     Select gets 20 % of the held-out data where these are `SPARE` samples or more, else 15 % of `train`; at most 1000.
@@ -183,12 +185,12 @@ def pools(train: Samples, held_out: Samples | None, seed: int) -> Pools:
     rng = np.random.default_rng(seed)
     if held_out is not None and len(held_out) >= SPARE:
         select = min(USER_LIMITS["select"], round(0.2 * len(held_out)))
-        rest, chosen = cut(held_out, (len(held_out) - select, select), rng)
-        return Pools(train, chosen, rest, "held-out")
+        train_pool, select_pool = cut(held_out, (len(held_out) - select, select), rng)
+        return Pools(train, select_pool, train_pool, "held-out")
     select = min(USER_LIMITS["select"], round(0.15 * len(train)))
     if held_out is not None:
-        rest, chosen = cut(train, (len(train) - select, select), rng)
-        return Pools(rest, chosen, held_out, "train")
-    held = int(0.4 * (len(train) - select))
-    rest, chosen, kept_back = cut(train, (len(train) - select - held, select, held), rng)
-    return Pools(rest, chosen, kept_back, "everything")
+        train_pool, select_pool = cut(train, (len(train) - select, select), rng)
+        return Pools(train_pool, select_pool, held_out, "train")
+    held_out_size = int(0.4 * (len(train) - select))
+    train_pool, select_pool, kept_back = cut(train, (len(train) - select - held_out_size, select, held_out_size), rng)
+    return Pools(train_pool, select_pool, kept_back, "everything")

@@ -13,7 +13,7 @@ from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.factory import is_factory, open_factory
 from pxcompress.data.folder import Files, open_folder
-from pxcompress.data.samples import Integers, Layout, Samples, Source, UserData, pools
+from pxcompress.data.samples import Integers, Layout, Samples, Source, UserData, cut_pools
 from pxcompress.data.tables import SUFFIXES, open_table
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, short, unknown
@@ -41,7 +41,7 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
     data = _user_data(spec, layout)
     if data.layout == "classes" and len(data.classes) < 2:
         raise DataError(f"data {spec!r} has only one class ({data.classes[0]}); at least two are needed")
-    cut_data = pools(data.train, data.held_out, seed)
+    cut_data = cut_pools(data.train, data.held_out, seed)
     return Source(
         name=spec,
         classes=data.classes,
@@ -82,7 +82,7 @@ def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
     return next(iter(ImageBatches(store, len(names))))[0]
 
 
-def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
+def restrict_classes(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
     """`source` with only `classes`, which are numbered in that order.
 
     What was held out stays so. Of embedded data, which baselines are trained on, every pool is the same but smaller; of
@@ -94,8 +94,8 @@ def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
     check_classes(source, classes)
     number = np.full(len(source.classes), -1)
     number[[source.classes.index(name) for name in classes]] = np.arange(len(classes))
-    train, select, held_out = (_renumbered(pool, number) for pool in (source.train, source.select, source.held_out))
-    smaller = replace(
+    train, select, held_out = (_renumber(pool, number) for pool in (source.train, source.select, source.held_out))
+    restricted_source = replace(
         source,
         classes=tuple(classes),
         outputs=len(classes),
@@ -104,7 +104,11 @@ def restricted(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
         held_out=held_out,
         other_order=(),
     )
-    return smaller if source.embedded or set(classes) == set(source.classes) else _cut_anew(smaller, seed)
+    return (
+        restricted_source
+        if source.embedded or set(classes) == set(source.classes)
+        else _cut_anew(restricted_source, seed)
+    )
 
 
 def check_classes(source: Source, classes: Sequence[str]) -> None:
@@ -119,23 +123,23 @@ def check_classes(source: Source, classes: Sequence[str]) -> None:
 def _cut_anew(source: Source, seed: int) -> Source:
     """A user's data with another select pool, cut from where the present one came from."""
     if source.select_from == "held-out":
-        cut_data = pools(source.train, source.held_out.joined(source.select), seed)
+        cut_data = cut_pools(source.train, source.held_out.joined(source.select), seed)
     else:
-        cut_data = pools(source.train.joined(source.select), source.held_out, seed)
-    whole = source.select_from == "everything" and cut_data.select_from == "train"
+        cut_data = cut_pools(source.train.joined(source.select), source.held_out, seed)
+    is_cut_from_everything = source.select_from == "everything" and cut_data.select_from == "train"
     return replace(
         source,
         train=cut_data.train,
         select=cut_data.select,
         held_out=cut_data.held_out,
-        select_from="everything" if whole else cut_data.select_from,
+        select_from="everything" if is_cut_from_everything else cut_data.select_from,
     )
 
 
-def _renumbered(samples: Samples, number: Integers) -> Samples:
+def _renumber(samples: Samples, number: Integers) -> Samples:
     """Samples whose label has a `number` (classes,), under it; the others have -1."""
-    kept = samples.take(np.flatnonzero(number[samples.labels] >= 0))
-    return replace(kept, labels=number[kept.labels])
+    samples_kept = samples.take(np.flatnonzero(number[samples.labels] >= 0))
+    return replace(samples_kept, labels=number[samples_kept.labels])
 
 
 def _parse_options(spec: str, text: str) -> dict[str, str]:

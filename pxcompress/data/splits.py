@@ -32,7 +32,7 @@ def load_splits(
     the notes, and left out of certify, whose samples have to be independent. Raises `DataError`.
     """
     readings: dict[str, Reading] = {}
-    for role, samples in _draw(source, seed, {**source.limits, **_checked(limits or {})}).items():
+    for role, samples in _draw(source, seed, {**source.limits, **_check_limits(limits or {})}).items():
         readings[role] = read_images(samples, preprocessing, source.skip_corrupt)
     copies = Copies.of(readings)
     stores = {role: reading.store for role, reading in readings.items()}
@@ -81,7 +81,7 @@ def training_batches(source: Source, preprocessing: Preprocessing, *, batch_size
     return ImageBatches(store, batch_size, shuffle_seed=seed)
 
 
-def _checked(limits: Mapping[str, int]) -> Mapping[str, int]:
+def _check_limits(limits: Mapping[str, int]) -> Mapping[str, int]:
     for role, limit in limits.items():
         if role not in _ROLES:
             raise DataError(str(unknown("role", role, _ROLES)))
@@ -92,32 +92,32 @@ def _checked(limits: Mapping[str, int]) -> Mapping[str, int]:
 
 def _draw(source: Source, seed: int, limits: Mapping[str, int]) -> dict[str, Samples]:
     rng = np.random.default_rng(seed)
-    drawn: dict[str, Samples] = {}
+    samples_by_role: dict[str, Samples] = {}
     pools = (
         (source.train, ("score", "repair"), True),
         (source.select, ("select",), False),
         (source.held_out, ("certify", "test"), False),
     )
-    for pool, roles, even in pools:
+    for pool, roles, balanced in pools:
         sizes = _shares(len(pool), [limits.get(role) for role in roles])
         if min(sizes) < _LEAST:
             raise DataError(
                 f"data {source.name!r} has {len(pool)} images for {' and '.join(roles)}; "
                 f"each needs at least {_LEAST}: give more images"
             )
-        drawn.update(zip(roles, cut(pool, sizes, rng, even=even), strict=True))
-    return drawn
+        samples_by_role.update(zip(roles, cut(pool, sizes, rng, balanced=balanced), strict=True))
+    return samples_by_role
 
 
 def _shares(available: int, limits: list[int | None]) -> list[int]:
     """Samples for each of one or two roles; None stands for all that the other one leaves, at least half."""
-    first, *others = (available if limit is None else limit for limit in limits)
+    first_share, *others = (available if limit is None else limit for limit in limits)
     if not others:
-        return [min(first, available)]
+        return [min(first_share, available)]
     if limits[1] is None:
-        first = min(first, available // 2)
-        return [first, available - first]
-    if first + others[0] > available:
-        first = round(available * first / (first + others[0]))
-        return [first, available - first]
-    return [first, others[0]]
+        first_share = min(first_share, available // 2)
+        return [first_share, available - first_share]
+    if first_share + others[0] > available:
+        first_share = round(available * first_share / (first_share + others[0]))
+        return [first_share, available - first_share]
+    return [first_share, others[0]]

@@ -112,20 +112,22 @@ def _image_paths(table: _Table, folder: Path) -> tuple[str, ...]:
             f"no image {missing[0][1]!r} ({len(missing)} of {len(paths)} are missing); expected paths relative to "
             f"'{folder}'",
         )
-    first: dict[str, int] = {}
+    first_row: dict[str, int] = {}
     for number, path in enumerate(paths):
-        if first.setdefault(path, number) != number:
-            raise table.error(number, f"image {path!r} is in row {first[path] + 1} already; expected one row an image")
+        if first_row.setdefault(path, number) != number:
+            raise table.error(
+                number, f"image {path!r} is in row {first_row[path] + 1} already; expected one row an image"
+            )
     return paths
 
 
 def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """All labels, sorted, and which of them each image has, (n, k) of 0 and 1."""
-    listed = [_split_labels(table, number) for number in range(len(table.rows))]
-    classes = tuple(sorted({label for labels in listed for label in labels}))
+    labels_by_row = [_split_labels(table, number) for number in range(len(table.rows))]
+    classes = tuple(sorted({label for labels in labels_by_row for label in labels}))
     if not classes:
         raise DataError(f"data {table.spec!r}: column {_LABELS!r} is empty; expected names, separated by ';'")
-    targets = np.array([[name in labels for name in classes] for labels in listed], dtype=np.float32)
+    targets = np.array([[name in labels for name in classes] for labels in labels_by_row], dtype=np.float32)
     return classes, targets
 
 

@@ -53,9 +53,9 @@ class Masks:
         mask = read_mask(self.root / name, name)
         height, width = mask.shape
         if image_size not in (None, (width, height)):
-            given = "x".join(map(str, image_size or ()))
+            size_text = "x".join(map(str, image_size or ()))
             raise DataError(
-                f"mask {name!r} is {width}x{height}, its image {self.images[position]!r} {given}; "
+                f"mask {name!r} is {width}x{height}, its image {self.images[position]!r} {size_text}; "
                 "expected one size: make the mask anew"
             )
         strange = mask[(mask >= self.classes) & (mask != IGNORED)]

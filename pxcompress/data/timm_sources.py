@@ -51,7 +51,7 @@ def timm_pools(name: str, options: Mapping[str, str]) -> _Pools:
 
     Raises `DataError` where an option is unknown, the reader's package is missing, or the data cannot be had.
     """
-    prefix, _, rest = name.partition("/")
+    prefix, _, dataset_name = name.partition("/")
     prefix = prefix.lower()
     for key in options:
         if key not in _OPTIONS:
@@ -63,15 +63,15 @@ def timm_pools(name: str, options: Mapping[str, str]) -> _Pools:
     settings["root"] = options.get("root") or (str(cache_dir() / "datasets") if prefix == "torch" else None)
     if prefix == "wds" and settings["root"] is None:
         raise DataError(f"data {name!r} needs the folder or URL of its shards; expected {name}:root=DIR")
-    if prefix == "torch" and rest.lower() in _FETCHED:
+    if prefix == "torch" and dataset_name.lower() in _FETCHED:
         settings["download"] = True
     train = _open(name, options.get("train", "train"), settings)
     held_out = _open_held_out(name, options, settings)
-    read = _streamed if prefix in _STREAMS else _indexed
-    with _explained(name, "train"):
-        train_samples, classes = read(train, f"{name}/train")
-    with _explained(name, "held-out"):
-        held_out_samples = None if held_out is None else read(held_out, f"{name}/held-out")[0]
+    read_samples = _read_stream if prefix in _STREAMS else _read_indexed
+    with _explain_errors(name, "train"):
+        train_samples, classes = read_samples(train, f"{name}/train")
+    with _explain_errors(name, "held-out"):
+        held_out_samples = None if held_out is None else read_samples(held_out, f"{name}/held-out")[0]
     labels = [train_samples.labels, *([] if held_out_samples is None else [held_out_samples.labels])]
     names = _class_names(name, np.concatenate(labels), classes)
     notes = {
@@ -114,12 +114,12 @@ class _Spool:
 
 
 def _open(name: str, split: str, settings: Mapping[str, Any]) -> Any:
-    with _explained(name, split):
+    with _explain_errors(name, split):
         return create_dataset(name, split=split, **settings)
 
 
 @contextmanager
-def _explained(name: str, split: str) -> Iterator[None]:
+def _explain_errors(name: str, split: str) -> Iterator[None]:
     try:
         yield
     except _FAILURES as error:
@@ -142,7 +142,7 @@ def _open_held_out(name: str, options: Mapping[str, str], settings: Mapping[str,
     return None
 
 
-def _indexed(dataset: Any, prefix: str) -> tuple[Samples, tuple[str, ...]]:
+def _read_indexed(dataset: Any, prefix: str) -> tuple[Samples, tuple[str, ...]]:
     """Samples of a torchvision or Hugging Face data set; labels are read without opening images."""
     reader = getattr(dataset, "reader", None)
     labels = dataset.targets if reader is None else reader.dataset[reader.label_key]
@@ -151,7 +151,7 @@ def _indexed(dataset: Any, prefix: str) -> tuple[Samples, tuple[str, ...]]:
     return Samples.of(ids, np.array(labels, dtype=np.int64), _Items(dataset)), tuple(classes)
 
 
-def _streamed(dataset: Iterable[tuple[Image.Image, int]], prefix: str) -> tuple[Samples, tuple[str, ...]]:
+def _read_stream(dataset: Iterable[tuple[Image.Image, int]], prefix: str) -> tuple[Samples, tuple[str, ...]]:
     """The first samples of a stream, kept in a temporary file."""
     ends: list[int] = []
     labels: list[int] = []

@@ -29,7 +29,7 @@ from pxcompress.errors import DataError, ModelError, short
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, Loaded
-from pxcompress.models.training import adamw, deterministic, flushed_denormals, moved, update, zero_denormals
+from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
 from pxcompress.notes import Note
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks.classification import Classification
@@ -126,7 +126,7 @@ def train_baseline(model: nn.Module, problem: Problem, *, key: str, seed: int = 
     path = cache_dir() / "baselines" / f"{key}.safetensors"
     cached_info = _read(model, path, note)
     if cached_info is not None:
-        value = _shown(problem.task, cached_info.quality)
+        value = _format_quality(problem.task, cached_info.quality)
         note(f"baseline read from {path}: select {value} after {cached_info.epochs} epochs")
         return cached_info
     with seeded(seed), flushed_denormals(), deterministic():
@@ -158,8 +158,8 @@ def _train(model: nn.Module, problem: Problem, note: Note) -> BaselineInfo:
                 f"training a baseline diverged in epoch {epoch} (loss {loss}); give weights with --checkpoint"
             )
         history.append(torch_quality(model.eval(), problem.select, problem.task))
-        shown = _shown(problem.task, history[-1])
-        note(f"baseline: epoch {epoch} of at most {epochs}, loss {loss:.3f}, select {shown}")
+        quality_text = _format_quality(problem.task, history[-1])
+        note(f"baseline: epoch {epoch} of at most {epochs}, loss {loss:.3f}, select {quality_text}")
         is_saturated = metric.unit == "share" and len(history) > 1 and min(history[-2:]) >= SATURATED
         if 2 * epoch >= epochs and is_saturated:
             break
@@ -168,7 +168,7 @@ def _train(model: nn.Module, problem: Problem, note: Note) -> BaselineInfo:
     return BaselineInfo(history[-1], len(history), time.perf_counter() - start)
 
 
-def _shown(task: Task, value: float) -> str:
+def _format_quality(task: Task, value: float) -> str:
     return f"{task.metric.name} {task.metric.format(value)}"
 
 
@@ -199,7 +199,9 @@ def _train_epoch(
     losses: list[Tensor] = []
     learner.train()
     for inputs, targets in problem.training:
-        outputs = named_outputs(model, _fed(inputs, device, moves=problem.loss.moves), problem.task.output_name)
+        outputs = named_outputs(
+            model, _prepare_inputs(inputs, device, moves=problem.loss.moves), problem.task.output_name
+        )
         loss = compute_loss(outputs, targets.to(device))
         loss.backward()
         update(learner, optimizer)
@@ -208,11 +210,11 @@ def _train_epoch(
     return float(torch.stack(losses).mean())
 
 
-def _fed(inputs: Tensor, device: torch.device, *, moves: bool = False) -> Tensor:
+def _prepare_inputs(inputs: Tensor, device: torch.device, *, moves: bool = False) -> Tensor:
     """Inputs as they go into the model: images in the layout that convolutions are fastest in, and moved a little."""
     if inputs.ndim != 4:
         return inputs.to(device)
-    return (moved(inputs) if moves else inputs).to(device, memory_format=torch.channels_last)
+    return (move_images(inputs) if moves else inputs).to(device, memory_format=torch.channels_last)
 
 
 def _read(model: nn.Module, path: Path, note: Note) -> BaselineInfo | None:

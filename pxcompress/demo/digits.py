@@ -30,7 +30,7 @@ class Digits(LearnedHere):
         grey = (bunch.images * (255 / 16)).round().astype(np.uint8)
         ids = [f"digits/{index}" for index in range(len(grey))]
         images = StoredImages(np.repeat(grey[..., None], 3, axis=3))
-        everything = Samples.of(ids, bunch.target.astype(np.int64), images)
-        train, select, held_out = cut(everything, SIZES, np.random.default_rng(0))
+        samples = Samples.of(ids, bunch.target.astype(np.int64), images)
+        train, select, held_out = cut(samples, SIZES, np.random.default_rng(0))
         classes = tuple(str(name) for name in bunch.target_names)
         return Source(spec, classes, True, SIDE, train, select, held_out, limits=LIMITS)

@@ -50,7 +50,7 @@ class DNA(LearnedHere):
             pools.append(Samples.of(ids, labels, Numbers(letters)))
         train, select, held_out = pools
         return Source(
-            spec, CLASSES, True, (4, LENGTH), train, select, held_out, limits=LIMITS, mask=planted, letters=LETTERS
+            spec, CLASSES, True, (4, LENGTH), train, select, held_out, limits=LIMITS, mask=find_planted, letters=LETTERS
         )
 
 
@@ -79,7 +79,7 @@ def dna_arrays(part: str, count: int, seed: int = 0) -> tuple[NDArray[np.uint8],
     return letters, np.arange(count, dtype=np.int64) % len(CLASSES)
 
 
-def planted(sample: str) -> Mask:
+def find_planted(sample: str) -> Mask:
     """Where motifs were planted in the sample with this id, such as "dna/train/17": (length,)."""
     _, part, index = sample.split("/")
     return dna_sample(part, int(index))[1]

@@ -56,8 +56,8 @@ def character_mask(character: str, font: str) -> Image.Image:
     """The character in the middle of a canvas, "L"."""
     left, top, right, bottom = _font(font).getbbox(character)
     mask = Image.new("L", (CANVAS, CANVAS))
-    where = ((CANVAS - left - right) / 2, (CANVAS - top - bottom) / 2)
-    ImageDraw.Draw(mask).text(where, character, fill=255, font=_font(font))
+    position = ((CANVAS - left - right) / 2, (CANVAS - top - bottom) / 2)
+    ImageDraw.Draw(mask).text(position, character, fill=255, font=_font(font))
     return mask
 
 
@@ -94,9 +94,11 @@ def draw_clutter(canvas: Image.Image, ground: NDArray[np.float64], rng: np.rando
 def paste(canvas: Image.Image, character: str, colour: Colour, rng: np.random.Generator, place: Place) -> Image.Image:
     """Draws a distorted character in a random font onto the canvas, in place; its mask, "L"."""
     mask = character_mask(character, FONTS[rng.integers(len(FONTS))])
-    warped = mask.transform(canvas.size, Image.Transform.PERSPECTIVE, _distortion(rng, place), Image.Resampling.BICUBIC)
-    canvas.paste(colour, mask=warped)
-    return warped
+    warped_mask = mask.transform(
+        canvas.size, Image.Transform.PERSPECTIVE, _distortion(rng, place), Image.Resampling.BICUBIC
+    )
+    canvas.paste(colour, mask=warped_mask)
+    return warped_mask
 
 
 def _distortion(rng: np.random.Generator, place: Place) -> tuple[float, ...]:

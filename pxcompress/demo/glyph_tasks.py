@@ -118,14 +118,14 @@ class GlyphIdentities(_Drawn):
         identities = np.arange(len(CLASSES))
         parts = [identities[1::2], identities[2::4], identities[0::4]]
 
-        def pool(part: str, count: int, shown: NDArray[np.int64]) -> Samples:
-            labels = shown[np.arange(count) % len(shown)]
+        def pool(part: str, count: int, part_classes: NDArray[np.int64]) -> Samples:
+            labels = part_classes[np.arange(count) % len(part_classes)]
 
             def draw() -> dict[str, NDArray[np.generic]]:
-                drawn = [glyph_image(int(label), _rng(part, index)) for index, label in enumerate(labels)]
-                return {"images": np.stack([np.asarray(image) for image in drawn])}
+                pictures = [glyph_image(int(label), _rng(part, index)) for index, label in enumerate(labels)]
+                return {"images": np.stack([np.asarray(image) for image in pictures])}
 
-            key = f"{_VERSION}/{part}/{count}/{CLASSES}/{FONTS}/{shown.tolist()}"
+            key = f"{_VERSION}/{part}/{count}/{CLASSES}/{FONTS}/{part_classes.tolist()}"
             shape = {"images": (count, SIDE, SIDE, 3)}
             images = cached_arrays(f"glyph-identities-{part}-{count}", key, shape, draw)["images"]
             ids = [f"glyph-identities/{part}/{index}" for index in range(count)]
@@ -141,14 +141,14 @@ def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
     draw_clutter(canvas, ground, rng)
     owners = np.zeros((SCENE, SCENE), np.uint8)
     quarters = rng.permutation(4)[: rng.integers(1, _MOST + 1)]
-    shown = []
+    drawn_characters = []
     for number, quarter in enumerate(quarters, 1):
         kind = characters[rng.integers(len(characters))]
-        shown.append(kind[rng.integers(len(kind))])
+        drawn_characters.append(kind[rng.integers(len(kind))])
         place = Place(_QUARTER * (1 + 2 * (quarter % 2)), _QUARTER * (1 + 2 * (quarter // 2)), 5, 0.75)
-        mask = paste(canvas, shown[-1], near(ground, rng, 55, 125), rng, place)
+        mask = paste(canvas, drawn_characters[-1], near(ground, rng, 55, 125), rng, place)
         owners[np.asarray(mask.reduce(2)) >= 128] = number
-    return reduced(canvas, rng), owners, tuple(shown)
+    return reduced(canvas, rng), owners, tuple(drawn_characters)
 
 
 def scenes(
@@ -160,9 +160,11 @@ def scenes(
     """
 
     def draw() -> dict[str, NDArray[np.generic]]:
-        drawn = [scene(characters, _rng(part, index)) for index in range(count)]
-        names = [(*shown, *[""] * (_MOST - len(shown))) for _, _, shown in drawn]
-        images, owners = (np.stack([each[place] for each in drawn]) for place in (0, 1))
+        scenes_of_part = [scene(characters, _rng(part, index)) for index in range(count)]
+        names = [
+            (*scene_characters, *[""] * (_MOST - len(scene_characters))) for _, _, scene_characters in scenes_of_part
+        ]
+        images, owners = (np.stack([each[place] for each in scenes_of_part]) for place in (0, 1))
         return {"images": images, "owners": owners, "characters": np.array(names)}
 
     sizes = (count, SCENE, SCENE)

@@ -48,34 +48,34 @@ class Glyphs(LearnedHere):
             ids = [f"glyphs/{part}/{index}" for index in range(count)]
             pools.append(Samples.of(ids, labels, StoredImages(images)))
         train, select, held_out = pools
-        return Source(spec, CLASSES, True, SIDE, train, select, held_out, limits=LIMITS, mask=covered)
+        return Source(spec, CLASSES, True, SIDE, train, select, held_out, limits=LIMITS, mask=find_covered)
 
 
 def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:
     """An RGB image, 32 x 32, of `CLASSES[label]` on clutter; all randomness comes from `rng`."""
-    return _drawn(label, rng)[0]
+    return _draw(label, rng)[0]
 
 
 def glyph_mask(part: str, index: int, seed: int = 0) -> NDArray[np.bool_]:
     """Where the character of sample `index` of a part is, (32, 32): the pixels that it covers by half or more."""
-    mask = _drawn(index % len(CLASSES), _rng(part, index, seed))[1]
+    mask = _draw(index % len(CLASSES), _rng(part, index, seed))[1]
     return np.asarray(mask.reduce(2)) >= 128
 
 
-def covered(sample: str) -> NDArray[np.bool_]:
+def find_covered(sample: str) -> NDArray[np.bool_]:
     """Where the character is in the sample with this id, such as "glyphs/train/17": (32, 32)."""
     _, part, index = sample.split("/")
     return glyph_mask(part, int(index))
 
 
-def _drawn(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+def _draw(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     """The image, and its character as a mask of the canvas, "L"."""
     ground = rng.uniform(30, 225, 3)
     canvas = gradient(ground, rng)
     draw_clutter(canvas, ground, rng)
     for _ in range(rng.integers(1, 4)):
-        other = CLASSES[rng.integers(len(CLASSES))]
-        paste(canvas, other, near(ground, rng, 6, 26), rng, Place(spread=26))
+        clutter_character = CLASSES[rng.integers(len(CLASSES))]
+        paste(canvas, clutter_character, near(ground, rng, 6, 26), rng, Place(spread=26))
     mask = paste(canvas, CLASSES[label], near(ground, rng, 45, 115), rng, Place())
     return Image.fromarray(reduced(canvas, rng)), mask
 

@@ -93,7 +93,7 @@ LOSSES: dict[str, type[Loss]] = {
     "labels": LabelLoss,
     "numbers": NumberLoss,
 }
-"""By the layout of the data; embeddings have `IdentityLoss`."""
+"""Training losses by the layout of the data; embeddings have `IdentityLoss`."""
 
 
 def loss_for(task: Task, source: Source, outputs: Outputs) -> Loss:

@@ -17,7 +17,7 @@ from pxcompress.demo.baseline import LearnedHere
 
 CLASSES = ("inner", "outer")
 POINTS = 25_000
-"""Of each class; evenly spaced along its length, so that nothing is drawn."""
+"""Points of each class, evenly spaced along its spiral: none is drawn at random."""
 
 SHIFT = 15.0
 """How far each class lies from the middle line, towards and away from the centre."""
@@ -36,8 +36,8 @@ class Spiral(LearnedHere):
     def source(self, spec: str) -> Source:
         """All points."""
         points, labels = spiral_arrays()
-        everything = Samples.of([f"spiral/{index}" for index in range(len(points))], labels, Numbers(points))
-        train, select, held_out = cut(everything, SIZES, np.random.default_rng(0))
+        samples = Samples.of([f"spiral/{index}" for index in range(len(points))], labels, Numbers(points))
+        train, select, held_out = cut(samples, SIZES, np.random.default_rng(0))
         return Source(spec, CLASSES, True, points.shape[1:], train, select, held_out, limits=LIMITS)
 
 

@@ -22,7 +22,7 @@ def run_graph(source: Path | bytes, feed: Mapping[str, Array]) -> list[Array]:
     try:
         with capture_output():
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-            taken = {port.name for port in session.get_inputs()}
-            return list(session.run(None, {key: value for key, value in feed.items() if key in taken}))
+            input_names = {port.name for port in session.get_inputs()}
+            return list(session.run(None, {key: value for key, value in feed.items() if key in input_names}))
     except ORT_ERRORS as error:
         raise InputError(f"{name} does not run in ONNX Runtime: {shorten_message(str(error))}") from error

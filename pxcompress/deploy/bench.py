@@ -48,7 +48,7 @@ class BenchRow:
 
 
 @dataclass(frozen=True)
-class Where:
+class BenchConditions:
     """Providers and number of CPU threads to time on; with `strict` no node may run on another provider."""
 
     providers: tuple[str, ...] = ("auto",)
@@ -57,7 +57,7 @@ class Where:
 
 
 @dataclass(eq=False)
-class _Opened:
+class _OpenFile:
     """A session, the shape of one sample of every input, seconds until its first answer, and bytes taken on the GPU."""
 
     session: Session
@@ -102,25 +102,25 @@ def bench(
     paths: Sequence[Path | str],
     batch_sizes: Sequence[int] = (),
     *,
-    where: Where | None = None,
+    conditions: BenchConditions | None = None,
     sizes: Sizes | None = None,
     runs: int = 200,
 ) -> tuple[BenchRow, ...]:
-    """Time ONNX files on every provider of `where`, all taking turns at every batch size; random inputs.
+    """Time ONNX files on every provider of `conditions`, all taking turns at every batch size; random inputs.
 
     Without batch sizes it is the one that the first file is fixed to, or 1. `sizes` fill the dimensions that a file
     leaves open, only those. Raises `InputError` where one stays open, for a fixed batch of another size, and for what
     `runtime.open_session` refuses, and `ResultError` where that is strict.
     """
-    where, sizes = where or Where(), sizes or Sizes()
+    conditions, sizes = conditions or BenchConditions(), sizes or Sizes()
     for batch_size in batch_sizes:
         check_batch_size(batch_size)
-    for provider in where.providers:
+    for provider in conditions.providers:
         runtime.check_provider(provider)  # loads the libraries, which is no part of a cold start
     files = []
-    for provider in where.providers:
+    for provider in conditions.providers:
         for path in dict.fromkeys(map(str, paths)):
-            files.append(_open_file(path, provider, where, sizes, batch_sizes))
+            files.append(_open_file(path, provider, conditions, sizes, batch_sizes))
     sizes.check_used([each.session for each in files])
     rows: list[BenchRow] = []
     for batch_size in batch_sizes or files[0].default:
@@ -134,18 +134,20 @@ def bench(
     return tuple(rows)
 
 
-def _number(opened: Sequence[_Opened]) -> list[tuple[str, _Opened]]:
-    return [(str(place), each) for place, each in enumerate(opened)]
+def _number(files: Sequence[_OpenFile]) -> list[tuple[str, _OpenFile]]:
+    return [(str(place), each) for place, each in enumerate(files)]
 
 
-def _open_file(path: str, provider: str, where: Where, sizes: Sizes, batch_sizes: Sequence[int]) -> _Opened:
+def _open_file(
+    path: str, provider: str, conditions: BenchConditions, sizes: Sizes, batch_sizes: Sequence[int]
+) -> _OpenFile:
     """The file, opened, checked and called once."""
     bytes_before, start = hardware.measure_memory(), time.perf_counter()
-    session = runtime.open_session(path, provider, threads=where.threads, strict=where.strict)
+    session = runtime.open_session(path, provider, threads=conditions.threads, strict=conditions.strict)
     for batch_size in batch_sizes:
         _check_fixed_batch(session, batch_size)
     shapes = {port.name: get_sample_shape(session, port, sizes) for port in session.inputs}
-    file = _Opened(session, shapes)
+    file = _OpenFile(session, shapes)
     outputs = session.predict(file.feed((batch_sizes or file.default)[0]))
     file.cold = time.perf_counter() - start
     file.device_bytes = max(hardware.measure_memory() - bytes_before, 0)
@@ -153,7 +155,7 @@ def _open_file(path: str, provider: str, where: Where, sizes: Sizes, batch_sizes
     return file
 
 
-def _make_row(each: _Opened, batch_size: int, seconds: Seconds, change: Speedup | None) -> BenchRow:
+def _make_row(each: _OpenFile, batch_size: int, seconds: Seconds, change: Speedup | None) -> BenchRow:
     shapes = {name: array.shape for name, array in each.feed(batch_size).items()}
     return BenchRow(
         path=str(each.session.path),

@@ -54,20 +54,20 @@ class Comparison:
         return mean_speedup(self.dense.latency_ms, self.pruned.latency_ms)
 
 
-def compare(dense: Candidate, pruned: Candidate, tried: Sequence[FileTiming], classes: Sequence[str]) -> Comparison:
-    """Dense and pruned as the first two of the files that were `tried`; `classes` are the names of all."""
-    first, second = tried[:2]
+def compare(dense: Candidate, pruned: Candidate, timings: Sequence[FileTiming], classes: Sequence[str]) -> Comparison:
+    """Dense and pruned, whose `timings` come first; `classes` are the names of all."""
+    dense_timing, pruned_timing = timings[:2]
     return Comparison(
-        dense=_measurement(dense, first),
-        pruned=_measurement(pruned, second),
-        placement=second.session.placement,
-        speedup=speedup(first.seconds, second.seconds),
-        metric=second.predictions.task.metric,
-        change=second.predictions.change(first.predictions),
-        threads=second.session.threads,
-        noise=max(noise(first.seconds), noise(second.seconds)),
-        classes=class_changes(first.predictions, second.predictions, classes),
-        operators=_operators(first, second),
+        dense=_measurement(dense, dense_timing),
+        pruned=_measurement(pruned, pruned_timing),
+        placement=pruned_timing.session.placement,
+        speedup=speedup(dense_timing.seconds, pruned_timing.seconds),
+        metric=pruned_timing.predictions.task.metric,
+        change=pruned_timing.predictions.change(dense_timing.predictions),
+        threads=pruned_timing.session.threads,
+        noise=max(noise(dense_timing.seconds), noise(pruned_timing.seconds)),
+        classes=class_changes(dense_timing.predictions, pruned_timing.predictions, classes),
+        operators=_operators(dense_timing, pruned_timing),
     )
 
 
@@ -81,18 +81,18 @@ def _operators(first: FileTiming, second: FileTiming) -> tuple[OperatorTime, ...
     return tuple(OperatorTime(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in {**dense, **pruned})
 
 
-def _measurement(candidate: Candidate, tried: FileTiming) -> Measurement:
+def _measurement(candidate: Candidate, timing: FileTiming) -> Measurement:
     return Measurement(
-        quality=tried.predictions.quality,
-        samples=tried.predictions.samples,
+        quality=timing.predictions.quality,
+        samples=timing.predictions.samples,
         params=candidate.params,
         macs=candidate.macs,
         onnx_bytes=file_bytes(candidate.path),
-        latency_ms=latency(tried.seconds),
-        throughput=throughput(tried),
-        batch_size=tried.batch_size,
-        provider=tried.session.placement.got,
-        precision=tried.session.precision,
+        latency_ms=latency(timing.seconds),
+        throughput=throughput(timing),
+        batch_size=timing.batch_size,
+        provider=timing.session.placement.got,
+        precision=timing.session.precision,
     )
 
 
@@ -117,25 +117,27 @@ def verdict(comparison: Comparison) -> str:
     metric, change = comparison.metric, comparison.change
     low, high = metric.format_change(change.low), metric.format_change(change.high)
     interval = f"95 % interval of the change {low} to {high} {metric.change_unit}".rstrip()
-    before, after = metric.format(dense.quality.value), metric.format(pruned.quality.value)
-    shown = metric.name if change.is_shown else f"no {metric.name} difference shown:"
-    return f"{', '.join(parts)}, {shown} {before} -> {after} ({pruned.samples} samples, {interval})"
+    dense_quality, pruned_quality = metric.format(dense.quality.value), metric.format(pruned.quality.value)
+    change_text = metric.name if change.is_shown else f"no {metric.name} difference shown:"
+    return (
+        f"{', '.join(parts)}, {change_text} {dense_quality} -> {pruned_quality} ({pruned.samples} samples, {interval})"
+    )
 
 
 def _speed(comparison: Comparison) -> str:
     """The speed-up in words, with its conditions; "faster" only where the whole interval is."""
     change, batch = comparison.speedup, comparison.pruned.batch_size
-    where = f"p50, batch {batch}, {_hardware(comparison)}, 95 % interval {change.interval}"
+    conditions = f"p50, batch {batch}, {_hardware(comparison)}, 95 % interval {change.interval}"
     if comparison.disagrees:
         return (
             f"SPEED UNCLEAR at batch {batch}: {change.ratio:.2f}x by p50, {comparison.mean_speedup:.2f}x by the mean "
-            f"({where})"
+            f"({conditions})"
         )
     if change.low > 1:
-        return f"{change.ratio:.3g}x faster ({where})"
+        return f"{change.ratio:.3g}x faster ({conditions})"
     if change.high < 1:
-        return f"NOT FASTER at batch {batch}: {change.ratio:.2f}x ({where})"
-    return f"no difference in speed shown at batch {batch}: {change.ratio:.2f}x ({where})"
+        return f"NOT FASTER at batch {batch}: {change.ratio:.2f}x ({conditions})"
+    return f"no difference in speed shown at batch {batch}: {change.ratio:.2f}x ({conditions})"
 
 
 def _hardware(comparison: Comparison) -> str:
@@ -144,8 +146,10 @@ def _hardware(comparison: Comparison) -> str:
     return f"{name} {comparison.threads} thread{plural}" if name == "CPU" else f"{name} {comparison.pruned.precision}"
 
 
-def _factor(dense: int, pruned: int, less: str, more: str, same: str) -> str:
+def _factor(dense: int, pruned: int, less_word: str, more_word: str, same_word: str) -> str:
     """ "2.9x fewer MACs"."""
     if dense == pruned:
-        return same
-    return f"{dense / max(pruned, 1):.3g}x {less}" if dense > pruned else f"{pruned / max(dense, 1):.3g}x {more}"
+        return same_word
+    return (
+        f"{dense / max(pruned, 1):.3g}x {less_word}" if dense > pruned else f"{pruned / max(dense, 1):.3g}x {more_word}"
+    )

@@ -20,7 +20,8 @@ import torch
 
 from pxcompress.cache import cache_dir
 from pxcompress.deploy import hardware, runtime
-from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION
+from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION, VERSION, list_built_in
+from pxcompress.deploy.plugins import find_plugins
 from pxcompress.errors import InputError
 
 _GIGABYTE = 10**9
@@ -89,11 +90,26 @@ def _try_providers() -> Iterator[Finding]:
         yield Finding(f"provider {name}", not reason, reason or "creates a session and runs", _advise(reason))
 
 
+def _list_plugins() -> Iterator[Finding]:
+    """Providers from packages of their own, beside those that are built into ONNX Runtime."""
+    built_in = ", ".join(name.removesuffix("ExecutionProvider") for name in list_built_in())
+    yield Finding("built-in providers", None, f"{built_in} (onnxruntime {VERSION})")
+    plugins = find_plugins()
+    if not plugins:
+        yield Finding("plugin providers", None, "no package onnxruntime-ep-* is installed")
+    for plugin in plugins:
+        where = f"{' and '.join(plugin.providers)} on {' and '.join(plugin.device_names)}"
+        advice = "--provider plugin takes it" if plugin.devices else "use it on a machine that it is for"
+        yield Finding(f"{plugin.package} {plugin.version}", bool(plugin.devices), plugin.failure or where, advice)
+
+
 def _advise(reason: str) -> str:
     """What makes a provider work that does not, by what it complains about."""
     needs = CUDA_VERSION or "?"
     advice_of_part = {
         "": "",
+        "onnxruntime-ep": "pip install the one for your hardware, such as onnxruntime-ep-openvino",
+        "too old": "update the NVIDIA driver",
         "no NVIDIA driver": "without an NVIDIA GPU nothing is to be done; else install its driver",
         "sees no GPU": "free or plug in a GPU; check CUDA_VISIBLE_DEVICES",
         "was built without": "pip uninstall onnxruntime; pip install onnxruntime-gpu",
@@ -109,8 +125,8 @@ def _check_cuda() -> Iterator[Finding]:
     """What ONNX Runtime and PyTorch were built for, and what is there."""
     yield Finding("CUDA of ONNX Runtime", None, CUDA_VERSION or "built without")
     yield Finding("CUDA of PyTorch", None, torch.version.cuda or "built without")
-    for what, (pattern, file) in _CUDA_LIBRARIES.items():
-        yield _find_library(what, pattern, file.format(cuda=CUDA_VERSION.partition(".")[0]))
+    for library, (pattern, file) in _CUDA_LIBRARIES.items():
+        yield _find_library(library, pattern, file.format(cuda=CUDA_VERSION.partition(".")[0]))
     yield Finding("NVIDIA driver", *_try_driver())
     if torch.cuda.is_available():
         for place in range(torch.cuda.device_count()):
@@ -118,17 +134,17 @@ def _check_cuda() -> Iterator[Finding]:
             yield Finding(f"GPU {place}", True, f"{card.name}, {card.total_memory / _GIGABYTE:.0f} GB")
 
 
-def _find_library(what: str, pattern: str, file: str) -> Finding:
+def _find_library(library: str, pattern: str, file: str) -> Finding:
     """Whether a package or the system has it; containers have it without a package."""
     packages = [f"{d.name} {d.version}" for d in importlib.metadata.distributions() if re.fullmatch(pattern, d.name)]
     if packages:
-        return Finding(what, True, ", ".join(packages))
+        return Finding(library, True, ", ".join(packages))
     try:
         ctypes.CDLL(file)
     except OSError as error:
         advice = "it comes with PyTorch for CUDA, or: pip install onnxruntime-gpu[cuda,cudnn]"
-        return Finding(what, False, f"no package, and {error}", advice)
-    return Finding(what, True, f"{file} of this system")
+        return Finding(library, False, f"no package, and {error}", advice)
+    return Finding(library, True, f"{file} of this system")
 
 
 def _try_driver() -> tuple[bool, str]:
@@ -150,16 +166,16 @@ def _check_folders() -> Iterator[Finding]:
     yield _check_folder("current folder", Path.cwd(), "")
 
 
-def _check_folder(what: str, folder: Path, more: str) -> Finding:
-    free = shutil.disk_usage(folder).free
-    description = f"{folder}, {free / _GIGABYTE:.0f} GB free{more}"
+def _check_folder(name: str, folder: Path, purpose: str) -> Finding:
+    free_bytes = shutil.disk_usage(folder).free
+    description = f"{folder}, {free_bytes / _GIGABYTE:.0f} GB free{purpose}"
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return Finding(what, False, f"{description}, cannot be written: {error.strerror}", "choose another folder")
-    enough = free >= _NEEDED_BYTES
-    return Finding(what, enough, description, "" if enough else f"free {_NEEDED_BYTES // _GIGABYTE} GB")
+        return Finding(name, False, f"{description}, cannot be written: {error.strerror}", "choose another folder")
+    is_enough = free_bytes >= _NEEDED_BYTES
+    return Finding(name, is_enough, description, "" if is_enough else f"free {_NEEDED_BYTES // _GIGABYTE} GB")
 
 
 def _try_hub() -> Iterator[Finding]:
@@ -178,14 +194,14 @@ def _try_hub() -> Iterator[Finding]:
 
 
 def _check_processes() -> Iterator[Finding]:
-    distributed = torch.distributed.is_available()
+    is_available = torch.distributed.is_available()
     backends = [
         name
         for name, works in (
             ("gloo", torch.distributed.is_gloo_available),
             ("nccl", torch.distributed.is_nccl_available),
         )
-        if distributed and works()
+        if is_available and works()
     ]
     yield Finding("several processes", bool(backends), ", ".join(backends) or "PyTorch was built without them")
 
@@ -194,6 +210,7 @@ _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _check_versions,
     _check_processor,
     _try_providers,
+    _list_plugins,
     _check_cuda,
     _check_folders,
     _try_hub,

@@ -65,7 +65,7 @@ def export_onnx(
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
         names = list(_check_outputs(model, inputs, output_name))
-        program = _export(_Flat.of(model, names, output_name), inputs, names, dynamic=batch is None)
+        program = _export(FlatOutputs.of(model, names, output_name), inputs, names, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
     _strip(program.model)
@@ -82,6 +82,11 @@ def onnx_files(path: Path) -> tuple[Path, ...]:
 def file_bytes(path: Path) -> int:
     """Bytes of an ONNX file and the weights beside it."""
     return sum(file.stat().st_size for file in onnx_files(path))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What an ONNX file says about itself."""
+    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
 
 
 def artifact_of(path: Path) -> Artifact:
@@ -126,7 +131,7 @@ def on_cpu(model: nn.Module) -> Iterator[None]:
                 model.to(device)
 
 
-class _Flat(nn.Module):
+class FlatOutputs(nn.Module):
     """A model whose outputs are a tuple of tensors, which is what the exporter can name."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], only: str) -> None:
@@ -141,8 +146,8 @@ class _Flat(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of their names."""
         outputs = self.model.outputs_(inputs) if isinstance(self.model, Adapter) else self.model(inputs)
-        named = by_name(outputs, self._only)
-        return tuple(named[name] for name in self._names)
+        outputs_by_name = by_name(outputs, self._only)
+        return tuple(outputs_by_name[name] for name in self._names)
 
 
 def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, Tensor]:
@@ -181,15 +186,15 @@ def _flat_attention() -> Iterator[None]:
     attention = F.scaled_dot_product_attention
 
     def flat(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **rest: Any
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **options: Any
     ) -> Any:
         if query.dim() <= 4:
-            return attention(query, key, value, attn_mask, *args, **rest)
+            return attention(query, key, value, attn_mask, *args, **options)
         lead = query.shape[:-3]
         if attn_mask is not None and attn_mask.dim() > 3:
             attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-3:]).flatten(0, -4)
         q, k, v = (part.expand(*lead, *part.shape[-3:]).flatten(0, -4) for part in (query, key, value))
-        return attention(q, k, v, attn_mask, *args, **rest).unflatten(0, lead)
+        return attention(q, k, v, attn_mask, *args, **options).unflatten(0, lead)
 
     F.scaled_dot_product_attention = flat
     try:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
+TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
+"""Environment variable that turns TF32 off with "0", in all libraries of CUDA."""
+
 
 def get_cpu_name() -> str:
     """The processor's model name, as Linux gives it; elsewhere what Python knows."""
@@ -61,6 +64,20 @@ def get_newest_cuda() -> str:
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
+def explain_old_driver(needed: str) -> str:
+    """Why the driver does not run programs for CUDA `needed`, such as "13.0"; "" where it does.
+
+    A driver runs all versions of the newest major one that it knows.
+    """
+    newest = get_newest_cuda()
+    if needed and int(newest.partition(".")[0]) < int(needed.partition(".")[0]):
+        return (
+            f"the NVIDIA driver is too old: it runs CUDA up to {newest}, onnxruntime needs {needed}; update it, "
+            f"or install an onnxruntime-gpu for CUDA {newest.partition('.')[0]}"
+        )
+    return ""
+
+
 def measure_memory() -> int:
     """Bytes of the first GPU's memory that are taken, by whomever; 0 where there is no GPU, or it does not tell.
 
@@ -69,10 +86,10 @@ def measure_memory() -> int:
     context = None if explain_missing_gpu() else _context()
     if context is None or load_driver().cuCtxPushCurrent_v2(context) != 0:
         return 0
-    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-    failure = load_driver().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    free_bytes, total_bytes = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    failure = load_driver().cuMemGetInfo_v2(ctypes.byref(free_bytes), ctypes.byref(total_bytes))
     load_driver().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-    return 0 if failure else total.value - free.value
+    return 0 if failure else total_bytes.value - free_bytes.value
 
 
 @cache

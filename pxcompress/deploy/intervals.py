@@ -38,8 +38,8 @@ def wilson(share: float, samples: int) -> Interval:
     """95 % score interval of a share of `samples` (Wilson 1927); without samples anything is possible."""
     if not samples:
         return Interval(0.0, 1.0)
-    found = binomtest(round(share * samples), samples).proportion_ci(0.95, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    interval = binomtest(round(share * samples), samples).proportion_ci(0.95, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
 
 
 def bootstrap(statistic: Callable[[Rows], float], samples: int, *, seed: int = 0) -> Interval:
@@ -52,13 +52,17 @@ def bootstrap(statistic: Callable[[Rows], float], samples: int, *, seed: int = 0
     return Interval(float(low), float(high))
 
 
-def paired(first: int, second: int, both: int, samples: int) -> Interval:
+def paired(first_right: int, second_right: int, both_right: int, samples: int) -> Interval:
     """95 % interval of a share minus another one, of so many right answers to the same samples.
 
     From the Wilson intervals of both and the correlation of being right (Newcombe 1998, "Improved confidence intervals
     for the difference between binomial proportions based on paired data", method 10).
     """
-    one, two, correlation = first / samples, second / samples, _phi(first, second, both, samples)
+    one, two, correlation = (
+        first_right / samples,
+        second_right / samples,
+        _phi(first_right, second_right, both_right, samples),
+    )
     of_first, of_second = wilson(one, samples), wilson(two, samples)
 
     def reach(up: float, down: float) -> float:
@@ -68,13 +72,13 @@ def paired(first: int, second: int, both: int, samples: int) -> Interval:
     return Interval(one - two - low, one - two + high)
 
 
-def _phi(first: int, second: int, both: int, samples: int) -> float:
+def _phi(first_right: int, second_right: int, both_right: int, samples: int) -> float:
     """Correlation of being right, of two counts of right answers to the same samples; a positive one is cut short."""
-    wrong = samples - first - second + both
-    product = float(both * wrong - (first - both) * (second - both))
+    both_wrong = samples - first_right - second_right + both_right
+    product = float(both_right * both_wrong - (first_right - both_right) * (second_right - both_right))
     if product > 0:
         product = max(product - samples / 2, 0.0)
-    spread = first * (samples - first) * second * (samples - second)
+    spread = first_right * (samples - first_right) * second_right * (samples - second_right)
     return product / sqrt(spread) if spread else 0.0
 
 
@@ -99,11 +103,11 @@ def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
         return Speedup(ratio, float(dense.min() / pruned.max()), float(dense.max() / pruned.min()))
     size = min(BLOCK, runs // LEAST)
     blocks = runs // size
-    drawn = np.random.default_rng(seed).integers(0, blocks, (_RESAMPLES, blocks))
-    index = (drawn[:, :, None] * size + np.arange(size)).reshape(_RESAMPLES, -1)
+    draws = np.random.default_rng(seed).integers(0, blocks, (_RESAMPLES, blocks))
+    index = (draws[:, :, None] * size + np.arange(size)).reshape(_RESAMPLES, -1)
     tail = 100 * norm.cdf(-sqrt(blocks / (blocks - 1)) * t.ppf(0.975, blocks - 1))
-    found = np.median(dense[index], axis=1) / np.median(pruned[index], axis=1)
-    low, high = np.percentile(found, [tail, 100 - tail])
+    ratios = np.median(dense[index], axis=1) / np.median(pruned[index], axis=1)
+    low, high = np.percentile(ratios, [tail, 100 - tail])
     return Speedup(ratio, min(float(low), ratio), max(float(high), ratio))
 
 

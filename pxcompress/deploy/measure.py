@@ -53,10 +53,10 @@ def try_files(
     """
     check_batch_size(batch_size)
     sessions = {path.name: runtime.open_session(path, provider, threads=threads) for path in paths}
-    used = {name: session.placement.got for name, session in sessions.items()}
-    if len(set(used.values())) > 1:
-        told = " and ".join(f"{name} on {where}" for name, where in used.items())
-        raise ResultError(f"{told}: their speeds cannot be compared; use provider cpu")
+    provider_by_name = {name: session.placement.got for name, session in sessions.items()}
+    if len(set(provider_by_name.values())) > 1:
+        description = " and ".join(f"{name} on {provider_name}" for name, provider_name in provider_by_name.items())
+        raise ResultError(f"{description}: their speeds cannot be compared; use provider cpu")
     example = next((inputs for inputs, _ in batches), None)
     if example is None:
         raise DataError("no samples to measure on; expected at least one")
@@ -66,9 +66,9 @@ def try_files(
     return tuple(FileTiming(session, seconds[name], results[name], batch_size) for name, session in sessions.items())
 
 
-def throughput(tried: FileTiming) -> float:
-    """Samples a second."""
-    return float(tried.batch_size / tried.seconds.mean())
+def throughput(timing: FileTiming) -> float:
+    """Throughput in samples per second."""
+    return float(timing.batch_size / timing.seconds.mean())
 
 
 def check_batch_size(batch_size: int) -> None:

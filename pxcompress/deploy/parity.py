@@ -42,21 +42,26 @@ def verify_parity(
     max |difference| <= tolerance * max(1, max |outputs of PyTorch|), so never with a NaN; a file in half precision
     may differ by 0.05. `model` is left as it was.
     """
+<<<<<<< HEAD
     everything = _take(inputs, samples)
     enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
     if isinstance(model, OnnxModule) and model.source.types:
         tolerance = max(tolerance, HALF_TOLERANCE)
+=======
+    all_inputs = _take(inputs, samples)
+    repeated_inputs = all_inputs if len(all_inputs) > 2 else torch.cat([all_inputs] * 3)
+>>>>>>> main
     session, judge = runtime.open_session(artifact_path, "cpu"), task or Agreement()
     differences, scales, agreements = [], [1.0], []
     with on_cpu(model):
-        for batch in (enough[:1], enough[:2], *enough.split(_BATCH)):
+        for batch in (repeated_inputs[:1], repeated_inputs[:2], *repeated_inputs.split(_BATCH)):
             expected, outputs = _file_outputs(model, batch, judge.output_name), session.outputs_of(batch)
             differences.append(max_difference(outputs, expected))
             scales.append(max(float(value.abs().max()) for value in expected.values()))
             agreements.append(judge.agreement(outputs, expected))
     max_abs = float(np.max(differences))
     return Parity(
-        samples=len(everything),
+        samples=len(all_inputs),
         max_abs=max_abs,
         agreement=float(torch.cat(agreements[2:]).mean()),
         passed=bool(max_abs <= tolerance * np.max(scales)),

@@ -14,7 +14,7 @@ from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.outputs import max_difference
-from pxcompress.processes import gathered
+from pxcompress.processes import gather_rows
 from pxcompress.proof import ClassChange, Estimate
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.classification import Classification
@@ -38,7 +38,7 @@ class Predictions:
 
     @property
     def samples(self) -> int:
-        """How many there are."""
+        """Number of samples."""
         return len(self.statistics)
 
     @property
@@ -56,10 +56,10 @@ class Predictions:
         task = self.task
         value = task.quality(self.statistics) - task.quality(dense.statistics)
         if task.metric.binary:
-            right, before = (each.statistics[:, 0] > 0.5 for each in (self, dense))
-            counts = int(before.sum()), int(right.sum()), int((right & before).sum())
-            lost = paired(*counts, self.samples)
-            interval = Interval(-lost.high, -lost.low)
+            is_right, was_right = (each.statistics[:, 0] > 0.5 for each in (self, dense))
+            counts = int(was_right.sum()), int(is_right.sum()), int((is_right & was_right).sum())
+            loss_interval = paired(*counts, self.samples)
+            interval = Interval(-loss_interval.high, -loss_interval.low)
         else:
             interval = bootstrap(
                 lambda rows: task.quality(self.statistics[rows]) - task.quality(dense.statistics[rows]), self.samples
@@ -111,12 +111,12 @@ def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str])
     if not isinstance(dense.task, Classification):
         return ()
     labels = dense.statistics[:, 2]
-    right, before = (of.statistics[:, 0] > 0.5 for of in (pruned, dense))
+    is_right, was_right = (of.statistics[:, 0] > 0.5 for of in (pruned, dense))
     changes = []
     for number, name in enumerate(names):
-        mine = labels == number
-        if count := int(mine.sum()):
-            sums = (int((of & mine).sum()) for of in (before, right, before & right))
+        in_class = labels == number
+        if count := int(in_class.sum()):
+            sums = (int((of & in_class).sum()) for of in (was_right, is_right, was_right & is_right))
             changes.append(ClassChange(name, count, *sums))
     return tuple(changes)
 
@@ -133,7 +133,7 @@ def torch_quality(model: nn.Module, batches: Batches, task: Task, dense: nn.Modu
         beside = dense if task.reads_dense and dense is not model else None
         reference = outputs if beside is None else _outputs(beside, inputs, task)
         rows.append(task.statistics(outputs, targets.cpu(), reference))
-    statistics = gathered(rows)
+    statistics = gather_rows(rows)
     if not len(statistics):
         raise DataError("no samples to measure quality on; expected at least one")
     return task.quality(task.complete(statistics))
@@ -144,9 +144,9 @@ def _outputs(model: nn.Module, inputs: Tensor, task: Task) -> Outputs:
     with evaluating(model), torch.no_grad():
         outputs = named_outputs(model, inputs.to(device_of(model)), task.output_name)
     for value in outputs.values():
-        if broken := int((~_finite(value)).sum()):
+        if non_finite := int((~_finite(value)).sum()):
             raise ModelError(
-                f"the model returns NaN or infinity for {broken} of {len(inputs)} samples; check its weights and its "
-                "inputs"
+                f"the model returns NaN or infinity for {non_finite} of {len(inputs)} samples; check its weights "
+                "and its inputs"
             )
     return {name: value.cpu() for name, value in outputs.items()}

@@ -13,7 +13,7 @@ BLOCK = 10
 """Runs of one runner in a row before the next has its turn."""
 
 SECONDS = 5.0
-"""To time one runner beside others, about."""
+"""Seconds for which one runner is timed beside others, about."""
 
 LEAST = 6
 """Turns of every runner: with fewer, the extremes of all of them would not make a 95 % interval."""
@@ -62,8 +62,8 @@ def _warm_up(call: Callable[[], None], runs: int, max_seconds: float) -> float:
     start, seconds = time.perf_counter(), [_seconds(call), _seconds(call)]
     while len(seconds) < runs and time.perf_counter() - start < max_seconds:
         seconds.append(_seconds(call))
-        whole = len(seconds) % BLOCK == 0 and len(seconds) >= USUAL
-        if whole and np.median(seconds[-BLOCK:]) > (1 - SETTLED) * np.median(seconds[-2 * BLOCK : -BLOCK]):
+        block_is_full = len(seconds) % BLOCK == 0 and len(seconds) >= USUAL
+        if block_is_full and np.median(seconds[-BLOCK:]) > (1 - SETTLED) * np.median(seconds[-2 * BLOCK : -BLOCK]):
             break
     return min(seconds)
 

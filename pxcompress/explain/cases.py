@@ -10,67 +10,70 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pxcompress.attribution import attributed, parse_composite
-from pxcompress.attribution.relevance import started, unit_relevance
+from pxcompress.attribution.relevance import make_start, unit_relevance
 from pxcompress.explain.inputs import Inputs
 from pxcompress.explain.views import Views
 from pxcompress.report.explanation import MARKED, CarryingUnit, Case, Decision, Pictures
 from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
 
 MOST = 24
-"""Cases of images that were asked for."""
+"""Largest number of the user's images that are shown as cases."""
 
 _SHOWN = 2  # cases of each kind
 _UNITS = 6  # carrying units of a case
 
 
-def chosen(views: Views) -> list[tuple[int, str]]:
+def choose_cases(views: Views) -> list[tuple[int, str]]:
     """For the reader: typical ones that agree, the surest of those that changed sides, and the largest changes."""
-    alike, chance = views.similarity["cosine"], views.logits[1].softmax(1).amax(1)
-    typical = (alike - alike.median()).abs()
+    similarity, chance = views.similarity["cosine"], views.logits[1].softmax(1).amax(1)
+    typical = (similarity - similarity.median()).abs()
     case_by_index: dict[int, str] = {}
     for kind, order in (("agreeing", typical), ("newly wrong", -chance), ("newly right", -chance)):
-        ranked = [index for index in order.argsort().tolist() if views.kinds[index] == kind]
-        case_by_index.update(dict.fromkeys(ranked[:_SHOWN], kind))
-    remaining = [index for index in alike.argsort().tolist() if index not in case_by_index]
-    return [*case_by_index.items(), *((index, f"largest change, {views.kinds[index]}") for index in remaining[:_SHOWN])]
+        ranked_indices = [index for index in order.argsort().tolist() if views.kinds[index] == kind]
+        case_by_index.update(dict.fromkeys(ranked_indices[:_SHOWN], kind))
+    remaining_indices = [index for index in similarity.argsort().tolist() if index not in case_by_index]
+    return [
+        *case_by_index.items(),
+        *((index, f"largest change, {views.kinds[index]}") for index in remaining_indices[:_SHOWN]),
+    ]
 
 
-def all_of(views: Views) -> list[tuple[int, str]]:
-    """The first `MOST` inputs."""
+def take_first_cases(views: Views) -> list[tuple[int, str]]:
+    """The first inputs as cases, `MOST` of them at most."""
     return list(enumerate(views.kinds))[:MOST]
 
 
-def case_of(
+def make_case(
     pruned: Pruned,
-    compared: tuple[Inputs, Views],
+    inputs_and_views: tuple[Inputs, Views],
     index: int,
     kind: str,
-    told: tuple[Sequence[str], Preprocessing, str],
+    context: tuple[Sequence[str], Preprocessing, str],
 ) -> Case:
-    """One input with everything about it; `told` are the classes, how pictures became inputs, and the rules."""
-    (inputs, views), (classes, preprocessing, composite) = compared, told
+    """One input with everything about it; `context` are the classes, how pictures became inputs, and the rules."""
+    (inputs, views), (classes, preprocessing, composite) = inputs_and_views, context
     value = inputs.values[index : index + 1]
     dense = views.decisions[0][index]
     return Case(
         sample=inputs.names[index],
         kind=kind,
         label=None if inputs.labels is None else classes[int(inputs.labels[index])],
-        dense=_decision(views.logits[0][index], classes),
-        pruned=_decision(views.logits[1][index], classes),
+        dense=_decide(views.logits[0][index], classes),
+        pruned=_decide(views.logits[1][index], classes),
         similarity={name: float(values[index]) for name, values in views.similarity.items()},
-        units=_units(pruned, (value, dense[None]), float(views.logits[0][index, dense]), composite),
-        pictures=_pictures(inputs, views, index, preprocessing),
+        units=_list_units(pruned, (value, dense[None]), float(views.logits[0][index, dense]), composite),
+        pictures=_draw_pictures(inputs, views, index, preprocessing),
     )
 
 
-def _decision(logits: Tensor, classes: Sequence[str]) -> Decision:
-    best = int(logits.argmax())
-    return Decision(classes[best], float(logits.softmax(0)[best]))
+def _decide(logits: Tensor, classes: Sequence[str]) -> Decision:
+    label = int(logits.argmax())
+    return Decision(classes[label], float(logits.softmax(0)[label]))
 
 
-def _units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> tuple[CarryingUnit, ...]:
+def _list_units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> tuple[CarryingUnit, ...]:
     """The units of the dense model with the most relevance for one input, whatever their layer."""
-    relevance = relevance_of_units(pruned, [batch], composite, "signed")
+    relevance = attribute_units(pruned, [batch], composite, "signed")
     rows = [
         CarryingUnit(group.name, group.kind, unit, value / (logit or 1.0), _is_kept(pruned.plan, group, unit))
         for group in pruned.groups
@@ -83,26 +86,26 @@ def _is_kept(plan: Plan, group: Group, unit: int) -> bool:
     return unit not in plan.removed.get(group.name, ())
 
 
-def _pictures(inputs: Inputs, views: Views, index: int, preprocessing: Preprocessing) -> Pictures:
+def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Preprocessing) -> Pictures:
     """The input and its maps; what is no image is shown as a line of positions."""
-    value, changed = inputs.values[index], bool(views.decisions[0][index] != views.decisions[1][index])
+    value, decision_differs = inputs.values[index], bool(views.decisions[0][index] != views.decisions[1][index])
     maps = [each[index].numpy() for each in (*views.maps, views.own)]
     if preprocessing.is_image:
-        return Pictures(_image(value, preprocessing), maps[0], maps[1], maps[2] if changed else None)
+        return Pictures(_restore_image(value, preprocessing), maps[0], maps[1], maps[2] if decision_differs else None)
     mask = None if inputs.masks is None else inputs.masks[index].numpy()
     flat = [each.flatten() for each in maps]
     text = "".join(inputs.letters[channel] for channel in value.argmax(0)) if inputs.letters else ""
-    return Pictures(_line(value, mask, text), flat[0], flat[1], flat[2] if changed else None, text)
+    return Pictures(_color_line(value, mask, text), flat[0], flat[1], flat[2] if decision_differs else None, text)
 
 
-def _image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def _restore_image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """A model's input as the image that it was made of, (height, width, 3)."""
     mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (preprocessing.mean, preprocessing.std))
     pixels = (value * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
     return pixels.permute(1, 2, 0).numpy()
 
 
-def _line(value: Tensor, mask: NDArray[np.bool_] | None, text: str) -> NDArray[np.uint8]:
+def _color_line(value: Tensor, mask: NDArray[np.bool_] | None, text: str) -> NDArray[np.uint8]:
     """Colours of an input's positions, (positions, 3): grey by value, white under letters, `MARKED` in the mask."""
     sizes = (value if value.ndim == 1 else value.mean(0)).flatten()
     grey = 255 * (sizes - sizes.min()) / (sizes.max() - sizes.min()).clamp(min=1e-12)
@@ -113,10 +116,8 @@ def _line(value: Tensor, mask: NDArray[np.bool_] | None, text: str) -> NDArray[n
     return colours
 
 
-def relevance_of_units(
-    pruned: Pruned, batches: Sequence[Batch], composite: str, aggregate: str
-) -> Mapping[str, Tensor]:
+def attribute_units(pruned: Pruned, batches: Sequence[Batch], composite: str, aggregate: str) -> Mapping[str, Tensor]:
     """Relevance of the dense model's units for the classes that stand as labels: group name -> (units,)."""
     with attributed(pruned.dense, parse_composite(composite), batches[0][0][:1]) as twin:
-        start = started("logit", "label")
+        start = make_start("logit", "label")
         return unit_relevance(twin.model, pruned.groups, batches, start, aggregate=aggregate)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
-from pxcompress.explain.cases import MOST, all_of, case_of, chosen, relevance_of_units
-from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, chosen_share
-from pxcompress.explain.inputs import dense_subject, images_of, samples_of
+from pxcompress.explain.cases import MOST, attribute_units, choose_cases, make_case, take_first_cases
+from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, choose_share
+from pxcompress.explain.inputs import load_dense_workload, read_image_files, read_samples
 from pxcompress.explain.metrics import (
     SIMILARITIES,
     cosine,
@@ -25,23 +25,23 @@ from pxcompress.explain.metrics import (
     pixel_flipping,
     rank_accuracy,
 )
-from pxcompress.explain.similarity import composite_of
-from pxcompress.explain.views import KINDS, Views, views_of
+from pxcompress.explain.similarity import get_composite
+from pxcompress.explain.views import KINDS, Views, make_views
 from pxcompress.notes import Note, silent
-from pxcompress.report.explanation import Alike, Carried, Explanation, Flipping, Placed
+from pxcompress.report.explanation import Explanation, Flipping, KindSimilarity, LayerRelevance, TargetRelevance
 from pxcompress.run_folder.saved import load_pruned, read_run
 from pxcompress.state import device_of
 from pxcompress.types import Pruned
 
 SAMPLES = 128
-"""Inputs that are compared where nothing is said."""
+"""Default number of inputs that are compared."""
 
 TUNED = 64
 """Inputs on which the share of pruned LRP is chosen, and pixels are flipped."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExplanationRequest:
     """How to explain: one of `heatmaps.METHODS`; rules "" are the scorer's own; `share` None is chosen."""
 
     method: str = "lrp"
@@ -61,32 +61,34 @@ def explain(
     folder: Path,
     images: Sequence[Path] | None = None,
     data: str = "",
-    request: Asked | None = None,
+    request: ExplanationRequest | None = None,
     note: Note = silent,
 ) -> Explanation:
     """Explain both models of a run folder on `images`, or on the test split of `data` (default: that of the run).
 
     Raises `InputError` for what is no run folder, images that cannot be read, and where the dense model is gone.
     """
-    request = request or Asked()
+    request = request or ExplanationRequest()
     if images is not None and not images:
         raise InputError("no image is given; expected one or more files, or none of the option for the test split")
     recipe = read_run(folder)
     pruned = load_pruned(folder)
-    workload = dense_subject(folder, data, note)
+    workload = load_dense_workload(folder, data, note)
     pruned = replace(pruned, dense=workload.loaded.model, model=pruned.model.to(device_of(workload.loaded.model)))
     preprocessing = workload.loaded.preprocessing
-    inputs = images_of(images, preprocessing) if images else samples_of(workload, data, request.samples, recipe)
-    composite = request.composite or composite_of(recipe)
+    inputs = (
+        read_image_files(images, preprocessing) if images else read_samples(workload, data, request.samples, recipe)
+    )
+    composite = request.composite or get_composite(recipe)
     note(f"explaining {len(inputs.values)} inputs with {request.method} ...")
-    method = _method(pruned.dense, inputs.values, request, composite)
-    views = views_of(pruned, inputs, method)
+    method = _choose_method(pruned.dense, inputs.values, request, composite)
+    views = make_views(pruned, inputs, method)
     classes = workload.source.classes
     targets = views.decisions[0]
-    removed = _carried(pruned, inputs.values, targets, composite)
+    layer_shares = _measure_layers(pruned, inputs.values, targets, composite)
     cases = [
-        case_of(pruned, (inputs, views), index, kind, (classes, preprocessing, composite))
-        for index, kind in (all_of(views) if images else chosen(views))
+        make_case(pruned, (inputs, views), index, kind, (classes, preprocessing, composite))
+        for index, kind in (take_first_cases(views) if images else choose_cases(views))
     ]
     return Explanation(
         model=recipe.model,
@@ -94,38 +96,38 @@ def explain(
         method=method.name,
         share=method.share,
         composite=composite,
-        alike=_alike(views),
-        placed=_placed(views, inputs.masks),
-        flipping=_flipping(pruned.dense, pruned.model, inputs.values, views),
-        layers=removed,
+        alike=_summarise_similarity(views),
+        placed=_measure_target_relevance(views, inputs.masks),
+        flipping=_measure_flipping(pruned.dense, pruned.model, inputs.values, views),
+        layers=layer_shares,
         cases=tuple(cases),
-        notes=_notes(request, method, len(inputs.values), bool(images)),
+        notes=_list_notes(request, method, len(inputs.values), bool(images)),
     )
 
 
-def _method(dense: nn.Module, values: Tensor, asked: Asked, composite: str) -> Method:
-    share = asked.share
+def _choose_method(dense: nn.Module, values: Tensor, request: ExplanationRequest, composite: str) -> Method:
+    share = request.share
     if share is None:
         with torch.no_grad():
             targets = dense(values[:TUNED].to(device_of(dense))).argmax(1).cpu()
-        share = chosen_share(dense, values[:TUNED], targets, asked.method, composite)
-    return Method(asked.method, composite, share)
+        share = choose_share(dense, values[:TUNED], targets, request.method, composite)
+    return Method(request.method, composite, share)
 
 
-def _alike(views: Views) -> tuple[Alike, ...]:
+def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
     """All inputs, then those of each kind that there is."""
     dense, _ = flat = [each.flatten(1) for each in views.maps]
     others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
     for kind in ("all", *dict.fromkeys([*KINDS.values(), *views.kinds])):
-        which = torch.tensor([kind in ("all", other) for other in views.kinds])
-        if which.any():
+        mask = torch.tensor([kind in ("all", kind_shown) for kind_shown in views.kinds])
+        if mask.any():
             columns = [*(views.similarity[name] for name in SIMILARITIES), *others]
-            rows.append(Alike(kind, int(which.sum()), *(float(column[which].mean()) for column in columns)))
+            rows.append(KindSimilarity(kind, int(mask.sum()), *(float(column[mask].mean()) for column in columns)))
     return tuple(rows)
 
 
-def _flipping(dense: nn.Module, pruned: nn.Module, values: Tensor, views: Views) -> Flipping:
+def _measure_flipping(dense: nn.Module, pruned: nn.Module, values: Tensor, views: Views) -> Flipping:
     """Each model by its own maps, the dense one by random ones, too."""
     values, targets = values[:TUNED], views.decisions[0][:TUNED]
     maps = [each[: len(values)].flatten(1) for each in views.maps]
@@ -135,7 +137,7 @@ def _flipping(dense: nn.Module, pruned: nn.Module, values: Tensor, views: Views)
     return Flipping(by_dense, by_pruned, by_chance, len(values))
 
 
-def _placed(views: Views, masks: Tensor | None) -> Placed | None:
+def _measure_target_relevance(views: Views, masks: Tensor | None) -> TargetRelevance | None:
     """How much of the relevance lies in the masks; a map without positive relevance has none of it there."""
     if masks is None:
         return None
@@ -144,26 +146,26 @@ def _placed(views: Views, masks: Tensor | None) -> Placed | None:
         [float(measure(each, masks).nan_to_num(0.0).mean()) for each in maps]
         for measure in (mass_accuracy, rank_accuracy)
     )
-    return Placed(len(masks), mass_dense, mass_pruned, rank_dense, rank_pruned, float(masks.double().mean()))
+    return TargetRelevance(len(masks), mass_dense, mass_pruned, rank_dense, rank_pruned, float(masks.double().mean()))
 
 
-def _carried(pruned: Pruned, values: Tensor, targets: Tensor, composite: str) -> tuple[Carried, ...]:
+def _measure_layers(pruned: Pruned, values: Tensor, targets: Tensor, composite: str) -> tuple[LayerRelevance, ...]:
     """Every layer of the plan, in the order of the model."""
     batches = list(zip(values.split(CHUNK), targets.split(CHUNK), strict=True))
-    sizes = relevance_of_units(pruned, batches, composite, "abs")
+    sizes = attribute_units(pruned, batches, composite, "abs")
     rows = []
     for group in pruned.groups:
         size, removed_units = sizes[group.name], list(pruned.plan.removed.get(group.name, ()))
         share = float(size[removed_units].sum() / size.sum().clamp(min=1e-12))
-        rows.append(Carried(group.name, group.kind, group.units, group.units - len(removed_units), share))
+        rows.append(LayerRelevance(group.name, group.kind, group.units, group.units - len(removed_units), share))
     return tuple(rows)
 
 
-def _notes(asked: Asked, method: Method, count: int, are_images: bool) -> tuple[str, ...]:
+def _list_notes(request: ExplanationRequest, method: Method, count: int, are_images: bool) -> tuple[str, ...]:
     notes = []
-    if METHODS[asked.method] and asked.share is None and not method.share:
+    if METHODS[request.method] and request.share is None and not method.share:
         notes.append(
-            f"no share that {asked.method} prunes gains more sparsity than it costs similarity to plain LRP here, so "
+            f"no share that {request.method} prunes gains more sparsity than it costs similarity to plain LRP here, so "
             "nothing is pruned; other rules (--composite) may help, or a share of your own (--share)"
         )
     if are_images and count > MOST:

@@ -19,26 +19,26 @@ REPORT = "report.html"
 """The page of a run folder."""
 
 
-def write(found: Explanation, run: Path, out: Path | None = None) -> Path:
+def write(explanation: Explanation, run: Path, out: Path | None = None) -> Path:
     """Write record and figures of all cases, those of an earlier call go; returns the page that shows the same.
 
     That is the report.html of the folder `run`, or, with another folder `out`, an explain.html there.
     """
     folder = out or run
     if out is None:
-        page, text = REPORT, to_html(read_report(run), found)
+        page, text = REPORT, to_html(read_report(run), explanation)
     else:
-        page, text = PAGE, render_explanation(found)
+        page, text = PAGE, render_explanation(explanation)
     files = {
         f"{FIGURES}/case-{place:02d}.{kind}": file
-        for place, case in enumerate(found.cases, 1)
+        for place, case in enumerate(explanation.cases, 1)
         for kind, file in draw_case(case).items()
     }
-    files |= {RECORD: format_explanation_json(found).encode(), page: text.encode()}
+    files |= {RECORD: format_explanation_json(explanation).encode(), page: text.encode()}
     try:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        for old in (folder / FIGURES).glob("case-*.*"):
-            old.unlink()
+        for stale in (folder / FIGURES).glob("case-*.*"):
+            stale.unlink()
         for name, content in files.items():
             with whole_file(folder / name) as beside:
                 beside.write_bytes(content)

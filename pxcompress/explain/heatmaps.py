@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pxcompress.attribution import Pruning, attributed, parse_composite
+from pxcompress.attribution import RelevancePruning, attributed, parse_composite
 from pxcompress.errors import unknown
 from pxcompress.explain.metrics import cosine, gini
 from pxcompress.state import device_of, gradients
@@ -19,7 +19,7 @@ METHODS: Mapping[str, str] = {"lrp": "", "plrp-lambda": "lambda", "plrp-m": "m"}
 """Name of a method -> variant of pruned LRP, none for LRP."""
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""What `chosen_share` chooses from."""
+"""Candidate shares of pruned relevance, from which `choose_share` chooses."""
 
 CHUNK = 32
 """Inputs that are propagated together."""
@@ -46,14 +46,14 @@ class Method:
         _ = self.pruning
 
     @property
-    def pruning(self) -> Pruning | None:
+    def pruning(self) -> RelevancePruning | None:
         """What the engine is told; None for LRP."""
-        return Pruning(self.share, METHODS[self.name]) if METHODS[self.name] else None
+        return RelevancePruning(self.share, METHODS[self.name]) if METHODS[self.name] else None
 
 
 @contextmanager
 def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper]:
-    """The method on a copy of `model`, which is left as it was; relevance starts as the logit of the class."""
+    """A function that computes heatmaps of `model` by `method`; relevance starts as the logit of the class."""
     device = device_of(model)
     with attributed(model, parse_composite(method.composite), example[:1], method.pruning) as twin:
 
@@ -79,7 +79,7 @@ def heatmaps(model: nn.Module, inputs: Tensor, targets: Tensor, method: Method) 
         return relevance(inputs, targets)
 
 
-def chosen_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, composite: str) -> float:
+def choose_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, composite: str) -> float:
     """The share whose sparsity gain is worth most: argmax over `SHARES` of (G_p - G_0) / (1 - G_0) - (1 - cos_p).
 
     G_p is the mean Gini index of the maps with share p, so that the first term is the part of the sparsity that was
@@ -88,14 +88,16 @@ def chosen_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, c
     """
     if not METHODS[name]:
         return 0.0
-    plain = heatmaps(model, inputs, targets, Method("lrp", composite)).flatten(1)
-    worth = {0.0: 0.0}
+    lrp_maps = heatmaps(model, inputs, targets, Method("lrp", composite)).flatten(1)
+    gain_by_share = {0.0: 0.0}
     for share in SHARES:
-        worth[share] = trade_off(heatmaps(model, inputs, targets, Method(name, composite, share)).flatten(1), plain)
-    return max(worth, key=lambda share: worth[share])
+        gain_by_share[share] = trade_off(
+            heatmaps(model, inputs, targets, Method(name, composite, share)).flatten(1), lrp_maps
+        )
+    return max(gain_by_share, key=lambda share: gain_by_share[share])
 
 
-def trade_off(maps: Tensor, plain: Tensor) -> float:
-    """Sparsity gained less similarity lost, as `chosen_share` says; both (n, positions)."""
-    before = float(gini(plain).mean())
-    return (float(gini(maps).mean()) - before) / (1 - before) - (1 - float(cosine(maps, plain).mean()))
+def trade_off(maps: Tensor, lrp_maps: Tensor) -> float:
+    """Sparsity gained less similarity lost, as `choose_share` says; both (n, positions)."""
+    lrp_sparsity = float(gini(lrp_maps).mean())
+    return (float(gini(maps).mean()) - lrp_sparsity) / (1 - lrp_sparsity) - (1 - float(cosine(maps, lrp_maps).mean()))

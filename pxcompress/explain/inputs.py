@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pxcompress.data import EMBEDDED, Source, load_splits, open_source, read_files, restricted
+from pxcompress.data import EMBEDDED, Source, load_splits, open_source, read_files, restrict_classes
 from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
-from pxcompress.explain.similarity import first_of
+from pxcompress.explain.similarity import take_first
 from pxcompress.models.onnx_file import is_onnx
 from pxcompress.notes import Note
 from pxcompress.onnx_in import outputs_in_file
@@ -44,7 +44,7 @@ class Inputs:
     letters: str = ""
 
 
-def dense_subject(folder: Path, data: str, note: Note) -> Workload:
+def load_dense_workload(folder: Path, data: str, note: Note) -> Workload:
     """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
     session, recipe = runtime.open_session(folder / DENSE, "cpu"), read_run(folder)
     if data and recipe.data.partition(":")[0] not in EMBEDDED:  # else the weights were trained on the run's own data
@@ -59,8 +59,8 @@ def dense_subject(folder: Path, data: str, note: Note) -> Workload:
     with torch.no_grad():
         logits = outputs_in_file(model, values.to(device_of(model))).cpu().numpy()
     expected = session.predict(values)
-    same = logits.shape == expected.shape and np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
-    if not same:
+    is_same = logits.shape == expected.shape and np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
+    if not is_same:
         raise InputError(
             f"the dense model of {str(folder)!r} is gone: what its recipe leads to ({recipe.model}, weights "
             f"{workload.loaded.weights}) does not compute what {DENSE} does; bring its weights back, or run again"
@@ -68,20 +68,20 @@ def dense_subject(folder: Path, data: str, note: Note) -> Workload:
     return workload
 
 
-def samples_of(workload: Workload, data: str, count: int, recipe: Recipe) -> Inputs:
+def read_samples(workload: Workload, data: str, count: int, recipe: Recipe) -> Inputs:
     """The first `count` of the test split, those of `data` where given."""
     source, splits = workload.source, workload.splits
     if data and data != source.name:
-        opened = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
-        source = restricted(opened, source.classes, recipe.seed)
+        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
+        source = restrict_classes(own_source, source.classes, recipe.seed)
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
-    values, labels = first_of(splits.test, count)
+    values, labels = take_first(splits.test, count)
     names = splits.ids["test"][: len(values)]
     description = f"{len(values)} inputs of the test split of {source.name}"
-    return Inputs(values, names, description, labels, _masks(source, names, values), source.letters)
+    return Inputs(values, names, description, labels, _find_masks(source, names, values), source.letters)
 
 
-def _masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor | None:
+def _find_masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor | None:
     """What makes the classes of samples, where the data know it at the size that the model takes."""
     if source.mask is None:
         return None
@@ -89,7 +89,7 @@ def _masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor | Non
     return masks.flatten(1) if masks.shape[1:] == values.shape[2:] else None
 
 
-def images_of(paths: Sequence[Path], preprocessing: Preprocessing) -> Inputs:
+def read_image_files(paths: Sequence[Path], preprocessing: Preprocessing) -> Inputs:
     """Image files, resized, cropped and converted as the run's images were."""
     names = tuple(map(str, paths))
     if not preprocessing.is_image:

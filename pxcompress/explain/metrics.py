@@ -34,7 +34,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 def top_overlap(first: Tensor, second: Tensor) -> Tensor:
     """Share of the `TOP` positions with the most relevance that both maps have in common."""
     count = math.ceil(TOP * first.shape[1])
-    return (_largest(first, count) & _largest(second, count)).sum(1).double() / count
+    return (_mask_largest(first, count) & _mask_largest(second, count)).sum(1).double() / count
 
 
 SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -42,7 +42,7 @@ SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rank_correlation": rank_correlation,
     "top_overlap": top_overlap,
 }
-"""What says how alike two explanations are: 1 for the same."""
+"""Measures of how similar two explanations are; 1 for the same."""
 
 
 def gini(maps: Tensor) -> Tensor:
@@ -80,12 +80,12 @@ def pixel_flipping(model: nn.Module, inputs: Tensor, maps: Tensor, targets: Tens
     with torch.no_grad():
         for step in range(steps + 1):
             keep = torch.ones_like(maps).scatter_(1, order[:, : round(count * step / steps)], 0.0)
-            changed = inputs * keep.view(shape)
-            chances = model(changed.to(device)).softmax(1).cpu()
+            masked_inputs = inputs * keep.view(shape)
+            chances = model(masked_inputs.to(device)).softmax(1).cpu()
             curve.append(chances.gather(1, targets[:, None])[:, 0].double())
     return torch.trapezoid(torch.stack(curve), dx=1 / steps, dim=0)
 
 
-def _largest(maps: Tensor, count: int) -> Tensor:
+def _mask_largest(maps: Tensor, count: int) -> Tensor:
     """True at the `count` largest of each row."""
     return torch.zeros_like(maps, dtype=torch.bool).scatter_(1, maps.topk(count, 1).indices, True)

@@ -21,12 +21,12 @@ SAMPLES = 32
 """Samples of the select split whose heatmaps a run compares."""
 
 
-def composite_of(scoring: Scoring) -> str:
+def get_composite(scoring: Scoring) -> str:
     """The rules of the scorer, where it has any."""
     return SCORERS.build(scoring.scorers[0]).composite or Method.composite
 
 
-def compared_explanations(
+def compare_explanations(
     pruned: Pruned, batches: Batches, scoring: Scoring, clock: Clock
 ) -> tuple[ExplanationSimilarity | None, tuple[Warning, ...]]:
     """How alike the heatmaps of both models are on the first `SAMPLES` of `batches`, and notes for the user.
@@ -36,29 +36,30 @@ def compared_explanations(
     """
     try:
         with clock.stage("compare explanations"):
-            compare = partial(explanation_similarity, pruned, Method(composite=composite_of(scoring)))
-            alike = in_smaller_batches(compare, [first_of(batches, SAMPLES)], clock.say)
+            compare = partial(explanation_similarity, pruned, Method(composite=get_composite(scoring)))
+            similarity = in_smaller_batches(compare, [take_first(batches, SAMPLES)], clock.say)
     except PxError as error:
         text = f"explanations of the two models could not be compared: {short(error)}"
         return None, (Warning("explanations", text),)
-    if alike.cosine >= alike.least_cosine:
-        return alike, ()
+    if similarity.cosine >= similarity.least_cosine:
+        return similarity, ()
     warning = (
-        f"THE SLIM MODEL LOOKS ELSEWHERE: its heatmaps are like the dense model's by a cosine of {alike.cosine:.2f}; "
-        f"below {alike.least_cosine:.2f} they are nearer to those of other inputs. Look at some with pxcompress explain"
+        f"THE SLIM MODEL LOOKS ELSEWHERE: its heatmaps are like the dense model's by a cosine of "
+        f"{similarity.cosine:.2f}; below {similarity.least_cosine:.2f} they are nearer to those of other inputs. Look "
+        "at some with pxcompress explain"
     )
     clock.say(warning)
-    return alike, (Warning("explanations", warning),)
+    return similarity, (Warning("explanations", warning),)
 
 
-def first_of(batches: Batches, count: int) -> Batch:
+def take_first(batches: Batches, count: int) -> Batch:
     """The first `count` samples, or as many as there are."""
-    taken: list[Batch] = []
+    needed_batches: list[Batch] = []
     for batch in batches:
-        taken.append(batch)
-        if sum(len(labels) for _, labels in taken) >= count:
+        needed_batches.append(batch)
+        if sum(len(labels) for _, labels in needed_batches) >= count:
             break
-    inputs, labels = (torch.cat(parts)[:count] for parts in zip(*taken, strict=True))
+    inputs, labels = (torch.cat(parts)[:count] for parts in zip(*needed_batches, strict=True))
     return inputs, labels
 
 

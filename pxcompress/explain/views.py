@@ -34,19 +34,23 @@ class Views:
         return self.logits[0].argmax(1), self.logits[1].argmax(1)
 
 
-def views_of(pruned: Pruned, inputs: Inputs, method: Method) -> Views:
+def make_views(pruned: Pruned, inputs: Inputs, method: Method) -> Views:
     """Both models' logits and maps, how alike those are, and of which kind every input is."""
-    logits = tuple(_logits(model, inputs.values) for model in (pruned.dense, pruned.model))
-    targets, decided = (each.argmax(1) for each in logits)
+    logits = tuple(_compute_logits(model, inputs.values) for model in (pruned.dense, pruned.model))
+    targets, decisions = (each.argmax(1) for each in logits)
     maps = tuple(heatmaps(model, inputs.values, targets, method) for model in (pruned.dense, pruned.model))
-    own, changed = maps[1].clone(), targets != decided
-    if changed.any():
-        own[changed] = heatmaps(pruned.model, inputs.values[changed], decided[changed], method)
+    maps_of_pruned, decision_differs = maps[1].clone(), targets != decisions
+    if decision_differs.any():
+        maps_of_pruned[decision_differs] = heatmaps(
+            pruned.model, inputs.values[decision_differs], decisions[decision_differs], method
+        )
     similarity = {name: measure(*(each.flatten(1) for each in maps)) for name, measure in SIMILARITIES.items()}
-    return Views((logits[0], logits[1]), (maps[0], maps[1]), own, similarity, _kinds(logits, inputs.labels))
+    return Views(
+        (logits[0], logits[1]), (maps[0], maps[1]), maps_of_pruned, similarity, _name_kinds(logits, inputs.labels)
+    )
 
 
-def _logits(model: nn.Module, values: Tensor) -> Tensor:
+def _compute_logits(model: nn.Module, values: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([model(part.to(device_of(model))).cpu() for part in values.split(CHUNK)])
 
@@ -55,9 +59,9 @@ KINDS = {(True, True): "agreeing", (True, False): "newly wrong", (False, True): 
 """Whether dense and pruned are right -> kind of an input."""
 
 
-def _kinds(logits: Sequence[Tensor], labels: Tensor | None) -> list[str]:
+def _name_kinds(logits: Sequence[Tensor], labels: Tensor | None) -> list[str]:
     dense, pruned = (each.argmax(1) for each in logits)
     if labels is None:
-        return ["same decision" if same else "another decision" for same in (dense == pruned).tolist()]
+        return ["same decision" if is_same else "another decision" for is_same in (dense == pruned).tolist()]
     right = zip((dense == labels).tolist(), (pruned == labels).tolist(), strict=True)
     return [KINDS.get(pair, "both wrong") for pair in right]

@@ -3,14 +3,14 @@
 from pxcompress.graph.attention_layouts import AttentionLayout, register_attention
 from pxcompress.graph.dependencies import is_depthwise
 from pxcompress.graph.find import find_groups
-from pxcompress.graph.removal import REMOVAL_TOLERANCE, masked, prune, removal_error
+from pxcompress.graph.removal import REMOVAL_TOLERANCE, mask_units, prune, removal_error
 
 __all__ = [
     "REMOVAL_TOLERANCE",
     "AttentionLayout",
     "find_groups",
     "is_depthwise",
-    "masked",
+    "mask_units",
     "prune",
     "register_attention",
     "removal_error",

@@ -50,7 +50,7 @@ class Graph(tp.DependencyGraph):
     def build_dependency(self, model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
         with _unknown_parts():
             super().build_dependency(model, *args, **kwargs)
-        self.partners = _partners(model)
+        self.partners = _find_partners(model)
         for node in self.module2node.values():
             if node.type == tp.ops.OPTYPE.SPLIT and node.module.offsets and hasattr(node.grad_fn, "split"):
                 _map_parts(node)
@@ -70,11 +70,11 @@ class Graph(tp.DependencyGraph):
         ends = pruner.prune_in_channels, pruner.prune_out_channels
         for trigger, handler in (ends, ends[::-1]):
             inner = tp.dependency.Dependency(trigger, handler, source=node, target=node)
-            inner.index_mapping[0] = partial(_widened if trigger is ends[0] else _narrowed, width)
+            inner.index_mapping[0] = partial(_widen_rows if trigger is ends[0] else _narrow_rows, width)
             node.dependencies.append(inner)
 
 
-def _partners(model: nn.Module) -> dict[nn.Module, nn.Module]:
+def _find_partners(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """For every module that has a parameter of another one as well, that other one."""
     owners: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
@@ -100,17 +100,17 @@ def _unknown_parts() -> Iterator[None]:
         mapping.update_concat_index_mapping = update
 
 
-def _widened(width: int, rows: Any) -> Any:
+def _widen_rows(width: int, rows: Any) -> Any:
     """Outputs of a depthwise convolution with `width` of them for every input."""
     return [row._replace(idx=row.idx * width + place) for row in rows for place in range(width)]
 
 
-def _narrowed(width: int, rows: Any) -> Any:
+def _narrow_rows(width: int, rows: Any) -> Any:
     """The inputs of those outputs, each once."""
     return list(dict.fromkeys(row._replace(idx=row.idx // width) for row in rows))
 
 
-class _Linked(tp.dependency.Group):
+class _LinkedGroup(tp.dependency.Group):
     """A group that remembers which root rows meet in one row of a layer (a gate, a sum): they only go together.
 
     A layer that is to lose outputs it does not have is no part of the group: a gate of one channel, which is broadcast.
@@ -143,8 +143,8 @@ class _Linked(tp.dependency.Group):
 
 def _convolution_pruner(module: Any) -> Any:
     """torch-pruning's pruner of convolutions, for those that are not depthwise."""
-    plain = isinstance(module, CONVOLUTIONS) and not is_depthwise(module)
-    return tp.pruner.function.PrunerBox[tp.ops.OPTYPE.CONV] if plain else None
+    is_ordinary = isinstance(module, CONVOLUTIONS) and not is_depthwise(module)
+    return tp.pruner.function.PrunerBox[tp.ops.OPTYPE.CONV] if is_ordinary else None
 
 
 def _lacks(dep: Any, rows: Any) -> bool:
@@ -159,12 +159,12 @@ def _lacks(dep: Any, rows: Any) -> bool:
 
 @contextmanager
 def settled(model: nn.Module) -> Iterator[None]:
-    """torch-pruning's groups as `_Linked`, without working out for each again how indices map: nothing changes here."""
+    """torch-pruning's groups as `_LinkedGroup`, without working out again how indices map."""
     layers = [layer for layer in model.modules() if isinstance(layer, PRODUCERS)]
     widths = [max(len(layer.weight), layer.weight.shape[1] * getattr(layer, "groups", 1)) for layer in layers]
     mapping, graph = tp.dependency.index_mapping, tp.dependency.graph
     update, group = mapping.update_index_mapping, graph.Group
-    mapping.update_index_mapping, graph.Group = (lambda graph: None), partial(_Linked, max(widths, default=0))
+    mapping.update_index_mapping, graph.Group = (lambda graph: None), partial(_LinkedGroup, max(widths, default=0))
     try:
         yield
     finally:
@@ -222,8 +222,8 @@ def _map_parts(node: Any) -> None:
         edges = getattr(reader.grad_fn, "next_functions", ())
         parts = [sizes[part : part + 2] for function, part in edges if function is node.grad_fn.split]
         for source, target, reverse in ((node, reader, False), (reader, node, True)):
-            between = [dependency for dependency in source.dependencies if dependency.target is target]
-            for dependency, part in zip(between, parts, strict=False):
+            dependencies_between = [dependency for dependency in source.dependencies if dependency.target is target]
+            for dependency, part in zip(dependencies_between, parts, strict=False):
                 mapping = tp.dependency.index_mapping._SplitIndexMapping(offset=part, reverse=reverse)
                 dependency.index_mapping[0] = mapping
 
@@ -241,13 +241,13 @@ def _map_paths(node: Any) -> None:
     for source in node.inputs:
         for dependency in source.dependencies:
             if dependency.target is node:
-                dependency.index_mapping[0] = partial(_path_merged, channels)
+                dependency.index_mapping[0] = partial(_merge_paths, channels)
         for dependency in node.dependencies:
             if dependency.target is source:
                 dependency.index_mapping[0] = partial(_in_all_paths, paths, channels)
 
 
-def _path_merged(channels: int, rows: Any) -> Any:
+def _merge_paths(channels: int, rows: Any) -> Any:
     """The channels of rows (paths x channels,), each once: all of its rows lead back to it."""
     return list({row.idx % channels: row._replace(idx=row.idx % channels) for row in rows}.values())
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
-from pxcompress.graph.heads import attentions, head_group
-from pxcompress.graph.tracing import traced_groups
-from pxcompress.graph.trial import prepared
+from pxcompress.graph.heads import find_attentions, head_group
+from pxcompress.graph.tracing import trace_groups
+from pxcompress.graph.trial import prepare_trial
 from pxcompress.types import Fixed, Group, Structure
 
 
@@ -26,11 +26,11 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
     unknown_names = set(keep) - set(order)
     if unknown_names:
         raise ModelError(f"model has no module {min(unknown_names)!r} whose outputs could be kept")
-    trial = prepared(model, example) if prove else None
-    heads = list(attentions(model))
+    trial = prepare_trial(model, example) if prove else None
+    heads = list(find_attentions(model))
     head_layers = {name for attention in heads for name in attention.layers}
     candidates = [
-        *traced_groups(model, example, keep, head_layers),
+        *trace_groups(model, example, keep, head_layers),
         *(head_group(model, attention) for attention in heads),
     ]
     groups = [group for group in candidates if isinstance(group, Group)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pxcompress.graph.attention_layouts import AttentionLayout, layers_below, layout_of
 from pxcompress.graph.dependencies import PRODUCERS
-from pxcompress.graph.narrow import narrowed_
+from pxcompress.graph.narrow import narrow_heads_
 from pxcompress.types import Group, Member
 
 
@@ -39,7 +39,7 @@ class Attention:
         return (*self.inputs, *self.followers)
 
 
-def attentions(model: nn.Module) -> Iterator[Attention]:
+def find_attentions(model: nn.Module) -> Iterator[Attention]:
     """The modules of a model that have one of the registered layouts and whose layers divide into their heads."""
     for name, module in model.named_modules():
         layout = layout_of(module)
@@ -79,7 +79,7 @@ def head_group(model: nn.Module, attention: Attention) -> Group:
     return Group(attention.name, "head", attention.heads, tuple(members))
 
 
-def set_heads_(model: nn.Module, group: Group, kept: int) -> None:
+def set_heads_(model: nn.Module, group: Group, kept_heads: int) -> None:
     """Tell an attention module how many of its heads are left."""
     module = model.get_submodule(group.name)
     inner = group.members[0].index.numel()
@@ -87,11 +87,11 @@ def set_heads_(model: nn.Module, group: Group, kept: int) -> None:
     assert layout is not None, f"{group.name} has had a layout when its heads were found"
     for key in (*layout.counts, *layout.widths):
         if isinstance(value := getattr(module, key, None), int):
-            setattr(module, key, value * kept // group.units)
+            setattr(module, key, value * kept_heads // group.units)
     for key in layout.caches:
         if hasattr(module, key):
             setattr(module, key, {})
-    narrowed_(module, group.units, inner, kept)
+    narrow_heads_(module, group.units, inner, kept_heads)
 
 
 def _head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

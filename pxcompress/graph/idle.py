@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.mentions import could_run
-from pxcompress.models.adapter import everything
+from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import kinds, leaves
 from pxcompress.state import device_of, evaluating, seeded, sharing, without_checkpointing
 from pxcompress.types import Fixed
@@ -47,7 +47,7 @@ class Idle:
         """What a slim model changes that an idle layer could read; empty where there is nothing."""
         if not self.layers:
             return ""
-        shapes_by_place = _shapes(slim, inputs) if self.shapes else {}
+        shapes_by_place = _record_shapes(slim, inputs) if self.shapes else {}
         for name, shapes in self.shapes.items():
             widths = _widths(self.layers[name])
             if any(_narrowed(shapes_by_place.get(place), shape, widths) for place, shape in shapes.items()):
@@ -68,7 +68,7 @@ class Idle:
 
 def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
     """The layers with weights that `model` does not run on `inputs` in eval mode, and what they could read."""
-    reached_layers, called_layers = _reached(model, lambda twin: everything(twin, inputs))
+    reached_layers, called_layers = _find_reached(model, lambda twin: all_outputs(twin, inputs))
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -76,8 +76,8 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
     }
     if not layers:
         return Idle()
-    training_layers, output_kinds = _trained(sharing(model), inputs)
-    dense_shapes = _shapes(model, inputs)
+    training_layers, output_kinds = _find_trained(sharing(model), inputs)
+    dense_shapes = _record_shapes(model, inputs)
     shapes = {}
     for name in [name for name in layers if name not in training_layers and could_run(model, name)]:
         shapes[name] = {
@@ -86,7 +86,7 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
     return Idle(layers, shapes, output_kinds if training_layers & set(layers) else None)
 
 
-def _reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str], set[str]]:
+def _find_reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str], set[str]]:
     """Modules that run or have a parameter that the outputs depend on, and those that run alone."""
     twin = sharing(model)
     twin.eval()
@@ -117,7 +117,7 @@ def _parameters_of(outputs: Sequence[Tensor]) -> set[int]:
     return parameter_ids
 
 
-def _trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[tuple[torch.Size, torch.dtype]] | None]:
+def _find_trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[tuple[torch.Size, torch.dtype]] | None]:
     """Layers that run in training mode, and the kinds of what comes out then; none where that mode fails."""
     outputs: list[Tensor] = []
 
@@ -126,7 +126,7 @@ def _trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[tuple
         return outputs
 
     try:
-        return _reached(model, run)[0], kinds(outputs)
+        return _find_reached(model, run)[0], kinds(outputs)
     except Exception:  # noqa: BLE001  (training may want targets as well)
         return set(), None
 
@@ -135,10 +135,10 @@ def _in_training(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """What comes out of `model` in training mode, which it is left in; its buffers may change."""
     model.train()
     with seeded(0):
-        return everything(model, inputs.to(device_of(model)))
+        return all_outputs(model, inputs.to(device_of(model)))
 
 
-def _shapes(model: nn.Module, inputs: Tensor) -> Shapes:
+def _record_shapes(model: nn.Module, inputs: Tensor) -> Shapes:
     """Shapes of everything that the modules take and return; of the last call where there are several."""
     shapes: dict[tuple[str, int], torch.Size] = {}
 
@@ -154,16 +154,16 @@ def _shapes(model: nn.Module, inputs: Tensor) -> Shapes:
             module.register_forward_hook(
                 lambda _, args, kwargs, output, name=name: note(name, args, kwargs, output), with_kwargs=True
             )
-        everything(model, inputs)
+        all_outputs(model, inputs)
     return shapes
 
 
 def _is_visible(name: str, layer: str, called_layers: set[str]) -> bool:
     """Whether the code that would call `layer` can see what the module `name` takes and returns."""
-    return _caller(name, called_layers) in {"", *_ancestors(layer)}
+    return _find_caller(name, called_layers) in {"", *_ancestors(layer)}
 
 
-def _caller(name: str, called_layers: set[str]) -> str:
+def _find_caller(name: str, called_layers: set[str]) -> str:
     """The module whose forward calls `name`: the nearest that runs; lists of modules do not."""
     return next((above for above in _ancestors(name) if above in called_layers), "")
 
@@ -179,7 +179,7 @@ def _narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]
     if slim_shape is None or len(slim_shape) != len(shape):
         return True
     sizes = zip((*shape[1:], shape[1:].numel()), (*slim_shape[1:], slim_shape[1:].numel()), strict=True)
-    return any(before in widths and before != after for before, after in sizes)
+    return any(dense_size in widths and dense_size != slim_size for dense_size, slim_size in sizes)
 
 
 def _widths(layer: nn.Module) -> set[int]:

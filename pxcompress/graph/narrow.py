@@ -20,7 +20,7 @@ SETTABLE = "attn_dim"
 """The attribute of timm's own attention that holds the width of all heads."""
 
 SCALES = ("scale", "head_dim", "logit_scale", "temperature")
-"""Attributes that hold what a forward without them derives from the width of a head, which is wrong afterwards."""
+"""Attributes that hold a scale; without them a forward derives it from the width of a head, wrongly after pruning."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Widths:
         return head_sizes if head_sizes is sizes or -1 in sizes or prod(sizes) != x.numel() else sizes
 
     def _meant(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
-        *front, last = sizes
-        if not isinstance(last, int):  # symbolic while exporting: the batch is in it
+        *front, last_size = sizes
+        if not isinstance(last_size, int):  # symbolic while exporting: the batch is in it
             return sizes
-        if last == self.inner // self.kept and _is(front[-1:], self.kept):
+        if last_size == self.inner // self.kept and _is(front[-1:], self.kept):
             return (*front, self.inner // self.heads)
-        if last == self.inner and (_is(x.shape[-1:], self.kept_inner) or _is(x.shape[-2:], self.kept_inner)):
+        if last_size == self.inner and (_is(x.shape[-1:], self.kept_inner) or _is(x.shape[-2:], self.kept_inner)):
             return (*front, self.kept_inner)
-        if last == self.heads and _is(x.shape[-1:], self.kept):
+        if last_size == self.heads and _is(x.shape[-1:], self.kept):
             return (*front, self.kept)
         return sizes
 
@@ -59,14 +59,14 @@ def _is(sizes: Sequence[Any], product: int) -> bool:
     return len(sizes) > 0 and all(isinstance(size, int) for size in sizes) and prod(sizes) == product
 
 
-class Narrowed(nn.Module):
-    """Comes before the class of an attention module, whose forward then runs with the heads that are left."""
+class NarrowedAttention(nn.Module):
+    """Mix-in before the class of an attention module, whose forward then runs with the remaining heads."""
 
     widths_: Widths
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's own class returns."""
-        with _Mending(self.widths_):
+        with _ReshapeMode(self.widths_):
             return super().forward(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,7 +74,7 @@ class Narrowed(nn.Module):
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
-class _Mending(TorchFunctionMode):
+class _ReshapeMode(TorchFunctionMode):
     """Reshapes to the sizes that the heads that are left have."""
 
     def __init__(self, widths: Widths) -> None:
@@ -86,27 +86,27 @@ class _Mending(TorchFunctionMode):
     ) -> Any:
         if getattr(func, "__name__", "") in RESHAPES and len(args) > 1 and not kwargs:
             x, *sizes = args
-            listed = isinstance(sizes[0], tuple | list)
-            return func(x, self.widths.mended(x, sizes[0] if listed else sizes))
+            sizes_are_sequence = isinstance(sizes[0], tuple | list)
+            return func(x, self.widths.mended(x, sizes[0] if sizes_are_sequence else sizes))
         return func(*args, **(kwargs or {}))
 
 
-def narrowed_(module: nn.Module, heads: int, inner: int, kept: int) -> None:
-    """Tell `module`, which has `heads` with `inner` rows together, to run with `kept` of them.
+def narrow_heads_(module: nn.Module, heads: int, inner: int, kept_heads: int) -> None:
+    """Tell `module`, which has `heads` with `inner` rows together, to run with `kept_heads` of them.
 
     A module that keeps the width of its heads as an attribute needs no telling; one without a scale is left as it is.
     """
     if hasattr(module, SETTABLE) or not any(hasattr(module, key) for key in SCALES):
         return
-    if isinstance(module, Narrowed):  # in an earlier round: its sizes are those of the first
-        module.widths_ = replace(module.widths_, kept=kept)
+    if isinstance(module, NarrowedAttention):  # in an earlier round: its sizes are those of the first
+        module.widths_ = replace(module.widths_, kept=kept_heads)
     else:
-        module.widths_ = Widths(heads, inner, kept)  # type: ignore[assignment]
+        module.widths_ = Widths(heads, inner, kept_heads)  # type: ignore[assignment]
         module.__class__ = _narrowed(type(module))
 
 
 def _narrowed(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (Narrowed, kind), {})
+    return type(kind.__name__, (NarrowedAttention, kind), {})
 
 
 def _empty(kind: type[nn.Module]) -> nn.Module:

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
 from pxcompress.graph.heads import set_heads_
-from pxcompress.layout.rows import others
-from pxcompress.models.adapter import everything
+from pxcompress.layout.rows import complement
+from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import difference
 from pxcompress.state import device_of, evaluating, sharing
 from pxcompress.types import Axis, Group, Plan, Pruned
@@ -31,22 +31,22 @@ ROUNDING = 0.05
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
 
-    Equals the dense model with the same units zeroed (`masked`), to rounding.
+    Equals the dense model with the same units zeroed (`mask_units`), to rounding.
     """
     slim = sharing(model)
     original_parameters = list(slim.parameters())
     readers = {member.module for group in groups for member in group.consumers}
     rows: dict[tuple[str, Axis, int | None], list[Tensor]] = {}
     for group in groups:
-        removed = plan.removed.get(group.name, ())
-        for member in group.members if removed else ():
-            rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed))
-        if removed and group.kind == "head":
+        removed_units = plan.removed.get(group.name, ())
+        for member in group.members if removed_units else ():
+            rows.setdefault((member.module, member.axis, member.dim), []).append(member.rows(removed_units))
+        if removed_units and group.kind == "head":
             set_heads_(slim, group, len(plan.kept(group)))
     for (name, axis, dim), parts in rows.items():
         if dim is None:
             is_alone = name not in readers and is_depthwise(model.get_submodule(name))
-            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), alone=is_alone)
+            _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), with_own_outputs=is_alone)
         else:
             _select_(slim, name, dim, torch.cat(parts))
     original_ids = {id(parameter) for parameter in original_parameters}
@@ -58,10 +58,10 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
     return Pruned(model=slim, dense=model, groups=tuple(groups), plan=plan)
 
 
-def masked(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
+def mask_units(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
     """A copy of `model` in which no layer reads the planned units any more: the oracle for `prune`."""
     twin = copy.deepcopy(model)
-    for module, rows in _unread(twin, groups, plan):
+    for module, rows in _find_readers(twin, groups, plan):
         inputs, place = _columns(module, rows)
         inputs[place] = 0
     return twin
@@ -76,35 +76,35 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
     dense model is masked in place while it runs, and has its own weights again afterwards.
     """
     inputs = inputs.to(device_of(pruned.model))
-    error = _from_masked(pruned, inputs, everything)
+    error = _from_masked(pruned, inputs, all_outputs)
     if REMOVAL_TOLERANCE < error < ROUNDING:
         with suppress(RuntimeError, TypeError):  # where it does not run like that, float32 counts
-            error = _from_masked(pruned, inputs, _exactly)
+            error = _from_masked(pruned, inputs, _run_in_float64)
     return error
 
 
 def exact_removal_error(pruned: Pruned, inputs: Tensor) -> float:
-    """The same with all computed in float64: about 1e-15 where removal is exact, however little the units matter.
+    """`removal_error` computed in float64: about 1e-15 where removal is exact, however little the units matter.
 
     Raises `RuntimeError` or `TypeError` where a model does not run like that.
     """
-    return _from_masked(pruned, inputs.to(device_of(pruned.model)), _exactly)
+    return _from_masked(pruned, inputs.to(device_of(pruned.model)), _run_in_float64)
 
 
 def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
     with torch.no_grad(), evaluating(pruned.model), evaluating(pruned.dense):
         slim = run(pruned.model, inputs)
         with ExitStack() as masks:
-            for module, rows in _unread(pruned.dense, pruned.groups, pruned.plan):
-                masks.enter_context(_zeroed(module, rows))
+            for module, rows in _find_readers(pruned.dense, pruned.groups, pruned.plan):
+                masks.enter_context(_zero_inputs(module, rows))
             reference = run(pruned.dense, inputs)
     return difference(slim, reference)
 
 
-def _exactly(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def _run_in_float64(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """What comes out of a float32 model computed in float64; each weight is converted where it is used."""
     with _Float64():
-        return everything(model, inputs)
+        return all_outputs(model, inputs)
 
 
 class _Float64(TorchFunctionMode):
@@ -126,18 +126,18 @@ def _in_float64(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
-def _remove_(module: Any, axis: Axis, rows: list[int], *, alone: bool) -> None:
-    """Remove rows of a layer; with `alone` every input channel of a convolution goes with its own outputs.
+def _remove_(module: Any, axis: Axis, rows: list[int], *, with_own_outputs: bool) -> None:
+    """Remove rows of a layer; with `with_own_outputs` every input channel of a convolution goes with its own outputs.
 
     A grouped convolution may look like that as well once its groups are down to one channel.
     """
     kind = tp.ops.OPTYPE.CONV if isinstance(module, CONVOLUTIONS) else tp.ops.module2type(module)
     pruner = tp.pruner.function.PrunerBox[kind]
     remove = pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels
-    multiplier = module.out_channels // module.in_channels if alone else 0
+    multiplier = module.out_channels // module.in_channels if with_own_outputs else 0
     with torch.enable_grad():  # new parameters are made by selecting from the old ones
         remove(module, rows)
-    if alone:
+    if with_own_outputs:
         module.in_channels = module.groups = module.out_channels // multiplier
 
 
@@ -148,22 +148,22 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
     value: Tensor | Sequence[int] = getattr(module, attribute)
     if not isinstance(value, Tensor):
         parts = [torch.isin(part, rows) for part in torch.arange(sum(value)).split(list(value))]
-        setattr(module, attribute, type(value)(int((~removed).sum()) for removed in parts))  # type: ignore[call-arg]
+        setattr(module, attribute, type(value)(int((~removed_mask).sum()) for removed_mask in parts))  # type: ignore[call-arg]
         return
-    remaining_values = value.detach().index_select(dim, others(value.shape[dim], rows).to(value.device))
+    remaining_values = value.detach().index_select(dim, complement(value.shape[dim], rows).to(value.device))
     setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
 
 
-def _unread(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[nn.Module, Tensor]]:
+def _find_readers(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[nn.Module, Tensor]]:
     """Every layer that reads planned units, and the input rows where it does."""
     for group in groups:
-        removed = plan.removed.get(group.name, ())
-        for member in group.consumers if removed else ():
-            yield model.get_submodule(member.module), member.rows(removed)
+        removed_units = plan.removed.get(group.name, ())
+        for member in group.consumers if removed_units else ():
+            yield model.get_submodule(member.module), member.rows(removed_units)
 
 
 @contextmanager
-def _zeroed(module: nn.Module, rows: Tensor) -> Iterator[None]:
+def _zero_inputs(module: nn.Module, rows: Tensor) -> Iterator[None]:
     """What `module` reads from input channels `rows` is zero inside the block."""
     inputs, place = _columns(module, rows)
     original_values = inputs[place].clone()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
-from pxcompress.models.adapter import everything
+from pxcompress.models.adapter import all_outputs
 from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
@@ -28,17 +28,17 @@ WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 TRACING_SECONDS = 90.0
-"""After this the model is refused."""
+"""Seconds of tracing after which a model is refused."""
 
 
-def traced_groups(
+def trace_groups(
     model: nn.Module, example: Tensor, keep: Collection[str], head_layers: Collection[str]
 ) -> list[Group | Fixed]:
     """Groups as torch-pruning sees them, and what is known to stay; none that layers named in `known` make.
 
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
-    with _guarded("model cannot be traced"):
+    with _raise_model_errors("model cannot be traced"):
         twin = sharing(model)
         twin.eval()  # a module's own train() may return nothing
         for parameter in twin.parameters():
@@ -49,13 +49,13 @@ def traced_groups(
         )
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
-    with _guarded("model's groups cannot be found"), settled(twin):
+    with _raise_model_errors("model's groups cannot be found"), settled(twin):
         return list(_candidates(graph, names, set(keep), head_layers))
 
 
 def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
     """What comes out of a model and depends on its parameters."""
-    return [value for value in everything(model, example) if value.requires_grad]
+    return [value for value in all_outputs(model, example) if value.requires_grad]
 
 
 def _candidates(
@@ -88,10 +88,10 @@ def _candidates(
             for group in _producer_groups(graph, names, raw, keep):
                 yield group
                 if isinstance(group, Fixed):
-                    yield from _beside(group, producers, names)
+                    yield from _find_neighbours(group, producers, names)
 
 
-def _beside(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
+def _find_neighbours(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
     """The other layers that write what `found` writes: they stay with it."""
     for module, name in names.items():
         if isinstance(module, PRODUCERS) and module in producers and name != fixed.name:
@@ -99,7 +99,7 @@ def _beside(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> 
 
 
 @contextmanager
-def _guarded(what: str) -> Iterator[None]:
+def _raise_model_errors(task: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes one `ModelError`, also when it takes too long."""
     with warnings.catch_warnings(), torch.enable_grad(), without_checkpointing():
         warnings.simplefilter("ignore")
@@ -107,7 +107,7 @@ def _guarded(what: str) -> Iterator[None]:
             with time_limit(TRACING_SECONDS):
                 yield
         except Exception as error:  # a user's forward and torch-pruning may raise anything
-            raise ModelError(f"{what}: {reason_of(error)}") from error
+            raise ModelError(f"{task}: {reason_of(error)}") from error
 
 
 def _is_single(layer: nn.Module) -> bool:
@@ -141,28 +141,31 @@ def _whole_group(dependencies: Any, module: Any) -> Any:
 def _from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any:
     """`raw` from its first producer on, with all outputs of that one: more than in `raw` where they are split."""
     producers = [module for module in _producers(dependencies, raw) if module in names]
-    full = [module for module in producers if isinstance(module, PRODUCERS) and not is_depthwise(module)]
+    whole_producers = [module for module in producers if isinstance(module, PRODUCERS) and not is_depthwise(module)]
     order = {module: place for place, module in enumerate(names)}
-    first = min(full, key=order.__getitem__, default=raw[0].dep.target.module)
-    if first is raw[0].dep.target.module:
+    first_producer = min(whole_producers, key=order.__getitem__, default=raw[0].dep.target.module)
+    if first_producer is raw[0].dep.target.module:
         return raw
-    rooted = _whole_group(dependencies, first)
-    return rooted if set(producers) <= _producers(dependencies, rooted) else raw
+    whole_raw = _whole_group(dependencies, first_producer)
+    return whole_raw if set(producers) <= _producers(dependencies, whole_raw) else raw
 
 
 def _producer_groups(
     dependencies: Any, names: dict[Any, str], raw: Any, keep: set[str]
 ) -> Sequence[Group] | Sequence[Fixed]:
     """The groups of a convolution's or linear layer's outputs, or why they stay."""
-    first, units = raw[0].dep.target.module, len(raw[0].idxs)
-    name = names[first]
+    first_producer, units = raw[0].dep.target.module, len(raw[0].idxs)
+    name = names[first_producer]
     reason = _why_fixed(names, raw, keep, dependencies)
-    if is_depthwise(first):
-        reason, units = reason or "it is depthwise, and reads channels that no other layer makes", len(first.weight)
+    if is_depthwise(first_producer):
+        reason, units = (
+            reason or "it is depthwise, and reads channels that no other layer makes",
+            len(first_producer.weight),
+        )
     if reason:
         return [Fixed(name, units, reason)]
-    kind: Kind = "neuron" if isinstance(first, nn.Linear) else "channel"
-    return _build(dependencies, names, raw, (name, kind), _coupled(dependencies, raw, units))
+    kind: Kind = "neuron" if isinstance(first_producer, nn.Linear) else "channel"
+    return _build(dependencies, names, raw, (name, kind), _find_units_of_rows(dependencies, raw, units))
 
 
 def _build(
@@ -176,20 +179,20 @@ def _build(
     name, kind = label
     units = int(unit_of_root.max()) + 1
     parts = list(_members(dependencies, names, raw, unit_of_root))
-    owned = torch.stack([torch.bincount(unit, minlength=units) for _, unit in parts])
+    rows_by_unit = torch.stack([torch.bincount(unit, minlength=units) for _, unit in parts])
     groups: dict[str, Group] = {}
-    for shares in sorted(owned.unique(dim=1).T, key=torch.count_nonzero):
-        alike = (owned == shares[:, None]).all(0)
+    for shares in sorted(rows_by_unit.unique(dim=1).T, key=torch.count_nonzero):
+        units_agree = (rows_by_unit == shares[:, None]).all(0)
         members = [
-            replace(member, index=member.index[alike[unit]].reshape(-1, share))
+            replace(member, index=member.index[units_agree[unit]].reshape(-1, share))
             for (member, unit), share in zip(parts, shares.tolist(), strict=True)
             if share
         ]
         others = {member.module for group in groups.values() for member in group.members}
-        free = [member.module for member in members if member.module not in others and member.dim is None]
-        if not free:
+        free_parameters = [member.module for member in members if member.module not in others and member.dim is None]
+        if not free_parameters:
             return [Fixed(name, units, f"its units own unequal shares of {members[0].module}")]
-        groups[free[0]] = Group(free[0], kind, int(alike.sum()), tuple(members))
+        groups[free_parameters[0]] = Group(free_parameters[0], kind, int(units_agree.sum()), tuple(members))
     return list(groups.values())
 
 
@@ -283,7 +286,7 @@ def _axis(dependencies: Any, item: Any) -> Axis:
     return "in" if consumes and dependencies.is_in_channel_pruning_fn(item.dep.handler) else "out"
 
 
-def _coupled(dependencies: Any, raw: Any, rows: int) -> Tensor:
+def _find_units_of_rows(dependencies: Any, raw: Any, rows: int) -> Tensor:
     """Unit of every root row (rows,): rows that meet in one row, or hold the same place in equal parts, go together.
 
     A grouped convolution stays regular only when every one of its groups loses the same places, and a split into

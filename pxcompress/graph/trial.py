@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.idle import Idle, idle_layers
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, exact_removal_error, prune, removal_error
-from pxcompress.models.adapter import everything, perturbed
+from pxcompress.models.adapter import all_outputs, perturb
 from pxcompress.models.outputs import difference
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Group, Plan, Pruned
@@ -44,12 +44,12 @@ class Trial:
         """
         draw = torch.Generator().manual_seed(0)
         half = {group.name: torch.randperm(group.units, generator=draw)[: group.units // 2] for group in groups}
-        removed = {name: tuple(units.tolist()) for name, units in half.items()}
+        removed_units = {name: tuple(units.tolist()) for name, units in half.items()}
         try:
-            pruned = prune(self.model, groups, Plan(removed, "trial", "units", 0, 0, 0), self.inputs[:1])
+            pruned = prune(self.model, groups, Plan(removed_units, "trial", "units", 0, 0, 0), self.inputs[:1])
             error, tolerance = _error(pruned, self.inputs)
             if not error <= tolerance:
-                return f"{NOT_EXACT}: {_described(error)}"
+                return f"{NOT_EXACT}: {_describe_error(error)}"
             return self.idle.fault(pruned.model, self.inputs)
         except Exception as error:  # noqa: BLE001  (torch-pruning and the cut model may fail in any way)
             return f"its units cannot be removed: {reason_of(error)}"
@@ -62,7 +62,7 @@ class Trial:
         """
         faults: dict[str, str] = {}
         self._accepted([], groups, faults)
-        for part in _apart(groups):
+        for part in _separate_shared(groups):
             self._accepted([], [group for group in part if group.name not in faults], faults)
         return faults
 
@@ -88,19 +88,19 @@ def _error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:
     return error, REMOVAL_TOLERANCE
 
 
-def _apart(groups: Sequence[Group]) -> Iterator[list[Group]]:
+def _separate_shared(groups: Sequence[Group]) -> Iterator[list[Group]]:
     """The groups whose first layer others begin with as well, in parts without two of the same."""
     places: dict[str, list[Group]] = {}
     for group in groups:
         places.setdefault(group.members[0].module, []).append(group)
-    several = [alike for alike in places.values() if len(alike) > 1]
+    several = [names for names in places.values() if len(names) > 1]
     for place in range(max(map(len, several), default=0)):
-        yield [alike[place] for alike in several if place < len(alike)]
+        yield [names[place] for names in several if place < len(names)]
 
 
-def prepared(model: nn.Module, example: Tensor) -> Trial:
+def prepare_trial(model: nn.Module, example: Tensor) -> Trial:
     """The trial of a model's groups. Raises `ModelError` where the dense model runs in no way that can be compared."""
-    inputs = tried_inputs(model, example)
+    inputs = make_trial_inputs(model, example)
     try:
         return Trial(model, inputs, idle_layers(model, inputs))
     except (RuntimeError, TypeError) as error:
@@ -109,14 +109,14 @@ def prepared(model: nn.Module, example: Tensor) -> Trial:
         ) from error
 
 
-def tried_inputs(model: nn.Module, example: Tensor) -> Tensor:
+def make_trial_inputs(model: nn.Module, example: Tensor) -> Tensor:
     """The example (1, ...) and a perturbed copy of it, as (2, ...), on the model's device.
 
     The model is defined at both, and gives the same each time. Raises `ModelError` where there are no such inputs.
     """
     example = example.to(device_of(model))
     outputs = _outputs(model, example, "does not run on the example")
-    valid_inputs = [each for each in (example, perturbed(model, example)) if _is_defined(model, each)]
+    valid_inputs = [each for each in (example, perturb(model, example)) if _is_defined(model, each)]
     if not valid_inputs:
         shapes = ", ".join(str(tuple(value.shape)) for value in outputs)
         raise ModelError(
@@ -127,7 +127,7 @@ def tried_inputs(model: nn.Module, example: Tensor) -> Tensor:
     first, second = (_outputs(model, inputs, "runs on one sample, but not on two at once") for _ in range(2))
     if not (error := difference(second, first)) <= REMOVAL_TOLERANCE:
         raise ModelError(
-            f"{type(model).__name__} gives another output for the same input each time ({_described(error)}): it "
+            f"{type(model).__name__} gives another output for the same input each time ({_describe_error(error)}): it "
             "draws at random or keeps a state; expected a forward that repeats itself in eval mode, such as "
             "F.dropout(x, p, self.training)"
         )
@@ -137,7 +137,7 @@ def tried_inputs(model: nn.Module, example: Tensor) -> Tensor:
 def _outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
     try:
         with torch.no_grad(), evaluating(model):
-            return everything(model, inputs)
+            return all_outputs(model, inputs)
     except ModelError:
         raise
     except Exception as error:  # a user's forward may raise anything
@@ -152,6 +152,6 @@ def _is_defined(model: nn.Module, inputs: Tensor) -> bool:
         return False
 
 
-def _described(error: float) -> str:
+def _describe_error(error: float) -> str:
     """How far two outputs are apart, in words."""
     return "a shape or type changes" if error == torch.inf else f"outputs differ by {error:.1e} of their scale"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution import Attributed, Flow, attributed, parse_composite
-from pxcompress.attribution.relevance import started
+from pxcompress.attribution.relevance import make_start
 from pxcompress.errors import InputError
 from pxcompress.scorers.lrp import LRP
 from pxcompress.state import device_of
@@ -86,7 +86,7 @@ def conservation(
     inputs = inputs[:SAMPLES].to(device_of(model))
 
     def start(logits: Tensor) -> Tensor:
-        return started(scorer.start, "prediction")(logits, logits.argmax(1))
+        return make_start(scorer.start, "prediction")(logits, logits.argmax(1))
 
     with attributed(model, rules, inputs[:1]) as twin:
         with torch.no_grad():
@@ -127,8 +127,8 @@ def _unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ..
     rows = []
     for row in twin.unruled:
         key = (row.module, row.function)
-        followed = key in sizes
-        share, size = (shares[key], sizes[key]) if followed else (None, None)
+        is_followed = key in sizes
+        share, size = (shares[key], sizes[key]) if is_followed else (None, None)
         rows.append(UnruledFlow(row.module, row.kind, row.function, row.calls, share, size))
     return tuple(rows)
 
@@ -148,12 +148,14 @@ def to_table(result: Conservation) -> str:
     for row in result.layers:
         figures = f"{row.relevance_out:>9.2%} {row.relevance_in:>9.2%} {row.absorbed:>9.2%}"
         lines.append(f"{row.name:<{width}}  {row.rule:<{rules}} {figures}")
-    absorbed = sum(row.absorbed for row in result.layers)
-    lines += ["", f"absorbed by biases, all layers together: {absorbed:.2%}", ""]
+    absorbed_share = sum(row.absorbed for row in result.layers)
+    lines += ["", f"absorbed by biases, all layers together: {absorbed_share:.2%}", ""]
     if not result.unruled:
         return "\n".join([*lines, "everything that relevance passes through has a rule"])
     lines.append("without a rule (plain gradient), with the relevance that passed through, and its size:")
     for function in result.unruled:
-        passed = "not followed" if function.share is None else f"{function.share:>9.2%} {function.size:>9.2%}"
-        lines.append(f"{function.module:<{width}}  {function.function} x {function.calls} in {function.kind}: {passed}")
+        share_text = "not followed" if function.share is None else f"{function.share:>9.2%} {function.size:>9.2%}"
+        lines.append(
+            f"{function.module:<{width}}  {function.function} x {function.calls} in {function.kind}: {share_text}"
+        )
     return "\n".join(lines)

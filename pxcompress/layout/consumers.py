@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.layout.rows import input_layouts, members_by_module, others, removed_rows
+from pxcompress.layout.rows import complement, input_layouts, members_by_module, removed_rows
 from pxcompress.types import Pruned
 
 
@@ -29,10 +29,10 @@ class Consumer:
     @property
     def kept(self) -> Tensor:
         """The features that are still there, ascending."""
-        return others(len(self.layout), self.removed)
+        return complement(len(self.layout), self.removed)
 
 
-def consumers(pruned: Pruned) -> list[Consumer]:
+def find_consumers(pruned: Pruned) -> list[Consumer]:
     """All layers of `pruned` that lost inputs, by group."""
     layouts = input_layouts(pruned.dense, pruned.groups)
     producers = members_by_module(pruned.groups, "out")
@@ -42,9 +42,9 @@ def consumers(pruned: Pruned) -> list[Consumer]:
         if len(rows):
             dense, layout = pruned.dense.get_submodule(name), layouts[name]
             weight: Tensor = dense.weight  # type: ignore[assignment]
-            removed = torch.isin(layout[:, 0], rows).nonzero().flatten()
-            outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
-            layers.append(Consumer(name, dense, pruned.model.get_submodule(name), layout, removed, outputs))
+            removed_features = torch.isin(layout[:, 0], rows).nonzero().flatten()
+            outputs = complement(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
+            layers.append(Consumer(name, dense, pruned.model.get_submodule(name), layout, removed_features, outputs))
     return layers
 
 
@@ -54,7 +54,7 @@ def is_padded(module: nn.Module) -> bool:
     return isinstance(padding, str) or any(padding if isinstance(padding, tuple) else (padding,))
 
 
-def constant_output(layer: Consumer, values: Tensor) -> Tensor:
+def output_of_constants(layer: Consumer, values: Tensor) -> Tensor:
     """W_P x_P, (kept outputs,): what `layer` made of its removed inputs, were they the constants `values` (rows,)."""
     weight: Tensor = layer.dense.weight.detach()  # type: ignore[operator]
     constants = torch.zeros(layer.layout.numel(), dtype=torch.float64, device=weight.device)

@@ -60,7 +60,7 @@ def removed_rows(owners: Sequence[tuple[Group, Member]], plan: Plan) -> Tensor:
     return torch.cat(rows).sort().values if rows else torch.empty(0, dtype=torch.int64)
 
 
-def others(size: int, rows: Tensor) -> Tensor:
+def complement(size: int, rows: Tensor) -> Tensor:
     """The indices below `size` that are not in `rows`, ascending."""
     is_other = torch.ones(size, dtype=torch.bool)
     is_other[rows] = False

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError, ModelError
-from pxcompress.models.input_values import checked
+from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
@@ -45,7 +45,7 @@ class Input:
     high: float = torch.inf
 
     def restored(self, rows: Tensor) -> Tensor:
-        """The input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
+        """The input, unpacked from rows (n, size); whole numbers are clipped to their bounds."""
         value = rows.reshape(rows.shape[0], *self.shape)  # len() would be a constant in an exported file
         if not self.dtype.is_floating_point:
             value = value.detach().clamp(self.low, self.high).round()
@@ -72,9 +72,11 @@ class Signature:
         if not self.inputs and isinstance(inputs, Tensor):
             return values[0]
         expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
-        given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
-        if given != expected:
-            raise InputError(f"a batch has inputs {_listed(given)}; expected {_listed(expected)}, as the example")
+        shapes_and_types = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
+        if shapes_and_types != expected:
+            raise InputError(
+                f"a batch has inputs {_listed(shapes_and_types)}; expected {_listed(expected)}, as the example"
+            )
         floats = [each.dtype for each in self.inputs if each.dtype.is_floating_point]
         dtype = torch.float64 if torch.float64 in floats else torch.float32
         return torch.cat([values[each.name].reshape(_samples(values), -1).to(dtype) for each in self.inputs], 1)
@@ -120,12 +122,12 @@ class Adapter(nn.Module):
         if self.signature_.logits is None:
             logits = _counted(outputs, packed.shape[0])
         else:  # the other outputs count nothing, but a gradient of zero reaches every unit
-            rest = sum(value.sum() for value in floats(outputs))
-            logits = _columns(self.signature_.logits(outputs), packed.shape[0]) + 0 * rest
+            sum_of_outputs = sum(value.sum() for value in floats(outputs))
+            logits = _columns(self.signature_.logits(outputs), packed.shape[0]) + 0 * sum_of_outputs
         return torch.cat([logits, -logits], 1) if logits.shape[1] == 1 else logits
 
 
-def everything(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def all_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """All tensors that come out of `model`, adapted or not. Raises `ModelError` where they cannot be looked into."""
     return leaves(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs))
 
@@ -136,7 +138,7 @@ def named_outputs(model: nn.Module, inputs: Tensor, only: str = "output") -> dic
     return {name: value for name, value in outputs.items() if len(value) == len(inputs)}
 
 
-def adapted_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module:
+def make_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module:
     """`model`, sharing all its parts, as one whose forward gives what `logits` makes of its outputs, (n, k).
 
     Raises `ModelError` where it does not run on `example` (n, ...), or where nothing follows its inputs by gradients.
@@ -145,7 +147,7 @@ def adapted_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module
     return _view(model, Signature((), logits), inputs)
 
 
-def perturbed(model: nn.Module, example: Tensor) -> Tensor:
+def perturb(model: nn.Module, example: Tensor) -> Tensor:
     """Another input like `example` (n, ...), of its type and range; `model` knows what is packed in it."""
     draw, rows = torch.Generator().manual_seed(0), example.detach().cpu()
     signature: Signature = type(model).signature_ if isinstance(model, Adapter) else Signature()
@@ -176,19 +178,19 @@ class Adapted:
         return replace(self.batches, batches=batches)
 
 
-def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
+def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
     """`model` behind an `Adapter`, sharing all its parts; `model` itself where it takes and returns one tensor already.
 
     A batch is (inputs, labels), or inputs alone. `logits` picks what counts. Without it that is an output (n, classes),
     or else, as one logit: at every position the largest value along axis 1, as a mean, summed over all outputs.
     Raises `InputError` for batches and `ModelError` for a module that this cannot take.
     """
-    inputs, labels = _parted(_first(batches))
+    inputs, labels = _split_batch(_first(batches))
     signature = Signature(_inputs(example, batches), logits)
     packed = signature.packed(example)
     signature.packed(inputs)
     twice = torch.cat([packed, packed]).detach().to(device_of(model)).requires_grad_()
-    outputs = _tried(model, lambda: signature.call(model, twice))
+    outputs = _call_checked(model, lambda: signature.call(model, twice))
     classes = logits is not None or _counted(outputs, len(twice)).shape[1] > 1
     ready = isinstance(outputs, Tensor) and classes and not signature.inputs and logits is None
     view = model if ready else _view(model, signature, twice)
@@ -196,7 +198,7 @@ def adapted(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: L
     return Adapted(view, packed, _Packed(batches, signature, labelled), labelled)
 
 
-def released_(model: nn.Module) -> None:
+def release_(model: nn.Module) -> None:
     """Give a module that was adapted, or a copy of it, its own class again, in place."""
     if isinstance(model, Adapter):
         model.__class__ = type(model).__bases__[1]
@@ -211,11 +213,11 @@ class _Packed:
     labelled: bool
 
     def __iter__(self) -> Iterator[Batch]:
-        return checked(self._packed())
+        return check_batches(self._packed())
 
     def _packed(self) -> Iterator[Batch]:
         for batch in self.batches:
-            inputs, labels = _parted(batch)
+            inputs, labels = _split_batch(batch)
             packed = self.signature.packed(inputs)
             if self.labelled and not _is_label(labels):
                 raise InputError("a batch has no labels (n,), the first one has; give labels with all or with none")
@@ -230,7 +232,7 @@ def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
     adapter: Any = type(kind.__name__, (Adapter, kind), {"signature_": signature})
     view: nn.Module = adapter.__new__(adapter)
     view.__dict__.update(vars(model))
-    logits = _tried(view, lambda: view(inputs))
+    logits = _call_checked(view, lambda: view(inputs))
     if not logits.isfinite().all():
         raise ModelError(
             f"{kind.__name__} returns NaN or infinity for the example; give logits=FUNCTION of its outputs"
@@ -243,7 +245,7 @@ def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
     return view
 
 
-def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
+def _call_checked(model: nn.Module, call: Callable[[], Any]) -> Any:
     """What `call` makes of `model`. Raises `ModelError` where it fails."""
     try:
         with evaluating(model), torch.enable_grad():
@@ -257,23 +259,23 @@ def _tried(model: nn.Module, call: Callable[[], Any]) -> Any:
 
 def _counted(outputs: Any, samples: int) -> Tensor:
     """What counts where nothing is said, (n, k)."""
-    found = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
-    if not found:
+    candidates = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
+    if not candidates:
         raise ModelError(
             f"the module returns a {type(outputs).__name__} without a floating-point tensor (n, ...) in it; "
             "expected a tensor, or tensors in a tuple, list, dict or dataclass"
         )
-    if len(found) == 1 and found[0].dim() == 2:
-        return found[0]
-    largest = [(value if value.dim() > 1 else value[:, None]).amax(1).reshape(samples, -1) for value in found]
+    if len(candidates) == 1 and candidates[0].dim() == 2:
+        return candidates[0]
+    largest = [(value if value.dim() > 1 else value[:, None]).amax(1).reshape(samples, -1) for value in candidates]
     return torch.stack([value.mean(1) for value in largest]).sum(0)[:, None]
 
 
 def _columns(logits: Any, samples: int) -> Tensor:
     """What the user's function returned, as (n, k)."""
     if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or logits.shape[0] != samples:
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ModelError(f"logits returns {found} for {samples} samples; expected a tensor (n, classes) or (n,)")
+        description = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(f"logits returns {description} for {samples} samples; expected a tensor (n, classes) or (n,)")
     return logits if logits.dim() == 2 else logits[:, None]
 
 
@@ -282,30 +284,30 @@ def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
     values = _named(example)
     if isinstance(example, Tensor) and example.is_floating_point():
         return ()
-    found = {name: Input(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
-    whole = [name for name, value in values.items() if not value.is_floating_point()]
-    ranges = {name: [float(values[name].min()), float(values[name].max())] for name in whole}
-    for batch in batches if whole else ():
-        given = _named(_parted(batch)[0])
-        for name in set(whole) & set(given):
-            low, high = float(given[name].min()), float(given[name].max())
+    input_by_name = {name: Input(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
+    whole_numbers = [name for name, value in values.items() if not value.is_floating_point()]
+    ranges = {name: [float(values[name].min()), float(values[name].max())] for name in whole_numbers}
+    for batch in batches if whole_numbers else ():
+        batch_values = _named(_split_batch(batch)[0])
+        for name in set(whole_numbers) & set(batch_values):
+            low, high = float(batch_values[name].min()), float(batch_values[name].max())
             ranges[name] = [min(low, ranges[name][0]), max(high, ranges[name][1])]
     for name, (low, high) in ranges.items():
         if max(-low, high) >= WHOLE:
             raise InputError(f"input {name!r} has whole numbers from {low:.0f} to {high:.0f}; expected less than 2^24")
-        found[name] = Input(name, found[name].shape, found[name].dtype, low, high)
-    return tuple(found.values())
+        input_by_name[name] = Input(name, input_by_name[name].shape, input_by_name[name].dtype, low, high)
+    return tuple(input_by_name.values())
 
 
 def _named(inputs: Any) -> dict[str | int, Tensor]:
     """Inputs by name or place. Raises `InputError` unless they are tensors with one count of samples."""
-    listed = inputs if isinstance(inputs, tuple | list) else [inputs]
-    values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))
+    input_list = inputs if isinstance(inputs, tuple | list) else [inputs]
+    values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(input_list))
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.dim() or len(value) != _samples(values):
-            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            description = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InputError(
-                f"input {name!r} is {found}; expected a tensor (n, ...), or a tuple or dict of such with one n"
+                f"input {name!r} is {description}; expected a tensor (n, ...), or a tuple or dict of such with one n"
             )
     return {name: _ordinary(value) for name, value in values.items()}
 
@@ -320,8 +322,11 @@ def _samples(values: Mapping[str | int, Tensor]) -> int:
     return len(next(iter(values.values())))
 
 
-def _listed(found: Mapping[str | int, tuple[tuple[int, ...], torch.dtype]]) -> str:
-    return ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in found.items()) or "one tensor"
+def _listed(shapes_and_types: Mapping[str | int, tuple[tuple[int, ...], torch.dtype]]) -> str:
+    return (
+        ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in shapes_and_types.items())
+        or "one tensor"
+    )
 
 
 def _first(batches: Iterable[Any]) -> Any:
@@ -332,7 +337,7 @@ def _first(batches: Iterable[Any]) -> Any:
     raise InputError("batches are empty; expected at least one batch of (inputs, labels) or inputs")
 
 
-def _parted(batch: Any) -> tuple[Any, Any]:
+def _split_batch(batch: Any) -> tuple[Any, Any]:
     """Inputs and labels of a batch, None where it has none."""
     if not isinstance(batch, tuple | list):
         return batch, None

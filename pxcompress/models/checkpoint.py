@@ -50,7 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One set of weights as a model names them.
+    """One set of weights of a file, under the names that the model has for them.
 
     `prefix` is what stood before every key; `beside` are keys of the set that are not the model's; `own` are the
     model's tensors.
@@ -64,7 +64,7 @@ class Fit:
 
     @cached_property
     def missing(self) -> list[str]:
-        """Keys of the model that are not there."""
+        """Keys of the model that the file lacks."""
         return [key for key in self.own if key not in self.state and not key.endswith(_COUNTER)]
 
     @cached_property
@@ -79,7 +79,7 @@ class Fit:
 
     @property
     def label(self) -> str:
-        """Where in the file it is, for messages."""
+        """Name of the weights' place in the file, for messages."""
         return ".".join(filter(None, (self.place, self.prefix.rstrip(".")))) or "the file itself"
 
     @cached_property
@@ -99,9 +99,9 @@ class Fit:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Decides between equal ranks: the usual name, the larger set, the shorter prefix."""
-        first = self.place.split(".")[0]
-        usual = _USUAL.index(first) if first in _USUAL else len(_USUAL)
+        """Sort key between fits of equal `rank`: the usual name, the larger set, the shorter prefix."""
+        first_word = self.place.split(".")[0]
+        usual = _USUAL.index(first_word) if first_word in _USUAL else len(_USUAL)
         return (-usual, len(self.state), -len(self.prefix))
 
 
@@ -115,7 +115,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"checkpoint {str(path)!r} {kind}; expected a .safetensors, .pth, .pt or .bin file")
     content: Any
     try:
-        content = _safe(path) if path.suffix == ".safetensors" else _unpickled(path)
+        content = _safe(path) if path.suffix == ".safetensors" else _unpickle(path)
     except pickle.UnpicklingError as error:
         _refuse(path, error)
     # Bytes that are no checkpoint make the readers fail in any way: KeyError, EOFError, RuntimeError, UnicodeError, ...
@@ -136,15 +136,20 @@ def best_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[Fit, str]:
     """
     model_state = model.state_dict()
     fits = sorted(_fits(checkpoint, model_state), key=lambda fit: (fit.rank, fit.order), reverse=True)
-    best, others = fits[0], fits[1:]
-    for other in others:
-        unusual = best.rank[-1] < 0 and not best.averaged
-        if unusual and not best.missing and other.rank == best.rank and not _equal(best.state, other.state):
+    best_of_fits, other_fits = fits[0], fits[1:]
+    for other_fit in other_fits:
+        unusual = best_of_fits.rank[-1] < 0 and not best_of_fits.averaged
+        if (
+            unusual
+            and not best_of_fits.missing
+            and other_fit.rank == best_of_fits.rank
+            and not _equal(best_of_fits.state, other_fit.state)
+        ):
             raise ModelError(
-                f"checkpoint {checkpoint.name!r} holds several sets of weights that fit: {best.label!r} and "
-                f"{other.label!r}; save the one that counts in a file of its own"
+                f"checkpoint {checkpoint.name!r} holds several sets of weights that fit: {best_of_fits.label!r} and "
+                f"{other_fit.label!r}; save the one that counts in a file of its own"
             )
-    return best, _told(checkpoint, best, others)
+    return best_of_fits, _describe_choice(checkpoint, best_of_fits, other_fits)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, ...], label: str) -> None:
@@ -173,20 +178,18 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
             if only_classes_differ
             else [*parts, *([counts] if len(state[head]) != len(model_state[head]) else [])]
         )
-    other = ": another architecture" if missing_keys and unexpected_keys else ""
-    raise ModelError(
-        f"{label} does not fit{other}: {'; '.join(parts)}; give weights of this model trained on this data"
-    )
+    hint = ": another architecture" if missing_keys and unexpected_keys else ""
+    raise ModelError(f"{label} does not fit{hint}: {'; '.join(parts)}; give weights of this model trained on this data")
 
 
 def _safe(path: Path) -> dict[str, Any]:
     """Tensors, and under "" what the file says about itself."""
     with safetensors.safe_open(path, "pt") as file:
-        facts = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
+        facts = {key: _parse_names(value) for key, value in (file.metadata() or {}).items()}
     return {**safetensors.torch.load_file(path), "": facts}
 
 
-def _parsed(text: str) -> Any:
+def _parse_names(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
@@ -201,7 +204,7 @@ def _check_numbers(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor
             raise ModelError(f"{label}: {key} has {content}; expected floating-point weights: save the float model's")
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickle(path: Path) -> Any:
     # timm's training script keeps its arguments, an argparse.Namespace, in every checkpoint.
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
@@ -262,13 +265,19 @@ def _fits(checkpoint: Checkpoint, model_state: Mapping[str, Tensor]) -> Iterator
             yield Fit(place, prefix, state, tuple(extra_keys), model_state)
 
 
-def _told(checkpoint: Checkpoint, best: Fit, others: Sequence[Fit]) -> str:
+def _describe_choice(checkpoint: Checkpoint, best: Fit, other_fits: Sequence[Fit]) -> str:
     """Which weights were taken and what was left out, in one line; "" where there was nothing to choose."""
-    complete_fits = [other for other in others if not other.missing and other.label != best.label]
-    equal_labels = dict.fromkeys(other.label for other in complete_fits if other.same_shapes == best.same_shapes)
-    other_shaped_labels = dict.fromkeys(other.label for other in complete_fits if other.label not in equal_labels)
+    complete_fits = [other_fit for other_fit in other_fits if not other_fit.missing and other_fit.label != best.label]
+    equal_labels = dict.fromkeys(
+        other_fit.label for other_fit in complete_fits if other_fit.same_shapes == best.same_shapes
+    )
+    other_shaped_labels = dict.fromkeys(
+        other_fit.label for other_fit in complete_fits if other_fit.label not in equal_labels
+    )
     incomplete_averages = [
-        other for other in others if other.averaged and other.missing and len(other.missing) < len(other.own)
+        other_fit
+        for other_fit in other_fits
+        if other_fit.averaged and other_fit.missing and len(other_fit.missing) < len(other_fit.own)
     ]
     parts = [f"{', '.join(map(repr, equal_labels))} fits as well and is not used"] if equal_labels else []
     parts += [f"{label!r} has other shapes and is not used" for label in other_shaped_labels]

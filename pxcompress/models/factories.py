@@ -19,21 +19,23 @@ OPTIONS = ("num_classes", "img_size")
 """Arguments that a factory is given, where it takes them."""
 
 
-def find_object(name: str, what: str) -> Any:
-    """The object "package.module:name", `what` says what for; the current folder is importable. `ModelError`."""
+def find_object(name: str, purpose: str) -> Any:
+    """The object "package.module:name", wanted for `purpose`; the current folder is importable. `ModelError`."""
     module_name, _, path = name.partition(":")
     if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
-        raise ModelError(f"{what} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own")
+        raise ModelError(
+            f"{purpose} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own"
+        )
     try:
         with _current_directory_importable():
             target: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
-        raise ModelError(f"{what} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
+        raise ModelError(f"{purpose} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
     for part in path.split("."):
         if not hasattr(target, part):
             close_names = difflib.get_close_matches(part, dir(target), n=3)
             hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
-            raise ModelError(f"{what} {name!r}: {module_name!r} has no {path!r}; {hint}")
+            raise ModelError(f"{purpose} {name!r}: {module_name!r} has no {path!r}; {hint}")
         target = getattr(target, part)
     return target
 
@@ -75,13 +77,13 @@ def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]
 
 @contextmanager
 def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
     try:
         importlib.invalidate_caches()
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(folder)
 
 
 def _described(error: Exception) -> str:

@@ -18,15 +18,15 @@ _NO_DATA = -9999.0
 """What rasters hold where nothing was measured."""
 
 
-def checked(batches: Iterable[Batch]) -> Iterator[Batch]:
+def check_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The same batches. Raises `DataError` for a value that is no measurement; warns where all samples are alike."""
-    first: Tensor | None = None
+    first_batch: Tensor | None = None
     samples, all_alike = 0, True
     for number, (inputs, labels) in enumerate(batches):
         if len(inputs):
             check_values(inputs, number)
-            first = inputs[:1] if first is None else first
-            all_alike = all_alike and bool((inputs == first).all())
+            first_batch = inputs[:1] if first_batch is None else first_batch
+            all_alike = all_alike and bool((inputs == first_batch).all())
             samples += len(inputs)
         yield inputs, labels
     if samples > 1 and all_alike:

@@ -34,7 +34,7 @@ from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.inputs import config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
-from pxcompress.models.rewrite import plain, unwrapped
+from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
@@ -209,17 +209,17 @@ def _load_built(
     if source is None:
         check_rebuilds(model, architecture, preprocessing.input_size)
     zeros = torch.zeros(1, *preprocessing.input_size)
-    model = plain(unwrapped(model), lambda twin: twin(zeros))
+    model = rewrite_plain(unwrap(model), lambda twin: twin(zeros))
     labels = tuple((weights_file and weights_file.class_names) or ())
     weights = _weights(weights_file, source, with_own_weights)
     return Loaded(model, architecture, preprocessing, weights, 0, labels, notes)
 
 
-def _weights(file: Any, source: _Source | None, own: bool) -> Weights:
+def _weights(file: Any, source: _Source | None, has_own_weights: bool) -> Weights:
     """Where the weights come from."""
     if file is not None:
         return "checkpoint"
-    if not own:
+    if not has_own_weights:
         return "untrained"
     return "factory" if source is None else "pretrained"
 
@@ -316,9 +316,9 @@ def _create(source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
 
 def _timm_source(name: str) -> _Source:
     """What `name` means to timm; `ModelError` for a name it does not know."""
-    kind, colon, rest = name.partition(":")
-    if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
-        return _config_source(name, kind, rest)
+    kind, colon, location = name.partition(":")
+    if colon and kind in ("local-dir", "hf-hub", "hf_hub") and location:
+        return _config_source(name, kind, location)
     if colon or "/" in name:
         raise ModelError(f"model {name!r} is none of: {_FORMS}")
     architecture, _, tag = name.partition(".")

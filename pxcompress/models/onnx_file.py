@@ -25,7 +25,7 @@ BYTES: Mapping[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
 """Preprocessing for files that take the bytes of an image."""
 
 CHANNELS = 3
-"""Of images, where the file leaves them open."""
+"""Number of channels of an image, where the file leaves it open."""
 
 
 def is_onnx(name: str) -> bool:
@@ -45,38 +45,43 @@ def load_onnx(
         raise ModelError(f"checkpoint {str(checkpoint)!r} is given, but {name!r} holds its own weights; leave it out")
     path = Path(name).expanduser()
     proto = read_proto(path)
-    held = {tensor.name for tensor in proto.graph.initializer}
-    ports = [value for value in proto.graph.input if value.name not in held]
+    initializer_names = {tensor.name for tensor in proto.graph.initializer}
+    ports = [value for value in proto.graph.input if value.name not in initializer_names]
     if len(ports) != 1:
         names = ", ".join(port.name for port in ports)
         raise ModelError(f"{path.name} has {len(ports)} inputs ({names}); expected one; compress_module takes more")
-    port = ports[0].type.tensor_type
-    declared = [max(dim.dim_value, 0) for dim in port.shape.dim][1:]
-    if not declared:
-        raise ModelError(f"{path.name}: input {ports[0].name!r} has no shape; expected numbers of shape (n, ...)")
-    last = are_channels_last((None, *declared))
-    shape = _input_shape(path, [declared[-1], *declared[:-1]] if last else declared, input_size)
+    declared_shape = _declared_shape(path, ports[0])
+    last = are_channels_last((None, *declared_shape))
+    shape = _input_shape(path, [declared_shape[-1], *declared_shape[:-1]] if last else declared_shape, input_size)
     module = read_file(path, {ports[0].name: (*shape[1:], shape[0]) if last else shape})
     facts = {entry.key: entry.value for entry in proto.metadata_props}
-    of_bytes = port.elem_type == onnx.TensorProto.UINT8
-    told_values = {**(BYTES if of_bytes else {}), **_values(facts), **read_beside(path, shape[0])}
-    module.pretrained_cfg = {"input_size": shape, **told_values}
-    asked = _asked_shape(input_size, shape[0])
+    of_bytes = ports[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    preprocessing = {**(BYTES if of_bytes else {}), **_values(facts), **read_beside(path, shape[0])}
+    module.pretrained_cfg = {"input_size": shape, **preprocessing}
+    asked_shape = _asked_shape(input_size, shape[0])
     size = " x ".join(map(str, shape))
-    told = input_size is not None and asked != shape
-    return module, ((f"{path.name} takes inputs of {size}, no other size",) if told else ())
+    size_is_ignored = input_size is not None and asked_shape != shape
+    return module, ((f"{path.name} takes inputs of {size}, no other size",) if size_is_ignored else ())
+
+
+def _declared_shape(path: Path, port: onnx.ValueInfoProto) -> list[int]:
+    """The shape of one sample as the file says it, 0 where it leaves it open. Raises `ModelError` for none."""
+    shape = [max(dim.dim_value, 0) for dim in port.type.tensor_type.shape.dim][1:]
+    if not shape:
+        raise ModelError(f"{path.name}: input {port.name!r} has no shape; expected numbers of shape (n, ...)")
+    return shape
 
 
 def _input_shape(
-    path: Path, declared: list[int], input_size: int | ImageSize | tuple[int, ...] | None
+    path: Path, declared_shape: list[int], input_size: int | ImageSize | tuple[int, ...] | None
 ) -> tuple[int, ...]:
     """The shape of one sample: what the file says, and for what it leaves open what is given. Raises `ModelError`."""
-    asked = _asked_shape(input_size, CHANNELS)
-    if all(declared):
-        return tuple(declared)
-    if len(asked) != len(declared):
-        raise ModelError(f"{path.name} leaves the size of its input open ({_shown(declared)}); give --input-size")
-    return tuple(own or size for own, size in zip(declared, asked, strict=True))
+    asked_shape = _asked_shape(input_size, CHANNELS)
+    if all(declared_shape):
+        return tuple(declared_shape)
+    if len(asked_shape) != len(declared_shape):
+        raise ModelError(f"{path.name} leaves the size of its input open ({_shown(declared_shape)}); give --input-size")
+    return tuple(size_in_file or size for size_in_file, size in zip(declared_shape, asked_shape, strict=True))
 
 
 def _asked_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
@@ -88,8 +93,8 @@ def _asked_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
     return (channels, *input_size) if isinstance(input_size, ImageSize) else tuple(input_size)
 
 
-def _shown(declared: list[int]) -> str:
-    return " x ".join(str(size or "any") for size in declared)
+def _shown(declared_shape: list[int]) -> str:
+    return " x ".join(str(size or "any") for size in declared_shape)
 
 
 def _values(facts: Mapping[str, str]) -> dict[str, Any]:

@@ -41,13 +41,13 @@ def by_name(outputs: Any, only: str = "output") -> dict[str, Tensor]:
     """
     if isinstance(outputs, Tensor):
         return {only: outputs} if outputs.dim() else {}
-    named: dict[str, Tensor] = {}
+    tensor_by_name: dict[str, Tensor] = {}
     for path, leaf in tree_leaves_with_path(outputs):
         name = ".".join(_key(key) for key in path) or only
         tensors = [tensor for tensor in _tensors(leaf) if tensor.dim()]
         for place, tensor in enumerate(tensors):
-            named[_free(name if len(tensors) == 1 else f"{name}.{place}", named)] = tensor
-    return named
+            tensor_by_name[_free(name if len(tensors) == 1 else f"{name}.{place}", tensor_by_name)] = tensor
+    return tensor_by_name
 
 
 def _key(key: Any) -> str:
@@ -56,15 +56,17 @@ def _key(key: Any) -> str:
     return f"{place}" if place is not None else str(getattr(key, "key", getattr(key, "name", key)))
 
 
-def _free(name: str, taken: Mapping[str, Tensor]) -> str:
+def _free(name: str, tensor_by_name: Mapping[str, Tensor]) -> str:
     name = f"output_{name}" if name[0].isdigit() else name
-    return name if name not in taken else f"{name}_{len(taken)}"
+    return name if name not in tensor_by_name else f"{name}_{len(tensor_by_name)}"
 
 
 def max_difference(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """Largest absolute difference of a floating-point output to that of the same place."""
     pairs = [pair for pair in zip(outputs.values(), reference.values(), strict=True) if is_real(pair[0])]
-    differences = [(value.double() - other.double()).abs().max() for value, other in pairs if value.numel()]
+    differences = [
+        (value.double() - reference_value.double()).abs().max() for value, reference_value in pairs if value.numel()
+    ]
     return float(torch.stack(differences).max()) if differences else 0.0
 
 
@@ -77,15 +79,15 @@ def floats(outputs: Any) -> list[Tensor]:
     ]
 
 
-def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference of `found` from `expected`, as a share of each tensor's scale.
+def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference of `actual` from `expected`, as a share of each tensor's scale.
 
     Of whole numbers and truth values it is the share of those that differ. Infinite where shapes or types differ, NaN
     where there is a NaN.
     """
-    if kinds(found) != kinds(expected):
+    if kinds(actual) != kinds(expected):
         return math.inf
-    parts = [_difference(*pair) for pair in zip(found, expected, strict=True) if pair[0].numel()]
+    parts = [_difference(*pair) for pair in zip(actual, expected, strict=True) if pair[0].numel()]
     return float(torch.stack(parts).max()) if parts else 0.0
 
 
@@ -94,13 +96,13 @@ def kinds(values: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
     return [(value.shape, value.dtype) for value in values]
 
 
-def _difference(found: Tensor, expected: Tensor) -> Tensor:
-    same = found == expected  # infinities too
+def _difference(actual: Tensor, expected: Tensor) -> Tensor:
+    is_same = actual == expected  # infinities too
     if not (expected.is_floating_point() or expected.is_complex()):
-        return (~same).double().mean().cpu()
+        return (~is_same).double().mean().cpu()
     size = expected.abs()
     scale = torch.where(size.isfinite(), size, 0).max().clamp_min(1e-12)
-    return (torch.where(same, 0, (found - expected).abs()).max() / scale).double().cpu()
+    return (torch.where(is_same, 0, (actual - expected).abs()).max() / scale).double().cpu()
 
 
 def _tensors(leaf: Any) -> Iterator[Tensor]:

@@ -29,15 +29,15 @@ def outside_state(model: nn.Module) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         attributes = {**vars(module), **module._buffers}
         for name, value in attributes.items():
-            if isinstance(value, Tensor) and (full := f"{path}.{name}".lstrip(".")) not in state_keys:
-                tensors[full] = value.detach()
+            if isinstance(value, Tensor) and (full_name := f"{path}.{name}".lstrip(".")) not in state_keys:
+                tensors[full_name] = value.detach()
     return tensors
 
 
 def restore_outside_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put such tensors back, in place."""
-    for full, value in tensors.items():
-        path, _, name = full.rpartition(".")
+    for full_name, value in tensors.items():
+        path, _, name = full_name.rpartition(".")
         setattr(model.get_submodule(path), name, value)
 
 

@@ -42,8 +42,8 @@ class ExplicitResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The norm of x (n, height, width, C) or (n, C, height, width)."""
         size = x.norm(p=2, dim=self.positions, keepdim=True)
-        scaled = x * (size / (self.mean(size) + self.eps))
-        return x + torch.addcmul(self.bias.view(self.shape), self.weight.view(self.shape), scaled)
+        scaled_input = x * (size / (self.mean(size) + self.eps))
+        return x + torch.addcmul(self.bias.view(self.shape), self.weight.view(self.shape), scaled_input)
 
 
 def is_response_norm(module: nn.Module) -> bool:
@@ -74,9 +74,9 @@ def _is_same(module: nn.Module, explicit: ExplicitResponseNorm) -> bool:
     try:
         twin = copy.deepcopy(module)
         with torch.no_grad(), evaluating(twin):
-            for given, own in zip(twin.parameters(), explicit.parameters(), strict=False):
-                own.copy_(torch.randn(channels, generator=draw))
-                given.copy_(own.view_as(given))
+            for parameter, explicit_parameter in zip(twin.parameters(), explicit.parameters(), strict=False):
+                explicit_parameter.copy_(torch.randn(channels, generator=draw))
+                parameter.copy_(explicit_parameter.view_as(parameter))
             expected = twin(inputs)
     except Exception:  # noqa: BLE001  (a user's module may refuse to be copied, or want another input)
         return False

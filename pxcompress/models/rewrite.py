@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 """Largest difference between a layer and its plain version, as a share of the outputs' scale."""
 
 AMPLIFIED = 1e-3
-"""The same for all outputs of a model, which may amplify rounding."""
+"""Largest difference between a model's outputs before and after rewriting, which may amplify rounding."""
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -44,16 +44,16 @@ Run = Callable[[nn.Module], Any]
 """What comes out of a model for some example."""
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The module inside compiled and parallel ones; a copy where inference mode made it, or compiled in place."""
     while (inner := _inside(model)) is not None:
         model = inner
     tensors = [*model.parameters(), *model.buffers()]
-    compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    return _copied(model) if compiled or any(tensor.is_inference() for tensor in tensors) else model
+    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return _copy_model(model) if is_compiled or any(tensor.is_inference() for tensor in tensors) else model
 
 
-def plain(model: nn.Module, run: Run | None = None) -> nn.Module:
+def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
     """A copy of `model` in which such layers are plain ones; `model` itself where there are none.
 
     A layer whose plain version does not compute the same stays as it is, as does one that shares parameters with
@@ -63,13 +63,13 @@ def plain(model: nn.Module, run: Run | None = None) -> nn.Module:
     names = [name for name, part in model.named_modules() if _may_be_rewritten(part) and not _is_tied(part, owners)]
     expected = None if run is None or not names else _outputs(model, run)
     if expected is None or any(bool(value.isnan().any()) for value in expected):
-        return _rewritten(model, names)
+        return _rewrite(model, names)
 
     def is_same(twin: nn.Module) -> bool:
         outputs = _outputs(twin, run) if run else None
         return outputs is not None and difference(outputs, expected) <= AMPLIFIED
 
-    return _rewritten(model, _sound([], names, lambda some: is_same(_rewritten(model, some))))
+    return _rewrite(model, _sound([], names, lambda some: is_same(_rewrite(model, some))))
 
 
 def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[list[str]], bool]) -> list[str]:
@@ -83,11 +83,11 @@ def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[
     return _sound(sound_names, suspects[middle:], is_sound)
 
 
-def _rewritten(model: nn.Module, names: Sequence[str]) -> nn.Module:
+def _rewrite(model: nn.Module, names: Sequence[str]) -> nn.Module:
     """A copy of `model` with plain versions of the modules `names`, wherever they are used; itself without any."""
     if not names:
         return model
-    twin = _copied(model)
+    twin = _copy_model(model)
     for module in reversed([twin.get_submodule(name) for name in names]):  # what is inside comes first
         plain_module = _plain_version(module)
         if plain_module is None:
@@ -126,7 +126,7 @@ def _outputs(model: nn.Module, run: Run) -> list[Tensor] | None:
         return None
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copy_model(model: nn.Module) -> nn.Module:
     """A deep copy, also where a hook has left a weight that it computed."""
     values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
@@ -301,21 +301,21 @@ def _with_its_weights(module: nn.Module) -> nn.Module | None:
     if len(recorded_weights.calls) != 1 or torch.equal(recorded_weights.calls[0][1], module.weight):
         return None
     shape, weight = recorded_weights.calls[0]
-    convolution = _like(module, weight, padded=shape != inputs.shape)
+    convolution = _like(module, weight, keeps_size=shape != inputs.shape)
     with torch.no_grad(), evaluating(convolution):
         outputs = convolution(inputs)
     is_same = outputs.shape == expected.shape and (outputs - expected).abs().max() <= TOLERANCE * expected.abs().max()
     return convolution if is_same else None
 
 
-def _like(module: nn.Conv2d, weight: Tensor, *, padded: bool) -> nn.Conv2d:
-    """A convolution as `module`, with other weights; `padded` says that its inputs are padded to keep their size."""
-    convolution: nn.Conv2d = (Conv2dSame if padded else nn.Conv2d)(
+def _like(module: nn.Conv2d, weight: Tensor, *, keeps_size: bool) -> nn.Conv2d:
+    """A convolution as `module`, with other weights; `keeps_size`: inputs are padded to keep their size."""
+    convolution: nn.Conv2d = (Conv2dSame if keeps_size else nn.Conv2d)(
         module.in_channels,
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         stride=module.stride,  # type: ignore[arg-type]
-        padding=0 if padded else module.padding,  # type: ignore[arg-type]
+        padding=0 if keeps_size else module.padding,  # type: ignore[arg-type]
         dilation=module.dilation,  # type: ignore[arg-type]
         groups=module.groups,
         bias=module.bias is not None,

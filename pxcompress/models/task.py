@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 """Largest change of a kept class's score, as a share of the scores' scale: rounding in another order, no more."""
 
 
-def sliced(model: nn.Module, example: Tensor, outputs: Sequence[int]) -> nn.Module:
+def slice_classes(model: nn.Module, example: Tensor, outputs: Sequence[int]) -> nn.Module:
     """A copy of `model` with the classes `outputs` only, in that order; their scores are those of `model`.
 
     `example` has shape (n, ...). The rows of every classifier's weight and bias are taken (a distilled DeiT has two).

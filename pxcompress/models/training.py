@@ -52,7 +52,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
     return norm
 
 
-def moved(images: Tensor) -> Tensor:
+def move_images(images: Tensor) -> Tensor:
     """Every image (n, c, h, w) shifted, turned and zoomed a little, each on its own; edges are continued outwards."""
     count = len(images)
     turn, zoom = _uniform(TURN, count), 1.0 + _uniform(ZOOM, count)

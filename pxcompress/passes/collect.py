@@ -17,8 +17,8 @@ from torch.nn.functional import one_hot
 
 from pxcompress.errors import InputError
 from pxcompress.layout.rows import rows_first, unit_view
-from pxcompress.passes.parts import InParts
-from pxcompress.processes import summed
+from pxcompress.passes.parts import SplitBatches
+from pxcompress.processes import sum_over_processes
 from pxcompress.state import device_of, evaluating, gradients
 from pxcompress.types import Axis, Batches, Group, Member, Scores
 
@@ -30,7 +30,7 @@ Start = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
-class _Cut:
+class _TensorSums:
     """Sums (sums, units) over samples at one tensor that carries a group, and how many samples are in each (sums,)."""
 
     total: Tensor | float = 0.0
@@ -47,10 +47,10 @@ class _Cut:
         """(sums, units) on the CPU; 0 where no sample is."""
         assert isinstance(self.total, Tensor)
         assert isinstance(self.samples, Tensor)
-        return (summed(self.total) / summed(self.samples).clamp(min=1)[:, None]).cpu()
+        return (sum_over_processes(self.total) / sum_over_processes(self.samples).clamp(min=1)[:, None]).cpu()
 
 
-class _Kept(torch.autograd.Function):
+class _SavedTensor(torch.autograd.Function):
     """Holds a tensor as it is now, by `grad_fn.saved_tensors`, also where the model changes it in place later on."""
 
     @staticmethod
@@ -60,12 +60,12 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> None:
-        """Nothing comes of it."""
+        """No gradient flows back."""
 
 
 @dataclass
 class _Reader:
-    """Forward pre-hooks at a group's consumers; one `_Cut` per distinct tensor of a forward pass.
+    """Forward pre-hooks at a group's consumers; one `_TensorSums` per distinct tensor of a forward pass.
 
     `weights` (n, sums) says how much each sample of the current batch counts in each sum; None: in one, all alike.
     """
@@ -74,7 +74,7 @@ class _Reader:
     group: Group
     statistic: Statistic
     origin: Tensor | None = None
-    cuts: list[_Cut] = field(default_factory=list)
+    cuts: list[_TensorSums] = field(default_factory=list)
     seen: list[tuple[Tensor, int]] = field(default_factory=list)
     weights: Tensor | None = None
 
@@ -90,7 +90,7 @@ class _Reader:
                 return
             self.seen.append((value, value._version))
             if len(self.seen) > len(self.cuts):
-                self.cuts.append(_Cut())
+                self.cuts.append(_TensorSums())
             cut = self.cuts[len(self.seen) - 1]
             origin = None if self.origin is None else self.origin[len(self.seen) - 1]
 
@@ -101,11 +101,13 @@ class _Reader:
             if not value.requires_grad:
                 cut.add(self.statistic(activation(value), torch.empty(0)), self.weights)
                 return
-            node: Any = _Kept.apply(value).grad_fn
+            node: Any = _SavedTensor.apply(value).grad_fn
 
             def use(gradient: Tensor) -> None:
-                (kept,) = node.saved_tensors
-                cut.add(self.statistic(activation(kept), unit_view(gradient, module, member.index)), self.weights)
+                (saved_value,) = node.saved_tensors
+                cut.add(
+                    self.statistic(activation(saved_value), unit_view(gradient, module, member.index)), self.weights
+                )
 
             value.register_hook(use)
 
@@ -149,7 +151,7 @@ def collect_by_label(
     readers = [_Reader(model, group, statistic) for group in groups]
     _stream(model, readers, batches, start, classes)
     means = {reader.group.name: torch.stack([cut.mean for cut in reader.cuts]) for reader in readers}
-    return means, summed(torch.as_tensor(readers[0].cuts[0].samples))
+    return means, sum_over_processes(torch.as_tensor(readers[0].cuts[0].samples))
 
 
 def _stream(
@@ -160,8 +162,8 @@ def _stream(
     with evaluating(model), gradients(start is not None):
         for reader in readers:
             reader.attach()
-        for inputs, labels in batches if start is None else InParts(batches):
-            weights = None if classes is None else _at_label(labels, classes)
+        for inputs, labels in batches if start is None else SplitBatches(batches):
+            weights = None if classes is None else _encode_labels(labels, classes)
             for reader in readers:
                 reader.weights = weights
             inputs = inputs.detach().to(device).requires_grad_(start is not None)
@@ -172,7 +174,7 @@ def _stream(
                 reader.seen.clear()
 
 
-def _at_label(labels: Tensor, classes: int) -> Tensor:
+def _encode_labels(labels: Tensor, classes: int) -> Tensor:
     """1 at each sample's label, (n, classes)."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
@@ -203,10 +205,10 @@ def power(
     with evaluating(model), gradients():
         for name in names:
             model.get_submodule(name).register_forward_hook(hook(name))
-        for inputs, labels in InParts(batches):
+        for inputs, labels in SplitBatches(batches):
             inputs = inputs.detach().to(device).requires_grad_(True)
             logits = model(inputs)
             torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
             samples += len(inputs)
-    everywhere = summed(torch.tensor(samples, dtype=torch.float64, device=device))
-    return {name: summed(sums[name]) / everywhere for name in names}
+    everywhere = sum_over_processes(torch.tensor(samples, dtype=torch.float64, device=device))
+    return {name: sum_over_processes(sums[name]) / everywhere for name in names}

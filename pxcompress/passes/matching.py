@@ -52,14 +52,14 @@ def moment_changes(
     places = {name: _Place(index) for name, index in rows.items()}
 
     def note(place: _Place, value: Tensor, module: nn.Module) -> None:
-        sums = _sums(value, module, place.rows)
+        sums = _sum_rows(value, module, place.rows)
         place.dense.include(sums)
         place.calls.append(sums)
 
     def change(place: _Place, value: Tensor, module: nn.Module) -> Tensor:
-        sums = _sums(value, module)
+        sums = _sum_rows(value, module)
         place.pruned.include(sums)
-        scale, shift = (each.to(value) for each in _change(place.calls.pop(0), sums))
+        scale, shift = (each.to(value) for each in _compute_change(place.calls.pop(0), sums))
         axis = -1 if isinstance(module, nn.Linear) else 1
         shape = [-1 if dim == axis % value.ndim else 1 for dim in range(value.ndim)]
         return value * scale.reshape(shape) + shift.reshape(shape)
@@ -74,7 +74,7 @@ def moment_changes(
             dense(inputs.to(device_of(dense)))
             pruned(inputs.to(device_of(pruned)))
     return {
-        name: _change(place.dense.everywhere(), place.pruned.everywhere())
+        name: _compute_change(place.dense.everywhere(), place.pruned.everywhere())
         for name, place in places.items()
         if place.dense.count
     }
@@ -94,14 +94,14 @@ def _hook(
     return module.register_forward_pre_hook(before)
 
 
-def _sums(value: Tensor, module: nn.Module, rows: Tensor | None = None) -> RowSums:
+def _sum_rows(value: Tensor, module: nn.Module, rows: Tensor | None = None) -> RowSums:
     sums = RowSums()
     values = rows_first(value, module)
     sums.add(values if rows is None else values[:, rows.to(values.device)])
     return sums
 
 
-def _change(dense: RowSums, pruned: RowSums) -> Change:
+def _compute_change(dense: RowSums, pruned: RowSums) -> Change:
     """The change that gives the pruned rows the dense ones' moments; rows that do not vary are only shifted."""
     ratio = (dense.deviation / pruned.deviation).clamp(1 / LARGEST, LARGEST)
     scale = torch.where((pruned.deviation > 0) & (dense.deviation > 0), ratio, torch.ones_like(ratio))

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from pxcompress.errors import OutOfMemoryError, short
-from pxcompress.passes.parts import InParts
+from pxcompress.passes.parts import SplitBatches
 from pxcompress.types import Batches
 
 T = TypeVar("T")
@@ -21,30 +21,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(what: str, error: BaseException) -> OutOfMemoryError:
-    """The error that is shown to the user: `what` did not fit."""
+def out_of_memory(stage_name: str, error: BaseException) -> OutOfMemoryError:
+    """The error that is shown to the user: `stage_name` did not fit."""
     return OutOfMemoryError(
-        f"{what} ran out of memory ({short(error, 120) or type(error).__name__}); "
+        f"{stage_name} ran out of memory ({short(error, 120) or type(error).__name__}); "
         "use a machine with more of it, a smaller --input-size or another method"
     )
 
 
 def in_smaller_batches(
-    work: Callable[..., T], batches: Batches, note: Callable[[str], None], *more: Batches, least: int = 1
+    work: Callable[..., T], batches: Batches, note: Callable[[str], None], *other_batches: Batches, least_size: int = 1
 ) -> T:
-    """`work(batches, *more)`; where memory does not suffice, again with batches of half the size, down to `least`.
+    """`work(batches, *more)`; where memory does not suffice, again with batches of half the size, down to `least_size`.
 
     `work` must leave everything as it was when it raises. `note` is told about every new try.
     """
     size = 0
     while True:
         try:
-            return work(*(InParts(each, size) if size else each for each in (batches, *more)))
+            return work(*(SplitBatches(each, size) if size else each for each in (batches, *other_batches)))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            before = size or len(next(iter(batches))[1])
-            if before // 2 < least:
+            previous_size = size or len(next(iter(batches))[1])
+            if previous_size // 2 < least_size:
                 raise
-        size = before // 2  # outside of the block above: its exception holds on to what was allocated
-        note(f"out of memory with batches of {before}; trying again with batches of {size}")
+        size = previous_size // 2  # outside of the block above: its exception holds on to what was allocated
+        note(f"out of memory with batches of {previous_size}; trying again with batches of {size}")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.layout.rows import unit_view
-from pxcompress.passes.parts import NEIGHBOURS, InParts
-from pxcompress.processes import processes, rank, summed
+from pxcompress.passes.parts import NEIGHBOURS, SplitBatches
+from pxcompress.processes import processes, rank, sum_over_processes
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
 
@@ -64,22 +64,24 @@ class InputMoments:
     @cached_property
     def whole(self) -> Moments:
         """Moments over both halves."""
-        one, other = self.halves
-        count = one.count + other.count
-        shares = one.count / count, other.count / count
+        first_half, second_half = self.halves
+        count = first_half.count + second_half.count
+        shares = first_half.count / count, second_half.count / count
         return Moments(
-            shares[0] * one.second + shares[1] * other.second, shares[0] * one.mean + shares[1] * other.mean, count
+            shares[0] * first_half.second + shares[1] * second_half.second,
+            shares[0] * first_half.mean + shares[1] * second_half.mean,
+            count,
         )
 
     @property
     def folds(self) -> tuple[tuple[Moments, Moments], ...]:
         """Pairs of the moments to fit to and those to judge by: each half in both roles, none where one is empty."""
-        one, other = self.halves
-        return ((one, other), (other, one)) if one.count and other.count else ()
+        first_half, second_half = self.halves
+        return ((first_half, second_half), (second_half, first_half)) if first_half.count and second_half.count else ()
 
 
 @dataclass(frozen=True, eq=False)
-class Remembered:
+class MomentCache:
     """Batches that keep the moments of one model, which must not change any more: each is computed once."""
 
     batches: Batches
@@ -90,14 +92,14 @@ class Remembered:
         return iter(self.batches)
 
 
-def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, InputMoments]:
+def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, InputMoments]:
     """Input moments of the modules named in `layouts`, which gives the rows of every feature, (features, k).
 
-    Layouts are those of `input_layouts`; `Remembered` batches of this model are read only for what they do not know.
+    Layouts are those of `input_layouts`; `MomentCache` batches of this model are read only for what they do not know.
     """
-    if isinstance(batches, Remembered) and batches.model is model:
+    if isinstance(batches, MomentCache) and batches.model is model:
         missing = {name: index for name, index in layouts.items() if name not in batches.found}
-        batches.found.update(moments(model, missing, batches.batches) if missing else {})
+        batches.found.update(collect_moments(model, missing, batches.batches) if missing else {})
         return {name: batches.found[name] for name in layouts if name in batches.found}
     device = device_of(model)
     sums: dict[str, tuple[_Sums, _Sums]] = {}
@@ -106,7 +108,7 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
     def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             number = rank() + processes() * turn  # the batch's number in one process
-            features = drawn_positions(unit_view(args[0].detach(), module, index), number)
+            features = draw_positions(unit_view(args[0].detach(), module, index), number)
             first = in_first_half(batch_size * number, len(features))
             if name not in sums:
                 sums[name] = _Sums(len(index), features.device), _Sums(len(index), features.device)
@@ -118,11 +120,11 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
     with evaluating(model), torch.no_grad():
         for name, index in layouts.items():
             model.get_submodule(name).register_forward_pre_hook(hook(name, index))
-        for inputs, _ in InParts(batches):
+        for inputs, _ in SplitBatches(batches):
             batch_size = batch_size or len(inputs)
             model(inputs.to(device))
             turn, samples = turn + 1, samples + len(inputs)
-    everyone = int(summed(torch.tensor(samples, device=device)))
+    everyone = int(sum_over_processes(torch.tensor(samples, device=device)))
     return {
         name: InputMoments((sums[name][0].everywhere(), sums[name][1].everywhere()), everyone)
         for name in layouts
@@ -130,15 +132,15 @@ def moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -
     }
 
 
-def in_first_half(first: int, count: int) -> Tensor:
-    """Which of `count` samples, from number `first` on, are in the first half of all, (count,) bool.
+def in_first_half(first_number: int, count: int) -> Tensor:
+    """Which of `count` samples, from number `first_number` on, are in the first half of all, (count,) bool.
 
     Runs of neighbours stay together: they may be frames of one film.
     """
-    return torch.arange(first, first + count) // NEIGHBOURS % 2 == 0
+    return torch.arange(first_number, first_number + count) // NEIGHBOURS % 2 == 0
 
 
-def drawn_positions(values: Tensor, turn: int) -> Tensor:
+def draw_positions(values: Tensor, turn: int) -> Tensor:
     """`values` (n, units, positions) at `POSITIONS` random positions at most, the same ones for the same `turn`."""
     if values.shape[2] <= POSITIONS:
         return values
@@ -175,9 +177,9 @@ class _Sums:
         """The moments over the columns of all processes; zeros where there are none."""
         centre = self.centre.double().flatten()
         shift = torch.outer(self.first, centre)
-        second = summed(self.second + shift + shift.T + self.count * torch.outer(centre, centre))
-        first = summed(self.first + self.count * centre)
-        count = float(summed(torch.tensor(float(self.count), dtype=torch.float64, device=first.device)))
+        second = sum_over_processes(self.second + shift + shift.T + self.count * torch.outer(centre, centre))
+        first = sum_over_processes(self.first + self.count * centre)
+        count = float(sum_over_processes(torch.tensor(float(self.count), dtype=torch.float64, device=first.device)))
         return Moments(second / max(count, 1.0), first / max(count, 1.0), count)
 
 
@@ -211,12 +213,12 @@ class RowSums:
     def everywhere(self) -> RowSums:
         """The sums of all processes."""
         first, second = torch.as_tensor(self.first), torch.as_tensor(self.second)
-        count = summed(torch.tensor(self.count, device=first.device))
-        return RowSums(int(count), summed(first), summed(second))
+        count = sum_over_processes(torch.tensor(self.count, device=first.device))
+        return RowSums(int(count), sum_over_processes(first), sum_over_processes(second))
 
     @property
     def mean(self) -> Tensor:
-        """(rows,)."""
+        """Mean of every row, (rows,)."""
         return torch.as_tensor(self.first) / self.count
 
     @property

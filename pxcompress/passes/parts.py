@@ -16,7 +16,7 @@ AT_ONCE = 1_500_000
 
 
 @dataclass(frozen=True, eq=False)
-class InParts:
+class SplitBatches:
     """`batches` in parts of at most `size` samples; without a size, of about `AT_ONCE` numbers."""
 
     batches: Batches
@@ -37,38 +37,38 @@ HELD_OUT = 6
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Those of the samples that nothing is fitted to or, with `others`, all the others."""
+    """The samples that nothing is fitted to or, with `others`, all the remaining ones."""
 
     batches: Batches
     others: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
-        first = 0
+        samples_before = 0
         for inputs, labels in self.batches:
-            numbers = torch.arange(first, first + len(labels))
-            first += len(labels)
-            chosen = (numbers // NEIGHBOURS % HELD_OUT == HELD_OUT - 1) != self.others
-            if chosen.any():
-                yield inputs[chosen], labels[chosen]
+            numbers = torch.arange(samples_before, samples_before + len(labels))
+            samples_before += len(labels)
+            is_chosen = (numbers // NEIGHBOURS % HELD_OUT == HELD_OUT - 1) != self.others
+            if is_chosen.any():
+                yield inputs[is_chosen], labels[is_chosen]
 
 
 def spread_samples(batches: Batches, count: int) -> list[Batch]:
     """About `count` of the samples, or all, evenly from all batches: these may be sorted by class."""
     total = sum(len(labels) for _, labels in batches)
     step = max(1, total // max(count, 1))
-    chosen: list[Batch] = []
-    first = 0
+    parts: list[Batch] = []
+    samples_before = 0
     for inputs, labels in batches:
         places = torch.arange(len(labels))
-        places = places[(first + places) % step == 0]
-        first += len(labels)
+        places = places[(samples_before + places) % step == 0]
+        samples_before += len(labels)
         if len(places):
-            chosen.append((inputs[places], labels[places]))
-    return chosen
+            parts.append((inputs[places], labels[places]))
+    return parts
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class WatchedBatches:
     """Batches that tell how far a pass over them is, at most once a second, in messages that begin with `LIVE`."""
 
     batches: Sequence[Batch]
@@ -78,15 +78,16 @@ class Watched:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        begin = told = time.perf_counter()
-        for done, batch in enumerate(self.batches, 1):
+        begin = last_message = time.perf_counter()
+        for batches_done, batch in enumerate(self.batches, 1):
             yield batch
-            now, left = time.perf_counter(), len(self) - done
-            if left > 0 and now - told >= 1:
-                told = now
-                self.say(f"{LIVE}{done} of {len(self)} batches, {(now - begin) / done * left:.0f} s left in this pass")
+            seconds, batches_left = time.perf_counter(), len(self) - batches_done
+            if batches_left > 0 and seconds - last_message >= 1:
+                last_message = seconds
+                seconds_left = (seconds - begin) / batches_done * batches_left
+                self.say(f"{LIVE}{batches_done} of {len(self)} batches, {seconds_left:.0f} s left in this pass")
 
 
-def watched(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:
-    """The same batches by role, those whose number is known as `Watched`."""
-    return {role: Watched(part, say) if isinstance(part, Sequence) else part for role, part in parts.items()}
+def watch_batches(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:
+    """The same batches by role, those whose number is known as `WatchedBatches`."""
+    return {role: WatchedBatches(part, say) if isinstance(part, Sequence) else part for role, part in parts.items()}

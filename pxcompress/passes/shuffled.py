@@ -25,13 +25,13 @@ class ShuffledBatches:
 
     def after(self, batches_drawn: int) -> Iterator[Batch]:
         """The batches that follow the first `batches_drawn`."""
-        first, place = divmod(batches_drawn, self._samples // self._size)
-        for epoch in count(first):
-            yield from islice(self._epoch(epoch), place if epoch == first else 0, None)
+        first_epoch, place = divmod(batches_drawn, self._samples // self._size)
+        for epoch in count(first_epoch):
+            yield from islice(self._epoch(epoch), place if epoch == first_epoch else 0, None)
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         """All samples but the last few that fill no batch, shuffled within the pool."""
-        draw = torch.Generator().manual_seed(mixed_seed(self._seed, 0, epoch))
+        draw = torch.Generator().manual_seed(mix_seed(self._seed, 0, epoch))
         pool: list[Batch] = []
         for inputs, labels in self._batches:
             pool += zip(inputs, labels, strict=True)
@@ -47,6 +47,6 @@ class ShuffledBatches:
             yield torch.stack(inputs), torch.stack(labels)
 
 
-def mixed_seed(*numbers: int) -> int:
+def mix_seed(*numbers: int) -> int:
     """A seed that depends on all of the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.graph import is_depthwise
-from pxcompress.layout.consumers import add_bias_, constant_output, consumers, is_padded
+from pxcompress.layout.consumers import add_bias_, find_consumers, is_padded, output_of_constants
 from pxcompress.layout.rows import members_by_module, rows_first, unit_weights
 from pxcompress.planning.limits import Limits, narrowest
 from pxcompress.planning.rounds import groups_left, prune_further
@@ -23,7 +23,7 @@ CONSTANT = 1e-7
 """Largest difference between two values of one constant, as a share of its size (or of 1)."""
 
 
-def without_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Limits) -> Pruned:
+def remove_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Limits) -> Pruned:
     """Remove dead units of `pruned` for as long as there are any; a constant they carried goes into the next bias.
 
     Outputs stay what they were, to rounding. Widths stay aligned as `limits` says, and one unit of every group stays.
@@ -31,10 +31,10 @@ def without_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Li
     """
     while True:
         groups = groups_left(pruned)
-        constants = _constants(pruned.model, groups, example)
+        constants = _find_constants(pruned.model, groups, example)
         removed_units = dict(pruned.plan.removed)
         for group, dense in zip(groups, pruned.groups, strict=True):
-            dead_places = _dead(pruned.model, group, constants)
+            dead_places = _find_dead_units(pruned.model, group, constants)
             surplus = group.units - narrowest(dense, group.units - len(dead_places), limits)
             kept_units = pruned.plan.kept(dense)
             if surplus > 0:
@@ -49,7 +49,7 @@ def without_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Li
         pruned = pruned_further.whole
 
 
-def _dead(model: nn.Module, group: Group, constants: Mapping[str, Tensor]) -> list[int]:
+def _find_dead_units(model: nn.Module, group: Group, constants: Mapping[str, Tensor]) -> list[int]:
     """Units whose weights are zero in all consumers, or in all producers while their value never changes."""
     weights: dict[Axis, list[Tensor]] = {"in": [], "out": []}
     for member in group.members:
@@ -64,7 +64,7 @@ def _dead(model: nn.Module, group: Group, constants: Mapping[str, Tensor]) -> li
     return (is_unread | is_unfed).nonzero().flatten().tolist()
 
 
-def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, Tensor]:
+def _find_constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, Tensor]:
     """The value of every input row of the groups' consumers, (rows,); NaN where it varies, or is lost at a border."""
     constants: dict[str, Tensor] = {}
 
@@ -86,7 +86,7 @@ def _constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> di
 
 def _absorb(pruned: Pruned, constants: Mapping[str, Tensor]) -> None:
     """Put the lost constants into the biases; those that nothing read leave nothing."""
-    for layer in consumers(pruned):
-        shift = constant_output(layer, constants[layer.name].nan_to_num())
+    for layer in find_consumers(pruned):
+        shift = output_of_constants(layer, constants[layer.name].nan_to_num())
         if shift.any():
             add_bias_(layer.slim, shift)

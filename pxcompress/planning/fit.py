@@ -14,10 +14,10 @@ from pxcompress.types import Attempt, FileBudget, Plan, ScoredModel
 ATTEMPTS = 4
 AIM = 0.98
 CLOSE = 0.93
-"""Share of what is allowed above which an attempt is good enough; below it more could have stayed."""
+"""Share of the allowed cost above which an attempt is good enough; below it more units could have stayed."""
 
 
-def fitted(
+def fit_to_file(
     scored: ScoredModel,
     plan_of: Callable[[float], Plan],
     budget: FileBudget,
@@ -47,7 +47,7 @@ def fitted(
                 break
             if plan.removed in [earlier.removed for earlier in plans]:
                 break
-            slim = _exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx", batch)
+            slim = _measure_exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx", batch)
             of_dense, cost = budget.measured([dense, slim], scored.example)
             allowed_cost = (1 - scored.ratio) * of_dense if limit is None else limit
             plans.append(plan)
@@ -56,24 +56,24 @@ def fitted(
                 break
             factor = cost / plan.cost_planned
             ratio = max(1 - AIM * allowed_cost / (factor * plan.cost_dense), ratio / 3)
-    best = taken(attempts, budget.tolerance)
-    if best is None:
-        raise BudgetError(_missed(attempts, budget.unit))
-    return plans[best], tuple(attempts)
+    place = choose_attempt(attempts, budget.tolerance)
+    if place is None:
+        raise BudgetError(_describe_miss(attempts, budget.unit))
+    return plans[place], tuple(attempts)
 
 
-def taken(attempts: Sequence[Attempt], tolerance: float) -> int | None:
+def choose_attempt(attempts: Sequence[Attempt], tolerance: float) -> int | None:
     """Place of the attempt that costs most of those that fit; a share `tolerance` too much is within the noise."""
     fitting_places = [place for place, each in enumerate(attempts) if each.measured <= each.allowed * (1 + tolerance)]
     return max(fitting_places, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 
 
-def _exported(scored: ScoredModel, plan: Plan, path: Path, batch: int | None) -> Path:
+def _measure_exported(scored: ScoredModel, plan: Plan, path: Path, batch: int | None) -> Path:
     slim = prune(scored.model, scored.structure.groups, plan, scored.example)
     export_onnx(slim.model, scored.example, path, {}, batch=batch)
     return path
 
 
-def _missed(attempts: Sequence[Attempt], unit: str) -> str:
+def _describe_miss(attempts: Sequence[Attempt], unit: str) -> str:
     costs = ", ".join(f"{attempt.measured:.4g}" for attempt in attempts)
     return f"no file fits: {attempts[-1].allowed:.4g} {unit} are allowed, measured were {costs}; ask for a little more"

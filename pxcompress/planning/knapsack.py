@@ -38,17 +38,17 @@ def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Wid
     Not always the optimum: costs of groups depend on each other, and the best of `SWEEPS` rounds is taken.
     """
     current = {choice.name: choice.widths[-1] for choice in choices}
-    best, least_harm = {choice.name: choice.widths[0] for choice in choices}, np.inf
+    best_widths, least_harm = {choice.name: choice.widths[0] for choice in choices}, np.inf
     for _ in range(SWEEPS):
         costs = [_costs(choice, meter, current) for choice in choices]
-        widths = _filled(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
-        harm = _harm(choices, widths)
+        widths = _fill_limit(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
+        harm = _sum_saliency(choices, widths)
         if harm < least_harm:
-            best, least_harm = widths, harm
+            best_widths, least_harm = widths, harm
         if widths == current:
             break
         current = widths
-    return best
+    return best_widths
 
 
 def _costs(choice: Choice, meter: Meter, current: Mapping[str, int]) -> Array:
@@ -60,8 +60,10 @@ def _at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, l
     """The widths at the lowest price of cost at which the whole fits."""
 
     def at(price: float) -> Widths:
-        best = (int(np.argmin(choice.saliency + price * cost)) for choice, cost in zip(choices, costs, strict=True))
-        return {choice.name: choice.widths[place] for choice, place in zip(choices, best, strict=True)}
+        cheapest_places = (
+            int(np.argmin(choice.saliency + price * cost)) for choice, cost in zip(choices, costs, strict=True)
+        )
+        return {choice.name: choice.widths[place] for choice, place in zip(choices, cheapest_places, strict=True)}
 
     harm = max(float(np.abs(choice.saliency).max()) for choice in choices) or 1.0
     high = harm / limit
@@ -76,7 +78,9 @@ def _at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, l
     return at(high)
 
 
-def _filled(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float, widths: Widths) -> Widths:
+def _fill_limit(
+    choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float, widths: Widths
+) -> Widths:
     """`widths` with what is left of the limit spent, the most saliency undone for its cost first."""
     widths = dict(widths)
     steps = []
@@ -91,5 +95,5 @@ def _filled(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, lim
     return widths
 
 
-def _harm(choices: Sequence[Choice], widths: Mapping[str, int]) -> float:
+def _sum_saliency(choices: Sequence[Choice], widths: Mapping[str, int]) -> float:
     return float(sum(choice.saliency[choice.widths.index(widths[choice.name])] for choice in choices))

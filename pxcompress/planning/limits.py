@@ -42,7 +42,7 @@ class Limits:
         return max(1, math.ceil(group.units * max(shares, default=self.min_keep) * (1 - ROUNDING)))
 
 
-def aligned(group: Group, width: int, limits: Limits) -> int:
+def align_width(group: Group, width: int, limits: Limits) -> int:
     """`width` rounded to the nearest multiple of `round_to` (ties upwards), within the group's floor and size."""
     if width == group.units:
         return width
@@ -56,7 +56,7 @@ def aligned(group: Group, width: int, limits: Limits) -> int:
 
 def least_width(group: Group, limits: Limits) -> int:
     """The least width, aligned, that a plan may leave."""
-    return aligned(group, 0, limits)
+    return align_width(group, 0, limits)
 
 
 def narrowest(group: Group, width: int, limits: Limits) -> int:

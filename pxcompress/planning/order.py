@@ -52,7 +52,7 @@ not rank: it solves for the widths that fit and lose the least (`knapsack`).
 KNAPSACK = "knapsack"
 
 ACROSS_GROUPS = ("none", "cost", KNAPSACK)
-"""Those by which scores of one group are held against those of another as they are."""
+"""Normalisations that compare scores of different groups as they are."""
 
 GONE = -torch.inf
 """Score of a unit that an earlier round of pruning has removed."""
@@ -61,7 +61,7 @@ Orders = Mapping[str, tuple[Tensor, Tensor]]
 """Normalised scores (units,) of every group, and its units in the order in which they would go."""
 
 
-def orders_of(groups: Sequence[Group], scores: Scores, meter: Meter, normalise: str) -> Orders:
+def order_units(groups: Sequence[Group], scores: Scores, meter: Meter, normalise: str) -> Orders:
     """The order of every group, its scores made comparable by one of `NORMALISATIONS`."""
     families: dict[object, list[Group]] = {}
     for group in groups:
@@ -69,7 +69,7 @@ def orders_of(groups: Sequence[Group], scores: Scores, meter: Meter, normalise: 
     dense = meter({})
     orders = {}
     for family in families.values():
-        values = torch.cat([_checked(group, scores[group.name]) for group in family])
+        values = torch.cat([_check_scores(group, scores[group.name]) for group in family])
         prices = [(dense - meter({group.name: group.units - 1}),) * group.units for group in family]
         is_present = values != GONE
         price = torch.tensor([each for part in prices for each in part], dtype=values.dtype)
@@ -79,7 +79,7 @@ def orders_of(groups: Sequence[Group], scores: Scores, meter: Meter, normalise: 
     return orders
 
 
-def _checked(group: Group, scores: Tensor) -> Tensor:
+def _check_scores(group: Group, scores: Tensor) -> Tensor:
     if scores.shape != (group.units,) or not bool(torch.isfinite(scores[scores != GONE]).all()):
         raise ValueError(f"scores of {group.name} must be {group.units} finite values; got {tuple(scores.shape)}")
     return scores.double().cpu()
@@ -90,7 +90,7 @@ def _form(group: Group) -> object:
     return group.kind, tuple((member.axis, member.index.shape[1]) for member in group.members)
 
 
-def lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
+def find_lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
     """The lowest `rate` of all units, ranked globally, without a floor for any group: PXP's order of pruning.
 
     Meant for `graph.masked`; prices do not count, so that normalise=cost leaves scores as they are.

@@ -13,8 +13,8 @@ import torch
 
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.planning.knapsack import Choice, least_saliency
-from pxcompress.planning.limits import ROUNDING, Limits, aligned
-from pxcompress.planning.order import GONE, KNAPSACK, Orders, orders_of
+from pxcompress.planning.limits import ROUNDING, Limits, align_width
+from pxcompress.planning.order import GONE, KNAPSACK, Orders, order_units
 from pxcompress.types import Group, Meter, Plan, Price, Scores
 
 CHOICES = 24
@@ -29,17 +29,19 @@ def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits:
     """
     if not 0 < ratio < 1:
         raise InputError(f"ratio is {ratio}; expected a share of the {price.unit} to remove, between 0 and 1")
-    what = f"no plan removes {ratio:.0%} of the {price.unit}"
+    problem = f"no plan removes {ratio:.0%} of the {price.unit}"
     if not groups:
-        raise BudgetError(f"{what}: the model has no removable units; see inspect")
-    dense, least = price({}), price({group.name: aligned(group, 0, limits) for group in groups})
-    if least > (1 - ratio) * dense * (1 + ROUNDING):
-        reachable = math.floor((1 - least / dense if dense else 0.0) * 1000) / 1000  # never up: it can be asked for
+        raise BudgetError(f"{problem}: the model has no removable units; see inspect")
+    dense, least_cost = price({}), price({group.name: align_width(group, 0, limits) for group in groups})
+    if least_cost > (1 - ratio) * dense * (1 + ROUNDING):
+        reachable = (
+            math.floor((1 - least_cost / dense if dense else 0.0) * 1000) / 1000
+        )  # never up: it can be asked for
         unprunable_cost = price({group.name: 0 for group in groups})
         raise BudgetError(
-            f"{what}: the largest reachable ratio is {reachable}, which leaves {_amount(least)} of {_amount(dense)} "
-            f"{price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group stays; "
-            f"layers that cannot be pruned, or are not to be, take {_amount(unprunable_cost)} alone)"
+            f"{problem}: the largest reachable ratio is {reachable}, which leaves {_amount(least_cost)} of "
+            f"{_amount(dense)} {price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group "
+            f"stays; layers that cannot be pruned, or are not to be, take {_amount(unprunable_cost)} alone)"
         )
 
 
@@ -54,7 +56,7 @@ def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: floa
     `check_reachable` does.
     """
     check_reachable(groups, price, ratio, limits)
-    orders = orders_of(groups, scores, price, limits.normalise)
+    orders = order_units(groups, scores, price, limits.normalise)
     dense = price({})
     target = (1 - ratio) * dense
     solve = _knapsack if limits.normalise == KNAPSACK else _cut_ranking
@@ -67,21 +69,21 @@ def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: floa
 
 
 def _cut_ranking(
-    groups: Sequence[Group], orders: Orders, meter: Meter, enough: float, limits: Limits
+    groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits
 ) -> Mapping[str, int]:
-    """Widths after the shortest beginning of one ranking of all units that costs at most `enough`."""
+    """Widths after the shortest beginning of one ranking of all units that costs at most `limit`."""
     ranking = _ranking(groups, orders)
 
     def widths(length: int) -> dict[str, int]:
         removed_counts = {group.name: 0 for group in groups}
         for name in ranking[:length]:
             removed_counts[name] += 1
-        return {group.name: aligned(group, group.units - removed_counts[group.name], limits) for group in groups}
+        return {group.name: align_width(group, group.units - removed_counts[group.name], limits) for group in groups}
 
     low, high = sum(int((values == GONE).sum()) for values, _ in orders.values()), len(ranking)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if meter(widths(middle)) <= enough else (middle + 1, high)
+        low, high = (low, middle) if meter(widths(middle)) <= limit else (middle + 1, high)
     return widths(low)
 
 
@@ -92,15 +94,13 @@ def _ranking(groups: Sequence[Group], orders: Orders) -> list[str]:
     return [names[place] for place in torch.argsort(values, stable=True).tolist()]
 
 
-def _knapsack(
-    groups: Sequence[Group], orders: Orders, meter: Meter, enough: float, limits: Limits
-) -> Mapping[str, int]:
-    """Widths that cost at most `enough` and lose the least score in all."""
+def _knapsack(groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits) -> Mapping[str, int]:
+    """Widths that cost at most `limit` and lose the least score in all."""
     choices = []
     for group in groups:
         values, order = orders[group.name]
         removed_count = int((values == GONE).sum())
-        aligned_widths = {aligned(group, width, limits) for width in range(group.units + 1 - removed_count)}
+        aligned_widths = {align_width(group, width, limits) for width in range(group.units + 1 - removed_count)}
         widths = sorted(width for width in aligned_widths if width <= group.units - removed_count) or [
             group.units - removed_count
         ]
@@ -113,7 +113,7 @@ def _knapsack(
                 cumulative_saliency[[group.units - removed_count - w for w in widths]].numpy(),
             )
         )
-    return least_saliency(choices, meter, enough)
+    return least_saliency(choices, meter, limit)
 
 
 def _steps(count: int) -> list[float]:

@@ -20,8 +20,8 @@ from pxcompress.types import Axis, Group, Member, Plan, Pruned, Scores
 AXES: tuple[Axis, ...] = ("in", "out")
 
 
-def ratios_of(ratio: float, rounds: int) -> tuple[float, ...]:
-    """What is gone after each round, as shares of the dense cost; every round removes the same share of the rest."""
+def list_ratios(ratio: float, rounds: int) -> tuple[float, ...]:
+    """Pruning ratio after each round, of the dense cost; every round removes the same share of what is left."""
     return (*(1 - (1 - ratio) ** (turn / rounds) for turn in range(1, rounds)), ratio)
 
 
@@ -45,7 +45,7 @@ def groups_left(pruned: Pruned) -> tuple[Group, ...]:
     return tuple(remaining_groups)
 
 
-def spread(scores: Scores, pruned: Pruned) -> Scores:
+def spread_scores(scores: Scores, pruned: Pruned) -> Scores:
     """Scores of the slim model's units at the places they have in the dense one; `GONE` for the others."""
     dense_scores = {}
     for group in pruned.groups:
@@ -54,7 +54,7 @@ def spread(scores: Scores, pruned: Pruned) -> Scores:
     return dense_scores
 
 
-def step_of(pruned: Pruned, plan: Plan) -> Plan:
+def plan_step(pruned: Pruned, plan: Plan) -> Plan:
     """What `plan`, a plan for the dense model, removes beyond `pruned.plan`, in terms of the slim model."""
     removed_places = {}
     for group in pruned.groups:
@@ -65,10 +65,10 @@ def step_of(pruned: Pruned, plan: Plan) -> Plan:
     return replace(plan, removed=removed_places, cost_dense=pruned.plan.cost_planned)
 
 
-def prune_further(pruned: Pruned, left: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
+def prune_further(pruned: Pruned, remaining_groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
     """Remove from the slim model what `plan`, a plan for the dense one, removes beyond `pruned.plan`.
 
-    `left` are the groups of the slim model. The result stands beside that model; its `first` beside the dense one.
+    `remaining_groups` are those of the slim model, beside which the result stands; its `first` is beside the dense one.
     """
-    pruned_further = prune(pruned.model, left, step_of(pruned, plan), example)
+    pruned_further = prune(pruned.model, remaining_groups, plan_step(pruned, plan), example)
     return replace(pruned_further, first=Pruned(pruned_further.model, pruned.dense, pruned.groups, plan))

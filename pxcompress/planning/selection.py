@@ -36,7 +36,7 @@ class Selection:
 
     @property
     def least(self) -> Mapping[str, float]:
-        """Glob -> least share."""
+        """Least share of units that stays, by the glob of group names."""
         return dict(_floor(text) for text in self.floors)
 
     def of(self, structure: Structure, model: nn.Module) -> Structure:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pxcompress.layout.rows import members_by_module, others, removed_rows
+from pxcompress.layout.rows import complement, members_by_module, removed_rows
 from pxcompress.passes.matching import Change, moment_changes
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Phase, Pruned, Repair
@@ -28,16 +28,18 @@ class BatchNormStatistics(Repair):
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """One pass of the dense and one of the pruned model over `batches`; changes running statistics only."""
-        norms = {name: norm for name, norm in _norms(pruned.model).items() if name in _norms(pruned.whole.dense)}
+        norms = {
+            name: norm for name, norm in _find_norms(pruned.model).items() if name in _find_norms(pruned.whole.dense)
+        }
         if not norms:
             return pruned
-        changes = moment_changes(pruned.whole.dense, pruned.model, _rows_left(pruned.whole), "in", batches)
+        changes = moment_changes(pruned.whole.dense, pruned.model, _find_rows_left(pruned.whole), "in", batches)
         for name, change in changes.items():
             _apply_(norms[name], change)
         return pruned
 
 
-def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def _find_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """BatchNorm layers that keep statistics, by name."""
     return {
         name: module
@@ -46,12 +48,12 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def _rows_left(pruned: Pruned) -> dict[str, Tensor]:
+def _find_rows_left(pruned: Pruned) -> dict[str, Tensor]:
     """The dense rows that every BatchNorm layer still has."""
     owners = members_by_module(pruned.groups, "out")
     return {
-        name: others(norm.num_features, removed_rows(owners.get(name, ()), pruned.plan))
-        for name, norm in _norms(pruned.dense).items()
+        name: complement(norm.num_features, removed_rows(owners.get(name, ()), pruned.plan))
+        for name, norm in _find_norms(pruned.dense).items()
     }
 
 

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pxcompress.layout.consumers import Consumer, add_, consumers, is_padded
-from pxcompress.layout.rows import others
-from pxcompress.passes.moments import InputMoments, Moments, moments
-from pxcompress.passes.ridges import RIDGES, USUAL, best_ridge
+from pxcompress.layout.consumers import Consumer, add_, find_consumers, is_padded
+from pxcompress.layout.rows import complement
+from pxcompress.passes.moments import InputMoments, Moments, collect_moments
+from pxcompress.passes.ridges import RIDGES, USUAL, choose_ridge
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Phase, Pruned, Repair
@@ -43,8 +43,8 @@ class Fold(Repair):
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """Fold into all consumers of pruned groups; moments come from one pass of the dense model over `batches`."""
-        layers = consumers(pruned)
-        inputs_of = moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
+        layers = find_consumers(pruned)
+        inputs_of = collect_moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
         for layer in layers:
             weight, bias = self._delta(layer, inputs_of[layer.name])
             add_(layer.slim, weight[layer.outputs], None if bias is None else bias[layer.outputs])
@@ -54,7 +54,7 @@ class Fold(Repair):
         """What to add to the kept weights (outputs, inputs, ...) and, if centred, to the bias (outputs,)."""
         weight: Tensor = layer.dense.weight  # type: ignore[assignment]
         features, taps = layer.layout.shape
-        centred = self._is_centred(layer.dense)
+        is_centred = self._is_centred(layer.dense)
         parts, shifts = [], []
         conv_groups = getattr(layer.dense, "groups", 1)
         width = features // conv_groups
@@ -62,20 +62,23 @@ class Fold(Repair):
             span = slice(place * width, (place + 1) * width)
             inside = layer.removed[(layer.removed >= span.start) & (layer.removed < span.stop)] - span.start
             removed_weights = part.reshape(part.shape[0], width, -1)[:, inside]
-            kept_features = others(width, inside)
+            kept_features = complement(width, inside)
             ridge = self.ridge or self._best_ridge(
-                input_moments, span, (kept_features, inside), removed_weights, centred
+                input_moments, span, (kept_features, inside), removed_weights, is_centred
             )
-            predict = _ridge(
-                _matrix(input_moments.whole, input_moments.whole, span, centred), kept_features, inside, ridge
+            predict = _solve_ridge(
+                _second_moments(input_moments.whole, input_moments.whole, span, is_centred),
+                kept_features,
+                inside,
+                ridge,
             )
             parts.append(torch.einsum("opk,ps->osk", removed_weights, predict))
             mean = input_moments.whole.mean[span]
             shifts.append(torch.einsum("opk,p->o", removed_weights, mean[inside] - predict @ mean[kept_features]))
         delta = torch.cat(parts)
         kernel = weight.shape[2:] if taps == 1 else torch.Size()
-        shaped = delta.reshape(weight.shape[0], delta.shape[1:].numel() // kernel.numel(), *kernel)
-        return shaped.to(weight.dtype), torch.cat(shifts).to(weight.dtype) if centred else None
+        weight_delta = delta.reshape(weight.shape[0], delta.shape[1:].numel() // kernel.numel(), *kernel)
+        return weight_delta.to(weight.dtype), torch.cat(shifts).to(weight.dtype) if is_centred else None
 
     def _best_ridge(
         self,
@@ -83,14 +86,16 @@ class Fold(Repair):
         span: slice,
         parts: tuple[Tensor, Tensor],
         removed_weights: Tensor,
-        centred: bool,
+        is_centred: bool,
     ) -> float:
         """The one whose error at the outputs is least on the half of the samples that is not fitted to."""
         if not input_moments.folds:
             return RIDGES[USUAL]
         fit, check = input_moments.folds[0]
-        matrices = _matrix(fit, fit, span, centred), _matrix(check, fit, span, centred)
-        return best_ridge(lambda ridge: _error(matrices[1], parts, removed_weights, _ridge(matrices[0], *parts, ridge)))
+        matrices = _second_moments(fit, fit, span, is_centred), _second_moments(check, fit, span, is_centred)
+        return choose_ridge(
+            lambda ridge: _output_error(matrices[1], parts, removed_weights, _solve_ridge(matrices[0], *parts, ridge))
+        )
 
     def _is_centred(self, module: nn.Module) -> bool:
         if self.centred != "auto":
@@ -98,26 +103,31 @@ class Fold(Repair):
         return not is_padded(module)
 
 
-def _matrix(seen: Moments, fit: Moments, span: slice, centred: bool) -> Tensor:
+def _second_moments(moments: Moments, fit: Moments, span: slice, is_centred: bool) -> Tensor:
     """Second moments of the features in `span`, around the mean of `fit` if centred, around zero if not."""
-    return (seen.around(fit.mean) if centred else seen.second)[span, span]
+    return (moments.around(fit.mean) if is_centred else moments.second)[span, span]
 
 
-def _error(matrix: Tensor, parts: tuple[Tensor, Tensor], lost: Tensor, predict: Tensor) -> float:
-    """tr(W E W^T) with E the second moment of x_P - B x_S and W the weights `lost` (outputs, removed, taps)."""
-    kept, removed = parts
-    cross = predict @ matrix[kept][:, removed]
-    rest = matrix[removed][:, removed] - cross - cross.T + predict @ matrix[kept][:, kept] @ predict.T
-    power = torch.einsum("opk,oqk->pq", lost, lost)
-    return float((power * rest).sum())
+def _output_error(matrix: Tensor, parts: tuple[Tensor, Tensor], removed_weights: Tensor, predict: Tensor) -> float:
+    """tr(W E W^T) with E the second moment of x_P - B x_S and W the `removed_weights` (outputs, removed, taps)."""
+    kept_features, removed_features = parts
+    cross = predict @ matrix[kept_features][:, removed_features]
+    residual = (
+        matrix[removed_features][:, removed_features]
+        - cross
+        - cross.T
+        + predict @ matrix[kept_features][:, kept_features] @ predict.T
+    )
+    power = torch.einsum("opk,oqk->pq", removed_weights, removed_weights)
+    return float((power * residual).sum())
 
 
-def _ridge(matrix: Tensor, kept: Tensor, removed: Tensor, ridge: float) -> Tensor:
+def _solve_ridge(matrix: Tensor, kept_features: Tensor, removed_features: Tensor, ridge: float) -> Tensor:
     """B = Q_PS (Q_SS + lambda I)^-1, (removed, kept), with lambda = ridge * mean diagonal of Q_SS."""
-    kept, removed = kept.to(matrix.device), removed.to(matrix.device)
-    block = matrix[kept][:, kept].clone()
+    kept_features, removed_features = kept_features.to(matrix.device), removed_features.to(matrix.device)
+    block = matrix[kept_features][:, kept_features].clone()
     level = ridge * block.diagonal().mean() + 1e-12
     block.diagonal().add_(level)
-    factor, failed = torch.linalg.cholesky_ex(block)
-    cross = matrix[kept][:, removed]
-    return (torch.linalg.solve(block, cross) if failed else torch.cholesky_solve(cross, factor)).T
+    factor, info = torch.linalg.cholesky_ex(block)
+    cross = matrix[kept_features][:, removed_features]
+    return (torch.linalg.solve(block, cross) if info else torch.cholesky_solve(cross, factor)).T

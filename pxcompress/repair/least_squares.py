@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pxcompress.attribution.relevance import started
-from pxcompress.layout.consumers import add_, consumers
-from pxcompress.layout.rows import members_by_module, others, removed_rows
-from pxcompress.passes.parts import InParts
-from pxcompress.processes import processes, rank, summed
+from pxcompress.attribution.relevance import make_start
+from pxcompress.layout.consumers import add_, find_consumers
+from pxcompress.layout.rows import complement, members_by_module, removed_rows
+from pxcompress.passes.parts import SplitBatches
+from pxcompress.processes import processes, rank, sum_over_processes
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, gradients
@@ -35,7 +35,7 @@ from pxcompress.types import Batches, Phase, Pruned, Repair
 T = TypeVar("T")
 
 RIDGES = (10.0, 1.0, 1e-1, 1e-2)
-"""What a layer's ridge is chosen from, as shares of the mean variance of its inputs; the first wins a tie."""
+"""Candidate ridge strengths of a layer, as shares of the mean variance of its inputs; the first wins a tie."""
 
 ROWS_PER_INPUT = 16
 ROWS_PER_SAMPLE = 64
@@ -86,53 +86,55 @@ class LeastSquares(Repair):
         half of the samples after a fit to the other half; `held_out` is not needed. Layers that run more than once,
         compute something of their own or have more than `WIDEST` inputs stay as they are.
         """
-        batches = InParts(batches)
-        first = next(iter(batches), None)
-        layers = [] if first is None else _layers(pruned.whole, first[0][:1], self.rows)
+        batches = SplitBatches(batches)
+        first_batch = next(iter(batches), None)
+        layers = [] if first_batch is None else _find_layers(pruned.whole, first_batch[0][:1], self.rows)
         sizes = [len(inputs) for inputs, _ in batches]
-        parts, samples = summed(torch.tensor([len(sizes), sum(sizes)])).tolist()
+        parts, samples = sum_over_processes(torch.tensor([len(sizes), sum(sizes)])).tolist()
         size = min(-(-len(layers) // self.waves), TOGETHER)
-        waves = _runs(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
-        for stretch in _runs(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
-            used = {layer: _parts_used(wave, parts, samples) for wave in stretch for layer in wave}
-            rows = self._rows(pruned.whole.dense, used, batches)
+        waves = _split_by_size(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
+        for stretch in _split_by_size(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
+            parts_by_layer = {layer: _count_parts(wave, parts, samples) for wave in stretch for layer in wave}
+            rows = self._rows(pruned.whole.dense, parts_by_layer, batches)
             for wave in stretch:
-                for layer, (fit, check) in _sums(pruned.model, wave, rows, batches).items():
+                for layer, (fit, check) in _collect_sums(pruned.model, wave, rows, batches).items():
                     _refit_(layer, fit.everywhere(), check.everywhere())
         return pruned
 
-    def _rows(self, model: nn.Module, used: Mapping[_Layer, int], batches: Batches) -> dict[_Layer, list[_Rows]]:
-        """Rows of the dense model's outputs, drawn from as many batches, in all processes, as `used` says."""
-        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in used}
+    def _rows(
+        self, model: nn.Module, parts_by_layer: Mapping[_Layer, int], batches: Batches
+    ) -> dict[_Layer, list[_Rows]]:
+        """Rows of the dense model's outputs, drawn from as many batches, in all processes, as `parts_by_layer` says."""
+        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in parts_by_layer}
 
         def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
                 turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
-                if turn >= used[layer]:
+                if turn >= parts_by_layer[layer]:
                     return
-                rows = _drawn(layer, _channels_first(output.detach(), module), turn, used[layer])
+                rows = _draw_rows(layer, _channels_first(output.detach(), module), turn, parts_by_layer[layer])
                 rows_by_layer[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
 
             return add
 
-        weighted, start = self.weighting == "relevance", started("margin", "prediction")
-        with evaluating(model), gradients(weighted):
-            for layer in used:
+        by_relevance, start = self.weighting == "relevance", make_start("margin", "prediction")
+        with evaluating(model), gradients(by_relevance):
+            for layer in parts_by_layer:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
-            for inputs, labels in islice(batches, -(-max(used.values()) // processes())):
-                inputs = inputs.detach().to(device_of(model)).requires_grad_(weighted)
+            for inputs, labels in islice(batches, -(-max(parts_by_layer.values()) // processes())):
+                inputs = inputs.detach().to(device_of(model)).requires_grad_(by_relevance)
                 logits = model(inputs)
-                if weighted:
+                if by_relevance:
                     torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(logits.device)))
         return rows_by_layer
 
 
-def _parts_used(wave: Sequence[_Layer], parts: int, samples: int) -> int:
+def _count_parts(wave: Sequence[_Layer], parts: int, samples: int) -> int:
     """How many of the `parts` batches, with `samples` in all, a wave is fitted to."""
-    needed = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
-    return max(1, min(parts, math.ceil(parts * needed / samples)))
+    needed_samples = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
+    return max(1, min(parts, math.ceil(parts * needed_samples / samples)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,10 +183,10 @@ class _Rows:
 
     def weigh_(self, layer: _Layer, gradient: Tensor) -> None:
         """Add the power of `gradient`, (n, outputs, positions ...), to the weights."""
-        self.weights += _at(gradient, self.places)[:, layer.outputs].double().square().sum(1)
+        self.weights += _pick_rows(gradient, self.places)[:, layer.outputs].double().square().sum(1)
 
 
-def _drawn(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
+def _draw_rows(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
     """Rows of the batch number `turn` out of `parts`: the same whenever it is asked for; `values` (n, outputs, ...)."""
     samples, positions = len(values), prod(values.shape[2:])
     draw = torch.Generator().manual_seed(turn)
@@ -192,7 +194,7 @@ def _drawn(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
     fits = (2 * (places // positions) < samples) == (turn % 2 == 0)  # of batches of one sample every second one
     weights = torch.full((len(places),), 1e-30, dtype=torch.float64)  # where no gradient comes, all are alike
     places, weights, fits = (each.to(values.device) for each in (places, weights, fits))
-    return _Rows(places, _at(values, places)[:, layer.outputs], weights, fits)
+    return _Rows(places, _pick_rows(values, places)[:, layer.outputs], weights, fits)
 
 
 @dataclass(eq=False)
@@ -217,14 +219,14 @@ class _Sums:
     def add_(self, inputs: Tensor, lack: Tensor, weights: Tensor) -> None:
         """Add rows: inputs (groups, m, inputs), lack (groups, m, outputs), weights (m,)."""
         x = F.pad(inputs.double(), (0, 1), value=1.0)
-        weighted = x * weights[:, None]
-        self.gram.baddbmm_(weighted.transpose(1, 2), x)
-        self.cross.baddbmm_(lack.double().transpose(1, 2), weighted)
+        weighted_rows = x * weights[:, None]
+        self.gram.baddbmm_(weighted_rows.transpose(1, 2), x)
+        self.cross.baddbmm_(lack.double().transpose(1, 2), weighted_rows)
         self.power += (lack.double().square() * weights[:, None]).sum()
 
     def everywhere(self) -> _Sums:
         """The sums of all processes."""
-        return _Sums(summed(self.gram), summed(self.cross), summed(self.power))
+        return _Sums(sum_over_processes(self.gram), sum_over_processes(self.cross), sum_over_processes(self.power))
 
     def update(self, ridge: float) -> Tensor:
         """D and d for which D x + d is nearest to r, lambda = ridge * mean variance: (groups, outputs, inputs + 1).
@@ -239,9 +241,9 @@ class _Sums:
         diagonal = covariance.diagonal(dim1=1, dim2=2)
         diagonal += (ridge * diagonal.mean(1) + rounding)[:, None]
         target = (cross - lack @ mean.transpose(1, 2)).transpose(1, 2)
-        factor, failed = torch.linalg.cholesky_ex(covariance)
+        factor, info = torch.linalg.cholesky_ex(covariance)
         weight = torch.cholesky_solve(target, factor).transpose(1, 2)
-        weight = torch.where(failed[:, None, None] == 0, weight, 0)
+        weight = torch.where(info[:, None, None] == 0, weight, 0)
         return torch.cat([weight, lack - weight @ mean], 2)
 
     def error(self, update: Tensor) -> float:
@@ -249,11 +251,11 @@ class _Sums:
         return float(self.power + (update * (update @ self.gram - 2 * self.cross)).sum())
 
 
-class _WaveDone(Exception):
+class _WaveFinished(Exception):
     """The last layer of a wave has run; what follows is not needed."""
 
 
-def _sums(
+def _collect_sums(
     model: nn.Module, wave: Sequence[_Layer], rows: dict[_Layer, list[_Rows]], batches: Batches
 ) -> dict[_Layer, tuple[_Sums, _Sums]]:
     """What a refit needs, for each half of the samples: a pass of the slim model, up to the last layer of the wave."""
@@ -266,13 +268,13 @@ def _sums(
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             batch_rows = next(streams[layer])
-            lack = batch_rows.values - _at(_channels_first(output, module), batch_rows.places)
-            x = _at(_patches(args[0], module), batch_rows.places, output.ndim - 2)
+            lack = batch_rows.values - _pick_rows(_channels_first(output, module), batch_rows.places)
+            x = _pick_rows(_unfold_patches(args[0], module), batch_rows.places, output.ndim - 2)
             x, lack = (each.reshape(len(each), groups, -1).transpose(0, 1) for each in (x, lack))
             for part, half in zip(sums[layer], (batch_rows.fits, ~batch_rows.fits), strict=True):
                 part.add_(x[:, half], lack[:, half], batch_rows.weights[half])
             if layer is wave[-1]:
-                raise _WaveDone
+                raise _WaveFinished
 
         return add
 
@@ -280,7 +282,7 @@ def _sums(
         for layer in wave:
             layer.slim.register_forward_hook(hook(layer))
         for inputs, _ in islice(batches, turns):
-            with suppress(_WaveDone):
+            with suppress(_WaveFinished):
                 model(inputs.to(device_of(model)))
     return sums
 
@@ -288,15 +290,15 @@ def _sums(
 def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
     """Update a layer with the ridge that does best on `check`, unless none is better than no update."""
     errors = {ridge: check.error(fit.update(ridge)) for ridge in RIDGES}
-    best = min(RIDGES, key=lambda ridge: errors[ridge])
-    if errors[best] < float(check.power):
-        both = _Sums(fit.gram + check.gram, fit.cross + check.cross, fit.power + check.power)
-        update = both.update(best).flatten(0, 1)
+    best_ridge = min(RIDGES, key=lambda ridge: errors[ridge])
+    if errors[best_ridge] < float(check.power):
+        sums = _Sums(fit.gram + check.gram, fit.cross + check.cross, fit.power + check.power)
+        update = sums.update(best_ridge).flatten(0, 1)
         weight: Tensor = layer.slim.weight  # type: ignore[assignment]
         add_(layer.slim, update[:, :-1].reshape(weight.shape).to(weight), update[:, -1].to(weight))
 
 
-def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
+def _find_layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
     """The layers that lost inputs, in the order they run in."""
     positions: dict[str, list[int]] = {}
 
@@ -311,7 +313,7 @@ def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
             if isinstance(module, nn.Linear | _ConvNd):
                 module.register_forward_hook(note(name))
         pruned.dense(example.to(device_of(pruned.dense)))
-    consumer_names = {layer.name for layer in consumers(pruned)}
+    consumer_names = {layer.name for layer in find_consumers(pruned)}
     producers = members_by_module(pruned.groups, "out")
     layers = []
     for name in (name for name in positions if name in consumer_names):
@@ -321,12 +323,12 @@ def _layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
         assert isinstance(slim_weight, Tensor)
         inputs = slim_weight.shape[1:].numel()
         if len(positions[name]) == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
-            outputs = others(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
+            outputs = complement(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
             layers.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs), positions[name][0]))
     return layers
 
 
-def _runs(items: Iterable[T], size: Callable[[T], float]) -> list[list[T]]:
+def _split_by_size(items: Iterable[T], size: Callable[[T], float]) -> list[list[T]]:
     """Consecutive items whose sizes add up to 1 at most; a larger one stands alone."""
     runs: list[list[T]] = []
     room = 0.0
@@ -344,7 +346,7 @@ def _channels_first(value: Tensor, module: nn.Module) -> Tensor:
     return value.movedim(-1, 1) if isinstance(module, nn.Linear) else value
 
 
-def _patches(value: Tensor, module: nn.Module) -> Tensor:
+def _unfold_patches(value: Tensor, module: nn.Module) -> Tensor:
     """What a layer reads for each output position: a view (n, input rows, positions ..., taps of the kernel ...)."""
     if not isinstance(module, _ConvNd):
         return _channels_first(value, module)
@@ -357,7 +359,7 @@ def _patches(value: Tensor, module: nn.Module) -> Tensor:
     return value
 
 
-def _at(value: Tensor, places: Tensor, axes: int | None = None) -> Tensor:
+def _pick_rows(value: Tensor, places: Tensor, axes: int | None = None) -> Tensor:
     """(m, rows, taps ...) of (n, rows, positions ..., taps ...) at `places` (m,), with `axes` axes of positions."""
     positions = value.shape[2:] if axes is None else value.shape[2 : 2 + axes]
     sample, *position = torch.unravel_index(places, (len(value), *positions))

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from pxcompress.layout.consumers import add_bias_, constant_output, consumers
-from pxcompress.passes.moments import moments
+from pxcompress.layout.consumers import add_bias_, find_consumers, output_of_constants
+from pxcompress.passes.moments import collect_moments
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Phase, Pruned, Repair
 
@@ -22,10 +22,10 @@ class MeanAbsorption(Repair):
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
         """One pass of the dense model over `batches`. At zero-padded borders the mean is put in as well."""
-        layers = consumers(pruned)
-        inputs_of = moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
+        layers = find_consumers(pruned)
+        inputs_of = collect_moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
         for layer in layers:
             rows = torch.zeros(layer.layout.numel(), dtype=torch.float64)
             rows[layer.layout] = inputs_of[layer.name].whole.mean.cpu()[:, None]
-            add_bias_(layer.slim, constant_output(layer, rows))
+            add_bias_(layer.slim, output_of_constants(layer, rows))
         return pruned

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pxcompress.layout.consumers import add_, consumers
+from pxcompress.layout.consumers import add_, find_consumers
 from pxcompress.passes.matching import moment_changes
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating
@@ -29,11 +29,11 @@ class VarianceMatching(Repair):
 
         Layers whose outputs go straight into BatchNorm are left to the repair `batchnorm`.
         """
-        first = next(iter(batches), None)
-        if first is None:
+        first_batch = next(iter(batches), None)
+        if first_batch is None:
             return pruned
-        layers = {layer.name: layer for layer in consumers(pruned)}
-        for name in _normalised(pruned.dense, list(layers), first):
+        layers = {layer.name: layer for layer in find_consumers(pruned)}
+        for name in _find_normalised(pruned.dense, list(layers), first_batch):
             del layers[name]
         rows = {name: layer.outputs for name, layer in layers.items()}
         changes = moment_changes(pruned.dense, pruned.model, rows, "out", batches)
@@ -46,11 +46,11 @@ class VarianceMatching(Repair):
         return pruned
 
 
-def _normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
+def _find_normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
     """Those of `names` whose output is the input of a BatchNorm layer."""
     owners: dict[int, str] = {}
     outputs: list[Tensor] = []
-    normalised: set[str] = set()
+    normalised_names: set[str] = set()
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -61,7 +61,7 @@ def _normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if id(args[0]) in owners:
-            normalised.add(owners[id(args[0])])
+            normalised_names.add(owners[id(args[0])])
 
     with evaluating(model), torch.no_grad():
         for name in names:
@@ -70,4 +70,4 @@ def _normalised(model: nn.Module, names: list[str], batch: Batch) -> set[str]:
             if isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(look)
         model(batch[0][:1].to(device_of(model)))
-    return normalised
+    return normalised_names

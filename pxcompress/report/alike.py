@@ -24,7 +24,7 @@ def describe_similarity(report: Report) -> str:
 
 
 def list_similarities(report: Report) -> Sequence[Row]:
-    """The same with bars; nothing where the heatmaps were not compared."""
+    """Similarities of the heatmaps as bars; nothing where they were not compared."""
     similarity = report.explanations
     return [] if similarity is None else [_row(text, getattr(similarity, name)) for name, text in _MEASURES.items()]
 

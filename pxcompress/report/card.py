@@ -95,8 +95,8 @@ def _outputs(report: Report) -> str:
 
 
 def _classes(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""
-    return ", ".join(f"`{_code(name)}`" for name in names[:_CLASSES]) + more
+    remainder = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""
+    return ", ".join(f"`{_code(name)}`" for name in names[:_CLASSES]) + remainder
 
 
 def _limits(report: Report) -> Sequence[str]:

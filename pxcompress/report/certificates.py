@@ -21,7 +21,7 @@ _WHERE = {"all": "", "confident": " where the dense model is confident", "classe
 
 
 def make_badge(record: CertificateRecord) -> Badge:
-    """The badge for what certificate.json holds."""
+    """The badge of a certificate, for reports."""
     titles = {None: "Not certified", 0: "Only the dense model is certified"}
     title = titles.get(record.chosen, f"Certified{_WHERE[record.part]}")
     return Badge(title, bool(record.chosen), record.sentence.removeprefix(f"{title}; "))
@@ -33,8 +33,8 @@ def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, 
     Where every class counts by itself, the errors are those in the weakest one.
     """
     rows = []
-    for place, (row, certified) in enumerate(zip(record.rows, record.certified, strict=True)):
-        outcome = "chosen" if place == record.chosen else "passed" if certified else "not certified"
+    for place, (row, is_certified) in enumerate(zip(record.rows, record.certified, strict=True)):
+        outcome = "chosen" if place == record.chosen else "passed" if is_certified else "not certified"
         cost = format_bytes(row.size) if record.size_unit == "bytes" else f"{format_count(row.size)} {record.size_unit}"
         cost = cost if record.size_unit else "unknown"
         part = row.weakest
@@ -60,7 +60,13 @@ def describe_labels(record: CertificateRecord) -> str:
     """How many labels a certificate on unlabelled images took, in one sentence; nothing where all were labelled."""
     if record.labels is None:
         return ""
-    asked, answered = record.labels.asked, record.labels.answered
+    asked_labels, answered_labels = record.labels.asked, record.labels.answered
     fate = "the test ends before the first of them" if record.anytime else "they count as errors"
-    missing = f"; {asked - answered} of {asked} that need one have none: {fate}" if answered < asked else ""
-    return f"{answered} labels for {record.reserved} images: where the models agree, the loss is 0 anyway{missing}."
+    missing = (
+        f"; {asked_labels - answered_labels} of {asked_labels} that need one have none: {fate}"
+        if answered_labels < asked_labels
+        else ""
+    )
+    return (
+        f"{answered_labels} labels for {record.reserved} images: where the models agree, the loss is 0 anyway{missing}."
+    )

@@ -22,8 +22,10 @@ def describe_class_changes(report: Report) -> str:
         return ""
     losers, winners = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
     worst = changes[0]
-    most = f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if losers else ""
-    return f"{losers} of {len(changes)} classes lost answers, {winners} gained some{most}"
+    worst_text = (
+        f"; most: {worst.name!r}, {worst.dense} -> {worst.pruned} of {worst.samples} samples right" if losers else ""
+    )
+    return f"{losers} of {len(changes)} classes lost answers, {winners} gained some{worst_text}"
 
 
 def describe_class_relevance(report: Report) -> str:
@@ -32,12 +34,12 @@ def describe_class_relevance(report: Report) -> str:
     if not worst:
         return ""
     mean = sum(share for _, share, _ in worst) / len(worst)
-    name, most, _ = worst[0]
+    name, largest_share, _ = worst[0]
     unknown = len(report.class_shares) - len(worst)
     left_out = f"; {unknown} without samples in the score split left out" if unknown else ""
     return (
         f"class relevance that the removed units carried: {format_percent(mean)} on average, "
-        f"{format_percent(most)} for {name!r}, the most of {len(worst)} classes, before repair{left_out}"
+        f"{format_percent(largest_share)} for {name!r}, the most of {len(worst)} classes, before repair{left_out}"
     )
 
 

@@ -55,7 +55,7 @@ class Row:
 
     @property
     def interval(self) -> str:
-        """That of the change."""
+        """The 95 % interval of the change."""
         return "" if self.change is None else format_change_span(self.change, self.metric)
 
     @property
@@ -101,12 +101,14 @@ def _identity(report: Report) -> tuple[object, ...]:
 
 
 def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
-    """How the runs were asked for: what they have in common, in one line, and by name what they have not."""
+    """Settings of runs: those that all have in common, in one line, and by the name of a run those that differ."""
     parts = {name: list(_asked(report)) for name, report in reports.items()}
-    first, *others = parts.values()
-    common = [part for part in first if all(part in other for other in others)]
-    own = {name: ", ".join(part for part in of if part not in common or not others) for name, of in parts.items()}
-    return ", ".join(common) if others else "", own
+    first_parts, *other_parts = parts.values()
+    common = [part for part in first_parts if all(part in parts_of_run for parts_of_run in other_parts)]
+    differing = {
+        name: ", ".join(part for part in of if part not in common or not other_parts) for name, of in parts.items()
+    }
+    return ", ".join(common) if other_parts else "", differing
 
 
 def _asked(report: Report) -> Iterator[str]:
@@ -126,7 +128,7 @@ def list_differences(reports: Named) -> tuple[str, ...]:
     data = {(report.data.name, report.data.test, len(report.data.classes)) for report in reports.values()}
     datasets = [f"{name}, {test} samples of {classes} classes" for name, test, classes in sorted(data)]
     values = {"LATENCIES": sorted(settings), "ACCURACIES": datasets}
-    return tuple(f"{what} CANNOT BE COMPARED: {'; '.join(of)}" for what, of in values.items() if len(of) > 1)
+    return tuple(f"{quantity} CANNOT BE COMPARED: {'; '.join(of)}" for quantity, of in values.items() if len(of) > 1)
 
 
 def _setting(report: Report) -> str:
@@ -139,23 +141,25 @@ def list_notes(reports: Named) -> tuple[str, ...]:
     """What cannot be compared, then what the runs told: once what all did, else with the name of the run."""
     notes_of_first = next(iter(reports.values())).notes
     common = [note.text for note in notes_of_first if all(note in of.notes for of in reports.values())]
-    own = [f"{name}: {note.text}" for name, of in reports.items() for note in of.notes if note.text not in common]
-    return (*list_differences(reports), *own, *common)
+    notes_of_one = [
+        f"{name}: {note.text}" for name, of in reports.items() for note in of.notes if note.text not in common
+    ]
+    return (*list_differences(reports), *notes_of_one, *common)
 
 
 def to_comparison_table(reports: Named) -> str:
-    """The same for the terminal: under each run its files, 80 columns wide. No newline at the end."""
+    """Several runs as a table for the terminal: under each run its files, 80 columns wide. No newline at the end."""
     rows = list_rows(reports)
     quality, change = _titles(rows)
-    cells = [_narrow(row, named=quality == _MIXED) for row in rows]
+    cells = [_narrow(row, with_metric=quality == _MIXED) for row in rows]
     head, *lines = align([("", quality, f"{change} (95 %)", "size", "p50", "faster"), *cells])
     common, asked_for = describe_runs(reports)
     lines_of_runs = [f"all: {common}"] if common else []
     lines_of_runs.append(head)
     for name, report in reports.items():
         costs = f"{format_count(report.pruned.macs)} MACs, {format_count(report.pruned.params)} parameters"
-        own = [line for row, line in zip(rows, lines, strict=True) if row.run == name]
-        lines_of_runs += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *own]
+        lines_of_run = [line for row, line in zip(rows, lines, strict=True) if row.run == name]
+        lines_of_runs += [f"{name}: {'; '.join(filter(None, (asked_for[name], costs)))}", *lines_of_run]
     reading = f"{change}, faster: against the dense model, timed in turns with it in the same run"
     return "\n".join([*lines_of_runs, "", reading, *(f"note: {note}" for note in list_notes(reports))])
 
@@ -166,17 +170,17 @@ _MIXED = "quality"
 
 def _titles(rows: Sequence[Row]) -> tuple[str, str]:
     """Titles of the values and of their changes: name and unit of the metric where all rows have the same."""
-    first, *others = {row.metric for row in rows}
-    return (_MIXED, "change") if others else (first.name, first.change_unit or "change")
+    metric, *other_metrics = {row.metric for row in rows}
+    return (_MIXED, "change") if other_metrics else (metric.name, metric.change_unit or "change")
 
 
-def _narrow(row: Row, *, named: bool) -> tuple[str, ...]:
+def _narrow(row: Row, *, with_metric: bool) -> tuple[str, ...]:
     of = row.of
     change = row.difference and f"{row.difference} ({row.interval})"
     name = f"  {row.precision}"
     return (
         name,
-        row.quality if named else row.metric.format(of.quality.value),
+        row.quality if with_metric else row.metric.format(of.quality.value),
         change,
         format_bytes(of.onnx_bytes),
         format_milliseconds(of.latency_ms.p50),
@@ -216,8 +220,8 @@ def to_comparison(reports: Named) -> str:
         rows=[_wide(row, reports[row.run], asked_for[row.run]) for row in list_rows(reports)],
         common=common,
         pictures=[
-            Picture.of(render_figure(figure, "svg"), "svg+xml", f"Accuracy against {what}")
-            for what, figure in draw_tradeoffs(reports).items()
+            Picture.of(render_figure(figure, "svg"), "svg+xml", f"Accuracy against {cost_name}")
+            for cost_name, figure in draw_tradeoffs(reports).items()
         ],
         conditions=[f"{name}: {describe_conditions(of)}" for name, of in reports.items()],
         commands=[format_command(report.recipe) for report in reports.values()],

@@ -66,7 +66,7 @@ def _by_block(report: Report) -> list[tuple[str, int, int]]:
             costs[name] = dense + layer.dense, pruned + layer.pruned
         if len(costs) <= _ROWS:
             break
-    return [(name, *both) for name, both in costs.items()]
+    return [(name, *macs) for name, macs in costs.items()]
 
 
 def list_operators(report: Report) -> Sequence[Row]:

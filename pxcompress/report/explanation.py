@@ -80,7 +80,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Alike:
+class KindSimilarity:
     """How alike the explanations of both models are, and how sparse each: means over samples of one kind.
 
     They are of the dense model's class; `cosine_own` is between those of the class that each model predicts itself.
@@ -97,7 +97,7 @@ class Alike:
 
 
 @dataclass(frozen=True)
-class Placed:
+class TargetRelevance:
     """Relevance where the data know that the class is made: means over samples.
 
     `mass` is the share of the positive relevance that lies there, `rank` the share of its K positions among the K
@@ -113,7 +113,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Carried:
+class LayerRelevance:
     """A layer, and the share of the dense model's relevance in it that the removed units carried, before repair."""
 
     name: str
@@ -142,25 +142,25 @@ class Explanation:
     method: str
     share: float
     composite: str
-    alike: tuple[Alike, ...]
+    alike: tuple[KindSimilarity, ...]
     flipping: Flipping
-    layers: tuple[Carried, ...]
+    layers: tuple[LayerRelevance, ...]
     cases: tuple[Case, ...]
-    placed: Placed | None = None
+    placed: TargetRelevance | None = None
     notes: tuple[str, ...] = ()
 
 
 def format_explanation_json(explanation: Explanation) -> str:
     """explain.json: the fields of the records, without pictures."""
-    return json.dumps({"schema_version": 1, **_plain(explanation)}, indent=1, allow_nan=False)
+    return json.dumps({"schema_version": 1, **_to_plain(explanation)}, indent=1, allow_nan=False)
 
 
-def _plain(record: Any) -> Any:
+def _to_plain(record: Any) -> Any:
     if dataclasses.is_dataclass(record):
         visible = [each for each in dataclasses.fields(record) if each.metadata.get("json", True)]
-        return {each.name: _plain(getattr(record, each.name)) for each in visible}
+        return {each.name: _to_plain(getattr(record, each.name)) for each in visible}
     if isinstance(record, tuple):
-        return [_plain(each) for each in record]
+        return [_to_plain(each) for each in record]
     return dict(record) if isinstance(record, Mapping) else record
 
 
@@ -181,15 +181,15 @@ def format_explanation(explanation: Explanation) -> str:
         (textwrap.shorten(row.name, 30), str(row.units), str(row.kept), format_percent(row.removed))
         for row in worst_layers
     ]
-    parts = [align(rows), _wrapped(sentences), align(layers), _wrapped(map(describe_case, explanation.cases))]
+    parts = [align(rows), _wrap(sentences), align(layers), _wrap(map(describe_case, explanation.cases))]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def _wrapped(texts: Any) -> Sequence[str]:
+def _wrap(texts: Any) -> Sequence[str]:
     return [line for text in texts for line in textwrap.wrap(text, _WIDTH, subsequent_indent="  ")]
 
 
-def format_means(row: Alike) -> tuple[str, ...]:
+def format_means(row: KindSimilarity) -> tuple[str, ...]:
     """The means of a row as text."""
     values = (row.cosine, row.rank_correlation, row.top_overlap, row.cosine_own, row.gini_dense, row.gini_pruned)
     return tuple(f"{value:.3f}" for value in values)
@@ -213,12 +213,13 @@ def describe_findings(explanation: Explanation) -> Sequence[str]:
     ]
 
 
-def describe_target_relevance(placed: Placed) -> str:
+def describe_target_relevance(target_relevance: TargetRelevance) -> str:
     """Relevance on what makes the class in one sentence."""
     return (
         f"relevance where the data know that the class is made, more is better: share of the mass dense "
-        f"{placed.mass_dense:.3f}, pruned {placed.mass_pruned:.3f}; of the top ranks dense {placed.rank_dense:.3f}, "
-        f"pruned {placed.rank_pruned:.3f}; by chance {placed.covered:.3f} ({placed.samples} inputs)"
+        f"{target_relevance.mass_dense:.3f}, pruned {target_relevance.mass_pruned:.3f}; of the top ranks dense "
+        f"{target_relevance.rank_dense:.3f}, pruned {target_relevance.rank_pruned:.3f}; by chance "
+        f"{target_relevance.covered:.3f} ({target_relevance.samples} inputs)"
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pxcompress.report.explanation import (
-    Alike,
-    Carried,
     Case,
     Explanation,
+    KindSimilarity,
+    LayerRelevance,
     describe_findings,
     describe_method,
     format_means,
@@ -44,19 +44,19 @@ class ExplanationView:
 
 def render_explanation(explanation: Explanation) -> str:
     """The page: one self-contained HTML document in ASCII, figures embedded."""
-    same = explanation.alike[0]
+    summary = explanation.alike[0]
     return render(
         "explanation.html",
         title=f"{explanation.model}: explanations before and after",
         images=True,
         lead=f"{explanation.model}: {explanation.inputs}",
-        agreement=f"explanations agree by a cosine of {same.cosine:.2f} on average over {same.samples} inputs",
+        agreement=f"explanations agree by a cosine of {summary.cosine:.2f} on average over {summary.samples} inputs",
         explanation=view_explanation(explanation),
     )
 
 
 def view_explanation(explanation: Explanation) -> ExplanationView:
-    """What the pages show of it."""
+    """The part of an explanation that the page templates show."""
     return ExplanationView(
         method=_sentence(describe_method(explanation)),
         alike=[_alike(row) for row in explanation.alike],
@@ -71,7 +71,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _alike(row: Alike) -> Row:
+def _alike(row: KindSimilarity) -> Row:
     bar = Bars(f"{row.kind}: cosine {row.cosine:.2f}", (Bar(row.cosine, "pruned"),), "thin")
     return row.kind, bar, str(row.samples), *format_means(row)
 
@@ -105,7 +105,7 @@ def _alternative(place: int) -> str:
     return words[place] if place < len(words) else "heatmap of the pruned model, its own class"
 
 
-def _layer(row: Carried) -> Row:
+def _layer(row: LayerRelevance) -> Row:
     words = f"{row.name}: removed units carried {format_percent(row.removed)}"
     units = f"{row.units} \N{RIGHTWARDS ARROW} {row.kept}"
     return row.name, Bars(words, (Bar(row.removed, "pruned"),), "thin"), units, format_percent(row.removed)

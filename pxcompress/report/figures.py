@@ -35,7 +35,7 @@ Named = Mapping[str, Report]
 @mpl.rc_context(_STYLE)
 def draw_tradeoffs(reports: Named) -> Mapping[str, Figure]:
     """Quality with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
-    return {what: _tradeoff(reports, label, value) for what, label, value in _COSTS}
+    return {cost_name: _tradeoff(reports, label, value) for cost_name, label, value in _COSTS}
 
 
 def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) -> Figure:
@@ -81,7 +81,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float, int], float]], ...] = (
     ("latency", "latency p50, ms", lambda p50, size: p50),
     ("size", "file size, MB", lambda p50, size: size / 1e6),
 )
-"""What accuracy is drawn against, from p50 in milliseconds and bytes."""
+"""Costs that quality is drawn against: name, axis label, and value from p50 in milliseconds and bytes."""
 
 
 @mpl.rc_context(_STYLE)
@@ -125,7 +125,7 @@ def render_figure(figure: Figure, form: Literal["svg", "png"]) -> bytes:
 
 def write_figures(reports: Named, folder: Path) -> list[Path]:
     """Every figure as SVG and as PNG in `folder`, which is made; returns the files."""
-    figures = {f"tradeoff-{what}": figure for what, figure in draw_tradeoffs(reports).items()}
+    figures = {f"tradeoff-{cost_name}": figure for cost_name, figure in draw_tradeoffs(reports).items()}
     for name, report in reports.items():
         label = make_file_name(name)
         figures |= {f"{label}-widths": draw_widths(report), f"{label}-stages": draw_stages(report)}

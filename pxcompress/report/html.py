@@ -117,7 +117,7 @@ def _tiles(report: Report) -> Sequence[Tile]:
         *(_tile(by_label[label]) for label in ("file size", "MACs")),
         Tile(
             metric.name,
-            describe_accuracy_briefly(report, named=False),
+            describe_accuracy_briefly(report, with_metric=False),
             qualities,
             "bad" if loss_is_shown(report) else "",
         ),
@@ -177,7 +177,7 @@ def _accuracy_row(report: Report) -> Row:
         for text, of in zip(texts, qualities, strict=True)
     ]
     span = format_change_span(report.change, metric).replace("-", _MINUS)
-    return metric.name, drawing, *cells, Stacked(describe_accuracy_briefly(report, named=False), span)
+    return metric.name, drawing, *cells, Stacked(describe_accuracy_briefly(report, with_metric=False), span)
 
 
 def _quality_bar(of: Estimate, name: str, report: Report) -> Bar:
@@ -226,9 +226,10 @@ def _widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
     """One bar a group: the share of its units that stayed."""
     totals = []
     for kind in dict.fromkeys(group.kind for group in groups):
-        same = [group for group in groups if group.kind == kind]
-        units, remaining = sum(group.units for group in same), sum(group.kept for group in same)
-        totals.append(f"{kind}s: {units:,}{_ARROW}{remaining:,} in {len(same)} group{'' if len(same) == 1 else 's'}")
+        groups_of_kind = [group for group in groups if group.kind == kind]
+        units, kept_units = sum(group.units for group in groups_of_kind), sum(group.kept for group in groups_of_kind)
+        ending = "" if len(groups_of_kind) == 1 else "s"
+        totals.append(f"{kind}s: {units:,}{_ARROW}{kept_units:,} in {len(groups_of_kind)} group{ending}")
     bars = [
         Bars(
             f"{group.name}: {group.kept} of {group.units} {group.kind}s kept",

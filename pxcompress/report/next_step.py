@@ -51,10 +51,10 @@ def _repair(report: Report) -> str:
 
 
 def _faster(report: Report) -> str:
-    more = f"a larger --batch-size (here {report.pruned.batch_size}) or --ratio"
+    advice = f"a larger --batch-size (here {report.pruned.batch_size}) or --ratio"
     if report.recipe.budget.partition(":")[0] == "latency":
-        return f"to be faster: {more}"
-    return f"to be faster: --speedup 2x, which plans by milliseconds measured here; or {more}"
+        return f"to be faster: {advice}"
+    return f"to be faster: --speedup 2x, which plans by milliseconds measured here; or {advice}"
 
 
 def _samples(report: Report) -> str:
@@ -73,15 +73,15 @@ def _ship(report: Report) -> str:
 
 def _shipped(report: Report) -> Iterator[str]:
     """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
-    best = "model.onnx"
+    file_name = "model.onnx"
     if report.certificate is None:
-        least = report.speedup.high
+        least_speedup = report.speedup.high
         for of in report.targets[2:]:
-            worse = loss_share(report, of.quality.value - report.pruned.quality.value)
-            if of.speedup.low > least and worse <= LARGE:
-                best, least = of.file, of.speedup.high
+            quality_loss = loss_share(report, of.quality.value - report.pruned.quality.value)
+            if of.speedup.low > least_speedup and quality_loss <= LARGE:
+                file_name, least_speedup = of.file, of.speedup.high
     runs = "; predict.py beside it runs it without pxcompress" if takes_images(report) else ""
-    yield f"ship {shlex.quote(f'{report.folder}/{best}')}{runs}."
+    yield f"ship {shlex.quote(f'{report.folder}/{file_name}')}{runs}."
     worst = max(loss_share(report, end) for end in (report.change.low, report.change.high))
     if worst <= 2 * LARGE and report.certificate is None:
         yield "A larger --ratio may cost nothing either"
@@ -101,4 +101,4 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (lambda report: report.weights == "trained-here", _own),
     (lambda report: True, _ship),
 )
-"""What may be the case after a run, the most pressing first, and what helps."""
+"""Situations after a run, the most pressing first, each with the advice that helps."""

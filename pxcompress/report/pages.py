@@ -44,7 +44,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A text with a small one under it."""
+    """A text with a smaller one under it."""
 
     text: str
     under: str

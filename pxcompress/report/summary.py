@@ -98,12 +98,12 @@ def _figure(
     return Figure(label, dense, pruned, text(dense), text(pruned), describe_change(dense, pruned, *words))
 
 
-def describe_change(dense: float, pruned: float, less: str, more: str) -> str:
+def describe_change(dense: float, pruned: float, less_word: str, more_word: str) -> str:
     """ "2.9x fewer", "1.1x more", or "same" where three digits show no difference."""
     if not dense or not pruned:
-        return "same" if dense == pruned else (less if pruned < dense else more)
+        return "same" if dense == pruned else (less_word if pruned < dense else more_word)
     factor = f"{max(dense, pruned) / min(dense, pruned):.3g}"
-    return "same" if factor == "1" else f"{factor}x {less if pruned < dense else more}"
+    return "same" if factor == "1" else f"{factor}x {less_word if pruned < dense else more_word}"
 
 
 def format_count(value: float) -> str:
@@ -229,19 +229,19 @@ def describe_accuracy(report: Report) -> str:
     return f"{words} ({difference}95 % interval of the change {format_change_span(change, metric)})"
 
 
-def describe_accuracy_briefly(report: Report, named: bool = True) -> str:
+def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
     """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
     metric, change = report.metric, report.change
     if dense_guesses(report):
         return "no accuracy to lose"
-    what = f" {metric.name}" if named else ""
+    metric_text = f" {metric.name}" if with_metric else ""
     if not change.is_shown:
-        return f"no{what} difference shown"
+        return f"no{metric_text} difference shown"
     amount = metric.format_change(abs(change.value)).lstrip("+")
     if not metric.higher_is_better:
-        return f"{amount}{what} {'more' if change.value > 0 else 'less'}"
+        return f"{amount}{metric_text} {'more' if change.value > 0 else 'less'}"
     unit = f" {metric.change_unit}" if metric.change_unit else ""
-    return f"{amount}{unit}{what} {'gained' if change.value > 0 else 'lost'}"
+    return f"{amount}{unit}{metric_text} {'gained' if change.value > 0 else 'lost'}"
 
 
 def format_change_interval(loss: Interval) -> str:
@@ -285,7 +285,7 @@ def describe_conditions(report: Report) -> str:
     threads = report.environment.threads
     parts = (
         describe_hardware(report),
-        report.provider.got,
+        _describe_provider(report.provider),
         f"{threads} CPU thread{'' if threads == 1 else 's'}",
         f"batch {report.pruned.batch_size}",
         report.pruned.precision,
@@ -294,6 +294,12 @@ def describe_conditions(report: Report) -> str:
         _WEIGHTS.get(report.weights, f"weights: {report.weights}"),
     )
     return ", ".join(parts)
+
+
+def _describe_provider(placement: Placement) -> str:
+    """What ran the graph, with the options that it was given by name."""
+    options = ", ".join(f"{name} {value}" for name, value in placement.options.items())
+    return f"{placement.got} ({options})" if options else placement.got
 
 
 def describe_goal(pruning: Pruning, unit: str) -> str:
@@ -332,13 +338,13 @@ def describe_removal(report: Report) -> str:
         "ms": 1 - report.pruned.latency_ms.p50 / report.dense.latency_ms.p50,
     }
     names = {"units": units, "ms": "milliseconds"}
-    first, *others = (
+    first_text, *other_texts = (
         f"{share:.2f} of the {names.get(unit, unit)}"
         if share > -0.005
         else f"{-share:.2f} more {names.get(unit, unit)}"
         for unit, share in share_by_unit.items()
     )
-    return f"{first} removed: {', '.join(others)}"
+    return f"{first_text} removed: {', '.join(other_texts)}"
 
 
 def format_command(recipe: Recipe) -> str:

@@ -33,6 +33,7 @@ from pxcompress.report.targets import AGREE, describe_placement, list_columns, l
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
+    from pxcompress.deploy.convert import Converted
 
 _Line = tuple[str, ...]
 
@@ -86,8 +87,10 @@ def to_table(report: Report) -> str:
 def format_certificate(record: CertificateRecord) -> str:
     """The path of a certificate, model by model, and what it promises. No newline at the end."""
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *list_path_rows(record)]
-    left = record.budget.words if record.budget else ""
-    notes = [f"note: {note}" for note in (describe_part(record), describe_labels(record), left, record.spent) if note]
+    budget_text = record.budget.words if record.budget else ""
+    notes = [
+        f"note: {note}" for note in (describe_part(record), describe_labels(record), budget_text, record.spent) if note
+    ]
     outcome = make_badge(record)
     return "\n".join([*align(lines), *notes, f"{outcome.title}: {outcome.text}"])
 
@@ -117,7 +120,7 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
     names = _name_rows(rows)
     calls: list[_Line] = [("file", "batch", "mean", "p50", "p90", "p99", "throughput")]
     files: list[_Line] = [("file", "batch", "size", "cold", "speed")]
-    where: list[str] = []
+    placements: list[str] = []
     for name, row in zip(names, rows, strict=True):
         of = row.latency_ms
         calls.append(
@@ -129,7 +132,7 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
         )
         change = describe_speedup(row.speedup) if row.speedup else "reference"
         files.append((*name, format_bytes(row.onnx_bytes), format_milliseconds(row.cold_start_ms), change))
-        where.append(
+        placements.append(
             f"{name[0]}: {row.precision}, {describe_nodes(row.placement)}{_on_device(row)}{_several_inputs(row)}"
         )
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
@@ -140,8 +143,26 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
     }
     notes = (f"note: {reason}" for reason in reasons)
     return "\n".join(
-        [*align(calls), "", *align(files), "", *dict.fromkeys(where), "", *_bench_conditions(rows), *notes]
+        [*align(calls), "", *align(files), "", *dict.fromkeys(placements), "", *_bench_conditions(rows), *notes]
     )
+
+
+def format_conversion(converted: Converted) -> str:
+    """What was written for another ecosystem, and how near it is to PyTorch. No newline at the end."""
+    shape = " x ".join(map(str, converted.input_shape))
+    parity = converted.parity
+    lines = [
+        ("file", str(converted.path)),
+        ("size", format_bytes(converted.bytes)),
+        ("input", f"{shape}, channels first, float32"),
+        (
+            "parity",
+            "not compared: its runtime does not run on this machine"
+            if parity is None
+            else f"at most {parity.max_abs:.2e} from PyTorch on {parity.samples} random inputs",
+        ),
+    ]
+    return "\n".join(align(lines))
 
 
 def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
@@ -183,12 +204,12 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
         for values in zip(*((row.latency_ms.runs, row.threads, row.affinity) for row in rows), strict=True)
     )
     noise = max(row.noise for row in rows)
-    busy = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
+    warning = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
     on_gpu = any(not runs_on_cpu(row.placement) for row in rows)
     words = "GPU: time on the device, without copies; memory: by how much its use grew for the file, at most"
     return (
         f"{runs} runs of each file, in turns; CPU threads: {threads}, {affinity}; random inputs",
-        f"noise: half of the calls are within {format_percent(noise)} of p50{busy}",
+        f"noise: half of the calls are within {format_percent(noise)} of p50{warning}",
         "speed: ratio of p50 with its 95 % bootstrap interval; cold: opening the file and the first call, libraries "
         "already loaded",
         *((words,) if on_gpu else ()),

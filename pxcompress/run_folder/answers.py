@@ -46,36 +46,36 @@ def read_answers(path: Path, questions: Sequence[Question], classes: Sequence[st
 
     Raises `InputError`, with the line, for a label that is no class, and for a table of other questions.
     """
-    asked = {question.image: question for question in questions}
+    question_by_image = {question.image: question for question in questions}
     labels: dict[str, int] = {}
-    seen: set[str] = set()
+    images: set[str] = set()
     for line, row in enumerate(_rows(path), start=2):
-        where = f"{str(path)!r}, line {line}"
-        question = asked.get(row["image"])
+        location = f"{str(path)!r}, line {line}"
+        question = question_by_image.get(row["image"])
         if question is None or (row["dense"], row["pruned"]) != (question.dense, question.pruned):
             raise InputError(
-                f"{where}: {short(row['image'])!r} was not asked for so; fill in the table that was written"
+                f"{location}: {short(row['image'])!r} was not asked for so; fill in the table that was written"
             )
-        if question.image in seen:
-            raise InputError(f"{where}: {question.image!r} is there twice; leave one line")
-        seen.add(question.image)
+        if question.image in images:
+            raise InputError(f"{location}: {question.image!r} is there twice; leave one line")
+        images.add(question.image)
         if label := row["label"].strip():
-            labels[question.image] = _class(label, classes, where)
-    if missing := [image for image in asked if image not in seen]:
+            labels[question.image] = _class(label, classes, location)
+    if missing := [image for image in question_by_image if image not in images]:
         raise InputError(
-            f"{str(path)!r} lacks {len(missing)} of {len(asked)} images, such as {missing[0]!r}; fill in the table "
-            "that was written, and leave its lines"
+            f"{str(path)!r} lacks {len(missing)} of {len(question_by_image)} images, such as {missing[0]!r}; fill in "
+            "the table that was written, and leave its lines"
         )
     return labels
 
 
-def _class(label: str, classes: Sequence[str], where: str) -> int:
+def _class(label: str, classes: Sequence[str], line: str) -> int:
     if label in classes:
         return classes.index(label)
     if label == NONE_OF_THEM:
         return NEITHER
     problem = unknown("class", label, classes)
-    raise InputError(f"{where}: {short(problem)}; {NONE_OF_THEM} stands for none of the answers")
+    raise InputError(f"{line}: {short(problem)}; {NONE_OF_THEM} stands for none of the answers")
 
 
 def _rows(path: Path) -> list[Mapping[str, str]]:

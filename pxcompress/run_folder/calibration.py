@@ -17,7 +17,7 @@ from pxcompress.state import seeded
 from pxcompress.types import Batches, Preprocessing
 
 IMAGES = 128
-"""Of all classes alike; on more the extremes of activations hardly change."""
+"""Number of calibration images, as many of each class; with more the extremes of activations hardly change."""
 
 _AT_ONCE = 16
 
@@ -35,12 +35,12 @@ def read_calibration(session: Session, data: str, input_size: tuple[int, int, in
                 (torch.randn(size, *shape), torch.zeros(size, dtype=torch.int64)) for _ in range(IMAGES // size or 1)
             ]
     source = open_source(data)
-    (samples,) = cut(source.train, (IMAGES,), np.random.default_rng(0), even=True)
+    (samples,) = cut(source.train, (IMAGES,), np.random.default_rng(0), balanced=True)
     store = read_images(samples, _preprocessing(session, shape), source.skip_corrupt).store
-    whole = [(inputs, labels) for inputs, labels in ImageBatches(store, size) if len(inputs) == size]
-    if not whole:
+    full_batches = [(inputs, labels) for inputs, labels in ImageBatches(store, size) if len(inputs) == size]
+    if not full_batches:
         raise InputError(f"data {data!r} has fewer images than the fixed batch of {session.path}, {size}; give more")
-    return whole
+    return full_batches
 
 
 def _preprocessing(session: Session, shape: tuple[int, ...]) -> Preprocessing:

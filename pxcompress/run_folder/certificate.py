@@ -1,7 +1,8 @@
 """The certificate of a run folder: exported files -> losses on the reserved samples -> certificate.json, and back.
 
-Every model of a path is exported, and its losses come from that very file through ONNX Runtime: what ships is what was
-tested, byte for byte. It runs on the CPU in float32, which every machine has, so that `verify` finds the same losses.
+Every model of a path is exported, and its losses come from that very file: what ships is what was tested, byte for
+byte. It runs on the CPU in float32, which every machine has, so that `verify` finds the same losses: on ONNX Runtime,
+or on another runtime for the CPU that was asked for, which the record names.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from pxcompress.certify.path import (
     Candidate,
     Certificate,
     Goal,
-    Tested,
     certify,
     losses,
     sentence,
@@ -36,7 +36,7 @@ from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import check_disjoint, record_use, split_hash
 from pxcompress.checks import read_record
 from pxcompress.choices import LOSS_RISKS
-from pxcompress.data import Source, load_splits, open_source, restricted
+from pxcompress.data import Source, load_splits, open_source, restrict_classes
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
 from pxcompress.deploy.measure import file_bytes
@@ -47,7 +47,8 @@ from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import read_report, sha256_of
 from pxcompress.run import Run
-from pxcompress.run_folder.ledger import certify_next, used
+from pxcompress.run_folder.differences import find_alterations, find_differences
+from pxcompress.run_folder.ledger import certify_next, record_certificate
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
@@ -62,11 +63,11 @@ WHOLE = Part()
 
 
 @dataclass(frozen=True, eq=False)
-class Reserved:
-    """The samples that are kept for certificates, and those of `select`, which choose what confident means.
+class ReservedSamples:
+    """The samples that are kept for certificates, and those of `select`, by which the threshold of confidence is set.
 
     `data` is the spec they come from; `counts` says how many are kept of each class, name -> number, or of all
-    where the `task` is no classification.
+    where the `task` is no classification. Models run on `provider`.
     """
 
     data: str
@@ -75,9 +76,14 @@ class Reserved:
     select: Batches
     counts: Mapping[str, int]
     task: Task = field(default_factory=Classification)
+    provider: str = "cpu"
+
+    def predict(self, file: Path, batches: Batches) -> tuple[Array, Array]:
+        """Logits (n, classes) of an ONNX file, and labels (n,)."""
+        return predict_samples(file, batches, self.provider)
 
     @classmethod
-    def of(cls, data: str, source: Source, splits: Splits, task: Task) -> Reserved:
+    def of(cls, data: str, source: Source, splits: Splits, task: Task) -> ReservedSamples:
         """Those of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
         if not isinstance(task, Classification):
@@ -103,7 +109,7 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     ids = workload.splits.ids
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
-    counts = Reserved.of(recipe.data, workload.source, workload.splits, workload.task).counts
+    counts = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task).counts
     recipe.guarantee.counted.check(recipe.guarantee.goal, counts)
 
 
@@ -118,7 +124,8 @@ def smallest_certified(
     recipe, clock = run.recipe, run.clock
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
-    samples = Reserved.of(recipe.data, workload.source, workload.splits, workload.task)
+    samples = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task)
+    samples = replace(samples, provider=_choose_provider(recipe.bench.provider))
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
@@ -135,9 +142,13 @@ def smallest_certified(
         with clock.stage("certify"):
             part = _choose_threshold(recipe.guarantee.counted, artifacts[0].path, samples)
             certificate = judge_files(path, samples, recipe.guarantee.goal, part)
-        best = certificate.chosen or 0
-        slim = models[best]
-        small = _move(artifacts[best], folder) if best else export_slim(folder / SLIM, recipe, workload, slim)
+        chosen_place = certificate.chosen or 0
+        slim = models[chosen_place]
+        small = (
+            _move(artifacts[chosen_place], folder)
+            if chosen_place
+            else export_slim(folder / SLIM, recipe, workload, slim)
+        )
     files = describe(folder, recipe, workload, slim, (artifacts[0], small))
     record = _record(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
@@ -147,7 +158,13 @@ def smallest_certified(
 
 
 def certify_files(
-    files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0, *, anytime: bool = False
+    files: Sequence[Path],
+    data: str,
+    guarantee: Guarantee,
+    seed: int = 0,
+    *,
+    anytime: bool = False,
+    provider: str = runtime.AUTO,
 ) -> CertificateRecord:
     """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
@@ -169,7 +186,8 @@ def certify_files(
         )
     if not data:
         raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
-    samples = _reserve(files, data, seed, skip_corrupt)
+    runtime.check_provider(provider)
+    samples = replace(_reserve(files, data, seed, skip_corrupt), provider=_choose_provider(provider))
     guarantee.counted.check(guarantee.goal, samples.counts)
     path = [(str(file), float(file_bytes(file)), file) for file in files]
     check_descending(path)
@@ -181,7 +199,8 @@ def certify_files(
         record = CertificateRecord.of(
             certificate, WHOLE, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data
         )
-        return used(replace(record, budget=budget), f"{budget.begins} {asdict(record)}")
+        record = replace(record, provider=samples.provider)
+        return record_certificate(replace(record, budget=budget), f"{budget.begins} {asdict(record)}")
     part = _choose_threshold(guarantee.counted, files[0], samples)
     certificate = judge_files(path, samples, guarantee.goal, part)
     return _record(certificate, part, samples, hashes, "bytes")
@@ -207,8 +226,13 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     files = [folder / DENSE, folder / SLIM]
     note("reading the data ...")
     samples = _reserve(files, recipe.data, recipe.seed, recipe.skip_corrupt)
+    samples = replace(samples, provider=record.provider)
     hashes = _hashes(folder, samples)
-    problems = [f"the {what} is not the certified one" for what in hashes if hashes[what] != record.hashes.get(what)]
+    problems = [
+        f"the {part_name} is not the certified one"
+        for part_name in hashes
+        if hashes[part_name] != record.hashes.get(part_name)
+    ]
     problems += _find_altered_files(folder)
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
     own_part = _choose_threshold(replace(part, threshold=None), files[0], samples)
@@ -216,10 +240,10 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
         problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
     path = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
-    recomputed = judge_files(path, samples, certificate.goal, own_part)
-    problems += find_differences(rows, recomputed.rows)
-    problems += _find_alterations(certificate)
-    if record.sentence != sentence(certificate) or recomputed.goal != certificate.goal:
+    recomputed_certificate = judge_files(path, samples, certificate.goal, own_part)
+    problems += find_differences(rows, recomputed_certificate.rows)
+    problems += find_alterations(certificate)
+    if record.sentence != sentence(certificate) or recomputed_certificate.goal != certificate.goal:
         problems.append("its sentence is not what it shows")
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
@@ -244,7 +268,7 @@ def _find_altered_files(folder: Path) -> list[str]:
 
 
 def judge_files(
-    path: Iterable[tuple[str, float, Path]], samples: Reserved, goal: Goal, part: Part = WHOLE
+    path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, goal: Goal, part: Part = WHOLE
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
     candidates, labels = _candidates(path, samples, goal.risk, part)
@@ -252,7 +276,7 @@ def judge_files(
 
 
 def _candidates(
-    path: Iterable[tuple[str, float, Path]], samples: Reserved, risk: str, part: Part
+    path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, risk: str, part: Part
 ) -> tuple[list[Candidate], Array]:
     """The models of a path with their losses, and the labels (n,) of all samples, if their losses need them."""
     if risk in LOSS_RISKS:
@@ -261,15 +285,15 @@ def _candidates(
     dense: Array | None = None
     labels = np.empty(0, dtype=np.int64)
     for name, size, file in path:
-        logits, labels = predict_samples(file, samples.batches)
+        logits, labels = samples.predict(file, samples.batches)
         dense = logits if dense is None else dense
         candidates.append(Candidate(name, size, losses(risk, dense, logits, labels, part.mask(dense))))
     return candidates, labels
 
 
-def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: Reserved, risk: str) -> list[Candidate]:
+def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamples, risk: str) -> list[Candidate]:
     """The models of a path with the losses that the task gives them on every sample."""
-    sessions = {name: runtime.open_session(file, "cpu") for name, _, file in path}
+    sessions = {name: runtime.open_session(file, samples.provider) for name, _, file in path}
     dense = path[0][0]
     results = predictions(sessions, dense, dense, samples.batches, samples.task)
     table = np.stack([samples.task.loss(results[name].statistics).numpy() for name, _, _ in path], 1)
@@ -277,19 +301,25 @@ def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: Reserved, ri
     return [Candidate(name, size, row) for (name, size, _), row in zip(path, rows, strict=True)]
 
 
+def _choose_provider(provider: str) -> str:
+    """Where a certificate is tested: a runtime for the CPU that was asked for by name, else ONNX Runtime there."""
+    named = provider != runtime.AUTO and runtime.get_device(provider) == "cpu"
+    return provider if named else "cpu"
+
+
 def is_smaller(certificate: Certificate) -> bool:
     """Whether a model smaller than the dense one is certified."""
     return bool(certificate.chosen)
 
 
-def _choose_threshold(part: Part, dense: Path, samples: Reserved) -> Part:
+def _choose_threshold(part: Part, dense: Path, samples: ReservedSamples) -> Part:
     """`part` with the threshold that the select split gives, where it has one."""
-    return part if part.coverage is None else part.chosen_on(predict_samples(dense, samples.select)[0])
+    return part if part.coverage is None else part.chosen_on(samples.predict(dense, samples.select)[0])
 
 
-def predict_samples(file: Path, batches: Batches) -> tuple[Array, Array]:
-    """Logits (n, classes) of an ONNX file on the CPU, and labels (n,)."""
-    model = runtime.open_session(file, "cpu")
+def predict_samples(file: Path, batches: Batches, provider: str = "cpu") -> tuple[Array, Array]:
+    """Logits (n, classes) of an ONNX file, and labels (n,)."""
+    model = runtime.open_session(file, provider)
     pairs = [(model.predict(inputs), labels.cpu().numpy()) for inputs, labels in batches]
     return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
 
@@ -307,7 +337,7 @@ def _move(artifact: Artifact, folder: Path) -> Artifact:
     return replace(artifact, path=folder / artifact.path.name)
 
 
-def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
+def _hashes(folder: Path, samples: ReservedSamples) -> dict[str, str]:
     return {
         "model": artifact_of(folder / SLIM).sha256,
         "dense": artifact_of(folder / DENSE).sha256,
@@ -318,35 +348,36 @@ def _hashes(folder: Path, samples: Reserved) -> dict[str, str]:
 
 
 def _record(
-    certificate: Certificate, part: Part, samples: Reserved, hashes: Mapping[str, str], unit: str
+    certificate: Certificate, part: Part, samples: ReservedSamples, hashes: Mapping[str, str], unit: str
 ) -> CertificateRecord:
     """What certificate.json holds; the use of the samples is counted."""
     record = CertificateRecord.of(
         certificate, part, reserved=len(samples.ids), hashes=hashes, unit=unit, data=samples.data
     )
+    record = replace(record, provider=samples.provider)
     uses = record_use(samples.data, hashes["split"], json.dumps(asdict(record)))
     return replace(record, uses_before=uses, spent=spent(uses, certificate.goal.delta).message)
 
 
-def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> Reserved:
+def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
     preprocessing, classes = task_of(files)
     task = build_task(runtime.open_session(files[0], "cpu").metadata.get("task", "classification"))
     source = open_source(data, skip_corrupt=skip_corrupt, seed=seed, layout=layout_of(task, data))
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
-        source = restricted(source, classes, seed)
+        source = restrict_classes(source, classes, seed)
     if source.classes != classes:
         raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
     splits = load_splits(source, preprocessing, seed=seed)
-    return Reserved.of(data, source, splits, task)
+    return ReservedSamples.of(data, source, splits, task)
 
 
 def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
     """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
     facts = [runtime.open_session(file, "cpu").metadata for file in files]
     preprocessing = preprocessing_of(facts[0])
-    for file, other in zip(files, facts, strict=True):
-        if preprocessing_of(other) != preprocessing or other.get("classes") != facts[0].get("classes"):
+    for file, facts_of_file in zip(files, facts, strict=True):
+        if preprocessing_of(facts_of_file) != preprocessing or facts_of_file.get("classes") != facts[0].get("classes"):
             raise InputError(
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )
@@ -355,45 +386,9 @@ def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
 
 def check_descending(path: Sequence[tuple[str, float, Path]]) -> None:
     """Refuse a path out of order before it is run: `certify` would only say so afterwards."""
-    for (larger, large, _), (smaller, small, _) in itertools.pairwise(path):
-        if small > large:
+    for (larger_name, larger_size, _), (smaller_name, smaller_size, _) in itertools.pairwise(path):
+        if smaller_size > larger_size:
             raise InputError(
-                f"path out of order: {smaller!r} has {small:.0f} bytes, {larger!r} before it {large:.0f}; "
-                "give the models from dense to smallest"
+                f"path out of order: {smaller_name!r} has {smaller_size:.0f} bytes, {larger_name!r} before it "
+                f"{larger_size:.0f}; give the models from dense to smallest"
             )
-
-
-def find_differences(rows: Sequence[Tested], recomputed: Sequence[Tested]) -> list[str]:
-    """Rows of the certificate that are not what was found again."""
-    problems = []
-    for old, new in zip(rows, recomputed, strict=True):
-        same = _counts(old) == _counts(new) and math.isclose(old.p_value, new.p_value, rel_tol=1e-6)
-        if not same:
-            problems.append(f"{old.name!r} has {_describe_counts(new, old)}, not {_describe_counts(old, new)}")
-    return problems
-
-
-def _describe_counts(row: Tested, other: Tested) -> str:
-    """The counts of `row` that `other` does not share, at most three, and its p-value."""
-    counts = [count for count in _counts(row) if count not in _counts(other)][:3] or _counts(row)[:1]
-    words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
-    return f"{', '.join(words)} (p = {row.p_value:.3g})"
-
-
-def _counts(row: Tested) -> list[tuple[str, int, float]]:
-    """What was counted: (class, samples, errors), all samples first."""
-    return [("", row.n, row.errors), *((each.name, each.n, each.errors) for each in row.classes)]
-
-
-def _find_alterations(certificate: Certificate) -> list[str]:
-    """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
-    if certificate.goal.bound != "binomial":
-        return []
-    problems = []
-    for row in certificate.rows:
-        values = [certificate.goal.p_value(1.0 * (np.arange(n) < errors)) for _, n, errors in _counts(row)]
-        if not math.isclose(max(values[1:] or values), row.p_value, rel_tol=1e-6):
-            problems.append(f"the p-value of {row.name!r} is not that of its errors")
-        if [(name, n) for name, n, _ in _counts(row)] != [(name, n) for name, n, _ in _counts(certificate.rows[0])]:
-            problems.append(f"{row.name!r} was not tested on the samples of {certificate.rows[0].name!r}")
-    return problems

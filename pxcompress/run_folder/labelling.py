@@ -51,12 +51,12 @@ from pxcompress.run_folder.certificate import (
     FILE,
     Verification,
     check_descending,
-    find_differences,
     is_smaller,
     predict_samples,
     task_of,
 )
-from pxcompress.run_folder.ledger import budget_of, used
+from pxcompress.run_folder.differences import find_differences
+from pxcompress.run_folder.ledger import budget_of, record_certificate
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
 from pxcompress.run_folder.saved import read_run
 
@@ -91,7 +91,7 @@ class LabelRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
+class ModelAnswers:
     """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
 
     `order` is that of the test, in positions; images that others have looked at are not in it.
@@ -127,25 +127,25 @@ def request_labels(
     `files` are a run folder, or ONNX files from dense to smallest. With `anytime` labelling may stop at any line, and
     what is not looked at stays fresh. Raises `InputError`.
     """
-    named = _named(files, unlabelled)
+    file_by_name = _name_files(files, unlabelled)
     goal = replace(guarantee.goal, anytime=anytime)
     check_few_labels(goal.risk)
     if guarantee.part != "all":
         raise InputError(f"part {guarantee.part!r} needs labelled data; give --data, or leave --part out")
     if folder.exists():
         raise InputError(f"{str(folder)!r} exists, perhaps with answers; choose another with --out, or remove it")
-    check_descending([(name, float(file_bytes(file)), file) for name, file in named.items()])
-    observed = _observe(named, unlabelled, note)
-    where = str(Path(unlabelled).expanduser().resolve())
+    check_descending([(name, float(file_bytes(file)), file) for name, file in file_by_name.items()])
+    observed = _observe(file_by_name, unlabelled, note)
+    image_folder = str(Path(unlabelled).expanduser().resolve())
     budget = None
     if anytime:
-        budget = budget_of(where, observed.hashes["split"], goal.delta, len(observed.samples))
+        budget = budget_of(image_folder, observed.hashes["split"], goal.delta, len(observed.samples))
         goal = replace(goal, delta=budget.stake)
     observed = _to_label(observed, goal, budget)
     guarantee.counted.check(goal, {"all": len(observed.order)})
     request = LabelRequest(
-        files={name: str(file.resolve()) for name, file in named.items()},
-        unlabelled=where,
+        files={name: str(file.resolve()) for name, file in file_by_name.items()},
+        unlabelled=image_folder,
         risk=goal.risk,
         alpha=goal.alpha,
         delta=goal.delta,
@@ -169,11 +169,11 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
     """
     request = read_request(folder)
     observed = _to_label(_observe(_files(request), request.unlabelled, note), request.goal, request.budget)
-    if problems := _changed(request, observed.hashes):
+    if problems := _list_changes(request, observed.hashes):
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
     # More answers to the same request are no new use: goal and path were chosen before the first of them.
-    record = used(record, (folder / REQUEST).read_text())
+    record = record_certificate(record, (folder / REQUEST).read_text())
     (folder / ANSWERS).write_bytes(answers.read_bytes())
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     return record
@@ -193,10 +193,10 @@ def verify_answers(folder: Path, data: str = "", note: Note = silent) -> Verific
     except InputError as error:
         raise ResultError(str(error)) from error
     observed = _to_label(_observe(_files(request), data or request.unlabelled, note), request.goal, request.budget)
-    if problems := _changed(request, observed.hashes):  # the answers are to other questions
+    if problems := _list_changes(request, observed.hashes):  # the answers are to other questions
         return Verification(record, tuple(problems))
-    again = _certificate(folder, request, observed, folder / ANSWERS).used(record.uses_before)
-    problems = find_differences(record.rows, again.rows) or _altered(record, again)
+    recomputed_record = _certificate(folder, request, observed, folder / ANSWERS).used(record.uses_before)
+    problems = find_differences(record.rows, recomputed_record.rows) or _list_alterations(record, recomputed_record)
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
     return Verification(record, tuple(problems))
@@ -219,7 +219,7 @@ def read_request(folder: Path) -> LabelRequest:
     return read_record(LabelRequest, text, repr(str(folder / REQUEST)))
 
 
-def _named(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
+def _name_files(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
     """The models of a path by name; of a run folder, whose own data must not be the images, its two."""
     if len(files) == 1 and files[0].is_dir() and (files[0] / RECIPE).exists():
         recipe = read_run(files[0])
@@ -227,8 +227,8 @@ def _named(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
             _check_fresh(recipe.data, unlabelled)
         return {name: files[0] / name for name in (DENSE, SLIM)}
     if len(files) < 2:
-        given = f"only {str(files[0])!r} is" if files else "no model is"
-        raise InputError(f"{given} given; expected a run folder, or ONNX files from dense to smallest")
+        problem = f"only {str(files[0])!r} is" if files else "no model is"
+        raise InputError(f"{problem} given; expected a run folder, or ONNX files from dense to smallest")
     return {str(file): file for file in files}
 
 
@@ -236,13 +236,13 @@ def _check_fresh(data: str, unlabelled: str) -> None:
     """Raise `DataError` where an image below `unlabelled` is one of the `data` that the models were made from."""
     source = open_source(data)
     files = [pool.read for pool in (source.train, source.select, source.held_out)]
-    used = {(each.root / name).resolve() for each in files if isinstance(each, Files) for name in each.names}
+    used_paths = {(each.root / name).resolve() for each in files if isinstance(each, Files) for name in each.names}
     samples = open_images(unlabelled)
-    shared = [name for name in samples.ids if (Path(unlabelled).expanduser() / name).resolve() in used]
-    if shared:
+    shared_names = [name for name in samples.ids if (Path(unlabelled).expanduser() / name).resolve() in used_paths]
+    if shared_names:
         raise DataError(
-            f"{len(shared)} images of {unlabelled!r} are in the data of the run, such as {shared[0]!r}; certify on "
-            "images that no model of the path has seen"
+            f"{len(shared_names)} images of {unlabelled!r} are in the data of the run, such as {shared_names[0]!r}; "
+            "certify on images that no model of the path has seen"
         )
 
 
@@ -254,38 +254,44 @@ def _files(request: LabelRequest) -> dict[str, Path]:
     return files
 
 
-def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> Observed:
+def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> ModelAnswers:
     """What `files` answer on the images below `unlabelled`; nothing is asked for yet."""
     preprocessing, classes = task_of(list(files.values()))
     note("reading the images ...")
     reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
-    first = np.sort(np.unique(np.array(reading.digests), return_index=True)[1])  # copies are no independent samples
-    store = reading.store.take(first)
+    first_of_copies = np.sort(
+        np.unique(np.array(reading.digests), return_index=True)[1]
+    )  # copies are no independent samples
+    store = reading.store.take(first_of_copies)
     note(f"{len(files)} models answer on {len(store)} images ...")
     batches = ImageBatches(store, 64)
     logits = [predict_samples(file, batches)[0] for file in files.values()]
     if any(each.ndim != 2 for each in logits):
         raise InputError("labels are asked for where classifiers disagree, and these are none; give --losses instead")
-    predicted = np.stack([each.argmax(axis=1) for each in logits])
-    split = split_hash(f"{store.samples.ids[i]} {reading.digests[place].hex()}" for i, place in enumerate(first))
+    predicted_classes = np.stack([each.argmax(axis=1) for each in logits])
+    split = split_hash(
+        f"{store.samples.ids[i]} {reading.digests[place].hex()}" for i, place in enumerate(first_of_copies)
+    )
     hashes = {**{name: artifact_of(file).sha256 for name, file in files.items()}, "split": split}
     names = classes or tuple(str(index) for index in range(logits[0].shape[1]))
-    return Observed(store.samples, names, predicted, np.empty(0, int), random_order(len(store), split), hashes)
+    return ModelAnswers(
+        store.samples, names, predicted_classes, np.empty(0, int), random_order(len(store), split), hashes
+    )
 
 
-def _to_label(observed: Observed, goal: Goal, budget: Budget | None) -> Observed:
+def _to_label(observed: ModelAnswers, goal: Goal, budget: Budget | None) -> ModelAnswers:
     """The same, with the images that need a label for `goal`, among those that the `budget` leaves."""
     order = observed.order[budget.begins :] if budget else observed.order
-    asked = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
-    return replace(observed, asked=asked, order=order)
+    positions = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
+    return replace(observed, asked=positions, order=order)
 
 
-def _certificate(folder: Path, request: LabelRequest, observed: Observed, answers: Path) -> CertificateRecord:
+def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, answers: Path) -> CertificateRecord:
     """The certificate by the filled table `answers`, with the hashes of the table and of the request."""
-    given = read_answers(answers, observed.questions, observed.classes)
+    label_by_position = read_answers(answers, observed.questions, observed.classes)
     goal, dense, budget = request.goal, observed.predicted[0], request.budget
     labels = completed_labels(
-        dense, {place: given.get(observed.samples.ids[place], MISSING) for place in observed.asked}
+        dense, {place: label_by_position.get(observed.samples.ids[place], MISSING) for place in observed.asked}
     )
     missing = (labels == MISSING)[observed.order]
     if goal.bound == "betting" and missing.any():
@@ -293,43 +299,56 @@ def _certificate(folder: Path, request: LabelRequest, observed: Observed, answer
             f"{missing.sum()} of {len(observed.asked)} images have no label in {str(answers)!r}; {goal.risk} needs all "
             "of them: fill them in, or ask with --anytime"
         )
-    counted = observed.order[: missing.argmax()] if goal.anytime and missing.any() else observed.order
+    counted_positions = observed.order[: missing.argmax()] if goal.anytime and missing.any() else observed.order
     candidates = [
-        Candidate(name, float(file_bytes(Path(path))), pessimistic_losses(goal.risk, dense, predicted, labels)[counted])
-        for (name, path), predicted in zip(request.files.items(), observed.predicted, strict=True)
+        Candidate(
+            name,
+            float(file_bytes(Path(path))),
+            pessimistic_losses(goal.risk, dense, predicted_classes, labels)[counted_positions],
+        )
+        for (name, path), predicted_classes in zip(request.files.items(), observed.predicted, strict=True)
     ]
     if budget is None:
         certificate = certify(candidates, goal)
     else:
         certificate, budget = certify_anytime(candidates, goal, budget)
-    own = {"answers": answers, "request": folder / REQUEST}
-    hashes = {**observed.hashes, **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in own.items()}}
-    where = request.unlabelled
-    record = CertificateRecord.of(certificate, Part(), reserved=request.images, hashes=hashes, unit="bytes", data=where)
-    count = LabelCount(len(observed.asked), len(given)) if RISKS[goal.risk].needs_labels else None
+    own_files = {"answers": answers, "request": folder / REQUEST}
+    hashes = {
+        **observed.hashes,
+        **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in own_files.items()},
+    }
+    image_folder = request.unlabelled
+    record = CertificateRecord.of(
+        certificate, Part(), reserved=request.images, hashes=hashes, unit="bytes", data=image_folder
+    )
+    count = LabelCount(len(observed.asked), len(label_by_position)) if RISKS[goal.risk].needs_labels else None
     return replace(record, labels=count, budget=budget)
 
 
-def _altered(record: CertificateRecord, again: CertificateRecord) -> list[str]:
+def _list_alterations(record: CertificateRecord, recomputed_record: CertificateRecord) -> list[str]:
     """Keys of the certificate that say something else than what is found again."""
-    old, new = asdict(record), asdict(again)
-    return [f"its {key!r} is not what is found again" for key in old if key != "hashes" and old[key] != new[key]] + [
+    values, recomputed_values = asdict(record), asdict(recomputed_record)
+    return [
+        f"its {key!r} is not what is found again"
+        for key in values
+        if key != "hashes" and values[key] != recomputed_values[key]
+    ] + [
         f"the {name} is not the certified one"
         for name, value in record.hashes.items()
-        if again.hashes.get(name) != value
+        if recomputed_record.hashes.get(name) != value
     ]
 
 
-def _changed(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
-    what = {"split": "the images are"}
+def _list_changes(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
+    description = {"split": "the images are"}
     return [
-        f"{what.get(name, f'{name!r} is')} not what labels were asked for"
+        f"{description.get(name, f'{name!r} is')} not what labels were asked for"
         for name in hashes
         if hashes[name] != request.hashes.get(name)
     ]
 
 
-def _page(observed: Observed, folder: Path) -> str:
+def _page(observed: ModelAnswers, folder: Path) -> str:
     """The page to fill in, of a request in `folder`; no answer on it says which model gave it."""
     cases = [
         LabelCase(

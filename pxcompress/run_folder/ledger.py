@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pxcompress.certify.anytime import Budget, certify_anytime, staked
+from pxcompress.certify.anytime import Budget, certify_anytime, stake_budget
 from pxcompress.certify.few_labels import random_order
 from pxcompress.certify.path import Candidate, Certificate, Goal, check_samples
 from pxcompress.certify.record import CertificateRecord
@@ -18,7 +18,7 @@ def budget_of(data: str, split: str, total: float, are: int) -> Budget:
     """What the next anytime test may use of the `are` samples of a split; `InputError` where nothing is left."""
     uses = uses_of(data, split)
     begins = min(max((use.ends for use in uses), default=0), are)
-    return staked(total, sum(use.lost for use in uses), begins, are)
+    return stake_budget(total, sum(use.lost for use in uses), begins, are)
 
 
 def certify_next(candidates: Sequence[Candidate], goal: Goal, data: str, split: str) -> tuple[Certificate, Budget]:
@@ -32,7 +32,7 @@ def certify_next(candidates: Sequence[Candidate], goal: Goal, data: str, split: 
     return certify_anytime(rows, goal, budget)
 
 
-def used(record: CertificateRecord, request: str) -> CertificateRecord:
+def record_certificate(record: CertificateRecord, request: str) -> CertificateRecord:
     """`record`, entered into the record of used splits under the text of what asked for it."""
     budget = record.budget
     use = Use(hash_of(request))

@@ -16,7 +16,7 @@ from pxcompress.certify.parts import Part
 from pxcompress.certify.path import Candidate, Goal, certify, check_samples
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.errors import InputError, unknown
-from pxcompress.run_folder.ledger import certify_next, used
+from pxcompress.run_folder.ledger import certify_next, record_certificate
 
 
 def certify_losses(path: Path, goal: Goal, group: str = "") -> CertificateRecord:
@@ -29,23 +29,25 @@ def certify_losses(path: Path, goal: Goal, group: str = "") -> CertificateRecord
         raise InputError("--anytime is about all samples, not each group; leave one of them out")
     names, table, groups = read_losses(path, group)
     split = hashlib.sha256(path.read_bytes()).hexdigest()
-    where = str(path.resolve())
+    source = str(path.resolve())
     rows = path_losses(goal.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
     budget: Budget | None = None
     if goal.anytime:
-        certificate, budget = certify_next(candidates, goal, where, split)
+        certificate, budget = certify_next(candidates, goal, source, split)
     else:
         masks = {name: groups == name for name in np.unique(groups).tolist()} if group else {}
         smallest = min(masks, key=lambda name: masks[name].sum(), default="")
-        least = masks[smallest].sum() if masks else len(table)
+        least_samples = masks[smallest].sum() if masks else len(table)
         check_samples(
-            int(least), goal, f"of {smallest!r}, the smallest group, to certify on" if group else "to certify on"
+            int(least_samples),
+            goal,
+            f"of {smallest!r}, the smallest group, to certify on" if group else "to certify on",
         )
         certificate = certify(candidates, goal, masks)
     part = Part("classes" if group else "all")
-    record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=where)
-    return used(replace(record, budget=budget, group=group), f"{goal} {group} {budget}")
+    record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=source)
+    return record_certificate(replace(record, budget=budget, group=group), f"{goal} {group} {budget}")
 
 
 def read_losses(path: Path, group: str = "") -> tuple[tuple[str, ...], Array, Array]:

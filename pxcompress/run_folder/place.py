@@ -40,24 +40,24 @@ def whole_folder(path: Path, force: bool) -> Iterator[Path]:
     What a killed process left goes with the next one. Raises `InputError` where another one is writing `path`.
     """
     check_place(path, force)
-    with _claimed(path):
+    with _claim(path):
         check_place(path, force)  # again: another run may have ended before this one had the place to itself
-        building, old = (path.with_name(f".{path.name}.{kind}") for kind in ("building", "old"))
+        building, replaced = (path.with_name(f".{path.name}.{kind}") for kind in ("building", "old"))
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
         try:
             yield building
             if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                path.rename(old)
+                shutil.rmtree(replaced, ignore_errors=True)
+                path.rename(replaced)
             building.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[None]:
+def _claim(path: Path) -> Iterator[None]:
     """One process at a time has `path`; the claim of one that was killed ends with it. `InputError` for the others."""
     lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:

@@ -12,6 +12,7 @@ from pxcompress.attribution.class_relevance import removed_shares
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
+from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import BUSY, guesses
 from pxcompress.deploy.measure import FileTiming, try_files
 from pxcompress.proof import (
@@ -28,7 +29,7 @@ from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import format_bytes, format_milliseconds, takes_images
 from pxcompress.run import Run
 from pxcompress.run_folder.names import SLIM
-from pxcompress.run_folder.targets import Made, Targets, make_targets, rate_targets
+from pxcompress.run_folder.targets import ConvertedFiles, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
 from pxcompress.tasks.choice import task_text
 from pxcompress.tasks.classification import Classification
@@ -47,8 +48,8 @@ PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured of all files, in one go."""
+class RunMeasurements:
+    """Measurements of all files of a run, made side by side."""
 
     files: Files
     comparison: Comparison
@@ -56,44 +57,45 @@ class Measured:
     layers: tuple[LayerCost, ...] = ()
 
 
-def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Measured:
+def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> RunMeasurements:
     """Make the other precisions, and measure all files side by side, once."""
-    made = _converted(files, workload, run)
+    converted_files = _convert_files(files, workload, run)
     models = slim.pruned.dense, slim.pruned.model
     macs = [macs_by_module(model, workload.splits.example) for model in models]
     dense, pruned = (
         Candidate(file.path, count_params(model), sum(of.values()))
         for file, model, of in zip((files.dense, files.pruned), models, macs, strict=True)
     )
-    paths = (dense.path, pruned.path, *made.files)
+    paths = (dense.path, pruned.path, *converted_files.files)
     with run.clock.stage("measure"):
-        tried = try_files(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
+        timings = try_files(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
-    comparison = compare(dense, pruned, tried, workload.source.classes)
-    return Measured(files, comparison, _targets(files, made, tried), layers)
+    comparison = compare(dense, pruned, timings, workload.source.classes)
+    return RunMeasurements(files, comparison, _targets(files, converted_files, timings), layers)
 
 
-def _targets(files: Files, made: Made, tried: Sequence[FileTiming]) -> Targets:
+def _targets(files: Files, converted_files: ConvertedFiles, timings: Sequence[FileTiming]) -> Targets:
     """The files in all precisions, where others than float32 were asked for, and what to know about them."""
-    if not (made.files or made.failures):
+    if not (converted_files.files or converted_files.failures):
         return Targets()
-    rated = rate_targets(tried)
-    notes = [*made.failures, *rated.notes]
-    if files.certificate is not None and made.files:
+    targets = rate_targets(timings)
+    notes = [*converted_files.failures, *converted_files.remarks, *targets.notes]
+    if files.certificate is not None and converted_files.files:
         notes.append(Warning("precision", f"the certificate is about {SLIM}, not about its other precisions"))
-    return replace(rated, notes=tuple(notes))
+    return replace(targets, notes=tuple(notes))
 
 
-def _converted(files: Files, workload: Workload, run: Run) -> Made:
+def _convert_files(files: Files, workload: Workload, run: Run) -> ConvertedFiles:
     """model.onnx in the other precisions that the recipe names, calibrated on the repair split."""
     precisions = [name for name in run.recipe.targets if name != "fp32"]
     if not precisions:
-        return Made()
+        return ConvertedFiles()
     with run.clock.stage(f"export {', '.join(precisions)}"):
-        return make_targets(files.pruned.path, precisions, workload.splits.repair)
+        judge = Judge(workload.splits.select, workload.task, run.recipe.max_quant_drop, run.recipe.bench.provider)
+        return make_targets(files.pruned.path, precisions, workload.splits.repair, judge)
 
 
-def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measured, run: Run) -> Report:
+def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMeasurements, run: Run) -> Report:
     """The report of a run whose folder will stand at `place`."""
     files, comparison, targets = measured.files, measured.comparison, measured.targets
     recipe, plan = run.recipe, slim.pruned.plan
@@ -127,8 +129,8 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
         notes=(
-            *_notes(place, workload, files, comparison),
-            *_loop(recipe, slim, comparison),
+            *_list_notes(place, workload, files, comparison),
+            *_describe_attempts(recipe, slim, comparison),
             *targets.notes,
             *(Warning("remark", text) for text in run.clock.remarks),
         ),
@@ -136,7 +138,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: Measu
         class_shares=_class_shares(slim, workload.source.classes),
         attempts=slim.attempts,
         agreements=slim.agreements,
-        missed=_missed(recipe, comparison),
+        missed=_describe_missed_goal(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,
         change=comparison.change,
@@ -166,7 +168,7 @@ def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare
     )
 
 
-def _missed(goal: Goal, comparison: Comparison) -> str:
+def _describe_missed_goal(goal: Goal, comparison: Comparison) -> str:
     """How a goal of speed was missed in the last measurement; empty where it was met, or is none of speed."""
     faster, took = comparison.speedup.ratio, comparison.pruned.latency_ms.p50
     if goal.speedup is not None and faster < goal.speedup * (1 - NEAR):
@@ -176,34 +178,35 @@ def _missed(goal: Goal, comparison: Comparison) -> str:
     return ""
 
 
-def _loop(goal: Goal, slim: PruneResult, comparison: Comparison) -> Iterator[Warning]:
+def _describe_attempts(goal: Goal, slim: PruneResult, comparison: Comparison) -> Iterator[Warning]:
     """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
     if not slim.attempts:
         return
-    shown = format_bytes if slim.pruned.plan.unit == "bytes" else format_milliseconds
-    tried = ", ".join(
-        f"{shown(attempt.measured)} (planned {shown(attempt.planned)}{', corrected' if turn else ''})"
+    format_cost = format_bytes if slim.pruned.plan.unit == "bytes" else format_milliseconds
+    attempt_texts = ", ".join(
+        f"{format_cost(attempt.measured)} (planned {format_cost(attempt.planned)}{', corrected' if turn else ''})"
         for turn, attempt in enumerate(slim.attempts)
     )
-    allowed = slim.attempts[-1].allowed
+    allowed_cost = slim.attempts[-1].allowed
     yield Warning(
-        "closed-loop", f"plans were held against their exported files: {shown(allowed)} allowed; measured {tried}"
+        "closed-loop",
+        f"plans were held against their exported files: {format_cost(allowed_cost)} allowed; measured {attempt_texts}",
     )
     if goal.speedup is not None:
-        then, now = allowed * goal.speedup, comparison.dense.latency_ms.p50
-        if abs(now / then - 1) > DRIFT:
-            planned = f"{format_milliseconds(then)} when {goal.speedup:g}x was planned"
+        planned_dense, measured_dense = allowed_cost * goal.speedup, comparison.dense.latency_ms.p50
+        if abs(measured_dense / planned_dense - 1) > DRIFT:
+            plan_text = f"{format_milliseconds(planned_dense)} when {goal.speedup:g}x was planned"
             yield Warning(
                 "machine-changed",
-                f"THE MACHINE CHANGED: the dense model took {planned}, and {format_milliseconds(now)} in the end; "
-                "run again",
+                f"THE MACHINE CHANGED: the dense model took {plan_text}, and {format_milliseconds(measured_dense)} in "
+                "the end; run again",
             )
 
 
-def _notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:
+def _list_notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:
     """What a reader must know beside the figures."""
     yield from _about_model(workload, comparison)
-    yield from _unsteady(place, comparison)
+    yield from _warn_of_noise(place, comparison)
     if comparison.placement.fallback_reason:
         yield Warning("provider", comparison.placement.fallback_reason)
     if files.certificate and files.certificate.spent:
@@ -224,8 +227,8 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
         text = f"embedded data {workload.source.name!r}{pixels}: a demonstration, not your task"
         yield Warning("demonstration", text)
     if workload.whole:
-        whole = len(workload.whole.source.classes)
-        text = f"a task of {classes} of the {whole} classes: the dense model, too, knows no others"
+        class_count = len(workload.whole.source.classes)
+        text = f"a task of {classes} of the {class_count} classes: the dense model, too, knows no others"
         yield Warning("part-of-classes", text)
     if weights == "trained-here":
         yield Warning("trained-here", "the dense model was trained here, on that data, for a few epochs")
@@ -233,27 +236,27 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
     dense = comparison.dense
     if isinstance(workload.task, Classification) and guesses(dense.quality.value, dense.samples, classes):
-        why = (
+        reason = (
             "as untrained ones do; give --checkpoint"
             if weights == "factory"
             else "check its weights, and --input-size: images are resized to that of the model"
         )
-        text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.quality.value:.1%} of {classes} classes; {why}"
+        text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.quality.value:.1%} of {classes} classes; {reason}"
         yield Warning("near-chance", text)
 
 
-def _unsteady(place: Path, comparison: Comparison) -> Iterator[Warning]:
+def _warn_of_noise(place: Path, comparison: Comparison) -> Iterator[Warning]:
     """What to make of the times where the machine did other things as well."""
-    again = f"time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
+    advice = f"time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
     if comparison.disagrees:
         yield Warning(
             "busy",
             f"THE MACHINE IS BUSY: the pruned model is {comparison.speedup.ratio:.2f}x as fast by p50, but "
-            f"{comparison.mean_speedup:.2f}x on average, since a few calls took very long; {again}",
+            f"{comparison.mean_speedup:.2f}x on average, since a few calls took very long; {advice}",
         )
     elif comparison.noise > BUSY:
         yield Warning(
             "busy",
             f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
-            f"the throughput mean little; {again}",
+            f"the throughput mean little; {advice}",
         )

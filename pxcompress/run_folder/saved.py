@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, short
 from pxcompress.graph import find_groups, prune
-from pxcompress.models.adapter import released_
+from pxcompress.models.adapter import release_
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, classifier_names
 from pxcompress.models.rebuilding import restore_outside_
-from pxcompress.models.rewrite import plain, unwrapped
-from pxcompress.models.task import sliced
+from pxcompress.models.rewrite import rewrite_plain, unwrap
+from pxcompress.models.task import slice_classes
 from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
@@ -68,7 +68,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     a file is not the one that the run wrote. Nothing in the folder is executed.
     """
     slim = load_pruned(Path(folder), model).model
-    released_(slim)
+    release_(slim)
     return slim
 
 
@@ -87,7 +87,7 @@ def check_loads(folder: Path, batches: Batches, model: nn.Module | None = None) 
 
 
 def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
-    """The same with its groups and plan; `dense` is the architecture, whose weights are not those of the run."""
+    """The slim model of a run folder with groups and plan; `dense` has not the weights of the run."""
     check_files(folder, read_report(folder).sha256)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
@@ -97,13 +97,13 @@ def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
     try:
-        return _rebuilt(facts, plan, state, folder, model)
+        return _rebuild(facts, plan, state, folder, model)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
         reason = f"{type(error).__name__}: {short(error)}"
         raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
 
 
-def _rebuilt(
+def _rebuild(
     facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path, given: nn.Module | None = None
 ) -> Pruned:
     """The architecture of `facts`, or of a module `given`, what `plan` says removed, with the weights `state`."""
@@ -112,11 +112,11 @@ def _rebuilt(
     if architecture.is_file:  # the dense model lies in the folder
         architecture = Architecture(str(folder / DENSE))
     built = architecture.build() if given is None or architecture.is_file else copy.deepcopy(given).cpu()
-    released_(built)
-    dense = plain(unwrapped(built), lambda twin: twin(example))
+    release_(built)
+    dense = rewrite_plain(unwrap(built), lambda twin: twin(example))
     dense.eval()
     if "outputs" in facts and not architecture.is_file:
-        dense = sliced(dense, example, json.loads(facts["outputs"]))
+        dense = slice_classes(dense, example, json.loads(facts["outputs"]))
     task = Agreement() if architecture.in_python else build_task(facts.get("task", "classification"))
     dense = as_judged(dense, example, task)
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups

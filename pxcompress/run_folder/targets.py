@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.export import onnx_files, read_metadata
+from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import speedup
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
 from pxcompress.deploy.precision import convert
@@ -19,11 +20,12 @@ LOSS = 0.01
 
 
 @dataclass(frozen=True)
-class Made:
-    """Files in other precisions, and why one could not be made."""
+class ConvertedFiles:
+    """Files in other precisions, why one could not be made, and how int8 came to be."""
 
     files: tuple[Path, ...] = ()
     failures: tuple[Warning, ...] = ()
+    remarks: tuple[Warning, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,24 @@ class Targets:
     notes: tuple[Warning, ...] = ()
 
 
-def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> Made:
+def make_targets(
+    source: Path, precisions: Sequence[str], batches: Batches, judge: Judge | None = None
+) -> ConvertedFiles:
     """Write `source` (float32) beside itself in each of `precisions`, model.onnx as model.int8.onnx.
 
-    `batches` are calibrated on.
+    `batches` are calibrated on; a `judge` says what int8 may lose.
     """
-    files, failures = [], []
+    files, failures, remarks = [], [], []
     for name in precisions:
         path = source.with_suffix(f".{name}.onnx")
         try:
-            files.append(convert(source, path, name, batches).path)
+            files.append(convert(source, path, name, batches, judge).path)
         except ModelError as error:
             failures.append(Warning("precision", f"NO {path.name}: {error}"))
-    return Made(tuple(files), tuple(failures))
+        else:
+            if how := read_metadata(path).get("quantisation"):
+                remarks.append(Warning("remark", f"{path.name}: {how}"))
+    return ConvertedFiles(tuple(files), tuple(failures), tuple(remarks))
 
 
 def rate_targets(timings: Sequence[FileTiming]) -> Targets:
@@ -55,9 +62,9 @@ def rate_targets(timings: Sequence[FileTiming]) -> Targets:
     A file whose outputs are not finite is removed. Notes name it, and a file that loses more than `LOSS` or is not
     shown to be faster than model.onnx.
     """
-    dense, source, *converted = timings
-    notes, whole = [], [dense, source]
-    for each in converted:
+    dense, source, *converted_timings = timings
+    notes, timings_kept = [], [dense, source]
+    for each in converted_timings:
         results, path = each.predictions, each.session.path
         if results.broken:
             reason = f"its outputs are not finite on {results.broken} of {results.samples} test samples"
@@ -65,9 +72,9 @@ def rate_targets(timings: Sequence[FileTiming]) -> Targets:
             for file in onnx_files(path):
                 file.unlink()
             continue
-        whole.append(each)
+        timings_kept.append(each)
         notes += _warnings(each, source)
-    return Targets(tuple(_row(each, dense, source) for each in whole), tuple(notes))
+    return Targets(tuple(_row(each, dense, source) for each in timings_kept), tuple(notes))
 
 
 def _row(timing: FileTiming, dense: FileTiming, source: FileTiming) -> Target:
@@ -91,12 +98,14 @@ def _row(timing: FileTiming, dense: FileTiming, source: FileTiming) -> Target:
 def _warnings(timing: FileTiming, source: FileTiming) -> list[Warning]:
     """What speaks against shipping a file instead of the float32 one."""
     name, than = timing.session.path.name, source.session.path.name
-    metric, before = timing.predictions.task.metric, source.predictions.quality.value
-    lost = -metric.gain(timing.predictions.quality.value - before)
+    metric, quality_before = timing.predictions.task.metric, source.predictions.quality.value
+    quality_loss = -metric.gain(timing.predictions.quality.value - quality_before)
     notes = []
-    if lost > LOSS * (1 if metric.unit == "share" else abs(before)):
+    if quality_loss > LOSS * (1 if metric.unit == "share" else abs(quality_before)):
         amount = (
-            f"{100 * lost:.1f} POINTS of {metric.name}" if metric.unit == "share" else f"{lost:.3g} of {metric.name}"
+            f"{100 * quality_loss:.1f} POINTS of {metric.name}"
+            if metric.unit == "share"
+            else f"{quality_loss:.3g} of {metric.name}"
         )
         notes.append(Warning("precision", f"{name} LOSES {amount} against {than}"))
     change = speedup(source.seconds, timing.seconds)

@@ -28,8 +28,8 @@ class Activation(Scorer):
         """Forward passes only; no labels."""
         if self.statistic == "mean":
             return unit_means(model, groups, batches, lambda a, m: a.abs().mean(2))
-        first = collect(model, groups, batches, lambda a, m: a.mean(2))
-        spread = collect(model, groups, batches, lambda a, m: a.square().mean(2), origin=first)
+        means = collect(model, groups, batches, lambda a, m: a.mean(2))
+        spread = collect(model, groups, batches, lambda a, m: a.square().mean(2), origin=means)
         return {group.name: (spread[group.name].mean(0) * _readers(model, group)).float() for group in groups}
 
 

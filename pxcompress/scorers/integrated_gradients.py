@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.attribution import attributed
-from pxcompress.attribution.relevance import started
+from pxcompress.attribution.relevance import make_start
 from pxcompress.passes.collect import unit_means
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
@@ -61,5 +61,5 @@ class IntegratedGradients(Scorer):
 
         inputs, _ = next(iter(batches))
         with attributed(model, None, inputs[:1]) as twin:
-            paths, start = _Paths(batches, self.steps), started("logit", self.target)
+            paths, start = _Paths(batches, self.steps), make_start("logit", self.target)
             return unit_means(twin.model, groups, paths, conductance, start)

@@ -8,15 +8,15 @@ from functools import partial
 
 from torch import nn
 
-from pxcompress.attribution import Pruning, attributed
+from pxcompress.attribution import RelevancePruning, attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.attribution.relevance import (
     AGGREGATES,
     PRECISIONS,
     STARTS,
-    Expanded,
-    in_precision,
-    started,
+    BatchesForAllClasses,
+    make_start,
+    score_in_precision,
     unit_relevance,
 )
 from pxcompress.registry import option, searched
@@ -51,15 +51,17 @@ class LRP(Scorer):
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """One forward and one backward pass over `batches`, on a copy with BatchNorm folded."""
         inputs, _ = next(iter(batches))
-        with attributed(model, parse_composite(self.composite), inputs[:1], Pruning(self.plrp)) as twin:
+        with attributed(model, parse_composite(self.composite), inputs[:1], RelevancePruning(self.plrp)) as twin:
             if self.target == "all":
-                batches = Expanded(batches, twin.model(inputs[:1].to(next(twin.model.parameters()).device)).shape[1])
+                batches = BatchesForAllClasses(
+                    batches, twin.model(inputs[:1].to(next(twin.model.parameters()).device)).shape[1]
+                )
             score = partial(
                 unit_relevance,
                 twin.model,
                 groups,
-                start=started(self.start, self.target),
+                start=make_start(self.start, self.target),
                 aggregate=self.aggregate,
                 centre=self.centre,
             )
-            return in_precision(self.autocast, twin.model, score, batches)
+            return score_in_precision(self.autocast, twin.model, score, batches)

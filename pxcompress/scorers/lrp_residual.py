@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
-from pxcompress.attribution.relevance import STARTS, started
+from pxcompress.attribution.relevance import STARTS, make_start
 from pxcompress.elimination import ConsumerStatistics, eliminate, regularised_inverse
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
-from pxcompress.passes.moments import InputMoments, moments
-from pxcompress.passes.ridges import best_ridge
+from pxcompress.passes.moments import InputMoments, collect_moments
+from pxcompress.passes.ridges import choose_ridge
 from pxcompress.registry import option, searched
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Axis, Batches, Group, Member, Scorer, Scores
@@ -85,7 +85,7 @@ class LRPResidual(Scorer):
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             layouts = input_layouts(model, groups)
-            inputs_of = moments(model, layouts, batches)
+            inputs_of = collect_moments(model, layouts, batches)
             prices = self._prices(twin.model, layouts, batches)
 
             def readers(member: Member) -> Iterator[ConsumerStatistics]:
@@ -99,7 +99,7 @@ class LRPResidual(Scorer):
         """What an error weighs in every output row, or in every input row, of the modules in `layouts`."""
         side, relevant = METRICS[self.metric]
         if relevant:
-            return power(model, list(layouts), batches, started(self.start, self.target), side=side)
+            return power(model, list(layouts), batches, make_start(self.start, self.target), side=side)
         rows = {name: layout.numel() for name, layout in layouts.items()}
         if side == "out":
             rows = {name: len(model.get_submodule(name).weight) for name in layouts}  # type: ignore[arg-type]
@@ -110,10 +110,10 @@ class LRPResidual(Scorer):
     ) -> Iterator[ConsumerStatistics]:
         """Readers for every group of a grouped convolution, each with errors on the half that it is not fitted to."""
         for features, price, width in self._views(module, member, len(input_moments.whole.mean), prices):
-            solved = _solved(input_moments, features, self.ridge)
-            for inverse, error in solved:
+            solutions = _solved(input_moments, features, self.ridge)
+            for inverse, error in solutions:
                 yield ConsumerStatistics(
-                    inverse.clone(), price.clone(), width, self.follow, error.clone(), 1 / len(solved)
+                    inverse.clone(), price.clone(), width, self.follow, error.clone(), 1 / len(solutions)
                 )
 
     def _views(
@@ -126,16 +126,16 @@ class LRPResidual(Scorer):
         weight: Tensor = module.weight.detach()  # type: ignore[operator]
         conv_groups = getattr(module, "groups", 1)
         span = weight.shape[1]
-        flattened = size < span * conv_groups
+        is_flattened = size < span * conv_groups
         for place, part in enumerate(weight.reshape(*weight.shape[:2], -1).chunk(conv_groups)):
             rows = member.index[(member.index // span) == place].reshape(len(member.index), -1)
-            features = torch.arange(len(rows)) if flattened else rows.flatten()
+            features = torch.arange(len(rows)) if is_flattened else rows.flatten()
             if METRICS[self.metric][0] == "in":
-                price = torch.diag(prices[rows].sum(1) if flattened else prices[features])
+                price = torch.diag(prices[rows].sum(1) if is_flattened else prices[features])
             else:
                 columns = part[:, rows.flatten() % span].reshape(len(part), len(features), -1)
                 price = _gram(columns, prices.chunk(conv_groups)[place])
-            yield features, price, 1 if flattened else rows.shape[1]
+            yield features, price, 1 if is_flattened else rows.shape[1]
 
 
 def _part(matrix: Tensor, features: Tensor) -> Tensor:
@@ -153,19 +153,22 @@ def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list
             (_part(fit.covariance, features), _part(check.around(fit.mean), features))
             for fit, check in input_moments.folds or ((input_moments.whole, input_moments.whole),)
         ]
-        chosen = ridge or best_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
-        inverses = [regularised_inverse(covariance, chosen) for covariance, _ in pairs]
+        best = ridge or choose_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
+        inverses = [regularised_inverse(covariance, best) for covariance, _ in pairs]
         input_moments.solved[key] = [
-            (inverse, inverse @ left @ inverse) for inverse, (_, left) in zip(inverses, pairs, strict=True)
+            (inverse, inverse @ other_covariance @ inverse)
+            for inverse, (_, other_covariance) in zip(inverses, pairs, strict=True)
         ]
     return input_moments.solved[key]
 
 
-def _error_of_each(covariance: Tensor, left: Tensor, ridge: float) -> float:
+def _error_of_each(covariance: Tensor, other_covariance: Tensor, ridge: float) -> float:
     """Sum over features of [A Sigma' A]_cc / (A_cc^2 Sigma'_cc): what all others leave of each, as a share of it."""
     inverse = regularised_inverse(covariance, ridge)
-    errors = ((inverse @ left) * inverse).sum(1) / inverse.diagonal().square()
-    return float((errors / left.diagonal().clamp_min(1e-12 * float(left.diagonal().max()) + 1e-30)).sum())
+    errors = ((inverse @ other_covariance) * inverse).sum(1) / inverse.diagonal().square()
+    return float(
+        (errors / other_covariance.diagonal().clamp_min(1e-12 * float(other_covariance.diagonal().max()) + 1e-30)).sum()
+    )
 
 
 def _gram(columns: Tensor, prices: Tensor) -> Tensor:
@@ -173,6 +176,6 @@ def _gram(columns: Tensor, prices: Tensor) -> Tensor:
     total = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
     outputs = max(1, CHUNK // columns[0].numel())
     for part, price in zip(columns.split(outputs), prices.to(columns.device).split(outputs), strict=True):
-        scaled = (part.double() * price.sqrt()[:, None, None]).transpose(0, 1).flatten(1)
-        total.addmm_(scaled, scaled.T)
+        scaled_columns = (part.double() * price.sqrt()[:, None, None]).transpose(0, 1).flatten(1)
+        total.addmm_(scaled_columns, scaled_columns.T)
     return total

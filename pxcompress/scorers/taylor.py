@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from pxcompress.attribution import attributed
-from pxcompress.attribution.relevance import AGGREGATES, STARTS, started, unit_relevance
+from pxcompress.attribution.relevance import AGGREGATES, STARTS, make_start, unit_relevance
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scorer, Scores
@@ -28,5 +28,5 @@ class Taylor(Scorer):
         """Gradients of the labels' loss; needs labels."""
         inputs, _ = next(iter(batches))
         with attributed(model, None, inputs[:1]) as twin:
-            start = started(self.start, self.target)
+            start = make_start(self.start, self.target)
             return unit_relevance(twin.model, groups, batches, start, aggregate=self.aggregate)

@@ -10,12 +10,12 @@ import optuna
 from torch import Tensor, nn
 
 from pxcompress.deploy.predictions import torch_quality
-from pxcompress.graph import masked
-from pxcompress.passes.moments import Remembered
-from pxcompress.planning.order import lowest
+from pxcompress.graph import mask_units
+from pxcompress.passes.moments import MomentCache
+from pxcompress.planning.order import find_lowest
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import cut, plan_at, priced, unit_scores
+from pxcompress.stages import cut, plan_at, price_groups, unit_scores
 from pxcompress.state import seeded
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, PruneResult, ScoredModel, Scores
@@ -43,8 +43,8 @@ class Workbench:
         cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe, task: Task
     ) -> Workbench:
         """For choices around `recipe`; `parts` are the roles score, repair and select. Raises `BudgetError`."""
-        scored = priced(model, example, Run(recipe, parts))
-        return cls(scored, {role: Remembered(part, model) for role, part in parts.items()}, task)
+        scored = price_groups(model, example, Run(recipe, parts))
+        return cls(scored, {role: MomentCache(part, model) for role, part in parts.items()}, task)
 
     def quality(self, model: nn.Module) -> float:
         """The metric on the select split, with the sign that makes a larger one better."""
@@ -59,16 +59,16 @@ class Workbench:
         return replace(self.scored, scores=self.scores[recipe.scorer])
 
 
-def slim_at(bench: Workbench, recipe: Recipe) -> PruneResult:
+def prune_at(bench: Workbench, recipe: Recipe) -> PruneResult:
     """What `run` would ship: pruned physically to the recipe's ratio, then repaired."""
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):
         return cut(scored, plan_at(scored, scored.ratio, recipe), Run(recipe, bench.parts).unheard())
 
 
-def shipped(bench: Workbench, recipe: Recipe) -> float:
+def shipped_quality(bench: Workbench, recipe: Recipe) -> float:
     """Top-1 of the model that `run` would ship: the objective "operating-point"."""
-    return bench.quality(slim_at(bench, recipe).pruned.model)
+    return bench.quality(prune_at(bench, recipe).pruned.model)
 
 
 def masked_area(bench: Workbench, recipe: Recipe, trial: optuna.Trial | None = None) -> float:
@@ -78,7 +78,7 @@ def masked_area(bench: Workbench, recipe: Recipe, trial: optuna.Trial | None = N
     """
     total = 0.0
     for step, rate in enumerate(sorted(PXP_RATES, key=lambda rate: abs(rate - 0.475)), 1):
-        total += only_masked(bench, recipe, rate)
+        total += masked_quality(bench, recipe, rate)
         if trial is not None:
             trial.report(total / step, step)
             if trial.should_prune():
@@ -86,10 +86,10 @@ def masked_area(bench: Workbench, recipe: Recipe, trial: optuna.Trial | None = N
     return total / len(PXP_RATES)
 
 
-def only_masked(bench: Workbench, recipe: Recipe, rate: float) -> float:
+def masked_quality(bench: Workbench, recipe: Recipe, rate: float) -> float:
     """Top-1 with the lowest `rate` of all units masked."""
     if not rate:
         return bench.dense
     scored = bench.with_scores(recipe)
     groups = scored.structure.groups
-    return bench.quality(masked(scored.model, groups, lowest(groups, scored.scores, rate, recipe.normalise)))
+    return bench.quality(mask_units(scored.model, groups, find_lowest(groups, scored.scores, rate, recipe.normalise)))

@@ -26,8 +26,8 @@ from pxcompress.report.figures import render_figure
 from pxcompress.report.pages import Picture, render
 from pxcompress.report.summary import format_percent, wilson
 from pxcompress.search.objectives import Workbench
-from pxcompress.search.space import Space, Value, pxp_space_of, space_of
-from pxcompress.search.study import SearchPlan, open_storage, open_study, usable, work
+from pxcompress.search.space import Space, Value, make_pxp_space, make_space
+from pxcompress.search.study import SearchPlan, load_optuna, open_storage, open_study, work
 from pxcompress.state import seeded
 from pxcompress.workload import load_workload, with_baseline
 
@@ -58,8 +58,8 @@ class SearchResult:
 
     def rows(self, count: int) -> list[tuple[str, str, str]]:
         """The best trials, and the default in any case, under `HEAD`."""
-        ranked = sorted(self.trials, key=lambda choice: -choice.value)
-        choices = [each for place, each in enumerate(ranked) if place < count or each == self.default]
+        ranked_trials = sorted(self.trials, key=lambda choice: -choice.value)
+        choices = [each for place, each in enumerate(ranked_trials) if place < count or each == self.default]
         names = [f"{each.trial + 1}{' (default)' if each == self.default else ''}" for each in choices]
         return [
             (name, format_percent(of.value), f"{of.scorer}, {of.normalise}")
@@ -79,18 +79,18 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     if not plan.storage:
         out.mkdir(parents=True, exist_ok=True)
     url = plan.storage or f"sqlite:///{(out / STORAGE).resolve()}"
-    with usable(url):
+    with load_optuna(url):
         storage = open_storage(url)
     with seeded(recipe.seed):
         workload = with_baseline(load_workload(recipe), recipe.seed, note)
         model, splits = workload.loaded.model, workload.splits
         bench = Workbench.of(model, splits.example, splits.parts, recipe, workload.task)
-        space = space_for(recipe, plan.objective, attention=has_attention(model, splits.example))
-        with usable(url):
+        space = make_search_space(recipe, plan.objective, attention=has_attention(model, splits.example))
+        with load_optuna(url):
             study = open_study(storage, space, plan)
             work(study, space, plan, bench, note)
-            result = _result(study, space, bench, len(splits.ids["select"]))
-            page = _page(result, study, recipe)
+            result = _make_result(study, space, bench, len(splits.ids["select"]))
+            page = _make_page(result, study, recipe)
     made_by = {"objective": plan.objective, "recipe": asdict(recipe)}
     composite = json.dumps({**asdict(result.best), "made_by": made_by}, indent=1)
     out.mkdir(parents=True, exist_ok=True)
@@ -100,12 +100,12 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     return result
 
 
-def space_for(recipe: Recipe, objective: str, *, attention: bool) -> Space:
+def make_search_space(recipe: Recipe, objective: str, *, attention: bool) -> Space:
     """What is varied for an objective; repairs that cost many times what a trial does otherwise are left to `run`."""
     if objective == "pxp":
-        return pxp_space_of(recipe, attention=attention)
+        return make_pxp_space(recipe, attention=attention)
     quick = [text for text in recipe.repair if not REPAIRS.get(text.partition(":")[0]).costly]
-    return space_of(recipe.but(repair=tuple(quick)), attention=attention)
+    return make_space(recipe.but(repair=tuple(quick)), attention=attention)
 
 
 def _check(recipe: Recipe, out: Path) -> None:
@@ -117,7 +117,7 @@ def _check(recipe: Recipe, out: Path) -> None:
         raise InputError(f"{str(out)!r} holds something else than a search; choose another --out")
 
 
-def _result(study: Study, space: Space, bench: Workbench, samples: int) -> SearchResult:
+def _make_result(study: Study, space: Space, bench: Workbench, samples: int) -> SearchResult:
     """What the trials of `study` came to, and how much the gain is worth."""
     trials = study.get_trials(deepcopy=False)
     choices = []
@@ -128,7 +128,7 @@ def _result(study: Study, space: Space, bench: Workbench, samples: int) -> Searc
     if not choices:
         reasons = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
         raise InputError(f"no trial was measured to the end: {[*reasons, 'all were stopped'][0]}; give more --trials")
-    best = max(choices, key=lambda each: each.value)
+    best_choice = max(choices, key=lambda each: each.value)
     default = next((each for each in choices if dict(each.parameters) == space.defaults), None)
     states = [trial.state for trial in trials]
     notes = [
@@ -136,12 +136,14 @@ def _result(study: Study, space: Space, bench: Workbench, samples: int) -> Searc
         f"{states.count(TrialState.FAIL)} failed, on {samples} images of select; dense {format_percent(bench.dense)}",
         f"trials are repaired by {', '.join(space.recipe.repair) or 'nothing'}; `run` measures the best one on test",
     ]
-    if default and wilson(default.value, samples).high > best.value:
-        notes.append(f"{100 * (best.value - default.value):.2f} points over the default lie within the noise of select")
-    return SearchResult(best, default, tuple(choices), bench.dense, tuple(notes))
+    if default and wilson(default.value, samples).high > best_choice.value:
+        notes.append(
+            f"{100 * (best_choice.value - default.value):.2f} points over the default lie within the noise of select"
+        )
+    return SearchResult(best_choice, default, tuple(choices), bench.dense, tuple(notes))
 
 
-def _page(result: SearchResult, study: Study, recipe: Recipe) -> str:
+def _make_page(result: SearchResult, study: Study, recipe: Recipe) -> str:
     """The search as one self-contained HTML document, with Optuna's history and, where trials differ, importances."""
     from matplotlib import pyplot
 

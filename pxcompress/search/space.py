@@ -7,7 +7,7 @@ from dataclasses import Field, dataclass
 from typing import Any, cast
 
 from pxcompress.attribution import COMPOSITES, SOFTMAX_RULES, Composite, parse_composite
-from pxcompress.attribution.composites import PARTS, PXP_RULES, varied, with_parameters
+from pxcompress.attribution.composites import PARTS, PXP_RULES, list_varied_parameters, set_parameters
 from pxcompress.planning.order import NORMALISATIONS
 from pxcompress.recipe import Recipe
 from pxcompress.recipe.scoring import AUTO_SCORERS
@@ -78,45 +78,51 @@ class Space:
 
     def _options_of(self, scorer: str) -> dict[str, Value]:
         """Options of `scorer` as the recipe has them, at their defaults where it has another one."""
-        built = SCORERS.build(self.recipe.scorer if scorer == self._scorer else scorer)
-        options = {field.name: getattr(built, field.name) for field in SCORERS.options(scorer)}
+        instance = SCORERS.build(self.recipe.scorer if scorer == self._scorer else scorer)
+        options = {field.name: getattr(instance, field.name) for field in SCORERS.options(scorer)}
         return {key: str(value).lower() if isinstance(value, bool) else value for key, value in options.items()}
 
     @property
     def defaults(self) -> dict[str, Value]:
         """Every parameter as the recipe has it, at its default where the recipe does not say it."""
         values = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._options_of(self._scorer)}
-        values |= _words(str(values.get("composite", "epsilon")))
+        values |= _parse_words(str(values.get("composite", "epsilon")))
         return {each.name: values.get(each.name, each.default) for each in self.parameters}
 
     def starts(self) -> list[dict[str, Value]]:
         """What every search begins with: the recipe's own choice, and the named composites of `PXP_RULES`."""
-        ruled = self._scorer if _has_rules(self._scorer) else AUTO_SCORERS[0]
+        scorer = self._scorer if _has_rules(self._scorer) else AUTO_SCORERS[0]
         starts = [self.defaults]
         for text in COMPOSITES.values():
-            values = {**self.defaults, **({"scorer": ruled} if "scorer" in self.defaults else {}), **_words(text)}
+            values = {
+                **self.defaults,
+                **({"scorer": scorer} if "scorer" in self.defaults else {}),
+                **_parse_words(text),
+            }
             starts += [values] if values not in starts else []
         return starts
 
 
-def space_of(recipe: Recipe, *, attention: bool) -> Space:
+def make_space(recipe: Recipe, *, attention: bool) -> Space:
     """Rules (that of softmax for models with `attention`), score, their options, and normalisation, around `recipe`."""
-    recipe, ruled = recipe.but(scorer=recipe.scorers[0]), [name for name in SCORERS if _has_rules(name)]
-    numbers = [each for part in DEPTHS for word in PXP_RULES for each in _options(varied(word), f"{part}.")]
-    own = {each.name: each for scorer in ruled for each in _options(SCORERS.options(scorer))}
+    recipe, scorers = recipe.but(scorer=recipe.scorers[0]), [name for name in SCORERS if _has_rules(name)]
+    numbers = [
+        each for part in DEPTHS for word in PXP_RULES for each in _options(list_varied_parameters(word), f"{part}.")
+    ]
+    parameters = {each.name: each for scorer in scorers for each in _options(SCORERS.options(scorer))}
     ranking = Parameter("normalise", "mean", tuple(NORMALISATIONS))
     own_scorer = recipe.scorer.partition(":")[0]
-    scorer = Parameter("scorer", own_scorer, tuple(dict.fromkeys((own_scorer, *ruled))))
-    return Space(recipe, (*_rules(attention), *numbers, scorer, *own.values(), ranking))
+    scorer = Parameter("scorer", own_scorer, tuple(dict.fromkeys((own_scorer, *scorers))))
+    return Space(recipe, (*_rule_parameters(attention), *numbers, scorer, *parameters.values(), ranking))
 
 
-def pxp_space_of(recipe: Recipe, *, attention: bool) -> Space:
+def make_pxp_space(recipe: Recipe, *, attention: bool) -> Space:
     """What PXP searches: a rule for every depth, the softmax rule, and |R| or R."""
     aggregate = Parameter("aggregate", "abs", PXP_AGGREGATES)
-    return Space(recipe.but(scorer="lrp", normalise="none"), (*_rules(attention), aggregate))
+    return Space(recipe.but(scorer="lrp", normalise="none"), (*_rule_parameters(attention), aggregate))
 
 
-def _rules(attention: bool) -> list[Parameter]:
+def _rule_parameters(attention: bool) -> list[Parameter]:
     softmax = [Parameter("softmax", "cp", tuple(SOFTMAX_RULES))] if attention else []
     return [*(Parameter(part, "epsilon", PXP_RULES) for part in DEPTHS), *softmax]
 
@@ -125,7 +131,7 @@ def _has_rules(scorer: str) -> bool:
     return any(field.name == "composite" for field in SCORERS.options(scorer))
 
 
-def _words(text: str) -> dict[str, str]:
+def _parse_words(text: str) -> dict[str, str]:
     """The parts of a composite, where all of them are `PXP_RULES` without parameters of their own."""
     composite = parse_composite(text)
     words = {str(part): str(composite.choice(part)) for part in DEPTHS}
@@ -136,7 +142,7 @@ def _composite(values: Values) -> Composite:
     parts: dict[str, Any] = {}
     for part in DEPTHS:
         word = str(values[part])
-        names = [field.name for field in varied(word)]
+        names = [field.name for field in list_varied_parameters(word)]
         numbers = {name: cast(float, values[f"{part}.{name}"]) for name in names if f"{part}.{name}" in values}
-        parts[part] = with_parameters(word, numbers)
+        parts[part] = set_parameters(word, numbers)
     return Composite(**parts, softmax=cast(Any, values.get("softmax", "cp")))

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pxcompress.errors import InputError, PxError, unknown
 from pxcompress.notes import Note
-from pxcompress.search.objectives import Workbench, masked_area, shipped
+from pxcompress.search.objectives import Workbench, masked_area, shipped_quality
 from pxcompress.search.space import Parameter, Space, Value
 
 BEAT, GRACE, PATIENCE = 5, 30, 60
@@ -56,7 +56,7 @@ class SearchPlan:
 
 
 @contextmanager
-def usable(url: str) -> Iterator[None]:
+def load_optuna(url: str) -> Iterator[None]:
     """Optuna without its messages; `InputError`, without the password, where the database does not answer."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -77,9 +77,9 @@ def usable(url: str) -> Iterator[None]:
 def open_storage(url: str, attempts: int = 3) -> RDBStorage:
     """A database in which workers show signs of life, and in which the trial of a dead one waits to be done again."""
     waits = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else None
-    again = RetryHeartbeatStaleTrialCallback()
+    retry = RetryHeartbeatStaleTrialCallback()
     try:
-        return RDBStorage(url, waits, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again)
+        return RDBStorage(url, waits, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry)
     except sqlalchemy.exc.DatabaseError:  # another worker may make the tables in the same moment
         if attempts == 1:
             raise
@@ -114,7 +114,11 @@ def work(study: Study, space: Space, plan: SearchPlan, bench: Workbench, note: N
         recipe = space.recipe_at({each.name: _suggest(trial, each) for each in space.parameters})
         trial.set_user_attr("scorer", recipe.scorer)
         try:
-            return shipped(bench, recipe) if plan.objective == "operating-point" else masked_area(bench, recipe, trial)
+            return (
+                shipped_quality(bench, recipe)
+                if plan.objective == "operating-point"
+                else masked_area(bench, recipe, trial)
+            )
         except PxError as error:
             trial.set_user_attr("error", str(error))
             raise

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
-from pxcompress.models.adapter import adapted_view
+from pxcompress.models.adapter import make_view
 from pxcompress.models.factories import find_object
 from pxcompress.models.outputs import by_name
 from pxcompress.tasks import TASKS
@@ -52,7 +52,7 @@ def as_judged(model: nn.Module, example: Tensor, task: Task) -> nn.Module:
     """A view of `model` whose forward gives the logits of `task`, (n, k); a classifier is one already."""
     if isinstance(task, Classification):
         return model
-    return adapted_view(model, example, start_logits(task))
+    return make_view(model, example, start_logits(task))
 
 
 def start_logits(task: Task) -> Callable[[Any], Tensor]:
@@ -61,7 +61,7 @@ def start_logits(task: Task) -> Callable[[Any], Tensor]:
 
 
 def task_text(task: Task) -> str:
-    """The text that `build_task` makes an equal task of."""
+    """The text from which `build_task` makes an equal task."""
     cls = type(task)
     return TASKS.text(task) if cls in {TASKS.get(name) for name in TASKS} else f"{cls.__module__}:{cls.__qualname__}"
 

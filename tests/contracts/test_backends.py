@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from torch import nn
 
 from pxcompress.deploy import measure, runtime
 from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
-from pxcompress.deploy.bench import Where, bench
+from pxcompress.deploy.bench import BenchConditions, bench
 from pxcompress.deploy.session import Array, Port, Session
-from pxcompress.errors import InputError
+from pxcompress.errors import InputError, OutOfMemoryError
 from pxcompress.proof import Placement
 from pxcompress.recipe import Bench
 from pxcompress.report.table import format_bench
@@ -191,6 +192,27 @@ class NumpyRuntime(OnnxFiles):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class SmallSession(NumpySession):
+    """On a device that has room for two samples."""
+
+    def run(self, feed: Mapping[str, Array]) -> list[Array]:
+        if len(feed["input"]) > 2:
+            raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 99")
+        return super().run(feed)
+
+
+def test_where_memory_does_not_suffice_batches_are_smaller_and_a_timed_one_is_refused(file: Path) -> None:
+    session = NumpyRuntime().open(file, "cpu", 1)
+    fields = {field.name: getattr(session, field.name) for field in dataclasses.fields(session)}
+    small, inputs = SmallSession(**fields), np.random.default_rng(0).standard_normal((7, 6), dtype=np.float32)
+    np.testing.assert_array_equal(small.predict(inputs), session.predict(inputs))
+    with pytest.raises(
+        OutOfMemoryError, match=r"\(7, 6\) do not fit into the memory of cpu; give a smaller --batch-size"
+    ):
+        small.bind(inputs)
+
+
 @pytest.fixture
 def numpy_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(BACKENDS, "_classes", {name: BACKENDS.get(name) for name in BACKENDS})
@@ -209,7 +231,7 @@ def test_a_backend_from_elsewhere_keeps_the_same_promises(
 
 
 def test_a_backend_from_elsewhere_is_timed_beside_the_others(numpy_provider: str, file: Path) -> None:
-    rows = bench([file], (1, 2), where=Where(("cpu", numpy_provider), 1), runs=6)
+    rows = bench([file], (1, 2), conditions=BenchConditions(("cpu", numpy_provider), 1), runs=6)
     assert [(row.placement.got, row.batch_size) for row in rows] == [
         ("CPUExecutionProvider", 1),
         ("NumPyCPU", 1),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pxcompress.attribution import attributed, parse_composite
 from pxcompress.errors import ModelError
 from pxcompress.graph import find_groups, prune
-from pxcompress.models.adapter import adapted
+from pxcompress.models.adapter import adapt_module
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
@@ -274,7 +274,7 @@ def test_a_segmenter_that_ends_in_softmax_is_scored_by_its_logits(scorer: str) -
 
         with seeded(1):
             net, inputs = randomised(Segmenter()).eval(), torch.randn(8, 3, 8, 8)
-            module = adapted(net, inputs[:1], list(inputs.split(4)))
+            module = adapt_module(net, inputs[:1], list(inputs.split(4)))
         groups = find_groups(module.model, module.example, ("head",)).groups
         return SCORERS.build(scorer)(module.model, groups, module.batches)
 

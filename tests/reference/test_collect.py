@@ -1,4 +1,4 @@
-"""`collect` and `moments` against slow versions: one sample at a time, one row at a time."""
+"""`collect` and `collect_moments` against slow versions: one sample at a time, one row at a time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from models import CLASSES, Subject, batches_of, plan_of, snapshot
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.layout.rows import members_by_module, others, removed_rows, rows_first, unit_view, unit_weights
+from pxcompress.layout.rows import complement, members_by_module, removed_rows, rows_first, unit_view, unit_weights
 from pxcompress.passes.collect import Start, Statistic, collect
-from pxcompress.passes.moments import moments
+from pxcompress.passes.moments import collect_moments
 from pxcompress.state import seeded
 from pxcompress.types import Group, Member
 
@@ -303,7 +303,7 @@ def test_moments_are_those_of_numpy(name: str, layer: str, width: int, size: int
     module = subject.model.get_submodule(layer)
     rows = module.weight.shape[1] * getattr(module, "groups", 1)
     index = torch.arange(rows).reshape(-1, width)
-    found = moments(subject.model, {layer: index}, batches_of(subject.inputs, size))[layer].whole
+    found = collect_moments(subject.model, {layer: index}, batches_of(subject.inputs, size))[layer].whole
     features = _features(subject.model, layer, index, subject.inputs)
     second = features @ features.T / features.shape[1]
     assert found.second.dtype == found.mean.dtype == torch.float64
@@ -318,7 +318,7 @@ def test_covariances_survive_a_large_mean() -> None:
         torch.manual_seed(0)
         inputs = 100 + torch.randn(64, 4)
         model = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-    found = moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, 16))["1"].whole
+    found = collect_moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, 16))["1"].whole
     expected = np.cov(inputs.double().numpy().T, bias=True)
     assert np.allclose(found.covariance, expected, atol=1e-4)
 
@@ -327,7 +327,7 @@ def test_covariances_survive_a_large_mean() -> None:
 def test_halves_are_runs_of_neighbours_whatever_the_batches(size: int) -> None:
     with seeded(0):
         inputs, model = torch.randn(30, 4), nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-    seen = moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, size))["1"]
+    seen = collect_moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, size))["1"]
     first = torch.tensor([sample // 4 % 2 == 0 for sample in range(30)])
     for half, chosen in zip(seen.halves, (first, ~first), strict=True):
         assert half.count == int(chosen.sum())
@@ -344,8 +344,8 @@ def test_moments_take_rows_in_any_order() -> None:
     straight = torch.arange(8).unsqueeze(1)
     parts = batches_of(subject.inputs, 4)
     shuffle = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-    found = moments(subject.model, {"conv2": straight[shuffle]}, parts)["conv2"].whole
-    expected = moments(subject.model, {"conv2": straight}, parts)["conv2"].whole
+    found = collect_moments(subject.model, {"conv2": straight[shuffle]}, parts)["conv2"].whole
+    expected = collect_moments(subject.model, {"conv2": straight}, parts)["conv2"].whole
     assert torch.allclose(found.mean, expected.mean[shuffle])
     assert torch.allclose(found.second, expected.second[shuffle][:, shuffle])
 
@@ -358,7 +358,7 @@ def test_moments_leave_the_model_as_it_was(small: Subject) -> None:
     for name in consumers:
         module = model.get_submodule(name)
         layouts[name] = torch.arange(module.weight.shape[1] * getattr(module, "groups", 1)).unsqueeze(1)
-    assert set(moments(model, layouts, batches_of(small.inputs, 4))) == set(layouts)
+    assert set(collect_moments(model, layouts, batches_of(small.inputs, 4))) == set(layouts)
     assert snapshot(model) == before
 
 
@@ -432,7 +432,7 @@ def test_members_by_module_and_removed_rows() -> None:
 
 @pytest.mark.parametrize(("rows", "expected"), [([], [0, 1, 2, 3]), ([0, 2], [1, 3]), ([3, 0, 1, 2], [])])
 def test_others(rows: list[int], expected: list[int]) -> None:
-    assert others(4, torch.tensor(rows, dtype=torch.int64)).tolist() == expected
+    assert complement(4, torch.tensor(rows, dtype=torch.int64)).tolist() == expected
 
 
 def test_a_start_gets_detached_logits_and_the_labels_of_its_batch() -> None:

@@ -11,8 +11,8 @@ from models import subject as subject_named
 from test_rules import matrix, reference
 from torch import Tensor, nn
 
-from pxcompress.attribution import Composite, Pruning, attributed, parse_composite
-from pxcompress.attribution.plrp import LARGEST_RATIO, surviving
+from pxcompress.attribution import Composite, RelevancePruning, attributed, parse_composite
+from pxcompress.attribution.plrp import LARGEST_RATIO, find_surviving
 from pxcompress.attribution.rules import AlphaBeta, Epsilon, Gamma, Rule, ZPlus
 from pxcompress.errors import InputError, ModelError
 from pxcompress.scorers import SCORERS
@@ -112,7 +112,7 @@ def slow(net: nn.Sequential, rule: Rule, x: Tensor, share: float, variant: str) 
     return relevance
 
 
-def relevances(net: nn.Module, composite: str | Composite, x: Tensor, pruning: Pruning | None) -> Tensor:
+def relevances(net: nn.Module, composite: str | Composite, x: Tensor, pruning: RelevancePruning | None) -> Tensor:
     chosen = composite if isinstance(composite, Composite) else parse_composite(composite)
     with attributed(net, chosen, x[:1], pruning) as twin:
         x = x.clone().requires_grad_()
@@ -131,7 +131,7 @@ def test_as_the_slow_version(name: str, variant: str, composite: str) -> None:
         net = build().double().eval()
         x = torch.randn(3, *shape, dtype=torch.float64)
     for share in (0.05, 0.3, 0.7):
-        found = relevances(net, composite, x, Pruning(share, variant))
+        found = relevances(net, composite, x, RelevancePruning(share, variant))
         for row, one in zip(found, x, strict=True):
             expected = slow(net, RULES[composite], one, share, variant)
             assert torch.allclose(row, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
@@ -140,7 +140,7 @@ def test_as_the_slow_version(name: str, variant: str, composite: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
 def test_what_survives(share: float) -> None:
     relevance = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
-    kept = surviving(relevance, share)
+    kept = find_surviving(relevance, share)
     for row, stays in zip(relevance, kept, strict=True):
         assert not stays[row == 0].any()
         for sign, part in ((1, share), (-1, share / 2)):
@@ -152,7 +152,7 @@ def test_what_survives(share: float) -> None:
             assert gone.sum() + smallest > part * sizes.sum()
 
 
-def hidden_mass(net: nn.Module, x: Tensor, pruning: Pruning) -> list[tuple[Tensor, Tensor]]:
+def hidden_mass(net: nn.Module, x: Tensor, pruning: RelevancePruning) -> list[tuple[Tensor, Tensor]]:
     """Positive and negative relevance, (samples, 2), that each layer but the first would hand back, and does."""
     masses = []
 
@@ -177,7 +177,7 @@ def hidden_mass(net: nn.Module, x: Tensor, pruning: Pruning) -> list[tuple[Tenso
 @pytest.mark.parametrize("name", SMALL)
 def test_lambda_conserves_each_signs_mass(name: str) -> None:
     subject = subject_named(name)
-    masses = hidden_mass(subject.model, subject.inputs, Pruning(0.4))
+    masses = hidden_mass(subject.model, subject.inputs, RelevancePruning(0.4))
     assert len(masses) >= 3
     for before, after in masses:
         assert torch.allclose(after, before, rtol=1e-6, atol=1e-6 * float(before.abs().max()))
@@ -187,16 +187,19 @@ def test_lambda_conserves_each_signs_mass(name: str) -> None:
 @pytest.mark.parametrize("variant", ["lambda", "m"])
 def test_samples_do_not_meet(name: str, variant: str) -> None:
     subject: Subject = subject_named(name)
-    together = relevances(subject.model, "epsilon", subject.inputs[:3], Pruning(0.2, variant))
+    together = relevances(subject.model, "epsilon", subject.inputs[:3], RelevancePruning(0.2, variant))
     alone = torch.cat(
-        [relevances(subject.model, "epsilon", one, Pruning(0.2, variant)) for one in subject.inputs[:3].split(1)]
+        [
+            relevances(subject.model, "epsilon", one, RelevancePruning(0.2, variant))
+            for one in subject.inputs[:3].split(1)
+        ]
     )
     assert torch.isfinite(together).all()
     close = torch.nn.functional.cosine_similarity(together.flatten(1), alone.flatten(1))
     assert (close > 0.99).all()  # rounding moves what is just at the threshold
     plain = relevances(subject.model, "epsilon", subject.inputs[:3], None)
     assert not torch.allclose(together, plain, rtol=1e-2)
-    assert torch.equal(relevances(subject.model, "epsilon", subject.inputs[:3], Pruning(0.0, variant)), plain)
+    assert torch.equal(relevances(subject.model, "epsilon", subject.inputs[:3], RelevancePruning(0.0, variant)), plain)
 
 
 class TokensFirst(nn.Module):
@@ -216,8 +219,8 @@ class TokensFirst(nn.Module):
 def test_samples_are_told_apart_where_tokens_come_first() -> None:
     with seeded(0):
         net, x = randomised(TokensFirst()).double().eval(), torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    together = relevances(net, "epsilon", x, Pruning(0.5))
-    alone = torch.cat([relevances(net, "epsilon", one, Pruning(0.5)) for one in x.split(1)])
+    together = relevances(net, "epsilon", x, RelevancePruning(0.5))
+    alone = torch.cat([relevances(net, "epsilon", one, RelevancePruning(0.5)) for one in x.split(1)])
     assert torch.allclose(together, alone, rtol=1e-9)
 
 
@@ -235,13 +238,13 @@ class Halved(nn.Module):
 
 def test_a_layer_that_mixes_samples_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be told apart into 5 samples"):
-        relevances(Halved(), "epsilon", torch.randn(5, 4), Pruning(0.1))
+        relevances(Halved(), "epsilon", torch.randn(5, 4), RelevancePruning(0.1))
 
 
 @pytest.mark.parametrize(("share", "variant"), [(-0.1, "lambda"), (1.0, "lambda"), (0.5, "mu")])
 def test_bad_settings_are_refused(share: float, variant: str) -> None:
     with pytest.raises(InputError, match="pruned relevance"):
-        Pruning(share, variant)
+        RelevancePruning(share, variant)
 
 
 def test_the_scorer_denoises() -> None:

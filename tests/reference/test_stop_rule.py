@@ -15,7 +15,7 @@ from pxcompress.planning.relevance_share import plan_by_share
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.summary import format_command
 from pxcompress.run import Run
-from pxcompress.stages import shrink
+from pxcompress.stages import prune_and_repair
 from pxcompress.types import Group, Plan, Price
 
 SHARES = st.floats(0.001, 0.999)
@@ -80,7 +80,7 @@ def test_a_run_removes_at_most_the_share_of_every_layer() -> None:
     subject = subject_named("flatten_cnn")
     batches = batches_of(subject.inputs, 3)
     recipe = Recipe("mine", relevance_share=0.2, scorer="lrp", round_to=1, budget="macs", repair=("fold",))
-    slim = shrink(subject.model, subject.example, Run(recipe, {"score": batches, "repair": batches}))
+    slim = prune_and_repair(subject.model, subject.example, Run(recipe, {"score": batches, "repair": batches}))
     shares = []
     for group in slim.pruned.groups:
         scores, gone = slim.scores[group.name], list(slim.pruned.plan.removed[group.name])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pxcompress.certify.anytime import Budget, staked, stopping_time
+from pxcompress.certify.anytime import Budget, stake_budget, stopping_time
 from pxcompress.certify.learn_then_test import BETS, e_process, log_wealth
 from pxcompress.certify.path import Candidate, Goal, certify
 from pxcompress.errors import InputError
@@ -67,16 +67,16 @@ def test_the_choice_at_the_stop_is_kept_with_more_samples() -> None:
 
 
 def test_what_is_left() -> None:
-    first = staked(0.05, 0.0, 0, 1000)
+    first = stake_budget(0.05, 0.0, 0, 1000)
     assert (first.stake, first.left_after) == (0.025, 0.05)
     failed = Budget(0.05, 0.05, 0.025, 0, 300, 1000, lost=True)
     assert failed.left_after == 0.025
     assert "LEFT for other tests: 700 samples, and a budget of 0.025" in failed.words
-    second = staked(0.05, 0.025, 300, 1000)
+    second = stake_budget(0.05, 0.025, 300, 1000)
     assert (second.left, second.stake, second.begins) == (0.025, 0.0125, 300)
     for lost, begins in ((0.05, 10), (0.0, 1000)):
         with pytest.raises(InputError, match="nothing is left of these samples"):
-            staked(0.05, lost, begins, 1000)
+            stake_budget(0.05, lost, begins, 1000)
 
 
 def test_adaptive_reuse_keeps_one_error_budget() -> None:
@@ -88,7 +88,7 @@ def test_adaptive_reuse_keeps_one_error_budget() -> None:
         for _ in range(4):
             if begins >= 1500:
                 break
-            budget = staked(0.2, lost, begins, 1500)
+            budget = stake_budget(0.2, lost, begins, 1500)
             goal = Goal(alpha=0.0999, delta=budget.stake, anytime=True)
             lucky = samples[:begins].mean(axis=0).argmin() if begins else 0  # what did best so far
             path = [np.zeros(1500 - begins), (samples[begins:, lucky] < 0.1).astype(float)]

@@ -14,7 +14,7 @@ from conftest import Exported
 from onnx import TensorProto, helper
 
 from pxcompress.deploy import hardware, runtime
-from pxcompress.deploy.bench import Where, bench, choose_providers
+from pxcompress.deploy.bench import BenchConditions, bench, choose_providers
 from pxcompress.deploy.feeds import Sizes
 from pxcompress.errors import InputError, ResultError
 from pxcompress.proof import Placement
@@ -56,7 +56,7 @@ def test_any_classifier_is_timed(
     tmp_path: Path, shape: list[int | str], kind: int, last: bool, used: tuple[int, ...]
 ) -> None:
     path = _classifier(tmp_path / "model.onnx", shape, kind, last)
-    (row,) = bench([path], where=Where(("cpu",), 1), sizes=Sizes((3, 16, 24)), runs=3)
+    (row,) = bench([path], conditions=BenchConditions(("cpu",), 1), sizes=Sizes((3, 16, 24)), runs=3)
     assert row.input_shape == used
     assert row.batch_size == used[0]
     assert row.device_bytes == 0
@@ -82,7 +82,7 @@ def test_a_broken_file_is_one_line(px: Px, wide_cnn: Exported, tmp_path: Path, s
 
 
 def test_the_table_says_what_a_gpu_ran(slim_cnn: Exported) -> None:
-    (row,) = bench([slim_cnn.path], where=Where(("cpu",), 1), runs=6)
+    (row,) = bench([slim_cnn.path], conditions=BenchConditions(("cpu",), 1), runs=6)
     assert "GPU" not in format_bench([row])
     lost = "1 of 9 nodes run elsewhere: 1 TopK on CPUExecutionProvider"
     placement = Placement("cuda-graph", "CUDAExecutionProvider", 8, 9, lost, {"CPUExecutionProvider": 1})
@@ -111,7 +111,7 @@ def test_without_a_gpu_none_of_its_memory_is_taken() -> None:
 
 @pytest.mark.skipif(runtime.explain_failure("cuda") != "", reason="needs an NVIDIA GPU")
 def test_peak_memory_on_the_gpu_holds_the_weights_and_grows_with_the_batch(wide_cnn: Exported) -> None:
-    rows = bench([wide_cnn.path], (1, 4096), where=Where(("cuda", "cuda-graph")), runs=5)
+    rows = bench([wide_cnn.path], (1, 4096), conditions=BenchConditions(("cuda", "cuda-graph")), runs=5)
     for small, large in zip(rows[:2], rows[2:], strict=True):
         assert 4096 * 48 * 16 * 16 * 4 < large.device_bytes - small.device_bytes < 1 << 34
 
@@ -119,7 +119,7 @@ def test_peak_memory_on_the_gpu_holds_the_weights_and_grows_with_the_batch(wide_
 def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> None:
     other = _classifier(tmp_path / "open.onnx", ["n", 3, "h", "w"])
     paths = [wide_cnn.path, str(slim_cnn.path), other]
-    rows = bench(paths, (1, 4), where=Where(("cpu",), 1), sizes=Sizes((3, 16, 16)), runs=20)
+    rows = bench(paths, (1, 4), conditions=BenchConditions(("cpu",), 1), sizes=Sizes((3, 16, 16)), runs=20)
     assert [(row.path, row.batch_size) for row in rows] == [(str(path), size) for size in (1, 4) for path in paths]
     for row in rows:
         assert row.input_shape == (row.batch_size, 3, 16, 16)
@@ -134,7 +134,7 @@ def test_bench_times_every_file_at_every_batch_size(wide_cnn: Exported, slim_cnn
     for reference, row in ((rows[0], rows[1]), (rows[3], rows[4])):
         assert row.speedup.ratio == pytest.approx(reference.latency_ms.p50 / row.latency_ms.p50)
         assert row.speedup.low <= row.speedup.ratio <= row.speedup.high
-    assert len(bench([wide_cnn.path, wide_cnn.path], where=Where(("cpu",)), runs=1)) == 1
+    assert len(bench([wide_cnn.path, wide_cnn.path], conditions=BenchConditions(("cpu",)), runs=1)) == 1
 
 
 def _several(path: Path) -> Path:
@@ -209,29 +209,29 @@ def test_a_file_that_returns_nan_is_named(px: Px, tmp_path: Path) -> None:
 def test_bench_refuses(shape: list[int | str], options: dict[str, object], message: str, tmp_path: Path) -> None:
     path = _classifier(tmp_path / "model.onnx", shape)
     with pytest.raises(InputError, match=message) as caught:
-        bench([path], where=Where(("cpu",)), **options)
+        bench([path], conditions=BenchConditions(("cpu",)), **options)
     assert "\n" not in str(caught.value)
 
 
 def test_bench_fills_only_what_is_open(tmp_path: Path) -> None:
     path = _classifier(tmp_path / "model.onnx", ["n", 1, "h", 8])
-    (row,) = bench([path], where=Where(("cpu",)), sizes=Sizes((3, 16, 16)), runs=3)
+    (row,) = bench([path], conditions=BenchConditions(("cpu",)), sizes=Sizes((3, 16, 16)), runs=3)
     assert row.input_shape == (1, 1, 16, 8)
 
 
 def test_bench_takes_a_fixed_batch_of_the_same_size(tmp_path: Path) -> None:
     path = _classifier(tmp_path / "model.onnx", [4, 3, 8, 8])
     for asked in ((4,), ()):
-        (row,) = bench([path], asked, where=Where(("cpu",)), runs=3)
+        (row,) = bench([path], asked, conditions=BenchConditions(("cpu",)), runs=3)
         assert row.input_shape == (4, 3, 8, 8)
     other = _classifier(tmp_path / "other.onnx", ["n", 3, 8, 8])
-    assert [row.batch_size for row in bench([path, other], where=Where(("cpu",)), runs=3)] == [4, 4]
+    assert [row.batch_size for row in bench([path, other], conditions=BenchConditions(("cpu",)), runs=3)] == [4, 4]
     with pytest.raises(InputError, match="has a fixed batch of 4; given batch size 1"):
-        bench([other, path], where=Where(("cpu",)), runs=3)
+        bench([other, path], conditions=BenchConditions(("cpu",)), runs=3)
 
 
 def test_several_providers_are_timed_side_by_side(slim_cnn: Exported) -> None:
-    rows = bench([slim_cnn.path], where=Where(("cpu", "auto"), 1), runs=5)
+    rows = bench([slim_cnn.path], conditions=BenchConditions(("cpu", "auto"), 1), runs=5)
     assert [row.placement.asked for row in rows] == ["cpu", "auto"]
     assert rows[1].speedup is not None
 
@@ -249,7 +249,7 @@ def test_providers_that_cannot_be_used_are_named(slim_cnn: Exported) -> None:
     with pytest.raises(InputError, match="unknown provider 'gpu'"):
         choose_providers(["cpu", "gpu"])
     with pytest.raises(ResultError, match="does not run on auto alone"):
-        bench([slim_cnn.path], where=Where(strict=True))
+        bench([slim_cnn.path], conditions=BenchConditions(strict=True))
 
 
 @without_gpu

@@ -28,7 +28,7 @@ import pxcompress
 from pxcompress.commands.terminal import notes, show
 from pxcompress.deploy.runtime import open_session
 from pxcompress.notes import LIVE
-from pxcompress.passes.parts import watched
+from pxcompress.passes.parts import watch_batches
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import from_json
 from pxcompress.state import seeded
@@ -377,7 +377,7 @@ def test_long_passes_tell_on_a_terminal_what_is_left_of_them(
     monkeypatch.setattr("pxcompress.passes.parts.time.perf_counter", lambda: next(seconds))
     told: list[str] = []
     batches = [(torch.zeros(1), torch.zeros(1))] * 4
-    seen = watched({"score": batches, "endless": iter(())}, told.append)
+    seen = watch_batches({"score": batches, "endless": iter(())}, told.append)
     for _ in range(2):
         assert list(seen["score"]) == batches
     assert told == 2 * [f"{LIVE}{done} of 4 batches, {2 * (4 - done)} s left in this pass" for done in (1, 2, 3)]

@@ -13,17 +13,17 @@ from pxcompress.clock import Clock
 from pxcompress.cost.count import (
     count_macs,
     count_params,
+    list_uncounted,
     macs_by_module,
     macs_meter,
     params_by_module,
     params_meter,
-    uncounted,
 )
 from pxcompress.graph import prune
 from pxcompress.notes import silent
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import priced
+from pxcompress.stages import price_groups
 from pxcompress.types import Plan
 
 
@@ -160,7 +160,7 @@ def test_a_deformable_convolution_by_hand() -> None:
             return self.layer(x, x.new_zeros(len(x), 18, 8, 8))
 
     assert macs_by_module(Net(), torch.randn(1, 4, 10, 10)) == {"layer": 8 * 8 * 6 * 4 * 9}
-    assert uncounted(Net(), torch.randn(1, 4, 10, 10)) == {}
+    assert list_uncounted(Net(), torch.randn(1, 4, 10, 10)) == {}
 
 
 class _Fourier(nn.Module):
@@ -172,25 +172,25 @@ class _Fourier(nn.Module):
 
 def test_what_nothing_counts_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), _Fourier(), nn.ReLU(), nn.Sequential(_Fourier()))
-    assert uncounted(model, torch.randn(1, 3, 8, 8)) == {"_fft_r2c": ("1", "3.0")}
+    assert list_uncounted(model, torch.randn(1, 3, 8, 8)) == {"_fft_r2c": ("1", "3.0")}
     assert set(macs_by_module(model, torch.randn(1, 3, 8, 8))) == {"0"}
 
 
 def test_a_norm_is_known_to_multiply_nothing() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), GlobalResponseNorm(4, channels_last=False))
-    assert uncounted(model, torch.randn(1, 3, 8, 8)) == {}
+    assert list_uncounted(model, torch.randn(1, 3, 8, 8)) == {}
     assert set(macs_by_module(model, torch.randn(1, 3, 8, 8))) == {"0"}
 
 
 def test_everything_is_counted(subject: Subject) -> None:
-    assert uncounted(subject.model, subject.example) == {}
+    assert list_uncounted(subject.model, subject.example) == {}
 
 
 def test_a_run_says_what_its_price_leaves_out() -> None:
     inputs = torch.randn(6, 3, 8, 8)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), _Fourier(), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(144, 5)).eval()
     clock = Clock(silent)
-    priced(model, inputs[:1], Run(Recipe("mine", 0.1, round_to=1), {}, clock))
+    price_groups(model, inputs[:1], Run(Recipe("mine", 0.1, round_to=1), {}, clock))
     assert clock.remarks == ["_fft_r2c, in 1, counts as 0 MACs: nothing is known of what it multiplies"]
 
 

@@ -203,7 +203,7 @@ def test_nested_folders_belong_to_their_class(tmp_path):
 @pytest.mark.parametrize("even", [True, False])
 def test_drawing_order_mixes_every_beginning(even):
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    order = drawing_order(labels, np.random.default_rng(0), even=even)
+    order = drawing_order(labels, np.random.default_rng(0), balanced=even)
     assert sorted(order) == list(range(100))
     for n in range(1, 101):
         counts = np.bincount(labels[order[:n]], minlength=3)

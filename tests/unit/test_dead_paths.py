@@ -9,8 +9,8 @@ from models import subject as subject_named
 from torch import nn
 
 from pxcompress.graph import find_groups, prune
-from pxcompress.layout.rows import others
-from pxcompress.planning.dead_paths import without_dead_paths
+from pxcompress.layout.rows import complement
+from pxcompress.planning.dead_paths import remove_dead_paths
 from pxcompress.planning.limits import Limits
 from pxcompress.state import seeded
 from pxcompress.types import Group, Pruned
@@ -24,7 +24,7 @@ def _cleaned(model: nn.Module, groups: tuple[Group, ...], example: torch.Tensor,
     def meter(kept: object) -> float:
         return float(sum(kept.values()))  # type: ignore[attr-defined]
 
-    return without_dead_paths(bare, example, meter, limits)
+    return remove_dead_paths(bare, example, meter, limits)
 
 
 def _silenced(subject: Subject, seed: int) -> tuple[nn.Module, dict[str, set[int]]]:
@@ -68,7 +68,7 @@ def test_constants_go_into_the_next_bias_and_paths_fall_one_after_the_other() ->
         model.conv1.weight[5] = 0  # constant, positive after BatchNorm and ReLU
         model.conv1.bias[5] = 2.0
         model.fc2.weight[:, 3] = 0  # nobody reads neuron 3, which alone reads channel 4 of conv2
-        alone = others(10, torch.tensor([3]))
+        alone = complement(10, torch.tensor([3]))
         model.fc1.weight[alone[:, None], torch.arange(36, 45)[None]] = 0
     before = model(inputs)
     groups = find_groups(model, inputs[:1], ["fc2"]).groups

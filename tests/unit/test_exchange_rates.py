@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pxcompress.exchange_rates import SPREAD, at_rates, with_measured_rates
 from pxcompress.graph import find_groups
-from pxcompress.passes.moments import Remembered
+from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import spread_samples
 from pxcompress.repair.fold import Fold
 from pxcompress.state import seeded
@@ -85,7 +85,7 @@ def test_moments_to_fit_to_are_taken_once_for_all_groups() -> None:
             passes.append(1)
             return super().__iter__()
 
-    fit = Remembered(Counted(batches_of(inputs, 16)), scored.model)
+    fit = MomentCache(Counted(batches_of(inputs, 16)), scored.model)
     with_measured_rates([scored], [Fold()], fit, batches_of(inputs, 16), None)
     assert len(passes) == 1
 

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from pxcompress.demo.dna import LENGTH, LETTERS, dna_sample
 from pxcompress.errors import InputError
-from pxcompress.explain.cases import _line
-from pxcompress.explain.compare import Asked, explain
+from pxcompress.explain.cases import _color_line
+from pxcompress.explain.compare import ExplanationRequest, explain
 from pxcompress.explain.folder import write
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Recipe
@@ -124,7 +124,7 @@ def test_it_writes_page_record_and_figures(px: Px, folder: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_the_report_with_cases_renders_in_a_browser_without_a_complaint(folder: Path, tmp_path: Path) -> None:
-    page = write(explain(folder, request=Asked(samples=4)), folder)
+    page = write(explain(folder, request=ExplanationRequest(samples=4)), folder)
     options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     more = f"--disable-component-update --disable-sync --enable-logging=stderr --user-data-dir={tmp_path / 'profile'}"
     run = ["chromium", *options.split(), *more.split(), "--dump-dom", page.as_uri()]
@@ -134,7 +134,7 @@ def test_the_report_with_cases_renders_in_a_browser_without_a_complaint(folder: 
 
 
 def test_what_it_says_is_what_the_models_say(made: Path) -> None:
-    found = explain(made, request=Asked(samples=8, composite="epsilon"))
+    found = explain(made, request=ExplanationRequest(samples=8, composite="epsilon"))
     pruned = load_pruned(made)
     gone = {group.name: set(pruned.plan.removed.get(group.name, ())) for group in pruned.groups}
     for case in found.cases:
@@ -167,9 +167,9 @@ def test_images_of_any_size_and_mode(px: Px, folder: Path, tmp_path: Path) -> No
 
 
 def test_pruned_relevance(made: Path) -> None:
-    chosen = explain(made, request=Asked("plrp-lambda", samples=6))
-    given = explain(made, request=Asked("plrp-lambda", samples=6, share=0.3))
-    plain = explain(made, request=Asked(samples=6))
+    chosen = explain(made, request=ExplanationRequest("plrp-lambda", samples=6))
+    given = explain(made, request=ExplanationRequest("plrp-lambda", samples=6, share=0.3))
+    plain = explain(made, request=ExplanationRequest(samples=6))
     assert given.share == 0.3
     assert bool(chosen.notes) == (chosen.share == 0)  # it says so where nothing is pruned
     assert given.alike[0].gini_dense > plain.alike[0].gini_dense
@@ -250,7 +250,7 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sequences_are_lines_of_letters(sequences: Path) -> None:
-    found = explain(sequences, request=Asked(samples=20))
+    found = explain(sequences, request=ExplanationRequest(samples=20))
     assert found.placed is not None
     assert found.placed.samples == 20
     assert found.placed.covered == pytest.approx(0.1)  # two motifs of 10 letters among 200
@@ -281,7 +281,7 @@ def test_a_line_has_a_cell_for_every_position() -> None:
 
 def test_numbers_are_shades_of_grey() -> None:
     values = torch.tensor([[0.0, 2.0, 4.0], [0.0, 0.0, 4.0]])
-    assert _line(values, None, "")[:, 0].tolist() == [0, 64, 255]
-    assert _line(torch.tensor([3.0, 3.0]), None, "").tolist() == [[0, 0, 0]] * 2
-    marked = _line(values, np.array([True, False, False]), "ACG").tolist()
+    assert _color_line(values, None, "")[:, 0].tolist() == [0, 64, 255]
+    assert _color_line(torch.tensor([3.0, 3.0]), None, "").tolist() == [[0, 0, 0]] * 2
+    marked = _color_line(values, np.array([True, False, False]), "ACG").tolist()
     assert marked == [list(MARKED), [255] * 3, [255] * 3]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pxcompress.data import load_splits, open_source, restricted
+from pxcompress.data import load_splits, open_source, restrict_classes
 from pxcompress.data.samples import SPARE, Source
 from pxcompress.errors import DataError
 from pxcompress.types import Preprocessing
@@ -203,13 +203,13 @@ def test_a_task_cuts_select_from_where_it_came_from(tmp_path: Path, large: Path)
     shutil.copytree(large, tmp_path / "data", copy_function=os.link)
     write(tmp_path / "data/train/eel", 20, 77)
     write(tmp_path / "data/val/eel", SPARE // 2, 78)
-    task = restricted(open_source(str(tmp_path / "data")), ("eel", "cat"))
+    task = restrict_classes(open_source(str(tmp_path / "data")), ("eel", "cat"))
     assert len(task.select) == SPARE // 5
     assert halves(task) == {role: {"train" if role in ("score", "repair") else "val"} for role in ROLES}
 
 
 def test_another_order_of_all_classes_keeps_the_pools(large: Path) -> None:
     source = open_source(str(large))
-    turned = restricted(source, ("dog", "cat"))
+    turned = restrict_classes(source, ("dog", "cat"))
     assert turned.select.ids == source.select.ids
     assert (turned.select.labels == 1 - source.select.labels).all()

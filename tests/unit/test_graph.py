@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pxcompress.cost.count import count_params
 from pxcompress.errors import ModelError
-from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, is_depthwise, masked, prune, removal_error
+from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, is_depthwise, mask_units, prune, removal_error
 from pxcompress.state import seeded
 from pxcompress.types import Group, Plan, Pruned, Structure
 
@@ -91,7 +91,7 @@ def test_every_group_can_be_pruned_alone(small: Subject) -> None:
 
 def test_masking_changes_consumers_only(small: Subject) -> None:
     plan = random_plan(small.groups, 3)
-    twin = masked(small.model, small.groups, plan)
+    twin = mask_units(small.model, small.groups, plan)
     consumers = {member.module for group in small.groups for member in group.consumers}
     for name, value in twin.state_dict().items():
         module, _, parameter = name.rpartition(".")
@@ -269,7 +269,7 @@ def test_nothing_touches_the_dense_model(subject: Subject) -> None:
     before = snapshot(model)
     structure = find_groups(model, subject.example, CLASSIFIERS[subject.name])
     pruned = prune(model, structure.groups, random_plan(structure.groups, 2), subject.example)
-    masked(model, structure.groups, pruned.plan)
+    mask_units(model, structure.groups, pruned.plan)
     assert snapshot(model) == before
     assert pruned.dense is model
 
@@ -395,7 +395,7 @@ def test_rounding_is_no_wrong_surgery() -> None:
     structure = find_groups(model, inputs[:1], ("head",))
     pruned = prune(model, structure.groups, plan_of({"body": range(0, 64, 2)}), inputs[:1])
     with torch.no_grad():
-        slim, reference = pruned.model(inputs), masked(model, structure.groups, pruned.plan)(inputs)
+        slim, reference = pruned.model(inputs), mask_units(model, structure.groups, pruned.plan)(inputs)
     assert float((slim - reference).abs().max()) > REMOVAL_TOLERANCE
     assert removal_error(pruned, inputs) < 1e-9
     with torch.no_grad():

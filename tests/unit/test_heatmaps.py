@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
-from pxcompress.explain.heatmaps import METHODS, SHARES, Method, chosen_share, heatmaps, trade_off
+from pxcompress.explain.heatmaps import METHODS, SHARES, Method, choose_share, heatmaps, trade_off
 from pxcompress.explain.metrics import (
     SIMILARITIES,
     cosine,
@@ -122,7 +122,7 @@ def test_heatmaps_add_up_to_the_logit_without_biases() -> None:
 def test_the_chosen_share_has_the_best_trade_off() -> None:
     subject = subject_named("flatten_cnn")
     targets = torch.zeros(6, dtype=torch.int64)
-    found = chosen_share(subject.model, subject.inputs, targets, "plrp-lambda", "gamma")
+    found = choose_share(subject.model, subject.inputs, targets, "plrp-lambda", "gamma")
 
     def maps(share: float) -> Tensor:
         return heatmaps(subject.model, subject.inputs, targets, Method("plrp-lambda", "gamma", share)).flatten(1)
@@ -130,7 +130,7 @@ def test_the_chosen_share_has_the_best_trade_off() -> None:
     worth = {share: trade_off(maps(share), maps(0.0)) for share in (0.0, *SHARES)}
     assert worth[0.0] == pytest.approx(0, abs=1e-6)
     assert found == max(worth, key=lambda share: worth[share])
-    assert chosen_share(subject.model, subject.inputs, targets, "lrp", "gamma") == 0
+    assert choose_share(subject.model, subject.inputs, targets, "lrp", "gamma") == 0
 
 
 @pytest.mark.parametrize("given", [{"name": "plrp"}, {"composite": "nothing"}, {"name": "plrp-m", "share": 1.0}])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pxcompress import compress_module
 from pxcompress.errors import DataError
-from pxcompress.models.input_values import checked
+from pxcompress.models.input_values import check_batches
 
 
 def net() -> nn.Module:
@@ -34,12 +34,12 @@ def test_no_measurement_is_refused_by_place(value: float, packed: bool) -> None:
 
 @pytest.mark.parametrize("value", [-9998.5, 255.0, 65535.0, -1e6])
 def test_large_numbers_are_numbers(value: float) -> None:
-    assert len(list(checked((inputs, torch.zeros(4)) for inputs, _ in with_value(value)))) == 3
+    assert len(list(check_batches((inputs, torch.zeros(4)) for inputs, _ in with_value(value)))) == 3
 
 
 def test_samples_that_are_all_alike_are_said_once_they_were_all_seen() -> None:
     alike = [(torch.ones(4, 3, 8, 8), torch.zeros(4))] * 2
     with pytest.warns(UserWarning, match="all 8 samples of the batches are alike"):
-        assert len(list(checked(alike))) == 2
-    list(checked([*alike, (torch.zeros(1, 3, 8, 8), torch.zeros(1))]))
-    list(checked([(torch.ones(1, 3, 8, 8), torch.zeros(1))]))
+        assert len(list(check_batches(alike))) == 2
+    list(check_batches([*alike, (torch.zeros(1, 3, 8, 8), torch.zeros(1))]))
+    list(check_batches([(torch.ones(1, 3, 8, 8), torch.zeros(1))]))

@@ -11,12 +11,12 @@ from torch import nn
 
 from pxcompress.cost import latency
 from pxcompress.cost.count import Widths
-from pxcompress.cost.latency import Conditions, Table, best_step
-from pxcompress.cost.operators import Operator, operators
+from pxcompress.cost.latency import Conditions, OperatorTimes, measure_best_step
+from pxcompress.cost.operators import Operator, find_operators
 from pxcompress.deploy.runtime import time_graph
 from pxcompress.errors import BudgetError
 from pxcompress.graph import find_groups
-from pxcompress.planning.fit import fitted
+from pxcompress.planning.fit import fit_to_file
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.plan import make_plan
 from pxcompress.types import Plan, Price, ScoredModel, Structure
@@ -42,7 +42,7 @@ class Mixed(nn.Module):
 
 
 def test_operators_are_read_from_one_pass() -> None:
-    found = operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    found = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
     assert list(found) == ["first", "depthwise", "grouped", "head"]
     assert found["first"].activation == ("Sigmoid", "Mul")
     assert found["first"].positions == 5 * 5
@@ -54,7 +54,7 @@ def test_operators_are_read_from_one_pass() -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_operator_is_a_graph_that_runs_at_any_width(batch: int) -> None:
-    found = operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    found = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
     for operator in found.values():
         for narrower in (operator, operator.at(operator.inputs // 2 or 1, operator.outputs // 2)):
             if operator.inputs > 3:
@@ -65,7 +65,7 @@ def test_attention_is_an_operator_of_its_heads() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3).eval()
     example = torch.randn(1, 3, 32, 32)
     groups = find_groups(model, example, ["head"]).groups
-    attention = operators(model, groups, example)["blocks.0.attn"]
+    attention = find_operators(model, groups, example)["blocks.0.attn"]
     assert (attention.rows, attention.inputs, attention.kernel) == ((5,), 3, (64,))
     assert time_graph(attention.at(2, 2).graph(1), attention.at(2, 2).input_shape(1), "cpu", 1) > 0
 
@@ -75,7 +75,7 @@ def test_windows_of_a_sample_are_counted() -> None:
         "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(1,), num_heads=(2,)
     ).eval()
     example = torch.randn(1, 3, 32, 32)
-    found = operators(model, find_groups(model, example, ["head.fc"]).groups, example)
+    found = find_operators(model, find_groups(model, example, ["head.fc"]).groups, example)
     attention, linear = found["layers.0.blocks.0.attn"], found["layers.0.blocks.0.attn.qkv"]
     assert (attention.rows, attention.positions, linear.rows) == ((4, 16), 4 * 16 * 8, (4, 16))
     assert time_graph(attention.at(1, 1).graph(2), attention.at(1, 1).input_shape(2), "cpu", 1) > 0
@@ -83,24 +83,58 @@ def test_windows_of_a_sample_are_counted() -> None:
 
 def test_a_table_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
-    table, (operator, *_) = Table(CONDITIONS), operators(nn.Linear(64, 64), (), torch.randn(1, 64)).values()
+    table, (operator, *_) = (
+        OperatorTimes(CONDITIONS),
+        find_operators(nn.Linear(64, 64), (), torch.randn(1, 64)).values(),
+    )
     first = table.milliseconds(operator)
     table.save()
-    assert Table(CONDITIONS).milliseconds(operator) == first > 0
+    assert OperatorTimes(CONDITIONS).milliseconds(operator) == first > 0
 
 
 def test_a_step_is_free_where_the_next_width_costs_as_much(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
     for step in (32, 8, 1):
-        monkeypatch.setattr(Table, "milliseconds", lambda self, operator: float(-(-operator.outputs // step)))  # noqa: B023
-        assert best_step(CONDITIONS) == step
+        monkeypatch.setattr(OperatorTimes, "milliseconds", lambda self, operator: float(-(-operator.outputs // step)))  # noqa: B023
+        assert measure_best_step(CONDITIONS) == step
+
+
+@pytest.mark.parametrize(("precision", "unit"), [("fp32", 8), ("fp16", 8), ("int8", 16)])
+def test_on_a_gpu_widths_are_what_its_tensor_cores_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str, unit: int
+) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(latency, "get_device", lambda provider: "cuda")
+    for step in (32, 1):
+        monkeypatch.setattr(OperatorTimes, "milliseconds", lambda self, operator: float(-(-operator.outputs // step)))  # noqa: B023
+        assert measure_best_step(CONDITIONS, precision) == max(step, unit)
+
+
+def test_on_a_gpu_an_operator_is_timed_in_steps_of_both_widths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(latency, "_copies", lambda operator: (latency.NOTHING, latency.NOTHING))
+    asked = []
+
+    def call(self: OperatorTimes, operator: Operator) -> float:
+        asked.append(operator)
+        return 1e-9 if operator.kind == "copy" else float(-(-operator.inputs // 64) * -(-operator.outputs // 128))
+
+    monkeypatch.setattr(OperatorTimes, "_call", call)
+    table = OperatorTimes(CONDITIONS)
+    convolution = Operator("conv", (8, 8), 256, 512, (3, 3), (1, 1), (1, 1), (1, 1), positions=64)
+    steps = latency._steps(convolution, table, 8)
+    assert steps.at(250, 500) == pytest.approx(16)
+    assert steps.at(65, 128) == steps.at(128, 1) == pytest.approx(2)
+    depthwise = Operator("conv", (8, 8), 128, 128, (3, 3), (1, 1), (1, 1), (1, 1), groups=128, positions=64)
+    assert latency._steps(depthwise, table, 8).at(3, 70) == pytest.approx(2)
+    assert {operator.groups for operator in asked if operator.kind == "conv"} >= {1, 128}
 
 
 LAYOUT = 1e-4
 """Milliseconds that the fake machine below takes to bring one element into another layout."""
 
 
-def _fake_call(table: Table, operator: Operator) -> float:
+def _fake_call(table: OperatorTimes, operator: Operator) -> float:
     """A call that takes 10 ns a product, and changes layouts around convolutions of more than a few channels."""
     products = operator.positions * operator.weights(operator.inputs, operator.outputs)
     reads, writes = math.prod(operator.rows) * operator.inputs, operator.positions * operator.outputs
@@ -112,12 +146,12 @@ def _fake_call(table: Table, operator: Operator) -> float:
 
 
 def test_an_operator_alone_is_timed_without_what_the_call_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Table, "_call", _fake_call)
-    found = operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    monkeypatch.setattr(OperatorTimes, "_call", _fake_call)
+    found = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
     for name in ("depthwise", "grouped", "head"):
         operator = found[name]
         products = operator.positions * operator.weights(operator.inputs, operator.outputs)
-        assert Table(CONDITIONS).milliseconds(operator) == pytest.approx(1e-5 * products)
+        assert OperatorTimes(CONDITIONS).milliseconds(operator) == pytest.approx(1e-5 * products)
 
 
 class Blocks(nn.Module):
@@ -142,11 +176,11 @@ def test_a_wider_operator_never_costs_less_whatever_was_measured(monkeypatch: py
     """Noise must not make a wide layer look cheaper than a narrow one: a time is raised to the largest before it."""
     measured = {(16, 16): 3.0, (16, 32): 1.0, (16, 64): 2.0, (32, 16): 2.0, (32, 32): 4.0, (64, 64): 1.0}
     times = {(i, o): measured.get((i, o), 0.5) for i in (8, 16, 32, 64) for o in (8, 16, 32, 64)}
-    monkeypatch.setattr(Table, "milliseconds", lambda self, operator: times[operator.inputs, operator.outputs])
+    monkeypatch.setattr(OperatorTimes, "milliseconds", lambda self, operator: times[operator.inputs, operator.outputs])
     net, example = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))).eval(), torch.randn(1, 64)
     groups = find_groups(net, example, ["3"]).groups
-    operator = operators(net, groups, example)["1"]
-    surface = latency._surface(operator, "1", Widths(net, groups), Table(CONDITIONS))
+    operator = find_operators(net, groups, example)["1"]
+    surface = latency._surface(operator, "1", Widths(net, groups), OperatorTimes(CONDITIONS))
     assert surface.times.shape[0] > 1 < surface.times.shape[1]
     for row, inputs in enumerate(surface.inputs):
         for column, outputs in enumerate(surface.outputs):
@@ -157,8 +191,8 @@ def test_a_wider_operator_never_costs_less_whatever_was_measured(monkeypatch: py
 def test_a_width_costs_what_the_next_whole_step_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither less than at the step below nor more than whole; a depthwise convolution gets cheaper with its width."""
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(Table, "_call", _fake_call)
-    monkeypatch.setattr(latency, "best_step", lambda conditions: 16)
+    monkeypatch.setattr(OperatorTimes, "_call", _fake_call)
+    monkeypatch.setattr(latency, "measure_best_step", lambda conditions: 16)
     model, example = Blocks().eval(), torch.randn(1, 3, 8, 8)
     groups = find_groups(model, example, ["head"]).groups
     assert "layers.0" in {group.name for group in groups}
@@ -167,7 +201,7 @@ def test_a_width_costs_what_the_next_whole_step_costs(monkeypatch: pytest.Monkey
         """The whole model as the sum of its depthwise convolution alone, in ms."""
         return 1.0 + args[-1].get("layers.0", 40) / 40  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(latency, "whole_model", alone)
+    monkeypatch.setattr(latency, "measure_whole_model", alone)
     meter = latency.latency_meter(model, groups, example, CONDITIONS)
     costs = [meter({"layers.0": width}) for width in range(1, 41)]
     assert costs == sorted(costs)
@@ -208,7 +242,7 @@ def test_a_loop_ends_just_below_what_is_allowed(scored: ScoredModel, factor: flo
         plans.append(make_plan(groups, scored.scores, scored.price, ratio, Limits("none", 1, 0.0)))
         return plans[-1]
 
-    plan, attempts = fitted(scored, plan_of, Scripted(plans, factor), limit)
+    plan, attempts = fit_to_file(scored, plan_of, Scripted(plans, factor), limit)
     allowed = 50.0 if limit is None else limit
     assert 0.9 * allowed <= plan.cost_planned * factor <= allowed
     corrected = [plan.cost_planned * (1.0 if place == 0 else factor) for place, plan in enumerate(plans)]
@@ -225,5 +259,5 @@ def test_a_loop_that_never_fits_says_so(scored: ScoredModel) -> None:
         return plans[-1]
 
     with pytest.raises(BudgetError, match="no file fits: 50 ms are allowed, measured were 198"):
-        fitted(scored, plan_of, Scripted(plans, 2.0))
+        fit_to_file(scored, plan_of, Scripted(plans, 2.0))
     assert np.isfinite([plan.cost_planned for plan in plans]).all()

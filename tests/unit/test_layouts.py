@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pxcompress.data import batches as batches_module
-from pxcompress.data import load_splits, open_source, restricted
+from pxcompress.data import load_splits, open_source, restrict_classes
 from pxcompress.data.samples import Source
 from pxcompress.errors import DataError
 from pxcompress.types import Preprocessing
@@ -217,7 +217,7 @@ def test_unlabelled_images(tmp_path):
     source = open_source(str(tmp_path / "flat"))
     assert (source.layout, source.classes, source.outputs) == ("unlabelled", (), None)
     assert len(batches_by_id(source)) == COUNT
-    assert restricted(source, ()) is source
+    assert restrict_classes(source, ()) is source
 
 
 def test_any_folder_as_unlabelled(tmp_path):
@@ -231,10 +231,10 @@ def test_any_folder_as_unlabelled(tmp_path):
 
 
 def test_no_classes_to_choose_from(tmp_path):
-    assert restricted(open_source("digits"), ("3", "1")).outputs == 2
+    assert restrict_classes(open_source("digits"), ("3", "1")).outputs == 2
     assert open_source("digits").outputs == 10
     with pytest.raises(DataError, match="no class per image"):
-        restricted(open_source(str(save_masked(tmp_path / "d"))), ("0", "1"))
+        restrict_classes(open_source(str(save_masked(tmp_path / "d"))), ("0", "1"))
 
 
 FACTORIES = """

@@ -319,7 +319,7 @@ def test_verdict(comparison: Comparison, text: str) -> None:
 )
 def test_a_goal_of_speed_may_be_missed_by_a_twentieth(goal: Goal, ratio: float, missed: str) -> None:
     """Which is what noise comes to; the pruned model of these takes 2 ms."""
-    assert results._missed(goal, _comparison(Speedup(ratio, ratio, ratio))) == missed
+    assert results._describe_missed_goal(goal, _comparison(Speedup(ratio, ratio, ratio))) == missed
 
 
 @pytest.mark.parametrize(("planned_ms", "codes"), [(2 / 1.19, 1), (2 / 1.21, 2), (2 / 0.81, 1), (2 / 0.79, 2)])
@@ -328,7 +328,7 @@ def test_a_machine_that_changed_by_a_fifth_is_said(planned_ms: float, codes: int
     nothing = Plan({}, "latency", "ms", 1.0, 1.0, 1.0)
     model = nn.Identity()
     slim = PruneResult(Structure(()), {}, Pruned(model, model, (), nothing), attempts=(Attempt(1, 1, planned_ms / 2),))
-    notes = list(results._loop(Goal(speedup=2.0), slim, _comparison(Speedup(2.0, 2.0, 2.0))))
+    notes = list(results._describe_attempts(Goal(speedup=2.0), slim, _comparison(Speedup(2.0, 2.0, 2.0))))
     assert [note.code for note in notes] == ["closed-loop", "machine-changed"][:codes]
 
 

@@ -14,7 +14,7 @@ from pxcompress.clock import Clock
 from pxcompress.errors import BudgetError
 from pxcompress.graph import removal_error
 from pxcompress.run import Run
-from pxcompress.stages import ever_smaller, score, shrink
+from pxcompress.stages import ever_smaller, prune_and_repair, score
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch
@@ -74,7 +74,7 @@ def test_accuracy_is_measured_after_every_stage_that_changes_the_model(batches: 
     clock = Clock(told.append)
     parts = {"score": batches, "repair": batches, "select": batches}
     recipe = Recipe("mine", 0.4, scorer="magnitude", round_to=1)
-    shrink(FlattenCNN().eval(), batches[0][0][:1], Run(recipe, parts, clock, Classification()))
+    prune_and_repair(FlattenCNN().eval(), batches[0][0][:1], Run(recipe, parts, clock, Classification()))
     measured = [stage.name for stage in clock.stages if stage.quality_after is not None]
     assert measured == ["prune", "fold", "least-squares", "batchnorm"]
     assert any("top-1" in line for line in told)
@@ -94,7 +94,7 @@ def test_a_path_starts_dense_and_ends_at_the_asked_ratio(batches: list[Batch]) -
     assert [plan.cost_planned for plan in plans] == sorted({plan.cost_planned for plan in plans}, reverse=True)
     for larger, smaller in itertools.pairwise(plans[1:]):
         assert all(set(units) <= set(smaller.removed[name]) for name, units in larger.removed.items())
-    alone = shrink(model, batches[0][0][:1], Run(recipe, parts))
+    alone = prune_and_repair(model, batches[0][0][:1], Run(recipe, parts))
     assert alone.pruned.plan == plans[-1]
     assert _agreement(alone.pruned.model, slims[-1].pruned.model, batches) == pytest.approx(1)
     assert [stage.name for stage in run.clock.stages].count("plan") == 1

@@ -40,7 +40,7 @@ from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.repair.batchnorm import BatchNormStatistics
 from pxcompress.run import Run
 from pxcompress.run_folder.place import whole_folder
-from pxcompress.stages import shrink
+from pxcompress.stages import prune_and_repair
 from pxcompress.state import seeded
 from pxcompress.types import Batches
 
@@ -314,7 +314,7 @@ def test_repairs_go_on_in_smaller_batches_and_a_failed_one_leaves_nothing(kind: 
         batches = dict.fromkeys(("score", "repair", "select"), parts[count])
         recipe = Recipe("mine", repair=repair, **options)
         with seeded(0):
-            slims.append(shrink(model, inputs[:1], Run(recipe, batches, Clock(told.append, measures=False))))
+            slims.append(prune_and_repair(model, inputs[:1], Run(recipe, batches, Clock(told.append, measures=False))))
     assert sum("trying again with batches of 3" in line for line in told) == len(REPAIR)
     first, second = (slim.pruned.model.state_dict() for slim in slims)
     assert first.keys() == second.keys()

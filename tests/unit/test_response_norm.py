@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pxcompress.graph import find_groups, prune, removal_error
 from pxcompress.models.response_norm import ExplicitResponseNorm, explicit_response_norm
-from pxcompress.models.rewrite import plain
+from pxcompress.models.rewrite import rewrite_plain
 from pxcompress.state import seeded
 
 CHANNELS = 6
@@ -84,14 +84,14 @@ def test_the_explicit_norm_computes_the_same(name: str, at_first: bool) -> None:
 def test_other_layers_with_a_weight_and_a_bias_stay(other: nn.Module) -> None:
     assert explicit_response_norm(other) is None
     model = Net(other)
-    assert plain(model) is model
+    assert rewrite_plain(model) is model
 
 
 @pytest.mark.parametrize("name", ["timm", "the paper's"])
 def test_channels_that_it_spans_go_exactly(name: str) -> None:
     with seeded(1):
         model, inputs = _drawn(Net(NORMS[name]())).eval(), torch.randn(3, 3, 8, 8)
-    twin = plain(model, lambda net: net(inputs))
+    twin = rewrite_plain(model, lambda net: net(inputs))
     torch.testing.assert_close(twin(inputs), model(inputs))
     groups = {group.name: group for group in find_groups(twin, inputs[:1]).groups}
     assert {(member.module, member.axis) for member in groups["fc1"].members} == {
@@ -108,6 +108,6 @@ def test_channels_that_it_spans_go_exactly(name: str) -> None:
 def test_the_divisor_stays_that_of_the_dense_model() -> None:
     with seeded(2):
         model, inputs = _drawn(Net(GlobalResponseNorm(CHANNELS))).eval(), torch.randn(3, 3, 8, 8)
-    twin = plain(model)
+    twin = rewrite_plain(model)
     slim = prune(twin, find_groups(twin, inputs[:1]).groups, plan_of({"fc1": (0, 3)}), inputs[:1]).model
     assert slim.grn.mean.weight.tolist() == [pytest.approx([1 / CHANNELS] * (CHANNELS - 2))]

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.prune import l1_unstructured
 
 from pxcompress.graph import find_groups, prune, removal_error
-from pxcompress.models.rewrite import ExplicitAttention, plain, unwrapped
+from pxcompress.models.rewrite import ExplicitAttention, rewrite_plain, unwrap
 from pxcompress.state import evaluating, seeded
 
 
@@ -73,7 +73,7 @@ def test_heads_of_multihead_attention_can_go() -> None:
         model, inputs = Encoder().eval(), torch.randn(4, 5, 6)
     _drawn(model.attention)
     before = snapshot(model)
-    twin = plain(model)
+    twin = rewrite_plain(model)
     assert snapshot(model) == before
     assert torch.allclose(twin(inputs), model(inputs), atol=1e-6)
     groups = {group.name: group for group in find_groups(twin, inputs[:1], ("head",)).groups}
@@ -100,7 +100,7 @@ def test_convolutions_hold_the_weights_they_compute_with(layer: nn.Module) -> No
     """Weight standardisation: without it no channel could go, since every weight depends on all of its row."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), copy.deepcopy(layer), nn.ReLU(), nn.Conv2d(6, CLASSES, 3)).eval()
     inputs = torch.randn(2, 3, 19, 19)
-    twin = plain(model)
+    twin = rewrite_plain(model)
     assert type(twin[1]).forward is nn.Conv2d.forward or "Same" in type(twin[1]).__name__
     assert torch.allclose(twin(inputs), model(inputs), atol=1e-5)
     structure = find_groups(twin, inputs[:1], ("3",))
@@ -110,13 +110,13 @@ def test_convolutions_hold_the_weights_they_compute_with(layer: nn.Module) -> No
 def test_a_linear_layer_with_a_parametrization_is_plain_too() -> None:
     model = nn.Sequential(nn.Linear(3, 4), parametrizations.weight_norm(nn.Linear(4, 5)), nn.Linear(5, CLASSES)).eval()
     inputs = torch.randn(2, 3)
-    assert torch.allclose(plain(model)(inputs), model(inputs), atol=1e-6)
-    assert {group.name for group in find_groups(plain(model), inputs[:1]).groups} == {"0", "1"}
+    assert torch.allclose(rewrite_plain(model)(inputs), model(inputs), atol=1e-6)
+    assert {group.name for group in find_groups(rewrite_plain(model), inputs[:1]).groups} == {"0", "1"}
 
 
 def test_a_model_in_plain_layers_is_the_same_object() -> None:
     model = timm.create_model("resnet10t")
-    assert plain(model) is model
+    assert rewrite_plain(model) is model
 
 
 # --- after every rewrite: the outputs of eval mode, and no more parameters than before ---
@@ -132,7 +132,7 @@ def _assert_plain(model: nn.Module, inputs: Tensor) -> nn.Module:
         expected = model(inputs)
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = plain(model, lambda each: each(inputs))
+    twin = rewrite_plain(model, lambda each: each(inputs))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     with torch.no_grad(), evaluating(twin):
@@ -282,11 +282,11 @@ def test_compiled_and_parallel_modules_are_the_module_inside(wrap: Callable[[nn.
     with seeded(0):
         net, inputs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 9, 9)
         expected = net.eval()(inputs)
-    found = unwrapped(wrap(copy.deepcopy(net)))
+    found = unwrap(wrap(copy.deepcopy(net)))
     assert type(found) is nn.Sequential
     assert found._compiled_call_impl is None
     torch.testing.assert_close(found(inputs), expected)
-    inner = plain(nn.Sequential(wrap(copy.deepcopy(net)), nn.Flatten()))
+    inner = rewrite_plain(nn.Sequential(wrap(copy.deepcopy(net)), nn.Flatten()))
     assert type(inner[0]) is nn.Sequential
 
 
@@ -305,4 +305,4 @@ class Odd(nn.Conv2d):
 @pytest.mark.parametrize("kind", [Scaled, Odd])
 def test_a_convolution_that_does_something_else_stays(kind: type[nn.Conv2d]) -> None:
     layer = kind(3, 4, 3)
-    assert type(plain(nn.Sequential(layer))[0]) is kind
+    assert type(rewrite_plain(nn.Sequential(layer))[0]) is kind

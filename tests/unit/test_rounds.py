@@ -15,7 +15,7 @@ from pxcompress.graph import prune
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.order import GONE
 from pxcompress.planning.plan import make_plan
-from pxcompress.planning.rounds import groups_left, prune_further, ratios_of, spread
+from pxcompress.planning.rounds import groups_left, list_ratios, prune_further, spread_scores
 from pxcompress.state import seeded
 from pxcompress.types import Plan, Price, Pruned
 
@@ -53,7 +53,7 @@ def test_scores_of_the_rest_stand_at_their_dense_places(small: Subject) -> None:
     pruned = prune(small.model, small.groups, plan, small.example)
     scores = {group.name: torch.arange(len(plan.kept(group))) + 1.0 for group in small.groups}
     for group in small.groups:
-        values = spread(scores, pruned)[group.name]
+        values = spread_scores(scores, pruned)[group.name]
         assert values[plan.kept(group)].tolist() == scores[group.name].tolist()
         assert [unit for unit in range(group.units) if values[unit] == GONE] == list(plan.removed.get(group.name, ()))
 
@@ -69,7 +69,7 @@ def test_plans_of_later_rounds_hold_those_of_earlier_ones(small: Subject, normal
     with seeded(5):
         scores: dict[str, Tensor] = {group.name: torch.rand(group.units) for group in small.groups}
         plans = []
-        for ratio in ratios_of(0.6, 4):
+        for ratio in list_ratios(0.6, 4):
             plans.append(make_plan(small.groups, scores, Price("channels", "units", meter), ratio, limits))
             for group in small.groups:  # new scores for what is left
                 scores[group.name] = torch.rand(group.units)
@@ -81,7 +81,7 @@ def test_plans_of_later_rounds_hold_those_of_earlier_ones(small: Subject, normal
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])
 def test_every_round_removes_the_same_share_of_the_rest(rounds: int) -> None:
-    ratios = ratios_of(0.7, rounds)
+    ratios = list_ratios(0.7, rounds)
     left = [1.0, *(1 - ratio for ratio in ratios)]
     shares = [after / before for before, after in itertools.pairwise(left)]
     assert len(ratios) == rounds

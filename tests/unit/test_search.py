@@ -26,17 +26,17 @@ from safetensors.torch import save_file
 from pxcompress.attribution import COMPOSITES, has_attention, parse_composite
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import ResultError
-from pxcompress.graph import masked
+from pxcompress.graph import mask_units
 from pxcompress.layout.rows import input_layouts
-from pxcompress.passes.moments import Remembered, moments
+from pxcompress.passes.moments import MomentCache, collect_moments
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.search import run as run_module
-from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, shipped, slim_at
-from pxcompress.search.space import Space, pxp_space_of, space_of
-from pxcompress.search.study import SAMPLERS, SearchPlan, open_storage, open_study, usable, work
-from pxcompress.stages import shrink
+from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, prune_at, shipped_quality
+from pxcompress.search.space import Space, make_pxp_space, make_space
+from pxcompress.search.study import SAMPLERS, SearchPlan, load_optuna, open_storage, open_study, work
+from pxcompress.stages import prune_and_repair
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch, Plan
@@ -45,7 +45,7 @@ RECIPE = Recipe(model="m", ratio=0.5, budget="macs", round_to=1)
 
 
 def _space(**fields: Any) -> Space:
-    return space_of(RECIPE.but(**fields), attention=True)
+    return make_space(RECIPE.but(**fields), attention=True)
 
 
 def test_every_searched_option_is_a_parameter_and_nothing_else() -> None:
@@ -54,7 +54,7 @@ def test_every_searched_option_is_a_parameter_and_nothing_else() -> None:
     parts = ("low", "mid", "high", "classifier")
     rules = {*parts, *(f"{part}.{name}" for part in parts for name in ("epsilon", "gamma")), "softmax"}
     assert names == {*scorers, *rules, "scorer", "normalise"}
-    assert "softmax" not in {each.name for each in space_of(RECIPE, attention=False).parameters}
+    assert "softmax" not in {each.name for each in make_space(RECIPE, attention=False).parameters}
 
 
 def test_scorers_that_share_a_parameter_agree_on_it() -> None:
@@ -90,7 +90,7 @@ def test_a_choice_by_hand() -> None:
     assert str(parse_composite(text)) == text
 
 
-@pytest.mark.parametrize("make", [space_of, pxp_space_of])
+@pytest.mark.parametrize("make", [make_space, make_pxp_space])
 def test_a_search_begins_with_the_default_and_the_named_composites(make: Any) -> None:
     space = make(RECIPE, attention=True)
     recipes = [space.recipe_at(values) for values in space.starts()]
@@ -103,7 +103,7 @@ def test_a_search_begins_with_the_default_and_the_named_composites(make: Any) ->
 
 @pytest.mark.parametrize(("attention", "choices"), [(False, 512), (True, 1536)])
 def test_pxps_space_is_as_large_as_pxps(attention: bool, choices: int) -> None:
-    space = pxp_space_of(RECIPE, attention=attention)
+    space = make_pxp_space(RECIPE, attention=attention)
     grid = itertools.product(*(parameter.choices for parameter in space.parameters))
     names = [parameter.name for parameter in space.parameters]
     assert len({space.recipe_at(dict(zip(names, values, strict=True))).scorer for values in grid}) == choices
@@ -127,7 +127,7 @@ def _batches(net: Subject) -> list[Batch]:
 
 
 def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Workbench) -> None:
-    space = pxp_space_of(RECIPE, attention=False)
+    space = make_pxp_space(RECIPE, attention=False)
     groups = bench.scored.structure.groups
     scores = SCORERS.build("lrp")(bench.scored.model, groups, bench.parts["score"])
     order = sorted(
@@ -141,7 +141,9 @@ def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Workbench) -> None:
         removed = {
             group.name: tuple(unit for _, place, unit in lowest if place == here) for here, group in enumerate(groups)
         }
-        total += _accuracy(masked(bench.scored.model, groups, Plan(removed, "", "", 0, 0, 0)), bench.parts["select"])
+        total += _accuracy(
+            mask_units(bench.scored.model, groups, Plan(removed, "", "", 0, 0, 0)), bench.parts["select"]
+        )
     assert tuple(k / 20 for k in range(20)) == PXP_RATES
     assert masked_area(bench, space.recipe_at(space.defaults)) == pytest.approx(total / 20)
 
@@ -170,11 +172,11 @@ def _accuracy(model: torch.nn.Module, batches: Any) -> float:
 def test_what_is_measured_is_what_run_makes(changes: dict[str, Any]) -> None:
     net, recipe = subject("flatten_cnn"), RECIPE.but(**changes)
     bench = _bench(net, recipe=recipe)
-    measured = slim_at(bench, recipe).pruned
+    measured = prune_at(bench, recipe).pruned
     with seeded(recipe.seed):
         torch.rand(3)  # where the generator stands does not count
         parts = {role: list(part) for role, part in bench.parts.items()}
-        made = shrink(net.model, net.inputs[:1], Run(recipe, parts)).pruned
+        made = prune_and_repair(net.model, net.inputs[:1], Run(recipe, parts)).pruned
     assert measured.plan.removed == made.plan.removed
     found, expected = measured.model.state_dict(), made.model.state_dict()
     assert found.keys() == expected.keys()
@@ -187,7 +189,7 @@ def test_infinite_scores_end_a_trial(bench: Workbench) -> None:
         weight.data.fill_(torch.inf)
     there = dataclasses.replace(bench, scored=dataclasses.replace(bench.scored, model=spoiled), scores={})
     with pytest.raises(ResultError, match="NaN or infinity"):
-        shipped(there, RECIPE.but(scorer="magnitude"))
+        shipped_quality(there, RECIPE.but(scorer="magnitude"))
 
 
 class _Counted(list[Batch]):
@@ -202,16 +204,16 @@ def test_moments_are_computed_once_for_the_model_they_are_of() -> None:
     net = subject("flatten_cnn")
     batches = _Counted([(net.inputs, torch.zeros(len(net.inputs), dtype=torch.int64))])
     layouts = input_layouts(net.model, net.groups)
-    kept = Remembered(batches, net.model)
-    expected = moments(net.model, layouts, batches)
+    kept = MomentCache(batches, net.model)
+    expected = collect_moments(net.model, layouts, batches)
     some = dict(list(layouts.items())[:1])
     for asked in (some, layouts, some, layouts):
-        found = moments(net.model, asked, kept)
+        found = collect_moments(net.model, asked, kept)
         assert list(found) == list(asked)
         assert all(torch.equal(found[name].whole.second, expected[name].whole.second) for name in asked)
     assert batches.passes == 1 + 2  # the first, and one for each set of names that was not known
     with seeded(1):
-        other = moments(FlattenCNN().eval(), layouts, kept)
+        other = collect_moments(FlattenCNN().eval(), layouts, kept)
     assert not torch.allclose(other["fc1"].whole.second, expected["fc1"].whole.second)
 
 
@@ -235,7 +237,7 @@ def test_a_study_goes_on_where_it_was_interrupted(
     bench: Workbench, tmp_path: Path, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, plan = f"sqlite:///{tmp_path}/trials.db", SearchPlan("pxp", sampler, trials=9)
-    space, measured = pxp_space_of(RECIPE, attention=False), []
+    space, measured = make_pxp_space(RECIPE, attention=False), []
 
     def area(bench: Workbench, recipe: Recipe, trial: optuna.Trial) -> float:
         measured.append(recipe.scorer)
@@ -247,10 +249,10 @@ def test_a_study_goes_on_where_it_was_interrupted(
 
     monkeypatch.setattr("pxcompress.search.study.masked_area", area)
     notes: list[str] = []
-    with usable(url), pytest.raises(KeyboardInterrupt):
+    with load_optuna(url), pytest.raises(KeyboardInterrupt):
         work(open_study(open_storage(url), space, plan), space, plan, bench, notes.append)
     for _ in range(2):
-        with usable(url):
+        with load_optuna(url):
             study = open_study(open_storage(url), space, plan)
             work(study, space, plan, bench, notes.append)
     assert len(measured) == 9, "nothing more where all trials are done"
@@ -263,12 +265,12 @@ def test_a_study_goes_on_where_it_was_interrupted(
 def test_bad_trials_end_early(bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every choice is worse than those before it."""
     url, plan = f"sqlite:///{tmp_path}/trials.db", SearchPlan("pxp", "random", trials=12)
-    space, worth = pxp_space_of(RECIPE, attention=False), dict[str, float]()
+    space, worth = make_pxp_space(RECIPE, attention=False), dict[str, float]()
     monkeypatch.setattr(
-        "pxcompress.search.objectives.only_masked",
+        "pxcompress.search.objectives.masked_quality",
         lambda bench, recipe, rate: worth.setdefault(recipe.scorer, -len(worth)),
     )
-    with usable(url):
+    with load_optuna(url):
         study = open_study(open_storage(url), space, plan)
         work(study, space, plan, bench, lambda text: None)
     states = [trial.state.name for trial in study.get_trials() if trial.state.is_finished()]
@@ -284,8 +286,8 @@ def test_an_error_of_our_own_ends_the_search(
         raise error("ours")
 
     monkeypatch.setattr("pxcompress.search.study.masked_area", broken)
-    url, plan, space = f"sqlite:///{tmp_path}/t.db", SearchPlan("pxp"), pxp_space_of(RECIPE, attention=False)
-    with usable(url), pytest.raises(error, match="ours"):
+    url, plan, space = f"sqlite:///{tmp_path}/t.db", SearchPlan("pxp"), make_pxp_space(RECIPE, attention=False)
+    with load_optuna(url), pytest.raises(error, match="ours"):
         work(open_study(open_storage(url), space, plan), space, plan, bench, lambda text: None)
 
 
@@ -432,7 +434,7 @@ def test_three_workers_one_of_which_dies(args: list[object], tmp_path: Path) -> 
     ]
     ends = sorted(worker.wait(timeout=400) for worker in workers)
     assert ends == [-signal.SIGKILL, 0, 0]
-    with usable(storage):
+    with load_optuna(storage):
         (summary,) = optuna.get_all_study_summaries(storage)
         done = optuna.load_study(study_name=summary.study_name, storage=storage).trials
         again = [optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial) for trial in done]

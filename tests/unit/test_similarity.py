@@ -17,7 +17,7 @@ from pxcompress.demo.nets import spiral_mlp
 from pxcompress.errors import ResultError
 from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES, cosine
-from pxcompress.explain.similarity import SAMPLES, compared_explanations, composite_of, explanation_similarity
+from pxcompress.explain.similarity import SAMPLES, compare_explanations, explanation_similarity, get_composite
 from pxcompress.graph import prune
 from pxcompress.notes import silent
 from pxcompress.recipe import Recipe
@@ -62,7 +62,7 @@ def test_a_model_is_like_itself_and_few_samples_are_read() -> None:
                 yield torch.randn(20, 3, 32, 32), torch.zeros(20, dtype=torch.int64)
 
     clock = Clock(silent)
-    found, notes = compared_explanations(replace(pruned_of("flatten_cnn"), model=model), Batches(), RECIPE, clock)
+    found, notes = compare_explanations(replace(pruned_of("flatten_cnn"), model=model), Batches(), RECIPE, clock)
     assert found is not None
     assert (found.samples, found.composite, notes) == (SAMPLES, "gamma", ())
     assert (found.cosine, found.rank_correlation, found.top_overlap) == pytest.approx((1, 1, 1))
@@ -91,7 +91,7 @@ def test_a_model_that_looks_elsewhere_is_said_once() -> None:
         for parameter in other.parameters():
             nn.init.normal_(parameter)
     clock = Clock(told.append)
-    alike, notes = compared_explanations(replace(pruned, model=other), batches_of(inputs, 4), RECIPE, clock)
+    alike, notes = compare_explanations(replace(pruned, model=other), batches_of(inputs, 4), RECIPE, clock)
     assert alike is not None
     assert alike.cosine < alike.least_cosine == (1 + alike.unrelated) / 2
     assert len(notes) == 1
@@ -127,7 +127,7 @@ class Cut(nn.Linear):
 )
 def test_what_cannot_be_explained_is_a_note(model: nn.Module, reason: str) -> None:
     pruned = replace(pruned_of("flatten_cnn"), model=model)
-    found, notes = compared_explanations(pruned, batches_of(torch.randn(6, 3, 32, 32), 6), RECIPE, Clock(silent))
+    found, notes = compare_explanations(pruned, batches_of(torch.randn(6, 3, 32, 32), 6), RECIPE, Clock(silent))
     assert found is None
     assert len(notes) == 1
     assert notes[0].text.startswith("explanations of the two models could not be compared: ")
@@ -141,5 +141,5 @@ def test_relevance_that_is_no_number_is_refused() -> None:
 
 
 def test_rules_are_those_of_the_scorer() -> None:
-    assert composite_of(RECIPE) == "gamma"
-    assert composite_of(RECIPE.but(scorer="magnitude")) == "epsilon"
+    assert get_composite(RECIPE) == "gamma"
+    assert get_composite(RECIPE.but(scorer="magnitude")) == "epsilon"

@@ -9,7 +9,7 @@ from models import subject as subject_named
 from torch import Tensor, nn
 
 from pxcompress.graph import find_groups, prune
-from pxcompress.layout.consumers import consumers
+from pxcompress.layout.consumers import find_consumers
 from pxcompress.layout.rows import rows_first
 from pxcompress.repair.mean_absorption import MeanAbsorption
 from pxcompress.repair.variance_matching import VarianceMatching
@@ -51,7 +51,7 @@ def test_outputs_of_every_consumer_get_their_moments_back(name: str) -> None:
         inputs = torch.randn(24, *subject.inputs.shape[1:])
     pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 2), subject.example)
     VarianceMatching()(pruned, batches_of(inputs, 24))
-    for layer in consumers(pruned):
+    for layer in find_consumers(pruned):
         mean, variance = _moments(pruned.model, layer.name, inputs)
         wanted_mean, wanted_variance = _moments(subject.model, layer.name, inputs)
         torch.testing.assert_close(mean, wanted_mean[layer.outputs], rtol=1e-3, atol=1e-4)

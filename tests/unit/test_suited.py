@@ -179,7 +179,7 @@ def test_state_outside_the_state_dict_is_carried(where: str, tmp_path: Path, mon
     written._save_weights(model, subject, tmp_path / "model.safetensors")
     with saved.safe_open(tmp_path / "model.safetensors", "pt") as file:
         facts, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    again = saved._rebuilt(facts, plan_to_json(plan_of({}), ()), state, tmp_path).model
+    again = saved._rebuild(facts, plan_to_json(plan_of({}), ()), state, tmp_path).model
     assert torch.equal(again.eval()(inputs), model(inputs))
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pxcompress
-from pxcompress.data import open_source, restricted
+from pxcompress.data import open_source, restrict_classes
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, ModelError
-from pxcompress.models.task import sliced
+from pxcompress.models.task import slice_classes
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import from_json
@@ -59,7 +59,7 @@ def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def test_scores_are_the_dense_models_columns(subject: Subject) -> None:
     before = snapshot(subject.model)
-    slim = sliced(subject.model, subject.example, OUTPUTS)
+    slim = slice_classes(subject.model, subject.example, OUTPUTS)
     expected = outputs_of(subject.model, subject.inputs)[:, OUTPUTS]
     torch.testing.assert_close(outputs_of(slim, subject.inputs), expected, rtol=1e-5, atol=1e-5)
     assert snapshot(subject.model) == before
@@ -92,7 +92,7 @@ def flat(scores: Tensor) -> Tensor:
 def test_a_convolution_may_be_the_classifier() -> None:
     inputs = torch.randn(4, 3, 8, 8)
     model = ConvolutionLast(flat).eval()
-    slim = sliced(model, inputs[:1], (2, 0))
+    slim = slice_classes(model, inputs[:1], (2, 0))
     assert slim.last.out_channels == 2
     torch.testing.assert_close(outputs_of(slim, inputs), outputs_of(model, inputs)[:, [2, 0]])
 
@@ -113,7 +113,7 @@ def test_a_model_that_cannot_be_sliced_is_refused_in_one_line(
     model: nn.Module, outputs: tuple[int, ...], said: str
 ) -> None:
     with pytest.raises(ModelError, match=said) as caught:
-        sliced(model.eval(), torch.randn(1, 3, 8, 8), outputs)
+        slice_classes(model.eval(), torch.randn(1, 3, 8, 8), outputs)
     assert "\n" not in str(caught.value)
 
 
@@ -127,7 +127,7 @@ def named(samples: object, classes: tuple[str, ...]) -> dict[str, str]:
 
 def test_the_pools_of_embedded_data_stay_and_labels_are_renumbered() -> None:
     source = open_source("digits")
-    task = restricted(source, KEPT)
+    task = restrict_classes(source, KEPT)
     assert task.classes == KEPT
     for pool in ("train", "select", "held_out"):
         whole, part = getattr(source, pool), getattr(task, pool)
@@ -146,7 +146,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_held_out_images_of_a_user_stay_held_out(images: Path) -> None:
     source = open_source(str(images))
     names = ("class3", "class0")
-    task = restricted(source, names)
+    task = restrict_classes(source, names)
     learned = {**named(source.train, source.classes), **named(source.select, source.classes)}
     assert {**named(task.train, names), **named(task.select, names)} == {
         sample: name for sample, name in learned.items() if name in names
@@ -159,7 +159,7 @@ def test_held_out_images_of_a_user_stay_held_out(images: Path) -> None:
 
 def test_all_classes_in_their_order_are_no_task(images: Path) -> None:
     source = open_source(str(images))
-    assert restricted(source, source.classes) is source
+    assert restrict_classes(source, source.classes) is source
     assert (
         load_workload(Recipe("models:FlattenCNN", 0.5, data=str(images), classes=source.classes, input_size=16)).whole
         is None
@@ -168,9 +168,9 @@ def test_all_classes_in_their_order_are_no_task(images: Path) -> None:
 
 def test_unknown_classes_are_named_with_the_nearest(images: Path) -> None:
     with pytest.raises(DataError, match=r"unknown class of data 'digits': 'x'; known: 0, 1, 2"):
-        restricted(open_source("digits"), ("0", "x"))
+        restrict_classes(open_source("digits"), ("0", "x"))
     with pytest.raises(DataError, match="did you mean class"):
-        restricted(open_source(str(images)), ("class0", "clas3"))
+        restrict_classes(open_source(str(images)), ("class0", "clas3"))
 
 
 # --- both -----------------------------------------------------------------------------------------------------------

@@ -120,11 +120,11 @@ def test_predict_writes_a_mask(segmented: tuple[Report, Path], masks: Path, tmp_
 def test_what_only_classifiers_have_is_refused_for_others(masks: Path, tmp_path: Path) -> None:
     recipe = Recipe("test_task_runs:map_net", 0.4, data=str(masks), input_size=SIDE)
     for changes, message in (
-        ({"class_scores": True}, "class scores need one label a sample"),
+        ({"class_scores": True}, "class_scores needs one label a sample"),
         ({"task": "classification"}, "task 'classification' reads classes, data .* have masks"),
         ({"task": "embedding"}, "task 'embedding' reads classes or identities, data .* have masks"),
-        ({"repair": ("fold", "finetune")}, "repairs that train are for classifiers"),
-        ({"scorer": "lrp:target=label"}, "need one label a sample"),
+        ({"repair": ("fold", "finetune:labels=true")}, "repair 'finetune:labels=true' needs one label"),
+        ({"scorer": "lrp:target=label"}, "needs one label a sample"),
     ):
         with pytest.raises(InputError, match=message):
             pxcompress.compress(recipe.but(**changes), tmp_path / "never")

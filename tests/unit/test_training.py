@@ -10,7 +10,7 @@ from pxcompress.models.training import (
     adamw,
     deterministic,
     flushed_denormals,
-    moved,
+    move_images,
     update,
     zero_denormals,
 )
@@ -25,7 +25,7 @@ def small_net() -> nn.Module:
 def test_moved_images_are_near_the_originals() -> None:
     ramp = torch.linspace(0.0, 1.0, 32).expand(2000, 1, 32, 32)
     with seeded(0):
-        images = moved(ramp)
+        images = move_images(ramp)
     assert images.shape == ramp.shape
     middle = images[:, 0, 16, 16] - ramp[0, 0, 16, 16]
     assert float(middle.abs().max()) <= SHIFT * 1.1  # a pixel in the middle only shifts

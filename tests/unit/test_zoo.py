@@ -14,7 +14,7 @@ from models import CLASSES, extreme_plan, random_plan, randomised
 from pxcompress.cost.count import macs_meter
 from pxcompress.graph import find_groups, prune, removal_error
 from pxcompress.models.loading import classifier_names
-from pxcompress.models.rewrite import plain
+from pxcompress.models.rewrite import rewrite_plain
 from pxcompress.state import seeded
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ SAMPLE: Mapping[str, Mapping[str, object]] = {
 @pytest.mark.parametrize("name", SAMPLE)
 def test_most_of_the_model_can_go_exactly(name: str) -> None:
     with seeded(0):
-        model = plain(randomised(timm.create_model(name, num_classes=CLASSES, **SAMPLE[name])).eval())
+        model = rewrite_plain(randomised(timm.create_model(name, num_classes=CLASSES, **SAMPLE[name])).eval())
         inputs = torch.randn(2, 3, *([SAMPLE[name].get("img_size", 32)] * 2))
     groups = find_groups(model, inputs[:1], classifier_names(model, inputs[:1])).groups
     macs = macs_meter(model, groups, inputs[:1])
