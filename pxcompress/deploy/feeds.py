@@ -9,13 +9,7 @@ import numpy as np
 
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
-<<<<<<< HEAD
 from pxcompress.onnx_in.channels import are_channels_last
-=======
-
-_CHANNELS = (1, 3, 4)
-"""Numbers of channels that images have: grey, colour, with transparency."""
->>>>>>> main
 
 _NUMBERS = 128
 """Random bytes of an image are below this."""
@@ -81,15 +75,9 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
         raise InputError(f"{session.path} takes {port.name!r} of any size {port}; say which: --shapes {option}")
     if sizes.image is None or min(sizes.image) < 1:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
-<<<<<<< HEAD
-    last = are_channels_last(port.shape)
-    sample = (*sizes.image[1:], sizes.image[0]) if last else sizes.image
-    return tuple(int(own or size) for own, size in zip(port.shape[1:], sample, strict=True))
-=======
-    channels_last = port.shape[1] is None and port.shape[3] in _CHANNELS
+    channels_last = are_channels_last(port.shape)
     sample = (*sizes.image[1:], sizes.image[0]) if channels_last else sizes.image
     return tuple(int(size_in_file or size) for size_in_file, size in zip(port.shape[1:], sample, strict=True))
->>>>>>> main
 
 
 def make_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:

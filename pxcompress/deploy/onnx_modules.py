@@ -43,25 +43,14 @@ def check_agrees(module: nn.Module) -> None:
     if not isinstance(module, OnnxModule):
         return
     source = module.source
-<<<<<<< HEAD
-    for seed, more in zip(SEEDS, (0, 1), strict=True):
-        inputs = draw_like(module, seed, more)
-        with torch.no_grad():
-            made = module.file_outputs(**{name: value.to(device_of(module)) for name, value in inputs.items()})
-        outputs = list(made) if isinstance(made, tuple) else [made]
-        worst = _worst(outputs, source.path, module.file_inputs(inputs))
-        if source.types and worst <= HALF_TOLERANCE:  # what is left may be rounding
-            worst = _worst(outputs, _bytes(source.model), module.graph_inputs(inputs))
-=======
     for seed, extra_samples in zip(SEEDS, (0, 1), strict=True):
-        shapes = {value.name or "": _shape(value, source.example, extra_samples) for value in source.model.graph.inputs}
-        inputs = draw_inputs(source.model, shapes, seed)
+        inputs = draw_like(module, seed, extra_samples)
         with torch.no_grad():
             results = module.file_outputs(**{name: value.to(device_of(module)) for name, value in inputs.items()})
         outputs = list(results) if isinstance(results, tuple) else [results]
-        expected = run_graph(source.path, _arrays(inputs))
-        worst = max(relative_difference(*pair) for pair in zip(outputs, expected, strict=True))
->>>>>>> main
+        worst = _worst(outputs, source.path, module.file_inputs(inputs))
+        if source.types and worst <= HALF_TOLERANCE:  # what is left may be rounding
+            worst = _worst(outputs, _bytes(source.model), module.graph_inputs(inputs))
         if not worst <= TOLERANCE:
             raise ModelError(
                 f"{source.path.name} computes something else in PyTorch than in ONNX Runtime: outputs are "
@@ -69,31 +58,22 @@ def check_agrees(module: nn.Module) -> None:
             )
 
 
-<<<<<<< HEAD
 def _worst(outputs: Sequence[Tensor], file: Path | bytes, inputs: Mapping[str, Tensor]) -> float:
     """Largest difference of any output to what ONNX Runtime computes."""
     expected = run_graph(file, _arrays(inputs))
     return max(relative_difference(*pair) for pair in zip(outputs, expected, strict=True))
 
 
-def draw_like(module: OnnxModule, seed: int, more: int = 0) -> dict[str, Tensor]:
-    """Random inputs like the module's example, with `more` samples where the file leaves their number open."""
+def draw_like(module: OnnxModule, seed: int, extra_samples: int = 0) -> dict[str, Tensor]:
+    """Random inputs like the module's example, with `extra_samples` samples where the file leaves their number open."""
     source = module.source
     shapes = {name: list(value.shape) for name, value in source.example.items()}
     for value in source.model.graph.inputs:
         shape = shapes[value.name or ""]
         if shape and value.shape is not None and not (isinstance(value.shape[0], int) and value.shape[0] > 0):
-            shape[0] += more
+            shape[0] += extra_samples
     drawn = draw_inputs(source.model, shapes, seed)
     return {name: value.to(source.example[name].dtype) for name, value in drawn.items()}
-=======
-def _shape(value: ir.Value, example: Mapping[str, Tensor], extra_samples: int) -> list[int]:
-    """The example's shape, with another batch where the file leaves that open."""
-    shape = list(example[value.name or ""].shape)
-    if shape and value.shape is not None and not isinstance(value.shape[0], int):
-        shape[0] += extra_samples
-    return shape
->>>>>>> main
 
 
 def relative_difference(value: Tensor, expected: np.ndarray) -> float:

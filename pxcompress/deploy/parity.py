@@ -42,15 +42,10 @@ def verify_parity(
     max |difference| <= tolerance * max(1, max |outputs of PyTorch|), so never with a NaN; a file in half precision
     may differ by 0.05. `model` is left as it was.
     """
-<<<<<<< HEAD
-    everything = _take(inputs, samples)
-    enough = everything if len(everything) > 2 else torch.cat([everything] * 3)
-    if isinstance(model, OnnxModule) and model.source.types:
-        tolerance = max(tolerance, HALF_TOLERANCE)
-=======
     all_inputs = _take(inputs, samples)
     repeated_inputs = all_inputs if len(all_inputs) > 2 else torch.cat([all_inputs] * 3)
->>>>>>> main
+    if isinstance(model, OnnxModule) and model.source.types:
+        tolerance = max(tolerance, HALF_TOLERANCE)
     session, judge = runtime.open_session(artifact_path, "cpu"), task or Agreement()
     differences, scales, agreements = [], [1.0], []
     with on_cpu(model):

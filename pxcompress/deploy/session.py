@@ -20,12 +20,8 @@ from torch import Tensor
 
 from pxcompress.deploy.hardware import TF32_SWITCH
 from pxcompress.deploy.quiet import shorten_message
-<<<<<<< HEAD
-from pxcompress.errors import InputError
-from pxcompress.onnx_in.channels import are_channels_last
-=======
 from pxcompress.errors import InputError, OutOfMemoryError, PxError
->>>>>>> main
+from pxcompress.onnx_in.channels import are_channels_last
 from pxcompress.proof import Placement
 
 Array = npt.NDArray[Any]
