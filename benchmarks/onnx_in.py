@@ -4,7 +4,8 @@
 
 `onnx_files.py` makes the files, two of which have to be refused. A process for each, with a time limit. Weights are
 random, so what is measured is the surgery, not the accuracy: units are ranked by the size of their weights, and folded
-on two random inputs. Parity holds the written file against the pruned module, on another batch where the file takes
+on two random inputs. Where weights are trained, units are ranked by relevance: a net that has lost what it lives by
+multiplies rounding errors. Parity holds the written file against the pruned module, on another batch where the file takes
 any, in shares of the outputs' scale. Seconds are those of one thread of the processor. Rows of earlier runs are kept.
 `--quick` takes the first three files.
 """
@@ -46,7 +47,8 @@ LEAST_REMOVED = 0.45
 """Share of the MACs that has to be gone, of the half that is asked for."""
 SIZES = {"yolo11n": (320, 320), "rec": (48, 320), "det": (320, 320), "cls": (48, 192)}
 """Sizes of images for files that leave them open; for all others 128 x 128."""
-REFUSED = "refused"
+REFUSED, TRAINED = "refused", "rapidocr"
+"""What the names of files begin with that have to be refused, or that have trained weights."""
 
 Row = dict[str, Any]
 
@@ -104,7 +106,8 @@ def _prune(row: Row, module: OnnxModule, path: Path) -> None:
     inputs = draw_inputs(module.source.model, {name: [SAMPLES, *example.shape[1:]]}, 1)[name].to(example.dtype)
     dense = count_macs(module, single)
     begin = time.process_time()
-    slim = compress_module(module, single, [inputs], RATIO, scorer="magnitude", repair=("fold",)).pruned.model
+    scorer = "lrp-residual" if path.stem.startswith(TRAINED) else "magnitude"
+    slim = compress_module(module, single, [inputs], RATIO, scorer=scorer, repair=("fold",)).pruned.model
     row["prune_s"] = round(time.process_time() - begin, 1)
     row["macs_left"] = round(count_macs(slim, single) / dense, 3)
     with tempfile.TemporaryDirectory() as folder:

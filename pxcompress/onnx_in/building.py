@@ -57,7 +57,7 @@ class Builder:
                 self._add_chunk(node)
             elif node not in self.inner and any(self.trials.constant(value) is None for value in node.outputs):
                 self._add_node(node)
-        self.module.given = [value.name for value in self.graph.inputs if value.name]
+        self.module.given = [value.name for value in self.graph.inputs if value.name and value.uses()]
         self.module.made = [name for value in self.graph.outputs if (name := self._name_of(value))]
         self._leave_softmax()
         self.module.settle()

@@ -45,4 +45,5 @@ def put_channels_first_(module: OnnxModule) -> None:
         step.inputs = [inner if each == name else each for each in step.inputs]
     module.steps.insert(0, Step("Transpose", to_channels_last, [name], [inner]))
     module.channels_last = True
-    module.source = replace(module.source, example={name: module.source.example[name].permute(0, 3, 1, 2)})
+    example = module.source.example
+    module.source = replace(module.source, example={**example, name: example[name].permute(0, 3, 1, 2)})

@@ -156,8 +156,9 @@ class OnnxModule(Runner):
         made = {}
         for value in self.source.model.graph.inputs:
             assert value.dtype is not None
-            given = inputs[value.name or ""]
-            laid = to_channels_last(given).contiguous() if self.channels_last else given
+            name = value.name or ""
+            given = inputs.get(name, self.source.example[name])  # what nothing reads may be left out
+            laid = to_channels_last(given).contiguous() if self.channels_last and name in self.given else given
             made[value.name or ""] = laid.to(DTYPES[value.dtype.value])
         return made
 

@@ -33,7 +33,8 @@ def read_file(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None
         trials = trials.again()
     module = Builder(trials, path).build()
     module.source = replace(module.source, types=types)
-    if len(module.given) == 1 and are_channels_last(_declared_sizes(model.graph.inputs[0])):
+    shapes = {value.name: _declared_sizes(value) for value in model.graph.inputs}
+    if len(module.given) == 1 and are_channels_last(shapes[module.given[0]]):
         put_channels_first_(module)
     take_floats_(module)
     group_attention_(module)
