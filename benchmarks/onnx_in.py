@@ -5,7 +5,7 @@
 `onnx_files.py` makes the files, two of which have to be refused. A process for each, with a time limit. Weights are
 random, so what is measured is the surgery, not the accuracy: units are ranked by the size of their weights, and folded
 on two random inputs. Where weights are trained, units are ranked by relevance: a net that has lost what it lives by
-multiplies rounding errors. Parity holds the written file against the pruned module, on another batch where the file can,
+multiplies rounding errors. Parity holds the written file against the pruned module, on another batch where it can,
 in shares of the outputs' scale. Seconds are those of one thread of the processor. Rows of earlier runs are kept.
 `--quick` takes the first three files.
 """
