@@ -32,6 +32,7 @@ from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.tasks.task import Task
+from pxcompress.temperature import with_temperature
 from pxcompress.types import (
     Agreement,
     Agreements,
@@ -80,7 +81,7 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     slim = cut(scored, plan, run)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, run)
-    return replace(slim, attempts=attempts)
+    return replace(with_temperature(slim, scored.example, run), attempts=attempts)
 
 
 def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
@@ -333,7 +334,7 @@ def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[Prun
     yield _slim(scored, prune(scored.model, scored.structure.groups, empty_plan, scored.example))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
-            slim = cut(scored, plan, run.unheard())
+            slim = with_temperature(cut(scored, plan, run.unheard()), scored.example, run.unheard())
         _measure_quality(slim.pruned, run)
         yield slim
 

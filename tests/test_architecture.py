@@ -29,7 +29,7 @@ LINE = (
     ("recipe",),
     ("workload", "report", "run"),
     ("module_folder",),
-    ("run_folder",),
+    ("run_folder", "temperature"),
     ("stages", "explain"),
     ("pipeline",),
     ("own_module", "sweep", "search"),
