@@ -204,8 +204,14 @@ def save(rows: Sequence[Row], quick: bool) -> None:
 
 
 def add_tasks(label: str, rows: Sequence[Row], quick: bool) -> None:
-    """Put the rows of one task in place of those of an earlier run."""
-    save([*(row for row in earlier_rows(quick) if row.get("task") != label), *rows], quick)
+    """Put the rows of one task in place of those of an earlier run with the same tools."""
+    anew = {(row["task"], _maker(row["tool"])) for row in rows}
+    others = [row for row in earlier_rows(quick) if "task" not in row or (row["task"], _maker(row["tool"])) not in anew]
+    save([*others, *rows], quick)
+
+
+def _maker(tool: str) -> str:
+    return tool if tool in ("dense", "ours") else "onnxsim"
 
 
 def main() -> None:
