@@ -100,13 +100,14 @@ def _finite(value: Tensor) -> Tensor:
 
 def _joined(batches: Sequence[Predictions]) -> Predictions:
     task = batches[0].task
+    rows = [batch.class_outputs for batch in batches if batch.class_outputs is not None]
     return Predictions(
         task,
         task.complete(torch.cat([batch.statistics for batch in batches])),
         torch.cat([batch.agreement for batch in batches]),
         sum(batch.broken for batch in batches),
         float(np.max([batch.max_abs for batch in batches])),  # max() would lose a NaN
-        None if None in (rows := [batch.class_outputs for batch in batches]) else torch.cat(rows),
+        torch.cat(rows) if len(rows) == len(batches) else None,
     )
 
 

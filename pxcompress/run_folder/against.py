@@ -107,11 +107,11 @@ def _entries(
             yield Warning("against", f"{name} could not be made int8: {error}")
     for scale in SCALES:
         yield _at_scale(scale, workload, run.recipe, place)
-    names = [Path(text).name for text in run.recipe.against]
-    for text, name in zip(run.recipe.against, names, strict=True):
+    labels = [Path(text).name for text in run.recipe.against]
+    for text, label in zip(run.recipe.against, labels, strict=True):
         try:
             entry = _given(text, workload, run, place)
-            yield replace(entry, name=name) if is_onnx(text) and names.count(name) == 1 else entry
+            yield replace(entry, name=label) if is_onnx(text) and labels.count(label) == 1 else entry
         except PxError as error:
             yield Warning("against", f"{text} was not measured: {error}")
 
