@@ -14,7 +14,7 @@ from pxcompress.deploy.intervals import guesses
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError, ProcessError
 from pxcompress.explain.similarity import compare_explanations
-from pxcompress.graph import find_groups
+from pxcompress.graph import find_groups, make_rotatable
 from pxcompress.guard import name_failures
 from pxcompress.models.loading import classifier_names
 from pxcompress.notes import Note, silent
@@ -159,7 +159,8 @@ def _check_task(recipe: Recipe, task: Task) -> None:
 def _check_names(goal: Goal, workload: Workload) -> None:
     """Refuse names of groups that fit none, before anything is trained or scored for them."""
     if goal.only or goal.keep or goal.floors:
-        model, example = workload.loaded.model, workload.splits.example
+        example = workload.splits.example
+        model = make_rotatable(workload.loaded.model, example)
         structure = find_groups(model, example, classifier_names(model, example), prove=False)
         goal.selection.of(structure, model)
 

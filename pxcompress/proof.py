@@ -349,6 +349,7 @@ WarningCode = Literal[
     "closed-loop",
     "precision",
     "explanations",
+    "loading",
     "remark",
     "against",
 ]

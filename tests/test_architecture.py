@@ -24,7 +24,7 @@ LINE = (
     ("deploy",),
     ("data", "graph", "attribution"),
     ("demo", "agreement"),
-    ("scorers", "cost", "repair", "clock"),
+    ("scorers", "cost", "repair", "clock", "directions"),
     ("budgets", "planning", "inspection", "exchange_rates"),
     ("recipe",),
     ("workload", "report", "run"),

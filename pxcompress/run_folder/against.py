@@ -107,11 +107,11 @@ def _entries(
             yield Warning("against", f"{name} could not be made int8: {error}")
     for scale in SCALES:
         yield _at_scale(scale, workload, run.recipe, place)
-    labels = [Path(text).name for text in run.recipe.against]
-    for text, label in zip(run.recipe.against, labels, strict=True):
+    file_names = [Path(text).name for text in run.recipe.against]
+    for text, file_name in zip(run.recipe.against, file_names, strict=True):
         try:
             entry = _given(text, workload, run, place)
-            yield replace(entry, name=label) if is_onnx(text) and labels.count(label) == 1 else entry
+            yield replace(entry, name=file_name) if is_onnx(text) and file_names.count(file_name) == 1 else entry
         except PxError as error:
             yield Warning("against", f"{text} was not measured: {error}")
 
@@ -158,7 +158,9 @@ def _given(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
     if is_onnx(name):
         session = runtime.open_session(Path(name), "cpu")
         facts = session.metadata
-        preprocessing = preprocessing_of(facts) if "input_mean" in facts else workload.loaded.preprocessing
+        preprocessing = (
+            preprocessing_of(facts, Path(name).parent) if "input_mean" in facts else workload.loaded.preprocessing
+        )
         shape = get_image_shape(session, None if "input_mean" in facts else _image(preprocessing.input_size))
         splits = load_splits(workload.source, replace(preprocessing, input_size=shape), seed=recipe.seed)
         return _Entry(text, "given", Path(name), splits.test)

@@ -10,19 +10,28 @@ from pxcompress.report.build import sha256_of, to_json
 from pxcompress.report.html import to_html
 from pxcompress.report.record import Report
 from pxcompress.report.summary import takes_images
+from pxcompress.run_folder.names import TOKENIZER
 
 RECORD, PAGE, EXPLAINED = "report.json", "report.html", "explain.json"
 
 PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 """Needs onnxruntime, numpy and pillow only; it is copied as it is."""
 
+PREDICT_TEXT = PREDICT.with_name("predict_text.py")
+"""The same for texts, with tokenizers in the place of pillow."""
+
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write report.json, report.html, and for images predict.py, with which the model runs without pxcompress."""
-    if takes_images(report):
-        shutil.copyfile(PREDICT, folder / PREDICT.name)
+    """Write report.json, report.html, and for images and texts predict.py, which runs the model without pxcompress."""
+    if takes_images(report) or (folder / TOKENIZER).is_file():
+        shutil.copyfile(_script_for(report), folder / PREDICT.name)
     (folder / RECORD).write_text(to_json(report))
     (folder / PAGE).write_text(to_html(report))
+
+
+def _script_for(report: Report) -> Path:
+    """The script that runs the model on what it takes."""
+    return PREDICT if takes_images(report) else PREDICT_TEXT
 
 
 def find_altered_pages(folder: Path, report: Report) -> list[str]:
@@ -41,6 +50,6 @@ def find_altered_pages(folder: Path, report: Report) -> list[str]:
     if text and not altered and not (folder / EXPLAINED).is_file() and text != to_html(report):
         altered.append(PAGE)
     predict = folder / PREDICT.name
-    if predict.is_file() and predict.read_bytes() != PREDICT.read_bytes():
+    if predict.is_file() and predict.read_bytes() != _script_for(report).read_bytes():
         altered.append(PREDICT.name)
     return altered

@@ -221,6 +221,8 @@ def _list_notes(place: Path, workload: Workload, files: Files, comparison: Compa
     yield from _warn_of_noise(place, comparison)
     if comparison.placement.fallback_reason:
         yield Warning("provider", comparison.placement.fallback_reason)
+    if files.loading:
+        yield Warning("loading", files.loading)
     if files.certificate and files.certificate.spent:
         yield Warning("spent", files.certificate.spent)
     if workload.splits.skipped:
