@@ -141,7 +141,7 @@ def _at_scale(scale: float, workload: Workload, recipe: Recipe, place: Path) -> 
 def _scaled(side: int, scale: float) -> int:
     """A side near `scale` of it that strides and patches still divide: a multiple of 16, of 4 for small images."""
     step = 16 if side >= 128 else 4
-    return max(step, round(side * scale / step) * step)
+    return max(step, int(side * scale / step + 0.5) * step)
 
 
 def _resized(model: nn.Module, sizes: Sequence[int]) -> nn.Module:

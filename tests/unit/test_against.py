@@ -57,7 +57,7 @@ def report_with(*contenders: Contender, **goal: float) -> Report:
         ({}, [BETTER, SLOW], "ship resnet18, NOT THE PRUNED MODEL (top-1 94.5%, 93.5% to 95.5%; 1.90 ms; +1.5"),
         ({}, [BETTER, SLOW], "(+0.5 to +2.5) points against the pruned model)"),
         ({}, [ALIKE, SLOW], "against the pruned model, no difference shown)"),
-        ({}, [SLOW], "2.00 ms a call (what the pruned model takes) ship pruned ("),
+        ({}, [SLOW], "2 ms a call (what the pruned model takes) ship pruned ("),
         ({}, [SLOW], "nothing else that was measured is as fast"),
         ({"speedup": 1.3}, [SLOW], "3.08 ms a call (1.3x faster than dense) ship dense, int8, NOT THE PRUNED"),
         ({"latency_ms": 5.0}, [SLOW], "at most 5 ms a call ship dense, NOT THE PRUNED MODEL"),
