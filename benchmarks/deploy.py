@@ -1,15 +1,16 @@
 """What ships: dense, pruned, quantised and both, side by side, and whether the stop-watch can be believed.
 
-    python benchmarks/deploy.py [--quick] [--model LABEL,...] [--distilled]
+    python benchmarks/deploy.py [--quick] [--model LABEL,...] [--distilled | --runtimes]
 
 Rows of models that are not run stay as they are in the result file. With --distilled the small models are distilled
 after pruning, beside their rows without.
 
 Latency is of ResNet-50 and ViT-S at 224 pixels with random weights, half of the MACs removed, on this CPU: speed does
-not depend on what the weights are. Random weights have no accuracy; that comes from two small models that learned
-`glyphs`, pruned and quantised in the same way. "loop" rows time a file with a bare loop of ONNX Runtime, in turns with
-the tool. Where there is a GPU, CUDA is timed as well, with recorded graphs and without; float32 is TF32 there, and
-another run with NVIDIA_TF32_OVERRIDE=0 adds rows without it.
+not depend on what the weights are. Random weights have no accuracy; that comes from three small models that learned
+`glyphs`, pruned and quantised in the same way; "int8 plain" has ranges from the extremes and nothing else. "runtime"
+rows, with --runtimes alone, time the same file on ONNX Runtime and on OpenVINO, in turns, on the CPU. "loop" rows time
+a file with a bare loop of ONNX Runtime, in turns with the tool. Where there is a GPU, CUDA is timed as well, with
+recorded graphs and without; float32 is TF32 there, and another run with NVIDIA_TF32_OVERRIDE=0 adds rows without it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import torch
 
 from pxcompress import Recipe, compress, compress_module
 from pxcompress.deploy.bench import BenchConditions, bench, choose_providers
-from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.export import export_onnx, read_metadata
+from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.measure import try_files
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.runtime import open_session
@@ -48,7 +50,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.m
 from benchmarks.models import GLYPH_MODELS
 
 MODELS = {"ResNet-50": "resnet50", "ViT-S": "vit_small_patch16_224"}
-GLYPHS = ("ResNet", "ViT")
+GLYPHS = ("ResNet", "ViT", "MobileNet")
 DISTILLED = ("fold", "least-squares", "batchnorm")
 """Before the distillation."""
 PROVIDERS = ("cpu", "cuda", "cuda-graph")
@@ -90,6 +92,18 @@ def latencies(exported: dict[str, Path], model: str, batch_sizes: tuple[int, ...
             list(labels), batch_sizes, conditions=BenchConditions((provider,), THREADS, strict=provider == "cpu")
         ):
             yield {"part": "latency", "model": model, "file": labels[row.path], **asdict(row), "path": None}
+
+
+def runtimes(model: str, folder: Path, batch_sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """The same file on ONNX Runtime and on OpenVINO, in turns; int8 as either makes it."""
+    exported = files(MODELS[model], SIZE, folder)
+    path = folder / "pruned.nncf.onnx"
+    exported["pruned int8 by NNCF"] = convert(
+        exported["pruned"], path, "int8", noise(SIZE), Judge(provider="openvino")
+    ).path
+    for label, file in exported.items():
+        for row in bench([file], batch_sizes, conditions=BenchConditions(("cpu", "openvino"), THREADS, strict=True)):
+            yield {"part": "runtime", "model": model, "file": label, **asdict(row), "path": None}
 
 
 def runs(path: Path, provider: str) -> bool:
@@ -134,12 +148,13 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
     )
     compress(recipe, folder)
     splits = load_workload(recipe).splits
+    judges = {"int8": Judge(splits.select, Classification()), "int8 plain": None, "fp16": None}
     made = {
-        f"{name} {precision}": convert(
-            folder / file, folder / f"{name}.{precision}.onnx", precision, splits.repair
+        f"{name} {kind}": convert(
+            folder / file, folder / f"{name}.{kind.replace(' ', '.')}.onnx", kind.split()[0], splits.repair, judge
         ).path
         for name, file in (("dense", DENSE), ("pruned", SLIM))
-        for precision in ("int8", "fp16")
+        for kind, judge in judges.items()
     }
     tried = try_files(
         (folder / DENSE, folder / SLIM, *made.values()), splits.test, Classification(), **asdict(recipe.bench)
@@ -152,6 +167,7 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
             "distilled": repair is not None,
             "file": names[row.file],
             "top1": row.quality.value,
+            "quantisation": read_metadata(folder / row.file).get("quantisation", ""),
             **{key: value for key, value in asdict(row).items() if key not in ("file", "quality")},
         }
 
@@ -177,6 +193,10 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             lost = 100 * (top1[model, distilled, "pruned"] - share)
             text = f"{model} on glyphs{', distilled' if distilled else ''}: points lost by int8 after pruning"
             made.append(common.claim(text, lost, 1.0, "lower"))
+    for row in rows:
+        if row["part"] == "runtime" and row["placement"]["asked"] == "openvino":
+            text = f"{row['model']}, {row['file']}, batch {row['batch_size']}: OpenVINO over ONNX Runtime, same file"
+            made.append(common.claim(text, row["speedup"]["ratio"], 1.0, "higher"))
     return made
 
 
@@ -193,8 +213,8 @@ def merged(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """`rows`, and those of the result file for what was not run now."""
 
     def key(row: dict[str, Any]) -> tuple[object, ...]:
-        where = row.get("placement", {}).get("asked", "cpu")
-        kind = row.get("precision", "") if where != "cpu" else ""  # with TF32 and without it are two runs
+        where = "" if row["part"] == "runtime" else row.get("placement", {}).get("asked", "cpu")
+        kind = row.get("precision", "") if where not in ("cpu", "") else ""  # with TF32 and without it are two runs
         return row["part"], row["model"], row.get("distilled", False), where, kind
 
     before = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -206,15 +226,20 @@ def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--model", default="", help=f"labels with commas, of {', '.join((*GLYPHS, *MODELS))}")
     parser.add_argument("--distilled", action="store_true", help="the small models, distilled: minutes each")
+    parser.add_argument("--runtimes", action="store_true", help="ONNX Runtime and OpenVINO on the same files, alone")
     options = parser.parse_args()
     asked = labels(options.model)
     repair = (*DISTILLED, "finetune:steps=5" if options.quick else "finetune")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
-        for label in (name for name in GLYPHS if name in asked):
+        for label in (name for name in GLYPHS if name in asked and not options.runtimes):
             rows += accuracies(label, Path(place) / label, repair if options.distilled else None)
             print(f"{label}: {[(row['file'], row['top1']) for row in rows[-6:]]}", flush=True)
-        for label in (name for name in MODELS if name in asked and not options.distilled):
+        for label in (name for name in MODELS if name in asked and options.runtimes):
+            folder = Path(place) / label
+            folder.mkdir()
+            rows += runtimes(label, folder, (1,) if options.quick else (1, 8))
+        for label in (name for name in MODELS if name in asked and not (options.distilled or options.runtimes)):
             folder = Path(place) / label
             folder.mkdir()
             exported = files(MODELS[label], SIZE, folder)

@@ -112,11 +112,11 @@ def half(threads: int, quick: bool) -> Iterator[Row]:
         yield {"model": name, "batch_size": 16, "macs_ratio": macs_ratio, "speedup": dense / pruned}
 
 
-def equal(threads: int, quick: bool) -> Iterator[Row]:
+def equal(threads: int, quick: bool, batch_size: int = 16) -> Iterator[Row]:
     for label in SMALL[:1] if quick else SMALL:
         subject = models.subject_of(label)
         model, splits = subject.loaded.model, subject.splits
-        clock = Latency(batch_size=16, threads=threads)
+        clock = Latency(batch_size=batch_size, threads=threads)
         parts = {"score": splits.score, "repair": splits.repair}
         by_latency = scored_of(model, splits.example, clock, "lrp-residual", splits.score)
         macs = Price("macs", "MACs", BUDGETS.build("macs").meter(model, by_latency.structure.groups, splits.example))

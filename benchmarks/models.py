@@ -112,6 +112,65 @@ def vit_hybrid(num_classes: int = 40) -> nn.Module:
     )
 
 
+class CSP(nn.Module):
+    """Half of the channels run through bottlenecks, and every step of the way is read at the end, as in YOLO's C2f."""
+
+    def __init__(self, inputs: int, outputs: int, depth: int, *, shortcut: bool) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.enter, self.leave = unit(inputs, outputs, 1), unit(half * (2 + depth), outputs, 1)
+        self.steps = nn.ModuleList(nn.Sequential(unit(half, half, 3), unit(half, half, 3)) for _ in range(depth))
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.enter(x).chunk(2, 1))
+        for step in self.steps:
+            parts.append(step(parts[-1]) + parts[-1] if self.shortcut else step(parts[-1]))
+        return self.leave(torch.cat(parts, 1))
+
+
+class Detector(nn.Module):
+    """A detector in the shape of a YOLO: CSP backbone, a neck that goes down and up again, heads at three strides.
+
+    Returns (n, 4 * 16 + classes, positions): distributions over box sides and class logits at every position.
+    """
+
+    def __init__(self, num_classes: int = 80, width: int = 32, depth: int = 1) -> None:
+        super().__init__()
+        a, b, c, d = (width * factor for factor in (2, 4, 8, 16))
+        self.stem = nn.Sequential(unit(3, width, 3, 2), unit(width, a, 3, 2), CSP(a, a, depth, shortcut=True))
+        self.low = nn.Sequential(unit(a, b, 3, 2), CSP(b, b, 2 * depth, shortcut=True))
+        self.middle = nn.Sequential(unit(b, c, 3, 2), CSP(c, c, 2 * depth, shortcut=True))
+        self.high = nn.Sequential(unit(c, d, 3, 2), CSP(d, d, depth, shortcut=True))
+        self.down = nn.ModuleList([CSP(d + c, c, depth, shortcut=False), CSP(c + b, b, depth, shortcut=False)])
+        self.strided = nn.ModuleList([unit(b, b, 3, 2), unit(c, c, 3, 2)])
+        self.up = nn.ModuleList([CSP(b + c, c, depth, shortcut=False), CSP(c + d, d, depth, shortcut=False)])
+        self.boxes = nn.ModuleList(detecting(inputs, max(16, b // 4), 4 * 16) for inputs in (b, c, d))
+        self.classes = nn.ModuleList(detecting(inputs, max(b, num_classes), num_classes) for inputs in (b, c, d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.low(self.stem(x))
+        middle = self.middle(low)
+        high = self.high(middle)
+        first = self.down[0](torch.cat([nn.functional.interpolate(high, scale_factor=2.0), middle], 1))
+        fine = self.down[1](torch.cat([nn.functional.interpolate(first, scale_factor=2.0), low], 1))
+        medium = self.up[0](torch.cat([self.strided[0](fine), first], 1))
+        coarse = self.up[1](torch.cat([self.strided[1](medium), high], 1))
+        levels = zip((fine, medium, coarse), self.boxes, self.classes, strict=True)
+        return torch.cat([torch.cat([boxes(of), classes(of)], 1).flatten(2) for of, boxes, classes in levels], 2)
+
+
+def unit(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+    """Convolution, BatchNorm, SiLU."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU())
+
+
+def detecting(inputs: int, width: int, outputs: int) -> nn.Module:
+    """A head of a detector at one stride."""
+    return nn.Sequential(unit(inputs, width, 3), unit(width, width, 3), nn.Conv2d(width, outputs, 1))
+
+
 def torchvision_vit(num_classes: int = 40) -> nn.Module:
     """torchvision's Vision Transformer, whose attention is nn.MultiheadAttention, for inputs of 64 pixels."""
     return torchvision.models.VisionTransformer(64, 16, 12, 3, 192, 768, num_classes=num_classes)

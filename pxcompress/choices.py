@@ -30,6 +30,10 @@ TARGETS = ("fp32", "fp16", "int8")
 """Precisions that a model can be exported in."""
 
 
+CONVERSIONS = names_in("pxcompress.deploy.converters")
+"""Ecosystems that a slim model can be converted for."""
+
+
 def one_of(words: Iterable[str]) -> str:
     """The words as part of a sentence: "a, b or c"."""
     return " or ".join(", ".join(words).rsplit(", ", 1))

@@ -17,6 +17,7 @@ import typer
 from pxcompress import __version__
 from pxcompress.commands.bench import bench
 from pxcompress.commands.certify import certify
+from pxcompress.commands.convert import convert
 from pxcompress.commands.doctor import doctor
 from pxcompress.commands.explain import explain
 from pxcompress.commands.inspect import inspect
@@ -31,7 +32,7 @@ from pxcompress.errors import PxError, StageError
 from pxcompress.guard import name_failures
 from pxcompress.interrupts import interrupt
 
-COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, report, methods, doctor)
+COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, convert, report, methods, doctor)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as Typer has it."""

@@ -106,7 +106,9 @@ def aligned(recipe: Recipe, clock: Clock) -> Recipe:
         return recipe
     bench = recipe.bench
     with clock.stage("alignment"):
-        step = from_first(measure_best_step(Conditions(bench.batch_size, bench.provider, bench.threads)))
+        step = from_first(
+            measure_best_step(Conditions(bench.batch_size, bench.provider, bench.threads), recipe.targets[-1])
+        )
     clock.say(f"widths go in steps of {step}, as measures best here")
     return recipe.but(round_to=step)
 

@@ -117,7 +117,8 @@ class Speedup:
 class Placement:
     """Which execution provider ran the graph. `fallback_reason` is empty when the asked one did all of it.
 
-    `elsewhere` counts the nodes on other providers, by their name.
+    `elsewhere` counts the nodes on other providers, by their name; `options` are those of the provider that change
+    speed or results, as it says that it took them.
     """
 
     asked: str
@@ -126,6 +127,7 @@ class Placement:
     nodes_total: Count
     fallback_reason: str = ""
     elsewhere: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

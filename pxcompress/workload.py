@@ -26,6 +26,7 @@ from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import slice_classes
 from pxcompress.notes import Note
 from pxcompress.recipe import ModelAndData
+from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout, layout_of
@@ -74,6 +75,10 @@ def load_workload(given: ModelAndData) -> Workload:
 
     Pretrained weights are asked for only when the data is the user's own.
     """
+    if given.data == IN_PYTHON:
+        raise InputError(
+            f"the run is of a {given.model} and batches given in Python, which no file holds; work on it there"
+        )
     task = None if given.task == AUTO else build_task(given.task)
     layout = layout_of(task, given.data)
     source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ DOORS = {
     "torch_pruning": {"graph"},
     "onnxruntime": {"deploy"},
     "openvino": {"deploy"},
+    "nncf": {"deploy"},
+    "tensorrt": {"deploy"},
+    "coremltools": {"deploy"},
+    "executorch": {"deploy"},
+    "litert_torch": {"deploy"},
     "zennit": {"attribution"},
     "optuna": {"search"},
 }
@@ -51,6 +57,7 @@ def _room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@cache
 def _imports(path: Path) -> set[str]:
     """Dotted names of everything a file imports, also inside functions."""
     package = ".".join(["pxcompress", *path.relative_to(ROOT).parts[:-1]])
@@ -113,7 +120,11 @@ LOOSE_ON_PURPOSE = {
 }
 """What may, and why."""
 
-BY_TEXT = {"registry": "a package's methods", "models": "a user's factory"}
+BY_TEXT = {
+    "registry": "a package's methods",
+    "models": "a user's factory",
+    "deploy": "packages of converters, and of providers, which need not be installed",
+}
 """Rooms that import by a name they are told, and what it names."""
 
 

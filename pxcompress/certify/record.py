@@ -28,7 +28,7 @@ class CertificateRecord:
     ones do. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the samples of `data`
     served `uses_before` certificates. `labels` is there where the data had none, `budget` for
     a test that may stop at any time: what it used, and what is left, `group` the column of a table
-    whose words are the classes; 1 / p of a row is the wealth of its bet so far.
+    whose words are the classes; 1 / p of a row is the wealth of its bet so far. Models ran on `provider`.
     """
 
     risk: str
@@ -55,6 +55,7 @@ class CertificateRecord:
     anytime: bool = False
     budget: Budget | None = None
     group: str = ""
+    provider: str = "cpu"
     schema_version: Literal[1] = 1
 
     @classmethod

@@ -60,6 +60,7 @@ class Request:
     part: Part = None
     coverage: Coverage = None
     seed: Annotated[int, typer.Option(help="Seed of the split, as it was in `run`.")] = 0
+    provider: Annotated[str, typer.Option(help="Where models are tested, a runtime on the CPU: cpu, openvino.")] = "cpu"
     quiet: Quiet = False
     as_json: AsJson = False
 
@@ -123,7 +124,14 @@ def _certify_models(request: Request) -> CertificateRecord:
     guarantee = request.guarantee()
     if not request.files:
         raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
-    return certify_files(request.files, request.data, guarantee, request.seed, anytime=request.anytime)
+    return certify_files(
+        request.files,
+        request.data,
+        guarantee,
+        request.seed,
+        anytime=request.anytime,
+        provider=request.provider,
+    )
 
 
 def _ask_for_labels(request: Request) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from pxcompress.choices import one_of
 from pxcompress.commands.panels import EXPERT, panel_of
 from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe
@@ -230,6 +231,19 @@ def _parse_bytes(text: str) -> int:
         raise InputError(f"max-bytes is {text!r}; expected a size, such as 20MB") from None
 
 
+def _parse_step(text: str) -> int:
+    """8 of "8", or the step of widths that an ecosystem likes, by its name."""
+    from pxcompress.deploy.converters import CONVERTERS
+
+    if text in CONVERTERS:
+        return CONVERTERS.get(text).round_to
+    try:
+        return int(text)
+    except ValueError:
+        names = one_of(CONVERTERS)
+        raise InputError(f"round-to is {text!r}; expected a whole number, or where the model goes: {names}") from None
+
+
 def _repairs(texts: list[str]) -> tuple[str, ...]:
     """Repairs in order; "none" alone stands for none."""
     if "none" in texts and len(texts) > 1:
@@ -259,6 +273,7 @@ def _read(name: str, value: Any) -> Any:
 _READ: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _split_names),
     "repair": _repairs,
+    "round_to": _parse_step,
     "scorer": _scorer,
     "speedup": _parse_factor,
     "input_size": read_input_size,

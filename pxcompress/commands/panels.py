@@ -20,7 +20,7 @@ _PANELS = {
     "repair": ("repair", "rounds"),
     "input": ("input_size", "input_mean", "input_std"),
     "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "coverage"),
-    "export": ("targets", "fixed_batch"),
+    "export": ("targets", "max_quant_drop", "fixed_batch"),
     "measuring": ("threads",),
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}

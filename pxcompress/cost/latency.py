@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.cost.count import Widths
 from pxcompress.cost.operators import Operator, find_operators
+from pxcompress.cost.stairs import Stairs
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import check_batch_size
-from pxcompress.deploy.runtime import describe_device, open_session, time_graph, time_runs
+from pxcompress.deploy.runtime import describe_device, get_device, open_session, time_graph, time_runs
 from pxcompress.graph import prune
 from pxcompress.types import Group, Meter, Plan
 
@@ -58,6 +59,9 @@ LEAST = 0.1
 NOTHING = Operator("copy", (1, 1), STEP, STEP, (1,))
 """An operator that does next to nothing; its time is that of a call as such."""
 
+GPU_UNITS: Mapping[str, int] = {"fp32": 8, "fp16": 8, "int8": 16}
+"""Widths that tensor cores take, by precision: other ones are padded, or stay out of them."""
+
 
 MATRIX = Operator("linear", (), 4096, 4096)
 CACHED = 512
@@ -74,6 +78,11 @@ class Conditions:
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether widths go in wide steps there, which both widths of an operator decide together."""
+        return get_device(self.provider) == "cuda"
 
 
 class OperatorTimes:
@@ -161,7 +170,8 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
     """Milliseconds of one call at planned widths; exports and times the whole model at the widths `WHOLE`."""
     widths, table, step = Widths(model, groups), OperatorTimes(conditions), measure_best_step(conditions)
     dense_operators = find_operators(model, groups, example)
-    surfaces = {name: _surface(operator, name, widths, table) for name, operator in dense_operators.items()}
+    on_gpu = conditions.on_gpu
+    surfaces = {name: _surface(operator, name, widths, table, on_gpu) for name, operator in dense_operators.items()}
     fetch = table.fetch()
     table.save()
 
@@ -211,8 +221,40 @@ def _widths(operator: Operator, name: str, widths: Widths, kept_units: Mapping[s
     return outputs if operator.depthwise else inputs * operator.inputs // dense_inputs, outputs
 
 
-def _surface(operator: Operator, name: str, widths: Widths, table: OperatorTimes) -> _TimeSurface:
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """Milliseconds of one operator over widths that go in steps; with `single` both widths are one."""
+
+    stairs: Stairs
+    single: bool
+
+    def at(self, inputs: float, outputs: float) -> float:
+        """The step that the widths are on."""
+        return self.stairs.at((int(outputs),) if self.single else (int(inputs), int(outputs)))
+
+
+def _steps(operator: Operator, table: OperatorTimes, unit: int) -> _Steps:
+    """Times an operator on a GPU, where plans ask for it; the table is saved as it grows."""
+
+    def time(widths: tuple[int, ...]) -> float:
+        milliseconds = table.milliseconds(operator.at(widths[0], widths[-1]))
+        table.save()
+        return milliseconds
+
+    if operator.kind == "attention" or operator.depthwise:
+        dense, unit = (operator.outputs,), 1 if operator.kind == "attention" else unit
+        return _Steps(Stairs(time, dense, unit), single=True)
+    dense_widths = operator.inputs, operator.outputs
+    unit = math.lcm(unit, operator.groups) if operator.groups > 1 else unit
+    return _Steps(Stairs(time, dense_widths, unit), single=False)
+
+
+def _surface(
+    operator: Operator, name: str, widths: Widths, table: OperatorTimes, on_gpu: bool
+) -> _TimeSurface | _Steps:
     """Measures an operator wherever groups can make it narrower."""
+    if on_gpu:
+        return _steps(operator, table, GPU_UNITS["fp32"])
     axes = {axis: widths.share(name, axis, {})[1] > 1 for axis in ("in", "out")}
     heads = operator.kind == "attention"
     inputs = _points(operator, operator.inputs, axes["out" if operator.depthwise else "in"] or heads)
@@ -241,10 +283,11 @@ def _near(width: int, share: float, single: bool) -> int:
     return min(width, max(1, round(width * share / step)) * step)
 
 
-def measure_best_step(conditions: Conditions) -> int:
+def measure_best_step(conditions: Conditions, precision: str = "fp32") -> int:
     """The largest step in which widths go here: half a step less saves next to nothing.
 
-    Measured on 3 x 3 and 1 x 1 convolutions and a dense layer of `PROBE` outputs.
+    Measured on 3 x 3 and 1 x 1 convolutions and a dense layer of `PROBE` outputs; on a GPU at least what its tensor
+    cores take in `precision`.
     """
     table = OperatorTimes(conditions)
 
@@ -255,7 +298,7 @@ def measure_best_step(conditions: Conditions) -> int:
     good_steps = (step for step in STEPS if seconds(PROBE - step // 2) >= (1 - SAVED * step / 2 / PROBE) * full_seconds)
     step = next(good_steps, 1)
     table.save()
-    return step
+    return max(step, GPU_UNITS[precision]) if conditions.on_gpu else step
 
 
 def measure_whole_model(

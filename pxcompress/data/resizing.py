@@ -60,8 +60,9 @@ class Resize:
         return (size[0] / width, size[1] / height), (x, y)
 
     def _transform(self, channels: int, interpolation: str, mean: tuple[float, ...]) -> Callable[[Image.Image], Tensor]:
+        height, width = self._preprocessing.input_size[-2:]
         transform: Callable[[Image.Image], Tensor] = create_transform(
-            input_size=(channels, *self._preprocessing.input_size[-2:]),
+            input_size=(channels, height, width),
             is_training=False,
             interpolation=interpolation,
             crop_pct=self._preprocessing.crop,

@@ -20,7 +20,8 @@ import torch
 
 from pxcompress.cache import cache_dir
 from pxcompress.deploy import hardware, runtime
-from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION
+from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION, VERSION, list_built_in
+from pxcompress.deploy.plugins import find_plugins
 from pxcompress.errors import InputError
 
 _GIGABYTE = 10**9
@@ -89,11 +90,26 @@ def _try_providers() -> Iterator[Finding]:
         yield Finding(f"provider {name}", not reason, reason or "creates a session and runs", _advise(reason))
 
 
+def _list_plugins() -> Iterator[Finding]:
+    """Providers from packages of their own, beside those that are built into ONNX Runtime."""
+    built_in = ", ".join(name.removesuffix("ExecutionProvider") for name in list_built_in())
+    yield Finding("built-in providers", None, f"{built_in} (onnxruntime {VERSION})")
+    plugins = find_plugins()
+    if not plugins:
+        yield Finding("plugin providers", None, "no package onnxruntime-ep-* is installed")
+    for plugin in plugins:
+        where = f"{' and '.join(plugin.providers)} on {' and '.join(plugin.device_names)}"
+        advice = "--provider plugin takes it" if plugin.devices else "use it on a machine that it is for"
+        yield Finding(f"{plugin.package} {plugin.version}", bool(plugin.devices), plugin.failure or where, advice)
+
+
 def _advise(reason: str) -> str:
     """What makes a provider work that does not, by what it complains about."""
     needs = CUDA_VERSION or "?"
     advice_of_part = {
         "": "",
+        "onnxruntime-ep": "pip install the one for your hardware, such as onnxruntime-ep-openvino",
+        "too old": "update the NVIDIA driver",
         "no NVIDIA driver": "without an NVIDIA GPU nothing is to be done; else install its driver",
         "sees no GPU": "free or plug in a GPU; check CUDA_VISIBLE_DEVICES",
         "was built without": "pip uninstall onnxruntime; pip install onnxruntime-gpu",
@@ -194,6 +210,7 @@ _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _check_versions,
     _check_processor,
     _try_providers,
+    _list_plugins,
     _check_cuda,
     _check_folders,
     _try_hub,

@@ -32,5 +32,5 @@ def environment(threads: int | None = None) -> Environment:
         threads=threads or torch.get_num_threads(),
         platform=platform.platform(),
         cuda=torch.version.cuda if gpu else None,
-        nvidia_tf32_override=os.environ.get("NVIDIA_TF32_OVERRIDE"),
+        nvidia_tf32_override=os.environ.get(hardware.TF32_SWITCH),
     )

@@ -65,7 +65,7 @@ def export_onnx(
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
         names = list(_check_outputs(model, inputs, output_name))
-        program = _export(_Flat.of(model, names, output_name), inputs, names, dynamic=batch is None)
+        program = _export(FlatOutputs.of(model, names, output_name), inputs, names, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
     _strip(program.model)
@@ -82,6 +82,11 @@ def onnx_files(path: Path) -> tuple[Path, ...]:
 def file_bytes(path: Path) -> int:
     """Bytes of an ONNX file and the weights beside it."""
     return sum(file.stat().st_size for file in onnx_files(path))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What an ONNX file says about itself."""
+    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
 
 
 def artifact_of(path: Path) -> Artifact:
@@ -126,7 +131,7 @@ def on_cpu(model: nn.Module) -> Iterator[None]:
                 model.to(device)
 
 
-class _Flat(nn.Module):
+class FlatOutputs(nn.Module):
     """A model whose outputs are a tuple of tensors, which is what the exporter can name."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], only: str) -> None:

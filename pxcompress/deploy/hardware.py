@@ -13,6 +13,9 @@ from pathlib import Path
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
+TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
+"""Environment variable that turns TF32 off with "0", in all libraries of CUDA."""
+
 
 def get_cpu_name() -> str:
     """The processor's model name, as Linux gives it; elsewhere what Python knows."""
@@ -59,6 +62,20 @@ def get_newest_cuda() -> str:
     version = ctypes.c_int(0)
     load_driver().cuDriverGetVersion(ctypes.byref(version))
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def explain_old_driver(needed: str) -> str:
+    """Why the driver does not run programs for CUDA `needed`, such as "13.0"; "" where it does.
+
+    A driver runs all versions of the newest major one that it knows.
+    """
+    newest = get_newest_cuda()
+    if needed and int(newest.partition(".")[0]) < int(needed.partition(".")[0]):
+        return (
+            f"the NVIDIA driver is too old: it runs CUDA up to {newest}, onnxruntime needs {needed}; update it, "
+            f"or install an onnxruntime-gpu for CUDA {newest.partition('.')[0]}"
+        )
+    return ""
 
 
 def measure_memory() -> int:

@@ -1,4 +1,4 @@
-"""One ONNX file in another precision: fp16, or int8 for ONNX Runtime (static quantisation, QDQ, per channel)."""
+"""One ONNX file in another precision: fp16, or int8 (QDQ, per channel)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir
 from onnx_ir.passes import common as passes
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+from pxcompress.deploy import runtime
 from pxcompress.deploy.backends.onnxruntime import ORT_ERRORS
-from pxcompress.deploy.export import artifact_of, onnx_files
-from pxcompress.deploy.session import whole_batches
+from pxcompress.deploy.export import artifact_of
+from pxcompress.deploy.int8 import Judge
+from pxcompress.deploy.qdq import Reader
+from pxcompress.deploy.quiet import capture_output
 from pxcompress.errors import ModelError
 from pxcompress.proof import Artifact
 from pxcompress.types import Batches
@@ -42,7 +43,7 @@ _CONVERTER_ERRORS = (*ORT_ERRORS, AttributeError, KeyError, TypeError, Assertion
 """What the converters raise for a graph that they cannot handle; they have no base class of their own."""
 
 
-def to_fp16(source: Path, path: Path, batches: Batches) -> Artifact:
+def to_fp16(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifact:
     """`source` with weights and activations in float16; input and output stay float32.
 
     Operators that float16 cannot do, and nodes that take or give more than `FP16_LIMIT` on `batches`, stay in float32.
@@ -59,43 +60,31 @@ def to_fp16(source: Path, path: Path, batches: Batches) -> Artifact:
     )
     model = onnx_ir.from_proto(proto)
     _join(model.graph)
-    return _save(model, source, path, "fp16")
+    return _save(model, source, path, {"precision": "fp16"})
 
 
-def to_int8(source: Path, path: Path, batches: Batches) -> Artifact:
-    """`source` with int8 weights, a scale for each channel, and uint8 activations between their extremes on `batches`.
-
-    Unsigned, because CPUs multiply uint8 by int8; ONNX Runtime takes twice as long for signed ones on x86.
-    """
+def to_int8(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifact:
+    """`source` with int8 weights, a scale for each channel, and 8 bits activations; as the judge's backend makes it."""
     with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / path.name
-        quantize_static(
-            source,
-            beside,
-            _Reader(source, batches),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            use_external_data_format=len(onnx_files(source)) > 1,
-        )
-        return _save(onnx_ir.load(beside), source, path, "int8")
+        backend = runtime.find_backend(judge.provider)
+        made = backend.quantise(source, Path(folder) / path.name, batches, judge)
+        return _save(onnx_ir.load(made.path), source, path, {"precision": "int8", "quantisation": made.recipe})
 
 
-PRECISIONS: Mapping[str, Callable[[Path, Path, Batches], Artifact]] = {"fp16": to_fp16, "int8": to_int8}
+PRECISIONS: Mapping[str, Callable[[Path, Path, Batches, Judge], Artifact]] = {"fp16": to_fp16, "int8": to_int8}
 """What a float32 file can be made into."""
 
 
-def convert(source: Path, path: Path, precision: str, batches: Batches) -> Artifact:
+def convert(source: Path, path: Path, precision: str, batches: Batches, judge: Judge | None = None) -> Artifact:
     """Write the float32 file `source` in `precision` to `path`; `batches` are inputs to calibrate on, without labels.
 
-    The result has the metadata of `source`, and "precision". Raises `ModelError` where the graph cannot be converted;
-    then nothing is written.
+    What int8 may lose is said by a `judge`; without one it is not looked at. The result has the metadata of `source`,
+    "precision", and for int8 "quantisation". Raises `ModelError` where the graph cannot be converted; then nothing is
+    written.
     """
     try:
         with _silence():
-            return PRECISIONS[precision](source, path, batches)
+            return PRECISIONS[precision](source, path, batches, judge or Judge())
     except _CONVERTER_ERRORS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{source.name} cannot be made {precision}: {reason}") from error
@@ -105,28 +94,9 @@ def measure_ranges(source: Path, batches: Batches) -> dict[str, float]:
     """Largest absolute value on `batches` of every float tensor that a node of `source` takes or gives."""
     with tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(str(source), augmented_model_path=str(Path(folder) / "augmented.onnx"))
-        calibrator.collect_data(_Reader(source, batches))
+        calibrator.collect_data(Reader(source, batches))
         ranges = calibrator.compute_data()
     return {name: max(float(np.abs(end).max()) for end in data.range_value) for name, data in ranges.items()}
-
-
-class _Reader(CalibrationDataReader):
-    """Batches as the calibrator asks for them, of the size that the file takes."""
-
-    def __init__(self, source: Path, batches: Batches) -> None:
-        graph = onnx.load(source, load_external_data=False).graph
-        weights = {each.name for each in graph.initializer}  # old files list them among the inputs
-        port = next((port for port in graph.input if port.name not in weights), onnx.ValueInfoProto())
-        dims = port.type.tensor_type.shape.dim
-        self._input, file_batch = port.name, dims[0].dim_value if dims else 0
-        arrays = (inputs.cpu().numpy() for inputs, _ in batches)
-        self._parts = (
-            part for array in arrays for part in (whole_batches(array, file_batch) if file_batch else [array])
-        )
-
-    def get_next(self) -> dict[str, Any] | None:
-        part = next(self._parts, None)
-        return None if part is None else {self._input: part}
 
 
 def _join(graph: onnx_ir.Graph) -> None:
@@ -143,13 +113,13 @@ def _casts_to(cast: onnx_ir.Node) -> int:
     return cast.attributes["to"].as_int()
 
 
-def _save(model: onnx_ir.Model, source: Path, path: Path, precision: str) -> Artifact:
-    """Write `model` without what it does not use, with the metadata of `source`."""
+def _save(model: onnx_ir.Model, source: Path, path: Path, facts: Mapping[str, str]) -> Artifact:
+    """Write `model` without what it does not use, with the metadata of `source` and `facts`."""
     for clean_up in _CLEANING:
         clean_up()(model)
     entries = onnx.load(source, load_external_data=False).metadata_props
     model.metadata_props.clear()
-    model.metadata_props.update({entry.key: entry.value for entry in entries}, precision=precision)
+    model.metadata_props.update({entry.key: entry.value for entry in entries} | dict(facts))
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = f"{path.name}.data" if weights > EMBEDDED_BYTES else None
     onnx_ir.save(model, path, external_data=external)
@@ -158,11 +128,11 @@ def _save(model: onnx_ir.Model, source: Path, path: Path, precision: str) -> Art
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No log lines and warnings of the converters; what goes wrong is raised."""
+    """No prints, log lines and warnings of the converters; what goes wrong is raised."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), capture_output():
             yield
     finally:
         logging.disable(level)

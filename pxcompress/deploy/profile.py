@@ -11,7 +11,7 @@ from statistics import median
 import onnxruntime as ort
 
 from pxcompress.deploy.backends.onnxruntime import OrtSession
-from pxcompress.deploy.session import Array, Session
+from pxcompress.deploy.session import Array, Session, runs_on_cpu
 
 RUNS = 20
 
@@ -23,7 +23,7 @@ def operator_shares(session: Session, inputs: Mapping[str, Array]) -> Mapping[st
     names no operator or cannot be kept, on other runtimes, and on a GPU, of which the profile has the time to launch an
     operator, not to run it.
     """
-    if not isinstance(session, OrtSession) or session.device != "cpu":
+    if not isinstance(session, OrtSession) or not runs_on_cpu(session.placement):
         return {}
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -60,6 +60,11 @@ def find_backend(provider: str) -> Backend:
     return BACKENDS.get(_choose(provider)[0])()
 
 
+def get_device(provider: str) -> str:
+    """Where a provider computes, "cpu" or "cuda"; for "auto" the one that is chosen on this machine."""
+    return find_backend(provider).get_device(_choose(provider)[0])
+
+
 def check_provider(name: str) -> None:
     """Raise `InputError` if a provider of this name is unknown or cannot be used here; "auto" and "cpu" always can."""
     if name not in list_providers():
@@ -119,7 +124,7 @@ def describe_device(provider: str, threads: int) -> str:
     Times that are kept for later are kept under this name.
     """
     backend = find_backend(provider)
-    if backend.get_device(_choose(provider)[0]) == "cpu":
+    if get_device(provider) == "cpu":
         return f"{get_cpu_name()}, {threads or torch.get_num_threads()} threads-{backend.version}"
     return f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'GPU'} {provider}-{backend.version}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,14 +18,18 @@ import onnx
 import torch
 from torch import Tensor
 
+from pxcompress.deploy.hardware import TF32_SWITCH
 from pxcompress.deploy.quiet import shorten_message
-from pxcompress.errors import InputError
+from pxcompress.errors import InputError, OutOfMemoryError, PxError
 from pxcompress.proof import Placement
 
 Array = npt.NDArray[Any]
 
 Inputs = Array | Tensor | Mapping[str, Array]
 """A batch (n, ...) for a file with one input, or what every input takes, by name."""
+
+_NO_MEMORY = re.compile(r"(failed to|cannot|can't) allocate|out of memory|bad alloc|ALLOC_FAILED", re.IGNORECASE)
+"""What runtimes say where memory does not suffice; none of them has an exception for it."""
 
 _WEIGHTS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT16: "fp16",
@@ -102,9 +107,9 @@ class Session(ABC):
 
         cuDNN uses TF32 whatever ONNX Runtime is told, unless NVIDIA_TF32_OVERRIDE=0.
         """
-        if weights_precision := self.metadata.get("precision") or _of_weights(self.path):
+        if weights_precision := self.metadata.get("precision") or read_weight_type(self.path):
             return weights_precision
-        tf32 = self.device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+        tf32 = self.device == "cuda" and os.environ.get(TF32_SWITCH) != "0"
         return "tf32" if tf32 else "fp32"
 
     def predict(self, inputs: Inputs) -> Array:
@@ -122,7 +127,9 @@ class Session(ABC):
     def _predict(self, inputs: Inputs) -> list[Array]:
         feed = self._feed(inputs)
         samples, file_batch = len(next(iter(feed.values()))), self.inputs[0].shape[0] if self.inputs[0].shape else None
-        if file_batch in (None, samples):
+        if file_batch is None:
+            return self._run_in_halves(feed, samples)
+        if file_batch == samples:
             return self._run(feed)
         chunks = zip(*(whole_batches(array, file_batch) for array in feed.values()), strict=True)
         parts = [self._run(dict(zip(feed, chunk, strict=True))) for chunk in chunks]
@@ -144,15 +151,30 @@ class Session(ABC):
         except self.errors as error:
             raise self._unable(feed, error) from error
 
+    def _run_in_halves(self, feed: Mapping[str, Array], samples: int) -> list[Array]:
+        """As `_run`; where memory does not suffice, in smaller and smaller batches, down to one sample."""
+        try:
+            return self._run(feed)
+        except OutOfMemoryError:
+            if samples < 2 or any(len(array) != samples for array in feed.values()):
+                raise
+        half = samples // 2
+        first = self._run_in_halves({name: array[:half] for name, array in feed.items()}, half)
+        second = self._run_in_halves({name: array[half:] for name, array in feed.items()}, samples - half)
+        return [np.concatenate(pair) for pair in zip(first, second, strict=True)]
+
     def _run(self, feed: Mapping[str, Array]) -> list[Array]:
         try:
             return self.run(feed)
         except self.errors as error:
             raise self._unable(feed, error) from error
 
-    def _unable(self, feed: Mapping[str, Array], error: Exception) -> InputError:
-        """The error for inputs that the model does not run on."""
+    def _unable(self, feed: Mapping[str, Array], error: Exception) -> PxError:
+        """The error for inputs that the model does not run on, or for which memory does not suffice."""
         shapes = " and ".join(str(array.shape) for array in feed.values())
+        if _NO_MEMORY.search(str(error)):
+            where = f"inputs of shape {shapes} do not fit into the memory of {self.placement.asked}"
+            return OutOfMemoryError(f"{self.path.name}: {where}; give a smaller --batch-size, or --provider cpu")
         problem = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
         return InputError(f"{problem}: {shorten_message(str(error))}")
 
@@ -180,7 +202,7 @@ def whole_batches(array: Array, size: int) -> list[Array]:
     return np.split(rows, len(rows) // size)
 
 
-def _of_weights(path: Path) -> str:
+def read_weight_type(path: Path) -> str:
     """The type of most weights of a file, by our names; "" for float32, and for what we have no name for."""
     counts: Counter[int] = Counter()
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:

@@ -60,7 +60,9 @@ def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
         raise ModelError(f"model {name!r} refused: argument {refused_keys[0]!r}; expected only {OPTIONS} as integers")
     factory = find_factory(name)
     own = getattr(factory, "__module__", "").startswith("torchvision.models.detection")
-    counted = {key: value + BACKGROUND if own and key == "num_classes" else value for key, value in kwargs.items()}
+    counted = dict(kwargs)
+    if own and isinstance(classes := kwargs.get("num_classes"), int):
+        counted["num_classes"] = classes + BACKGROUND
     try:
         with _current_directory_importable():
             model = factory(**counted, **_without_backbone_weights(factory))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pxcompress.checks import check_types
 from pxcompress.choices import TARGETS
-from pxcompress.errors import unknown
+from pxcompress.errors import InputError, unknown
 from pxcompress.registry import option
 
 
@@ -15,11 +15,15 @@ from pxcompress.registry import option
 class Export:
     """Precisions of the pruned model's files, in the order of `TARGETS`, float32 among them, and their batch size.
 
-    Raises `InputError` for an unknown precision.
+    Raises `InputError` for an unknown precision, and for a loss that is no share.
     """
 
     targets: Sequence[str] = option(
         ("fp32",), f"Precisions of the exported model, with commas: {', '.join(TARGETS)}; {TARGETS[0]} is always made."
+    )
+    max_quant_drop: float = option(
+        0.005,
+        "What int8 may lose of the metric on the select split; what costs most stays in float32 until it is met.",
     )
     fixed_batch: bool = option(False, "The exported files take --batch-size samples a call, no other number.")
 
@@ -28,4 +32,8 @@ class Export:
         for name in self.targets:
             if name not in TARGETS:
                 raise unknown("target", name, TARGETS)
+        if not 0 <= self.max_quant_drop < 1:
+            raise InputError(
+                f"max-quant-drop is {self.max_quant_drop}; expected a share below 1 that int8 may lose, such as 0.005"
+            )
         object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in {"fp32", *self.targets}))

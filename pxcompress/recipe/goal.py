@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 from pxcompress.checks import check_types
-from pxcompress.choices import NORMALISATIONS, SCOPES, one_of
+from pxcompress.choices import CONVERSIONS, NORMALISATIONS, SCOPES, one_of
 from pxcompress.errors import InputError
 from pxcompress.registry import names_in, option
 
@@ -69,7 +69,9 @@ class Goal:
         "auto", f"How groups are made comparable: auto (as the budget wants it), {one_of(NORMALISATIONS)}."
     )
     round_to: int | None = option(
-        None, "Widths are multiples of this; 1: no alignment; 0: as measures best here.  [default: 8; 0 for latency]"
+        None,
+        f"Widths are multiples of this; 1: no alignment; 0: as measures best; {one_of(CONVERSIONS)}: as suits it.  "
+        "[default: 8; 0 for latency]",
     )
     min_keep: float = option(0.1, "Least share of every group that stays.")
     floors: Sequence[str] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")

@@ -285,7 +285,7 @@ def describe_conditions(report: Report) -> str:
     threads = report.environment.threads
     parts = (
         describe_hardware(report),
-        report.provider.got,
+        _describe_provider(report.provider),
         f"{threads} CPU thread{'' if threads == 1 else 's'}",
         f"batch {report.pruned.batch_size}",
         report.pruned.precision,
@@ -294,6 +294,12 @@ def describe_conditions(report: Report) -> str:
         _WEIGHTS.get(report.weights, f"weights: {report.weights}"),
     )
     return ", ".join(parts)
+
+
+def _describe_provider(placement: Placement) -> str:
+    """What ran the graph, with the options that it was given by name."""
+    options = ", ".join(f"{name} {value}" for name, value in placement.options.items())
+    return f"{placement.got} ({options})" if options else placement.got
 
 
 def describe_goal(pruning: Pruning, unit: str) -> str:

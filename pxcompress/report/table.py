@@ -33,6 +33,7 @@ from pxcompress.report.targets import AGREE, describe_placement, list_columns, l
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
+    from pxcompress.deploy.convert import Converted
 
 _Line = tuple[str, ...]
 
@@ -144,6 +145,24 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
     return "\n".join(
         [*align(calls), "", *align(files), "", *dict.fromkeys(placements), "", *_bench_conditions(rows), *notes]
     )
+
+
+def format_conversion(converted: Converted) -> str:
+    """What was written for another ecosystem, and how near it is to PyTorch. No newline at the end."""
+    shape = " x ".join(map(str, converted.input_shape))
+    parity = converted.parity
+    lines = [
+        ("file", str(converted.path)),
+        ("size", format_bytes(converted.bytes)),
+        ("input", f"{shape}, channels first, float32"),
+        (
+            "parity",
+            "not compared: its runtime does not run on this machine"
+            if parity is None
+            else f"at most {parity.max_abs:.2e} from PyTorch on {parity.samples} random inputs",
+        ),
+    ]
+    return "\n".join(align(lines))
 
 
 def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """The certificate of a run folder: exported files -> losses on the reserved samples -> certificate.json, and back.
 
-Every model of a path is exported, and its losses come from that very file through ONNX Runtime: what ships is what was
-tested, byte for byte. It runs on the CPU in float32, which every machine has, so that `verify` finds the same losses.
+Every model of a path is exported, and its losses come from that very file: what ships is what was tested, byte for
+byte. It runs on the CPU in float32, which every machine has, so that `verify` finds the same losses: on ONNX Runtime,
+or on another runtime for the CPU that was asked for, which the record names.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from pxcompress.certify.path import (
     Candidate,
     Certificate,
     Goal,
-    Tested,
     certify,
     losses,
     sentence,
@@ -47,6 +47,7 @@ from pxcompress.proof import Artifact
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import read_report, sha256_of
 from pxcompress.run import Run
+from pxcompress.run_folder.differences import find_alterations, find_differences
 from pxcompress.run_folder.ledger import certify_next, record_certificate
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of, read_run
@@ -66,7 +67,7 @@ class ReservedSamples:
     """The samples that are kept for certificates, and those of `select`, by which the threshold of confidence is set.
 
     `data` is the spec they come from; `counts` says how many are kept of each class, name -> number, or of all
-    where the `task` is no classification.
+    where the `task` is no classification. Models run on `provider`.
     """
 
     data: str
@@ -75,6 +76,11 @@ class ReservedSamples:
     select: Batches
     counts: Mapping[str, int]
     task: Task = field(default_factory=Classification)
+    provider: str = "cpu"
+
+    def predict(self, file: Path, batches: Batches) -> tuple[Array, Array]:
+        """Logits (n, classes) of an ONNX file, and labels (n,)."""
+        return predict_samples(file, batches, self.provider)
 
     @classmethod
     def of(cls, data: str, source: Source, splits: Splits, task: Task) -> ReservedSamples:
@@ -119,6 +125,7 @@ def smallest_certified(
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
     samples = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task)
+    samples = replace(samples, provider=_choose_provider(recipe.bench.provider))
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
@@ -151,7 +158,13 @@ def smallest_certified(
 
 
 def certify_files(
-    files: Sequence[Path], data: str, guarantee: Guarantee, seed: int = 0, *, anytime: bool = False
+    files: Sequence[Path],
+    data: str,
+    guarantee: Guarantee,
+    seed: int = 0,
+    *,
+    anytime: bool = False,
+    provider: str = runtime.AUTO,
 ) -> CertificateRecord:
     """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
@@ -173,7 +186,8 @@ def certify_files(
         )
     if not data:
         raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
-    samples = _reserve(files, data, seed, skip_corrupt)
+    runtime.check_provider(provider)
+    samples = replace(_reserve(files, data, seed, skip_corrupt), provider=_choose_provider(provider))
     guarantee.counted.check(guarantee.goal, samples.counts)
     path = [(str(file), float(file_bytes(file)), file) for file in files]
     check_descending(path)
@@ -185,6 +199,7 @@ def certify_files(
         record = CertificateRecord.of(
             certificate, WHOLE, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data
         )
+        record = replace(record, provider=samples.provider)
         return record_certificate(replace(record, budget=budget), f"{budget.begins} {asdict(record)}")
     part = _choose_threshold(guarantee.counted, files[0], samples)
     certificate = judge_files(path, samples, guarantee.goal, part)
@@ -211,6 +226,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     files = [folder / DENSE, folder / SLIM]
     note("reading the data ...")
     samples = _reserve(files, recipe.data, recipe.seed, recipe.skip_corrupt)
+    samples = replace(samples, provider=record.provider)
     hashes = _hashes(folder, samples)
     problems = [
         f"the {part_name} is not the certified one"
@@ -226,7 +242,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     path = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
     recomputed_certificate = judge_files(path, samples, certificate.goal, own_part)
     problems += find_differences(rows, recomputed_certificate.rows)
-    problems += _find_alterations(certificate)
+    problems += find_alterations(certificate)
     if record.sentence != sentence(certificate) or recomputed_certificate.goal != certificate.goal:
         problems.append("its sentence is not what it shows")
     if not is_smaller(certificate):
@@ -269,7 +285,7 @@ def _candidates(
     dense: Array | None = None
     labels = np.empty(0, dtype=np.int64)
     for name, size, file in path:
-        logits, labels = predict_samples(file, samples.batches)
+        logits, labels = samples.predict(file, samples.batches)
         dense = logits if dense is None else dense
         candidates.append(Candidate(name, size, losses(risk, dense, logits, labels, part.mask(dense))))
     return candidates, labels
@@ -277,12 +293,18 @@ def _candidates(
 
 def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamples, risk: str) -> list[Candidate]:
     """The models of a path with the losses that the task gives them on every sample."""
-    sessions = {name: runtime.open_session(file, "cpu") for name, _, file in path}
+    sessions = {name: runtime.open_session(file, samples.provider) for name, _, file in path}
     dense = path[0][0]
     results = predictions(sessions, dense, dense, samples.batches, samples.task)
     table = np.stack([samples.task.loss(results[name].statistics).numpy() for name, _, _ in path], 1)
     rows = path_losses(risk, table)
     return [Candidate(name, size, row) for (name, size, _), row in zip(path, rows, strict=True)]
+
+
+def _choose_provider(provider: str) -> str:
+    """Where a certificate is tested: a runtime for the CPU that was asked for by name, else ONNX Runtime there."""
+    named = provider != runtime.AUTO and runtime.get_device(provider) == "cpu"
+    return provider if named else "cpu"
 
 
 def is_smaller(certificate: Certificate) -> bool:
@@ -292,12 +314,12 @@ def is_smaller(certificate: Certificate) -> bool:
 
 def _choose_threshold(part: Part, dense: Path, samples: ReservedSamples) -> Part:
     """`part` with the threshold that the select split gives, where it has one."""
-    return part if part.coverage is None else part.chosen_on(predict_samples(dense, samples.select)[0])
+    return part if part.coverage is None else part.chosen_on(samples.predict(dense, samples.select)[0])
 
 
-def predict_samples(file: Path, batches: Batches) -> tuple[Array, Array]:
-    """Logits (n, classes) of an ONNX file on the CPU, and labels (n,)."""
-    model = runtime.open_session(file, "cpu")
+def predict_samples(file: Path, batches: Batches, provider: str = "cpu") -> tuple[Array, Array]:
+    """Logits (n, classes) of an ONNX file, and labels (n,)."""
+    model = runtime.open_session(file, provider)
     pairs = [(model.predict(inputs), labels.cpu().numpy()) for inputs, labels in batches]
     return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
 
@@ -332,6 +354,7 @@ def _record(
     record = CertificateRecord.of(
         certificate, part, reserved=len(samples.ids), hashes=hashes, unit=unit, data=samples.data
     )
+    record = replace(record, provider=samples.provider)
     uses = record_use(samples.data, hashes["split"], json.dumps(asdict(record)))
     return replace(record, uses_before=uses, spent=spent(uses, certificate.goal.delta).message)
 
@@ -369,43 +392,3 @@ def check_descending(path: Sequence[tuple[str, float, Path]]) -> None:
                 f"path out of order: {smaller_name!r} has {smaller_size:.0f} bytes, {larger_name!r} before it "
                 f"{larger_size:.0f}; give the models from dense to smallest"
             )
-
-
-def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:
-    """Rows of the certificate that are not what was found again."""
-    problems = []
-    for row, recomputed_row in zip(rows, recomputed_rows, strict=True):
-        is_same = _counts(row) == _counts(recomputed_row) and math.isclose(
-            row.p_value, recomputed_row.p_value, rel_tol=1e-6
-        )
-        if not is_same:
-            problems.append(
-                f"{row.name!r} has {_describe_counts(recomputed_row, row)}, not {_describe_counts(row, recomputed_row)}"
-            )
-    return problems
-
-
-def _describe_counts(row: Tested, other_row: Tested) -> str:
-    """The counts of `row` that `other_row` does not share, at most three, and its p-value."""
-    counts = [count for count in _counts(row) if count not in _counts(other_row)][:3] or _counts(row)[:1]
-    words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
-    return f"{', '.join(words)} (p = {row.p_value:.3g})"
-
-
-def _counts(row: Tested) -> list[tuple[str, int, float]]:
-    """What was counted: (class, samples, errors), all samples first."""
-    return [("", row.n, row.errors), *((each.name, each.n, each.errors) for each in row.classes)]
-
-
-def _find_alterations(certificate: Certificate) -> list[str]:
-    """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
-    if certificate.goal.bound != "binomial":
-        return []
-    problems = []
-    for row in certificate.rows:
-        values = [certificate.goal.p_value(1.0 * (np.arange(n) < errors)) for _, n, errors in _counts(row)]
-        if not math.isclose(max(values[1:] or values), row.p_value, rel_tol=1e-6):
-            problems.append(f"the p-value of {row.name!r} is not that of its errors")
-        if [(name, n) for name, n, _ in _counts(row)] != [(name, n) for name, n, _ in _counts(certificate.rows[0])]:
-            problems.append(f"{row.name!r} was not tested on the samples of {certificate.rows[0].name!r}")
-    return problems

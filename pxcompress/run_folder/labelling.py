@@ -51,11 +51,11 @@ from pxcompress.run_folder.certificate import (
     FILE,
     Verification,
     check_descending,
-    find_differences,
     is_smaller,
     predict_samples,
     task_of,
 )
+from pxcompress.run_folder.differences import find_differences
 from pxcompress.run_folder.ledger import budget_of, record_certificate
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
 from pxcompress.run_folder.saved import read_run

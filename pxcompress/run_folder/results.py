@@ -12,6 +12,7 @@ from pxcompress.attribution.class_relevance import removed_shares
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
+from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import BUSY, guesses
 from pxcompress.deploy.measure import FileTiming, try_files
 from pxcompress.proof import (
@@ -78,7 +79,7 @@ def _targets(files: Files, converted_files: ConvertedFiles, timings: Sequence[Fi
     if not (converted_files.files or converted_files.failures):
         return Targets()
     targets = rate_targets(timings)
-    notes = [*converted_files.failures, *targets.notes]
+    notes = [*converted_files.failures, *converted_files.remarks, *targets.notes]
     if files.certificate is not None and converted_files.files:
         notes.append(Warning("precision", f"the certificate is about {SLIM}, not about its other precisions"))
     return replace(targets, notes=tuple(notes))
@@ -90,7 +91,8 @@ def _convert_files(files: Files, workload: Workload, run: Run) -> ConvertedFiles
     if not precisions:
         return ConvertedFiles()
     with run.clock.stage(f"export {', '.join(precisions)}"):
-        return make_targets(files.pruned.path, precisions, workload.splits.repair)
+        judge = Judge(workload.splits.select, workload.task, run.recipe.max_quant_drop, run.recipe.bench.provider)
+        return make_targets(files.pruned.path, precisions, workload.splits.repair, judge)
 
 
 def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMeasurements, run: Run) -> Report:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.export import onnx_files, read_metadata
+from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import speedup
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
 from pxcompress.deploy.precision import convert
@@ -20,10 +21,11 @@ LOSS = 0.01
 
 @dataclass(frozen=True)
 class ConvertedFiles:
-    """Files in other precisions, and why one could not be made."""
+    """Files in other precisions, why one could not be made, and how int8 came to be."""
 
     files: tuple[Path, ...] = ()
     failures: tuple[Warning, ...] = ()
+    remarks: tuple[Warning, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,24 @@ class Targets:
     notes: tuple[Warning, ...] = ()
 
 
-def make_targets(source: Path, precisions: Sequence[str], batches: Batches) -> ConvertedFiles:
+def make_targets(
+    source: Path, precisions: Sequence[str], batches: Batches, judge: Judge | None = None
+) -> ConvertedFiles:
     """Write `source` (float32) beside itself in each of `precisions`, model.onnx as model.int8.onnx.
 
-    `batches` are calibrated on.
+    `batches` are calibrated on; a `judge` says what int8 may lose.
     """
-    files, failures = [], []
+    files, failures, remarks = [], [], []
     for name in precisions:
         path = source.with_suffix(f".{name}.onnx")
         try:
-            files.append(convert(source, path, name, batches).path)
+            files.append(convert(source, path, name, batches, judge).path)
         except ModelError as error:
             failures.append(Warning("precision", f"NO {path.name}: {error}"))
-    return ConvertedFiles(tuple(files), tuple(failures))
+        else:
+            if how := read_metadata(path).get("quantisation"):
+                remarks.append(Warning("remark", f"{path.name}: {how}"))
+    return ConvertedFiles(tuple(files), tuple(failures), tuple(remarks))
 
 
 def rate_targets(timings: Sequence[FileTiming]) -> Targets:

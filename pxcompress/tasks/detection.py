@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from pxcompress.registry import option
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.box_layouts import AUTO, Candidates, read_boxes
 from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, match, survivors
-from pxcompress.tasks.task import Outputs, Task
+from pxcompress.tasks.task import Layout, Outputs, Task
 
 MOST = 100
 """Boxes of an image that count, as in COCO's evaluation."""
@@ -47,7 +48,7 @@ class Detection(Task):
     box_weight: float = option(2.0, "what a box's corners weigh beside its class where relevance starts", low=0.0)
 
     metric = Metric("mAP50-95")
-    layouts = ("boxes",)
+    layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
     reads_dense = False
     whole_images = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pxcompress.deploy import measure, runtime
 from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
 from pxcompress.deploy.bench import BenchConditions, bench
 from pxcompress.deploy.session import Array, Port, Session
-from pxcompress.errors import InputError
+from pxcompress.errors import InputError, OutOfMemoryError
 from pxcompress.proof import Placement
 from pxcompress.recipe import Bench
 from pxcompress.report.table import format_bench
@@ -189,6 +190,27 @@ class NumpyRuntime(OnnxFiles):
             metadata={entry.key: entry.value for entry in evaluator.proto_.metadata_props},
             evaluator=evaluator,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class SmallSession(NumpySession):
+    """On a device that has room for two samples."""
+
+    def run(self, feed: Mapping[str, Array]) -> list[Array]:
+        if len(feed["input"]) > 2:
+            raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 99")
+        return super().run(feed)
+
+
+def test_where_memory_does_not_suffice_batches_are_smaller_and_a_timed_one_is_refused(file: Path) -> None:
+    session = NumpyRuntime().open(file, "cpu", 1)
+    fields = {field.name: getattr(session, field.name) for field in dataclasses.fields(session)}
+    small, inputs = SmallSession(**fields), np.random.default_rng(0).standard_normal((7, 6), dtype=np.float32)
+    np.testing.assert_array_equal(small.predict(inputs), session.predict(inputs))
+    with pytest.raises(
+        OutOfMemoryError, match=r"\(7, 6\) do not fit into the memory of cpu; give a smaller --batch-size"
+    ):
+        small.bind(inputs)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command import Px
 
-from pxcompress.deploy import doctor, runtime
+from pxcompress.deploy import doctor, hardware, plugins, runtime
 from pxcompress.deploy.doctor import Finding
 
 
@@ -56,6 +56,8 @@ def test_the_table_marks_what_fails_and_says_what_to_do() -> None:
     ("reason", "advice"),
     [
         ("", ""),
+        ("the NVIDIA driver is too old: it runs CUDA up to 12.4, ...", "update"),
+        ("no package onnxruntime-ep-* is installed", "onnxruntime-ep-openvino"),
         ("no NVIDIA driver (libcuda.so.1 is not there)", "install its driver"),
         ("onnxruntime 1.31 was built without CUDAExecutionProvider (...)", "pip install onnxruntime-gpu"),
         ("libnvinfer.so.10: cannot open shared object file", "pip install tensorrt"),
@@ -76,6 +78,36 @@ def test_a_library_is_found_as_a_package_or_on_the_system() -> None:
     assert missing.works is False
     assert "libnothing.so.1" in missing.found
     assert "pip install" in missing.advice
+
+
+@pytest.mark.parametrize(("newest", "too_old"), [("12.9", True), ("13.0", False), ("13.2", False), ("14.0", False)])
+def test_a_driver_runs_what_is_built_for_its_major_version(
+    monkeypatch: pytest.MonkeyPatch, newest: str, too_old: bool
+) -> None:
+    monkeypatch.setattr(hardware, "get_newest_cuda", lambda: newest)
+    reason = hardware.explain_old_driver("13.0")
+    assert bool(reason) == too_old
+    assert not too_old or f"runs CUDA up to {newest}, onnxruntime needs 13.0; update it" in reason
+    assert hardware.explain_old_driver("") == ""
+
+
+def test_a_provider_from_a_package_is_found_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plugins.find_plugins.cache_clear()
+    (tmp_path / "onnxruntime_ep_nothing.py").write_text(
+        "def get_ep_name(): return 'NoSuchExecutionProvider'\n"
+        f"def get_library_path(): return {str(tmp_path / 'libnothing.so')!r}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        plugin = next(each for each in plugins.find_plugins() if each.package == "onnxruntime-ep-nothing")
+        assert plugin.devices == ()
+        assert "libnothing.so" in plugin.failure
+        assert "\n" not in plugin.failure
+        lines = {each.what: each for each in doctor._list_plugins()}
+        assert lines["onnxruntime-ep-nothing of unknown version"].works is False
+        assert "CPU (onnxruntime" in lines["built-in providers"].found
+    finally:
+        plugins.find_plugins.cache_clear()
 
 
 def test_a_cache_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -99,6 +99,37 @@ def test_a_step_is_free_where_the_next_width_costs_as_much(monkeypatch: pytest.M
         assert measure_best_step(CONDITIONS) == step
 
 
+@pytest.mark.parametrize(("precision", "unit"), [("fp32", 8), ("fp16", 8), ("int8", 16)])
+def test_on_a_gpu_widths_are_what_its_tensor_cores_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str, unit: int
+) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(latency, "get_device", lambda provider: "cuda")
+    for step in (32, 1):
+        monkeypatch.setattr(OperatorTimes, "milliseconds", lambda self, operator: float(-(-operator.outputs // step)))  # noqa: B023
+        assert measure_best_step(CONDITIONS, precision) == max(step, unit)
+
+
+def test_on_a_gpu_an_operator_is_timed_in_steps_of_both_widths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(latency, "_copies", lambda operator: (latency.NOTHING, latency.NOTHING))
+    asked = []
+
+    def call(self: OperatorTimes, operator: Operator) -> float:
+        asked.append(operator)
+        return 1e-9 if operator.kind == "copy" else float(-(-operator.inputs // 64) * -(-operator.outputs // 128))
+
+    monkeypatch.setattr(OperatorTimes, "_call", call)
+    table = OperatorTimes(CONDITIONS)
+    convolution = Operator("conv", (8, 8), 256, 512, (3, 3), (1, 1), (1, 1), (1, 1), positions=64)
+    steps = latency._steps(convolution, table, 8)
+    assert steps.at(250, 500) == pytest.approx(16)
+    assert steps.at(65, 128) == steps.at(128, 1) == pytest.approx(2)
+    depthwise = Operator("conv", (8, 8), 128, 128, (3, 3), (1, 1), (1, 1), (1, 1), groups=128, positions=64)
+    assert latency._steps(depthwise, table, 8).at(3, 70) == pytest.approx(2)
+    assert {operator.groups for operator in asked if operator.kind == "conv"} >= {1, 128}
+
+
 LAYOUT = 1e-4
 """Milliseconds that the fake machine below takes to bring one element into another layout."""
 

@@ -24,6 +24,7 @@ from pxcompress.report.summary import format_command
 from pxcompress.state import seeded
 from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Preprocessing
+from pxcompress.workload import load_workload
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,12 @@ def test_the_report_says_how_it_was_made_in_python(saved: tuple[Path, Report]) -
     assert not any("too good" in note.text for note in report.notes)
     assert json.loads((folder / "recipe.json").read_text())["model"] == "FlattenCNN"
     assert "pxcompress run" not in (folder / "report.html").read_text()
+
+
+def test_what_needs_model_and_data_again_says_that_no_file_holds_them(saved: tuple[Path, Report]) -> None:
+    _, report = saved
+    with pytest.raises(InputError, match="of a FlattenCNN and batches given in Python"):
+        load_workload(report.recipe)
 
 
 def test_a_folder_in_the_way_is_refused_before_any_work(slim: ModuleResult, saved: tuple[Path, Report]) -> None:

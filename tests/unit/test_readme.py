@@ -118,11 +118,11 @@ def test_commands_that_guides_show_are_understood(monkeypatch: pytest.MonkeyPatc
     """Every `pxcompress run` line is parsed as far as the recipe that it stands for."""
     seen: list[Recipe] = []
 
-    def compress(recipe: Recipe, *args: object, **options: object) -> NoReturn:
+    def work(recipe: Recipe, *args: object, **options: object) -> NoReturn:
         seen.append(recipe)
         raise InputError("seen")
 
-    monkeypatch.setattr(pipeline, "compress", compress)
+    monkeypatch.setattr(pipeline, "work", work)
     lines = [
         line.split("#")[0]
         for guide in GUIDES

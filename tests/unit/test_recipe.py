@@ -318,6 +318,7 @@ EVERY = Recipe(
     bench=Bench(8, "cpu", 3),
     guarantee=Guarantee(0.05, 0.9, "disagreement", 5, "confident", 0.7),
     targets=("fp32", "int8"),
+    max_quant_drop=0.02,
     fixed_batch=True,
 )
 NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds"}

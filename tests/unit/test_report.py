@@ -52,6 +52,7 @@ from pxcompress.report.next_step import next_step
 from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import (
     describe_change,
+    describe_conditions,
     format_bytes,
     format_command,
     format_count,
@@ -249,6 +250,7 @@ def test_json_has_the_documented_keys() -> None:
         "nodes_total",
         "fallback_reason",
         "elsewhere",
+        "options",
     }
     assert content["stages"][0].keys() == {"name", "seconds", "peak_rss_bytes", "quality_after"}
     assert content["stages"][2]["quality_after"] is None
@@ -726,11 +728,11 @@ def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.Monke
     """The line goes through the real command line, up to the recipe it would run."""
     seen: list[Recipe] = []
 
-    def compress(recipe: Recipe, *args: object, **options: object) -> Report:
+    def work(recipe: Recipe, *args: object, **options: object) -> Report:
         seen.append(recipe)
         return REPORT
 
-    monkeypatch.setattr(pipeline, "compress", compress)
+    monkeypatch.setattr(pipeline, "work", work)
     words = shlex.split(format_command(recipe))
     assert words[0] == "pxcompress"
     result = typer.testing.CliRunner().invoke(cli.app, words[1:])
@@ -800,6 +802,8 @@ def test_table_names_the_path_of_the_artefact_and_is_ascii() -> None:
 
 def test_table_names_the_gpu_only_where_it_ran() -> None:
     on_gpu = make_report(provider=Placement("auto", "CUDAExecutionProvider", 17, 17))
+    told = Placement("cuda", "CUDAExecutionProvider", 17, 17, options={"use_tf32": "0", "enable_cuda_graph": "1"})
+    assert "CUDAExecutionProvider (use_tf32 0, enable_cuda_graph 1)" in describe_conditions(make_report(provider=told))
     assert "Some GPU, CUDAExecutionProvider" in to_table(on_gpu)
     assert "Some GPU" not in to_table(REPORT)
 

@@ -240,14 +240,27 @@ def test_whole_batches_hold_all_rows_in_order(rows: int) -> None:
     assert all((row == array[-1]).all() for row in joined[rows:])
 
 
-def test_what_cuda_is_asked_for() -> None:
+def test_what_cuda_is_asked_for(wide_cnn: Exported, tmp_path: Path) -> None:
     """As the documentation of ONNX Runtime's CUDA execution provider has it; options are texts."""
-    search = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
-    cpu = "CPUExecutionProvider"
-    assert backend._STACKS["cuda"] == [("CUDAExecutionProvider", search), cpu]
-    assert backend._STACKS["cuda-graph"] == [("CUDAExecutionProvider", {**search, "enable_cuda_graph": "1"}), cpu]
-    assert backend._STACKS["tensorrt"] == ["TensorrtExecutionProvider", ("CUDAExecutionProvider", search), cpu]
-    assert backend._STACKS.keys() == {name for name in BACKENDS if BACKENDS.get(name) is backend.OnnxRuntime}
+    options = {
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "enable_cuda_graph": "0",
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" else "1",
+    }
+    types = {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
+    cpu, cuda = "CPUExecutionProvider", ("CUDAExecutionProvider", options)
+    assert backend._STACKS["cuda"] == [cuda, cpu]
+    assert backend._STACKS["cuda-graph"] == [(cuda[0], {**options, "enable_cuda_graph": "1"}), cpu]
+    assert backend._STACKS["tensorrt"] == [("TensorrtExecutionProvider", types), cuda, cpu]
+    assert backend._list_providers(wide_cnn.path, "tensorrt") == backend._STACKS["tensorrt"]
+    model = onnx.load(wide_cnn.path)
+    helper.set_model_props(model, {"precision": "fp16"})
+    onnx.save(model, tmp_path / "fp16.onnx")
+    (_, allowed), *_ = backend._list_providers(tmp_path / "fp16.onnx", "tensorrt")
+    assert allowed == {**types, "trt_fp16_enable": "1"}
+    own = {name for name in BACKENDS if BACKENDS.get(name) is backend.OnnxRuntime}
+    assert {*backend._STACKS, "plugin"} == own
 
 
 def test_every_bound_call_records_a_graph_of_its_own(wide_cnn: Exported) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -24,6 +24,10 @@ from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Artifact
 from pxcompress.registry import Registry
+from pxcompress.types import Batches
+
+if TYPE_CHECKING:
+    from pxcompress.deploy.int8 import Judge, Quantised
 
 
 class Backend(Protocol):
@@ -63,6 +67,9 @@ class Backend(Protocol):
         Raises `CannotOpen` with the runtime's reason in one line where it does not take the model.
         """
 
+    def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+        """Write `source` in int8 to `path`, calibrated on `batches`, losing no more than the `judge` allows."""
+
     def size(self, path: Path) -> int:
         """Bytes of the files that have to be deployed, weights beside `path` included."""
 
@@ -72,7 +79,7 @@ class CannotOpen(InputError):
 
 
 class OnnxFiles:
-    """What backends share that open ONNX files: how these are written, and how large they are."""
+    """What backends share that open ONNX files: how these are written, made int8, and how large they are."""
 
     def export(
         self,
@@ -86,6 +93,12 @@ class OnnxFiles:
     ) -> Artifact:
         """Write `model` as an ONNX file."""
         return export_onnx(model, example, path, metadata, batch=batch, output_name=output_name)
+
+    def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+        """Write a QDQ file by ONNX Runtime's quantisation."""
+        from pxcompress.deploy.int8 import quantise
+
+        return quantise(source, path, batches, judge)
 
     def size(self, path: Path) -> int:
         """Bytes of an ONNX file and of the weights beside it."""

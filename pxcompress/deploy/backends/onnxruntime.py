@@ -7,6 +7,7 @@ on a one-node model before any work starts, and every session knows which nodes 
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
-from pxcompress.deploy.hardware import explain_missing_gpu, load_tensorrt
+from pxcompress.deploy.export import read_metadata
+from pxcompress.deploy.hardware import TF32_SWITCH, explain_missing_gpu, explain_old_driver, load_tensorrt
+from pxcompress.deploy.plugins import choose_plugin, explain_no_plugin
 from pxcompress.deploy.quiet import capture_output, shorten_message
-from pxcompress.deploy.session import Array, Port, Session
+from pxcompress.deploy.session import Array, Port, Session, read_weight_type
 from pxcompress.errors import InputError
 from pxcompress.proof import Placement
 
@@ -31,17 +35,28 @@ CUDA_VERSION: str = getattr(build_and_package_info, "cuda_version", "")
 """Version of CUDA that this ONNX Runtime was built for; "" where it was built without."""
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}  # DEFAULT is 4 to 50 times slower
+_CUDA_OPTIONS = {
+    "cudnn_conv_algo_search": "EXHAUSTIVE",  # DEFAULT is 4 to 50 times slower
+    "enable_cuda_graph": "0",
+    "arena_extend_strategy": "kSameAsRequested",  # else memory grows by powers of two, whatever is needed
+    "use_tf32": "0" if os.environ.get(TF32_SWITCH) == "0" else "1",
+}
+_TENSORRT_TYPES = {"fp16": "trt_fp16_enable", "int8": "trt_int8_enable"}
+_TENSORRT_OPTIONS = {**dict.fromkeys(_TENSORRT_TYPES.values(), "0"), "trt_engine_cache_enable": "0"}
 _STACKS: Mapping[str, list[Any]] = {
     "cpu": [_CPU],
     "cuda": [(_CUDA, _CUDA_OPTIONS), _CPU],
     "cuda-graph": [(_CUDA, {**_CUDA_OPTIONS, "enable_cuda_graph": "1"}), _CPU],
-    "tensorrt": [_TENSORRT, (_CUDA, _CUDA_OPTIONS), _CPU],
+    "tensorrt": [(_TENSORRT, _TENSORRT_OPTIONS), (_CUDA, _CUDA_OPTIONS), _CPU],
 }
-"""Execution providers of a session, the first one first, by the provider's name here.
+"""Execution providers of a session, the first one first, by the provider's name here, with options that change results.
 
-"cuda-graph" records the kernels of a call once and replays them.
+"cuda-graph" records the kernels of a call once and replays them; "plugin", which is not here, is a provider from a
+package of its own.
 """
+
+_SHOWN = {*_CUDA_OPTIONS, *_TENSORRT_OPTIONS}
+"""Options that stand in reports, as ONNX Runtime says that it took them."""
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -78,10 +93,11 @@ _NO_GRAPH = -1
 @BACKENDS.register("cpu")
 @BACKENDS.register("cuda")
 @BACKENDS.register("cuda-graph")
+@BACKENDS.register("plugin")
 @BACKENDS.register("tensorrt")
 @dataclass(frozen=True)
 class OnnxRuntime(OnnxFiles):
-    """ONNX Runtime on the CPU, and on NVIDIA GPUs through CUDA or TensorRT."""
+    """ONNX Runtime on the CPU, on NVIDIA GPUs through CUDA or TensorRT, and through a provider's own package."""
 
     title: ClassVar[str] = "ONNX Runtime"
 
@@ -91,8 +107,8 @@ class OnnxRuntime(OnnxFiles):
         return VERSION
 
     def get_device(self, provider: str) -> str:
-        """The processor for the provider "cpu", an NVIDIA GPU for the others."""
-        return "cpu" if provider == "cpu" else "cuda"
+        """The processor for the provider "cpu", an NVIDIA GPU for CUDA and TensorRT; a plugin reads host memory."""
+        return "cpu" if provider in ("cpu", "plugin") else "cuda"
 
     def explain_failure(self, provider: str) -> str:
         """Why `provider` does not work here; `get_available_providers` only lists what was compiled in."""
@@ -108,9 +124,13 @@ class OnnxRuntime(OnnxFiles):
 
 @dataclass(frozen=True, eq=False)
 class OrtSession(Session):
-    """A session of ONNX Runtime; `providers` are its execution providers, the first one first."""
+    """A session of ONNX Runtime; `providers` are its execution providers, the first one first.
+
+    `memory` is where bound inputs and outputs lie, "cpu" or "cuda".
+    """
 
     providers: tuple[str, ...]
+    memory: str
     _model: Any
     errors: ClassVar[tuple[type[Exception], ...]] = ORT_ERRORS
 
@@ -125,8 +145,14 @@ class OrtSession(Session):
             threads=threads,
             metadata=dict(model.get_modelmeta().custom_metadata_map),
             providers=tuple(model.get_providers()),
+            memory=OnnxRuntime().get_device(provider),
             _model=model,
         )
+
+    @property
+    def device(self) -> str:
+        """Where bound inputs and outputs lie."""
+        return self.memory
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         """The outputs for one batch."""
@@ -168,10 +194,13 @@ class Bound:
 
 def _try_provider(provider: str) -> str:
     """Why no session on `provider` can be opened and run here; "" where one can."""
-    if _name(provider) not in ort.get_available_providers():
+    if provider == "plugin":
+        if reason := explain_no_plugin():
+            return reason
+    elif _name(provider) not in ort.get_available_providers():
         return f"onnxruntime {VERSION} was built without {_name(provider)} (the onnxruntime-gpu package has it)"
-    if provider != "cpu":
-        if reason := explain_missing_gpu():
+    if OnnxRuntime().get_device(provider) == "cuda":
+        if reason := explain_missing_gpu() or explain_old_driver(CUDA_VERSION):
             return reason
         with capture_output():
             ort.preload_dlls()  # CUDA and cuDNN from PyTorch's packages
@@ -212,8 +241,11 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     model, failure = None, ""
     with capture_output() as noise:
         try:
-            model = ort.InferenceSession(source, options, providers=_STACKS[provider], enable_fallback=0)
-        except ORT_ERRORS as error:
+            if provider == "plugin":
+                options.add_provider_for_devices(_plugin_devices(), {})
+            stack = _list_providers(source, provider)
+            model = ort.InferenceSession(source, options, providers=stack, enable_fallback=0)
+        except (*ORT_ERRORS, DecodeError) as error:
             failure = str(error)
     if model is None:
         return None, shorten_message(f"{failure}\n{noise()}")
@@ -222,8 +254,36 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     return model, ""
 
 
+def _list_providers(source: Path | bytes, provider: str) -> list[Any] | None:
+    """The execution providers of a session on a file; None for a plugin, which stands in the session's options.
+
+    TensorRT computes in float16 and int8 only where it is allowed to: it is where the file has these types.
+    """
+    if provider != "tensorrt" or isinstance(source, bytes):
+        return _STACKS.get(provider)
+    (name, options), *others = _STACKS[provider]
+    types = read_metadata(source).get("precision") or read_weight_type(source)
+    allowed = {option: "1" for kind, option in _TENSORRT_TYPES.items() if kind == types}
+    return [(name, {**options, **allowed}), *others]
+
+
+def list_built_in() -> tuple[str, ...]:
+    """ONNX Runtime's names of the providers that it was built with, whether they work here or not."""
+    return tuple(ort.get_available_providers())
+
+
+def _plugin_devices() -> list[Any]:
+    """The devices of the plugin's first provider; there is one where `explain_no_plugin` says nothing."""
+    plugin = choose_plugin()
+    if plugin is None:
+        raise ValueError(explain_no_plugin())
+    return [device for device in plugin.devices if device.ep_name == plugin.devices[0].ep_name]
+
+
 def _name(provider: str) -> str:
     """ONNX Runtime's own name of a provider."""
+    if provider == "plugin":
+        return str(_plugin_devices()[0].ep_name)
     provider_name = _STACKS[provider][0]
     return str(provider_name if isinstance(provider_name, str) else provider_name[0])
 
@@ -238,7 +298,10 @@ def _describe_placement(model: Any, provider: str) -> Placement:
     names = ", ".join(f"{count} {name}" for name, count in elsewhere.most_common(5))
     reason = f"{elsewhere.total()} of {len(nodes)} nodes run elsewhere: {names}" if elsewhere else ""
     counts = dict(Counter(place for place, _ in nodes if place != got))
-    return Placement(provider, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts)
+    options = {
+        name: value for name, value in sorted(model.get_provider_options().get(got, {}).items()) if name in _SHOWN
+    }
+    return Placement(provider, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts, options)
 
 
 def _run_options(graph: int) -> Any:

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in float32: from the package openvino, which need not be installed."""
+"""OpenVINO on the CPU: from the package openvino, which need not be installed; int8 by the package nncf."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx
@@ -16,6 +16,10 @@ from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
 from pxcompress.deploy.quiet import capture_output, shorten_message
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.proof import Placement
+from pxcompress.types import Batches
+
+if TYPE_CHECKING:
+    from pxcompress.deploy.int8 import Judge, Quantised
 
 
 @BACKENDS.register("openvino")
@@ -47,11 +51,22 @@ class OpenVino(OnnxFiles):
             return f"the package openvino does not work: {shorten_message(str(error))}"
         return ""
 
+    def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+        """Write a QDQ file as NNCF makes it for OpenVINO."""
+        from pxcompress.deploy.nncf_int8 import quantise_by_nncf
+
+        return quantise_by_nncf(source, path, batches, judge)
+
     def open(self, source: Path | bytes, provider: str, threads: int) -> OpenVinoSession:
         """The model of an ONNX file, compiled for one call at a time."""
         import openvino
 
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1"}
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": "1",
+            "ENABLE_CPU_PINNING": "NO",  # beside other work a call waits for its core: 6 times as long by p50
+        }
         try:
             with capture_output():
                 core = openvino.Core()
@@ -70,7 +85,7 @@ class OpenVino(OnnxFiles):
         nodes = len(proto.graph.node)  # it has kernels for all of them, or refuses the file
         return OpenVinoSession(
             path=Path("model") if isinstance(source, bytes) else source,
-            placement=Placement(provider, "OpenVINO-CPU", nodes, nodes),
+            placement=Placement(provider, "OpenVINO-CPU", nodes, nodes, options={"version": self.version, **options}),
             inputs=inputs,
             outputs=outputs,
             threads=threads,

@@ -1,0 +1,42 @@
+"""`pxcompress convert`: the slim model for another ecosystem, by that ecosystem's converter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pxcompress.choices import CONVERSIONS, TARGETS, one_of
+from pxcompress.commands.options import AsJson
+
+
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[str, typer.Option(help=f"Ecosystem: {one_of(CONVERSIONS)}.")],
+    out: Annotated[Path | None, typer.Option(help="What is written.  [default: FOLDER/model with its suffix]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples a call that the result takes.")] = 1,
+    precision: Annotated[
+        str, typer.Option(help=f"For tensorrt, which of the folder's files: {one_of(TARGETS)}.  [default: fp32]")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the slim model for TensorRT, LiteRT, Core ML or ExecuTorch, and compare it with PyTorch where it runs.
+
+    Each needs the package of its converter, which is named where it is missing.
+    """
+    from pxcompress.report.table import format_conversion
+    from pxcompress.run_folder.converted import convert_folder
+
+    done = convert_folder(folder, to, out, batch_size=batch_size, precision=precision, force=force)
+    for note in done.notes:
+        print(f"pxcompress: {note}", file=sys.stderr)
+    if as_json:
+        content = {**dataclasses.asdict(done.converted), "notes": done.notes}
+        print(json.dumps(content, indent=1, default=str))
+    else:
+        print(format_conversion(done.converted))

@@ -1,0 +1,56 @@
+"""Core ML, for Apple's devices, by coremltools; it converts on Linux, too, and runs on macOS only."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from pxcompress.deploy.converters import CONVERTERS, Predict, Source, explain_missing
+from pxcompress.deploy.session import Array
+
+
+@CONVERTERS.register("coreml")
+@dataclass(frozen=True)
+class CoreMl:
+    """An ML program, a folder .mlpackage, with weights in float16 as coremltools makes them by itself."""
+
+    title: ClassVar[str] = "Core ML"
+    package: ClassVar[str] = "coremltools"
+    suffix: ClassVar[str] = ".mlpackage"
+    round_to: ClassVar[int] = 32  # the Neural Engine pads rows of float16 to 64 bytes
+    reads_onnx: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 2e-2
+
+    def explain_failure(self) -> str:
+        """Why coremltools cannot be imported."""
+        return explain_missing("coremltools", self.package)
+
+    def convert(self, source: Source, path: Path) -> None:
+        """Write an ML program from what torch.export makes of the module."""
+        import coremltools
+
+        program = torch.export.export(source.module, (source.example,)).run_decompositions({})
+        coremltools.convert(
+            program, convert_to="mlprogram", minimum_deployment_target=coremltools.target.iOS17, skip_model_load=True
+        ).save(str(path))
+
+    def open(self, path: Path) -> Predict | None:
+        """Core ML itself, which is part of macOS."""
+        if sys.platform != "darwin":
+            return None
+        import coremltools
+
+        model = coremltools.models.MLModel(str(path))
+        description = model.get_spec().description
+        name, names = description.input[0].name, [output.name for output in description.output]
+
+        def predict(inputs: Array) -> list[Array]:
+            outputs = model.predict({name: inputs})
+            return [np.asarray(outputs[each]) for each in names]
+
+        return predict

@@ -1,0 +1,48 @@
+"""LiteRT (TensorFlow Lite), for Android and small devices, by litert-torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pxcompress.deploy.converters import CONVERTERS, Predict, Source, explain_missing
+from pxcompress.deploy.session import Array
+
+
+@CONVERTERS.register("litert")
+@dataclass(frozen=True)
+class LiteRt:
+    """A .tflite file in float32; its inputs have channels first, as in PyTorch."""
+
+    title: ClassVar[str] = "LiteRT"
+    package: ClassVar[str] = "litert-torch"
+    suffix: ClassVar[str] = ".tflite"
+    round_to: ClassVar[int] = 8  # outputs that a kernel of XNNPACK computes at once on Arm
+    reads_onnx: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 1e-3
+
+    def explain_failure(self) -> str:
+        """Why litert-torch cannot be imported. Its pins are older than what pxcompress needs."""
+        reason = explain_missing("litert_torch", self.package)
+        return f"{reason}, then pip install -U pydantic typing-extensions" if reason else ""
+
+    def convert(self, source: Source, path: Path) -> None:
+        """Write a flatbuffer."""
+        import litert_torch
+
+        litert_torch.convert(source.module, (source.example,)).export(str(path))
+
+    def open(self, path: Path) -> Predict:
+        """LiteRT's interpreter on the processor, which comes with the converter."""
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_path=str(path))
+        runner = interpreter.get_signature_runner()
+        (name,) = runner.get_input_details()
+
+        def predict(inputs: Array) -> list[Array]:
+            outputs = runner(**{name: inputs})
+            return [outputs[key] for key in sorted(outputs, key=lambda key: int(key.rpartition("_")[2]))]
+
+        return predict

@@ -1,0 +1,82 @@
+"""TensorRT engines for the NVIDIA GPU of this machine, built from the ONNX file by NVIDIA's package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from pxcompress.deploy.converters import CONVERTERS, Predict, Source, as_arrays, explain_missing
+from pxcompress.deploy.hardware import explain_missing_gpu
+from pxcompress.deploy.session import Array
+from pxcompress.errors import ModelError
+
+
+@CONVERTERS.register("tensorrt")
+@dataclass(frozen=True)
+class TensorRt:
+    """An engine of the types that the file has; it runs on GPUs of this kind, with this version of TensorRT."""
+
+    title: ClassVar[str] = "TensorRT"
+    package: ClassVar[str] = "tensorrt"
+    suffix: ClassVar[str] = ".engine"
+    round_to: ClassVar[int] = 8  # float16 widths that are no multiple of 8 are reformatted; int8 ones go by 16
+    reads_onnx: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 1e-2  # TF32
+
+    def explain_failure(self) -> str:
+        """Why there is no package, or no GPU to build for."""
+        return explain_missing("tensorrt", self.package) or explain_missing_gpu()
+
+    def convert(self, source: Source, path: Path) -> None:
+        """Parse the file and build an engine for the example's batch."""
+        import tensorrt
+
+        logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+        builder = tensorrt.Builder(logger)
+        network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = tensorrt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(source.onnx)):
+            raise ModelError(f"TensorRT cannot read {source.onnx.name}: {parser.get_error(0).desc()}")
+        config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+        shape = tuple(source.example.shape)
+        profile.set_shape(network.get_input(0).name, shape, shape, shape)
+        config.add_optimization_profile(profile)
+        if (engine := builder.build_serialized_network(network, config)) is None:
+            raise ModelError(f"TensorRT builds no engine of {source.onnx.name} on this GPU; its log says why")
+        path.write_bytes(bytes(engine))
+
+    def open(self, path: Path) -> Predict:
+        """The engine, on this machine's GPU. Raises `ModelError` for one that was built elsewhere."""
+        import tensorrt
+
+        engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise ModelError(
+                f"{path.name} was built for another GPU or another version of TensorRT than {tensorrt.__version__}; "
+                "convert on the machine that it is for"
+            )
+        return _predictor(engine, engine.create_execution_context(), tensorrt.TensorIOMode.INPUT)
+
+
+def _predictor(engine: Any, context: Any, is_input: Any) -> Predict:
+    """A call of an engine with one float32 input."""
+    names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
+    (source,) = (name for name in names if engine.get_tensor_mode(name) == is_input)
+
+    def predict(inputs: Array) -> list[Array]:
+        batch = torch.from_numpy(inputs).cuda()
+        context.set_input_shape(source, tuple(batch.shape))
+        outputs = {
+            name: torch.empty(tuple(context.get_tensor_shape(name)), device="cuda") for name in names if name != source
+        }
+        for name, tensor in {source: batch, **outputs}.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream()
+        context.execute_async_v3(stream.cuda_stream)
+        stream.synchronize()
+        return as_arrays(tuple(outputs.values()))
+
+    return predict

@@ -1,0 +1,217 @@
+"""An int8 file that keeps its accuracy: the best of several ranges, corrected biases, float32 where int8 loses most.
+
+All of it is judged on files, by samples that ranges and biases are not fitted to.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from onnxruntime.quantization.calibrate import TensorsData
+
+from pxcompress.deploy import runtime
+from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.qdq import (
+    METHODS,
+    Style,
+    correct_biases,
+    measure_ranges,
+    name_nodes,
+    quantisable_nodes,
+    write_quantised,
+)
+from pxcompress.passes.parts import spread_samples
+from pxcompress.tasks.agreement import Agreement
+from pxcompress.tasks.task import Outputs, Task
+from pxcompress.types import Batch, Batches
+
+MAX_DROP = 0.005
+"""What int8 may lose by itself: a share of the samples, or of a number's value."""
+
+PARTS = 24
+"""Parts of a graph, each of nodes in a row, that are tried in int8 one by one."""
+
+CHECKED_BY = 500
+"""Samples at most by which files are judged."""
+
+RANKED_BY = 64
+"""Samples by which the parts are put in order."""
+
+TURNS = 2
+"""Times that biases are corrected: each moves what the layers behind it see."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """By what an int8 file is judged: the task's metric on `check`, of which it may lose `max_drop`, on `provider`.
+
+    Without samples to check nothing is tried: ranges are the extremes.
+    """
+
+    check: Batches = ()
+    task: Task = field(default_factory=Agreement)
+    max_drop: float = MAX_DROP
+    provider: str = "cpu"
+
+    @property
+    def style(self) -> Style:
+        """What the provider's device multiplies."""
+        return Style(gpu=runtime.get_device(self.provider) == "cuda")
+
+
+@dataclass(frozen=True)
+class Rating:
+    """How far a file is from the float32 one: the task's divergence of its outputs, and what its metric lost."""
+
+    error: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A file, what it loses, and how it came to be; `in_float` are nodes left in float32, of `nodes`."""
+
+    path: Path
+    rating: Rating
+    method: str
+    nodes: int
+    biases: int = 0
+    in_float: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """How it came to be, in words."""
+        parts = [f"ranges by {self.method}"]
+        if self.biases:
+            parts.append(f"{self.biases} biases corrected")
+        if self.in_float:
+            parts.append(f"{len(self.in_float)} of {self.nodes} operators left in float32")
+        return ", ".join(parts)
+
+
+class _Trials:
+    """Files of one model, all quantised in a temporary folder, and what each loses against the float32 one."""
+
+    def __init__(self, source: Path, folder: Path, batches: Batches, judge: Judge) -> None:
+        self.source, self.folder, self.batches, self.judge = folder / "source.onnx", folder, batches, judge
+        name_nodes(source, self.source)
+        self.nodes = quantisable_nodes(self.source)
+        self._all, self._few = (spread(judge.check, count) for count in (CHECKED_BY, RANKED_BY))
+        self._outputs = outputs_of(self.source, self._all)
+        self._few_outputs = outputs_of(self.source, self._few)
+        self._ranges: dict[str, TensorsData] = {}
+        self.count = 0
+
+    def make(self, method: str) -> Quantised:
+        """With ranges by `method`."""
+        self._ranges[method] = measure_ranges(self.source, self.batches, method)
+        return self.write(Quantised(self.source, Rating(0.0, 0.0), method, len(self.nodes)), self.source)
+
+    def write(self, made: Quantised, source: Path, *, few: bool = False) -> Quantised:
+        """The file that `made` describes, from `source`, rated on all samples or on few."""
+        self.count += 1
+        path = self.folder / f"trial-{self.count}.onnx"
+        write_quantised(source, path, self._ranges[made.method], self.judge.style, made.in_float)
+        check, outputs = (self._few, self._few_outputs) if few else (self._all, self._outputs)
+        return replace(made, path=path, rating=rate(path, check, outputs, self.judge))
+
+
+def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+    """Write the float32 file `source` in int8 to `path`; `batches` are calibrated on, `judge` says what may be lost.
+
+    Weights have a scale for each channel. Ranges are those, of `METHODS`, with the smallest error of the outputs;
+    corrected biases are kept where they lower it. Where that loses too much, operators go back to float32, those first
+    whose part of the graph costs most, as few as the budget needs, and biases are corrected once more.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trials = _Trials(source, Path(folder), batches, judge)
+        methods = tuple(METHODS) if judge.check else tuple(METHODS)[:1]
+        plain = min((trials.make(method) for method in methods), key=lambda made: made.rating.error)
+        best = _with_biases(trials, plain) if judge.check else plain
+        if best.rating.drop > judge.max_drop:
+            best = _with_biases(trials, _with_float(trials, plain))
+        file, *weights = onnx_files(best.path)
+        shutil.copyfile(file, path)
+        for beside in weights:  # the file names them
+            shutil.copyfile(beside, path.parent / beside.name)
+        return replace(best, path=path)
+
+
+def _with_biases(trials: _Trials, plain: Quantised) -> Quantised:
+    """`plain` with corrected biases, if these help."""
+    best, latest, source = plain, plain, trials.source
+    allowed = max(plain.rating.drop, trials.judge.max_drop)
+    if len(onnx_files(source)) > 1:  # such a model is large enough
+        return plain
+    for _ in range(TURNS):
+        corrected = trials.folder / f"corrected-{trials.count}.onnx"
+        biases = correct_biases(trials.source, source, latest.path, corrected, trials.batches)
+        latest, source = trials.write(replace(latest, biases=biases), corrected), corrected
+        if latest.rating.error < best.rating.error and latest.rating.drop <= allowed:
+            best = latest
+    return best
+
+
+def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
+    """With as few operators in float32 as the budget needs, found by halving; those that cost most come first."""
+    order = _order_parts(trials, plain)
+    fails, holds, chosen = 0, len(order), None
+    while holds - fails > 1:
+        count = 1 if holds == len(order) and fails == 0 else (fails + holds) // 2
+        tried = trials.write(replace(plain, in_float=_first(order, count)), trials.source)
+        if tried.rating.drop <= trials.judge.max_drop:
+            holds, chosen = count, tried
+        else:
+            fails = count
+    return chosen or trials.write(replace(plain, in_float=_first(order, holds)), trials.source)
+
+
+def _order_parts(trials: _Trials, plain: Quantised) -> list[Sequence[str]]:
+    """Parts of the graph, by the error while each alone is in int8, the largest first."""
+    size = math.ceil(len(trials.nodes) / PARTS)
+    parts = [trials.nodes[start : start + size] for start in range(0, len(trials.nodes), size)]
+    errors = []
+    for part in parts:
+        others = tuple(name for name in trials.nodes if name not in part)
+        errors.append(trials.write(replace(plain, in_float=others), trials.source, few=True).rating.error)
+    return [parts[place] for place in sorted(range(len(parts)), key=errors.__getitem__, reverse=True)]
+
+
+def _first(parts: Sequence[Sequence[str]], count: int) -> tuple[str, ...]:
+    return tuple(name for part in parts[:count] for name in part)
+
+
+def spread(batches: Batches, count: int) -> list[Batch]:
+    """About `count` of the samples, or all; none of none."""
+    return spread_samples(batches, count) if batches else []
+
+
+def outputs_of(path: Path, batches: Batches) -> list[Outputs]:
+    """What a float32 file makes of every batch, on the CPU."""
+    session = runtime.open_session(path, "cpu")
+    return [session.outputs_of(inputs) for inputs, _ in batches]
+
+
+def rate(path: Path, batches: Batches, reference: Sequence[Outputs], judge: Judge) -> Rating:
+    """What a file's outputs are worth beside `reference`, those of the float32 file; infinite for NaN."""
+    session, task = runtime.open_session(path, judge.provider), judge.task
+    distances, rows, before = [], [], []
+    for (inputs, targets), expected in zip(batches, reference, strict=True):
+        outputs = session.outputs_of(inputs)
+        distances.append(task.divergence(outputs, expected))
+        rows.append(task.statistics(outputs, targets.cpu(), expected))
+        before.append(task.statistics(expected, targets.cpu(), expected))
+    if not rows:
+        return Rating(0.0, 0.0)
+    error = float(torch.cat(distances).mean())
+    if not math.isfinite(error):
+        return Rating(math.inf, math.inf)
+    old, new = (task.quality(task.complete(torch.cat(each))) for each in (before, rows))
+    lost = -task.metric.gain(new - old)
+    return Rating(error, lost if task.metric.unit == "share" else lost / max(abs(old), 1e-12))

@@ -1,0 +1,77 @@
+"""The slim model of a run folder, handed to another ecosystem, beside the ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pxcompress.deploy.convert import Converted, check_ecosystem, convert_model
+from pxcompress.deploy.converters import Converter
+from pxcompress.deploy.measure import check_batch_size
+from pxcompress.errors import InputError
+from pxcompress.report.build import read_report
+from pxcompress.run_folder.names import SLIM
+from pxcompress.run_folder.saved import load_pruned
+from pxcompress.tasks.choice import build_task
+from pxcompress.types import Pruned
+
+
+@dataclass(frozen=True)
+class HandOff:
+    """What was written for an ecosystem, and what to know about it."""
+
+    converted: Converted
+    notes: tuple[str, ...]
+
+
+def convert_folder(
+    folder: Path,
+    ecosystem: str,
+    out: Path | None = None,
+    *,
+    batch_size: int = 1,
+    precision: str = "",
+    force: bool = False,
+) -> HandOff:
+    """Convert the slim model of a run folder for `ecosystem`, by default to `folder`/model and the ecosystem's suffix.
+
+    A `precision` names the folder's ONNX file in it, for a converter that reads ONNX. Raises as `convert_model` does,
+    and `InputError` for what is no run folder, has no such file, and for a place that is taken.
+    """
+    converter = check_ecosystem(ecosystem)
+    check_batch_size(batch_size)
+    report, onnx = read_report(folder), _find_onnx(folder, converter, ecosystem, precision)
+    path = out or folder / f"{onnx.stem}{converter.suffix}"
+    if path.exists() and not force:
+        raise InputError(f"{str(path)!r} exists; add --force to replace it, or choose another with --out")
+    pruned = load_pruned(folder)
+    example = torch.zeros(batch_size, *report.input_shape)
+    converted = convert_model(pruned.model, onnx, example, ecosystem, path, output=build_task(report.task).output_name)
+    return HandOff(converted, tuple(_notes(pruned, converter, converted)))
+
+
+def _find_onnx(folder: Path, converter: Converter, ecosystem: str, precision: str) -> Path:
+    """The ONNX file of the slim model in a precision."""
+    if precision in ("", "fp32"):
+        return folder / SLIM
+    if not converter.reads_onnx:
+        raise InputError(f"ecosystem {ecosystem!r} is made from the float32 model; leave --precision {precision} out")
+    path = folder / f"{Path(SLIM).stem}.{precision}.onnx"
+    if not path.is_file():
+        raise InputError(f"{str(folder)!r} has no {path.name}; make it with: run --targets {precision}")
+    return path
+
+
+def _notes(pruned: Pruned, converter: Converter, converted: Converted) -> Iterator[str]:
+    """What was not compared, and widths that the ecosystem pads."""
+    if converted.parity is None:
+        yield f"{converter.title} does not run on this machine: the result is not compared with PyTorch; try it there"
+    widths = [len(pruned.plan.kept(group)) for group in pruned.groups if group.kind != "head"]
+    if odd := sum(width % converter.round_to != 0 for width in widths):
+        yield (
+            f"{odd} of {len(widths)} widths are no multiple of {converter.round_to}, as {converter.title} likes them; "
+            f"prune with --round-to {converter.round_to} for it"
+        )

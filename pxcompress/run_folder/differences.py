@@ -1,0 +1,50 @@
+"""What a recomputed certificate has that the recorded one has not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pxcompress.certify.path import Certificate, Tested
+
+
+def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:
+    """Rows of the certificate that are not what was found again."""
+    problems = []
+    for row, recomputed_row in zip(rows, recomputed_rows, strict=True):
+        is_same = _counts(row) == _counts(recomputed_row) and math.isclose(
+            row.p_value, recomputed_row.p_value, rel_tol=1e-6
+        )
+        if not is_same:
+            problems.append(
+                f"{row.name!r} has {_describe_counts(recomputed_row, row)}, not {_describe_counts(row, recomputed_row)}"
+            )
+    return problems
+
+
+def _describe_counts(row: Tested, other_row: Tested) -> str:
+    """The counts of `row` that `other_row` does not share, at most three, and its p-value."""
+    counts = [count for count in _counts(row) if count not in _counts(other_row)][:3] or _counts(row)[:1]
+    words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
+    return f"{', '.join(words)} (p = {row.p_value:.3g})"
+
+
+def _counts(row: Tested) -> list[tuple[str, int, float]]:
+    """What was counted: (class, samples, errors), all samples first."""
+    return [("", row.n, row.errors), *((each.name, each.n, each.errors) for each in row.classes)]
+
+
+def find_alterations(certificate: Certificate) -> list[str]:
+    """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
+    if certificate.goal.bound != "binomial":
+        return []
+    problems = []
+    for row in certificate.rows:
+        values = [certificate.goal.p_value(1.0 * (np.arange(n) < errors)) for _, n, errors in _counts(row)]
+        if not math.isclose(max(values[1:] or values), row.p_value, rel_tol=1e-6):
+            problems.append(f"the p-value of {row.name!r} is not that of its errors")
+        if [(name, n) for name, n, _ in _counts(row)] != [(name, n) for name, n, _ in _counts(certificate.rows[0])]:
+            problems.append(f"{row.name!r} was not tested on the samples of {certificate.rows[0].name!r}")
+    return problems

@@ -1,0 +1,160 @@
+"""What every converter promises, and that one file is enough to add another: here one that copies the ONNX file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from pxcompress.choices import CONVERSIONS
+from pxcompress.deploy import runtime
+from pxcompress.deploy.convert import check_ecosystem, convert_model
+from pxcompress.deploy.converters import CONVERTERS, Predict, Source
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.session import Array
+from pxcompress.errors import InputError, ModelError, ParityError
+
+EXAMPLE = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    model, path = nn.Sequential(*layers).eval(), tmp_path_factory.mktemp("exported") / "model.onnx"
+    export_onnx(model, EXAMPLE, path, {})
+    return model, path
+
+
+@dataclass(frozen=True)
+class Copying:
+    """Its files are ONNX files."""
+
+    title: ClassVar[str] = "Copies"
+    package: ClassVar[str] = "copies"
+    suffix: ClassVar[str] = ".copy"
+    round_to: ClassVar[int] = 8
+    reads_onnx: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 1e-4
+
+    def explain_failure(self) -> str:
+        return ""
+
+    def convert(self, source: Source, path: Path) -> None:
+        os.write(2, b"chatter")
+        shutil.copy(source.onnx, path)
+
+    def open(self, path: Path) -> Predict | None:
+        session = runtime.open_session(path, "cpu", threads=1)
+        return lambda inputs: [session.predict(inputs)]
+
+
+@dataclass(frozen=True)
+class Refusing(Copying):
+    def convert(self, source: Source, path: Path) -> None:
+        path.write_text("half")
+        raise NotImplementedError("operator aten::fold is not known\nand more")
+
+
+@dataclass(frozen=True)
+class Wrong(Copying):
+    def open(self, path: Path) -> Predict | None:
+        def predict(inputs: Array) -> list[Array]:
+            return [outputs + 1 for outputs in Copying().open(path)(inputs)]
+
+        return predict
+
+
+@dataclass(frozen=True)
+class Elsewhere(Copying):
+    def open(self, path: Path) -> Predict | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Unreadable(Copying):
+    def open(self, path: Path) -> Predict | None:
+        raise ModelError("model.copy was built for another GPU; convert on the machine that it is for")
+
+
+@pytest.fixture
+def more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CONVERTERS, "_classes", {name: CONVERTERS.get(name) for name in CONVERTERS})
+    for kind in (Copying, Refusing, Wrong, Elsewhere, Unreadable):
+        CONVERTERS.register(kind.__name__.lower())(kind)
+
+
+def test_ecosystems_are_listed_without_loading_them() -> None:
+    assert tuple(CONVERTERS) == CONVERSIONS
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_converter_says_what_it_is_and_what_to_install(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    converter = CONVERTERS.get(name)()
+    assert converter.title
+    assert converter.suffix.startswith(".")
+    assert converter.round_to in (8, 16, 32)
+    assert 0 < converter.tolerance < 0.1
+    reason = converter.explain_failure()
+    assert "\n" not in reason
+    if "not installed" in reason:
+        with pytest.raises(InputError, match=rf"no conversion to '{name}' here: .*pip install {converter.package}"):
+            check_ecosystem(name)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_what_is_converted_computes_what_pytorch_computes(
+    name: str, exported: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    model, onnx = exported
+    converter = CONVERTERS.get(name)()
+    if reason := converter.explain_failure():
+        pytest.skip(reason)
+    done = convert_model(model, onnx, EXAMPLE, name, tmp_path / f"m{converter.suffix}", output="logits")
+    assert done.bytes > 0
+    assert done.parity is None or (done.parity.passed and done.parity.agreement == 1)
+
+
+def test_a_converter_from_elsewhere_is_held_against_pytorch(
+    more: None, exported: tuple[nn.Module, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, onnx = exported
+    done = convert_model(model, onnx, EXAMPLE, "copying", tmp_path / "m.copy", output="logits")
+    assert done.path.read_bytes() == onnx.read_bytes()
+    assert (done.bytes, done.input_shape) == (onnx.stat().st_size, (2, 3, 8, 8))
+    assert done.parity is not None
+    assert done.parity.passed
+    assert done.parity.samples == 8
+    assert convert_model(model, onnx, EXAMPLE, "elsewhere", tmp_path / "m.copy", output="logits").parity is None
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("ecosystem", "error", "words"),
+    [
+        ("refusing", ModelError, r"Copies's converter \(copies\) does not take this model: .*aten::fold is not known"),
+        ("wrong", ParityError, "differs from PyTorch by up to 1.00e.00"),
+        ("unreadable", ModelError, "built for another GPU"),
+    ],
+)
+def test_what_fails_is_one_line_and_leaves_nothing(
+    more: None, exported: tuple[nn.Module, Path], tmp_path: Path, ecosystem: str, error: type[Exception], words: str
+) -> None:
+    model, onnx = exported
+    with pytest.raises(error, match=words) as caught:
+        convert_model(model, onnx, EXAMPLE, ecosystem, tmp_path / "m.copy", output="logits")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_ecosystem_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown ecosystem 'executorh'; did you mean executorch"):
+        check_ecosystem("executorh")
