@@ -87,7 +87,7 @@ class SplitHead(nn.Module):
             for outputs in (4 * BINS, num_classes)
         )
         for branch in self.classes:
-            nn.init.constant_(branch[-1].bias, PRIOR)  # type: ignore[index, arg-type]
+            nn.init.constant_(branch[-1].bias, PRIOR)  # type: ignore[index]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         levels = []
@@ -175,7 +175,7 @@ class AnchorDetector(nn.Module):
             for outputs in (4, num_classes)
         )
         for branch in self.classes:
-            nn.init.constant_(branch[-1].bias, PRIOR)  # type: ignore[index, arg-type]
+            nn.init.constant_(branch[-1].bias, PRIOR)  # type: ignore[index]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = []
