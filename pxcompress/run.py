@@ -51,6 +51,13 @@ class Run:
         """A copy in which moments of the dense `model` on the samples of `role` are computed once and kept."""
         return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
+    def remember_moments_of(self, model: nn.Module) -> None:
+        """Let parts that remember the moments of another dense model remember those of `model` from now on."""
+        for part in self.parts.values():
+            if isinstance(part, MomentCache) and part.model is not model:
+                part.found.clear()
+                part.model = model
+
     def forget_solved(self, role: str) -> None:
         """Free what scorers derived from the moments of `role`; the moments stay."""
         part = self.parts[role]

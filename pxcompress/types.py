@@ -5,11 +5,13 @@ Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> M
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
@@ -24,7 +26,7 @@ Scores = Mapping[str, Tensor]
 Meter = Callable[[Mapping[str, int]], float]
 """Units kept per group (by name; groups left out are whole) -> cost in the budget's unit."""
 
-Kind = Literal["channel", "neuron", "head"]
+Kind = Literal["channel", "neuron", "head", "direction"]
 Axis = Literal["out", "in"]
 
 
@@ -36,13 +38,47 @@ class ImageSize(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Input:
+    """One tensor (n, *shape) of several; `low` and `high` bound whole numbers and booleans. A size None is open."""
+
+    name: str | int
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    low: float = -math.inf
+    high: float = math.inf
+
+
+class TextEncoder(Protocol):
+    """Makes packed inputs of texts."""
+
+    @property
+    def content(self) -> str:
+        """A tokenizer.json."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that the model takes."""
+        ...
+
+    def words(self, ids: Sequence[int]) -> Sequence[str]:
+        """The tokens of such ids."""
+        ...
+
+    def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[Tensor, int]:
+        """Packed inputs (n, inputs, length), and how many texts had to be cut."""
+        ...
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes the model's input: resize, centre crop, to [0, 1], (x - mean) / std.
 
     `input_size` is (channels, height, width); `crop` is the share of the resized image that the centre crop keeps.
     `crop_mode` is timm's: "center" loses the ends of the longer side, "border" keeps the whole image with a border
     around it (a letterbox), "squash" changes its proportions.
-    Without mean and std the input is no image: numbers of shape `input_size`, taken as they are.
+    Without mean and std the input is no image: numbers of shape `input_size`, taken as they are. Where a model takes
+    several `inputs`, that is the shape in which they are packed; a `tokenizer` makes them of texts.
     """
 
     input_size: tuple[int, ...]
@@ -51,6 +87,8 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop: float = 1.0
     crop_mode: str = "center"
+    inputs: tuple[Input, ...] = ()
+    tokenizer: TextEncoder | None = None
 
     @property
     def is_image(self) -> bool:
@@ -118,6 +156,11 @@ class Group:
     kind: Kind
     units: int
     members: tuple[Member, ...]
+
+    @property
+    def rows_beside(self) -> int:
+        """Rows of its layers that stay beside its units: of a rotated stream the one that makes up for the mean."""
+        return 1 if self.kind == "direction" else 0
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -260,7 +303,7 @@ class Agreements:
 class PruneResult:
     """A repaired slim model and what led to it: `scores` of the dense model, `attempts` where files are measured.
 
-    `agreements` are None where no samples were held out.
+    `agreements` are None where no samples were held out. The logits were divided by `temperature`.
     """
 
     structure: Structure
@@ -269,6 +312,7 @@ class PruneResult:
     class_relevance: ClassRelevance | None = None
     attempts: tuple[Attempt, ...] = ()
     agreements: Agreements | None = None
+    temperature: float = 1.0
 
 
 class Scorer(Protocol):

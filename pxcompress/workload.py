@@ -20,6 +20,7 @@ from pxcompress.data import (
 from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.models.adapter import named_outputs
+from pxcompress.models.hugging_face import gives_embeddings
 from pxcompress.models.input_scale import with_values
 from pxcompress.models.inputs import config_of
 from pxcompress.models.loading import Loaded, load_model
@@ -95,6 +96,8 @@ def load_workload(given: ModelAndData) -> Workload:
             raise
         task = TASKS.build("embedding")
         loaded = _load_model(given, source, task)
+    if given.task == AUTO and source.layout == "unlabelled" and gives_embeddings(loaded.model):
+        task = TASKS.build("neighbours")
     if not isinstance(task, Classification):
         if given.classes:
             raise InputError(f"classes are given, but task {given.task!r} is no classification; leave them out")
@@ -119,6 +122,7 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             pretrained=not source.embedded,
             input_size=_input_size(given, source),
             classifier=isinstance(task, Classification),
+            inputs=source.inputs,
         )
     check_agrees(loaded.model)
     if task.whole_images or source.layout == "boxes":

@@ -14,7 +14,16 @@ from pxcompress.commands.options import AsJson, Quiet, takes_recipe
 from pxcompress.commands.terminal import notes
 from pxcompress.recipe import GOALS, Recipe
 
-WITHOUT = ("rounds", "class_scores", "targets", *(goal for goal in GOALS if goal != "ratio"), "guarantee", "bench")
+WITHOUT = (
+    "rounds",
+    "class_scores",
+    "temperature_scaling",
+    "targets",
+    "against",
+    *(goal for goal in GOALS if goal != "ratio"),
+    "guarantee",
+    "bench",
+)
 """Parts of a recipe that a search has no use for."""
 
 

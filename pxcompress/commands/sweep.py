@@ -13,7 +13,10 @@ from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Recipe
 
 
-@takes_recipe(without=(*GOALS, "guarantee", "bench", "rounds", "targets", "class_scores"), ratio=0.5)
+@takes_recipe(
+    without=(*GOALS, "guarantee", "bench", "rounds", "targets", "against", "class_scores", "temperature_scaling"),
+    ratio=0.5,
+)
 def sweep(
     recipe: Recipe,
     ratios: Annotated[str, typer.Option(help="Shares of the dense cost to remove, with commas.")] = (

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from pxcompress.data.resizing import Resize
 from pxcompress.data.samples import Integers, Numbers, Samples
 from pxcompress.data.targets import Masks
+from pxcompress.data.texts import Texts
 from pxcompress.errors import DataError
 from pxcompress.types import Batch, Preprocessing
 
@@ -57,20 +58,24 @@ class ImageBatches:
 class Reading:
     """Images that were read once, and what that showed.
 
-    `damaged` are ids of those left out; `digests` are equal for equal images, one for each sample of the store (none
-    for inputs that are no images); `deep` counts images with more than 8 bits a channel.
+    `damaged` are ids of those left out; `digests` are equal for equal images or texts, one for each sample of the store
+    (none for other inputs); `deep` counts images with more than 8 bits a channel, `cut` texts that are longer than the
+    model takes.
     """
 
     store: Store
     damaged: tuple[str, ...] = ()
     digests: tuple[bytes, ...] = ()
     deep: int = 0
+    cut: int = 0
 
 
 def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Reading:
     """Reads every image once. Raises `DataError` for a damaged image unless `skip_corrupt`."""
     if isinstance(samples.read, Numbers):
         return Reading(_numbers(samples, samples.read, preprocessing))
+    if isinstance(samples.read, Texts):
+        return _read_texts(samples, samples.read, preprocessing)
     images = _Images(samples, preprocessing)
     small = _fits(samples, preprocessing)
     with ThreadPoolExecutor(_cores()) as threads:
@@ -95,7 +100,7 @@ def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: boo
 
     Damaged ones then raise `DataError` there, or are left out of their batch.
     """
-    if isinstance(samples.read, Numbers) or _fits(samples, preprocessing):
+    if isinstance(samples.read, Numbers | Texts) or _fits(samples, preprocessing):
         return read_images(samples, preprocessing, skip_corrupt).store
     return _Lazy(_Images(samples, preprocessing), _Normalize(preprocessing), skip_corrupt)
 
@@ -118,6 +123,18 @@ def _numbers(samples: Samples, numbers: Numbers, preprocessing: Preprocessing) -
         )
     targets = torch.stack([_target(samples, index) for index in range(len(samples))]) if len(samples) else values[:0]
     return _Stored(samples, values, targets, Tensor.float)
+
+
+def _read_texts(samples: Samples, texts: Texts, preprocessing: Preprocessing) -> Reading:
+    """Texts as token ids, in memory; `DataError` where the model takes none."""
+    if preprocessing.tokenizer is None:
+        shape = "x".join(map(str, preprocessing.input_size))
+        raise DataError(f"the data are texts, the model takes inputs of shape {shape}; give a model with a tokenizer")
+    values = [texts.values[position] for position in samples.positions]
+    tokens, cut = preprocessing.tokenizer.encode(values)
+    targets = torch.stack([_target(samples, index) for index in range(len(samples))]) if values else tokens[:0]
+    digests = tuple(hashlib.sha256(repr(text).encode()).digest() for text in values)
+    return Reading(_Stored(samples, tokens, targets, Tensor.float), digests=digests, cut=cut)
 
 
 def _target(samples: Samples, index: int, size: tuple[int, int] | None = None, resize: Resize | None = None) -> Tensor:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import wrap
 
-import torch
-
 from pxcompress.clock import Clock
-from pxcompress.cost.count import macs_meter, params_meter
+from pxcompress.cost.count import count_params, macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.deploy.onnx_modules import check_agrees
-from pxcompress.graph import find_groups
+from pxcompress.graph import find_groups, make_rotatable
+from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Loaded, classifier_names, load_model
 from pxcompress.notes import Note, silent
 from pxcompress.tasks.choice import as_judged
@@ -62,8 +61,7 @@ def load_for(
     check_agrees(loaded.model)
     if is_classifier:
         return loaded
-    example = torch.zeros(1, *loaded.preprocessing.input_size)
-    return replace(loaded, model=as_judged(loaded.model, example, task))
+    return replace(loaded, model=as_judged(loaded.model, blank_inputs(loaded.preprocessing), task))
 
 
 def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note: Note = silent) -> Survey:
@@ -73,8 +71,9 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
     """
     clock = Clock(note)
     model, shape = loaded.model, loaded.preprocessing.input_size
-    example = torch.zeros(1, *shape)
+    example = blank_inputs(loaded.preprocessing)
     with clock.stage("find groups"):
+        model = make_rotatable(model, example)
         structure = find_groups(model, example, classifier_names(model, example))
     params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)
     latency = None
@@ -94,7 +93,7 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
         for group in structure.groups
     )
     units = sum(group.units for group in structure.groups)
-    costs = int(params({})), int(macs({}))
+    costs = count_params(loaded.model), int(macs({}))
     milliseconds = latency({}) if latency else None
     return Survey(name, shape, loaded.classes, *costs, units, milliseconds, rows, structure.fixed)
 

@@ -25,13 +25,14 @@ class ModelAndData:
 
     model: str = option(
         MISSING,
-        "timm name, hf-hub:NAME, local-dir:PATH, an ONNX file, or package.module:factory for your own nn.Module.",
+        "timm name, hf-hub:NAME, local-dir:PATH, hf:FOLDER (transformers), an ONNX file, or package.module:factory for "
+        "your own nn.Module.",
     )
     _: KW_ONLY
     data: str = option(
         "digits",
-        f"{', '.join(names_in('pxcompress.demo'))}, a folder of images, a .csv or .jsonl table, a timm dataset spec, "
-        "or package.module:factory.",
+        f"{', '.join(names_in('pxcompress.demo'))}, a folder of images, a .csv or .jsonl table, a .txt of texts, "
+        "a timm dataset spec, or package.module:factory.",
     )
     classes: Sequence[str] = option((), "Keep only these classes: names with commas, or a file with one per line.")
     task: str = option(

@@ -29,6 +29,9 @@ class Repairing:
         f"[default: {', '.join(DEFAULT_REPAIR)}]",
     )
     rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
+    temperature_scaling: bool = option(
+        False, "Divide the logits by a temperature fitted to held-out labels: probabilities that can be trusted."
+    )
 
     def __post_init__(self) -> None:
         from pxcompress.repair import PHASES, REPAIRS

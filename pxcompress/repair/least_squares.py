@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from pxcompress.attribution.relevance import make_start
 from pxcompress.layout.consumers import add_, find_consumers
+from pxcompress.layout.padding import counted_positions
 from pxcompress.layout.rows import complement, members_by_module, removed_rows
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.processes import processes, rank, sum_over_processes
@@ -47,8 +48,14 @@ ROUNDING = 1e-9
 WIDEST = 8192
 """Inputs of an output up to which a layer is refitted: it takes about five matrices of their square, in float64."""
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 1 << 29
 """What the rows of the dense model may take at a time, and the matrices of layers that are refitted together."""
+
+EXACT_BYTES = 1 << 24
+"""Float32 rows of one layer beyond which they are kept in half precision; sums over them stay float64."""
+
+LARGEST_HALF = 1024.0
+"""What the largest number of rows in half precision becomes."""
 
 TOGETHER = 3
 """Layers of a wave at most. Each makes up for the errors before it as if the others did not: many of them overshoot."""
@@ -112,7 +119,8 @@ class LeastSquares(Repair):
                 turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
                 if turn >= parts_by_layer[layer]:
                     return
-                rows = _draw_rows(layer, _channels_first(output.detach(), module), turn, parts_by_layer[layer])
+                values, counted = _channels_first(output.detach(), module), counted_positions(output)
+                rows = _draw_rows(layer, values, counted, turn, parts_by_layer[layer])
                 rows_by_layer[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
@@ -164,37 +172,58 @@ class _Layer:
         return 2 * 8 * groups * inputs**2
 
     @property
+    def row_type(self) -> torch.dtype:
+        """What the dense model's output rows are kept in."""
+        return torch.float16 if 4 * self.rows * len(self.outputs) > EXACT_BYTES else torch.float32
+
+    @property
     def row_bytes(self) -> int:
-        """Most memory that the dense model's float32 output rows take, bytes."""
-        return 4 * self.rows * len(self.outputs)
+        """Most memory that the dense model's output rows take, bytes."""
+        return self.row_type.itemsize * self.rows * len(self.outputs)
 
 
 @dataclass(eq=False)
 class _Rows:
-    """Rows of one batch at a layer: `places` (m,) among samples and positions, and the dense model's `values` there.
+    """Rows of one batch at a layer: `places` (m,) among samples and positions, and what the dense model gives there.
 
-    `values` is (m, kept outputs), `weights` (m,) float64; `fits` (m,) says which half of the samples a row is from.
+    That is `values` (m, kept outputs) times `scale`. `weights` is (m,) float64; `fits` (m,) says which half of the
+    samples a row is from.
     """
 
     places: Tensor
     values: Tensor
+    scale: Tensor
     weights: Tensor
     fits: Tensor
+
+    @property
+    def dense(self) -> Tensor:
+        """(m, kept outputs), float32."""
+        return self.values.float() * self.scale
 
     def weigh_(self, layer: _Layer, gradient: Tensor) -> None:
         """Add the power of `gradient`, (n, outputs, positions ...), to the weights."""
         self.weights += _pick_rows(gradient, self.places)[:, layer.outputs].double().square().sum(1)
 
 
-def _draw_rows(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
-    """Rows of the batch number `turn` out of `parts`: the same whenever it is asked for; `values` (n, outputs, ...)."""
+def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, turn: int, parts: int) -> _Rows:
+    """Rows of the batch number `turn` out of `parts`: the same whenever it is asked for; `values` (n, outputs, ...).
+
+    Of texts only positions that are `counted` (n, length).
+    """
     samples, positions = len(values), prod(values.shape[2:])
     draw = torch.Generator().manual_seed(turn)
-    places = torch.randperm(samples * positions, generator=draw)[: -(-layer.rows // parts)].sort().values
+    places = torch.randperm(samples * positions, generator=draw)
+    places = places if counted is None else places[counted.flatten()[places.to(counted.device)].cpu()]
+    places = places[: -(-layer.rows // parts)].sort().values
     fits = (2 * (places // positions) < samples) == (turn % 2 == 0)  # of batches of one sample every second one
     weights = torch.full((len(places),), 1e-30, dtype=torch.float64)  # where no gradient comes, all are alike
     places, weights, fits = (each.to(values.device) for each in (places, weights, fits))
-    return _Rows(places, _pick_rows(values, places)[:, layer.outputs], weights, fits)
+    rows = _pick_rows(values, places)[:, layer.outputs]
+    scale = rows.new_ones(())
+    if layer.row_type == torch.float16 and len(rows):  # the largest far from the end of its range
+        scale = rows.abs().amax().clamp_min(1e-30) / LARGEST_HALF
+    return _Rows(places, (rows / scale).to(layer.row_type), scale, weights, fits)
 
 
 @dataclass(eq=False)
@@ -268,7 +297,7 @@ def _collect_sums(
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             batch_rows = next(streams[layer])
-            lack = batch_rows.values - _pick_rows(_channels_first(output, module), batch_rows.places)
+            lack = batch_rows.dense - _pick_rows(_channels_first(output, module), batch_rows.places)
             x = _pick_rows(_unfold_patches(args[0], module), batch_rows.places, output.ndim - 2)
             x, lack = (each.reshape(len(each), groups, -1).transpose(0, 1) for each in (x, lack))
             for part, half in zip(sums[layer], (batch_rows.fits, ~batch_rows.fits), strict=True):

@@ -2,5 +2,9 @@
 
 DENSE, SLIM, PLAN, WEIGHTS = "dense.onnx", "model.onnx", "plan.json", "model.safetensors"
 
+TOKENIZER = "tokenizer.json"
+"""What makes inputs of texts, as the library tokenizers reads it; only models of texts have one."""
+
 RECIPE = "recipe.json"
 """By this file a folder is known as one of ours: only such a folder is ever replaced."""
+AGAINST = "against"

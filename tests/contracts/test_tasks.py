@@ -40,6 +40,7 @@ def _draw(name: str, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
         "agreement": ({"a": normal(4, 3), "b": normal(6)}, torch.zeros(SAMPLES)),
         "segmentation": ({"out": normal(CLASSES, 4, 4), "aux": normal(CLASSES, 2, 2)}, masks),
         "embedding": ({"embedding": normal(16)}, labels),
+        "neighbours": ({"embedding": normal(16)}, torch.zeros(SAMPLES)),
         "regression": ({"output": normal(2)}, normal(2)),
         "multi-label": ({"logits": normal(CLASSES)}, (normal(CLASSES) > 0).float()),
         "detection": (_draw_boxes(draw), _draw_targets(draw)),
