@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from pxcompress import compress_module
 from pxcompress.cache import cache_dir
-from pxcompress.deploy.intervals import wilson
+from pxcompress.deploy.intervals import wilson_interval
 
 LENGTH = 48  # tokens of a text, at most
 CALIBRATION, JUDGE = 256, 600
@@ -180,7 +180,7 @@ def rows(quick: bool) -> Iterator[Row]:
             seconds = time.process_time() - begin
             slim = embeddings(result.pruned.model, judge)
             same = float((nearest(slim) == nearest(dense)).double().mean())
-            interval = wilson(same, count)
+            interval = wilson_interval(same, count)
             cosine = float((slim * dense).sum(1).mean())
             yield Row(method, samples, removed, cosine, same, interval.low, interval.high, seconds)
 

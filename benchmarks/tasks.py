@@ -30,7 +30,7 @@ from pxcompress.cost.count import count_macs
 from pxcompress.demo.losses import IdentityLoss, loss_for
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.intervals import speedup
+from pxcompress.deploy.intervals import estimate_speedup
 from pxcompress.deploy.predictions import Predictions, predictions
 from pxcompress.graph import find_groups
 from pxcompress.models.adapter import named_outputs, release_
@@ -170,7 +170,7 @@ def _speeds(bench: Bench, models: Mapping[float, nn.Module]) -> Iterator[tuple[f
             inputs = bench.example.expand(batch, *bench.example.shape[1:]).numpy()
             seconds = runtime.time_runs(sessions, inputs, batch_size=batch, max_seconds=20)
             for size in models:
-                faster = speedup(seconds["1.0"], seconds[str(size)])
+                faster = estimate_speedup(seconds["1.0"], seconds[str(size)])
                 facts[size] |= {
                     f"speedup_{batch}": faster.ratio,
                     f"low_{batch}": faster.low,

@@ -10,7 +10,7 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, measure_best_step
-from pxcompress.deploy.intervals import guesses
+from pxcompress.deploy.intervals import is_chance_level
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError, ProcessError
 from pxcompress.explain.similarity import compare_explanations
@@ -128,7 +128,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         value = quality_on_select(model, model, run, task)
     clock.quality(task.metric, value)
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
-    if isinstance(task, Classification) and guesses(value, samples, classes):
+    if isinstance(task, Classification) and is_chance_level(value, samples, classes):
         side = " x ".join(str(size) for size in workload.splits.example.shape[2:])
         clock.say(
             f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights, and "

@@ -54,8 +54,8 @@ class Run:
     def forget_solved(self, role: str) -> None:
         """Free what scorers derived from the moments of `role`; the moments stay."""
         part = self.parts[role]
-        for each in part.found.values() if isinstance(part, MomentCache) else ():
-            each.solved.clear()
+        for each in part.moments.values() if isinstance(part, MomentCache) else ():
+            each.solutions.clear()
 
     @property
     def short_of_samples(self) -> Mapping[str, tuple[int, int]]:
@@ -64,7 +64,7 @@ class Run:
         Layers that read several positions of a sample are not among them. Known once the samples were scored.
         """
         part = self.parts["score"]
-        moments_by_layer = part.found if isinstance(part, MomentCache) else {}
+        moments_by_layer = part.moments if isinstance(part, MomentCache) else {}
         sizes = {
             name: (len(each.whole.mean), each.samples) for name, each in moments_by_layer.items() if each.one_position
         }

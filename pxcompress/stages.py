@@ -98,7 +98,7 @@ def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
             check_reachable(structure.groups, price, ratio, recipe.limits)
         for operator, modules in list_uncounted(model, example).items():
             remainder = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-            clock.remark(
+            clock.add_note(
                 f"{operator}, in {modules[0]}{remainder}, counts as 0 MACs: nothing is known of what it multiplies"
             )
     return ScoredModel(model, example, structure, {}, price, ratio)
@@ -130,7 +130,7 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
         remainder = f", {len(short) - 1} more layers more than there are samples" if len(short) > 1 else ""
-        clock.remark(
+        clock.add_note(
             f"few samples: {name} reads {features} features of {samples} samples{remainder}; what feeds it stays wider "
             "than more samples would show to be needed"
         )
@@ -167,7 +167,7 @@ def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
             divergences.append(_distance(dense.compare(pruned.model)))
         best_place = min(range(len(candidates)), key=lambda place: divergences[place])
     divergence_texts = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
-    run.clock.remark(
+    run.clock.add_note(
         f"the score is {names[best_place]}: on held-out samples the divergence from the dense model is "
         f"{divergence_texts}"
     )
@@ -251,7 +251,7 @@ def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agre
         _measure_quality(_nearest(paths).pruned, run)
     best_path = _nearest(paths)
     for text in best_path.refused:
-        run.clock.remark(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
+        run.clock.add_note(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
     _check_finite(best_path.pruned)
     same_weights_(best_path.pruned.model)
     with run.clock.stage("clean up"):

@@ -122,7 +122,7 @@ def takes_record(cls: type[T]) -> Callable[[Callable[[T], None]], Command]:
 
 
 def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
-    """The recipe of the file `config`, if any, with what was `said` by the names of its fields; `InputError`."""
+    """The recipe of the file `config`, if any, with `options` over it, by field name. Raises `InputError`."""
     content: dict[str, Any] = {} if config is None else read_recipe(config)
     content |= {key: _read(key, value) for key, value in content.items() if isinstance(value, str)}
     options = {name: _read(name, value) for name, value in options.items()}

@@ -14,11 +14,18 @@ from pxcompress.commands.options import AsJson, Quiet, takes_recipe
 from pxcompress.commands.terminal import notes
 from pxcompress.recipe import GOALS, Recipe
 
-WITHOUT = ("rounds", "class_scores", "targets", *(goal for goal in GOALS if goal != "ratio"), "guarantee", "bench")
-"""Parts of a recipe that a search has no use for."""
+UNUSED_IN_SEARCH = (
+    "rounds",
+    "class_scores",
+    "targets",
+    *(goal for goal in GOALS if goal != "ratio"),
+    "guarantee",
+    "bench",
+)
+"""Fields of a recipe that are no options of `search`."""
 
 
-@takes_recipe(without=WITHOUT)
+@takes_recipe(without=UNUSED_IN_SEARCH)
 def search(
     recipe: Recipe,
     objective: Annotated[

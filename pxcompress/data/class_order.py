@@ -20,7 +20,7 @@ from pxcompress.data.sources import restrict_classes
 from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
 
-SURE = 0.01
+SIGNIFICANCE_LEVEL = 0.01
 """Largest p-value of a sign test at which one order is taken to be better than the other."""
 
 
@@ -51,7 +51,7 @@ def _choose_order(source: Source, loaded: Loaded) -> Source:
     right_as_is, right_renumbered = predictions == labels, predictions == place[labels]
     only_here, only_there = int((right_as_is & ~right_renumbered).sum()), int((right_renumbered & ~right_as_is).sum())
     discordant = only_here + only_there
-    is_significant = discordant > 0 and binomtest(only_there, discordant).pvalue < SURE
+    is_significant = discordant > 0 and binomtest(only_there, discordant).pvalue < SIGNIFICANCE_LEVEL
     by_code = (
         f"sorted by code point ({_listed(source.classes)}) {right_as_is.sum()} of {len(labels)} select images are right"
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pxcompress.data.samples import Source
 from pxcompress.tasks.embedding import Embedding
-from pxcompress.tasks.task import Outputs, Task, single
+from pxcompress.tasks.task import Outputs, Task, pick_output
 
 LABEL_SMOOTHING = 0.05
 
@@ -34,7 +34,7 @@ class ClassLoss(Loss):
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
         return F.cross_entropy(
-            single(outputs, "logits", 2, "logits (n, classes)"), targets, label_smoothing=LABEL_SMOOTHING
+            pick_output(outputs, "logits", 2, "logits (n, classes)"), targets, label_smoothing=LABEL_SMOOTHING
         )
 
 
@@ -45,7 +45,7 @@ class PixelLoss(Loss):
     duration = 3.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        return F.cross_entropy(single(outputs, "out", 4, "a map (n, classes, height, width)"), targets)
+        return F.cross_entropy(pick_output(outputs, "out", 4, "a map (n, classes, height, width)"), targets)
 
 
 class LabelLoss(Loss):
@@ -54,7 +54,7 @@ class LabelLoss(Loss):
     duration = 2.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(single(outputs, "logits", 2, "logits (n, labels)"), targets)
+        return F.binary_cross_entropy_with_logits(pick_output(outputs, "logits", 2, "logits (n, labels)"), targets)
 
 
 class NumberLoss(Loss):
@@ -64,7 +64,7 @@ class NumberLoss(Loss):
     duration = 2.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        return F.smooth_l1_loss(single(outputs, "output", 2, "numbers (n, k)"), targets, beta=0.2)
+        return F.smooth_l1_loss(pick_output(outputs, "output", 2, "numbers (n, k)"), targets, beta=0.2)
 
 
 class IdentityLoss(Loss):

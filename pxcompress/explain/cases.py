@@ -13,7 +13,7 @@ from pxcompress.attribution import attributed, parse_composite
 from pxcompress.attribution.relevance import make_start, unit_relevance
 from pxcompress.explain.inputs import Inputs
 from pxcompress.explain.views import Views
-from pxcompress.report.explanation import MARKED, CarryingUnit, Case, Decision, Pictures
+from pxcompress.report.explanation import TARGET_COLOUR, CarryingUnit, Case, Decision, Pictures
 from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
 
 MOST = 24
@@ -106,13 +106,13 @@ def _restore_image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.ui
 
 
 def _color_line(value: Tensor, mask: NDArray[np.bool_] | None, text: str) -> NDArray[np.uint8]:
-    """Colours of an input's positions, (positions, 3): grey by value, white under letters, `MARKED` in the mask."""
+    """Colours of the positions of a line, (n, 3): grey by value, white under letters, `TARGET_COLOUR` in the mask."""
     sizes = (value if value.ndim == 1 else value.mean(0)).flatten()
     grey = 255 * (sizes - sizes.min()) / (sizes.max() - sizes.min()).clamp(min=1e-12)
     shades = np.full(len(sizes), 255) if text else grey.round().numpy()
     colours = np.repeat(shades[:, None], 3, axis=1).astype(np.uint8)
     if mask is not None:
-        colours[mask] = MARKED
+        colours[mask] = TARGET_COLOUR
     return colours
 
 

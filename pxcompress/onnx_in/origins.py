@@ -65,7 +65,7 @@ class Source:
 
 
 def source_of(trials: Trials, path: Path) -> Source:
-    """What stays known of a graph by the names of its values."""
+    """The `Source` of a graph: what is known of its values, by their names, once it is a module."""
     first = trials.runs[0]
     constants = {value.name: tensor for value in first.known if (tensor := trials.constant(value)) is not None}
     numbers = {

@@ -123,7 +123,7 @@ class Trials:
         return self.runs[0].inputs
 
     def again(self) -> Trials:
-        """The same runs of what the graph is now."""
+        """Run the graph again, as it is now, on the same inputs."""
         return Trials(self.model, self.runs[0].inputs, self.runs[1].inputs)
 
     def shape(self, value: ir.Value, run: int = 0) -> tuple[int, ...]:

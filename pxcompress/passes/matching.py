@@ -74,7 +74,7 @@ def moment_changes(
             dense(inputs.to(device_of(dense)))
             pruned(inputs.to(device_of(pruned)))
     return {
-        name: _compute_change(place.dense.everywhere(), place.pruned.everywhere())
+        name: _compute_change(place.dense.sum_processes(), place.pruned.sum_processes())
         for name, place in places.items()
         if place.dense.count
     }

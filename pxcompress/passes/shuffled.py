@@ -23,7 +23,7 @@ class ShuffledBatches:
         self._size = min(size, samples)
         self._seed = seed
 
-    def after(self, batches_drawn: int) -> Iterator[Batch]:
+    def iterate_from(self, batches_drawn: int) -> Iterator[Batch]:
         """The batches that follow the first `batches_drawn`."""
         first_epoch, place = divmod(batches_drawn, self._samples // self._size)
         for epoch in count(first_epoch):

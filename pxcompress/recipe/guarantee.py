@@ -49,7 +49,7 @@ class Guarantee:
             raise InputError(f"steps is {self.steps}; expected 1 or more models to test")
         if self.risk not in (*RISKS, *LOSS_RISKS):
             raise unknown("risk", self.risk, (*RISKS, *LOSS_RISKS))
-        object.__setattr__(self, "coverage", self.counted.coverage)
+        object.__setattr__(self, "coverage", self.counted_part.coverage)
 
     @property
     def goal(self) -> Goal:
@@ -59,7 +59,7 @@ class Guarantee:
         return Goal(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
 
     @property
-    def counted(self) -> Part:
+    def counted_part(self) -> Part:
         """The samples that count."""
         from pxcompress.certify.parts import Part
 

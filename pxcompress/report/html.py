@@ -8,7 +8,6 @@ from typing import Any
 
 from pxcompress.inspection.survey import by_reason
 from pxcompress.proof import Estimate, GroupWidth
-from pxcompress.report.alike import describe_heatmap_samples, list_similarities
 from pxcompress.report.certificates import describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import view_classes
 from pxcompress.report.costs import list_blocks, list_operators, view_latency
@@ -16,6 +15,7 @@ from pxcompress.report.explanation import Explanation
 from pxcompress.report.explanation_page import view_explanation
 from pxcompress.report.pages import Bar, Bars, Row, Stacked, render
 from pxcompress.report.record import Report
+from pxcompress.report.similarity import describe_heatmap_samples, list_similarities
 from pxcompress.report.summary import (
     Figure,
     Interval,
@@ -37,7 +37,7 @@ from pxcompress.report.summary import (
     is_faster,
     loss_is_shown,
     typeset_factors,
-    wilson,
+    wilson_interval,
     write_headline,
 )
 from pxcompress.report.targets import list_columns, list_targets
@@ -91,7 +91,7 @@ def _top(report: Report) -> Mapping[str, Any]:
     goal = describe_share(report) or describe_goal(report.recipe, report.plan.unit)
     return {
         "lead": f"{report.recipe.model} on {report.data.name}: {goal}",
-        "headline": typeset_factors(sentence(result)).replace("top-1", f"top{_HYPHEN}1"),
+        "headline": typeset_factors(capitalise(result)).replace("top-1", f"top{_HYPHEN}1"),
         "intervals": _intervals(report),
         "badge": report.certificate and make_badge(report.certificate),
         "faster": is_faster(report),
@@ -100,7 +100,7 @@ def _top(report: Report) -> Mapping[str, Any]:
     }
 
 
-def sentence(text: str) -> str:
+def capitalise(text: str) -> str:
     """`text` with a capital at its beginning."""
     return text[:1].upper() + text[1:]
 
@@ -148,7 +148,7 @@ def _measured(report: Report) -> Mapping[str, Any]:
     latencies = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
     return {
         "conditions": describe_conditions(report),
-        "agreement": sentence(describe_agreement(report)),
+        "agreement": capitalise(describe_agreement(report)),
         "figures": [_accuracy_row(report), *map(_figure_row, compare_figures(report))],
         **view_latency(report),
         "latencies": [
@@ -203,7 +203,7 @@ def _stage_accuracies(report: Report) -> Sequence[Row]:
     rows: list[Row] = []
     for stage in report.stages:
         if (value := stage.quality_after) is not None:
-            interval = wilson(value, report.data.select) if metric.binary else Interval(value, value)
+            interval = wilson_interval(value, report.data.select) if metric.binary else Interval(value, value)
             bar = _quality_bar(Estimate(value, interval.low, interval.high), "pruned" if rows else "dense", report)
             title = f"{metric.name} after {stage.name}: {metric.format(value)}"
             rows.append((stage.name, Bars(title, (bar,)), metric.format(value)))
@@ -216,7 +216,7 @@ def _certified(report: Report) -> Mapping[str, Any]:
     if record is None:
         return {}
     return {
-        "part": sentence(describe_part(record)),
+        "part": capitalise(describe_part(record)),
         "confidence": f"{1 - record.delta:g}",
         "path": list_path_rows(record),
     }

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pxcompress.deploy.intervals import Interval as Interval
-from pxcompress.deploy.intervals import disagree, guesses
-from pxcompress.deploy.intervals import wilson as wilson
+from pxcompress.deploy.intervals import disagrees_with_mean, is_chance_level
+from pxcompress.deploy.intervals import wilson_interval as wilson_interval
 from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.proof import Estimate, Measurement, Metric, Placement, Speedup
 from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
@@ -48,7 +48,7 @@ def dense_guesses(report: Report) -> bool:
     """Whether the dense model is a classifier that has nothing to lose."""
     if not is_classifier(report):
         return False
-    return guesses(report.dense.quality.value, report.dense.samples, len(report.data.classes))
+    return is_chance_level(report.dense.quality.value, report.dense.samples, len(report.data.classes))
 
 
 def is_classifier(report: Report) -> bool:
@@ -216,7 +216,9 @@ def describe_speed_briefly(report: Report) -> str:
 
 def is_faster(report: Report) -> bool:
     """Whether the pruned model is faster by the whole interval, and on average."""
-    return report.speedup.low > 1 and not disagree(report.speedup, report.dense.latency_ms, report.pruned.latency_ms)
+    return report.speedup.low > 1 and not disagrees_with_mean(
+        report.speedup, report.dense.latency_ms, report.pruned.latency_ms
+    )
 
 
 def describe_accuracy(report: Report) -> str:
@@ -269,7 +271,7 @@ def describe_agreement(report: Report) -> str:
     if report.agreements is None:
         return ""
     held_out, calibration = report.agreements.held_out, report.agreements.calibration
-    interval = wilson(held_out.share, held_out.samples)
+    interval = wilson_interval(held_out.share, held_out.samples)
     span = f" (95 % interval {format_percent(interval.low)} to {format_percent(interval.high)})"
     if not is_classifier(report):  # what two models agree by is no share of the samples
         span = ""
@@ -318,7 +320,7 @@ def describe_goal(pruning: Pruning, unit: str) -> str:
 
 
 def describe_share(report: Report) -> str:
-    """What ratio a share of every layer's scores came to, in one line; empty where another goal was given."""
+    """Which ratio --relevance-share came to, in one line; empty where another goal was given."""
     if report.recipe.relevance_share is None:
         return ""
     plan = report.plan
@@ -327,7 +329,7 @@ def describe_share(report: Report) -> str:
 
 
 def describe_removal(report: Report) -> str:
-    """What is gone by the budget, in units and in milliseconds: a share of one is not the same share of the others."""
+    """How much was removed in the budget's unit, in units and in milliseconds: these shares differ from each other."""
     plan = report.plan
     kinds = {kind: f"{kind}s" for kind in ("channel", "neuron", "head") if kind in {of.kind for of in report.groups}}
     units = " and ".join(", ".join(kinds.values()).rsplit(", ", 1))

@@ -53,10 +53,10 @@ from pxcompress.run_folder.certificate import (
     check_descending,
     is_smaller,
     predict_samples,
-    task_of,
+    read_shared_metadata,
 )
 from pxcompress.run_folder.differences import find_differences
-from pxcompress.run_folder.ledger import budget_of, record_certificate
+from pxcompress.run_folder.ledger import compute_remaining_budget, record_certificate
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
 from pxcompress.run_folder.saved import read_run
 
@@ -139,10 +139,10 @@ def request_labels(
     image_folder = str(Path(unlabelled).expanduser().resolve())
     budget = None
     if anytime:
-        budget = budget_of(image_folder, observed.hashes["split"], goal.delta, len(observed.samples))
+        budget = compute_remaining_budget(image_folder, observed.hashes["split"], goal.delta, len(observed.samples))
         goal = replace(goal, delta=budget.stake)
     observed = _to_label(observed, goal, budget)
-    guarantee.counted.check(goal, {"all": len(observed.order)})
+    guarantee.counted_part.check(goal, {"all": len(observed.order)})
     request = LabelRequest(
         files={name: str(file.resolve()) for name, file in file_by_name.items()},
         unlabelled=image_folder,
@@ -256,7 +256,7 @@ def _files(request: LabelRequest) -> dict[str, Path]:
 
 def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> ModelAnswers:
     """What `files` answer on the images below `unlabelled`; nothing is asked for yet."""
-    preprocessing, classes = task_of(list(files.values()))
+    preprocessing, classes = read_shared_metadata(list(files.values()))
     note("reading the images ...")
     reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
     first_of_copies = np.sort(

@@ -14,17 +14,17 @@ from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import Use, add_use, hash_of, uses_of
 
 
-def budget_of(data: str, split: str, total: float, are: int) -> Budget:
-    """What the next anytime test may use of the `are` samples of a split; `InputError` where nothing is left."""
+def compute_remaining_budget(data: str, split: str, total: float, samples: int) -> Budget:
+    """Error probability and first sample that the next anytime test on a split gets; `InputError` if none is left."""
     uses = uses_of(data, split)
-    begins = min(max((use.ends for use in uses), default=0), are)
-    return stake_budget(total, sum(use.lost for use in uses), begins, are)
+    begins = min(max((use.ends for use in uses), default=0), samples)
+    return stake_budget(total, sum(use.lost for use in uses), begins, samples)
 
 
 def certify_next(candidates: Sequence[Candidate], goal: Goal, data: str, split: str) -> tuple[Certificate, Budget]:
-    """An anytime certificate of a path by its losses on all samples of a split: it begins where others ended."""
+    """An anytime certificate of a path by its losses on a split, on the samples that earlier tests did not look at."""
     losses = [np.asarray(each.losses) for each in candidates]
-    budget = budget_of(data, split, goal.delta, len(losses[0]))
+    budget = compute_remaining_budget(data, split, goal.delta, len(losses[0]))
     order = random_order(len(losses[0]), split)[budget.begins :]
     goal = replace(goal, delta=budget.stake)
     check_samples(len(order), goal, "left to certify on")
@@ -33,7 +33,7 @@ def certify_next(candidates: Sequence[Candidate], goal: Goal, data: str, split: 
 
 
 def record_certificate(record: CertificateRecord, request: str) -> CertificateRecord:
-    """`record`, entered into the record of used splits under the text of what asked for it."""
+    """Enter a certificate into the ledger of used splits, by the text of its request; returns it with what it used."""
     budget = record.budget
     use = Use(hash_of(request))
     if budget is not None:

@@ -3,4 +3,4 @@
 DENSE, SLIM, PLAN, WEIGHTS = "dense.onnx", "model.onnx", "plan.json", "model.safetensors"
 
 RECIPE = "recipe.json"
-"""By this file a folder is known as one of ours: only such a folder is ever replaced."""
+"""Name of the file that marks a folder as a run folder: only such a folder is ever replaced."""

@@ -48,7 +48,7 @@ def preprocessing_of(facts: Mapping[str, str]) -> Preprocessing:
 
 
 def read_run(folder: Path, data: str = "") -> Recipe:
-    """The recipe of a run folder, with other `data` where they are given; `InputError` where it is none."""
+    """The recipe of a run folder, with other `data` where given; `InputError` where the folder is no run folder."""
     try:
         recipe = Recipe.from_json((folder / RECIPE).read_text())
     except OSError as error:

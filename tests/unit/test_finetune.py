@@ -315,13 +315,13 @@ def test_every_epoch_has_all_samples_in_a_new_order(pool: int, monkeypatch: pyte
     monkeypatch.setattr(shuffled, "POOL", pool)
     batches = [(torch.arange(start, start + 5)[:, None], torch.arange(start, start + 5)) for start in range(0, 25, 5)]
     feed = shuffled.ShuffledBatches(batches, 25, 4, 0)
-    drawn = list(islice(feed.after(0), 18))  # three epochs of six
+    drawn = list(islice(feed.iterate_from(0), 18))  # three epochs of six
     assert all(len(labels) == 4 and torch.equal(inputs[:, 0], labels) for inputs, labels in drawn)
     epochs = [torch.cat([labels for _, labels in drawn[start : start + 6]]).tolist() for start in (0, 6, 12)]
     assert all(len(set(epoch)) == 24 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     for taken in (1, 6, 8):
-        later = list(islice(feed.after(taken), 18 - taken))
+        later = list(islice(feed.iterate_from(taken), 18 - taken))
         assert all(torch.equal(one[1], other[1]) for one, other in zip(later, drawn[taken:], strict=True))
 
 
