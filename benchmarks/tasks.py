@@ -139,7 +139,7 @@ def our_models(bench: Bench, sizes: Sequence[float]) -> Iterator[tuple[float, nn
         scoring = time.process_time() - begin
         for size in sizes:
             begin = time.process_time()
-            slim = plan_and_cut(replace(scored, ratio=1 - size), bench.run.unheard())
+            slim = plan_and_cut(replace(scored, ratio=1 - size), bench.run.without_progress())
             seconds = scoring + time.process_time() - begin
             model, scorer = slim.pruned.model, scored.scorer
             ratio = count_macs(model, bench.example) / count_macs(bench.model, bench.example)

@@ -50,7 +50,7 @@ class Targeted:
 
 @dataclass(frozen=True, eq=False)
 class ModuleData:
-    """What a module was pruned by, as its user gave it, and what it is measured on; `classes` name its outputs."""
+    """The batches that a user's module was pruned by and is measured on; `classes` name its outputs."""
 
     example: Tensor
     batches: Iterable[Any]

@@ -44,22 +44,22 @@ class Run:
 
     @property
     def held_out(self) -> Batches:
-        """Samples that nothing is fitted to, by which scores and repairs are chosen; () where there are none."""
+        """Held-out samples, by which scores and repairs are chosen; () where there are none."""
         return self.parts.get("select", self.parts.get("held-out", ()))
 
-    def remembering(self, role: str, model: nn.Module) -> Run:
-        """A copy in which moments of the dense `model` on the samples of `role` are computed once and kept."""
+    def with_moment_cache(self, role: str, model: nn.Module) -> Run:
+        """A copy of this run that caches the moments of the dense `model` on the samples of `role`."""
         return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
-    def forget_solved(self, role: str) -> None:
-        """Free what scorers derived from the moments of `role`; the moments stay."""
+    def clear_solutions(self, role: str) -> None:
+        """Clear the cached solutions that scorers derived from the moments of `role`; the moments stay."""
         part = self.parts[role]
         for each in part.moments.values() if isinstance(part, MomentCache) else ():
             each.solutions.clear()
 
     @property
     def short_of_samples(self) -> Mapping[str, tuple[int, int]]:
-        """Layers that read more features than the score part has samples: name -> features and samples.
+        """Layers with more input features than the score part has samples: name -> (features, samples).
 
         Layers that read several positions of a sample are not among them. Known once the samples were scored.
         """
@@ -70,6 +70,6 @@ class Run:
         }
         return {name: size for name, size in sizes.items() if size[0] > size[1]}
 
-    def unheard(self) -> Run:
+    def without_progress(self) -> Run:
         """A copy that reports no progress and measures no quality between stages."""
         return replace(self, clock=Clock(silent, measures=False))

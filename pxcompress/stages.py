@@ -119,13 +119,13 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     scored = price_groups(model, example, run)
-    run = run.remembering("score", model)
+    run = run.with_moment_cache("score", model)
     groups = scored.structure.groups
     candidates = []
     for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
         with clock.stage(f"score ({text})"):
             candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
-    run.forget_solved("score")
+    run.clear_solutions("score")
     scored = _best_scored(candidates, run)
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
@@ -333,7 +333,7 @@ def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[Prun
     yield _slim(scored, prune(scored.model, scored.structure.groups, empty_plan, scored.example))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
-            slim = cut(scored, plan, run.unheard())
+            slim = cut(scored, plan, run.without_progress())
         _measure_quality(slim.pruned, run)
         yield slim
 

@@ -21,11 +21,11 @@ from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
 
 SIGNIFICANCE_LEVEL = 0.01
-"""Largest p-value of a sign test at which one order is taken to be better than the other."""
+"""Largest p-value of a sign test at which one class order is taken to be better than the other."""
 
 
-def in_order_of(source: Source, loaded: Loaded) -> Source:
-    """`source` with its classes numbered as the outputs of the model are; its notes say what was found out."""
+def match_class_order(source: Source, loaded: Loaded) -> Source:
+    """Renumber the classes of `source` in the order of the model's outputs; its notes say what was changed."""
     if source.embedded or source.layout != "classes" or loaded.weights == "untrained":
         return source
     class_by_name = {name.casefold(): name for name in source.classes}

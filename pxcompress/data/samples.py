@@ -24,7 +24,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.er
 
 USER_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 5000}
 MIN_HELD_OUT_TO_SPLIT = 500
-"""Held-out samples from which on the select pool is taken out of them."""
+"""Least number of held-out samples from which the select pool is cut; with fewer it is cut from `train`."""
 
 Origin = Literal["held-out", "train", "everything"]
 """What the select pool is cut from: held-out data, training data, or data that come in one piece."""
@@ -32,7 +32,7 @@ Origin = Literal["held-out", "train", "everything"]
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """Inputs that are no images, (n, ...): whoever reads them takes `values` by position, as they are."""
+    """Inputs that are no images, (n, ...): they are taken from `values` by position, unchanged."""
 
     values: NDArray[np.generic]
 
@@ -98,7 +98,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class UserData:
-    """A user's data as they lie there; the rest as in `Source`."""
+    """A user's data before they are cut into pools; fields that `Source` has, too, mean the same."""
 
     classes: tuple[str, ...]
     train: Samples

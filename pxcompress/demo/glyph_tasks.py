@@ -25,7 +25,7 @@ SCENE_SIDE = 40
 """Side of an image with several characters, in pixels."""
 
 KINDS = {"digit": "23456789", "vowel": "AEIOUY", "consonant": "BCDFGHJKLMNPQRSTVWXZ", "lower case": "adehnr"}
-"""What the masks of `glyph-masks` tell apart, beside the background."""
+"""Classes of the masks of `glyph-masks`, beside the background -> their characters."""
 
 LABELS = tuple("2478AEKRSX")
 """The characters of `glyph-labels`."""
@@ -61,7 +61,7 @@ class _Drawn(LearnedHere):
 @EMBEDDED.register("glyph-masks")
 @dataclass(frozen=True)
 class GlyphMasks(_Drawn):
-    """Pixels of digits, vowels, consonants, lower-case letters, and background."""
+    """Images to segment: pixels of digits, vowels, consonants, lower-case letters, and background."""
 
     def source(self, spec: str) -> Source:
         """The first images of each part, with masks."""
@@ -80,7 +80,7 @@ class GlyphMasks(_Drawn):
 @EMBEDDED.register("glyph-counts")
 @dataclass(frozen=True)
 class GlyphCounts(_Drawn):
-    """How many characters there are, and how many of them are digits."""
+    """Images with two numbers to predict: how many characters there are, and how many of them are digits."""
 
     def source(self, spec: str) -> Source:
         """The first images of each part, with two numbers each."""
@@ -97,7 +97,7 @@ class GlyphCounts(_Drawn):
 @EMBEDDED.register("glyph-labels")
 @dataclass(frozen=True)
 class GlyphLabels(_Drawn):
-    """Which of ten characters occur."""
+    """Images with several labels: which of ten characters occur."""
 
     def source(self, spec: str) -> Source:
         """The first images of each part, with a yes or no for every character."""

@@ -16,7 +16,7 @@ from pxcompress.explain.views import Views
 from pxcompress.report.explanation import TARGET_COLOUR, CarryingUnit, Case, Decision, Pictures
 from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
 
-MOST = 24
+MOST_CASES = 24
 """Largest number of the user's images that are shown as cases."""
 
 _SHOWN = 2  # cases of each kind
@@ -24,7 +24,7 @@ _UNITS = 6  # carrying units of a case
 
 
 def choose_cases(views: Views) -> list[tuple[int, str]]:
-    """For the reader: typical ones that agree, the surest of those that changed sides, and the largest changes."""
+    """Choose the cases to show: typical ones that agree, the surest of those that changed, and the largest changes."""
     similarity, chance = views.similarity["cosine"], views.logits[1].softmax(1).amax(1)
     typical = (similarity - similarity.median()).abs()
     case_by_index: dict[int, str] = {}
@@ -39,8 +39,8 @@ def choose_cases(views: Views) -> list[tuple[int, str]]:
 
 
 def take_first_cases(views: Views) -> list[tuple[int, str]]:
-    """The first inputs as cases, `MOST` of them at most."""
-    return list(enumerate(views.kinds))[:MOST]
+    """The first inputs as cases, `MOST_CASES` of them at most."""
+    return list(enumerate(views.kinds))[:MOST_CASES]
 
 
 def make_case(

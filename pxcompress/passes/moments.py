@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.layout.rows import unit_view
-from pxcompress.passes.parts import NEIGHBOURS, SplitBatches
+from pxcompress.passes.parts import RUN_LENGTH, SplitBatches
 from pxcompress.processes import processes, rank, sum_over_processes
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
 
-POSITIONS = 1024
-"""Positions of a sample, drawn at random, that moments are taken over at most: neighbours tell much the same."""
+MOST_POSITIONS = 1024
+"""Largest number of random positions of a sample that moments are taken over: neighbours are alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,15 +137,15 @@ def in_first_half(first_number: int, count: int) -> Tensor:
 
     Runs of neighbours stay together: they may be frames of one film.
     """
-    return torch.arange(first_number, first_number + count) // NEIGHBOURS % 2 == 0
+    return torch.arange(first_number, first_number + count) // RUN_LENGTH % 2 == 0
 
 
 def draw_positions(values: Tensor, turn: int) -> Tensor:
-    """`values` (n, units, positions) at `POSITIONS` random positions at most, the same ones for the same `turn`."""
-    if values.shape[2] <= POSITIONS:
+    """`values` (n, units, positions) at `MOST_POSITIONS` random positions at most, the same for the same `turn`."""
+    if values.shape[2] <= MOST_POSITIONS:
         return values
     draw = torch.Generator().manual_seed(turn)
-    return values[:, :, torch.randperm(values.shape[2], generator=draw)[:POSITIONS].to(values.device)]
+    return values[:, :, torch.randperm(values.shape[2], generator=draw)[:MOST_POSITIONS].to(values.device)]
 
 
 class _Sums:

@@ -10,7 +10,7 @@ import torch
 
 from pxcompress.types import Batch, Batches
 
-POOL = 1024
+SHUFFLE_POOL = 1024
 """Samples that are shuffled together. Batches stream through the pool: memory does not grow with their number."""
 
 
@@ -35,7 +35,7 @@ class ShuffledBatches:
         pool: list[Batch] = []
         for inputs, labels in self._batches:
             pool += zip(inputs, labels, strict=True)
-            if len(pool) >= max(POOL, self._size):
+            if len(pool) >= max(SHUFFLE_POOL, self._size):
                 yield from self._drawn(pool, draw)
         yield from self._drawn(pool, draw)
 

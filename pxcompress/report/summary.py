@@ -247,7 +247,7 @@ def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
 
 
 def format_change_interval(loss: Interval) -> str:
-    """The interval of a loss of shares as that of the change, in points: "-4.1 to -1.3"."""
+    """The interval of a loss as that of the change, with signs reversed, in percentage points: "-4.1 to -1.3"."""
     return f"{format_points(-loss.high)} to {format_points(-loss.low)}"
 
 

@@ -113,7 +113,7 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     recipe.guarantee.counted_part.check(recipe.guarantee.goal, counts)
 
 
-def smallest_certified(
+def find_smallest_certified(
     folder: Path, workload: Workload, slims: Iterable[PruneResult], run: Run
 ) -> tuple[PruneResult, Files]:
     """Test `slims`, the dense model first, and write the smallest that passes as a run's files into `folder`.
