@@ -198,7 +198,7 @@ def end_to_end(kind: str, model: str, data: str, alpha: float, fresh: int) -> di
         record = report.certificate
         assert record is not None
         files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]
-        samples = fresh_samples(data, preprocessing_of(open_session(folder / DENSE, "cpu").metadata), fresh)
+        samples = fresh_samples(data, preprocessing_of(open_session(folder / DENSE, "cpu").metadata, folder), fresh)
         again = judge_files(files, samples, Goal(record.risk, alpha)).rows[1]
     row = {"risk": record.risk, "part": f"end to end, {kind} on {data}", "model": model, "alpha": alpha}
     path = [asdict(each) for each in record.rows]

@@ -29,6 +29,7 @@ from pxcompress.cost.count import count_macs
 from pxcompress.deploy import runtime
 from pxcompress.errors import PxError, ResultError
 from pxcompress.models.loading import classifier_names
+from pxcompress.models.rewrite import ExplicitAttention
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batches
 
@@ -184,6 +185,7 @@ class TorchPruning:
         Every dictionary is given, because the default ones are shared by all pruners of the process.
         """
         attentions = _attentions(model)
+        heads = {layer: each.num_heads for each in attentions for layer in _projections(each)}
         kept = [model.get_submodule(name) for name in (*classifier_names(model, example), *self.whole)]
         if attentions:
             kept += [module.fc2 for module in model.modules() if isinstance(module, Mlp)]
@@ -199,7 +201,7 @@ class TorchPruning:
             in_channel_groups={},
             out_channel_groups={},
             channel_groups={},
-            num_heads={attention.qkv: attention.num_heads for attention in attentions},
+            num_heads=heads,
             prune_num_heads=self.whole_heads,
             prune_head_dims=not self.whole_heads,
             head_pruning_ratio=shares[-1],
@@ -242,15 +244,25 @@ def _step(model: nn.Module, pruner: tp.pruner.BasePruner) -> None:
     """
     pruner.step()
     for attention in _attentions(model):
-        attention.num_heads = pruner.num_heads[attention.qkv]
+        projections = _projections(attention)
+        attention.num_heads = pruner.num_heads[projections[0]]
         if not attention.num_heads:
             raise ResultError("an attention layer is left with 0 heads")
-        attention.attn_dim = attention.qkv.out_features // 3
+        attention.attn_dim = sum(layer.out_features for layer in projections) // 3
         attention.head_dim = attention.attn_dim // attention.num_heads
 
 
 def _attentions(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "qkv") and hasattr(module, "num_heads")]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, ExplicitAttention) or (hasattr(module, "qkv") and hasattr(module, "num_heads"))
+    ]
+
+
+def _projections(attention: Any) -> list[nn.Linear]:
+    """The layers that make queries, keys and values."""
+    return [attention.q, attention.k, attention.v] if isinstance(attention, ExplicitAttention) else [attention.qkv]
 
 
 def _share(model: nn.Module, example: Tensor, dense: int) -> float:

@@ -16,8 +16,9 @@ from pxcompress.clock import Clock
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.guard import name_failures
-from pxcompress.models.adapter import Adapted, Adapter, Inputs, Logits, adapt_module, all_outputs, release_
+from pxcompress.models.adapter import Adapted, Adapter, Inputs, adapt_module, all_outputs, release_
 from pxcompress.models.rewrite import rewrite_plain, unwrap
+from pxcompress.models.signature import Logits
 from pxcompress.models.suited import check_suited
 from pxcompress.module_folder import ModuleData, workload_of
 from pxcompress.notes import Note, silent

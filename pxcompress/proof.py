@@ -323,6 +323,7 @@ WarningCode = Literal[
     "closed-loop",
     "precision",
     "explanations",
+    "loading",
     "remark",
 ]
 """Machine-readable kind of a warning; what people read is the warning's text."""

@@ -5,11 +5,13 @@ Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> M
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
@@ -36,11 +38,47 @@ class ImageSize(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Input:
+    """One tensor (n, *shape) of several; `low` and `high` bound whole numbers and booleans. A size None is open."""
+
+    name: str | int
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    low: float = -math.inf
+    high: float = math.inf
+
+
+class TextEncoder(Protocol):
+    """Makes packed inputs of texts."""
+
+    @property
+    def content(self) -> str:
+        """A tokenizer.json."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that the model takes."""
+        ...
+
+    def words(self, ids: Sequence[int]) -> Sequence[str]:
+        """The tokens of such ids."""
+        ...
+
+    def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[Tensor, int]:
+        """Packed inputs (n, inputs, length), and how many texts had to be cut."""
+        ...
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes the model's input: resize, centre crop, to [0, 1], (x - mean) / std.
 
     `input_size` is (channels, height, width); `crop` is the share of the resized image that the centre crop keeps.
-    Without mean and std the input is no image: numbers of shape `input_size`, taken as they are.
+    `crop_mode` is timm's: "center" loses the ends of the longer side, "border" keeps the whole image with a border
+    around it (a letterbox), "squash" changes its proportions.
+    Without mean and std the input is no image: numbers of shape `input_size`, taken as they are. Where a model takes
+    several `inputs`, that is the shape in which they are packed; a `tokenizer` makes them of texts.
     """
 
     input_size: tuple[int, ...]
@@ -48,6 +86,9 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     interpolation: str = "bicubic"
     crop: float = 1.0
+    crop_mode: str = "center"
+    inputs: tuple[Input, ...] = ()
+    tokenizer: TextEncoder | None = None
 
     @property
     def is_image(self) -> bool:

@@ -170,8 +170,11 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
     """Milliseconds of one call at planned widths; exports and times the whole model at `WHOLE_MODEL_SHARES`."""
     widths, table, step = Widths(model, groups), OperatorTimes(conditions), measure_best_step(conditions)
     dense_operators = find_operators(model, groups, example)
-    on_gpu = conditions.on_gpu
-    surfaces = {name: _surface(operator, name, widths, table, on_gpu) for name, operator in dense_operators.items()}
+    on_gpu, unit = conditions.on_gpu, GPU_UNITS["fp32"]
+    surfaces = {
+        name: _steps(operator, table, unit) if on_gpu else _surface(operator, name, widths, table)
+        for name, operator in dense_operators.items()
+    }
     fetch = table.fetch()
     table.save()
 
@@ -252,12 +255,8 @@ def _steps(operator: Operator, table: OperatorTimes, unit: int) -> _Steps:
     return _Steps(Stairs(time, dense_widths, unit), single=False)
 
 
-def _surface(
-    operator: Operator, name: str, widths: Widths, table: OperatorTimes, on_gpu: bool
-) -> _TimeSurface | _Steps:
+def _surface(operator: Operator, name: str, widths: Widths, table: OperatorTimes) -> _TimeSurface:
     """Measures an operator wherever groups can make it narrower."""
-    if on_gpu:
-        return _steps(operator, table, GPU_UNITS["fp32"])
     axes = {axis: widths.share(name, axis, {})[1] > 1 for axis in ("in", "out")}
     heads = operator.kind == "attention"
     inputs = _points(operator, operator.inputs, axes["out" if operator.depthwise else "in"] or heads)

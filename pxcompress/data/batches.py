@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pxcompress.data.resizing import Resize
 from pxcompress.data.samples import Integers, Numbers, Samples
-from pxcompress.data.targets import Masks, Resize
+from pxcompress.data.targets import Masks
+from pxcompress.data.texts import Texts
 from pxcompress.errors import DataError
 from pxcompress.types import Batch, Preprocessing
 
@@ -57,20 +58,24 @@ class ImageBatches:
 class Reading:
     """The result of reading every image once: the images, and what was noticed about them.
 
-    `damaged` are ids of those left out; `digests` are equal for equal images, one for each sample of the store (none
-    for inputs that are no images); `deep` counts images with more than 8 bits a channel.
+    `damaged` are ids of those left out; `digests` are equal for equal images or texts, one for each sample of the store
+    (none for other inputs); `deep` counts images with more than 8 bits a channel, `cut` texts that are longer than the
+    model takes.
     """
 
     store: Store
     damaged: tuple[str, ...] = ()
     digests: tuple[bytes, ...] = ()
     deep: int = 0
+    cut: int = 0
 
 
 def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Reading:
     """Reads every image once. Raises `DataError` for a damaged image unless `skip_corrupt`."""
     if isinstance(samples.read, Numbers):
         return Reading(_numbers(samples, samples.read, preprocessing))
+    if isinstance(samples.read, Texts):
+        return _read_texts(samples, samples.read, preprocessing)
     images = _Images(samples, preprocessing)
     small = _fits(samples, preprocessing)
     with ThreadPoolExecutor(_cores()) as threads:
@@ -95,7 +100,7 @@ def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: boo
 
     Damaged ones then raise `DataError` there, or are left out of their batch.
     """
-    if isinstance(samples.read, Numbers) or _fits(samples, preprocessing):
+    if isinstance(samples.read, Numbers | Texts) or _fits(samples, preprocessing):
         return read_images(samples, preprocessing, skip_corrupt).store
     return _Lazy(_Images(samples, preprocessing), _Normalize(preprocessing), skip_corrupt)
 
@@ -118,6 +123,18 @@ def _numbers(samples: Samples, numbers: Numbers, preprocessing: Preprocessing) -
         )
     targets = torch.stack([_target(samples, index) for index in range(len(samples))]) if len(samples) else values[:0]
     return _Stored(samples, values, targets, Tensor.float)
+
+
+def _read_texts(samples: Samples, texts: Texts, preprocessing: Preprocessing) -> Reading:
+    """Texts as token ids, in memory; `DataError` where the model takes none."""
+    if preprocessing.tokenizer is None:
+        shape = "x".join(map(str, preprocessing.input_size))
+        raise DataError(f"the data are texts, the model takes inputs of shape {shape}; give a model with a tokenizer")
+    values = [texts.values[position] for position in samples.positions]
+    tokens, cut = preprocessing.tokenizer.encode(values)
+    targets = torch.stack([_target(samples, index) for index in range(len(samples))]) if values else tokens[:0]
+    digests = tuple(hashlib.sha256(repr(text).encode()).digest() for text in values)
+    return Reading(_Stored(samples, tokens, targets, Tensor.float), digests=digests, cut=cut)
 
 
 def _target(samples: Samples, index: int, size: tuple[int, int] | None = None, resize: Resize | None = None) -> Tensor:
@@ -147,21 +164,12 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
         if not preprocessing.is_image:
             shape = "x".join(map(str, preprocessing.input_size))
             raise DataError(f"the model takes inputs of shape {shape}, the data are images; give other data")
-        channels, height, width = preprocessing.input_size
+        channels = preprocessing.input_size[0]
         if channels not in _MODES:
             raise DataError(f"the model takes {channels} channels; images have 1 (grey), 3 (RGB) or 4 (RGBA)")
         self.samples = samples
         self._mode = _MODES[channels]
-        self._transform, self._mask_transform = (
-            create_transform(
-                input_size=(channels, height, width),
-                is_training=False,
-                interpolation=interpolation,
-                crop_pct=preprocessing.crop,
-                normalize=False,
-            )
-            for interpolation in (preprocessing.interpolation, "nearest")
-        )
+        self._resize = Resize(preprocessing)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -173,7 +181,7 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DataError:
         try:
             image = self.samples.load(index)
-            target = _target(self.samples, index, image.size, self._mask_transform)
+            target = _target(self.samples, index, image.size, self._resize)
         except DataError as error:
             return error
         return self._resized(image), target
@@ -189,15 +197,14 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
     def _examined(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
         try:
             image, deep = self.samples.opened(index)
-            target = _target(self.samples, index, image.size, self._mask_transform)
+            target = _target(self.samples, index, image.size, self._resize)
         except DataError as error:
             return error
         digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
         return _Seen(pixels_of(image), target, digest, deep)
 
     def _resized(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = self._transform(image.convert(self._mode))
-        return pixels
+        return self._resize.image(image.convert(self._mode))
 
 
 class _Normalize:

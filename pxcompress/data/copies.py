@@ -1,4 +1,4 @@
-"""Images that equal another one pixel by pixel, under whatever name: they are no samples of their own."""
+"""Images and texts that equal another one, pixel by pixel, under whatever name: they are no samples of their own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class _Place:
 
 @dataclass(frozen=True)
 class Copies:
-    """Duplicate images: each entry lists all places of one image, in the order of the roles."""
+    """Duplicate images or texts: each entry lists all places of one, in the order of the roles."""
 
     groups: tuple[tuple[_Place, ...], ...] = ()
+    noun: str = "images"
 
     @classmethod
     def of(cls, readings: Mapping[str, Reading]) -> Copies:
@@ -33,7 +34,8 @@ class Copies:
             samples = reading.store.samples
             for digest, name, label in zip(reading.digests, samples.ids, samples.labels.tolist(), strict=False):
                 places.setdefault(digest, []).append(_Place(role, name, label))
-        return cls(tuple(tuple(each) for each in places.values() if len(each) > 1))
+        nouns = [reading.store.samples.noun for reading in readings.values()]
+        return cls(tuple(tuple(each) for each in places.values() if len(each) > 1), next(iter(nouns), "images"))
 
     def left_out_of(self, stores: Mapping[str, Store], role: str) -> Store:
         """The samples of `role` without images that an earlier role, or an earlier sample, has already."""
@@ -55,7 +57,7 @@ class Copies:
             return
         original, copy = self.groups[0][:2]
         yield (
-            f"{self._count(self.groups)} images are copies of others pixel by pixel, such as {copy.name!r} of "
+            f"{self._count(self.groups)} {self.noun} are copies of others, such as {copy.name!r} of "
             f"{original.name!r}; {self._count(self._differing('role'))} serve another role than the first of them, "
             f"{self._count(self._differing('label'))} have another class: remove them, or accuracy looks too good"
         )

@@ -1,7 +1,8 @@
 """`package.module:factory`: a user's own data set, of inputs that a model takes as they are.
 
 The factory returns an iterable or Dataset of (inputs, target) pairs or of inputs alone, or {"train": ..., "val": ...}
-of such. All inputs have one shape.
+of such. Inputs are an array, or several in a dict (by the names of the model's arguments) or tuple; each has one shape
+throughout. Whole numbers of one dict that has an attention_mask may be of any length: shorter ones are filled up.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from torch.utils.data import Dataset
 
 from pxcompress.data.samples import Layout, Numbers, Samples, UserData
 from pxcompress.data.targets import IGNORED, Targets, Values
-from pxcompress.errors import DataError, ModelError, PxError, short
+from pxcompress.errors import DataError, InputError, ModelError, PxError, short
 from pxcompress.models.factories import find_object
+from pxcompress.models.signature import MASK, Signature, bounded
+from pxcompress.types import Input
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _EXPECTED = "an iterable of (inputs, target) or inputs, or {'train': ..., 'val': ...} of such"
 
 Array = NDArray[Any]
+Value = Array | dict[str | int, Array]
+"""One input, or several by the name or the place of the model's argument."""
 
 
 def is_factory(spec: str) -> bool:
@@ -36,9 +41,7 @@ def open_factory(spec: str) -> UserData:
     halves = _halves(spec, _call(spec))
     items = {half: _items(spec, half, data) for half, data in halves.items()}
     every = [item for part in items.values() for item in part]
-    inputs = _stack(spec, "inputs", [value for value, _ in every])
-    if inputs.ndim < 2:
-        raise DataError(f"data {spec!r}: inputs are single numbers; expected arrays as the model takes them")
+    inputs, signature = _read_inputs(spec, [value for value, _ in every])
     layout, classes, labels, targets = _read_targets(spec, [target for _, target in every], inputs)
     ids = [f"{half}/{number}" for half, part in items.items() for number in range(len(part))]
     samples = Samples.of(ids, labels, Numbers(inputs), targets)
@@ -46,7 +49,9 @@ def open_factory(spec: str) -> UserData:
     train = samples.take(np.arange(train_size))
     held_out = samples.take(np.arange(train_size, len(samples))) if len(items) == 2 else None
     outputs = len(classes) or None
-    return UserData(classes, train, held_out, layout=layout, outputs=outputs, native_size=inputs.shape[1:])
+    return UserData(
+        classes, train, held_out, layout=layout, outputs=outputs, native_size=inputs.shape[1:], inputs=signature
+    )
 
 
 def _call(spec: str) -> object:
@@ -73,13 +78,54 @@ def _halves(spec: str, data: object) -> Mapping[str, Iterable[object]]:
     return {half: halves[half] for half in sorted(halves)}
 
 
-def _items(spec: str, half: str, data: Any) -> list[tuple[Array, Array | None]]:
+def _read_inputs(spec: str, values: Sequence[Value]) -> tuple[Array, tuple[Input, ...]]:
+    """All inputs in one array (n, ...), and what is packed in it where they are several."""
+    if all(isinstance(value, np.ndarray) for value in values):
+        inputs = _stack(spec, "inputs", values)  # type: ignore[arg-type]
+        if inputs.ndim < 2:
+            raise DataError(f"data {spec!r}: inputs are single numbers; expected arrays as the model takes them")
+        return inputs, ()
+    names = list(values[0]) if isinstance(values[0], dict) else []
+    for number, value in enumerate(values):
+        if not isinstance(value, dict) or list(value) != names:
+            given = ", ".join(map(str, value)) if isinstance(value, dict) else "one array"
+            raise DataError(
+                f"data {spec!r}, item {number}: its inputs are {given}; expected {', '.join(map(str, names))}"
+            )
+    rows: list[dict[str | int, Array]] = [value for value in values if isinstance(value, dict)]
+    is_open = MASK in names and all(array.ndim == 1 and array.dtype.kind in "iub" for array in rows[0].values())
+    rows = _filled_up(spec, rows) if is_open else rows
+    stacks = {name: torch.from_numpy(_stack(spec, f"inputs {name!r}", [row[name] for row in rows])) for name in names}
+    shapes = {name: (None,) if is_open else tuple(stack.shape[1:]) for name, stack in stacks.items()}
+    try:
+        signature = bounded([Input(name, shapes[name], stacks[name].dtype) for name in names], _each_alone(stacks))
+    except InputError as error:
+        raise DataError(f"data {spec!r}: {error}") from error
+    parts = [stack.reshape(len(rows), -1).float() for stack in stacks.values()]
+    return Signature(signature).joined(parts).numpy(), signature
+
+
+def _each_alone(stacks: Mapping[str | int, torch.Tensor]) -> dict[str | int, Sequence[torch.Tensor]]:
+    return {name: [stack] for name, stack in stacks.items()}
+
+
+def _filled_up(spec: str, rows: Sequence[Mapping[str | int, Array]]) -> list[dict[str | int, Array]]:
+    """Token ids and what belongs to them, with zeros behind up to the longest."""
+    for number, row in enumerate(rows):
+        if len({len(array) for array in row.values()}) > 1:
+            sizes = ", ".join(f"{name}: {len(array)}" for name, array in row.items())
+            raise DataError(f"data {spec!r}, item {number}: its inputs have lengths {sizes}; expected one length")
+    longest = max(len(row[MASK]) for row in rows)
+    return [{name: np.pad(array, (0, longest - len(array))) for name, array in row.items()} for row in rows]
+
+
+def _items(spec: str, half: str, data: Any) -> list[tuple[Value, Array | None]]:
     """Inputs and targets of one half; a target is None where there are inputs alone."""
     items = []
     try:
         for item in _each(data):
             value, target = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-            items.append((_array(value), None if target is None else _array(target)))
+            items.append((_value(value), None if target is None else _array(target)))
     except PxError:
         raise
     except Exception as error:  # the user's data set may fail in any way
@@ -96,6 +142,15 @@ def _each(data: Any) -> Iterator[Any]:
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "__iter__"):
         return (data[index] for index in range(len(data)))
     return iter(data)
+
+
+def _value(value: object) -> Value:
+    """One input as an array, several as arrays by name or place."""
+    if isinstance(value, Mapping):
+        return {str(name): _array(part) for name, part in value.items()}
+    if isinstance(value, tuple | list) and any(isinstance(part, torch.Tensor | np.ndarray) for part in value):
+        return {place: _array(part) for place, part in enumerate(value)}
+    return _array(value)
 
 
 def _array(value: object) -> Array:

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from pxcompress.data.targets import Targets
 from pxcompress.deploy.predict import eight_bits
 from pxcompress.errors import DataError
 from pxcompress.tasks.task import Layout as Layout
+from pxcompress.types import Input
 
 Integers = NDArray[np.int64]
 
@@ -35,6 +36,7 @@ class Numbers:
     """Inputs that are no images, (n, ...): they are taken from `values` by position, unchanged."""
 
     values: NDArray[np.generic]
+    noun: ClassVar[str] = "samples"
 
     def __call__(self, position: int) -> Image.Image:
         raise DataError(f"inputs of shape {self.values.shape[1:]} are no images; read their values")
@@ -67,6 +69,12 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def noun(self) -> str:
+        """What the inputs are called in messages."""
+        noun: str = getattr(self.read, "noun", "images")
+        return noun
 
     def take(self, indices: Integers) -> Samples:
         """The samples at `indices`, in that order."""
@@ -108,6 +116,7 @@ class UserData:
     layout: Layout = "classes"
     outputs: int | None = None
     native_size: tuple[int, ...] | None = None
+    inputs: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +130,7 @@ class Source:
     that make its class, where the data know them; `letters` are what the channels of one-hot inputs stand for.
     `other_order` has the classes as timm numbers those of a folder, where that differs from `classes`. `layout` says
     what the targets are, `classes` what they are named: classes, labels or columns; `outputs` is how many outputs a
-    model needs for them, where the data tell.
+    model needs for them, where the data tell. `inputs` are several that are packed in every sample.
     """
 
     name: str
@@ -140,6 +149,7 @@ class Source:
     other_order: tuple[str, ...] = ()
     layout: Layout = "classes"
     outputs: int | None = None
+    inputs: tuple[Input, ...] = ()
 
 
 def drawing_order(labels: Integers, rng: np.random.Generator, *, balanced: bool) -> Integers:

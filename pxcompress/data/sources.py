@@ -10,11 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from pxcompress.data.batches import ImageBatches, read_images
+from pxcompress.data.boxes import FILES, open_boxes
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.factory import is_factory, open_factory
 from pxcompress.data.folder import Files, open_folder
 from pxcompress.data.samples import Integers, Layout, Samples, Source, UserData, cut_pools
 from pxcompress.data.tables import SUFFIXES, open_table
+from pxcompress.data.texts import SUFFIX, open_lines
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, short, unknown
 from pxcompress.types import Preprocessing
@@ -26,8 +28,9 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
     `digits`; `spiral`; `glyphs`, `glyph-masks`, `glyph-counts`, `glyph-labels`, `glyph-identities` and `dna`, also
     smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
     ImageFolder layout, with or without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with
-    options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`; a folder with images/ and masks/; a folder of image
-    files; a table, .csv or .jsonl; `package.module:factory`, a data set of the user's.
+    options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`; a folder with images/ and masks/, or with boxes (COCO,
+    YOLO, Pascal VOC); a folder of image files; a table, .csv or .jsonl; a .txt file of one text a line;
+    `package.module:factory`, a data set of the user's.
     `seed` cuts the pools of a user's data; those of embedded data are always the same, so that a baseline trained once
     never meets its training images again. Raises `DataError`.
     """
@@ -56,6 +59,7 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
         other_order=data.other_order,
         layout=data.layout,
         outputs=data.outputs,
+        inputs=data.inputs,
     )
 
 
@@ -63,11 +67,16 @@ def _user_data(spec: str, layout: Layout | None) -> UserData:
     name, _, options = spec.partition(":")
     if not Path(spec).exists() and name.partition("/")[0].lower() in PREFIXES and "/" in name:
         return _timm(name, _parse_options(spec, options))
+    if spec.lower().endswith(SUFFIX) and not Path(spec).expanduser().is_dir():
+        return open_lines(spec)
     if spec.lower().endswith(SUFFIXES) and not Path(spec).expanduser().is_dir():
         return open_table(spec)
     if is_factory(spec) and not Path(spec).exists():
         return open_factory(spec)
-    return _folder(spec, layout)
+    path = Path(spec).expanduser()
+    has_boxes = layout is None and (path.is_dir() or (path.is_file() and spec.lower().endswith(FILES)))
+    data = open_boxes(spec, path) if spec and has_boxes else None
+    return _folder(spec, layout) if data is None else data
 
 
 def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:

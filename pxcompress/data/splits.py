@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from torch import Tensor
 
 from pxcompress.data.batches import ImageBatches, Reading, read_images, read_later
 from pxcompress.data.copies import Copies
 from pxcompress.data.samples import MIN_HELD_OUT_TO_SPLIT, Samples, Source, cut
 from pxcompress.errors import DataError, unknown
+from pxcompress.models.signature import Signature
 from pxcompress.types import Preprocessing, Splits
 
 _ROLES = ("score", "repair", "select", "certify", "test")
@@ -40,17 +42,28 @@ def load_splits(
     for role, store in stores.items():
         if len(store) < _LEAST:
             raise DataError(
-                f"data {source.name!r}: role {role!r} has {len(store)} readable images that are no copies, "
-                f"at least {_LEAST} are needed"
+                f"data {source.name!r}: role {role!r} has {len(store)} readable {store.samples.noun} that are no "
+                f"copies, at least {_LEAST} are needed"
             )
     parts = {role: ImageBatches(store, batch_size) for role, store in stores.items()}
     return Splits(
         **parts,
-        example=next(iter(parts["score"]))[0][:1].clone(),
+        example=_example(parts["score"], preprocessing),
         ids={role: store.samples.ids for role, store in stores.items()},
         skipped=tuple(name for reading in readings.values() for name in reading.damaged),
         notes=(*_notes(source, readings), *copies.notes),
     )
+
+
+def _example(batches: ImageBatches, preprocessing: Preprocessing) -> Tensor:
+    """One input, (1, ...): the first; of texts one of the middle length, and no longer than it is."""
+    inputs, _ = next(iter(batches))
+    counted = Signature(preprocessing.inputs).counted(inputs)
+    if counted is None:
+        return inputs[:1].clone()
+    lengths = counted.sum(1)
+    middle = int(lengths.argsort()[len(lengths) // 2])
+    return inputs[middle : middle + 1, :, : int(lengths[middle])].clone()
 
 
 def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
@@ -66,10 +79,13 @@ def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
             f"{deep} images have more than 8 bits a channel: their whole range (0 to 65535, or 0 to 1) becomes 0 to "
             "255; images that fill a part of it only, such as 12 bits, get dark: convert them first"
         )
+    if cut := sum(reading.cut for reading in readings.values()):
+        yield f"{cut} texts are longer than the model takes, and are cut"
     for role in ("score", "repair"):
         digests = readings[role].digests
         if digests and len(set(digests)) == 1:
-            yield f"ALL {len(digests)} IMAGES OF ROLE {role!r} ARE ALIKE: nothing can be learned from them; give others"
+            noun = readings[role].store.samples.noun.upper()
+            yield f"ALL {len(digests)} {noun} OF ROLE {role!r} ARE ALIKE: nothing can be learned from them; give others"
 
 
 def training_batches(source: Source, preprocessing: Preprocessing, *, batch_size: int, seed: int) -> ImageBatches:
@@ -103,8 +119,8 @@ def _draw(source: Source, seed: int, limits: Mapping[str, int]) -> dict[str, Sam
         sizes = _shares(len(pool), [limits.get(role) for role in roles])
         if min(sizes) < _LEAST:
             raise DataError(
-                f"data {source.name!r} has {len(pool)} images for {' and '.join(roles)}; "
-                f"each needs at least {_LEAST}: give more images"
+                f"data {source.name!r} has {len(pool)} {pool.noun} for {' and '.join(roles)}; "
+                f"each needs at least {_LEAST}: give more {pool.noun}"
             )
         samples_by_role.update(zip(roles, cut(pool, sizes, rng, balanced=balanced), strict=True))
     return samples_by_role

@@ -1,4 +1,4 @@
-"""A CSV or JSONL table: a path on every row, and labels or numbers that belong to the image there."""
+"""A CSV or JSONL table: an image's path or a text on every row, and a label, labels or numbers that belong to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
 from pxcompress.data.samples import Layout, Samples, UserData
-from pxcompress.data.targets import Values
+from pxcompress.data.targets import Targets, Values
+from pxcompress.data.texts import LABEL, read_classes, read_texts, text_columns
 from pxcompress.errors import DataError
 
 SUFFIXES = (".csv", ".jsonl")
@@ -38,25 +39,50 @@ class _Table:
 
 
 def open_table(spec: str) -> UserData:
-    """The images that the table `spec` lists; their paths are relative to it. Raises `DataError`."""
+    """The texts or images that the table `spec` lists; paths are relative to it. Raises `DataError`."""
     path = Path(spec).expanduser()
     try:
         rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"data {spec!r} cannot be read ({error}); expected a CSV or JSONL file in UTF-8") from error
     if not rows:
-        raise DataError(f"data {spec!r} is empty; expected rows with an image's path and its targets")
+        raise DataError(f"data {spec!r} is empty; expected rows with an image's path or a text, and its targets")
     table = _Table(spec, rows, tuple(rows[0]))
+    if (columns := text_columns(table.names)) and not any(name in table.names for name in _PATH_COLUMNS):
+        return _open_texts(table, columns)
     images = _image_paths(table, path.parent)
     if _LABELS in table.names:
         layout: Layout = "labels"
         classes, targets = _read_labels(table)
     else:
         layout = "numbers"
-        classes, targets = _read_numbers(table)
+        classes, targets = _read_numbers(table, (_path_column(table),))
     samples = Samples.of(images, np.zeros(len(images), dtype=np.int64), Files(path.parent, images), Values(targets))
     train, held_out = _halves(table, samples)
     return UserData(classes, train, held_out, layout=layout, outputs=len(classes))
+
+
+def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
+    """The texts in `columns`, with a class in the column `label`, several in `labels`, numbers, or without targets."""
+    texts = read_texts(table.spec, table.rows, columns)
+    labels = np.zeros(len(table.rows), dtype=np.int64)
+    classes: tuple[str, ...] = ()
+    targets: Targets | None = None
+    layout: Layout = "unlabelled"
+    if LABEL in table.names:
+        layout = "classes"
+        classes, labels = read_classes(table.spec, table.rows)
+    elif _LABELS in table.names:
+        layout = "labels"
+        classes, values = _read_labels(table)
+        targets = Values(values)
+    elif set(table.names) - {*columns, _SPLIT}:
+        layout = "numbers"
+        classes, values = _read_numbers(table, columns)
+        targets = Values(values)
+    samples = Samples.of([f"row {number}" for number in range(1, len(labels) + 1)], labels, texts, targets)
+    train, held_out = _halves(table, samples)
+    return UserData(classes, train, held_out, layout=layout, outputs=len(classes) or None)
 
 
 def _read_csv(spec: str, path: Path) -> list[Row]:
@@ -97,7 +123,8 @@ def _path_column(table: _Table) -> str:
         if name in table.names:
             return name
     raise DataError(
-        f"data {table.spec!r} has the columns {', '.join(table.names)}; expected one of {', '.join(_PATH_COLUMNS)}"
+        f"data {table.spec!r} has the columns {', '.join(table.names)}; expected one of {', '.join(_PATH_COLUMNS)} for "
+        "images, or text for texts"
     )
 
 
@@ -145,9 +172,9 @@ def _split_labels(table: _Table, number: int) -> set[str]:
     return {label.strip() for label in value} - {""}
 
 
-def _read_numbers(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Names of the columns that are targets, and their values, (n, k)."""
-    columns = tuple(name for name in table.names if name not in (_path_column(table), _SPLIT))
+def _read_numbers(table: _Table, inputs: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Names of the columns that are targets, not `inputs`, and their values, (n, k)."""
+    columns = tuple(name for name in table.names if name not in (*inputs, _SPLIT))
     if not columns:
         raise DataError(f"data {table.spec!r} has no targets; expected a column {_LABELS!r}, or columns of numbers")
     values = [[_number(table, number, name) for name in columns] for number in range(len(table.rows))]

@@ -1,8 +1,7 @@
-"""What is asked of a model for a sample: a mask, numbers, several labels; without any of these it is the class."""
+"""What is asked of a model for a sample: a mask, boxes, numbers, labels; without any of these it is the class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,17 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, from_numpy
 
+from pxcompress.data.resizing import IGNORED as IGNORED
+from pxcompress.data.resizing import Resize as Resize
 from pxcompress.errors import DataError
-
-IGNORED = 255
-"""Value of mask pixels that belong to no class."""
-
-Resize = Callable[[Image.Image], Tensor]
-"""A one-channel image resized and cropped as the inputs are, by nearest neighbour, (1, H, W)."""
 
 
 class Targets(Protocol):
-    """Gives the target of a sample by its position, without batch axis: int64 (H, W) or float32 (k,)."""
+    """Gives the target of a sample by its position, without batch axis: int64 (H, W), float32 (k,) or (boxes, 6)."""
 
     def __call__(self, position: int, image_size: tuple[int, int] | None, resize: Resize | None) -> Tensor:
         """`image_size` is the image's (width, height) as it lies there; inputs that are no images have none."""
@@ -64,7 +59,7 @@ class Masks:
                 f"mask {name!r} holds the value {strange[0]}, which is no class; "
                 f"expected 0 to {self.classes - 1}, or {IGNORED} for pixels that do not count"
             )
-        pixels = from_numpy(mask)[None] if resize is None else resize(Image.fromarray(mask))
+        pixels = from_numpy(mask)[None] if resize is None else resize.mask(Image.fromarray(mask))
         return pixels[0].long()
 
 
@@ -82,3 +77,39 @@ def read_mask(path: Path, name: str) -> NDArray[np.int32]:
             "convert it"
         )
     return np.asarray(image).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxRows:
+    """Boxes of every image: `rows[i]` (k, 6) is class, x1, y1, x2, y2 in pixels of image i, 1 for a crowd.
+
+    With `relative` corners are shares of the image's sides; `sizes` are widths and heights that the annotations say,
+    (0, 0) where they do not. A target is (`most` + 1, 6): boxes in pixels of the input,
+    cut off at its edges, then rows with class -1; the last one is -1, 0, 0, width, height of the input, `classes`.
+    """
+
+    rows: tuple[NDArray[np.float64], ...]
+    sizes: tuple[tuple[int, int], ...]
+    images: tuple[str, ...]
+    classes: int
+    most: int
+    relative: bool = False
+
+    def __call__(self, position: int, image_size: tuple[int, int] | None, resize: Resize | None) -> Tensor:
+        if image_size is None or resize is None:
+            raise DataError("boxes are given for inputs that are no images; give other data")
+        if (size := self.sizes[position]) not in ((0, 0), image_size):
+            given, wanted = ("x".join(map(str, each)) for each in (image_size, size))
+            raise DataError(
+                f"image {self.images[position]!r} is {given}, its annotation says {wanted}; mend the annotation"
+            )
+        rows, sides = self.rows[position].copy(), resize.input_sides
+        if self.relative:
+            rows[:, 1:5] *= np.tile(image_size, 2)
+        rows[:, 1:5] = resize.corners(rows[:, 1:5], image_size).clip(0, np.tile(sides, 2))
+        rows = rows[((rows[:, 3:5] - rows[:, 1:3]) > 0).all(1)]
+        target = np.zeros((self.most + 1, 6), dtype=np.float32)
+        target[:, 0] = -1
+        target[: len(rows)] = rows
+        target[-1, 3:] = *sides, self.classes
+        return from_numpy(target)

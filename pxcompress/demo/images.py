@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, from_numpy
 
 from pxcompress.cache import cache_dir
-from pxcompress.data.targets import Resize
+from pxcompress.data.resizing import Resize
 
 SIDE = 32
 """Side of the square image that models get, pixels."""
@@ -45,7 +45,7 @@ class StoredMasks:
 
     def __call__(self, position: int, image_size: tuple[int, int] | None, resize: Resize | None) -> Tensor:
         mask = self.masks[position]
-        return (from_numpy(mask) if resize is None else resize(Image.fromarray(mask))[0]).long()
+        return (from_numpy(mask) if resize is None else resize.mask(Image.fromarray(mask))[0]).long()
 
 
 def cached_arrays(

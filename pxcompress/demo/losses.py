@@ -7,8 +7,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_loss
 
 from pxcompress.data.samples import Source
+from pxcompress.tasks.box_layouts import read_boxes
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Outputs, Task, pick_output
 
@@ -87,9 +89,52 @@ class IdentityLoss(Loss):
         return F.cross_entropy(self.scale * cosines, targets)
 
 
+class BoxLoss(Loss):
+    """Soft cross-entropy of classes towards the overlap that a box reaches, and 1 - GIoU of the boxes.
+
+    Every object takes the `positives` candidates that fit it best, by class and overlap (Feng et al., TOOD,
+    https://arxiv.org/abs/2108.07755; Rezatofighi et al., GIoU, https://arxiv.org/abs/1902.09630).
+    """
+
+    moves = False
+    duration = 3.0
+    positives, box_share = 6, 2.0
+
+    def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
+        candidates = read_boxes(outputs)
+        corners, logits = candidates.corners, candidates.logits
+        wanted, weights, total = torch.zeros_like(logits), 0.0, corners.sum() * 0
+        for image, rows in enumerate(targets[:, :-1]):
+            rows = rows[rows[:, 0] >= 0]
+            if not len(rows):
+                continue
+            place, truth, fit = self._assigned(corners[image].detach(), logits[image].detach(), rows)
+            wanted[image, place, rows[truth, 0].long()] = fit
+            losses = generalized_box_iou_loss(corners[image, place], rows[truth, 1:5])
+            total = total + (losses * fit).sum()
+            weights += float(fit.sum())
+        scale = max(weights, 1.0)
+        classes = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        focus = (logits.detach().sigmoid() - wanted).abs().square().clamp_min(0.05)
+        return (classes * focus).sum() * 4 / scale + self.box_share * total / scale
+
+    def _assigned(self, corners: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates that belong to an object, which one, and how well each fits, from 0 to 1."""
+        overlap = box_iou(corners, rows[:, 1:5]).clamp_min(1e-6)
+        near = generalized_box_iou(corners, rows[:, 1:5]) + 1
+        fit = logits.sigmoid()[:, rows[:, 0].long()].clamp_min(1e-4).sqrt() * (overlap**3 + 1e-3 * near)
+        threshold = fit.topk(min(self.positives, len(fit)), 0).values[-1]
+        fit = torch.where(fit >= threshold, fit, 0)
+        owned = (fit == fit.amax(1, keepdim=True)) & (fit > 0)
+        fit, reach = torch.where(owned, fit, 0), torch.where(owned, overlap, 0).amax(0)
+        place, truth = owned.nonzero().unbind(1)
+        return place, truth, fit[place, truth] / fit.amax(0)[truth] * reach[truth].clamp_min(0.1)
+
+
 LOSSES: dict[str, type[Loss]] = {
     "classes": ClassLoss,
     "masks": PixelLoss,
+    "boxes": BoxLoss,
     "labels": LabelLoss,
     "numbers": NumberLoss,
 }

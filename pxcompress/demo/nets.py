@@ -11,6 +11,8 @@ from timm.layers.hybrid_embed import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from pxcompress.demo.notes import TOKENIZER
+
 
 class MLP(nn.Sequential):
     """Linear layers with ReLU between them; `widths` are those of the input, the hidden layers and the output."""
@@ -134,3 +136,30 @@ def scene_vit(num_classes: int = 10) -> nn.Module:
         global_pool="avg",
         embed_layer=partial(HybridEmbed, stem),
     )
+
+
+class NoteReader(nn.Module):
+    """A small BERT: `depth` blocks of attention with the norms behind, a mean over tokens, a linear layer."""
+
+    def __init__(self, num_classes: int = 6, width: int = 64, depth: int = 3, heads: int = 4) -> None:
+        super().__init__()
+        self.tokenizer = TOKENIZER
+        self.words = nn.Embedding(TOKENIZER.vocabulary, width)
+        self.places = nn.Embedding(TOKENIZER.longest, width)
+        self.norm = nn.LayerNorm(width)
+        block = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.1, "gelu", batch_first=True)
+        self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (n, classes) of token ids (n, length), of which those count where the mask is 1."""
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.norm(self.words(input_ids) + self.places(places))
+        x = self.blocks(x, src_key_padding_mask=attention_mask == 0)
+        counts = attention_mask[..., None].to(x)
+        return self.head((x * counts).sum(1) / counts.sum(1))
+
+
+def note_reader(num_classes: int = 6) -> nn.Module:
+    """A transformer of 3 blocks, 4 heads and width 64 for the notes."""
+    return NoteReader(num_classes)

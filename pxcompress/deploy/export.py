@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from pxcompress.errors import InputError, ModelError
 from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.outputs import by_name
+from pxcompress.models.signature import PACKING, Signature
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.proof import Artifact
 from pxcompress.state import device_of, evaluating
@@ -49,12 +51,13 @@ def export_onnx(
 ) -> Artifact:
     """Write `model` in eval mode, float32, as ONNX for any batch, or for one of `batch`; returns what was written.
 
-    `example` is one input or several, shape (n, ...). The file's input is "input"; a single output is `output_name`,
-    several have the names of `models.outputs.by_name`. Its metadata_props are `metadata` and nothing else; source paths
-    and stack traces that the exporter leaves in the nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside
-    it. The file appears whole or not at all. The exporter has folded constants, and every BatchNorm that follows a
-    convolution into it; a BatchNorm elsewhere stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a
-    ViT 36 of 455 nodes, for 1 to 2 % of p50.
+    `example` is one input or more, shape (n, ...). The file's input is "input", or those that are packed there by
+    name, texts of any length; a single output is `output_name`, several have the names of `models.outputs.by_name`.
+    Its metadata_props are `metadata`, and how inputs are packed; source paths and stack traces that the exporter
+    leaves in the nodes are removed. Weights above 1.5 GiB go to `<path>.data` beside it. The file appears whole or
+    not at all. The exporter has folded constants, and every BatchNorm that follows a convolution into it; a BatchNorm
+    elsewhere stays a node. What onnxslim 0.1 still finds is nothing in CNNs, and in a ViT 36 of 455 nodes, for 1 to 2
+    % of p50.
     A model that was read from an ONNX file is written back into that file's graph, with its names and opset instead.
     `model` is left as it was. Raises `ModelError` when it cannot be exported.
     """
@@ -65,11 +68,13 @@ def export_onnx(
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
         names = list(_check_outputs(model, inputs, output_name))
-        program = _export(FlatOutputs.of(model, names, output_name), inputs, names, dynamic=batch is None)
+        exported = _Exported.of(model, inputs, names, output_name)
+        program = _export(exported, names, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
+    _free_names(program.model)
     _strip(program.model)
-    program.model.metadata_props.update(metadata)
+    program.model.metadata_props.update({**metadata, **_packing(model)})
     _write(program, path)
     return artifact_of(path)
 
@@ -132,22 +137,70 @@ def on_cpu(model: nn.Module) -> Iterator[None]:
 
 
 class FlatOutputs(nn.Module):
-    """A model whose outputs are a tuple of tensors, which is what the exporter can name."""
+    """A model that takes its `inputs` one by one, and whose outputs are a tuple: that is what the exporter can name."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], only: str) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[str | int], names: Sequence[str], only: str) -> None:
         super().__init__()
-        self.model, self._names, self._only = model, tuple(names), only
+        self.model, self._inputs, self._names, self._only = model, tuple(inputs), tuple(names), only
 
     @classmethod
     def of(cls, model: nn.Module, names: Sequence[str], only: str) -> nn.Module:
-        """`model`, wrapped where it returns more than one plain tensor."""
-        return model if list(names) == [only] and not isinstance(model, Adapter) else cls(model, names, only)
+        """`model`, wrapped where it returns more than one plain tensor. Raises `ModelError` for several inputs."""
+        if not isinstance(model, Adapter):
+            return model if list(names) == [only] else cls(model, [0], names, only)
+        if model.signature_.inputs:
+            raise ModelError(
+                "the model takes several inputs, which are written to ONNX files only; leave the others out"
+            )
+        return cls(model, [0], names, only)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of their names."""
-        outputs = self.model.outputs_(inputs) if isinstance(self.model, Adapter) else self.model(inputs)
-        outputs_by_name = by_name(outputs, self._only)
-        return tuple(outputs_by_name[name] for name in self._names)
+        values = dict(zip(self._inputs, inputs, strict=True))
+        places = [value for name, value in values.items() if isinstance(name, int)]
+        named = {name: value for name, value in values.items() if isinstance(name, str)}
+        call = self.model.original_ if isinstance(self.model, Adapter) else self.model
+        outputs = by_name(call(*places, **named), self._only)
+        return tuple(outputs[name] for name in self._names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Exported:
+    """A module as the exporter takes it, an example of every input by its name in the file, and which axes are open."""
+
+    model: nn.Module
+    inputs: Mapping[str, Tensor]
+    sizes: Any
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Tensor, outputs: Sequence[str], only: str) -> _Exported:
+        """`model` itself where it takes and returns one tensor as it is."""
+        batch = torch.export.Dim("batch")
+        if not isinstance(model, Adapter):
+            if list(outputs) == [only]:
+                return cls(model, {INPUT: inputs}, _any_batch(model))
+            return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
+        signature = model.signature_
+        if not signature.inputs:
+            return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
+        values = signature.unpacked(inputs)
+        sizes = {0: batch} | ({1: torch.export.Dim("length", min=1)} if signature.is_open else {})
+        named = {_argument(model, name): value for name, value in values.items()}
+        return cls(FlatOutputs(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
+
+
+def _packing(model: nn.Module) -> dict[str, str]:
+    """How several inputs are packed in one tensor, for sessions that are given such; nothing for other models."""
+    signature = model.signature_ if isinstance(model, Adapter) else Signature()
+    return {PACKING: signature.to_json()} if signature.inputs else {}
+
+
+def _argument(model: Adapter, name: str | int) -> str:
+    """The name of an input in the file: that of the model's argument."""
+    if isinstance(name, str):
+        return name
+    parameters = list(inspect.signature(model.original_class_.forward).parameters)[1:]
+    return parameters[name] if name < len(parameters) else f"{INPUT}_{name}"
 
 
 def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, Tensor]:
@@ -203,17 +256,17 @@ def _flat_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = attention
 
 
-def _export(model: nn.Module, inputs: Tensor, names: Sequence[str], *, dynamic: bool) -> Any:
+def _export(exported: _Exported, names: Sequence[str], *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
         with _silence(), _flat_attention():
             return torch.onnx.export(
-                model,
-                (inputs,),
+                exported.model,
+                tuple(exported.inputs.values()),
                 dynamo=True,
-                input_names=[INPUT],
+                input_names=list(exported.inputs),
                 output_names=list(names),
-                dynamic_shapes=_any_batch(model) if dynamic else None,
+                dynamic_shapes=exported.sizes if dynamic else None,
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -238,6 +291,16 @@ def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:
                 f"model cannot be exported: its output {output.name!r} has a fixed batch of {output.shape[0]}; "
                 "its forward uses a number where it should use the input's batch size, such as reshape(2, -1)"
             )
+
+
+def _free_names(model: onnx_ir.Model) -> None:
+    """Rename, in place, values inside the graph that have the name of an input or output: the exporter may do that."""
+    ports = [*model.graph.inputs, *model.graph.outputs]
+    names = {port.name for port in ports}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in names and not any(value is port for port in ports):
+                value.name = f"{value.name}_inside"
 
 
 def _strip(model: onnx_ir.Model) -> None:

@@ -58,6 +58,7 @@ def to_fp16(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifac
     proto = convert_float_to_float16(
         str(source), keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=float32_nodes
     )
+    _drop_repeated_casts_(proto.graph)
     model = onnx_ir.from_proto(proto)
     _join(model.graph)
     return _save(model, source, path, {"precision": "fp16"})
@@ -97,6 +98,20 @@ def measure_ranges(source: Path, batches: Batches) -> dict[str, float]:
         calibrator.collect_data(Reader(source, batches))
         ranges = calibrator.compute_data()
     return {name: max(float(np.abs(end).max()) for end in data.range_value) for name, data in ranges.items()}
+
+
+def _drop_repeated_casts_(graph: onnx.GraphProto) -> None:
+    """Keep one of the casts of one name: the converter adds one for every node that reads a tensor that stays float32,
+    such as the scales of two Resize nodes.
+    """
+    declared: set[str] = set()
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Cast" or node.output[0] not in declared:
+            nodes.append(node)
+        declared.update(node.output)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _join(graph: onnx_ir.Graph) -> None:

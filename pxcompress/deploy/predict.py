@@ -1,9 +1,9 @@
 """Run the model beside this file on images: python predict.py IMAGE ... [--model model.int8.onnx]
 
-A classifier's answer is printed, as are labels and numbers; a segmentation is written into
-the current folder as IMAGE.mask.png, in the size that the model takes, any other output, such as an embedding, as
-IMAGE.npz. Needs onnxruntime, numpy and pillow,
-nothing else. Preprocessing, task and class names are read from the ONNX file.
+A classifier's answer is printed, as are labels and numbers. Into the current folder are written: a segmentation as
+IMAGE.mask.png, in the size that the model takes; boxes drawn into a copy, IMAGE.boxes.png; any other output, such as an
+embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow, nothing else. Preprocessing, task and class names are read
+from the ONNX file. The file of a detector has raw boxes: the threshold and the thinning out (NMS) are here.
 """
 
 import argparse
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from PIL import Image
+from PIL import Image, ImageDraw
+
+COLOURS = ("red", "lime", "yellow", "cyan", "magenta", "orange", "white", "deepskyblue")
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -31,36 +33,116 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if transparent else "RGB")
 
 
+def placed(width: int, height: int, facts: dict[str, str]) -> tuple[tuple[int, int], int, int]:
+    """Width and height that an image is resized to, and where the model's input begins in it; negative for a border."""
+    _, tall, wide = json.loads(facts["input_size"])
+    crop, mode = json.loads(facts["crop"]), facts.get("crop_mode", "center")
+    full_tall, full_wide = math.floor(tall / crop), math.floor(wide / crop)
+    if mode == "squash":
+        size = (full_wide, full_tall)
+    elif mode == "center" and full_tall == full_wide:  # the shorter side gets this length
+        whole = full_tall
+        size = (whole, int(whole * height / width)) if width <= height else (int(whole * width / height), whole)
+    else:
+        scale = (max if mode == "border" else min)(height / full_tall, width / full_wide)
+        size = (round(width / scale), round(height / scale))
+    left, top = (
+        round((own - side) / 2) if own >= side else -((side - own) // 2)
+        for own, side in zip(size, (wide, tall), strict=True)
+    )
+    return size, left, top
+
+
 def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
-    """One image as the model takes it, (1, channels, height, width): resize, centre crop, to [0, 1], normalise."""
+    """One image as the model takes it, (1, channels, height, width): resize, crop or border, to [0, 1], normalise."""
     channels, height, width = json.loads(facts["input_size"])
     image = eight_bits(Image.open(path)).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-    crop, (w, h) = json.loads(facts["crop"]), image.size
-    tall, wide = math.floor(height / crop), math.floor(width / crop)
-    if tall == wide:  # the shorter side gets this length
-        size = (tall, int(tall * h / w)) if w <= h else (int(tall * w / h), tall)
-    else:
-        scale = min(h / tall, w / wide)
-        size = (round(w / scale), round(h / scale))
-    image = image.resize(size, Image.Resampling[facts["interpolation"].upper()])
-    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
-    pixels = pixels.reshape(height, width, channels)
     mean, std = (np.array(json.loads(facts[key]), dtype=np.float32) for key in ("input_mean", "input_std"))
+    size, left, top = placed(*image.size, facts)
+    image = image.resize(size, Image.Resampling[facts["interpolation"].upper()])
+    fill = [round(255 * value) for value in json.loads(facts["input_mean"])]
+    canvas = Image.new(image.mode, (width, height), fill[0] if channels == 1 else tuple(fill))
+    canvas.paste(image, (-left, -top))
+    pixels = (np.asarray(canvas, dtype=np.float32) / 255).reshape(height, width, channels)
     return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+
+
+def sigmoid(values: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-values))
+
+
+def candidates(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Corners (k, 4) in pixels of the input, a score for every class (k, classes), whether boxes overlap: raw boxes."""
+    _, height, width = json.loads(facts["input_size"])
+    logits = outputs.get("logits")
+    if logits is not None and "boxes" in outputs:
+        return outputs["boxes"], sigmoid(logits), True
+    if logits is not None and "pred_boxes" in outputs:
+        boxes = outputs["pred_boxes"] * np.array([width, height, width, height])
+        if any(name.startswith("enc_") for name in outputs):
+            scores = sigmoid(logits)
+        else:
+            shares = np.exp(logits - logits.max(1, keepdims=True))
+            scores = (shares / shares.sum(1, keepdims=True))[:, :-1]
+    else:
+        table = next(value for value in outputs.values() if value.ndim == 2 and len(value) > 4).T
+        boxes, scores = table[:, :4], table[:, 4:]
+    middle, half = boxes[:, :2], boxes[:, 2:] / 2
+    return np.concatenate([middle - half, middle + half], 1), scores, "pred_boxes" not in outputs
+
+
+def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[tuple[int, float, np.ndarray]]:
+    """Class, score and corners in pixels of the input of all boxes that the model is sure of, the surest first."""
+    options = dict(part.split("=", 1) for part in facts["task"].partition(":")[2].split(",") if part)
+    least, most_overlap = float(options.get("score", 0.25)), float(options.get("overlap", 0.6))
+    corners, scores, overlap = candidates(outputs, facts)
+    found: list[tuple[int, float, np.ndarray]] = []
+    for place in np.argsort(-scores.max(1)):
+        kind, score = int(scores[place].argmax()), float(scores[place].max())
+        if score < least or len(found) == 100:
+            break
+        rivals = [box for other, _, box in found if other == kind]
+        if not overlap or all(iou(corners[place], box) <= most_overlap for box in rivals):
+            found.append((kind, score, corners[place]))
+    return found
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    """Shared area over joint area of two boxes (4,)."""
+    shared = np.prod(np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0))
+    return float(shared / max(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared, 1e-12))
+
+
+def show_boxes(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
+    """Draw the boxes into a copy of the image; what to print: class, score and corners in pixels of the image."""
+    image, classes, lines = eight_bits(Image.open(path)).convert("RGB"), json.loads(facts["classes"]), []
+    size, left, top = placed(*image.size, facts)
+    scale = np.tile([image.width / size[0], image.height / size[1]], 2)
+    draw = ImageDraw.Draw(image)
+    for kind, score, corners in find_boxes(outputs, facts):
+        box = ((corners + np.array([left, top, left, top])) * scale).clip(0, np.tile(image.size, 2)).tolist()
+        name = classes[kind] if kind < len(classes) else str(kind)
+        colour = COLOURS[kind % len(COLOURS)]
+        draw.rectangle(box, outline=colour, width=max(1, min(image.size) // 200))
+        draw.text((box[0] + 2, box[1] + 1), f"{name} {score:.2f}", fill=colour)
+        lines.append(f"{name} {score:.4f} ({', '.join(f'{value:.1f}' for value in box)})")
+    file = f"{Path(path).name}.boxes.png"
+    image.save(file)
+    return f"{file}: {'; '.join(lines) or 'none'}"
 
 
 def show(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
     """What to print for one image, by the task of the model; `outputs` are those of one image, by name."""
     task, classes = facts.get("task", "classification").partition(":")[0], json.loads(facts["classes"])
     name, values = Path(path).name, next(iter(outputs.values()))
+    if task in ("detection", "box-agreement"):
+        return show_boxes(path, outputs, facts)
     if task == "classification":
         shares = values if facts.get("output") == "probabilities" else np.exp(values - values.max())
         best = int(values.argmax())
         return f"{classes[best]}\t{shares[best] / shares.sum():.4f}"
     if task == "multi-label":
-        shares = 1 / (1 + np.exp(-values))
-        labels = [f"{label} {share:.4f}" for label, share in zip(classes, shares, strict=True) if share > 0.5]
+        labels = [f"{label} {share:.4f}" for label, share in zip(classes, sigmoid(values), strict=True) if share > 0.5]
         return ", ".join(labels) or "none"
     if task == "regression":
         names = classes or [str(place) for place in range(values.size)]

@@ -21,12 +21,13 @@ from torch import Tensor
 from pxcompress.deploy.hardware import TF32_SWITCH
 from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError, OutOfMemoryError, PxError
+from pxcompress.models.signature import PACKING, Signature, inputs_from_json
 from pxcompress.proof import Placement
 
 Array = npt.NDArray[Any]
 
 Inputs = Array | Tensor | Mapping[str, Array]
-"""A batch (n, ...) for a file with one input, or what every input takes, by name."""
+"""A batch (n, ...) for a file with one input, several inputs packed in one, or what every input takes, by name."""
 
 _NO_MEMORY = re.compile(r"(failed to|cannot|can't) allocate|out of memory|bad alloc|ALLOC_FAILED", re.IGNORECASE)
 """What runtimes say where memory does not suffice; none of them has an exception for it."""
@@ -178,9 +179,17 @@ class Session(ABC):
         problem = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
         return InputError(f"{problem}: {shorten_message(str(error))}")
 
+    def _unpacked(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
+        """What every input takes; several are packed as `models.signature` says, which stands in our files."""
+        if PACKING not in self.metadata:
+            return {self.input.name: inputs}
+        signature = Signature(inputs_from_json(self.metadata[PACKING]))
+        values = signature.unpacked(torch.as_tensor(inputs)).values()
+        return dict(zip((port.name for port in self.inputs), values, strict=True))
+
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes."""
-        arrays = inputs if isinstance(inputs, Mapping) else {self.input.name: inputs}
+        arrays = inputs if isinstance(inputs, Mapping) else self._unpacked(inputs)
         feed = {}
         for port in self.inputs:
             value = arrays[port.name]

@@ -13,6 +13,8 @@ from pxcompress.attribution import attributed, parse_composite
 from pxcompress.attribution.relevance import make_start, unit_relevance
 from pxcompress.explain.inputs import Inputs
 from pxcompress.explain.views import Views
+from pxcompress.models.signature import MASK
+from pxcompress.models.tokens import IDS
 from pxcompress.report.explanation import TARGET_COLOUR, CarryingUnit, Case, Decision, Pictures
 from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
 
@@ -94,8 +96,20 @@ def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Prep
         return Pictures(_restore_image(value, preprocessing), maps[0], maps[1], maps[2] if decision_differs else None)
     mask = None if inputs.masks is None else inputs.masks[index].numpy()
     flat = [each.flatten() for each in maps]
-    text = "".join(inputs.letters[channel] for channel in value.argmax(0)) if inputs.letters else ""
+    text = _words(value, preprocessing, inputs.letters)
+    if preprocessing.tokenizer is not None:  # without what fills it up
+        value, mask = value[:, : len(text)], None if mask is None else mask[: len(text)]
+        flat = [each[: len(text)] for each in flat]
     return Pictures(_color_line(value, mask, text), flat[0], flat[1], flat[2] if decision_differs else None, text)
+
+
+def _words(value: Tensor, preprocessing: Preprocessing, letters: str) -> tuple[str, ...]:
+    """What stands at every position: a token of a text, a letter of a one-hot sequence; nothing for other numbers."""
+    if preprocessing.tokenizer is None:
+        return tuple(letters[channel] for channel in value.argmax(0)) if letters else ()
+    names = [each.name for each in preprocessing.inputs]
+    counted = value[names.index(MASK)] > 0
+    return tuple(preprocessing.tokenizer.words(value[names.index(IDS)][counted].long().tolist()))
 
 
 def _restore_image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -105,7 +119,7 @@ def _restore_image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.ui
     return pixels.permute(1, 2, 0).numpy()
 
 
-def _color_line(value: Tensor, mask: NDArray[np.bool_] | None, text: str) -> NDArray[np.uint8]:
+def _color_line(value: Tensor, mask: NDArray[np.bool_] | None, text: Sequence[str]) -> NDArray[np.uint8]:
     """Colours of the positions of a line, (n, 3): grey by value, white under letters, `TARGET_COLOUR` in the mask."""
     sizes = (value if value.ndim == 1 else value.mean(0)).flatten()
     grey = 255 * (sizes - sizes.min()) / (sizes.max() - sizes.min()).clamp(min=1e-12)

@@ -48,7 +48,7 @@ def load_dense_workload(folder: Path, data: str, note: Note) -> Workload:
     """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
     session, recipe = runtime.open_session(folder / DENSE, "cpu"), read_run(folder)
     if data and recipe.data.partition(":")[0] not in EMBEDDED:  # else the weights were trained on the run's own data
-        preprocessing = preprocessing_of(session.metadata)
+        preprocessing = preprocessing_of(session.metadata, folder)
         size = preprocessing.input_size[-2:] if preprocessing.is_image else None
         recipe = recipe.but(data=data, input_size=size)
     if is_onnx(recipe.model):  # its copy is at hand
@@ -85,7 +85,10 @@ def _find_masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor 
     """What makes the classes of samples, where the data know it at the size that the model takes."""
     if source.mask is None:
         return None
-    masks = torch.from_numpy(np.stack([source.mask(name) for name in names]))
+    found = [source.mask(name) for name in names]
+    if any(mask.ndim == 1 for mask in found):  # of texts, as long as each is
+        found = [np.pad(mask, (0, max(0, values.shape[2] - len(mask)))) for mask in found]
+    masks = torch.from_numpy(np.stack(found))
     return masks.flatten(1) if masks.shape[1:] == values.shape[2:] else None
 
 

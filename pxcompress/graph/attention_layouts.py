@@ -17,14 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Where the modules of one family hold their heads. All names are those of attributes of the attention module."""
+    """Where the modules of one family hold their heads.
+
+    All names are those of attributes of the attention module, or of a part of it ("self.num_attention_heads").
+    """
 
     name: str
 
@@ -59,8 +62,15 @@ class AttentionLayout:
             return 0
         if not layers_below(module, self.projections) or len(layers_below(module, self.outputs)) != 1:
             return 0
-        values = (getattr(module, count, None) for count in self.counts)
+        values = (read_attribute(module, count) for count in self.counts)
         return next((value for value in values if isinstance(value, int)), 0)
+
+
+def read_attribute(module: nn.Module, path: str) -> Any:
+    """The value of an attribute of `module` or of a part of it, such as "self.num_attention_heads"; None without it."""
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+    return module
 
 
 def layers_below(module: nn.Module, children: Sequence[str], kind: type[nn.Module] = nn.Linear) -> list[str]:
@@ -113,4 +123,12 @@ register_attention(
 # MaxViT and CoAtNet, as far as they keep what belongs to a head together (`head_first`).
 register_attention(
     AttentionLayout("maxvit", _PROJECTIONS, _OUTPUTS, _COUNTS, rows="heads", widths=_WIDTHS, marks=("head_first",))
+)
+# Hugging Face's: BERT, RoBERTa, ELECTRA keep projections and output apart; DistilBERT; ViT, DINOv2, SegFormer.
+register_attention(
+    AttentionLayout("bert", ("self",), ("output",), ("self.num_attention_heads",), widths=("self.all_head_size",))
+)
+register_attention(AttentionLayout("distilbert", ("q_lin", "k_lin", "v_lin"), ("out_lin",), ("n_heads",)))
+register_attention(
+    AttentionLayout("transformers", ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("num_attention_heads", "num_heads"))
 )

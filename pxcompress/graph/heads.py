@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.graph.attention_layouts import AttentionLayout, layers_below, layout_of
+from pxcompress.graph.attention_layouts import AttentionLayout, layers_below, layout_of, read_attribute
 from pxcompress.graph.dependencies import PRODUCERS
 from pxcompress.graph.narrow import narrow_heads_
 from pxcompress.types import Group, Member
@@ -86,8 +86,9 @@ def set_heads_(model: nn.Module, group: Group, kept_heads: int) -> None:
     layout = layout_of(module)
     assert layout is not None, f"{group.name} has had a layout when its heads were found"
     for key in (*layout.counts, *layout.widths):
-        if isinstance(value := getattr(module, key, None), int):
-            setattr(module, key, value * kept_heads // group.units)
+        if isinstance(value := read_attribute(module, key), int):
+            path, _, name = key.rpartition(".")
+            setattr(module.get_submodule(path), name, value * kept_heads // group.units)
     for key in layout.caches:
         if hasattr(module, key):
             setattr(module, key, {})

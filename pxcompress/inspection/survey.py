@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-import torch
-
 from pxcompress.clock import Clock
 from pxcompress.cost.count import macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.graph import find_groups
+from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Loaded, classifier_names
 from pxcompress.notes import Note, silent
 from pxcompress.types import Fixed, Kind
@@ -55,7 +54,7 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
     """
     clock = Clock(note)
     model, shape = loaded.model, loaded.preprocessing.input_size
-    example = torch.zeros(1, *shape)
+    example = blank_inputs(loaded.preprocessing)
     with clock.stage("find groups"):
         structure = find_groups(model, example, classifier_names(model, example))
     params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)

@@ -9,89 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError, ModelError
+from pxcompress.layout.padding import counting
 from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
+from pxcompress.models.signature import Logits, Signature, bounded, named, nearer_zero, perturbed_rows
 from pxcompress.state import device_of, evaluating
-from pxcompress.types import Batch, Batches
+from pxcompress.types import Batch, Batches, Input
 
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """What a module is called with: model(x), model(*inputs) or model(**inputs); every tensor has shape (n, ...)."""
 
-Logits = Callable[[Any], Tensor]
-"""Outputs, as the module returns them -> (n, classes), or (n,) where their size is what counts."""
-
 UNKNOWN = -1
 """Label of a sample that has none."""
-
-WHOLE = 2**24
-"""Whole numbers below this are exact in float32, in which they travel."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """One tensor (n, *shape) of several; `low` and `high` bound whole numbers and booleans."""
-
-    name: str | int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    low: float = -torch.inf
-    high: float = torch.inf
-
-    def restored(self, rows: Tensor) -> Tensor:
-        """The input, unpacked from rows (n, size); whole numbers are clipped to their bounds."""
-        value = rows.reshape(rows.shape[0], *self.shape)  # len() would be a constant in an exported file
-        if not self.dtype.is_floating_point:
-            value = value.detach().clamp(self.low, self.high).round()
-        return value.to(self.dtype)
-
-    def perturbed(self, rows: Tensor, draw: torch.Generator) -> Tensor:
-        """Packed rows like `rows`, with numbers of the same type and range."""
-        if self.dtype.is_floating_point:
-            return _nearer_zero(rows, draw)
-        others = self.low + torch.rand(rows.shape, generator=draw) * (self.high - self.low)
-        return torch.where(torch.rand(rows.shape, generator=draw) < 0.5, others.to(rows), rows)
-
-
-@dataclass(frozen=True)
-class Signature:
-    """How a module is called, and what counts of its outputs. Without `inputs` it takes a float tensor as it is."""
-
-    inputs: tuple[Input, ...] = ()
-    logits: Logits | None = None
-
-    def packed(self, inputs: Any) -> Tensor:
-        """One tensor (n, ...). Raises `InputError` for inputs that are not like the example."""
-        values = _named(inputs)
-        if not self.inputs and isinstance(inputs, Tensor):
-            return values[0]
-        expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
-        shapes_and_types = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
-        if shapes_and_types != expected:
-            raise InputError(
-                f"a batch has inputs {_listed(shapes_and_types)}; expected {_listed(expected)}, as the example"
-            )
-        floats = [each.dtype for each in self.inputs if each.dtype.is_floating_point]
-        dtype = torch.float64 if torch.float64 in floats else torch.float32
-        return torch.cat([values[each.name].reshape(_samples(values), -1).to(dtype) for each in self.inputs], 1)
-
-    def parts(self, packed: Tensor) -> Sequence[Tensor]:
-        """What is packed of every input, (n, size) each."""
-        return packed.split([prod(each.shape) for each in self.inputs], 1)
-
-    def call(self, forward: Callable[..., Any], packed: Tensor) -> Any:
-        """What `forward` returns for the inputs in `packed`."""
-        if not self.inputs:
-            return forward(packed)
-        values = {each.name: each.restored(part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
-        places = [value for name, value in values.items() if isinstance(name, int)]
-        return forward(*places, **{name: value for name, value in values.items() if isinstance(name, str)})
 
 
 class Adapter(nn.Module):
@@ -101,16 +36,21 @@ class Adapter(nn.Module):
 
     def outputs_(self, packed: Tensor) -> Any:
         """What the user's module returns; tensors looked up by whole numbers follow `packed` in autograd."""
-
-        def follow(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return output + 0 * packed.sum()
-
+        counted = self.signature_.counted(packed)
         with ExitStack() as hooks:
             if packed.requires_grad:
+                follow = _follower(packed, None if counted is None else self.signature_.unit_weights(packed))
                 for module in self.modules():
                     if isinstance(module, nn.Embedding):
                         hooks.enter_context(module.register_forward_hook(follow))
+            hooks.enter_context(counting(counted))
             return self.signature_.call(super().forward, packed)
+
+    @property
+    def original_class_(self) -> type[nn.Module]:
+        """The class of the user's module."""
+        base: type[nn.Module] = type(self).__bases__[1]
+        return base
 
     def original_(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's module returns for its own inputs."""
@@ -125,6 +65,20 @@ class Adapter(nn.Module):
             sum_of_outputs = sum(value.sum() for value in floats(outputs))
             logits = _columns(self.signature_.logits(outputs), packed.shape[0]) + 0 * sum_of_outputs
         return torch.cat([logits, -logits], 1) if logits.shape[1] == 1 else logits
+
+
+def _follower(packed: Tensor, weights: Tensor | None) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook by which what is looked up follows `packed`: with `weights` (n, length), its position's entry there.
+
+    Relevance of a text's positions then arrives at its mask.
+    """
+
+    def follow(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if weights is None or output.dim() != 3 or output.shape[1] != weights.shape[1]:
+            return output + 0 * packed.sum()
+        return output * weights[..., None]
+
+    return follow
 
 
 def all_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -143,8 +97,23 @@ def make_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module:
 
     Raises `ModelError` where it does not run on `example` (n, ...), or where nothing follows its inputs by gradients.
     """
+    signature = Signature(type(model).signature_.inputs if isinstance(model, Adapter) else (), logits)
     inputs = torch.cat([example, example]).detach().to(device_of(model)).requires_grad_()
-    return _view(model, Signature((), logits), inputs)
+    return _view(model, signature, inputs)
+
+
+def called_with(model: nn.Module, inputs: tuple[Input, ...], shape: Sequence[int]) -> nn.Module:
+    """`model`, sharing all its parts, as one that takes its `inputs` packed in one tensor (n, *shape).
+
+    Raises `ModelError` where it does not run on blank ones, or where nothing follows its inputs by gradients.
+    """
+    signature = Signature(inputs)
+    return _view(model, signature, signature.blank(shape, 2).to(device_of(model)).requires_grad_())
+
+
+def has_whole_numbers(model: nn.Module) -> bool:
+    """Whether a model takes inputs that are no floating-point numbers."""
+    return isinstance(model, Adapter) and not all(each.dtype.is_floating_point for each in model.signature_.inputs)
 
 
 def perturb(model: nn.Module, example: Tensor) -> Tensor:
@@ -152,16 +121,9 @@ def perturb(model: nn.Module, example: Tensor) -> Tensor:
     draw, rows = torch.Generator().manual_seed(0), example.detach().cpu()
     signature: Signature = type(model).signature_ if isinstance(model, Adapter) else Signature()
     if not signature.inputs:
-        return _nearer_zero(rows, draw).to(example.device)
+        return nearer_zero(rows, draw).to(example.device)
     parts = zip(signature.inputs, signature.parts(rows), strict=True)
-    return torch.cat([each.perturbed(part, draw) for each, part in parts], 1).to(example.device)
-
-
-def _nearer_zero(value: Tensor, draw: torch.Generator) -> Tensor:
-    """Every number by up to a half nearer to zero, so that it keeps its sign; drawn where there are only zeros."""
-    if not value.any():
-        return torch.randn(value.shape, generator=draw).to(value)
-    return value * (1 - torch.rand(value.shape, generator=draw).to(value) / 2)
+    return signature.joined([perturbed_rows(each, part, draw) for each, part in parts]).to(example.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +188,7 @@ class _Packed:
 
 def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
     """Another object with all that `model` has, called as `signature` says. Refused unless it works on `inputs`."""
-    kind = type(model)
+    kind = model.original_class_ if isinstance(model, Adapter) else type(model)
     if isinstance(model, torch.jit.ScriptModule) or hasattr(kind, "__deepcopy__") or "forward" in vars(model):
         raise ModelError(f"a {kind.__name__} has a forward or copies of its own making; give the nn.Module behind it")
     adapter: Any = type(kind.__name__, (Adapter, kind), {"signature_": signature})
@@ -281,52 +243,21 @@ def _columns(logits: Any, samples: int) -> Tensor:
 
 def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
     """The inputs to pack, whole numbers with the range they have in all batches; none for a single float tensor."""
-    values = _named(example)
+    values = named(example)
     if isinstance(example, Tensor) and example.is_floating_point():
         return ()
-    input_by_name = {name: Input(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
-    whole_numbers = [name for name, value in values.items() if not value.is_floating_point()]
-    ranges = {name: [float(values[name].min()), float(values[name].max())] for name in whole_numbers}
-    for batch in batches if whole_numbers else ():
-        batch_values = _named(_split_batch(batch)[0])
-        for name in set(whole_numbers) & set(batch_values):
-            low, high = float(batch_values[name].min()), float(batch_values[name].max())
-            ranges[name] = [min(low, ranges[name][0]), max(high, ranges[name][1])]
-    for name, (low, high) in ranges.items():
-        if max(-low, high) >= WHOLE:
-            raise InputError(f"input {name!r} has whole numbers from {low:.0f} to {high:.0f}; expected less than 2^24")
-        input_by_name[name] = Input(name, input_by_name[name].shape, input_by_name[name].dtype, low, high)
-    return tuple(input_by_name.values())
+    specs = [Input(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()]
+    seen = {name: [value] for name, value in values.items()}
+    if not all(value.is_floating_point() for value in values.values()):
+        for batch in batches:
+            for name, value in named(_split_batch(batch)[0]).items():
+                seen.setdefault(name, []).extend(_extremes(value))
+    return bounded(specs, seen)
 
 
-def _named(inputs: Any) -> dict[str | int, Tensor]:
-    """Inputs by name or place. Raises `InputError` unless they are tensors with one count of samples."""
-    input_list = inputs if isinstance(inputs, tuple | list) else [inputs]
-    values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(input_list))
-    for name, value in values.items():
-        if not isinstance(value, Tensor) or not value.dim() or len(value) != _samples(values):
-            description = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise InputError(
-                f"input {name!r} is {description}; expected a tensor (n, ...), or a tuple or dict of such with one n"
-            )
-    return {name: _ordinary(value) for name, value in values.items()}
-
-
-def _ordinary(value: Tensor) -> Tensor:
-    """A tensor of no subclass and without a graph, which results would inherit, made outside inference mode."""
-    value = value.as_subclass(Tensor).detach()
-    return value.clone() if value.is_inference() else value
-
-
-def _samples(values: Mapping[str | int, Tensor]) -> int:
-    return len(next(iter(values.values())))
-
-
-def _listed(shapes_and_types: Mapping[str | int, tuple[tuple[int, ...], torch.dtype]]) -> str:
-    return (
-        ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in shapes_and_types.items())
-        or "one tensor"
-    )
+def _extremes(value: Tensor) -> list[Tensor]:
+    """The smallest and the largest number, which say as much of the range as all do."""
+    return [] if value.is_floating_point() or not value.numel() else [value.min(), value.max()]
 
 
 def _first(batches: Iterable[Any]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from pxcompress.errors import ModelError, short
+from pxcompress.models.detectors import BACKGROUND, raw_detector
 
 OPTIONS = ("num_classes", "img_size")
 """Arguments that a factory is given, where it takes them."""
@@ -49,21 +50,28 @@ def find_factory(name: str) -> Callable[..., object]:
 
 
 def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
-    """The module that the factory `name` makes. Raises `ModelError` where it fails or takes other arguments."""
+    """The module that the factory `name` makes, a detector of torchvision's with raw boxes (`models.detectors`).
+
+    Raises `ModelError` where it fails or takes other arguments.
+    """
     # Architectures are read from files: such a name must not become a way to call any function with any arguments.
     refused_keys = [key for key, value in kwargs.items() if key not in OPTIONS or not isinstance(value, int)]
     if refused_keys:
         raise ModelError(f"model {name!r} refused: argument {refused_keys[0]!r}; expected only {OPTIONS} as integers")
     factory = find_factory(name)
+    own = getattr(factory, "__module__", "").startswith("torchvision.models.detection")
+    counted = dict(kwargs)
+    if own and isinstance(classes := kwargs.get("num_classes"), int):
+        counted["num_classes"] = classes + BACKGROUND
     try:
         with _current_directory_importable():
-            model = factory(**kwargs, **_without_backbone_weights(factory))
+            model = factory(**counted, **_without_backbone_weights(factory))
     except Exception as error:  # the user's callable may fail in any way
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         raise ModelError(f"model {name!r}: calling it with ({arguments}) failed: {_described(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
-    return model
+    return raw_detector(model)
 
 
 def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]:

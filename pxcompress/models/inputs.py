@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.data.config import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
-from pxcompress.types import ImageSize, Preprocessing
+from pxcompress.models.signature import Signature
+from pxcompress.models.tokens import Tokenizer
+from pxcompress.types import ImageSize, Input, Preprocessing
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:
@@ -21,11 +23,28 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
     return {}
 
 
-def preprocessing_of(model: nn.Module, input_size: int | ImageSize | tuple[int, ...] | None = None) -> Preprocessing:
+SHOWN_TOKENS = 32
+"""Tokens of a text where there is none to measure with."""
+
+
+def preprocessing_of(
+    model: nn.Module,
+    input_size: int | ImageSize | tuple[int, ...] | None = None,
+    inputs: tuple[Input, ...] = (),
+) -> Preprocessing:
     """How inputs are made for `model`; `input_size` is in pixels, or the shape of an input that is no image.
 
-    Without it the model's own counts. Raises `ModelError` for a side in pixels where the model takes no images.
+    Without it the model's own counts. `inputs` are several that the data have. Raises `ModelError` for a side in pixels
+    where the model takes no images.
     """
+    tokenizer = getattr(model, "tokenizer", None)
+    if isinstance(tokenizer, Tokenizer):
+        if isinstance(input_size, int | ImageSize):
+            raise ModelError("input-size is given, but the model takes texts; leave it out")
+        tokens = (len(tokenizer.names), min(SHOWN_TOKENS, tokenizer.longest))
+        return Preprocessing(tokens, inputs=tokenizer.inputs, tokenizer=tokenizer)
+    if inputs and isinstance(input_size, tuple):
+        return Preprocessing(input_size, inputs=inputs)
     config = config_of(model)
     channels, *sides = config.get("input_size", (_image_channels(model), 224, 224))
     size = ImageSize(input_size, input_size) if isinstance(input_size, int) else input_size
@@ -47,7 +66,13 @@ def preprocessing_of(model: nn.Module, input_size: int | ImageSize | tuple[int, 
         std=_each_channel(data_config["std"], channels),
         interpolation=data_config["interpolation"],
         crop=float(data_config["crop_pct"]),
+        crop_mode=data_config["crop_mode"],
     )
+
+
+def blank_inputs(preprocessing: Preprocessing, samples: int = 1) -> Tensor:
+    """Inputs without content, (samples, ...): zeros, or texts of one token again and again."""
+    return Signature(preprocessing.inputs).blank(preprocessing.input_size, samples)
 
 
 def _image_channels(model: nn.Module) -> int:

@@ -4,6 +4,7 @@
     hf-hub:OWNER/NAME               a timm repository on the Hugging Face hub, with its weights
     local-dir:PATH                  a folder with timm's config.json, and its weights where it holds some
     package.module:factory          a callable that returns an nn.Module; the current directory is on the import path
+    hf:FOLDER, hf:OWNER/NAME        a model of Hugging Face's transformers, with its weights
     PATH.onnx                       an ONNX file, with its weights
 
 No pickle that could run code is ever opened.
@@ -11,55 +12,46 @@ No pickle that could run code is ever opened.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import timm
 import torch
-from timm.models import get_arch_pretrained_cfgs
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, NoClassifierError, short
-from pxcompress.models.checkpoint import SAVE_HINT, Fit, best_fit, load_state, read_checkpoint
+from pxcompress.models.adapter import all_outputs, called_with
+from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.factories import call_factory, find_factory
-from pxcompress.models.inputs import config_of, preprocessing_of
+from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
+from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_runs, check_suited, count_classes
+from pxcompress.models.timm_models import Side, TimmSource, create, fetched, sized, timm_source
 from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
-from pxcompress.types import ImageSize, Preprocessing
+from pxcompress.types import ImageSize, Input, Preprocessing
 
 Weights = Literal["checkpoint", "pretrained", "factory", "untrained", "trained-here", "file", "module"]
 
-_FORMS = "a timm name, hf-hub:OWNER/NAME, local-dir:PATH, package.module:factory or FILE.onnx"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_PATH = re.compile(r"(?!local-dir:|hf-hub:)(.+)\.py:(.+)")
-_FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")
+_PATH = re.compile(r"(?!local-dir:|hf-hub:|hf:)(.+)\.py:(.+)")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-Side = int | ImageSize | None
-"""Size of an image in pixels: the side of a square, or height and width; None for the model's own."""
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Everything needed to build the dense module again without its weights: JSON, no pickle.
 
-    `name` is a timm name, "package.module:factory" or an ONNX file; `kwargs` are what the builder is given. Of a module
-    that was given `in_python` it is the class, which nothing here can build.
+    `name` is a timm name, "package.module:factory", "hf:FOLDER" or an ONNX file; `kwargs` are what the builder is
+    given: of a model of Hugging Face's its whole configuration, so that the folder need not be there. Of a module that
+    was given `in_python` it is the class, which nothing here can build.
     """
 
     name: str
@@ -79,9 +71,11 @@ class Architecture:
             )
         if self.is_file:
             return read_file(self.name)
+        if is_hugging_face(self.name):
+            return build_hugging_face(self.kwargs)
         if _FACTORY.fullmatch(self.name):
             return call_factory(self.name, self.kwargs)
-        return _create(_timm_source(self.name), self.kwargs)
+        return create(timm_source(self.name), self.kwargs)
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
@@ -114,18 +108,8 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a timm name leads: an architecture, and what a folder or repository says about it.
-
-    `origin` is what timm is asked for the weights.
-    """
-
-    name: str
-    origin: str
-    config: Mapping[str, Any] | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    holds_weights: bool = False
+_PENDING = Preprocessing(())
+"""Of a model that is not looked at yet."""
 
 
 def load_model(  # noqa: PLR0913  (one door for all models)
@@ -137,6 +121,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     input_size: int | ImageSize | tuple[int, ...] | None = None,
     device: torch.device | str | None = None,
     classifier: bool = True,
+    inputs: tuple[Input, ...] = (),
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
@@ -145,7 +130,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
-    the shape of an input that is no image.
+    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     side = input_size if isinstance(input_size, int | ImageSize) else None
@@ -161,13 +146,13 @@ def load_model(  # noqa: PLR0913  (one door for all models)
         module, notes = load_onnx(name, checkpoint, input_size)
         loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
     else:
-        loaded = _load_built(name, classes, checkpoint, pretrained, input_size)
+        loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs))
     model = loaded.model.to(device or best_device()).eval()
     if not classifier:
         check_runs(model, loaded.preprocessing, name)
         return replace(loaded, model=model, class_names=())
     count = count_classes(model, loaded.preprocessing, name)
-    if not classifier_names(model, torch.zeros(1, *loaded.preprocessing.input_size, device=device_of(model))):
+    if gives_embeddings(model) or not classifier_names(model, blank_inputs(loaded.preprocessing).to(device_of(model))):
         raise NoClassifierError(
             f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
         )
@@ -181,41 +166,78 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     return replace(loaded, model=model, classes=count, class_names=names)
 
 
-def _load_built(
-    name: str,
-    classes: int | None,
-    checkpoint: Path | None,
-    pretrained: bool,
-    input_size: int | ImageSize | tuple[int, ...] | None,
-) -> Loaded:
+@dataclass(frozen=True)
+class _Request:
+    """What a user asks of a model that is built; the fields are the arguments of `load_model`."""
+
+    name: str
+    classes: int | None
+    checkpoint: Path | None
+    pretrained: bool
+    input_size: int | ImageSize | tuple[int, ...] | None
+    inputs: tuple[Input, ...]
+
+    @property
+    def side(self) -> Side:
+        """Size of an image, where that is what `input_size` says."""
+        return self.input_size if isinstance(self.input_size, int | ImageSize) else None
+
+
+def _load_built(request: _Request) -> Loaded:
     """A model that is built, in plain layers, and what its weights file calls its classes; they are not counted yet."""
-    side = input_size if isinstance(input_size, int | ImageSize) else None
-    weights_file = None if checkpoint is None else read_checkpoint(checkpoint)
-    source = None if _FACTORY.fullmatch(name) else _timm_source(name)
-    with_own_weights = weights_file is None and (pretrained or (source is not None and source.holds_weights))
-    model, architecture = _build(name, source, classes, side, with_own_weights)
+    name = request.name
+    if is_hugging_face(name):
+        return _load_hugging_face(request)
+    weights_file = None if request.checkpoint is None else read_checkpoint(request.checkpoint)
+    source = None if _FACTORY.fullmatch(name) else timm_source(name)
+    with_own_weights = weights_file is None and (request.pretrained or (source is not None and source.holds_weights))
+    model, architecture = _build(name, source, request.classes, request.side, with_own_weights)
     notes: tuple[str, ...] = ()
     if weights_file is not None:
         fit, choice = best_fit(weights_file, model)
-        if classes is None and (width := _head_width(model, fit)) is not None:
-            model, architecture = _build(name, source, width, side, with_own_weights)
-        label = f"checkpoint {str(checkpoint)!r} of model {name!r}"
-        shape = None if isinstance(input_size, int | ImageSize) else input_size
-        example = None if shape is None else torch.zeros(1, *shape)
-        load_state(model, fit.state, classifier_names(model, example), label)
+        if request.classes is None and (width := _head_width(model, fit)) is not None:
+            model, architecture = _build(name, source, width, request.side, with_own_weights)
+        label = f"checkpoint {str(request.checkpoint)!r} of model {name!r}"
+        example = blank_inputs(preprocessing_of(model, request.input_size, request.inputs))
+        view = called_with(model, request.inputs, example.shape[1:]) if request.inputs else model
+        load_state(model, fit.state, classifier_names(view, example), label)
         notes = (choice,) if choice else ()
-    check_suited(model)
-    preprocessing = preprocessing_of(model, input_size)
-    if source is None:
-        check_rebuilds(model, architecture, preprocessing.input_size)
-    zeros = torch.zeros(1, *preprocessing.input_size)
-    model = rewrite_plain(unwrap(model), lambda twin: twin(zeros))
     labels = tuple((weights_file and weights_file.class_names) or ())
     weights = _weights(weights_file, source, with_own_weights)
-    return Loaded(model, architecture, preprocessing, weights, 0, labels, notes)
+    return _made_plain(Loaded(model, architecture, _PENDING, weights, 0, labels, notes), request)
 
 
-def _weights(file: Any, source: _Source | None, has_own_weights: bool) -> Weights:
+def _load_hugging_face(request: _Request) -> Loaded:
+    """A model of Hugging Face's, as `_load_built`."""
+    if request.checkpoint is not None:
+        raise ModelError(f"checkpoint {str(request.checkpoint)!r} is given, but {request.name!r} holds its own weights")
+    opened = load_hugging_face(request.name, request.classes, pretrained=request.pretrained)
+    weights: Weights = "pretrained" if opened.has_weights else "untrained"
+    architecture = Architecture(request.name, opened.kwargs)
+    return _made_plain(Loaded(opened.model, architecture, _PENDING, weights, 0, (), opened.notes), request)
+
+
+def _made_plain(loaded: Loaded, request: _Request) -> Loaded:
+    """`loaded` in plain layers, taking one tensor, with the preprocessing for it. Raises `ModelError`."""
+    model = loaded.model
+    check_suited(model)
+    preprocessing = preprocessing_of(model, request.input_size, request.inputs)
+    if _FACTORY.fullmatch(loaded.architecture.name) and not preprocessing.inputs:
+        check_rebuilds(model, loaded.architecture, preprocessing.input_size)
+    model = made_plain(model, preprocessing)
+    return replace(loaded, model=model, preprocessing=preprocessing)
+
+
+def made_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
+    """`model` in plain layers, taking one tensor (n, ...) in which its inputs are packed. Raises `ModelError`."""
+    blank = blank_inputs(preprocessing)
+    model = unwrap(model)
+    if preprocessing.inputs:
+        model = called_with(model, preprocessing.inputs, preprocessing.input_size)
+    return rewrite_plain(model, lambda twin: all_outputs(twin, blank))
+
+
+def _weights(file: Any, source: TimmSource | None, has_own_weights: bool) -> Weights:
     """Where the weights come from."""
     if file is not None:
         return "checkpoint"
@@ -252,109 +274,19 @@ def _head_width(model: nn.Module, fit: Fit) -> int | None:
 
 
 def _build(
-    name: str, source: _Source | None, classes: int | None, input_size: Side, with_own_weights: bool
+    name: str, source: TimmSource | None, classes: int | None, input_size: Side, with_own_weights: bool
 ) -> tuple[nn.Module, Architecture]:
     """The module and how to build it again; a timm model has its own weights and head if `own`, else random ones."""
     if source is None:
         architecture = _factory_architecture(name, classes, input_size)
         return architecture.build(), architecture
-    model, kwargs = _sized(source, None if with_own_weights else classes, input_size)
+    model, kwargs = sized(source, None if with_own_weights else classes, input_size)
     if with_own_weights and classes not in (None, kwargs["num_classes"]):
         raise ModelError(
             f"weights of model {name!r} have {kwargs['num_classes']} classes, the data has {classes}; "
             f"give --checkpoint with weights trained on this data, or data with those classes"
         )
-    return (_fetched(name, source, kwargs) if with_own_weights else model), Architecture(source.name, kwargs)
-
-
-def _fetched(name: str, source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The model with the weights that timm finds for it."""
-    try:
-        return timm.create_model(source.origin, pretrained=True, **kwargs)
-    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        if "weights_only" in str(error) or isinstance(error, pickle.UnpicklingError):
-            raise ModelError(f"weights of model {name!r} refused: would execute code; {SAVE_HINT}") from error
-        failed_step = "fetched" if isinstance(error, OSError) else "loaded"
-        remedy = "use --checkpoint FILE" if source.config else "use --checkpoint FILE or --model local-dir:PATH"
-        raise ModelError(f"weights of model {name!r} could not be {failed_step}: {short(error)}; {remedy}") from error
-
-
-def _sized(source: _Source, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
-    """An empty model and the arguments that build it again without the folder's configuration."""
-    config = source.config or {}
-    model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    size: Any = list(input_size) if isinstance(input_size, ImageSize) else input_size
-    if size is None and config.get("fixed_input_size") and "img_size" not in source.kwargs:
-        size = list(config["input_size"][-2:])
-    if config and config.get("input_size", (3,))[0] != 3:
-        model_kwargs["in_chans"] = config["input_size"][0]
-    try:
-        model = _create(source, model_kwargs if size is None else {**model_kwargs, "img_size": size})
-        model_kwargs |= {} if size is None else {"img_size": size}
-    except ModelError as error:
-        # Most convolutional networks have no such argument: they take any size.
-        if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error)):
-            raise
-        model = _create(source, model_kwargs)
-    return model, {**source.kwargs, **model_kwargs, "num_classes": int(model.num_classes)}  # type: ignore[arg-type]
-
-
-def _create(source: _Source, kwargs: Mapping[str, Any]) -> nn.Module:
-    """An empty timm model; `ModelError` for arguments that its architecture does not take."""
-    config = None if source.config is None else dict(source.config)
-    arguments = {**source.kwargs, **kwargs}
-    fetching_arguments = [key for key in _FETCHING if key in arguments]
-    if fetching_arguments:  # arguments are read from files, as those of factories are
-        raise ModelError(
-            f"model {source.name!r} refused: argument {fetching_arguments[0]!r} would read weights; leave it out"
-        )
-    try:
-        return timm.create_model(source.name, pretrained_cfg=config, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ModelError(f"model {source.name!r} cannot be built: {short(error)}") from error
-
-
-def _timm_source(name: str) -> _Source:
-    """What `name` means to timm; `ModelError` for a name it does not know."""
-    kind, colon, location = name.partition(":")
-    if colon and kind in ("local-dir", "hf-hub", "hf_hub") and location:
-        return _config_source(name, kind, location)
-    if colon or "/" in name:
-        raise ModelError(f"model {name!r} is none of: {_FORMS}")
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        close_names = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(close_names)}?" if close_names else f"expected {_FORMS}"
-        raise ModelError(f"unknown model {name!r}; {hint}")
-    weight_names = get_arch_pretrained_cfgs(architecture)
-    if tag and name not in weight_names:
-        raise ModelError(f"unknown weights {tag!r} of model {architecture!r}; known: {', '.join(sorted(weight_names))}")
-    return _Source(name, origin=name)
-
-
-def _config_source(name: str, kind: str, place: str) -> _Source:
-    """What the config.json of a folder or hub repository says."""
-    local = kind == "local-dir"
-    folder = Path(place).expanduser()
-    try:
-        config, architecture, kwargs = (
-            load_model_config_from_path(folder) if local else load_model_config_from_hf(place)
-        )
-    except OSError as error:
-        reason = f"no config.json in {place!r}" if local else f"config.json could not be fetched: {short(error)}"
-        raise ModelError(f"model {name!r}: {reason}; expected a folder or repository saved by timm") from error
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ModelError(
-            f"model {name!r}: config.json is not timm's ({short(repr(error))}); "
-            "expected 'architecture', 'num_classes' and 'pretrained_cfg'"
-        ) from error
-    return replace(
-        _timm_source(str(architecture)),
-        origin=f"local-dir:{folder}" if local else name,
-        config=config,
-        kwargs=dict(kwargs or {}),
-        holds_weights=not local or any(file.suffix in _WEIGHT_SUFFIXES for file in folder.iterdir()),
-    )
+    return (fetched(name, source, kwargs) if with_own_weights else model), Architecture(source.name, kwargs)
 
 
 def _factory_architecture(name: str, classes: int | None, input_size: Side) -> Architecture:
@@ -375,7 +307,7 @@ def _factory_architecture(name: str, classes: int | None, input_size: Side) -> A
 
 def _last_executed(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     if example is None:
-        example = torch.zeros(1, *preprocessing_of(model).input_size, device=device_of(model))
+        example = blank_inputs(preprocessing_of(model)).to(device_of(model))
     executed_names: list[str] = []
     with evaluating(model), torch.no_grad():
         for name, module in model.named_modules():

@@ -88,11 +88,13 @@ def _values(facts: Mapping[str, str]) -> dict[str, Any]:
                 "std": tuple(json.loads(facts["input_std"])),
                 "interpolation": facts["interpolation"],
                 "crop_pct": float(json.loads(facts["crop"])),
+                "crop_mode": facts.get("crop_mode", "center"),
                 "label_names": tuple(json.loads(facts.get("classes", "[]"))),
             }
         if "names" in facts and "imgsz" in facts:
             names = ast.literal_eval(facts["names"])
-            return {"mean": (0.0,) * CHANNELS, "std": (1.0,) * CHANNELS, "label_names": tuple(names.values())}
+            values = {"mean": (0.0,) * CHANNELS, "std": (1.0,) * CHANNELS, "label_names": tuple(names.values())}
+            return {**values, "crop_mode": "border"} if facts.get("task") == "detect" else values
     except (ValueError, TypeError, KeyError, SyntaxError, AttributeError):  # another tool's words: nothing is known
         pass
     return {}

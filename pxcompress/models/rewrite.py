@@ -1,8 +1,9 @@
 """The same model in plain layers, so that what a layer computes with is what it holds: same numbers, removable units.
 
 nn.MultiheadAttention becomes explicit q, k, v and output layers, a global response norm one whose mean over channels is
-a layer; a layer that derives its weights at every call (weight standardisation, weight or spectral norm, masks) becomes
-one that holds the weights it has in eval mode. Compiled and parallel modules become the module inside.
+a layer, a frozen BatchNorm one of PyTorch's; a layer that derives its weights at every call (weight standardisation,
+weight or spectral norm, masks) becomes one that holds the weights it has in eval mode. Compiled and parallel modules
+become the module inside.
 """
 
 from __future__ import annotations
@@ -112,9 +113,8 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if _has_own_forward(module):
         convolution = _with_its_weights(module)
         return convolution and _with_hooks_of(module, convolution)
-    if (norm := explicit_response_norm(module)) is not None:
-        return _with_hooks_of(module, norm)
-    return module
+    norm = _thawed(module) if _is_frozen_norm(module) else explicit_response_norm(module)
+    return module if norm is None else _with_hooks_of(module, norm)
 
 
 def _outputs(model: nn.Module, run: Run) -> list[Tensor] | None:
@@ -251,7 +251,8 @@ class _Weights(TorchFunctionMode):
 
 def _may_be_rewritten(module: nn.Module) -> bool:
     derives_weights = parametrize.is_parametrized(module) or _weight_hooks(module) or _inside(module) is not None
-    return bool(derives_weights) or _is_attention(module) or _has_own_forward(module) or is_response_norm(module)
+    is_other_norm = is_response_norm(module) or _is_frozen_norm(module)
+    return bool(derives_weights) or _is_attention(module) or _has_own_forward(module) or is_other_norm
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -264,6 +265,21 @@ def _is_attention(module: nn.Module) -> bool:
 
 def _has_own_forward(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a FrozenBatchNorm2d, of which torchvision, Transformers and others have one each."""
+    names = {"weight", "bias", "running_mean", "running_var"}
+    return type(module).__name__.endswith("FrozenBatchNorm2d") and set(module._buffers) == names
+
+
+def _thawed(module: nn.Module) -> nn.Module:
+    """A BatchNorm2d that computes the same in eval mode."""
+    values = module._buffers
+    assert values["weight"] is not None
+    norm = nn.BatchNorm2d(len(values["weight"]), eps=getattr(module, "eps", 1e-5)).to(values["weight"])
+    norm.load_state_dict(values, strict=False)
+    return norm
 
 
 def _explicit(attention: nn.MultiheadAttention) -> nn.Module:

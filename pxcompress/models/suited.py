@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
+from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.outputs import floats
 from pxcompress.state import device_of, without_checkpointing
 from pxcompress.types import Preprocessing
@@ -53,7 +54,7 @@ def check_suited(model: nn.Module) -> None:
 def check_runs(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any:
     """What `model` returns for two inputs of zeros. Raises `ModelError` where it fails or is not finite."""
     size = preprocessing.input_size
-    example = torch.zeros(2, *size, device=device_of(model))
+    example = blank_inputs(preprocessing, 2).to(device_of(model))
     try:
         with torch.no_grad(), without_checkpointing():
             output = model(example)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pxcompress.errors import InputError
+from pxcompress.layout.padding import counted_positions
 from pxcompress.layout.rows import rows_first, unit_view
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.processes import sum_over_processes
@@ -98,20 +99,33 @@ class _Reader:
                 units = unit_view(value.detach(), module, member.index)
                 return units if origin is None else units - origin.to(units).unsqueeze(1)
 
+            counted = counted_positions(value)
             if not value.requires_grad:
-                cut.add(self.statistic(activation(value), torch.empty(0)), self.weights)
+                cut.add(_of_counted(self.statistic, activation(value), None, counted), self.weights)
                 return
             node: Any = _SavedTensor.apply(value).grad_fn
 
             def use(gradient: Tensor) -> None:
                 (saved_value,) = node.saved_tensors
-                cut.add(
-                    self.statistic(activation(saved_value), unit_view(gradient, module, member.index)), self.weights
-                )
+                multiplier = unit_view(gradient, module, member.index)
+                cut.add(_of_counted(self.statistic, activation(saved_value), multiplier, counted), self.weights)
 
             value.register_hook(use)
 
         return read
+
+
+def _of_counted(statistic: Statistic, value: Tensor, multiplier: Tensor | None, counted: Tensor | None) -> Tensor:
+    """The statistic of every sample over the positions that count, (n, units)."""
+    if counted is None:
+        return statistic(value, torch.empty(0) if multiplier is None else multiplier)
+    width = value.shape[2] // counted.shape[1]  # rows of a unit count as positions too
+    samples = []
+    for number, positions in enumerate(counted.to(value.device)):
+        chosen = positions.repeat(width)
+        part = torch.empty(0) if multiplier is None else multiplier[number : number + 1, :, chosen]
+        samples.append(statistic(value[number : number + 1, :, chosen], part))
+    return torch.cat(samples)
 
 
 def collect(

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from pxcompress.layout.padding import counted_columns, counted_positions
 from pxcompress.layout.rows import unit_view
 from pxcompress.passes.parts import RUN_LENGTH, SplitBatches
 from pxcompress.processes import processes, rank, sum_over_processes
@@ -108,12 +109,16 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
     def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             number = rank() + processes() * turn  # the batch's number in one process
-            features = draw_positions(unit_view(args[0].detach(), module, index), number)
+            counted = counted_positions(args[0])
+            features = unit_view(args[0].detach(), module, index)
+            features = draw_positions(features, number) if counted is None else features
             first = in_first_half(batch_size * number, len(features))
             if name not in sums:
                 sums[name] = _Sums(len(index), features.device), _Sums(len(index), features.device)
             for part, half in zip(sums[name], (first, ~first), strict=True):
-                part.add(features[half.to(features.device)].transpose(0, 1).flatten(1))
+                part.add(
+                    counted_columns(features[half.to(features.device)], None if counted is None else counted[half])
+                )
 
         return add
 

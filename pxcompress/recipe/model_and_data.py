@@ -25,14 +25,14 @@ class ModelAndData:
 
     model: str = option(
         MISSING,
-        "Model to prune: a timm name, hf-hub:NAME, local-dir:PATH, an ONNX file, or package.module:factory, a "
-        "function that returns your own nn.Module.",
+        "Model to prune: a timm name, hf-hub:NAME, local-dir:PATH, hf:FOLDER (transformers), an ONNX file, or "
+        "package.module:factory, a function that returns your own nn.Module.",
     )
     _: KW_ONLY
     data: str = option(
         "digits",
-        "Your data: a folder of images, a .csv or .jsonl table, a timm dataset spec, or package.module:factory, a "
-        f"function that returns them; or for a try an embedded set: {one_of(names_in('pxcompress.demo'))}.",
+        "Your data: a folder of images, a .csv or .jsonl table, a .txt of texts, a timm dataset spec, or "
+        f"package.module:factory, a function that returns them; or for a try an embedded set: {one_of(names_in('pxcompress.demo'))}.",
     )
     classes: Sequence[str] = option(
         (), "Keep only these classes of the classifier: names with commas, or a file with one per line."

@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from pxcompress.attribution.relevance import make_start
 from pxcompress.layout.consumers import add_, find_consumers
+from pxcompress.layout.padding import counted_positions
 from pxcompress.layout.rows import complement, members_by_module, removed_rows
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.processes import processes, rank, sum_over_processes
@@ -112,7 +113,8 @@ class LeastSquares(Repair):
                 turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
                 if turn >= parts_by_layer[layer]:
                     return
-                rows = _draw_rows(layer, _channels_first(output.detach(), module), turn, parts_by_layer[layer])
+                values, counted = _channels_first(output.detach(), module), counted_positions(output)
+                rows = _draw_rows(layer, values, counted, turn, parts_by_layer[layer])
                 rows_by_layer[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
@@ -186,11 +188,16 @@ class _Rows:
         self.weights += _pick_rows(gradient, self.places)[:, layer.outputs].double().square().sum(1)
 
 
-def _draw_rows(layer: _Layer, values: Tensor, turn: int, parts: int) -> _Rows:
-    """Rows of the batch number `turn` out of `parts`: the same whenever it is asked for; `values` (n, outputs, ...)."""
+def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, turn: int, parts: int) -> _Rows:
+    """Rows of the batch number `turn` out of `parts`: the same whenever it is asked for; `values` (n, outputs, ...).
+
+    Of texts only positions that are `counted` (n, length).
+    """
     samples, positions = len(values), prod(values.shape[2:])
     draw = torch.Generator().manual_seed(turn)
-    places = torch.randperm(samples * positions, generator=draw)[: -(-layer.rows // parts)].sort().values
+    places = torch.randperm(samples * positions, generator=draw)
+    places = places if counted is None else places[counted.flatten()[places.to(counted.device)].cpu()]
+    places = places[: -(-layer.rows // parts)].sort().values
     fits = (2 * (places // positions) < samples) == (turn % 2 == 0)  # of batches of one sample every second one
     weights = torch.full((len(places),), 1e-30, dtype=torch.float64)  # where no gradient comes, all are alike
     places, weights, fits = (each.to(values.device) for each in (places, weights, fits))

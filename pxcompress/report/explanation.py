@@ -50,14 +50,15 @@ class Pictures:
     """The input as an image (height, width, 3) uint8, and relevance at it, (height, width).
 
     `dense` and `pruned` are for the dense model's class, `own` is for the pruned model's where that is another one. An
-    input that is no image has colours (positions, 3), maps (positions,), and as its `text` the letters it is made of.
+    input that is no image has colours (positions, 3), maps (positions,), and as its `text` the letters or words that it
+    is made of.
     """
 
     image: NDArray[np.uint8]
     dense: Map
     pruned: Map
     own: Map | None
-    text: str = ""
+    text: tuple[str, ...] = ()
 
     @property
     def is_line(self) -> bool:

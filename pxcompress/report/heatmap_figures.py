@@ -40,8 +40,13 @@ def list_panels(case: Case) -> Sequence[tuple[str, NDArray[np.uint8]]]:
     ]
 
 
-def draw_line(colours: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    """Positions (n, 3) as cells with their letters, if there are any, `_PER_LINE` to a line: (height, width, 3)."""
+def draw_line(colours: NDArray[np.uint8], text: Sequence[str]) -> NDArray[np.uint8]:
+    """Positions (n, 3) as cells with their letters, if there are any, `_PER_LINE` to a line: (height, width, 3).
+
+    Cells of words are as wide as these.
+    """
+    if any(len(word) > 1 for word in text):
+        return _draw_words(colours, text)
     width, height = _CELL
     lines = -(-len(colours) // _PER_LINE)
     picture = Image.new("RGB", (_PER_LINE * width, lines * (height + _GAP) - _GAP), "white")
@@ -50,7 +55,27 @@ def draw_line(colours: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
         left, top = place % _PER_LINE * width, place // _PER_LINE * (height + _GAP)
         draw.rectangle((left, top, left + width - 1, top + height - 1), tuple(colour))
         ink = "black" if np.dot(colour, _LUMA) > 110 else "white"
-        draw.text((left + width / 2, top + height / 2), text[place : place + 1], ink, font, "mm")
+        draw.text((left + width / 2, top + height / 2), "".join(text[place : place + 1]), ink, font, "mm")
+    return np.asarray(picture)
+
+
+def _draw_words(colours: NDArray[np.uint8], words: Sequence[str]) -> NDArray[np.uint8]:
+    """Words as cells one behind the other, in lines of the usual width."""
+    width, height = _CELL
+    font, across = ImageFont.load_default(0.6 * height), _PER_LINE * width
+    cells, left, top = [], 0, 0
+    for word in words:
+        room = min(int(font.getlength(word)) + _GAP, across)
+        if left + room > across:
+            left, top = 0, top + height + _GAP
+        cells.append((left, top, left + room - 1, top + height - 1))
+        left += room + 1
+    picture = Image.new("RGB", (across, top + height), "white")
+    draw = ImageDraw.Draw(picture)
+    for cell, word, colour in zip(cells, words, colours.tolist(), strict=True):
+        draw.rectangle(cell, tuple(colour))
+        ink = "black" if np.dot(colour, _LUMA) > 110 else "white"
+        draw.text(((cell[0] + cell[2]) / 2, cell[1] + height / 2), word, ink, font, "mm")
     return np.asarray(picture)
 
 

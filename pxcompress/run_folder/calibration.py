@@ -46,5 +46,5 @@ def read_calibration(session: Session, data: str, input_size: tuple[int, int, in
 
 def _preprocessing(session: Session, shape: tuple[int, ...]) -> Preprocessing:
     if "input_mean" in session.metadata:
-        return preprocessing_of(session.metadata)
+        return preprocessing_of(session.metadata, session.path.parent)
     return Preprocessing(shape, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

@@ -375,9 +375,10 @@ def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) ->
 def read_shared_metadata(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
     """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
     facts = [runtime.open_session(file, "cpu").metadata for file in files]
-    preprocessing = preprocessing_of(facts[0])
+    preprocessing = preprocessing_of(facts[0], files[0].parent)
     for file, facts_of_file in zip(files, facts, strict=True):
-        if preprocessing_of(facts_of_file) != preprocessing or facts_of_file.get("classes") != facts[0].get("classes"):
+        same_inputs = preprocessing_of(facts_of_file, file.parent) == preprocessing
+        if not same_inputs or facts_of_file.get("classes") != facts[0].get("classes"):
             raise InputError(
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )

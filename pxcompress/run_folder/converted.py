@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from pxcompress.choices import TARGETS
 from pxcompress.deploy.convert import Converted, check_ecosystem, convert_model
 from pxcompress.deploy.converters import Converter
 from pxcompress.deploy.measure import check_batch_size
-from pxcompress.errors import InputError
+from pxcompress.errors import InputError, unknown
 from pxcompress.report.build import read_report
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.saved import load_pruned
@@ -55,6 +56,8 @@ def convert_folder(
 
 def _find_onnx(folder: Path, converter: Converter, ecosystem: str, precision: str) -> Path:
     """The ONNX file of the slim model in a precision."""
+    if precision and precision not in TARGETS:
+        raise unknown("precision", precision, TARGETS)
     if precision in ("", "fp32"):
         return folder / SLIM
     if not converter.reads_onnx:

@@ -28,7 +28,7 @@ from pxcompress.report.html import to_html
 from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import format_bytes, format_milliseconds, takes_images
 from pxcompress.run import Run
-from pxcompress.run_folder.names import SLIM
+from pxcompress.run_folder.names import SLIM, TOKENIZER
 from pxcompress.run_folder.targets import ConvertedFiles, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
 from pxcompress.tasks.choice import task_text
@@ -45,6 +45,9 @@ DENSE_DRIFT_LIMIT = 0.2
 
 PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 """The script predict.py, copied into run folders as it is: it needs onnxruntime, numpy and pillow only."""
+
+PREDICT_TEXT = PREDICT.with_name("predict_text.py")
+"""The same for texts, with tokenizers in the place of pillow."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,11 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write report.json, report.html, and for images predict.py, with which the model runs without pxcompress."""
+    """Write report.json, report.html, and for images and texts predict.py, which runs the model without pxcompress."""
     if takes_images(report):
         shutil.copyfile(PREDICT, folder / PREDICT.name)
+    elif (folder / TOKENIZER).exists():
+        shutil.copyfile(PREDICT_TEXT, folder / PREDICT.name)
     (folder / "report.json").write_text(to_json(report))
     (folder / "report.html").write_text(to_html(report))
 
@@ -209,6 +214,8 @@ def _list_notes(place: Path, workload: Workload, files: Files, comparison: Compa
     yield from _warn_of_noise(place, comparison)
     if comparison.placement.fallback_reason:
         yield Warning("provider", comparison.placement.fallback_reason)
+    if files.loading:
+        yield Warning("loading", files.loading)
     if files.certificate and files.certificate.spent:
         yield Warning("spent", files.certificate.spent)
     if workload.splits.skipped:

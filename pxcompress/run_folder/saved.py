@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -17,34 +16,53 @@ from pxcompress.errors import InputError, ParityError, short
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.adapter import release_
 from pxcompress.models.checkpoint import load_state
-from pxcompress.models.loading import Architecture, classifier_names
+from pxcompress.models.inputs import blank_inputs
+from pxcompress.models.loading import Architecture, classifier_names, made_plain
 from pxcompress.models.rebuilding import restore_outside_
-from pxcompress.models.rewrite import rewrite_plain, unwrap
+from pxcompress.models.signature import inputs_from_json
 from pxcompress.models.task import slice_classes
+from pxcompress.models.tokens import IDS, Tokenizer
 from pxcompress.planning.plan_file import plan_from_json, planned_groups
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
-from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
 from pxcompress.tasks.agreement import Agreement
 from pxcompress.tasks.choice import as_judged, build_task
-from pxcompress.types import Batches, Preprocessing, Pruned
+from pxcompress.types import Batches, Input, Preprocessing, Pruned
 
 
-def preprocessing_of(facts: Mapping[str, str]) -> Preprocessing:
-    """How images are fed to a model, from its ONNX file's metadata. Raises `InputError` where that does not say."""
+def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:
+    """How a model is fed, from its ONNX file's metadata; the tokenizer of texts lies beside it in `folder`.
+
+    Raises `InputError` where that is not said.
+    """
     try:
+        inputs = inputs_from_json(facts.get("inputs", "[]"))
         return Preprocessing(
             input_size=tuple(json.loads(facts["input_size"])),
             mean=tuple(json.loads(facts["input_mean"])),
             std=tuple(json.loads(facts["input_std"])),
             interpolation=facts["interpolation"],
             crop=json.loads(facts["crop"]),
+            inputs=inputs,
+            tokenizer=_tokenizer(inputs, int(facts["most_tokens"]), folder) if "most_tokens" in facts else None,
+            crop_mode=facts.get("crop_mode", "center"),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"an ONNX file without preprocessing in its metadata ({type(error).__name__}: {error}); "
             "give files that pxcompress wrote"
         ) from error
+
+
+def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer:
+    """What makes inputs of texts. Raises `InputError` where it is gone."""
+    try:
+        content = (folder / TOKENIZER).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"no {TOKENIZER} in {str(folder)!r} ({error}); put it beside the ONNX file") from error
+    names = tuple(str(each.name) for each in inputs)
+    return Tokenizer(content, names, longest, int(inputs[names.index(IDS)].high) + 1)
 
 
 def read_run(folder: Path, data: str = "") -> Recipe:
@@ -107,13 +125,15 @@ def _rebuild(
     facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path, given: nn.Module | None = None
 ) -> Pruned:
     """The architecture of `facts`, or of a module `given`, what `plan` says removed, with the weights `state`."""
-    example = torch.zeros(1, *json.loads(facts["input_shape"]))
+    shape = tuple(json.loads(facts["input_shape"]))
+    preprocessing = Preprocessing(shape, inputs=inputs_from_json(facts.get("inputs", "[]")))
+    example = blank_inputs(preprocessing)
     architecture = Architecture.from_json(facts["architecture"])
     if architecture.is_file:  # the dense model lies in the folder
         architecture = Architecture(str(folder / DENSE))
     built = architecture.build() if given is None or architecture.is_file else copy.deepcopy(given).cpu()
     release_(built)
-    dense = rewrite_plain(unwrap(built), lambda twin: twin(example))
+    dense = made_plain(built, preprocessing)
     dense.eval()
     if "outputs" in facts and not architecture.is_file:
         dense = slice_classes(dense, example, json.loads(facts["outputs"]))

@@ -19,6 +19,8 @@ from pxcompress.deploy.parity import verify_parity
 from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import ParityError
 from pxcompress.models.rebuilding import outside_state
+from pxcompress.models.signature import Signature
+from pxcompress.models.transformers_folder import save_slim
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.onnx_in.writing import copy_file
 from pxcompress.planning.plan_file import plan_to_json
@@ -27,7 +29,7 @@ from pxcompress.proof import (
     Parity,
 )
 from pxcompress.recipe import Recipe
-from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
+from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.choice import task_text
 from pxcompress.tasks.classification import Classification
@@ -37,12 +39,16 @@ from pxcompress.workload import Workload
 
 @dataclass(frozen=True)
 class Files:
-    """The exported models of a run folder, the parity of the pruned one with PyTorch, and what is certified of it."""
+    """The exported models of a run folder, the parity of the pruned one with PyTorch, and what is certified of it.
+
+    `loading` says how another library loads the slim model, where one could.
+    """
 
     dense: Artifact
     pruned: Artifact
     parity: Parity
     certificate: CertificateRecord | None = None
+    loading: str = ""
 
 
 def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) -> Files:
@@ -87,13 +93,16 @@ def write_beside_onnx(
     if slim.class_relevance is not None:
         _save_class_relevance(slim.class_relevance, workload, folder / "class_scores.safetensors")
     _save_weights(slim.pruned.model, workload, folder / WEIGHTS)
+    if tokenizer := workload.loaded.preprocessing.tokenizer:
+        (folder / TOKENIZER).write_text(tokenizer.content, encoding="utf-8")
+    loading = save_slim(slim.pruned.model, slim.pruned.whole.dense, folder)
     parity = verify_parity(slim.pruned.model, small.path, workload.splits.test, task=workload.task)
     if not parity.passed:
         raise ParityError(
             f"{SLIM} disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
             f"({parity.agreement:.1%} of the decisions agree); please report the architecture"
         )
-    return Files(dense, small, parity)
+    return Files(dense, small, parity, loading=loading)
 
 
 def _plan(slim: PruneResult) -> str:
@@ -108,6 +117,7 @@ def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
         "input_shape": json.dumps(list(workload.splits.example.shape[1:])),
         "pxcompress": __version__,
         "task": task_text(workload.task),
+        "inputs": Signature(workload.loaded.preprocessing.inputs).to_json(),
     }
     if workload.whole:
         facts["outputs"] = json.dumps(workload.whole.outputs)
@@ -138,6 +148,8 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "input_size": json.dumps(preprocessing.input_size),
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
+        **({"most_tokens": str(preprocessing.tokenizer.longest)} if preprocessing.tokenizer else {}),
+        "crop_mode": preprocessing.crop_mode,
         "output": "probabilities" if _gives_probabilities(workload) else "logits",
     }
 

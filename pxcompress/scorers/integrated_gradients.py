@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import attributed
 from pxcompress.attribution.relevance import make_start
+from pxcompress.errors import InputError
+from pxcompress.models.adapter import has_whole_numbers
 from pxcompress.passes.collect import unit_means
 from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
@@ -50,6 +52,11 @@ class IntegratedGradients(Scorer):
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """`steps` + 2 forward and backward passes a sample."""
+        if has_whole_numbers(model):
+            raise InputError(
+                "integrated-gradients goes from zero to an input, but the model takes whole numbers, such as "
+                "tokens, which have nothing between them; take another scorer, such as taylor"
+            )
         points = self.steps + 2
 
         def conductance(activation: Tensor, multiplier: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ BY_LAYOUT: dict[Layout, str] = {
     "classes": "classification",
     "identities": "embedding",
     "masks": "segmentation",
+    "boxes": "detection",
     "labels": "multi-label",
     "numbers": "regression",
     "unlabelled": "agreement",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.task import Outputs, Task, pick_output
+from pxcompress.tasks.task import Layout, Outputs, Task, pick_output
 
 
 @TASKS.register("embedding")
@@ -25,7 +26,7 @@ class Embedding(Task):
     output: str = option("embedding", "name of the output with the embedding; else the first (n, features)")
 
     metric = Metric("recall@1", binary=True)
-    layouts = ("classes", "identities")
+    layouts: ClassVar[tuple[Layout, ...]] = ("classes", "identities")
     reads_dense = False
     output_name = "embedding"
 

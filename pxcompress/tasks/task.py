@@ -17,8 +17,8 @@ Outputs = Mapping[str, Tensor]
 """What a model returns for n samples: every tensor (n, ...) by its name in the ONNX file."""
 
 
-Layout = Literal["classes", "identities", "masks", "labels", "numbers", "unlabelled"]
-"""What the targets are: a class, an identity to be found again, a class per pixel, several labels or numbers for each
+Layout = Literal["classes", "identities", "masks", "boxes", "labels", "numbers", "unlabelled"]
+"""What the targets are: a class, an identity to be found again, a class per pixel, boxes, labels or numbers for each
 input; or there are none."""
 
 
@@ -37,6 +37,9 @@ class Task:
 
     reads_dense: ClassVar[bool] = True
     """Whether `statistics` look at the dense model's outputs; where not, it need not run beside the pruned one."""
+
+    whole_images: ClassVar[bool] = False
+    """Whether the ends of an image count: it then gets a border instead of being cropped."""
 
     def logits(self, outputs: Outputs) -> Tensor:
         """The numbers that decisions rest on, (n, k), or (n,) where their size counts: relevance starts there.

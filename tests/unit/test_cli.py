@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -25,8 +26,11 @@ from models import CLASSES, FlattenCNN
 from safetensors.torch import load_file, save_file
 
 import pxcompress
+from pxcompress.commands.options import recipe_of
 from pxcompress.commands.terminal import notes, show
+from pxcompress.deploy.converters import CONVERTERS, Predict, Source
 from pxcompress.deploy.runtime import open_session
+from pxcompress.errors import InputError
 from pxcompress.notes import LIVE
 from pxcompress.passes.parts import watch_batches
 from pxcompress.recipe import Recipe
@@ -162,6 +166,59 @@ def test_a_run_for_a_fixed_batch(px: Px, finished: tuple[Path, Outcome], tmp_pat
         assert report[model]["quality"] == free[model]["quality"]
     rows = json.loads(px("bench", place, "--provider", "cpu", "--json").out)
     assert [(row["batch_size"], row["precision"]) for row in rows] == [(4, p) for p in ("fp32", "fp32", "fp16", "int8")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """An ecosystem whose files are ONNX files."""
+
+    title: ClassVar[str] = "Copies"
+    package: ClassVar[str] = "copies"
+    suffix: ClassVar[str] = ".copy"
+    round_to: ClassVar[int] = 32
+    reads_onnx: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 1e-3
+
+    def explain_failure(self) -> str:
+        return ""
+
+    def convert(self, source: Source, path: Path) -> None:
+        path.write_bytes(source.onnx.read_bytes())
+
+    def open(self, path: Path) -> Predict:
+        session = open_session(path, "cpu", threads=1)
+        return lambda inputs: [session.predict(inputs)]
+
+
+def test_a_run_is_handed_on_to_another_ecosystem(
+    px: Px, finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(CONVERTERS, "_classes", {name: CONVERTERS.get(name) for name in CONVERTERS})
+    CONVERTERS.register("copies")(Copies)
+    folder, out = str(finished[0]), tmp_path / "handed.on"
+    done = px("convert", folder, "--to", "copies", "--out", str(out), "--batch-size", "2")
+    assert done.code == 0, done.err
+    assert out.read_bytes() == (finished[0] / "model.onnx").read_bytes()
+    assert f"2 x 3 x {SIZE} x {SIZE}" in done.out
+    assert "from PyTorch on 8 random inputs" in done.out
+    assert "no multiple of 32, as Copies likes them; prune with --round-to 32 for it" in done.err
+    content = json.loads(px("convert", folder, "--to", "copies", "--out", str(out), "--force", "--json").out)
+    assert content["parity"]["passed"] is True
+    assert content["bytes"] == out.stat().st_size
+    for words, expected in (
+        (("copies", "--out", str(out)), "exists; add --force"),
+        (("copies", "--out", str(tmp_path / "x"), "--precision", "int8"), "run --targets int8"),
+        (("copied",), "unknown ecosystem 'copied'; did you mean copies"),
+    ):
+        assert expected in one_line(px("convert", folder, "--to", *words))
+    assert "is not a run folder" in one_line(px("convert", str(tmp_path), "--to", "copies"))
+
+
+def test_widths_may_be_as_an_ecosystem_likes_them() -> None:
+    assert recipe_of({"model": "m", "ratio": 0.5, "round_to": "coreml"}, None).round_to == 32
+    assert recipe_of({"model": "m", "ratio": 0.5, "round_to": "4"}, None).round_to == 4
+    with pytest.raises(InputError, match="expected a whole number, or where the model goes: coreml, "):
+        recipe_of({"model": "m", "ratio": 0.5, "round_to": "core"}, None)
 
 
 def test_the_recipe_of_a_run_reproduces_it(px: Px, finished: tuple[Path, Outcome], tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_sequences_are_lines_of_letters(sequences: Path) -> None:
     for case in found.cases:
         sample = case.sample.split("/")
         letters, planted = dna_sample(sample[1], int(sample[2]))
-        assert case.pictures.text == "".join(LETTERS[row] for row in letters.argmax(0))
+        assert "".join(case.pictures.text) == "".join(LETTERS[row] for row in letters.argmax(0))
         assert ((case.pictures.image != 255).any(1) == planted).all()
         assert case.pictures.dense.shape == case.pictures.pruned.shape == (LENGTH,)
     assert "relevance where the data know" in format_explanation(found)

@@ -173,7 +173,8 @@ def test_state_outside_the_state_dict_is_carried(where: str, tmp_path: Path, mon
     assert list(outside_state(model)) == ["order"]
     check_rebuilds(model, Built(where), (3, 12, 12))  # type: ignore[arg-type]
     monkeypatch.setattr(Architecture, "from_json", classmethod(lambda cls, text: Built(where)))
-    loaded = SimpleNamespace(architecture=SimpleNamespace(to_json=lambda: "{}"))
+    architecture = SimpleNamespace(to_json=lambda: "{}")
+    loaded = SimpleNamespace(architecture=architecture, preprocessing=Preprocessing((3, 12, 12)))
     splits = SimpleNamespace(example=inputs[:1])
     subject: Any = SimpleNamespace(loaded=loaded, splits=splits, task=Classification(), whole=None)
     written._save_weights(model, subject, tmp_path / "model.safetensors")

@@ -1,0 +1,139 @@
+"""COCO's JSON (https://cocodataset.org/#format-data): annotations/*.json beside images, or a .json in every half."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pxcompress.data.boxes.annotated import Annotated, Annotations, half_of
+from pxcompress.data.samples import UserData
+from pxcompress.errors import DataError, short
+
+_EXPECTED = "a COCO file: an object with the lists images, annotations and categories"
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    """One JSON file as it lies there."""
+
+    spec: str
+    path: Path
+    content: Mapping[str, Any]
+
+    def error(self, text: str) -> DataError:
+        """What is wrong with it."""
+        return DataError(f"data {self.spec!r}: {self.path.name} {text}")
+
+
+def open_coco(spec: str, path: Path) -> UserData | None:
+    """The data of one COCO file, or of a folder that holds some; None where there is none. Raises `DataError`."""
+    paths = [path] if path.suffix.lower() == ".json" and path.is_file() else _json_files(path)
+    if not paths:
+        return None
+    root = path if path.is_dir() else path.parent.parent if path.parent.name == "annotations" else path.parent
+    files = [_read(spec, each) for each in paths]
+    categories = [_categories(file) for file in files]
+    if any(each != categories[0] for each in categories):
+        raise files[-1].error(f"has other categories than {files[0].path.name}; expected the same ids and names")
+    numbers = {identity: place for place, identity in enumerate(categories[0])}
+    halves = tuple(_annotated(file, root, numbers) for file in files)
+    return Annotations(spec, root, tuple(categories[0].values()), halves).user_data()
+
+
+def _json_files(root: Path) -> list[Path]:
+    """Training file, then held-out file; one alone is for all."""
+    if not root.is_dir():
+        return []
+    found = [
+        path
+        for folder in (root / "annotations", *sorted(each for each in root.iterdir() if each.is_dir()), root)
+        for path in sorted(folder.glob("*.json"))
+        if "annotations" in path.name or path.parent.name == "annotations"
+    ]
+    found = list(dict.fromkeys(found))
+    found = [path for path in found if path.name.startswith("instances_")] or found
+    by_half: dict[str, Path] = {}
+    for path in found:
+        half = half_of(path.stem) or (half_of(path.parent.name) if path.parent != root else None)
+        by_half.setdefault(half or "train", path)
+    return [by_half[half] for half in ("train", "val") if half in by_half]
+
+
+def _read(spec: str, path: Path) -> _File:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeError, json.JSONDecodeError) as error:
+        raise DataError(f"data {spec!r}: {path.name} cannot be read ({short(error)}); expected {_EXPECTED}") from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, Mapping) or not all(isinstance(content.get(name), list) for name in lists):
+        raise DataError(f"data {spec!r}: {path.name} is something else; expected {_EXPECTED}")
+    file = _File(spec, path, content)
+    for name in lists[::2]:
+        if not content[name]:
+            raise file.error(f"has no {name}; expected {_EXPECTED}")
+    return file
+
+
+def _categories(file: _File) -> dict[int, str]:
+    """Names by id, in the order of the ids."""
+    try:
+        names = {int(each["id"]): str(each["name"]) for each in file.content["categories"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise file.error("has a category without id and name; expected both") from error
+    return dict(sorted(names.items()))
+
+
+def _annotated(file: _File, root: Path, numbers: Mapping[int, int]) -> list[Annotated]:
+    """Images of a file with their boxes; those without boxes have none."""
+    try:
+        images = {each["id"]: (str(each["file_name"]), _size(each)) for each in file.content["images"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise file.error("has an image without id and file_name; expected both") from error
+    rows: dict[Any, list[list[float]]] = {identity: [] for identity in images}
+    for annotation in file.content["annotations"]:
+        identity, row = _row(file, annotation, numbers)
+        if identity not in rows:
+            raise file.error(f"has a box of image {identity!r}, which it does not list; add the image to 'images'")
+        rows[identity].append(row)
+    folder = _image_folder(file, root, next(iter(images.values()))[0])
+    return [
+        Annotated(folder / name, np.array(rows[identity], dtype=np.float64).reshape(-1, 6), file.path.name, size)
+        for identity, (name, size) in images.items()
+    ]
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    return int(image.get("width") or 0), int(image.get("height") or 0)
+
+
+def _row(file: _File, annotation: Any, numbers: Mapping[int, int]) -> tuple[Any, list[float]]:
+    """Image and row of an annotation."""
+    try:
+        identity, category = annotation["image_id"], annotation["category_id"]
+        x, y, width, height = map(float, annotation["bbox"])
+        crowd = float(annotation.get("iscrowd") or 0)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise file.error(
+            f"has the annotation {short(str(annotation), 80)!r}; expected image_id, category_id and bbox, four numbers "
+            "x, y, width, height"
+        ) from error
+    if category not in numbers:
+        raise file.error(
+            f"has a box of category {category!r}; expected one of its categories: {short(str(list(numbers)), 80)}"
+        )
+    return identity, [numbers[category], x, y, x + width, y + height, crowd]
+
+
+def _image_folder(file: _File, root: Path, name: str) -> Path:
+    """Where the images of a file are, by the first of them; where none has it, the likeliest."""
+    part = file.path.stem.removeprefix("instances_")
+    half = half_of(part) or ""
+    here = file.path.parent
+    folders: Sequence[Path] = [here, root / part, root / "images" / part, root / half, root / "images" / half]
+    folders = [*folders, root / "images", root, *(each for each in here.parent.glob("images/*") if each.is_dir())]
+    return next((folder for folder in folders if (folder / name).is_file()), root / part)

@@ -1,0 +1,77 @@
+"""Pascal VOC: JPEGImages/, Annotations/*.xml and lists of names in ImageSets/Main/, read by torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from torchvision.datasets import VOCDetection
+
+from pxcompress.data.boxes.annotated import Annotated, Annotations
+from pxcompress.data.samples import UserData
+from pxcompress.errors import DataError, short
+
+_LISTS = (("train", "trainval"), ("val", "test"))
+
+
+def open_voc(spec: str, path: Path) -> UserData | None:
+    """The data of a folder such as VOCdevkit/VOC2012; None where it is none. Raises `DataError`."""
+    roots = [path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*"))]
+    root = next((each for each in roots if (each / "Annotations").is_dir() and (each / "JPEGImages").is_dir()), None)
+    if root is None:
+        return None
+    names = [listed for half in _LISTS if (listed := _listed(root, half))]
+    if not names:
+        names = [[file.stem for file in sorted((root / "Annotations").glob("*.xml"))]]
+    parsed = [[(name, _parse(spec, root / "Annotations" / f"{name}.xml")) for name in half] for half in names]
+    objects = [each for half in parsed for _, image in half for each in image.get("object", [])]
+    classes = tuple(sorted({str(each.get("name")) for each in objects}))
+    halves = tuple([_annotated(spec, root, name, image, classes) for name, image in half] for half in parsed)
+    return Annotations(spec, root, classes, halves).user_data()
+
+
+def _listed(root: Path, names: tuple[str, ...]) -> list[str]:
+    """Names of the images in the first of these lists that is there; none without one."""
+    for name in names:
+        path = root / "ImageSets" / "Main" / f"{name}.txt"
+        if path.is_file():
+            return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return []
+
+
+def _parse(spec: str, path: Path) -> Mapping[str, Any]:
+    try:
+        parsed = VOCDetection.parse_voc_xml(ElementTree.parse(path).getroot())
+        annotation = parsed["annotation"]
+    except (OSError, ElementTree.ParseError, KeyError) as error:
+        raise DataError(f"data {spec!r}: {path.name} cannot be read ({short(error)}); expected VOC's XML") from error
+    if not isinstance(annotation, Mapping):
+        raise DataError(f"data {spec!r}: {path.name} is empty; expected an <annotation> with <filename> and <object>")
+    return annotation
+
+
+def _annotated(spec: str, root: Path, name: str, image: Mapping[str, Any], classes: tuple[str, ...]) -> Annotated:
+    """An image with its boxes, whose pixels VOC counts from 1; difficult objects count as a crowd does."""
+    file = f"{name}.xml"
+    try:
+        size = int(image["size"]["width"]), int(image["size"]["height"])
+        rows = [
+            [
+                classes.index(each["name"]),
+                float(each["bndbox"]["xmin"]) - 1,
+                float(each["bndbox"]["ymin"]) - 1,
+                float(each["bndbox"]["xmax"]),
+                float(each["bndbox"]["ymax"]),
+                float(each.get("difficult", 0)),
+            ]
+            for each in image.get("object", [])
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"data {spec!r}: {file} has an object without name or bndbox, or no size; expected VOC's XML"
+        ) from error
+    path = root / "JPEGImages" / str(image.get("filename") or f"{name}.jpg")
+    return Annotated(path, np.array(rows, dtype=np.float64).reshape(-1, 6), file, size)

@@ -1,0 +1,93 @@
+"""Texts: a column of a table, two columns of texts that belong together, or the lines of a .txt file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from pxcompress.data.samples import Samples, UserData
+from pxcompress.errors import DataError
+from pxcompress.models.tokens import Text
+
+SUFFIX = ".txt"
+
+PAIRS = (
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+"""Names of two columns whose texts belong together."""
+
+SINGLE = ("text", "sentence", "content", "review")
+"""Names of a column of texts."""
+
+LABEL = "label"
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Inputs that are texts: whoever reads them takes `values` by position."""
+
+    values: tuple[Text, ...]
+    noun: ClassVar[str] = "texts"
+
+    def __call__(self, position: int) -> Image.Image:
+        raise DataError("the data are texts, the model takes images; give a model of texts, such as hf:FOLDER")
+
+
+def text_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a table with these `names` that hold texts; none where it lists images."""
+    for pair in PAIRS:
+        if all(name in names for name in pair):
+            return pair
+    return next(((name,) for name in SINGLE if name in names), ())
+
+
+def read_texts(spec: str, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> Texts:
+    """The texts of a table's `rows`. Raises `DataError` for one that is empty or no text."""
+    texts = []
+    for number, row in enumerate(rows, 1):
+        values = tuple(row[column] for column in columns)
+        for column, value in zip(columns, values, strict=True):
+            if not isinstance(value, str) or not value.strip():
+                found = "is empty" if value in ("", None) or isinstance(value, str) else f"holds {value!r}"
+                raise DataError(f"data {spec!r}, row {number}: column {column!r} {found}; expected a text in every row")
+        texts.append(tuple(map(str, values)))
+    return Texts(tuple(texts))
+
+
+def read_classes(spec: str, rows: Sequence[Mapping[str, object]]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the classes in the column `label`, numbers in their order, and each row's class (n,) int64."""
+    values = [str(row[LABEL]).strip() for row in rows]
+    for number, value in enumerate(values, 1):
+        if not value or rows[number - 1][LABEL] is None:
+            raise DataError(f"data {spec!r}, row {number}: column {LABEL!r} is empty; expected a class in every row")
+    whole = all(value.isdecimal() for value in values)
+    classes = tuple(sorted(set(values), key=int if whole else str))
+    number_of = {name: number for number, name in enumerate(classes)}
+    return classes, np.array([number_of[value] for value in values], dtype=np.int64)
+
+
+def open_lines(spec: str) -> UserData:
+    """A file with one text a line, without labels; blank lines are none. Raises `DataError`."""
+    try:
+        lines = Path(spec).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"data {spec!r} cannot be read ({error}); expected a text in UTF-8, one sample a line") from (
+            error
+        )
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise DataError(f"data {spec!r} is empty; expected one text a line")
+    texts = Texts(tuple((line,) for _, line in numbered))
+    ids = [f"line {number}" for number, _ in numbered]
+    samples = Samples.of(ids, np.zeros(len(ids), dtype=np.int64), texts)
+    return UserData((), samples, None, layout="unlabelled")

@@ -1,0 +1,138 @@
+"""The embedded data set `notes`: generated texts of which it is known which words make their class.
+
+A note is a line of small talk in which two of four topics come up; the class is the pair. Where a third topic comes up
+in passing, by one word, the two have two words each, so that words have to be weighed against each other. A sample
+depends only on its part, its index and the seed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pxcompress.data.embedded import EMBEDDED
+from pxcompress.data.samples import Samples, Source
+from pxcompress.data.texts import Texts
+from pxcompress.demo.baseline import LearnedHere
+from pxcompress.models.tokens import Tokenizer
+from pxcompress.registry import option
+
+TOPICS = {
+    "weather": ("rain", "snow", "wind", "fog", "hail", "storm", "frost", "sun"),
+    "travel": ("train", "ticket", "airport", "ferry", "luggage", "hotel", "bus", "harbour"),
+    "food": ("soup", "bread", "cheese", "apple", "rice", "lunch", "pepper", "honey"),
+    "work": ("meeting", "invoice", "deadline", "office", "salary", "report", "client", "desk"),
+}
+SMALL_TALK = (
+    "the a this that we you they she he it was is has had will can may one two some many here there today "
+    "yesterday again still just very quite rather perhaps maybe then now when where while because though "
+    "after before with near from into over under about around old new long short big small good fine late "
+    "early quiet loud green blue red house street garden window door table chair book page letter word song "
+    "picture river tree field hill road morning evening night day week year friend neighbour sister brother "
+    "people child dog cat bird said asked told heard saw found left came went took gave made kept looked "
+    "waited walked talked "
+)
+FILLERS = tuple(SMALL_TALK.split())
+PAIRS = tuple(combinations(range(len(TOPICS)), 2))
+CLASSES = tuple("+".join(list(TOPICS)[topic] for topic in pair) for pair in PAIRS)
+PARTS = ("train", "select", "held-out")
+LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
+SHORTEST, LONGEST = 8, 40
+"""Words of a note."""
+
+IN_PASSING = 0.5
+"""How often a third topic comes up, by one word."""
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+WORDS = (*SPECIAL, *FILLERS, *(word for topic in TOPICS.values() for word in topic))
+
+
+def _tokenizer_json() -> str:
+    """One token a word, "[CLS]" in front and "[SEP]" behind, as the library tokenizers reads it."""
+    special = [
+        {"id": number, "content": name, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for number, name in enumerate(SPECIAL)
+    ]
+    single = [
+        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+    ]
+    added = {name: {"id": name, "ids": [SPECIAL.index(name)], "tokens": [name]} for name in ("[CLS]", "[SEP]")}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [
+                *single,
+                {"Sequence": {"id": "B", "type_id": 1}},
+                {"SpecialToken": {"id": "[SEP]", "type_id": 1}},
+            ],
+            "special_tokens": added,
+        },
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: number for number, word in enumerate(WORDS)},
+            "unk_token": "[UNK]",
+        },
+    }
+    return json.dumps(content)
+
+
+TOKENIZER = Tokenizer(_tokenizer_json(), longest=LONGEST + 2, vocabulary=len(WORDS))
+
+
+@EMBEDDED.register("notes")
+@dataclass(frozen=True)
+class Notes(LearnedHere):
+    """Generated texts with two topics each, and now and then a third in passing."""
+
+    train: int = option(12000, "texts to train, score and repair on", low=1)
+    select: int = option(1000, "texts to select with", low=1)
+    held_out: int = option(4000, "texts to certify and test on", low=1)
+
+    def source(self, spec: str) -> Source:
+        """The first texts of each part."""
+        pools = []
+        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+            texts = Texts(tuple((note(part, index)[0],) for index in range(count)))
+            labels = np.arange(count, dtype=np.int64) % len(CLASSES)
+            pools.append(Samples.of([f"notes/{part}/{index}" for index in range(count)], labels, texts))
+        train, select, held_out = pools
+        return Source(spec, CLASSES, True, None, train, select, held_out, limits=LIMITS, mask=planted)
+
+
+def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
+    """A text and which of its words are those of its two topics, (words,). Its label is `index` modulo 6."""
+    rng = np.random.default_rng([seed, PARTS.index(part), index])
+    pair = PAIRS[index % len(PAIRS)]
+    in_passing = bool(rng.uniform() < IN_PASSING)
+    evidence = [_word(rng, topic) for topic in pair for _ in range(2 if in_passing else int(rng.integers(1, 3)))]
+    others = [topic for topic in range(len(TOPICS)) if topic not in pair]
+    others_words = [_word(rng, int(rng.choice(others)))] if in_passing else []
+    length = int(rng.integers(SHORTEST, LONGEST + 1)) - len(evidence) - len(others_words)
+    words = [*evidence, *others_words, *(str(word) for word in rng.choice(FILLERS, length))]
+    order = rng.permutation(len(words))
+    return " ".join(words[place] for place in order), order < len(evidence)
+
+
+def planted(sample: str) -> NDArray[np.bool_]:
+    """Which tokens of the sample with this id, such as "notes/train/17", make its class: (2 + words,)."""
+    _, part, index = sample.split("/")
+    return np.pad(note(part, int(index))[1], 1)
+
+
+def _word(rng: np.random.Generator, topic: int) -> str:
+    return str(rng.choice(list(TOPICS.values())[topic]))

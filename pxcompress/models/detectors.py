@@ -1,0 +1,208 @@
+"""torchvision's detectors as modules from a batch of images to raw boxes.
+
+A detector of torchvision takes a list of images, resizes them, and returns thinned-out boxes, as many an image as it
+likes. What is pruned and exported is what lies between: from a normalised batch (n, 3, H, W) to {"boxes": (n, L, 4)
+corners in pixels, "logits": (n, L, classes)}, whose sigmoid is the score that the detector gives a class. Its own
+thinning out (a threshold, then NMS) comes behind, as for any other detector. Names of parameters stay.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import roi_align
+
+BACKGROUND = 1
+"""Outputs of torchvision's detectors beside those of the data's classes: the first one stands for no object."""
+
+ROUNDS = 8
+"""Rounds of thinning out proposals at once, after which it is as one by one but for long chains of overlaps."""
+
+
+def raw_detector(model: nn.Module) -> nn.Module:
+    """A detector of torchvision as a module that returns raw boxes, sharing its layers; any other module as it is."""
+    for kind, make in _MAKERS.items():
+        if type(model) is kind:
+            return make(model)
+    return model
+
+
+class _RawDetector(nn.Module):
+    """What all have in common: a backbone with feature maps, and images as the transform would make them."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        transform = detector.transform
+        self.backbone = detector.backbone
+        fixed = transform.fixed_size
+        height, width = (transform.min_size[-1],) * 2 if fixed is None else fixed[::-1]
+        self.default_cfg = {
+            "input_size": (3, height, width),
+            "mean": tuple(transform.image_mean),
+            "std": tuple(transform.image_std),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "border" if fixed is None else "squash",
+        }
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps, the finest first."""
+        features = self.backbone(images)
+        return [features] if isinstance(features, Tensor) else list(features.values())
+
+
+class _OneStage(_RawDetector):
+    """SSD, RetinaNet, FCOS: a head gives every anchor a box and classes."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__(detector)
+        self.head = detector.head
+        self.anchor_generator, self.box_coder = detector.anchor_generator, detector.box_coder
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.features(images)
+        outputs = self.head(features)
+        boxes = self.boxes(outputs["bbox_regression"], _anchors(self.anchor_generator, images, features))
+        return {"boxes": boxes, "logits": self.logits(outputs)}
+
+    def boxes(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """Corners (n, L, 4) of codes (n, L, 4) beside anchors (L, 4)."""
+        return _decoded(self.box_coder, codes, anchors)
+
+    def logits(self, outputs: dict[str, Tensor]) -> Tensor:
+        """Of every class but the background."""
+        return outputs["cls_logits"][..., BACKGROUND:]
+
+
+class _SSD(_OneStage):
+    def logits(self, outputs: dict[str, Tensor]) -> Tensor:
+        return _margins(outputs["cls_logits"])
+
+
+class _FCOS(_OneStage):
+    def boxes(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        return self.box_coder.decode(codes, anchors)
+
+    def logits(self, outputs: dict[str, Tensor]) -> Tensor:
+        """The score is the root of class and centre-ness, both from 0 to 1."""
+        half_log = (logsigmoid(super().logits(outputs)) + logsigmoid(outputs["bbox_ctrness"])) / 2
+        return half_log - torch.log(-torch.expm1(half_log.clamp_max(-1e-6)))
+
+
+class _FasterRCNN(_RawDetector):
+    """Proposals of the first stage, thinned out, and what the second stage makes of each; all in fixed numbers."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__(detector)
+        self.rpn, self.roi_heads = detector.rpn, detector.roi_heads
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.features(images)
+        proposals = self._proposals(images, features)
+        count = proposals.shape[1]
+        logits, codes = self.roi_heads.box_predictor(
+            self.roi_heads.box_head(self._pooled(features, proposals, images.shape[-1]))
+        )
+        margins = _margins(logits)
+        best = margins.argmax(1) + BACKGROUND
+        codes = codes.unflatten(1, (-1, 4)).gather(1, best[:, None, None].expand(-1, 1, 4))[:, 0]
+        boxes = self.roi_heads.box_coder.decode_single(codes, proposals.flatten(0, 1))
+        return {"boxes": boxes.unflatten(0, (-1, count)), "logits": margins.unflatten(0, (-1, count))}
+
+    def _proposals(self, images: Tensor, features: list[Tensor]) -> Tensor:
+        """Corners (n, k, 4) of the likeliest regions that hold something."""
+        objectness, codes = self.rpn.head(features)
+        sizes = [value[0].numel() for value in objectness]
+        flat, deltas = concat_box_prediction_layers(objectness, codes)
+        samples = images.shape[0]
+        anchors = _anchors(self.rpn.anchor_generator, images, features)
+        corners = _decoded(self.rpn.box_coder, deltas.unflatten(0, (samples, -1)), anchors).detach()
+        height, width = images.shape[-2:]
+        limits = torch.tensor([width, height, width, height], dtype=corners.dtype, device=corners.device)
+        corners = torch.minimum(corners.clamp_min(0), limits)
+        chances = flat.unflatten(0, (samples, -1))[..., 0].detach()
+        levels = zip(chances.split(sizes, 1), corners.split(sizes, 1), strict=True)
+        parts = [_thinned_out(*level, self.rpn.pre_nms_top_n(), self.rpn.nms_thresh) for level in levels]
+        chances, corners = (torch.cat(values, 1) for values in zip(*parts, strict=True))
+        order = chances.topk(min(self.rpn.post_nms_top_n(), chances.shape[1]), 1).indices
+        return corners.gather(1, order[..., None].expand(-1, -1, 4))
+
+    def _pooled(self, features: list[Tensor], proposals: Tensor, width: int) -> Tensor:
+        """Features (n * k, channels, s, s) of every proposal, from the map that fits its size."""
+        pool, count = self.roi_heads.box_roi_pool, proposals.shape[1]
+        maps = features[: len(pool.featmap_names)]
+        steps = [round(math.log2(width / each.shape[-1])) for each in maps]
+        size = (proposals[..., 2:] - proposals[..., :2]).prod(-1).clamp_min(1e-12).sqrt().flatten()
+        level = torch.floor(pool.canonical_level + torch.log2(size / pool.canonical_scale) + 1e-6)
+        level = level.clamp(steps[0], steps[-1])
+        image = torch.arange(proposals.shape[0], device=size.device).repeat_interleave(count).to(size)
+        regions = torch.cat([image[:, None], proposals.flatten(0, 1)], 1)
+        pooled = [
+            roi_align(each, regions, pool.output_size, 2.0**-step, pool.sampling_ratio)
+            * (level == step).to(each)[:, None, None, None]
+            for each, step in zip(maps, steps, strict=True)
+        ]
+        return torch.stack(pooled).sum(0)
+
+
+_MAKERS: dict[type[nn.Module], type[_RawDetector]] = {
+    SSD: _SSD,
+    RetinaNet: _OneStage,
+    FCOS: _FCOS,
+    FasterRCNN: _FasterRCNN,
+}
+
+
+def _anchors(generator: nn.Module, images: Tensor, features: list[Tensor]) -> Tensor:
+    """Anchors (L, 4) in pixels, the same for every image."""
+    height, width = images.shape[-2:]
+    anchors: list[Tensor] = generator(ImageList(images[:1], [(height, width)]), [each[:1] for each in features])
+    return anchors[0]
+
+
+def _decoded(coder: Any, codes: Tensor, anchors: Tensor) -> Tensor:
+    """Corners (n, L, 4) of codes (n, L, 4) beside anchors (L, 4)."""
+    repeated = anchors.expand(codes.shape[0], -1, -1).reshape(-1, 4)
+    return coder.decode_single(codes.reshape(-1, 4), repeated).reshape(codes.shape)
+
+
+def _margins(logits: Tensor) -> Tensor:
+    """Numbers (..., classes) whose sigmoid is the softmax of logits (..., 1 + classes) behind the background."""
+    classes = logits.shape[-1]
+    hidden = torch.eye(classes, dtype=torch.bool, device=logits.device)[BACKGROUND:]
+    others = logits[..., None, :].masked_fill(hidden, -torch.inf).logsumexp(-1)
+    return logits[..., BACKGROUND:] - others
+
+
+def _thinned_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tuple[Tensor, Tensor]:
+    """The likeliest boxes of one level, (n, k) and (n, k, 4); those that overlap a likelier one get the chance -1e9.
+
+    By Cluster-NMS (Zheng et al., https://arxiv.org/abs/2005.03572), which needs no loop over boxes and gives what NMS
+    does once it has settled.
+    """
+    chances, order = chances.topk(min(most, chances.shape[1]), 1)
+    corners = corners.gather(1, order[..., None].expand(-1, -1, 4))
+    overlapping = (_pairwise_iou(corners) > overlap).to(corners).triu(1)
+    stays = torch.ones_like(chances)
+    for _ in range(ROUNDS):
+        stays = ((stays[:, None] @ overlapping)[:, 0] < 0.5).to(corners)
+    return torch.where(stays > 0, chances, -1e9), corners
+
+
+def _pairwise_iou(corners: Tensor) -> Tensor:
+    """IoU (n, k, k) of boxes (n, k, 4)."""
+    low = torch.maximum(corners[:, :, None, :2], corners[:, None, :, :2])
+    high = torch.minimum(corners[:, :, None, 2:], corners[:, None, :, 2:])
+    shared = (high - low).clamp_min(0).prod(-1)
+    area = (corners[..., 2:] - corners[..., :2]).prod(-1)
+    return shared / (area[:, :, None] + area[:, None] - shared).clamp_min(1e-12)

@@ -1,0 +1,208 @@
+"""How a module is called: one float tensor as it is, or several inputs by name or place, packed into one tensor.
+
+Every stage hands on one tensor (n, ...). Several inputs of fixed shapes lie in it one behind the other, (n, numbers);
+those of texts, whose length is open, on top of each other, (n, inputs, length). Whole numbers travel as float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pxcompress.errors import InputError
+from pxcompress.types import Input
+
+WHOLE = 2**24
+"""Whole numbers below this are exact in float32, in which they travel."""
+
+MASK = "attention_mask"
+"""Name of the input that is 1 where a position counts, and 0 where it only fills a text up to the longest one."""
+
+PACKING = "inputs"
+"""Key of an ONNX file's metadata that says how inputs are packed."""
+
+Logits = Callable[[Any], Tensor]
+"""Outputs, as the module returns them -> (n, classes), or (n,) where their size is what counts."""
+
+
+def restored(spec: Input, rows: Tensor) -> Tensor:
+    """An input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
+    shape = rows.shape[1:] if None in spec.shape else spec.shape
+    value = rows.reshape(rows.shape[0], *shape)  # type: ignore[arg-type]  # len() would be a constant in a file
+    if not spec.dtype.is_floating_point:
+        value = value.detach().clamp(spec.low, spec.high).round()
+    return value.to(spec.dtype)
+
+
+def perturbed_rows(spec: Input, rows: Tensor, draw: torch.Generator) -> Tensor:
+    """Packed rows like `rows`, with numbers of the same type and range; what counts of a text stays."""
+    if spec.dtype.is_floating_point:
+        return nearer_zero(rows, draw)
+    if spec.name == MASK:
+        return rows
+    others = spec.low + torch.rand(rows.shape, generator=draw) * (spec.high - spec.low)
+    return torch.where(torch.rand(rows.shape, generator=draw) < 0.5, others.to(rows), rows)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a module is called, and what counts of its outputs. Without `inputs` it takes a float tensor as it is."""
+
+    inputs: tuple[Input, ...] = ()
+    logits: Logits | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the inputs have one length, which is open."""
+        return any(None in each.shape for each in self.inputs)
+
+    def packed(self, inputs: Any) -> Tensor:
+        """One tensor (n, ...). Raises `InputError` for inputs that are not like the example."""
+        values = named(inputs)
+        if not self.inputs and isinstance(inputs, Tensor):
+            return values[0]
+        expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
+        given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
+        if given != expected:
+            raise InputError(f"a batch has inputs {_listed(given)}; expected {_listed(expected)}, as the example")
+        floats = [each.dtype for each in self.inputs if each.dtype.is_floating_point]
+        dtype = torch.float64 if torch.float64 in floats else torch.float32
+        return torch.cat([values[each.name].reshape(samples_in(values), -1).to(dtype) for each in self.inputs], 1)
+
+    def parts(self, packed: Tensor) -> Sequence[Tensor]:
+        """What is packed of every input, (n, size) each."""
+        if self.is_open:
+            return packed.unbind(1)
+        return packed.split([prod(size or 1 for size in each.shape) for each in self.inputs], 1)
+
+    def unpacked(self, packed: Tensor) -> dict[str | int, Tensor]:
+        """The inputs in `packed`, texts as long as the longest of them is."""
+        packed = self._trimmed(packed)
+        return {each.name: restored(each, part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
+
+    def counted(self, packed: Tensor) -> Tensor | None:
+        """Which positions of texts count, (n, length) bool as they are `unpacked`; None where there is no mask."""
+        place = self._mask_place
+        return None if place is None else self._trimmed(packed)[:, place] > 0.5
+
+    def unit_weights(self, packed: Tensor) -> Tensor:
+        """Ones for every position of texts, (n, length), that follow its entry in the packed mask by gradients."""
+        mask = self._trimmed(packed)[:, self._mask_place or 0]
+        return 1 + mask - mask.detach()
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The opposite of `parts`."""
+        return torch.stack(list(parts), 1) if self.is_open else torch.cat(list(parts), 1)
+
+    def call(self, forward: Callable[..., Any], packed: Tensor) -> Any:
+        """What `forward` returns for the inputs in `packed`."""
+        if not self.inputs:
+            return forward(packed)
+        values = self.unpacked(packed)
+        places = [value for name, value in values.items() if isinstance(name, int)]
+        return forward(*places, **{name: value for name, value in values.items() if isinstance(name, str)})
+
+    def blank(self, shape: Sequence[int], samples: int = 1) -> Tensor:
+        """Packed inputs (samples, *shape) without content: zeros, of texts ones, since each has a position."""
+        return (torch.ones if self.is_open else torch.zeros)(samples, *shape)
+
+    @property
+    def _mask_place(self) -> int | None:
+        names = [each.name for each in self.inputs]
+        return names.index(MASK) if self.is_open and MASK in names else None
+
+    def _trimmed(self, packed: Tensor) -> Tensor:
+        """Without positions at the end that count in no text."""
+        place = self._mask_place
+        if place is None:
+            return packed
+        positions = (packed[:, place].detach() > 0.5).any(0).nonzero()
+        return packed[:, :, : int(positions.max()) + 1] if len(positions) else packed
+
+    def to_json(self) -> str:
+        """The inputs as JSON, which `inputs_from_json` reads."""
+        return json.dumps(
+            [
+                {"name": each.name, "shape": each.shape, "dtype": str(each.dtype).removeprefix("torch.")}
+                | ({} if each.dtype.is_floating_point else {"low": each.low, "high": each.high})
+                for each in self.inputs
+            ]
+        )
+
+
+def inputs_from_json(text: str) -> tuple[Input, ...]:
+    """The inputs that `Signature.to_json` wrote. Raises `ValueError`, `KeyError` or `TypeError` for other text."""
+    return tuple(
+        Input(
+            row["name"],
+            tuple(row["shape"]),
+            _dtype(row["dtype"]),
+            row.get("low", -torch.inf),
+            row.get("high", torch.inf),
+        )
+        for row in json.loads(text)
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    value = getattr(torch, name, None)
+    if not isinstance(value, torch.dtype):
+        raise ValueError(f"{name!r} is no type of numbers")
+    return value
+
+
+def nearer_zero(value: Tensor, draw: torch.Generator) -> Tensor:
+    """Every number by up to a half nearer to zero, so that it keeps its sign; drawn where there are only zeros."""
+    if not value.any():
+        return torch.randn(value.shape, generator=draw).to(value)
+    return value * (1 - torch.rand(value.shape, generator=draw).to(value) / 2)
+
+
+def bounded(inputs: Sequence[Input], values: Mapping[str | int, Sequence[Tensor]]) -> tuple[Input, ...]:
+    """The inputs, whole numbers with the range that they have in `values`. Raises `InputError` for too large ones."""
+    result = []
+    for each in inputs:
+        if not each.dtype.is_floating_point:
+            low = min(float(value.min()) for value in values[each.name] if value.numel())
+            high = max(float(value.max()) for value in values[each.name] if value.numel())
+            if max(-low, high) >= WHOLE:
+                raise InputError(
+                    f"input {each.name!r} has whole numbers from {low:.0f} to {high:.0f}; expected less than 2^24"
+                )
+            each = replace(each, low=low, high=high)
+        result.append(each)
+    return tuple(result)
+
+
+def named(inputs: Any) -> dict[str | int, Tensor]:
+    """Inputs by name or place. Raises `InputError` unless they are tensors with one count of samples."""
+    listed = inputs if isinstance(inputs, tuple | list) else [inputs]
+    values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.dim() or len(value) != samples_in(values):
+            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(
+                f"input {name!r} is {found}; expected a tensor (n, ...), or a tuple or dict of such with one n"
+            )
+    return {name: _ordinary(value) for name, value in values.items()}
+
+
+def samples_in(values: Mapping[str | int, Tensor]) -> int:
+    """How many samples a batch of several inputs has."""
+    return len(next(iter(values.values())))
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    """A tensor of no subclass and without a graph, which results would inherit, made outside inference mode."""
+    value = value.as_subclass(Tensor).detach()
+    return value.clone() if value.is_inference() else value
+
+
+def _listed(shapes: Mapping[str | int, tuple[tuple[int | None, ...], torch.dtype]]) -> str:
+    return ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in shapes.items()) or "one tensor"

@@ -1,0 +1,116 @@
+"""Boxes of n images at once: thinned out, held against others, and judged by average precision as COCO has it.
+
+COCO's evaluation (https://cocodataset.org/#detection-eval) in two halves: `match` looks at every image by itself, and
+`average_precision` puts matches of any images together, hundreds of times for an interval. All boxes are padded to as
+many an image, with the class -1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_area
+
+THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
+"""IoU from which on a box counts as right; the mean over all of them is mAP50-95."""
+
+_RECALLS = torch.from_numpy(np.linspace(0, 1, 101))
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """Boxes of n images: `corners` (n, k, 4) x1, y1, x2, y2, `classes` (n, k), -1 for none, `scores` (n, k).
+
+    `crowd` (n, k) marks boxes around many objects, in which any number of boxes is neither right nor wrong.
+    """
+
+    corners: Tensor
+    classes: Tensor
+    scores: Tensor
+    crowd: Tensor
+
+    @property
+    def there(self) -> Tensor:
+        """Which of them are boxes, (n, k)."""
+        return self.classes >= 0
+
+    def surer_than(self, score: float) -> Boxes:
+        """Those with at least this score."""
+        return replace(self, classes=torch.where(self.scores >= score, self.classes, -1))
+
+
+def survivors(corners: Tensor, scores: Tensor, classes: Tensor, overlap: float, most: int) -> Tensor:
+    """Places of the best boxes of one image, best first: none overlaps a better one of its class by more, (k,)."""
+    order = (
+        batched_nms(corners.float(), scores.float(), classes, overlap)
+        if overlap < 1
+        else scores.argsort(descending=True)
+    )
+    return order[:most]
+
+
+def match(boxes: Boxes, truth: Boxes, thresholds: tuple[float, ...] = THRESHOLDS) -> Tensor:
+    """For every box and threshold 1 where it is right, 0 where it is not, -1 where it does not count, (n, k, t).
+
+    A box is held against the truth of its class that nobody before it was held against and that it overlaps most; in
+    a crowd it does not count. `boxes` come in descending order of their scores.
+    """
+    overlaps = _overlaps(boxes, truth)
+    least = torch.tensor([min(value, 1 - 1e-10) for value in thresholds], dtype=torch.float64)
+    free = (truth.there & ~truth.crowd)[:, None].expand(-1, len(thresholds), -1).clone()
+    results = torch.zeros(*boxes.classes.shape, len(thresholds), dtype=torch.float64)
+    if not overlaps.numel():
+        return results
+    for place in range(boxes.classes.shape[1]):
+        own = overlaps[:, place, None]  # (n, 1, m)
+        best, index = torch.where(free, own, -1.0).max(2)
+        right = best >= least
+        free.scatter_(2, index[..., None], (free.gather(2, index[..., None]) & ~right[..., None]))
+        in_crowd = torch.where(truth.crowd[:, None], own, -1.0).amax(2) >= least
+        results[:, place] = torch.where(right, 1.0, torch.where(in_crowd, -1.0, 0.0))
+    return results
+
+
+def _overlaps(boxes: Boxes, truth: Boxes) -> Tensor:
+    """IoU (n, k, m) of boxes of one class, of a crowd the share of the box that it covers; -1 for other pairs."""
+    one, two = boxes.corners.double(), truth.corners.double()
+    low = torch.maximum(one[:, :, None, :2], two[:, None, :, :2])
+    high = torch.minimum(one[:, :, None, 2:], two[:, None, :, 2:])
+    shared = (high - low).clamp_min(0).prod(-1)
+    area, other = (box_area(each.reshape(-1, 4)).reshape(each.shape[:2]) for each in (one, two))
+    union = area[:, :, None] + torch.where(truth.crowd[:, None], 0, other[:, None] - shared)
+    same = (boxes.classes[:, :, None] == truth.classes[:, None]) & truth.there[:, None]
+    return torch.where(same, shared / union.clamp_min(1e-12), -1.0)
+
+
+def f1(boxes: Boxes, truth: Boxes, threshold: float = THRESHOLDS[0]) -> Tensor:
+    """F1 of the boxes of each image, (n,); 1 where there is none in either."""
+    results = torch.where(boxes.there, match(boxes, truth, (threshold,))[..., 0], -1.0)
+    right, counted = (results > 0).sum(1).double(), (results >= 0).sum(1)
+    wanted = (truth.there & ~truth.crowd).sum(1)
+    return torch.where(counted + wanted > 0, 2 * right / (counted + wanted).clamp_min(1), 1.0)
+
+
+def average_precision(classes: Tensor, scores: Tensor, results: Tensor, wanted: Tensor) -> Tensor:
+    """AP (classes with truth, t), the mean precision at 101 recalls, of boxes (b,) with results (b, t) as of `match`.
+
+    `wanted` (classes,) counts the truth of every class.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    classes, results = classes[order], results[order]
+    values = [_precision_curve(results[classes == k], wanted[k]).mean(0) for k in wanted.nonzero()[:, 0].tolist()]
+    return torch.stack(values) if values else torch.zeros(0, results.shape[1], dtype=torch.float64)
+
+
+def _precision_curve(results: Tensor, wanted: Tensor) -> Tensor:
+    """Precision at each of 101 recalls, (101, t): the best that any recall from there on has."""
+    right, wrong = (results > 0).double().cumsum(0).T.contiguous(), (results == 0).double().cumsum(0).T
+    if not right.shape[1]:
+        return torch.zeros(len(_RECALLS), len(right), dtype=torch.float64)
+    precision = right / (right + wrong).clamp_min(1e-12)
+    envelope = precision.flip(1).cummax(1).values.flip(1)
+    place = torch.searchsorted(right / wanted, _RECALLS.expand(len(right), -1).contiguous())
+    return torch.where(place < right.shape[1], envelope.gather(1, place.clamp_max(right.shape[1] - 1)), 0.0).T

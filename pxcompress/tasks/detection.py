@@ -1,0 +1,203 @@
+"""Object detection: boxes with classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from torch.nn.utils.rnn import pad_sequence
+
+from pxcompress.errors import InputError
+from pxcompress.proof import Metric
+from pxcompress.registry import option
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.box_layouts import AUTO, Candidates, read_boxes
+from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, match, survivors
+from pxcompress.tasks.task import Layout, Outputs, Task
+
+MOST = 100
+"""Boxes of an image that count, as in COCO's evaluation."""
+
+FAINT = 0.01
+"""Score below which a box is left out of the average precision."""
+
+FRAME = 6
+"""Numbers of a row of targets: class, x1, y1, x2, y2 in pixels of the input, 1 for a crowd.
+
+Rows with class -1 are no boxes; the last one of every image is -1, 0, 0, width, height of the input, number of classes.
+"""
+
+SIGNS = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+"""Signs of a box's four numbers, in turns: squares of sums then are sums of squares, on average over locations."""
+
+
+@TASKS.register("detection")
+@dataclass(frozen=True)
+class Detection(Task):
+    """Boxes with classes, raw as the model's heads return them; judged by COCO's mAP50-95.
+
+    `tasks/box_layouts.py` lists the layouts of raw outputs. Every location has one box, that of its surest class.
+    """
+
+    layout: str = option(AUTO, "how outputs hold boxes: auto, yolo, corners, detr, rt-detr, or one of your own")
+    score: float = option(0.25, "least score of a box that counts as said, not only as ranked", low=0.0, high=1.0)
+    overlap: float = option(0.6, "IoU from which on the less sure of two boxes of a class goes", low=0.0, high=1.0)
+    box_weight: float = option(2.0, "what a box's corners weigh beside its class where relevance starts", low=0.0)
+
+    metric = Metric("mAP50-95")
+    layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
+    reads_dense = False
+    whole_images = True
+
+    def logits(self, outputs: Outputs) -> Tensor:
+        """For every box that is said, its class's logit and its corners by its size, summed, (n,).
+
+        Corners have signs in turns over the locations, so that no move and no change of size cancels out.
+        """
+        candidates = self._candidates(outputs)
+        counts = self._said(candidates)
+        corners = candidates.corners / _sizes(candidates.corners.detach())
+        signs = SIGNS[torch.arange(corners.shape[1]) % len(SIGNS)].to(corners)
+        decisions = candidates.logits.amax(2) + self.box_weight * (corners * signs).sum(2)
+        return torch.where(counts, decisions, 0).sum(1)
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        """Boxes of an image, `MOST` times class, score and result at ten thresholds; F1; how many of every class.
+
+        (n, 12 * `MOST` + 1 + classes).
+        """
+        candidates = self._candidates(outputs)
+        boxes, truth = self._boxes(candidates), _truth(targets, relative=candidates.relative)
+        ranked = torch.cat([boxes.classes[..., None], boxes.scores[..., None], match(boxes, truth)], 2)
+        classes = candidates.logits.shape[2]
+        counted = truth.there & ~truth.crowd
+        wanted = torch.stack([(counted & (truth.classes == k)).sum(1) for k in range(classes)], 1)
+        said = f1(boxes.surer_than(self.score), truth)
+        return torch.cat([ranked.flatten(1), said[:, None], wanted.double()], 1)
+
+    def quality(self, statistics: Tensor) -> float:
+        """mAP50-95: the mean over the classes that occur, and over ten thresholds of IoU, of average precision."""
+        return float(self.precisions(statistics).mean()) if len(self.precisions(statistics)) else 0.0
+
+    def precisions(self, statistics: Tensor) -> Tensor:
+        """Average precision of every class that occurs at every threshold, (classes, 10)."""
+        size = 2 + len(THRESHOLDS)
+        ranked = statistics[:, : size * MOST].reshape(-1, size)
+        ranked = ranked[ranked[:, 0] >= 0]
+        wanted = statistics[:, size * MOST + 1 :].sum(0)
+        return average_precision(ranked[:, 0], ranked[:, 1], ranked[:, 2:], wanted)
+
+    def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """F1 of the boxes that are said, beside those of the dense model, at an IoU of 0.5."""
+        one, other = (self._boxes(self._candidates(each)).surer_than(self.score) for each in (outputs, dense))
+        return f1(one, other)
+
+    def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
+        """By the boxes that the dense model says: KL divergences of classes everywhere, and 1 - IoU of these boxes."""
+        one, reference = self._candidates(outputs), self._candidates(dense)
+        said = self._said(reference)
+        classes = _bernoulli_divergence(one.logits.double(), reference.logits.double()).sum((1, 2))
+        boxes = torch.where(said, 1 - _aligned_iou(one.corners, reference.corners), 0).sum(1)
+        return (classes + boxes) / said.sum(1)
+
+    def loss(self, statistics: Tensor) -> Tensor:
+        """1 less the F1 of an image's boxes at an IoU of 0.5."""
+        return 1 - statistics[:, (2 + len(THRESHOLDS)) * MOST]
+
+    def check(self, outputs: Outputs, targets: Tensor) -> None:
+        """Refuse data with more classes than the model has."""
+        given, returned = int(targets[:, -1, 5].max()), self._candidates(outputs).logits.shape[2]
+        if given > returned:
+            raise InputError(
+                f"the data have {given} classes of boxes, the model has {returned}; give data of its classes, or a "
+                "model that has them all"
+            )
+
+    def _candidates(self, outputs: Outputs) -> Candidates:
+        return read_boxes(outputs, self.layout)
+
+    def _boxes(self, candidates: Candidates) -> Boxes:
+        """The boxes of every image that are not too faint, thinned out, best first, `MOST` of each."""
+        scores, classes = candidates.logits.detach().sigmoid().max(2)
+        rows = [
+            torch.cat([corners, chosen[:, None].to(corners), ranked[:, None]], 1)[kept]
+            for corners, chosen, ranked in zip(candidates.corners.detach(), classes, scores, strict=True)
+            for kept in [self._survivors(corners, ranked, chosen, candidates.overlap, FAINT)]
+        ]
+        padding = torch.tensor([0.0, 0, 0, 0, -1, 0]).to(candidates.corners.detach())
+        rows.append(padding.expand(MOST, -1))
+        table = pad_sequence(rows, batch_first=True, padding_value=-1.0)[:-1].double().cpu()
+        there = table[..., 4] >= 0
+        return Boxes(table[..., :4], table[..., 4], torch.where(there, table[..., 5], 0), torch.zeros_like(there))
+
+    def _survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool, least: float) -> Tensor:
+        """Places of one image's boxes from the score `least` on."""
+        sure = (scores >= least).nonzero()[:, 0]
+        best = survivors(corners[sure], scores[sure], classes[sure], self.overlap if overlap else 1.0, MOST)
+        return sure[best]
+
+    def _said(self, candidates: Candidates) -> Tensor:
+        """Which locations hold a box that is said, (n, locations); in an image without any it is the surest one."""
+        scores, classes = candidates.logits.detach().sigmoid().max(2)
+        counts = torch.zeros_like(scores, dtype=torch.bool)
+        for image, (corners, ranked, chosen) in enumerate(
+            zip(candidates.corners.detach(), scores, classes, strict=True)
+        ):
+            kept = self._survivors(corners, ranked, chosen, candidates.overlap, self.score)
+            counts[image, kept if len(kept) else ranked.argmax()] = True
+        return counts
+
+
+@TASKS.register("box-agreement")
+@dataclass(frozen=True)
+class BoxAgreement(Detection):
+    """Boxes without labels: judged by the F1 of a model's boxes beside those of the dense one."""
+
+    metric = Metric("box F1")
+    layouts = ("unlabelled",)
+    reads_dense = True
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        """The agreement, (n, 1)."""
+        return self.agreement(outputs, dense)[:, None]
+
+    def quality(self, statistics: Tensor) -> float:
+        """Its mean."""
+        return float(statistics.double().mean())
+
+    def loss(self, statistics: Tensor) -> Tensor:
+        """1 less the agreement."""
+        return 1 - statistics[:, 0]
+
+
+def _truth(targets: Tensor, *, relative: bool) -> Boxes:
+    """The boxes that are asked for, in pixels of the input or as shares of its sides."""
+    table, frame = targets[:, :-1].double(), targets[:, -1].double()
+    corners = table[..., 1:5]
+    if relative:
+        corners = corners / frame[:, None, [3, 4, 3, 4]]
+    return Boxes(corners, table[..., 0], torch.ones_like(table[..., 0]), table[..., 5] > 0)
+
+
+def _sizes(corners: Tensor) -> Tensor:
+    """Width, height, width, height of boxes (..., 4)."""
+    low, high = corners.chunk(2, -1)
+    return (high - low).clamp_min(1e-6).repeat(*[1] * (corners.dim() - 1), 2)
+
+
+def _bernoulli_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL divergence of yes or no with these logits from that of the reference, elementwise."""
+    yes = reference.sigmoid() * (logsigmoid(reference) - logsigmoid(logits))
+    return yes + (-reference).sigmoid() * (logsigmoid(-reference) - logsigmoid(-logits))
+
+
+def _aligned_iou(one: Tensor, other: Tensor) -> Tensor:
+    """IoU of boxes at the same place, (n, locations)."""
+    one, other = one.double(), other.double()
+    low, high = torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:])
+    shared = (high - low).clamp_min(0).prod(-1)
+    areas = sum((each[..., 2:] - each[..., :2]).clamp_min(0).prod(-1) for each in (one, other))
+    return shared / (areas - shared).clamp_min(1e-12)

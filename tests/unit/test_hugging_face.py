@@ -1,0 +1,154 @@
+"""Models of Hugging Face's, saved with random weights: loaded, their heads and neurons found, one line for bad ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pxcompress.demo.notes import TOKENIZER
+from pxcompress.errors import ModelError
+from pxcompress.graph import find_groups, prune
+from pxcompress.models.inputs import blank_inputs
+from pxcompress.models.loading import Architecture, classifier_names, load_model, made_plain
+from pxcompress.models.outputs import difference, leaves
+from pxcompress.models.transformers_folder import save_slim
+from pxcompress.types import Plan
+
+transformers = pytest.importorskip("transformers")
+
+TEXT = {"vocab_size": TOKENIZER.vocabulary, "max_position_embeddings": 40, "num_labels": 3}
+BODY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24}
+DISTIL = {"dim": 16, "n_layers": 1, "n_heads": 4, "hidden_dim": 24}
+IMAGE = {**BODY, "image_size": 16, "patch_size": 8}
+SEGFORMER = {
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [8, 8, 16, 16],
+    "num_attention_heads": [2, 2, 2, 4],
+    "decoder_hidden_size": 16,
+    "num_labels": 5,
+}
+MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "bert": ("BertForSequenceClassification", "BertConfig", {**TEXT, **BODY}),
+    "two-layers": ("BertForSequenceClassification", "BertConfig", {**TEXT, **BODY, "num_hidden_layers": 2}),
+    "sentences": ("BertModel", "BertConfig", {**TEXT, **BODY}),
+    "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", {**TEXT, **DISTIL}),
+    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", {**TEXT, **BODY}),
+    "vit": ("ViTForImageClassification", "ViTConfig", IMAGE),
+    "dinov2": ("Dinov2Model", "Dinov2Config", IMAGE),
+    "clip": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**IMAGE, "projection_dim": 8}),
+    "siglip": ("SiglipVisionModel", "SiglipVisionConfig", IMAGE),
+    "segformer": ("SegformerForSemanticSegmentation", "SegformerConfig", SEGFORMER),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all of them, texts with a tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=__import__("tokenizers").Tokenizer.from_str(TOKENIZER.content), pad_token="[PAD]"
+    )
+    for name, (kind, config, options) in MODELS.items():
+        torch.manual_seed(0)
+        net = getattr(transformers, kind)(getattr(transformers, config)(**options))
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.3)
+        net.save_pretrained(root / name)
+        if "vocab_size" in options:
+            tokenizer.save_pretrained(root / name)
+    return root
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_and_neurons_go(name: str, saved: Path) -> None:
+    """Found and proved by removal; and the configuration alone builds the same module again."""
+    loaded = load_model(f"hf:{saved / name}", classes=None, pretrained=True, classifier=False)
+    example = blank_inputs(loaded.preprocessing)
+    structure = find_groups(loaded.model, example, classifier_names(loaded.model, example))
+    assert {"head", "neuron"} <= {group.kind for group in structure.groups}
+    architecture = Architecture.from_json(loaded.architecture.to_json())
+    again = made_plain(architecture.build(), loaded.preprocessing).eval()
+    again.load_state_dict(loaded.model.state_dict())
+    with torch.no_grad():
+        assert difference(leaves(again(example)), leaves(loaded.model(example))) < 1e-6
+
+
+def test_sentences_are_means_over_their_tokens(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved / "sentences", tmp_path / "it"))
+    plain = load_model(f"hf:{folder}", classes=None, pretrained=True, classifier=False)
+    write(folder / "modules.json", [{"type": "st.Transformer"}, {"type": "st.Pooling", "path": "1_Pooling"}])
+    (folder / "1_Pooling").mkdir()
+    write(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
+    pooled = load_model(f"hf:{folder}", classes=None, pretrained=True, classifier=False)
+    write(folder / "modules.json", [{"type": "sentence_transformers.models.Normalize"}])
+    unit = load_model(f"hf:{folder}", classes=None, pretrained=True, classifier=False)
+    tokens = plain.preprocessing.tokenizer.encode([("rain",), ("a longer one about soup",)])[0].float()
+    with torch.no_grad():
+        values = [each.model.outputs_(tokens) for each in (plain, pooled, unit)]
+    assert torch.equal(values[0], values[1])
+    torch.testing.assert_close(nn.functional.normalize(values[0]), values[2])
+    hidden = plain.model.net(input_ids=tokens[:1, 0, :3].long()).last_hidden_state
+    torch.testing.assert_close(values[0][:1], hidden.mean(1), atol=1e-5, rtol=1e-5)
+    write(folder / "modules.json", [{"type": "st.Pooling", "path": "1_Pooling"}])
+    write(folder / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
+    with pytest.raises(ModelError, match="pools by cls_token; expected the mean"):
+        load_model(f"hf:{folder}", classes=None, pretrained=True, classifier=False)
+
+
+def write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+def test_folders_that_cannot_be_taken_are_named(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved / "bert", tmp_path / "it"))
+    config = json.loads((folder / "config.json").read_text())
+
+    def told() -> str:
+        with pytest.raises(ModelError) as error:
+            load_model(f"hf:{folder}", classes=None, pretrained=True)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    write(folder / "config.json", {**config, "model_type": "mine", "auto_map": {"AutoModel": "mine.Net"}})
+    assert "needs code of its own ('mine')" in told()
+    write(folder / "config.json", {**config, "model_type": "mine"})
+    assert "which transformers does not know" in told()
+    write(folder / "config.json", {**config, "num_hidden_layers": 2})
+    assert "lack 16 tensors of BertForSequenceClassification" in told()
+    write(folder / "config.json", config)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    assert "has no tokenizer; expected tokenizer.json" in told()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "expected model.safetensors" in told()
+    with pytest.raises(ModelError, match="has 3 classes, the data has 5"):
+        load_model(f"hf:{saved / 'bert'}", classes=5, pretrained=True)
+    with pytest.raises(ModelError, match="no classifier, only features"):
+        load_model(f"hf:{saved / 'dinov2'}", classes=None, pretrained=True)
+
+
+def test_from_pretrained_loads_what_a_configuration_can_say(saved: Path, tmp_path: Path) -> None:
+    """Layers of 6 and 10 neurons in one configuration of 10; not where a head is gone."""
+    loaded = load_model(f"hf:{saved / 'two-layers'}", classes=None, pretrained=True)
+    example = blank_inputs(loaded.preprocessing)
+    groups = find_groups(loaded.model, example, classifier_names(loaded.model, example), prove=False).groups
+    heads, first, _, second, *_ = groups
+    assert (heads.kind, first.units, second.units) == ("head", 24, 24)
+    neurons = {first.name: tuple(range(18)), second.name: tuple(range(14))}
+    pruned = prune(loaded.model, groups, Plan(neurons, "", "", 0, 0, 0), example)
+    assert "every layer with 10 neurons" in save_slim(pruned.model, pruned.dense, tmp_path)
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "transformers").eval()
+    assert net.config.intermediate_size == 10
+    inputs = {name: torch.randint(1, 2, (2, 5)) for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(net(**inputs).logits, pruned.model.net(**inputs).logits, atol=1e-5, rtol=1e-4)
+    pruned = prune(loaded.model, groups, Plan({heads.name: (0,)}, "", "", 0, 0, 0), example)
+    assert "from_pretrained does not" in save_slim(pruned.model, pruned.dense, tmp_path)

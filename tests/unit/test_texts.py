@@ -1,0 +1,316 @@
+"""Texts and several inputs: from tables and factories to token ids, padding that counts nowhere, and files by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from command import Px, one_line
+from torch import Tensor, nn
+
+import pxcompress
+from pxcompress.data import load_splits, open_source
+from pxcompress.data.factory import open_factory
+from pxcompress.demo.nets import NoteReader
+from pxcompress.demo.notes import CLASSES, TOKENIZER, TOPICS, note, planted
+from pxcompress.deploy import predict_text
+from pxcompress.errors import DataError, InputError, ModelError
+from pxcompress.explain.heatmaps import Method, heatmaps
+from pxcompress.graph import find_groups
+from pxcompress.layout.rows import input_layouts
+from pxcompress.models.adapter import Adapter, called_with
+from pxcompress.models.inputs import preprocessing_of
+from pxcompress.models.loading import load_model, made_plain
+from pxcompress.models.signature import MASK, Signature, inputs_from_json
+from pxcompress.models.tokens import IDS, KINDS, Tokenizer
+from pxcompress.passes.collect import collect
+from pxcompress.passes.matching import moment_changes
+from pxcompress.passes.moments import moments
+from pxcompress.scorers import SCORERS
+from pxcompress.types import Input, Preprocessing
+
+READER = "pxcompress.demo.nets:note_reader"
+TINY = "notes:train=160,select=40,held_out=80"
+TEXTS = ("rain on the hill", "soup", "a train and a ticket for two", "the client")
+
+
+@pytest.fixture(scope="module")
+def reader() -> nn.Module:
+    """The net for notes with random weights, as every stage takes it."""
+    torch.manual_seed(0)
+    net = NoteReader(width=16, depth=1, heads=2).eval()
+    return made_plain(net, preprocessing_of(net)).eval()
+
+
+def encoded(*texts: str) -> Tensor:
+    return TOKENIZER.encode([(text,) for text in texts])[0].float()
+
+
+def test_texts_are_filled_up_to_the_longest_and_two_have_kinds() -> None:
+    tokenizer = Tokenizer(TOKENIZER.content, (IDS, MASK, KINDS), longest=9, vocabulary=TOKENIZER.vocabulary)
+    packed, cut = tokenizer.encode([("rain",), ("rain", "snow sun"), ("rain " * 20,)])
+    assert (packed.shape, cut) == ((3, 3, 9), 1)
+    assert packed[:, 1].sum(1).tolist() == [3, 6, 9]
+    assert packed[1, 2, :6].tolist() == [0, 0, 0, 1, 1, 1]
+    assert packed[0, 0, 3:].tolist() == [0] * 6  # [PAD]
+    assert [each.high for each in tokenizer.inputs] == [TOKENIZER.vocabulary - 1, 1, 1]
+
+
+def test_inputs_survive_their_record() -> None:
+    inputs = (
+        Input(IDS, (None,), torch.int64, 0, 99),
+        Input("image", (3, 4), torch.float32),
+        Input(1, (2,), torch.bool),
+    )
+    assert inputs_from_json(Signature(inputs).to_json()) == (*inputs[:2], Input(1, (2,), torch.bool, -np.inf, np.inf))
+    with pytest.raises(ValueError, match="no type of numbers"):
+        inputs_from_json('[{"name": "a", "shape": [1], "dtype": "load"}]')
+
+
+def test_what_a_text_gets_does_not_depend_on_the_others(reader: nn.Module) -> None:
+    together = reader(encoded(*TEXTS))
+    alone = torch.cat([reader(encoded(text)) for text in TEXTS])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_counts_in_no_statistic(reader: nn.Module) -> None:
+    """Moments, activations and matched moments of a padded batch are those of the texts one by one."""
+    labels = torch.zeros(len(TEXTS), dtype=torch.int64)
+    together = [(encoded(*TEXTS), labels)]
+    alone = [(encoded(text), labels[:1]) for text in TEXTS]
+    groups = find_groups(reader, encoded(TEXTS[0]), ("head",)).groups
+    assert {group.kind for group in groups} == {"head", "neuron"}
+    for statistic in (lambda a, m: a.abs().mean(2), lambda a, m: a.amax(2)):
+        found, expected = (collect(reader, groups, batches, statistic) for batches in (together, alone))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
+    layouts = input_layouts(reader, groups)
+    found, expected = (moments(reader, layouts, batches) for batches in (together, alone))
+    for name, value in expected.items():
+        assert found[name].whole.count == value.whole.count
+        torch.testing.assert_close(found[name].whole.second, value.whole.second, atol=1e-6, rtol=1e-5)
+    rows = {name: torch.arange(index.numel()) for name, index in layouts.items()}
+    torch.manual_seed(1)
+    other = NoteReader(width=16, depth=1, heads=2).eval()
+    other = made_plain(other, preprocessing_of(other)).eval()
+    expected_changes = moment_changes(reader, other, rows, "in", [(encoded(*[TEXTS[0]] * 4), labels)])
+    filled = torch.nn.functional.pad(encoded(*[TEXTS[0]] * 4), (0, 7))
+    longer = encoded(*[TEXTS[0]] * 4, " ".join(["a"] * 20))[:4]
+    for packed in (filled, longer):
+        changes = moment_changes(reader, other, rows, "in", [(packed, labels)])
+        for name, change in expected_changes.items():
+            torch.testing.assert_close(changes[name], change)
+
+
+@pytest.mark.parametrize("text", ["lrp-residual:ridge=0.1", "taylor", "magnitude", "activation", "lrp"])
+def test_scores_do_not_see_padding(reader: nn.Module, text: str) -> None:
+    labels = torch.zeros(len(TEXTS), dtype=torch.int64)
+    groups = find_groups(reader, encoded(TEXTS[0]), ("head",)).groups
+    scorer = SCORERS.build(text)
+    together = scorer(reader, groups, [(encoded(*TEXTS), labels)])
+    alone = scorer(reader, groups, [(encoded(each), labels[:1]) for each in TEXTS])
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, atol=1e-5 * float(value.abs().max()), rtol=1e-3)
+
+
+def test_relevance_of_tokens_adds_up_and_padding_has_none(reader: nn.Module) -> None:
+    """Without biases and with norms as scales the relevance at the tokens is the logit that it started from."""
+    inputs = encoded(*TEXTS)
+    targets = reader(inputs).argmax(1)
+    maps = heatmaps(reader, inputs, targets, Method(composite="epsilon"))
+    assert maps.shape == inputs[:, 0].shape
+    assert maps[inputs[:, 1] == 0].abs().max() == 0
+    assert maps[inputs[:, 1] == 1].abs().min() > 0
+
+
+def test_evidence_of_notes_is_where_topics_are() -> None:
+    for index in range(60):
+        text, evidence = note("train", index)
+        words = np.array(text.split())
+        topics = CLASSES[index % len(CLASSES)].split("+")
+        assert set(words[evidence]) <= {word for topic in topics for word in TOPICS[topic]}
+        assert all(any(word in TOPICS[topic] for word in words[evidence]) for topic in topics)
+        ids = TOKENIZER.encode([(text,)])[0][0, 0]
+        assert len(planted(f"notes/train/{index}")) == len(ids) == len(words) + 2
+        assert TOKENIZER.words(ids.tolist())[1:-1] == list(words)
+
+
+def write(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_tables_of_texts(tmp_path: Path) -> None:
+    rows = [f"rain and soup {number},{10 if number % 2 else 9}" for number in range(40)]
+    source = open_source(write(tmp_path / "notes.csv", "text,label", *rows))
+    assert (source.layout, source.classes, source.outputs) == ("classes", ("9", "10"), 2)
+    pairs = [json.dumps({"sentence1": "rain", "sentence2": f"sun {number}", "score": 0.5}) for number in range(40)]
+    source = open_source(write(tmp_path / "pairs.jsonl", *pairs))
+    assert (source.layout, source.classes) == ("numbers", ("score",))
+    assert source.train.read.values[0] == ("rain", "sun 0")
+    labelled = [f'"wind, rain",{"a;b" if number % 2 else "b"}' for number in range(40)]
+    assert open_source(write(tmp_path / "many.csv", "text,labels", *labelled)).layout == "labels"
+    source = open_source(write(tmp_path / "lines.txt", *(f"rain {number}" for number in range(40)), "", "sun"))
+    assert source.layout == "unlabelled"
+    assert {"line 1", "line 42"} <= {*source.train.ids, *source.select.ids, *source.held_out.ids}
+    preprocessing = Preprocessing((2, 8), inputs=TOKENIZER.inputs, tokenizer=TOKENIZER)
+    splits = load_splits(source, preprocessing)
+    assert splits.example.shape == (1, 2, 4)
+
+
+def test_two_texts_that_are_equal_are_said(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "lines.txt", *["rain"] * 3, *(f"sun {place}" for place in range(60))))
+    splits = load_splits(source, Preprocessing((2, 8), inputs=TOKENIZER.inputs, tokenizer=TOKENIZER))
+    assert any("copies of others" in text for text in splits.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "told"),
+    [
+        ("a.csv", ["text,label", "rain,a", ",b"], "row 2: column 'text' is empty"),
+        ("a.csv", ["text,label", "rain,a", "sun,"], "row 2: column 'label' is empty"),
+        ("a.csv", ["text,label", "rain,a", "sun,a"], "only one class"),
+        ("a.csv", ["text,score", "rain,much"], "no finite number"),
+        ("a.jsonl", ['{"text": "rain", "label": "a"}', '{"text": 3, "label": "b"}'], "row 2: column 'text' holds 3"),
+        ("a.jsonl", ['{"text": null, "label": "a"}'], "row 1: column 'text' is empty"),
+        ("a.txt", ["", "  "], "is empty; expected one text a line"),
+    ],
+)
+def test_bad_tables_are_named(name: str, lines: list[str], told: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=told):
+        open_source(write(tmp_path / name, *lines))
+
+
+def test_texts_and_models_that_do_not_fit(tmp_path: Path, reader: nn.Module) -> None:
+    texts = open_source(write(tmp_path / "lines.txt", *(f"rain {number}" for number in range(40))))
+    with pytest.raises(DataError, match="the data are texts, the model takes inputs of shape 3x8x8"):
+        load_splits(texts, Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(DataError, match="the model takes inputs of shape 2x8, the data are images"):
+        load_splits(open_source("digits"), Preprocessing((2, 8), inputs=TOKENIZER.inputs, tokenizer=TOKENIZER))
+    small = Tokenizer(TOKENIZER.content, vocabulary=20)
+    with pytest.raises(DataError, match=r"has the token \d+, the model knows 20 \(0 to 19\)"):
+        load_splits(texts, Preprocessing((2, 8), inputs=small.inputs, tokenizer=small))
+    with pytest.raises(ModelError, match="the tokenizer cannot be read"):
+        Tokenizer("{}").encode([("rain",)])
+    with pytest.raises(ModelError, match="input-size is given, but the model takes texts"):
+        load_model(READER, classes=6, input_size=32)
+    with pytest.raises(InputError, match="integrated-gradients goes from zero to an input"):
+        SCORERS.build("integrated-gradients")(reader, (), [(encoded("rain"), torch.zeros(1))])
+
+
+class TwoInputs(nn.Module):
+    """An image and the number of its place, looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.place = nn.Conv2d(3, 16, 3, padding=1), nn.Embedding(5, 16)
+        self.hidden, self.head = nn.Linear(16, 32), nn.Linear(32, 3)
+
+    def forward(self, picture: Tensor, place: Tensor) -> Tensor:
+        return self.head(self.hidden(self.image(picture).relu().mean((2, 3)) + self.place(place)).relu())
+
+
+def two_inputs() -> nn.Module:
+    torch.manual_seed(0)
+    return TwoInputs()
+
+
+def _pictures() -> list[tuple[object, int]]:
+    rng = np.random.default_rng(0)
+    return [
+        ({"picture": rng.standard_normal((3, 6, 6), np.float32), "place": np.int64(n % 5)}, n % 3) for n in range(120)
+    ]
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A module of a user's, `mine`, with factories."""
+    mine = SimpleNamespace(two_inputs=two_inputs, by_name=_pictures)
+    mine.by_place = lambda: [(tuple(inputs.values()), label) for inputs, label in _pictures()]
+    mine.ragged = lambda: [({IDS: np.arange(1, 3 + n % 4), MASK: np.ones(2 + n % 4, int)}, n % 2) for n in range(40)]
+    mine.uneven = lambda: [({IDS: np.arange(4), MASK: np.ones(3, int)}, 0)] * 4
+    mine.other_names = lambda: [({"a": np.ones(3)}, 0), ({"b": np.ones(3)}, 1)]
+    mine.huge = lambda: [({"ids": np.full(3, 2**25)}, 0), ({"ids": np.ones(3, int)}, 1)]
+    monkeypatch.setitem(sys.modules, "mine", mine)  # type: ignore[arg-type]
+    return mine
+
+
+def test_factories_may_give_several_inputs(module: SimpleNamespace) -> None:
+    data = open_factory("mine:by_name")
+    assert data.native_size == (3 * 36 + 1,)
+    assert [(each.name, each.shape, each.dtype) for each in data.inputs] == [
+        ("picture", (3, 6, 6), torch.float32),
+        ("place", (), torch.int64),
+    ]
+    assert [each.name for each in open_factory("mine:by_place").inputs] == [0, 1]
+    ragged = open_factory("mine:ragged")
+    assert ragged.native_size == (2, 5)
+    assert ragged.train.read.values[0].tolist() == [[1, 2, 0, 0, 0], [1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("uneven", "its inputs have lengths input_ids: 4, attention_mask: 3"),
+        ("other_names", "item 1: its inputs are b; expected a"),
+        ("huge", "whole numbers from 1 to 33554432"),
+    ],
+)
+def test_inputs_that_do_not_fit_each_other_are_named(name: str, told: str, module: SimpleNamespace) -> None:
+    with pytest.raises(DataError, match=told):
+        open_factory(f"mine:{name}")
+
+
+@pytest.mark.slow
+def test_several_inputs_go_the_whole_way(module: SimpleNamespace, tmp_path: Path, px: Px) -> None:
+    out = tmp_path / "run"
+    run = px("run", "--model", "mine:two_inputs", "--data", "mine:by_place", "--ratio", 0.5, "--out", out, "--json")
+    assert run.code == 0, run.err
+    session = ort.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [(port.name, port.type) for port in session.get_inputs()] == [
+        ("picture", "tensor(float)"),
+        ("place", "tensor(int64)"),
+    ]
+    picture, place = torch.randn(4, 3, 6, 6), torch.arange(4)
+    (found,) = session.run(None, {"picture": picture.numpy(), "place": place.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, pxcompress.load(out)(picture, place), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_notes_go_the_whole_way(tmp_path: Path, px: Px, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(net=lambda num_classes: NoteReader(num_classes, 16, 1, 2)))  # type: ignore[arg-type]
+    monkeypatch.setattr("pxcompress.demo.baseline.SCHEDULES", {"texts": _short()})
+    run = px("run", "--model", "mine:net", "--data", TINY, "--ratio", 0.5, "--out", out, "--json")
+    assert run.code == 0, run.err
+    session = ort.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [port.shape for port in session.get_inputs()] == [["batch", "length"]] * 2
+    spec = importlib.util.spec_from_file_location("predict", out / "predict.py")
+    assert spec is not None
+    assert Path(predict_text.__file__).read_bytes() == (out / "predict.py").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["predict.py", "rain and a ticket", "--model", str(out / "model.onnx")])
+    monkeypatch.setattr(predict_text, "__file__", str(out / "predict.py"))
+    predict_text.main()
+    shown = px("explain", out, "--json")
+    assert shown.code == 0, shown.err
+    assert one_line(px("certify", out / "model.onnx", "--data", "digits")).count("\n") == 0
+
+
+def _short() -> object:
+    from pxcompress.demo.baseline import Schedule
+
+    return Schedule(steps=2, epochs=1, learning_rate=1e-3)
+
+
+def test_a_view_of_a_view_keeps_its_inputs(reader: nn.Module) -> None:
+    assert isinstance(reader, Adapter)
+    again = called_with(reader, reader.signature_.inputs, (2, 5))
+    torch.testing.assert_close(again(encoded(*TEXTS)), reader(encoded(*TEXTS)))
