@@ -32,7 +32,8 @@ class ModelAndData:
     data: str = option(
         "digits",
         "Your data: a folder of images, a .csv or .jsonl table, a .txt of texts, a timm dataset spec, or "
-        f"package.module:factory, a function that returns them; or for a try an embedded set: {one_of(names_in('pxcompress.demo'))}.",
+        "package.module:factory, a function that returns them; or for a try an embedded set: "
+        f"{one_of(names_in('pxcompress.demo'))}.",
     )
     classes: Sequence[str] = option(
         (), "Keep only these classes of the classifier: names with commas, or a file with one per line."
