@@ -163,7 +163,7 @@ def _drop_options(text: str, names: Collection[str]) -> str:
 
 
 def guarantee_of(max_drop: float, **options: Any) -> Guarantee:
-    """What --max-drop and its companions ask for."""
+    """The `Guarantee` that --max-drop and the options beside it (--risk, --confidence ...) stand for."""
     return Guarantee(max_drop, **{name: value for name, value in options.items() if value is not None})
 
 

@@ -15,7 +15,7 @@ from pxcompress.onnx_in.operators.table import to_ints
 from pxcompress.onnx_in.trial import Trials
 
 MOST_NUMBERS = 16
-"""Whole numbers of a constant that may be sizes, axes or bounds."""
+"""Most elements that an integer constant may have to be taken for sizes, axes or bounds."""
 
 
 @dataclass(frozen=True)

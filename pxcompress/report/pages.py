@@ -44,7 +44,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A text with a smaller one under it."""
+    """A table cell with a text and a smaller one under it."""
 
     text: str
     under: str

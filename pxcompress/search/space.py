@@ -18,7 +18,7 @@ Values = Mapping[str, Value]
 """Parameter name -> what is chosen."""
 
 DEPTHS = PARTS[1:]
-"""Parts that have a rule in every composite."""
+"""Parts of a network, by depth, that have a rule in every composite."""
 
 SMALLEST = 1e-6
 """Where a logarithmic range whose lower end is 0 starts, as a share of its upper end."""

@@ -179,7 +179,7 @@ class OrtSession(Session):
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A call on bound buffers. It holds the buffers because a binding on the CPU only points at their memory."""
+    """A callable that runs a model on bound buffers; it keeps these alive, since a binding only points at them."""
 
     model: Any
     binding: Any
