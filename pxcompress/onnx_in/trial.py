@@ -22,7 +22,7 @@ LARGEST_KNOWN = 1 << 20
 """Largest number of elements of a computed constant that the module keeps instead of computing it."""
 
 OPEN_SIDE = 96
-"""Pixels of a side that the file leaves open, where nothing else says how many; later axes have more."""
+"""Default size, in pixels, of an image side that the file leaves dynamic; later axes get larger ones."""
 
 
 class Refused(Exception):

@@ -60,7 +60,7 @@ class Row:
 
     @property
     def faster(self) -> str:
-        """ "2.00x", with words where it is none."""
+        """The speed-up as text, with "slower" or "not shown" where there is none: "2.00x"."""
         if self.speedup is None:
             return "reference"
         words = "" if self.speedup.low > 1 else ", slower" if self.speedup.high < 1 else ", not shown"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
-    dense_guesses,
+    is_dense_at_chance,
     format_command,
     is_classifier,
     is_faster,
@@ -90,7 +90,7 @@ def _shipped(report: Report) -> Iterator[str]:
 _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (_uncertified, lambda report: f"a smaller --ratio, more {_samples(report)}, or a larger --max-drop"),
     (
-        dense_guesses,
+        is_dense_at_chance,
         lambda report: (
             "give weights that know these classes (--checkpoint), or the image size that they know (--input-size)"
         ),

@@ -44,8 +44,8 @@ class Figure:
         return self.pruned / self.dense if self.dense else float("nan")
 
 
-def dense_guesses(report: Report) -> bool:
-    """Whether the dense model is a classifier that has nothing to lose."""
+def is_dense_at_chance(report: Report) -> bool:
+    """Whether the dense model is a classifier no better than chance, so that it has no accuracy to lose."""
     if not is_classifier(report):
         return False
     return is_chance_level(report.dense.quality.value, report.dense.samples, len(report.data.classes))
@@ -225,7 +225,7 @@ def describe_accuracy(report: Report) -> str:
     """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the change where none is shown."""
     metric, change = report.metric, report.change
     words = describe_accuracy_briefly(report)
-    if dense_guesses(report):
+    if is_dense_at_chance(report):
         return f"{words} (the dense model guesses: {metric.name} {metric.format(report.dense.quality.value)})"
     difference = "" if change.is_shown else f"{metric.format_change(change.value)} {metric.change_unit}".rstrip() + ", "
     return f"{words} ({difference}95 % interval of the change {format_change_span(change, metric)})"
@@ -234,7 +234,7 @@ def describe_accuracy(report: Report) -> str:
 def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
     """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
     metric, change = report.metric, report.change
-    if dense_guesses(report):
+    if is_dense_at_chance(report):
         return "no accuracy to lose"
     metric_text = f" {metric.name}" if with_metric else ""
     if not change.is_shown:

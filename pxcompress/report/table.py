@@ -217,7 +217,7 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
 
 
 def align(lines: Sequence[_Line]) -> list[str]:
-    """The first and the last column to the left, the others to the right."""
+    """Rows as text in columns: the first and the last aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<", *[">"] * (len(widths) - 2), "<"]
     return [
