@@ -11,7 +11,7 @@ import csv
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,19 @@ import numpy as np
 from certify import CHANGED, EDGE, SIZES, Population, population
 from certify_methods import hoeffding, hoeffding_bentkus
 
-from pxcompress.certify.anytime import stake_budget, stopping_time
+from pxcompress.certify.anytime import certify_anytime, stake_budget, stopping_time
 from pxcompress.certify.bounded import mean_interval
 from pxcompress.certify.few_labels import completed_labels, samples_to_label
 from pxcompress.certify.learn_then_test import Array, betting, binomial, e_process, fixed_sequence, log_wealth
-from pxcompress.certify.path import Goal, losses
+from pxcompress.certify.path import Candidate, Goal, Tested, losses
 from pxcompress.data import open_source
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
+from pxcompress.run_folder.certificate import ReservedSamples, judge_files, verify
 from pxcompress.run_folder.labelling import QUESTIONS, certify_answers, request_labels
+from pxcompress.run_folder.ledger import Procedure
 from pxcompress.run_folder.names import DENSE, SLIM
+from pxcompress.workload import load_workload
 
 SEED = 0
 DELTA = 0.05
@@ -38,6 +41,7 @@ PATHS = {"path with bad models": len(SIZES), "path of four good models": 4}
 REUSED = (*[0.03] * 6, *[0.005] * 3, *[0.08] * 3)
 """Risks of the models that are tested one after the other, at alpha = 0.03."""
 RATIOS = (0.5, 0.8, 0.9)
+TASK_RUNS = (("segmenter", "pxcompress.demo.nets:unet", "glyph-masks", 0.05),)
 Row = dict[str, Any]
 
 
@@ -53,7 +57,7 @@ def few_labels(people: Population, rng: np.random.Generator, n: int, draws: int)
         goal = Goal(risk, float(true[EDGE]) - 1e-9, DELTA)
         some = replace(people, pruned=people.pruned[: PATHS[path]])
         drawn = [_few_labels(some, rng.integers(len(people.labels), size=n), goal) for _ in range(draws)]
-        for method in ("all labels", "where models disagree", "anytime, where they disagree"):
+        for method in ("all labels", "where models disagree", "anytime, where they disagree", "all, hoeffding-bentkus"):
             results = [each[method] for each in drawn]
             row: Row = {"part": f"few labels, {path}", "risk": risk, "method": method, "delta": DELTA}
             row |= {"alpha": goal.alpha, "n": n, "draws": draws}
@@ -74,7 +78,9 @@ def _few_labels(people: Population, index: Array, goal: Goal) -> dict[str, tuple
     anytime = replace(goal, anytime=True)
     stop = stopping_time(few, anytime)
     p_stop = [anytime.p_value(each[:stop]) for each in few]
+    bentkus = [float(hoeffding_bentkus(goal.in_unit(each), goal.in_unit(goal.alpha))) for each in full]
     return {
+        "all, hoeffding-bentkus": (fixed_sequence(bentkus, DELTA), len(index), 0.0),
         "all labels": (fixed_sequence(p_full, DELTA), len(index), 0.0),
         "where models disagree": (fixed_sequence(p_few, DELTA), len(asked), float(np.abs(p_full - p_few).max())),
         "anytime, where they disagree": (fixed_sequence(p_stop, DELTA), int((asked < stop).sum()), 0.0),
@@ -143,6 +149,34 @@ def stopping(rng: np.random.Generator, n: int, draws: int) -> Iterator[Row]:
         yield row | {"violation_rate": float(np.mean(results))}
 
 
+def groups_that_grow(rng: np.random.Generator, n: int, draws: int) -> Iterator[Row]:
+    """A model too bad in one group, a third of the samples; they come in three pieces, and it is looked at after each.
+
+    Each piece comes only where the one before did not pass, as one does who wants it to.
+    """
+    alpha, rates = 0.03, np.array([0.03, 0.005])
+    passed: dict[str, list[bool]] = {"e-process of each group": [], "binomial of each group, anew on all so far": []}
+    for _ in range(draws):
+        group = (rng.random(n) > 1 / 3).astype(int)
+        values = (rng.random(n) < rates[group]).astype(float)
+        goal = Goal(alpha=alpha, delta=DELTA, anytime=True)
+        budget = stake_budget(2 * DELTA, 0.0, 0, n)
+        rows: tuple[Tested, ...] = ()
+        peeked = False
+        for piece in np.array_split(np.arange(n), 3):
+            if not (rows and rows[0].p_value <= DELTA):
+                masks = {str(each): group[piece] == each for each in (0, 1)}
+                rows = certify_anytime([Candidate("one", 1, values[piece])], goal, budget, masks, rows)[0].rows
+            seen = slice(0, piece[-1] + 1)
+            values_of = [values[seen][group[seen] == each] for each in (0, 1)]
+            peeked |= max(float(binomial(each, alpha)) for each in values_of) <= DELTA
+        passed["e-process of each group"].append(rows[0].p_value <= DELTA)
+        passed["binomial of each group, anew on all so far"].append(peeked)
+    for method, results in passed.items():
+        row: Row = {"part": "groups, in pieces", "method": method, "delta": DELTA, "alpha": alpha, "n": n}
+        yield row | {"draws": draws, "violation_rate": float(np.mean(results))}
+
+
 def reuse(rng: np.random.Generator, n: int, draws: int) -> Iterator[Row]:
     """Six tests at most, each of a model chosen by all that was seen; those just above alpha or worse must not pass."""
     alpha, wrong, tests = 0.03, {"same samples, binomial": [], "one error budget": []}, []
@@ -200,13 +234,36 @@ def own_nets(alpha: float) -> Iterator[Row]:
             samples.load(place).save(root / "images" / name)
         for anytime in (True, False):  # the second looks at all of them
             out = root / f"labels {anytime}"
-            request = request_labels(files, str(root / "images"), Guarantee(alpha), out, anytime=anytime)
+            request = request_labels(files, str(root / "images"), Guarantee(alpha), out, Procedure(anytime))
             record = certify_answers(_answered(out / QUESTIONS, truth), out)
             seen = record.rows[0].n
             row: Row = {"part": "own nets", "method": "anytime" if anytime else "binomial", "model": "resnet10t"}
             row |= {"data": "digits", "ratios": RATIOS, "alpha": alpha, "delta": record.delta, "images": request.images}
             row |= {"labels_asked": request.to_label, "samples_seen": seen, "chosen": record.chosen}
             yield row | {"rows": [(each.errors, each.n, each.p_value) for each in record.rows]}
+
+
+def own_task(kind: str, model: str, data: str, alpha: float) -> Row:
+    """A certified run of a model that is no classifier, verified, and what was chosen on the test split."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        guarantee = Guarantee(alpha, risk="loss-increase", steps=4)
+        recipe = Recipe(model, 0.5, data=data, guarantee=guarantee)
+        report = compress(recipe, folder, note=print)
+        record = report.certificate
+        assert record is not None
+        problems = verify(folder).problems
+        workload = load_workload(recipe)
+        ids = workload.splits.ids["test"]
+        samples = ReservedSamples(data, workload.splits.test, ids, (), {"": len(ids)}, workload.task)
+        files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]
+        fresh = judge_files(files, samples, guarantee.goal).rows
+    row: Row = {"part": f"end to end, {kind}", "method": "betting", "model": model, "data": data, "alpha": alpha}
+    row |= {"delta": record.delta, "n": record.n, "chosen": record.chosen_name, "problems": len(problems)}
+    row |= {"rows": [(each.name, each.errors, each.n, each.p_value) for each in record.rows]}
+    row |= {"test_n": fresh[1].n, "test_loss": fresh[1].errors / fresh[1].n}
+    quality = {"quality_dense": report.dense.quality.value, "quality_certified": report.pruned.quality.value}
+    return row | quality | {"macs_ratio": report.ratios.macs}
 
 
 def _answered(path: Path, truth: dict[str, str]) -> Path:
@@ -223,7 +280,7 @@ def _answered(path: Path, truth: dict[str, str]) -> Path:
 
 def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Validity of everything that the product does; that what it replaces is worse; labels saved."""
-    naive = ("binomial, looked at every 100", "same samples, binomial")
+    naive = ("binomial, looked at every 100", "same samples, binomial", "binomial of each group, anew on all so far")
     by_key = {(row["part"], row.get("risk"), row["method"]): row for row in rows}
     for (part, risk, method), row in by_key.items():
         where = f"{part}, {risk + ', ' if risk else ''}{method}"
@@ -235,17 +292,35 @@ def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield common.claim(
                 f"{where}: largest difference to a p-value of all labels", row["largest_p_difference"], 0, "equal"
             )
-        if "mean_labels" in row and method != "all labels":
+        if "mean_labels" in row and not method.startswith("all"):
             yield common.claim(f"{where}: mean labels, of {row['n']}", row["mean_labels"], row["n"] / 4, "lower")
         if part == "own nets":
             text = f"{where}: labels asked for, of {row['images']} (chosen: model {row['chosen']} of {len(RATIOS)})"
             yield common.claim(text, row["labels_asked"], row["images"] / 10, "lower")
+    yield from _power_claims(by_key)
+    for row in (row for row in rows if row["part"].startswith("end to end")):
+        where = f"{row['part']}, loss increase at most {row['alpha']:g}"
+        text = f"{where}: loss increase of {row['chosen']!r} on {row['test_n']} test samples (target: alpha)"
+        yield common.claim(text, row["test_loss"], row["alpha"], "lower")
+        yield common.claim(f"{where}: problems that verify finds", row["problems"], 0, "equal")
+        yield common.claim(f"{where}: MACs of what is certified (ratio)", row["macs_ratio"], 0.99, "lower")
     sizes = {row["method"]: row["mean_size"] for row in rows if "mean_size" in row}
     text = f"bounded losses: mean size certified by betting, oracle {SIZES[EDGE - 1]} (target: hoeffding-bentkus)"
     yield common.claim(text, sizes["betting"], sizes["hoeffding-bentkus"], "lower")
     widths = by_key["bounded losses", None, "interval of a mean"]
     text = "bounded losses: mean width of the interval of a mean (target: Hoeffding's)"
     yield common.claim(text, widths["mean_width"], widths["hoeffding_width"], "lower")
+
+
+def _power_claims(by_key: Mapping[tuple[str, str | None, str], Row]) -> Iterator[dict[str, Any]]:
+    """Models that pass with labels only where they are needed, beside those with all labels."""
+    few = "where models disagree"
+    for (part, risk, method), row in by_key.items():
+        if method == few:
+            for other, better in (("all labels", "equal"), ("all, hoeffding-bentkus", "higher")):
+                text = f"{part}, {risk}: mean number of models that pass, {few} (target: {other})"
+                target = by_key[part, risk, other]["mean_models_passed"]
+                yield common.claim(text, row["mean_models_passed"], target, better)
 
 
 def main() -> None:
@@ -258,8 +333,9 @@ def main() -> None:
         *bounded(rng, n, draws),
         *stopping(rng, n, draws),
         *reuse(rng, n, draws),
+        *groups_that_grow(rng, n, draws),
     ]
-    rows += [] if quick else own_nets(0.03)
+    rows += [] if quick else [*own_nets(0.03), *(own_task(*run) for run in TASK_RUNS)]
     command = "python benchmarks/certify_reuse.py" + " --quick" * quick
     common.write("certify_reuse", command, rows, [SEED], list(claims(rows)))
 

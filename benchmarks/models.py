@@ -112,6 +112,24 @@ def vit_hybrid(num_classes: int = 40) -> nn.Module:
     )
 
 
+def vit_deep(num_classes: int = 40) -> nn.Module:
+    """timm's ViT of 16 tokens, 6 blocks, 4 heads, width 128, behind two convolutions; 1.2 million parameters.
+
+    With so little in front of it its MLPs matter: they have to make the features that `vit_hybrid` gets.
+    """
+    return VisionTransformer(
+        img_size=32,
+        patch_size=2,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        num_classes=num_classes,
+        class_token=False,
+        global_pool="avg",
+        embed_layer=partial(HybridEmbed, convolutions((24, "M", 48, "M"), bias=False)),
+    )
+
+
 class CSP(nn.Module):
     """Half of the channels run through bottlenecks, and every step of the way is read at the end, as in YOLO's C2f."""
 

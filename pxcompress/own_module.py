@@ -204,12 +204,12 @@ def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | Non
 
 def _check_answers(module: Adapted, pruning: Pruning) -> None:
     """Refuse what needs labels or logits that a user's module or batches do not have."""
-    needs_labels = pruning.class_scores
+    needs_labels = pruning.class_scores or pruning.temperature_scaling
     needs_labels |= any(SCORERS.build(text).target == "label" for text in pruning.scorers)
     if needs_labels and not module.labelled:
         raise InputError(
-            f"scorer {pruning.scorer!r}, or class scores, need labels (n,) and logits (n, classes); give batches of "
-            "(inputs, labels), logits=FUNCTION where the module returns something else, or take another scorer"
+            f"scorer {pruning.scorer!r}, class scores or temperature scaling need labels (n,) and logits (n, classes); "
+            "give batches of (inputs, labels), logits=FUNCTION where the module returns something else, or leave it out"
         )
     for text in pruning.repair:
         if REPAIRS.build(text).needs_labels and (isinstance(module.model, Adapter) or not module.labelled):

@@ -14,7 +14,7 @@ from pxcompress.deploy.intervals import is_chance_level
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError, ProcessError
 from pxcompress.explain.similarity import compare_explanations
-from pxcompress.graph import find_groups
+from pxcompress.graph import find_groups, make_rotatable
 from pxcompress.guard import name_failures
 from pxcompress.models.loading import classifier_names
 from pxcompress.notes import Note, silent
@@ -25,9 +25,11 @@ from pxcompress.recipe.goal import MEASURED
 from pxcompress.repair import REPAIRS
 from pxcompress.report.record import Report
 from pxcompress.run import Run
+from pxcompress.run_folder.against import check_against
 from pxcompress.run_folder.certificate import check_certifiable, find_smallest_certified
+from pxcompress.run_folder.pages import write_report
 from pxcompress.run_folder.place import whole_folder
-from pxcompress.run_folder.results import assemble, measure, write_report
+from pxcompress.run_folder.results import assemble, measure
 from pxcompress.run_folder.saved import check_loads
 from pxcompress.run_folder.written import Files, export
 from pxcompress.scorers import SCORERS
@@ -119,6 +121,7 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         workload = load_workload(recipe)
         _check_task(recipe, workload.task)
         check_certifiable(recipe, workload)
+        check_against(recipe, workload)
         _check_names(recipe, workload)
     with clock.stage("weights"):
         if is_first():  # the others get its weights
@@ -141,7 +144,7 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     """Refuse what only classifiers have, before any work."""
     if isinstance(task, Classification):
         return
-    wanting = ["class_scores"] if recipe.class_scores else []
+    wanting = [name for name in ("class_scores", "temperature_scaling") if getattr(recipe, name)]
     wanting += [f"scorer {text!r}" for text in recipe.scorers if SCORERS.build(text).target == "label"]
     wanting += [f"repair {text!r}" for text in recipe.repair if REPAIRS.build(text).needs_labels]
     if wanting:
@@ -156,7 +159,8 @@ def _check_task(recipe: Recipe, task: Task) -> None:
 def _check_names(goal: Goal, workload: Workload) -> None:
     """Refuse names of groups that fit none, before anything is trained or scored for them."""
     if goal.only or goal.keep or goal.floors:
-        model, example = workload.loaded.model, workload.splits.example
+        example = workload.splits.example
+        model = make_rotatable(workload.loaded.model, example)
         structure = find_groups(model, example, classifier_names(model, example), prove=False)
         goal.selection.of(structure, model)
 

@@ -168,6 +168,32 @@ class Target:
     change: Estimate
 
 
+ContenderKind = Literal["dense", "pruned", "dense-int8", "pruned-int8", "smaller-images", "given"]
+"""What a model is beside the others: dense or pruned, as int8, on smaller images, or one that the user named."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that could be shipped, measured beside all others with inputs of its own, from the same test samples.
+
+    `params` and `macs` are None where only the file is known. `speedup` and `change` of the quality are against the
+    dense model, `beside_pruned` is the quality less that of the pruned one.
+    """
+
+    name: str
+    kind: ContenderKind
+    input_shape: tuple[int, ...]
+    params: Count | None
+    macs: Count | None
+    onnx_bytes: Count
+    quality: Estimate
+    samples: Count
+    latency_ms: Latency
+    speedup: Speedup
+    change: Estimate
+    beside_pruned: Estimate
+
+
 @dataclass(frozen=True)
 class StageTime:
     """One stage of a run; `quality_after`, on the select split, stands where the stage changed the model."""
@@ -325,6 +351,7 @@ WarningCode = Literal[
     "explanations",
     "loading",
     "remark",
+    "against",
 ]
 """Machine-readable kind of a warning; what people read is the warning's text."""
 

@@ -51,8 +51,15 @@ class Run:
         """A copy of this run that caches the moments of the dense `model` on the samples of `role`."""
         return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
+    def remember_moments_of(self, model: nn.Module) -> None:
+        """Let parts that remember the moments of another dense model remember those of `model` from now on."""
+        for part in self.parts.values():
+            if isinstance(part, MomentCache) and part.model is not model:
+                part.moments.clear()
+                part.model = model
+
     def clear_solutions(self, role: str) -> None:
-        """Clear the cached solutions that scorers derived from the moments of `role`; the moments stay."""
+        """Free what scorers derived from the moments of `role`; the moments stay."""
         part = self.parts[role]
         for each in part.moments.values() if isinstance(part, MomentCache) else ():
             each.solutions.clear()

@@ -14,9 +14,18 @@ from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
 from pxcompress.cost.count import list_uncounted
 from pxcompress.deploy.predictions import torch_quality
+from pxcompress.directions import rotate_streams_
 from pxcompress.errors import BudgetError, ResultError
 from pxcompress.exchange_rates import at_rates, with_measured_rates
-from pxcompress.graph import REMOVAL_TOLERANCE, find_groups, prune, removal_error
+from pxcompress.graph import (
+    REMOVAL_TOLERANCE,
+    find_groups,
+    make_rotatable,
+    own_all_norms,
+    prune,
+    removal_error,
+    settle_streams,
+)
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import spread_samples
@@ -32,6 +41,7 @@ from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.tasks.task import Task
+from pxcompress.temperature import with_temperature
 from pxcompress.types import (
     Agreement,
     Agreements,
@@ -80,15 +90,15 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     slim = cut(scored, plan, run)
     for ratio in later:
         slim = cut_further(scored, slim, ratio, run)
-    return replace(slim, attempts=attempts)
+    slim = with_temperature(slim, scored.example, run)
+    return replace(slim, pruned=settle_streams(slim.pruned), attempts=attempts)
 
 
 def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """The groups and what their units cost, without scores. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     with clock.stage("find groups"):
-        whole_structure = find_groups(model, example, classifier_names(model, example))
-        structure = recipe.selection.of(whole_structure, model)
+        model, structure = _find_structure(model, example, recipe)
         _check_removable(structure)
     with clock.stage(f"price ({recipe.budget})"):
         price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
@@ -102,6 +112,20 @@ def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
                 f"{operator}, in {modules[0]}{remainder}, counts as 0 MACs: nothing is known of what it multiplies"
             )
     return ScoredModel(model, example, structure, {}, price, ratio)
+
+
+def _find_structure(model: nn.Module, example: Tensor, goal: Goal) -> tuple[nn.Module, Structure]:
+    """A copy of `model` in which the streams that may lose directions are rotated, and all that may be removed."""
+    rotated = make_rotatable(model, example)
+    found = find_groups(rotated, example, classifier_names(rotated, example))
+    structure = goal.selection.of(found, rotated)
+    streams = {group.name: group for group in structure.groups if group.kind == "direction"}
+    if own_all_norms(rotated, streams.values()):
+        return rotated, structure
+    chosen = {group.name for group in structure.groups}
+    rotated = make_rotatable(model, example, streams)
+    found = find_groups(rotated, example, classifier_names(rotated, example), prove=False)
+    return rotated, replace(structure, groups=tuple(group for group in found.groups if group.name in chosen))
 
 
 def _check_removable(structure: Structure) -> None:
@@ -119,8 +143,12 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     scored = price_groups(model, example, run)
+    model, groups = scored.model, scored.structure.groups
+    if any(group.kind == "direction" for group in groups):
+        with clock.stage("rotate streams"), seeded(recipe.seed):
+            in_smaller_batches(partial(rotate_streams_, model, groups), run.parts["score"], clock.say)
     run = run.with_moment_cache("score", model)
-    groups = scored.structure.groups
+    run.remember_moments_of(model)
     candidates = []
     for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
         with clock.stage(f"score ({text})"):
@@ -330,12 +358,12 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
 def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
     empty_plan = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
-    yield _slim(scored, prune(scored.model, scored.structure.groups, empty_plan, scored.example))
+    yield _slim(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan, scored.example)))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
-            slim = cut(scored, plan, run.without_progress())
+            slim = with_temperature(cut(scored, plan, run.without_progress()), scored.example, run.without_progress())
         _measure_quality(slim.pruned, run)
-        yield slim
+        yield replace(slim, pruned=settle_streams(slim.pruned))
 
 
 def _slim(scored: ScoredModel, pruned: Pruned) -> PruneResult:

@@ -14,6 +14,7 @@ from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.environment import environment
 from pxcompress.errors import BudgetError, InputError
+from pxcompress.graph import settle_streams
 from pxcompress.notes import Note
 from pxcompress.pipeline import aligned, opened
 from pxcompress.proof import Metric
@@ -101,7 +102,7 @@ def _points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[
         except BudgetError:
             return  # nor is any larger one reached
         with run.clock.stage(f"ratio {ratio:g}"):
-            pruned = cut(scored, plan, run.without_progress()).pruned
+            pruned = settle_streams(cut(scored, plan, run.without_progress()).pruned)
         model = pruned.model
         value = quality_on_select(model, scored.model, run, task)
         run.clock.quality(task.metric, value)

@@ -26,7 +26,7 @@ Scores = Mapping[str, Tensor]
 Meter = Callable[[Mapping[str, int]], float]
 """Units kept per group (by name; groups left out are whole) -> cost in the budget's unit."""
 
-Kind = Literal["channel", "neuron", "head"]
+Kind = Literal["channel", "neuron", "head", "direction"]
 Axis = Literal["out", "in"]
 
 
@@ -156,6 +156,11 @@ class Group:
     kind: Kind
     units: int
     members: tuple[Member, ...]
+
+    @property
+    def rows_beside(self) -> int:
+        """Rows of its layers that stay beside its units: of a rotated stream the one that makes up for the mean."""
+        return 1 if self.kind == "direction" else 0
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -298,7 +303,7 @@ class Agreements:
 class PruneResult:
     """A repaired slim model and what led to it: `scores` of the dense model, `attempts` where files are measured.
 
-    `agreements` are None where no samples were held out.
+    `agreements` are None where no samples were held out. The logits were divided by `temperature`.
     """
 
     structure: Structure
@@ -307,6 +312,7 @@ class PruneResult:
     class_relevance: ClassRelevance | None = None
     attempts: tuple[Attempt, ...] = ()
     agreements: Agreements | None = None
+    temperature: float = 1.0
 
 
 class Scorer(Protocol):

@@ -8,14 +8,19 @@ budget: a test stakes half of what is left, and loses its stake only where a mod
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from pxcompress.certify.learn_then_test import Array, log_wealth
-from pxcompress.certify.path import Candidate, Certificate, Goal, certify
+from pxcompress.certify.learn_then_test import BETS, Array, log_capitals, log_wealth
+from pxcompress.certify.path import Candidate, Certificate, ClassResult, Goal, Tested, certify, judge
 from pxcompress.errors import InputError
+
+Part = TypeVar("Part", Tested, ClassResult)
+"""A row of a certificate, or one of its classes."""
 
 STAKE = 0.5
 """Share of what is left of the error budget that a test stakes."""
@@ -26,7 +31,8 @@ class Budget:
     """What an anytime test may use of a split, and what it leaves.
 
     It looks at samples from `begins` on, up to `ends`, of so many as there `are`. `total` is the chance that any
-    certificate on them is wrong, `left` what is left of it before this one, which stakes `stake`.
+    certificate on them is wrong, `left` what is left of it before this one, which stakes `stake`. A `resumed` test
+    goes on with the stake of an earlier one.
     """
 
     total: float
@@ -36,6 +42,7 @@ class Budget:
     ends: int
     are: int
     lost: bool = False
+    resumed: bool = False
 
     @property
     def left_after(self) -> float:
@@ -44,7 +51,12 @@ class Budget:
 
     @property
     def words(self) -> str:
-        """A sentence on the error budget that is left."""
+        """What is left, in a sentence."""
+        if self.resumed:
+            return (
+                f"samples {self.begins + 1} to {self.ends} of {self.are} were looked at, going on from an earlier "
+                f"certificate with its stake of {self.stake:.4g}"
+            )
         return (
             f"samples {self.begins + 1} to {self.ends} of {self.are} were looked at, and {self.stake:.4g} of the error "
             f"budget of {self.total:.4g} staked. LEFT for other tests: {self.are - self.ends} samples, and a budget of "
@@ -66,37 +78,107 @@ def stake_budget(total: float, lost: float, begins: int, are: int) -> Budget:
     return Budget(total, remaining_error, STAKE * remaining_error, begins, begins, are)
 
 
-def certify_anytime(candidates: Sequence[Candidate], goal: Goal, budget: Budget) -> tuple[Certificate, Budget]:
+def certify_anytime(
+    candidates: Sequence[Candidate],
+    goal: Goal,
+    budget: Budget,
+    classes: Mapping[str, Array] | None = None,
+    before: Sequence[Tested] = (),
+) -> tuple[Certificate, Budget]:
     """The certificate of a path by the losses of samples from where the `budget` begins, in the order of the test.
 
-    Losses end where labels do; the test stops there or earlier. Returns the budget with what was used of it, too.
+    Losses end where labels do; the test stops there or earlier. With `classes` (name -> mask of the losses) every one
+    of them has to pass: each has a capital of its own. `before` are the rows of an earlier certificate of the path, on
+    other samples, from whose capitals the test goes on. Returns the budget with what was used of it, too.
     """
-    stop = stopping_time([np.asarray(each.losses) for each in candidates], goal)
-    certificate = certify([each._replace(losses=np.asarray(each.losses)[:stop]) for each in candidates], goal)
+    masks = dict(classes or {})
+    stop = stopping_time([np.asarray(each.losses) for each in candidates], goal, masks, before)
+    masks = {name: mask[:stop] for name, mask in masks.items()}
+    candidates = [each._replace(losses=np.asarray(each.losses)[:stop]) for each in candidates]
+    rows = certify(candidates, goal, masks).rows
+    earlier: Sequence[Tested | None] = before or [None] * len(rows)
+    rows = tuple(
+        _with_capital(row, np.asarray(candidate.losses), goal, masks, one)
+        for row, candidate, one in zip(rows, candidates, earlier, strict=True)
+    )
+    certificate = judge(goal, rows)
     return certificate, replace(budget, ends=budget.begins + stop, lost=not all(certificate.certified))
 
 
-def stopping_time(path: Sequence[Array], goal: Goal) -> int:
+def _with_capital(row: Tested, losses: Array, goal: Goal, masks: Mapping[str, Array], before: Tested | None) -> Tested:
+    """`row` with its capitals, and with what was seen before."""
+    if not masks:
+        return _go_on(row, losses, goal, before)
+    earlier = {each.name: each for each in before.classes} if before else {}
+    classes = tuple(_go_on(each, losses[masks[each.name]], goal, earlier.get(each.name)) for each in row.classes)
+    return replace(
+        row,
+        n=row.n + (before.n if before else 0),
+        errors=row.errors + (before.errors if before else 0),
+        p_value=max(each.p_value for each in classes),
+        classes=classes,
+    )
+
+
+def _go_on(row: Part, losses: Array, goal: Goal, before: Tested | ClassResult | None) -> Part:
+    """`row` of these losses, after those `before`: sums, the largest wealth there ever was, and the last capitals."""
+    start = before.capital if before else (0.0,) * len(BETS)
+    values, alpha = goal.in_unit(losses), goal.in_unit(goal.alpha)
+    last = tuple(log_capitals(values, alpha, start)[:, -1].tolist()) if len(losses) else start
+    if before is None:
+        return replace(row, capital=last)
+    wealth = log_wealth(values, alpha, start).max(initial=0.0)
+    return replace(
+        row,
+        n=row.n + before.n,
+        errors=row.errors + before.errors,
+        p_value=min(before.p_value, math.exp(-wealth)),
+        capital=last,
+    )
+
+
+def stopping_time(
+    path: Sequence[Array], goal: Goal, classes: Mapping[str, Array] | None = None, before: Sequence[Tested] = ()
+) -> int:
     """How many losses (n,) of every model a test looks at: until it is known which models pass, at most all n.
 
-    The path is decided once each model has passed, or is shown by the same bet on the other side to be too bad, and
-    one that is too bad makes those after it needless.
+    The path is decided once each model has passed, in every one of the `classes`, or is shown by the same bet on the
+    other side to be too bad, and one that is too bad makes those after it needless. Models that passed `before` need
+    no more.
     """
     needed_samples = 0
-    for losses in path:
-        passes, fails = (_first(wealth >= -math.log(goal.delta)) for wealth in _wealths(losses, goal))
+    for place, losses in enumerate(path):
+        row = before[place] if before else None
+        passes, fails = _decided(losses, goal, classes or {}, row)
         needed_samples = max(needed_samples, min(passes, fails))
         if passes > fails or passes > len(losses):
             break
     return min(needed_samples, len(path[0]))
 
 
-def _wealths(losses: Array, goal: Goal) -> tuple[Array, Array]:
+def _decided(losses: Array, goal: Goal, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
+    """After how many losses a model passes in all classes, and fails in one; one more than there are for never."""
+    masks = classes or {"": np.ones(len(losses), dtype=bool)}
+    earlier: Mapping[str, Tested | ClassResult] = {}
+    if before is not None:
+        earlier = {each.name: each for each in before.classes} if classes else {"": before}
+    passes, fails = 0, len(losses) + 1
+    for name, mask in masks.items():
+        places = np.append(np.flatnonzero(mask) + 1, len(losses) + 1)
+        row = earlier.get(name)
+        if row is None or row.p_value > goal.delta:
+            growing, other = _wealths(losses[mask], goal, row.capital if row else 0.0)
+            passes = max(passes, int(places[_first(growing >= -math.log(goal.delta))]))
+            fails = min(fails, int(places[_first(other >= -math.log(goal.delta))]))
+    return passes, fails
+
+
+def _wealths(losses: Array, goal: Goal, start: ArrayLike = 0.0) -> tuple[Array, Array]:
     """The capital that grows where the risk is below alpha, and the one that grows where it is above."""
     values, alpha = goal.in_unit(np.asarray(losses)), goal.in_unit(goal.alpha)
-    return log_wealth(values, alpha), log_wealth(1 - values, 1 - alpha)
+    return log_wealth(values, alpha, start), log_wealth(1 - values, 1 - alpha)
 
 
 def _first(reached: Array) -> int:
-    """How many samples it takes; one more than there are where it is never reached."""
-    return int(reached.argmax()) + 1 if reached.any() else len(reached) + 1
+    """Place of the first that is reached; how many there are where none is."""
+    return int(reached.argmax()) if reached.any() else len(reached)

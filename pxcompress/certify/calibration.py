@@ -1,7 +1,7 @@
 """How far probabilities can be trusted, dense against pruned: calibration error and conformal sets, with intervals.
 
-Functions of logits (n, classes) and labels (n,) alone; NumPy and SciPy only. Where outputs are probabilities already,
-give their logarithms, which have the same softmax.
+Functions of outputs (n, classes) and labels (n,) alone. Outputs are logits, or probabilities where a model ends in a
+softmax.
 """
 
 from __future__ import annotations
@@ -12,14 +12,26 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from pxcompress.certify.bounded import mean_interval
+from pxcompress.certify.path import are_probabilities
 from pxcompress.errors import InputError
 from pxcompress.proof import Estimate
 
 BINS = 15
+"""Bins of equal width, as in Guo et al., 2017."""
+
 COVERAGE = 0.9
+"""Share of the samples whose true class a conformal set is to hold."""
+
+LEAST_SAMPLES = 4
+"""Fewer samples say nothing, since half of them set a threshold."""
+
 _RESAMPLES = 300
+_TEMPERATURES = (1 / 20, 20.0)
+"""Range in which a temperature is looked for."""
 
 Floats = NDArray[np.float64]
 
@@ -49,21 +61,46 @@ class CalibrationRecord:
     samples: int
 
 
-def softmax(logits: ArrayLike) -> Floats:
+def log_probabilities(outputs: ArrayLike) -> Floats:
+    """Logarithms of the probabilities (n, classes) that logits stand for, or of probabilities."""
+    values = np.asarray(outputs, dtype=np.float64)
+    if are_probabilities(values):
+        values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
+    return np.asarray(log_softmax(values, axis=1))
+
+
+def softmax(outputs: ArrayLike) -> Floats:
     """Probabilities (n, classes)."""
-    values = np.asarray(logits, dtype=np.float64)
-    shares = np.exp(values - values.max(axis=1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+    return np.exp(log_probabilities(outputs))
 
 
 def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> float:
-    """Mean distance between confidence and accuracy over bins of equally many samples (Nixon et al., 2019).
+    """Expected calibration error: the mean distance between confidence and accuracy over bins of equal width.
 
-    Bins of equal width hold few samples where the model is sure, and say more about chance than about the model.
+    `confidence` (n,) are the probabilities of the predicted classes, `right` (n,) says which of these are true.
     """
-    order = np.argsort(np.asarray(confidence), kind="stable")
-    gaps = (np.asarray(confidence, dtype=np.float64) - np.asarray(right, dtype=np.float64))[order]
-    return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(bins, len(gaps)))) / len(gaps))
+    import torch
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    shares = torch.from_numpy(np.array(confidence, dtype=np.float64))
+    truth = torch.from_numpy(np.array(right, dtype=np.int64))
+    return float(binary_calibration_error(shares, truth, bins, validate_args=False))
+
+
+def fit_temperature(outputs: ArrayLike, labels: ArrayLike) -> float:
+    """The number by which to divide logits (n, classes) so that the labels (n,) get the largest likelihood.
+
+    It changes no prediction (temperature scaling; Guo et al., 2017). Raises `InputError`.
+    """
+    logs, truth = log_probabilities(outputs), np.asarray(labels)
+    if not len(logs) or truth.shape != logs.shape[:1] or not np.isfinite(logs).all():
+        raise InputError(f"{len(logs)} samples and labels {truth.shape}; expected as many of both, and finite outputs")
+
+    def cost(logarithm: float) -> float:
+        return -float(_true(np.asarray(log_softmax(logs / math.exp(logarithm), axis=1)), truth).mean())
+
+    low, high = (math.log(end) for end in _TEMPERATURES)
+    return math.exp(float(minimize_scalar(cost, bounds=(low, high), method="bounded").x))
 
 
 def threshold_of(logits: ArrayLike, labels: ArrayLike, coverage: float = COVERAGE) -> float:
@@ -81,7 +118,7 @@ def threshold_of(logits: ArrayLike, labels: ArrayLike, coverage: float = COVERAG
 def compare_calibration(
     dense: ArrayLike, pruned: ArrayLike, labels: ArrayLike, coverage: float = COVERAGE, seed: int = 0
 ) -> CalibrationRecord:
-    """Calibration of both models from logits (n, classes) and labels (n,) of samples that shaped neither.
+    """Calibration of both models from outputs (n, classes) and labels (n,) of samples that shaped neither.
 
     Half of them, drawn by `seed`, set the conformal thresholds, on the other half sets are counted; all of them give
     the calibration errors. Intervals: those of a bounded mean (`mean_interval`) for sets; for calibration errors, which
@@ -143,6 +180,8 @@ def _true(shares: Floats, labels: ArrayLike) -> Floats:
 def _check(dense: Floats, pruned: Floats, labels: NDArray[np.generic]) -> None:
     if dense.ndim != 2 or dense.shape != pruned.shape or labels.shape != dense.shape[:1]:
         shapes = f"dense {dense.shape}, pruned {pruned.shape}, labels {labels.shape}"
-        raise InputError(f"{shapes}; expected logits (n, classes) of both and labels (n,), in the same order")
-    if len(dense) < 4 or not (np.isfinite(dense).all() and np.isfinite(pruned).all()):
-        raise InputError(f"{len(dense)} samples, some logits perhaps not finite; expected 4 or more, all finite")
+        raise InputError(f"{shapes}; expected outputs (n, classes) of both and labels (n,), in the same order")
+    if len(dense) < LEAST_SAMPLES or not (np.isfinite(dense).all() and np.isfinite(pruned).all()):
+        raise InputError(
+            f"{len(dense)} samples, some outputs perhaps not finite; expected {LEAST_SAMPLES} or more, all finite"
+        )

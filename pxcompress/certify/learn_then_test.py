@@ -43,15 +43,20 @@ BETS = np.geomspace(0.05, 0.95, 10)
 """Shares of the capital that `log_wealth` may bet at most 1 of, each with a tenth of it."""
 
 
-def log_wealth(values: Array, alpha: float) -> Array:
+def log_capitals(values: Array, alpha: float, start: ArrayLike = 0.0) -> Array:
+    """Logarithms of the capital of every bet after every loss, (..., bets, n), from those at the `start`, (bets,)."""
+    bets = BETS / (1 - alpha)
+    logs = np.log1p(bets[:, None] * (alpha - np.asarray(values, dtype=np.float64)[..., None, :])).cumsum(axis=-1)
+    return logs + np.broadcast_to(np.asarray(start), len(bets))[:, None]
+
+
+def log_wealth(values: Array, alpha: float, start: ArrayLike = 0.0) -> Array:
     """Logarithm of the capital after every loss, (..., n): an e-process of H0 "the risk is above alpha".
 
     Equal parts bet constant shares (the diversified capital of Waudby-Smith and Ramdas, 2020). It asks for no n
-    beforehand, so that a test may stop, or go on with more samples, at any time.
+    beforehand, so that a test may stop, or go on with more samples from the capitals at the `start`, at any time.
     """
-    bets = BETS / (1 - alpha)
-    logs = np.log1p(bets[:, None] * (alpha - np.asarray(values, dtype=np.float64)[..., None, :])).cumsum(axis=-1)
-    return logsumexp(logs, axis=-2) - math.log(len(bets))
+    return logsumexp(log_capitals(values, alpha, start), axis=-2) - math.log(len(BETS))
 
 
 def e_process(values: Array, alpha: float) -> Array:

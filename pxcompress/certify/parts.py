@@ -90,6 +90,14 @@ class Part:
             check_samples(total, goal)
 
 
+def check_groups(goal: Goal, masks: Mapping[str, Array], n: int, where: str = "to certify on") -> None:
+    """Raise `DataError` where n samples, or those of the smallest group (name -> mask), are too few."""
+    if masks:
+        smallest = min(masks, key=lambda name: int(masks[name].sum()))
+        n, where = int(masks[smallest].sum()), f"of {smallest!r}, the smallest group, {where}"
+    check_samples(n, goal, where)
+
+
 def _format_share(value: float) -> str:
     """Three digits or more: a share just below 1 keeps two digits of what it lacks."""
     return f"{value:.{max(3, 1 - math.floor(math.log10(1 - value)))}f}" if value < 1 else "1"

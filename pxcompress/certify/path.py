@@ -207,17 +207,21 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassResult:
-    """The samples of one class."""
+    """The samples of one class; `capital` as that of `Tested`."""
 
     name: str
     n: int
     errors: float
     p_value: float
+    capital: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Tested:
-    """One candidate's row. `errors` is the sum of the losses; `p_value` is the largest of those of its classes."""
+    """One candidate's row. `errors` is the sum of the losses; `p_value` is the largest of those of its classes.
+
+    `capital` has the logarithms of what every bet of an anytime test is worth, with which it can go on.
+    """
 
     name: str
     size: float
@@ -225,6 +229,7 @@ class Tested:
     errors: float
     p_value: float
     classes: tuple[ClassResult, ...] = ()
+    capital: tuple[float, ...] = ()
 
     @property
     def weakest(self) -> Tested | ClassResult:

@@ -28,7 +28,8 @@ class CertificateRecord:
     ones do. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the samples of `data`
     served `uses_before` certificates. `labels` is there where the data had none, `budget` for
     a test that may stop at any time: what it used, and what is left, `group` the column of a table
-    whose words are the classes; 1 / p of a row is the wealth of its bet so far. Models ran on `provider`.
+    whose words are the classes; 1 / p of a row is the largest wealth of its bets. `looked_at` has a short hash of
+    every sample of such a test, so that it can go on with others. Models ran on `provider`.
     """
 
     risk: str
@@ -55,6 +56,7 @@ class CertificateRecord:
     anytime: bool = False
     budget: Budget | None = None
     group: str = ""
+    looked_at: tuple[str, ...] = ()
     provider: str = "cpu"
     schema_version: Literal[1] = 1
 

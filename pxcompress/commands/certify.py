@@ -20,6 +20,7 @@ from pxcompress.recipe import Guarantee
 if TYPE_CHECKING:
     from pxcompress.certify.record import CertificateRecord
     from pxcompress.run_folder.labelling import LabelRequest
+    from pxcompress.run_folder.ledger import Procedure
 
 
 @dataclass(frozen=True)
@@ -33,25 +34,20 @@ class Request:
         ),
     ] = None
     max_drop: Annotated[
-        float | None, typer.Option(help="Largest risk to certify, see --risk: a share of the samples, such as 0.03.")
+        float | None, typer.Option(help="Largest risk to certify, see --risk: a share, such as 0.03.")
     ] = None
-    data: Annotated[
-        str, typer.Option(help="Labelled data, as for `run --data`.  [default: those of the run folder]")
-    ] = ""
+    data: Annotated[str, typer.Option(help="Labelled data, as for `run --data`.  [default: the run folder's]")] = ""
     unlabelled: Annotated[
         str,
-        typer.Option(
-            help="Instead of --data: a folder of images without labels; you label only those on which models disagree."
-        ),
+        typer.Option(help="Instead of --data: images without labels; you label only those on which models disagree."),
     ] = ""
     answers: Annotated[
-        Path | None,
-        typer.Option(help="Second step of --unlabelled: the to_label.csv of --out, with your labels filled in."),
+        Path | None, typer.Option(help="Second step of --unlabelled: the to_label.csv that you filled in.")
     ] = None
     out: Annotated[
-        Path,
-        typer.Option(help="With --unlabelled and --answers: folder for the images to label and the certificate."),
-    ] = Path("certificate")
+        Path | None,
+        typer.Option(help="Folder for the certificate, and what is to be labelled.  [default: certificate]"),
+    ] = None
     losses: Annotated[
         Path | None,
         typer.Option(
@@ -61,9 +57,7 @@ class Request:
     ] = None
     group: Annotated[
         str,
-        typer.Option(
-            help="With --losses: a text column that groups the samples; the risk must hold within each group."
-        ),
+        typer.Option(help="A text column of the table of samples or losses; the risk must hold for each of its words."),
     ] = ""
     anytime: Annotated[
         bool,
@@ -72,6 +66,10 @@ class Request:
             help="Stop as soon as the result is clear; later tests may use the other samples, within one error budget.",
         ),
     ] = False
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="certificate.json of a test with --anytime, which goes on with the samples it has not seen."),
+    ] = None
     confidence: Confidence = None
     risk: Risk = None
     part: Part = None
@@ -99,6 +97,21 @@ class Request:
         options = {name: getattr(self, name) for name in ("confidence", "part", "coverage")}
         return guarantee_of(self.max_drop, risk=self.risk or risk, **options)
 
+    def procedure(self) -> Procedure:
+        """How losses are tested; a test that goes on is like the earlier one. `InputError` where more is said of it."""
+        from pxcompress.run_folder.ledger import Procedure, read_earlier
+
+        if self.resume is None:
+            return Procedure(self.anytime, self.group, provider=self.provider)
+        self.refuse((*_GOAL, "part", "group"), "--resume")
+        earlier = read_earlier(self.resume)
+        return Procedure(True, earlier.group, earlier, self.provider)
+
+    @property
+    def place(self) -> Path:
+        """The folder of what is to be labelled."""
+        return self.out or Path("certificate")
+
 
 @takes_record(Request)
 def certify(request: Request) -> None:
@@ -111,71 +124,67 @@ def certify(request: Request) -> None:
     browser, to_label.csv for a spreadsheet), and `--answers FILE` certifies with the labels that you filled in.
     """
     if request.answers is not None:
-        request.refuse((*_MODELS, "max_drop", "confidence", "risk", "losses", "anytime", "group"), "--answers")
+        request.refuse((*_MODELS, *_GOAL, "losses", "anytime", "group", "resume"), "--answers")
         _show(_go_on(request, request.answers), request)
     elif request.losses is not None:
         request.refuse(_MODELS, "--losses")
-        _show(_certify_losses(request, request.losses), request)
+        _show(_certify_losses(request, request.losses), request, request.out)
+    elif request.unlabelled:
+        _ask_for_labels(request)
     else:
-        request.refuse(("group",), "models")
-        if request.unlabelled:
-            _ask_for_labels(request)
-        else:
-            _show(_certify_models(request), request)
+        _show(_certify_models(request), request, request.out)
 
 
 _MODELS = ("files", "data", "unlabelled", "part")
 """Options that say which models are tested on what."""
+
+_GOAL = ("max_drop", "confidence", "risk")
+"""Options that say what is to be certified."""
 
 
 def _go_on(request: Request, answers: Path) -> CertificateRecord:
     """What the labels in the file `answers` certify."""
     from pxcompress.run_folder.labelling import certify_answers
 
-    return certify_answers(answers, request.out, notes(request.quiet))
+    return certify_answers(answers, request.place, notes(request.quiet))
 
 
 def _certify_losses(request: Request, table: Path) -> CertificateRecord:
     """What a table of losses certifies; without a word on the risk that of their mean."""
     from pxcompress.run_folder.loss_table import certify_losses
 
-    goal = dataclasses.replace(request.guarantee(LOSS_RISKS[0]).goal, anytime=request.anytime)
-    return certify_losses(table, goal, request.group)
+    procedure = request.procedure()
+    goal = procedure.goal or dataclasses.replace(request.guarantee(LOSS_RISKS[0]).goal, anytime=request.anytime)
+    return certify_losses(table, goal, procedure.group, procedure.earlier)
 
 
 def _certify_models(request: Request) -> CertificateRecord:
     """What labelled data certify of the models."""
-    from pxcompress.run_folder.certificate import certify_files
+    from pxcompress.run_folder.model_files import certify_files
 
-    guarantee = request.guarantee()
+    procedure = request.procedure()
+    guarantee = procedure.goal or request.guarantee()
     if not request.files:
         raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
-    return certify_files(
-        request.files,
-        request.data,
-        guarantee,
-        request.seed,
-        anytime=request.anytime,
-        provider=request.provider,
-    )
+    return certify_files(request.files, request.data, guarantee, request.seed, procedure)
 
 
 def _ask_for_labels(request: Request) -> None:
     """Write what is to be labelled, and print what to do; certify at once where nothing is."""
     from pxcompress.run_folder.labelling import QUESTIONS, request_labels
 
-    guarantee, note = request.guarantee(), notes(request.quiet)
+    procedure, note = request.procedure(), notes(request.quiet)
+    guarantee = procedure.goal or request.guarantee()
     if request.data:
         raise InputError("--data and --unlabelled are given; give one of them")
-    questions = request_labels(
-        request.files or [], request.unlabelled, guarantee, request.out, anytime=request.anytime, note=note
-    )
+    files = request.files or []
+    questions = request_labels(files, request.unlabelled, guarantee, request.place, procedure, note)
     if not questions.to_label:
-        _show(_go_on(request, request.out / QUESTIONS), request)
+        _show(_go_on(request, request.place / QUESTIONS), request)
     elif request.as_json:
         print(json.dumps(dataclasses.asdict(questions), indent=1))
     else:
-        print(_to_do(questions, request.out))
+        print(_to_do(questions, request.place))
 
 
 def _to_do(request: LabelRequest, folder: Path) -> str:
@@ -192,10 +201,14 @@ def _to_do(request: LabelRequest, folder: Path) -> str:
     )
 
 
-def _show(record: CertificateRecord, request: Request) -> None:
-    """Print a certificate; `ResultError` where it certifies no smaller model."""
+def _show(record: CertificateRecord, request: Request, out: Path | None = None) -> None:
+    """Print a certificate, and write it into the folder `out`; `ResultError` where it certifies no smaller model."""
     from pxcompress.report.table import format_certificate
+    from pxcompress.run_folder.certificate import FILE
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / FILE).write_text(json.dumps(dataclasses.asdict(record), indent=1))
     print(json.dumps(dataclasses.asdict(record), indent=1) if request.as_json else format_certificate(record))
     if not record.chosen:
         raise ResultError("not certified: no model smaller than the first one passes")

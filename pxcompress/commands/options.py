@@ -177,7 +177,7 @@ def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     if kind is bool:
         return _keyword(field.name, Annotated[bool, option], False)
     if field.name in _READ:
-        kind = list[str] if field.name == "repair" else str
+        kind = list[str] if field.name in ("against", "repair") else str
     return _keyword(field.name, Annotated[kind | None, option], None)
 
 
@@ -267,13 +267,14 @@ def _scorer(text: str) -> str:
 
 def _read(name: str, value: Any) -> Any:
     """The value of a field as it was said, or as it stands in a file in the same words."""
-    if name == "repair" and isinstance(value, str):
+    if name in ("against", "repair") and isinstance(value, str):
         value = [value]
     return _READ[name](value) if name in _READ else value
 
 
 _READ: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _split_names),
+    "against": tuple,
     "repair": _repairs,
     "round_to": _parse_step,
     "scorer": _scorer,

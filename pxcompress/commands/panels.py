@@ -17,11 +17,11 @@ _PANELS = {
     MAIN_PANEL: (*_BASICS, "batch_size", "provider"),
     "goal": ("max_bytes", "relevance_share", "classes", "only", "keep", "scope", "min_keep", "floors", "round_to"),
     "scoring": ("scorer", "normalise", "class_scores"),
-    "repair": ("repair", "rounds"),
+    "repair": ("repair", "rounds", "temperature_scaling"),
     "input": ("input_size", "input_mean", "input_std"),
     "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "coverage"),
     "export": ("targets", "max_quant_drop", "fixed_batch"),
-    "measuring": ("threads",),
+    "measuring": ("against", "threads"),
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
 

@@ -17,12 +17,14 @@ from pxcompress.recipe import GOALS, Recipe
 UNUSED_IN_SEARCH = (
     "rounds",
     "class_scores",
+    "temperature_scaling",
     "targets",
+    "against",
     *(goal for goal in GOALS if goal != "ratio"),
     "guarantee",
     "bench",
 )
-"""Fields of a recipe that are no options of `search`."""
+"""Parts of a recipe that a search has no use for."""
 
 
 @takes_recipe(without=UNUSED_IN_SEARCH)

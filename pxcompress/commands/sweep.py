@@ -16,7 +16,20 @@ EXPORT = ("max_quant_drop", "fixed_batch")
 """Fields of a recipe that only exported files have a use for."""
 
 
-@takes_recipe(without=(*GOALS, "guarantee", "bench", "rounds", "targets", "class_scores", *EXPORT), ratio=0.5)
+@takes_recipe(
+    without=(
+        *GOALS,
+        "guarantee",
+        "bench",
+        "rounds",
+        "targets",
+        "against",
+        "class_scores",
+        "temperature_scaling",
+        *EXPORT,
+    ),
+    ratio=0.5,
+)
 def sweep(
     recipe: Recipe,
     ratios: Annotated[

@@ -136,6 +136,8 @@ def _rows(model: nn.Module, name: str, member: Member) -> int:
         value = getattr(model.get_submodule(path), attribute)
         return int(value.shape[member.dim] if isinstance(value, Tensor) else sum(value))
     module = model.get_submodule(name)
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[-1]
     weight: Tensor = module.weight  # type: ignore[assignment]
     if isinstance(module, nn.Embedding):
         return weight.shape[1]

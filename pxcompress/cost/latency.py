@@ -28,7 +28,7 @@ from pxcompress.cost.stairs import Stairs
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import check_batch_size
 from pxcompress.deploy.runtime import describe_device, get_device, open_session, time_graph, time_runs
-from pxcompress.graph import prune
+from pxcompress.graph import prune, settle_streams
 from pxcompress.types import Group, Meter, Plan
 
 Array = npt.NDArray[np.float64]
@@ -310,7 +310,7 @@ def measure_whole_model(
 ) -> float:
     """Milliseconds of one call of `model` with the first units of every group, exported and measured."""
     removed_units = {group.name: tuple(range(kept_units.get(group.name, group.units), group.units)) for group in groups}
-    slim = prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0), example).model
+    slim = settle_streams(prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0), example)).model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(slim, example, path, {}, batch=conditions.batch_size)  # any batch is not asked for here

@@ -2,9 +2,8 @@
 
 from pxcompress.data.class_order import match_class_order
 from pxcompress.data.embedded import EMBEDDED
-from pxcompress.data.folder import open_images
 from pxcompress.data.samples import Source
-from pxcompress.data.sources import check_classes, open_source, read_files, restrict_classes
+from pxcompress.data.sources import check_classes, open_images, open_source, read_files, restrict_classes
 from pxcompress.data.splits import load_splits, training_batches
 
 __all__ = [

@@ -116,14 +116,16 @@ def _read_unlabelled(scan: _Scan, halves: Sequence[Path]) -> UserData:
     return UserData((), train, held_out[0] if held_out else None, layout="unlabelled")
 
 
-def open_images(spec: str) -> Samples:
+def open_folder_images(spec: str) -> Samples:
     """Every image at or below the folder `spec`, by path; ids are paths relative to it. Their labels, -1, say nothing.
 
     Raises `DataError` where there are none.
     """
     root = Path(spec).expanduser()
     if not root.is_dir():
-        raise DataError(f"{spec!r} is no folder; give one with images, in any folders below it")
+        raise DataError(
+            f"{spec!r} is no folder; give one with images, in any folders below it, or a table: .csv, .jsonl"
+        )
     paths: dict[_Identity, Path] = {}
     for identity, path in _Scan(spec, root).walk(root, set()):
         paths.setdefault(identity, path)

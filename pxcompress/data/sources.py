@@ -13,13 +13,25 @@ from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.boxes import FILES, open_boxes
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.factory import is_factory, open_factory
-from pxcompress.data.folder import Files, open_folder
+from pxcompress.data.folder import Files, open_folder, open_folder_images
 from pxcompress.data.samples import Integers, Layout, Samples, Source, UserData, cut_pools
-from pxcompress.data.tables import SUFFIXES, open_table
+from pxcompress.data.tables import SUFFIXES, open_listed, open_table
 from pxcompress.data.texts import SUFFIX, open_lines
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, short, unknown
 from pxcompress.types import Preprocessing
+
+
+def open_images(spec: str) -> Samples:
+    """Every image below a folder, or those that a table lists, by path; their labels, -1, say nothing.
+
+    Raises `DataError` where there are none.
+    """
+    return open_listed(spec) if _is_table(spec) else open_folder_images(spec)
+
+
+def _is_table(spec: str) -> bool:
+    return spec.lower().endswith(SUFFIXES) and not Path(spec).expanduser().is_dir()
 
 
 def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout: Layout | None = None) -> Source:
@@ -69,7 +81,7 @@ def _user_data(spec: str, layout: Layout | None) -> UserData:
         return _timm(name, _parse_options(spec, options))
     if spec.lower().endswith(SUFFIX) and not Path(spec).expanduser().is_dir():
         return open_lines(spec)
-    if spec.lower().endswith(SUFFIXES) and not Path(spec).expanduser().is_dir():
+    if _is_table(spec):
         return open_table(spec)
     if is_factory(spec) and not Path(spec).exists():
         return open_factory(spec)

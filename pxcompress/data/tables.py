@@ -16,11 +16,12 @@ from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
 from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Targets, Values
 from pxcompress.data.texts import LABEL, read_classes, read_texts, text_columns
-from pxcompress.errors import DataError
+from pxcompress.errors import DataError, unknown
 
 SUFFIXES = (".csv", ".jsonl")
 _PATH_COLUMNS = ("path", "image", "file")
-_LABELS, _SPLIT = "labels", "split"
+_LABELS, _SPLIT, _GROUP = "labels", "split", "group"
+"""Columns that are no numbers to learn; what a group is called says nothing but which images belong together."""
 
 Row = Mapping[str, object]
 
@@ -40,6 +41,23 @@ class _Table:
 
 def open_table(spec: str) -> UserData:
     """The texts or images that the table `spec` lists; paths are relative to it. Raises `DataError`."""
+    table, root = _read_table(spec), Path(spec).expanduser().parent
+    if (columns := text_columns(table.names)) and not any(name in table.names for name in _PATH_COLUMNS):
+        return _open_texts(table, columns)
+    images = _image_paths(table, root)
+    if _LABELS in table.names:
+        layout: Layout = "labels"
+        classes, targets = _read_labels(table)
+    else:
+        layout = "numbers"
+        classes, targets = _read_numbers(table, (_path_column(table),))
+    samples = Samples.of(images, np.zeros(len(images), dtype=np.int64), Files(root, images), Values(targets))
+    train, held_out = _halves(table, samples)
+    return UserData(classes, train, held_out, layout=layout, outputs=len(classes))
+
+
+def _read_table(spec: str) -> _Table:
+    """The table's rows; `DataError` where it has none."""
     path = Path(spec).expanduser()
     try:
         rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)
@@ -47,19 +65,25 @@ def open_table(spec: str) -> UserData:
         raise DataError(f"data {spec!r} cannot be read ({error}); expected a CSV or JSONL file in UTF-8") from error
     if not rows:
         raise DataError(f"data {spec!r} is empty; expected rows with an image's path or a text, and its targets")
-    table = _Table(spec, rows, tuple(rows[0]))
-    if (columns := text_columns(table.names)) and not any(name in table.names for name in _PATH_COLUMNS):
-        return _open_texts(table, columns)
-    images = _image_paths(table, path.parent)
-    if _LABELS in table.names:
-        layout: Layout = "labels"
-        classes, targets = _read_labels(table)
-    else:
-        layout = "numbers"
-        classes, targets = _read_numbers(table, (_path_column(table),))
-    samples = Samples.of(images, np.zeros(len(images), dtype=np.int64), Files(path.parent, images), Values(targets))
-    train, held_out = _halves(table, samples)
-    return UserData(classes, train, held_out, layout=layout, outputs=len(classes))
+    return _Table(spec, rows, tuple(rows[0]))
+
+
+def read_words(spec: str, column: str) -> dict[str, str]:
+    """The words of a `column` of the table `spec`, by the path of the image as it stands there. Raises `DataError`."""
+    if not spec.lower().endswith(SUFFIXES):
+        raise DataError(f"data {spec!r} is no table, so that there is no column {column!r}; give a .csv or .jsonl")
+    table = _read_table(spec)
+    if column not in table.names:
+        raise unknown("column", column, table.names)
+    path = _path_column(table)
+    return {str(row[path]): str(row[column]) for row in table.rows}
+
+
+def open_listed(spec: str) -> Samples:
+    """The images that the table `spec` lists, whatever else it says; their labels, -1, say nothing."""
+    table, root = _read_table(spec), Path(spec).expanduser().parent
+    images = _image_paths(table, root)
+    return Samples.of(images, np.full(len(images), -1, dtype=np.int64), Files(root, images))
 
 
 def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
@@ -174,7 +198,7 @@ def _split_labels(table: _Table, number: int) -> set[str]:
 
 def _read_numbers(table: _Table, inputs: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Names of the columns that are targets, not `inputs`, and their values, (n, k)."""
-    columns = tuple(name for name in table.names if name not in (*inputs, _SPLIT))
+    columns = tuple(name for name in table.names if name not in (*inputs, _SPLIT, _GROUP))
     if not columns:
         raise DataError(f"data {table.spec!r} has no targets; expected a column {_LABELS!r}, or columns of numbers")
     values = [[_number(table, number, name) for name in columns] for number in range(len(table.rows))]

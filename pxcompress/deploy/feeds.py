@@ -9,9 +9,7 @@ import numpy as np
 
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
-
-_CHANNELS = (1, 3, 4)
-"""Numbers of channels that images have: grey, colour, with transparency."""
+from pxcompress.onnx_in.channels import are_channels_last
 
 _NUMBERS = 128
 """Random bytes of an image are below this."""
@@ -49,8 +47,12 @@ class Sizes:
 
 
 def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
-    """Shape of one sample of a file with one input: the file's, else the asked one. Raises `InputError`."""
-    return get_sample_shape(session, session.input, Sizes(image))
+    """Of one sample of a file with one input, channels first: what the file says, else what was asked.
+
+    Raises `InputError`.
+    """
+    shape = get_sample_shape(session, session.input, Sizes(image))
+    return (shape[-1], *shape[:-1]) if are_channels_last(session.input.shape) else shape
 
 
 def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
@@ -73,7 +75,7 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
         raise InputError(f"{session.path} takes {port.name!r} of any size {port}; say which: --shapes {option}")
     if sizes.image is None or min(sizes.image) < 1:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
-    channels_last = port.shape[1] is None and port.shape[3] in _CHANNELS
+    channels_last = are_channels_last(port.shape)
     sample = (*sizes.image[1:], sizes.image[0]) if channels_last else sizes.image
     return tuple(int(size_in_file or size) for size_in_file, size in zip(port.shape[1:], sample, strict=True))
 

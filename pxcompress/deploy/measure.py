@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,7 @@ def try_files(
     They take turns. Raises `ResultError` when one of them runs on another provider than the others.
     """
     check_batch_size(batch_size)
-    sessions = {path.name: runtime.open_session(path, provider, threads=threads) for path in paths}
-    provider_by_name = {name: session.placement.got for name, session in sessions.items()}
-    if len(set(provider_by_name.values())) > 1:
-        description = " and ".join(f"{name} on {provider_name}" for name, provider_name in provider_by_name.items())
-        raise ResultError(f"{description}: their speeds cannot be compared; use provider cpu")
+    sessions = _open_all({path.name: path for path in paths}, provider, threads)
     example = next((inputs for inputs, _ in batches), None)
     if example is None:
         raise DataError("no samples to measure on; expected at least one")
@@ -64,6 +60,39 @@ def try_files(
     limit = stopwatch.SECONDS * len(sessions)
     seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size, max_seconds=limit)
     return tuple(FileTiming(session, seconds[name], results[name], batch_size) for name, session in sessions.items())
+
+
+def try_apart(
+    files: Mapping[str, tuple[Path, Batches]],
+    task: Task,
+    *,
+    batch_size: int = 1,
+    provider: str = "auto",
+    threads: int = 0,
+) -> dict[str, FileTiming]:
+    """As `try_files`, of files by name that each take inputs of their own, of the same samples in the same order.
+
+    The task's metric must not depend on a dense model; agreement is that of each with itself.
+    """
+    check_batch_size(batch_size)
+    sessions = _open_all({name: path for name, (path, _) in files.items()}, provider, threads)
+    results, calls = {}, {}
+    for name, session in sessions.items():
+        batches = files[name][1]
+        results[name] = predictions({name: session}, name, name, batches, task)[name]
+        calls[name] = session.bind(np.repeat(next(iter(batches))[0][:1].cpu().numpy(), batch_size, axis=0))
+    seconds = stopwatch.time_interleaved(calls, max_seconds=stopwatch.SECONDS * len(calls))
+    return {name: FileTiming(session, seconds[name], results[name], batch_size) for name, session in sessions.items()}
+
+
+def _open_all(paths: Mapping[str, Path], provider: str, threads: int) -> dict[str, Session]:
+    """A session for every file; `ResultError` where one runs on another provider than the others."""
+    sessions = {name: runtime.open_session(path, provider, threads=threads) for name, path in paths.items()}
+    provider_by_name = {name: session.placement.got for name, session in sessions.items()}
+    if len(set(provider_by_name.values())) > 1:
+        description = " and ".join(f"{name} on {provider_name}" for name, provider_name in provider_by_name.items())
+        raise ResultError(f"{description}: their speeds cannot be compared; use provider cpu")
+    return sessions
 
 
 def throughput(timing: FileTiming) -> float:

@@ -27,7 +27,8 @@ class Predictions:
     """A model's results on n samples: completed `statistics` (n, t) of the task, in the order of the samples.
 
     `agreement` (n,) is that with a reference, `max_abs` the largest difference of an output to it; `broken` counts
-    samples with outputs that are not finite.
+    samples with outputs that are not finite. `class_outputs` (n, classes) are logits or probabilities, None for tasks
+    without.
     """
 
     task: Task
@@ -35,6 +36,7 @@ class Predictions:
     agreement: Tensor
     broken: int = 0
     max_abs: float = 0.0
+    class_outputs: Tensor | None = None
 
     @property
     def samples(self) -> int:
@@ -83,6 +85,7 @@ def predictions(
                     task.agreement(values, outputs[reference]),
                     int((~finite).sum()),
                     max_difference(values, outputs[reference]),
+                    task.class_outputs(values),
                 )
             )
     if not any(part.samples for part in parts[reference]):
@@ -97,12 +100,14 @@ def _finite(value: Tensor) -> Tensor:
 
 def _joined(batches: Sequence[Predictions]) -> Predictions:
     task = batches[0].task
+    rows = [batch.class_outputs for batch in batches if batch.class_outputs is not None]
     return Predictions(
         task,
         task.complete(torch.cat([batch.statistics for batch in batches])),
         torch.cat([batch.agreement for batch in batches]),
         sum(batch.broken for batch in batches),
         float(np.max([batch.max_abs for batch in batches])),  # max() would lose a NaN
+        torch.cat(rows) if len(rows) == len(batches) else None,
     )
 
 

@@ -22,6 +22,7 @@ from pxcompress.deploy.hardware import TF32_SWITCH
 from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError, OutOfMemoryError, PxError
 from pxcompress.models.signature import PACKING, Signature, inputs_from_json
+from pxcompress.onnx_in.channels import are_channels_last
 from pxcompress.proof import Placement
 
 Array = npt.NDArray[Any]
@@ -188,16 +189,29 @@ class Session(ABC):
         return dict(zip((port.name for port in self.inputs), values, strict=True))
 
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
-        """What every input takes, by name and in its type. Raises `InputError` for other shapes."""
+        """What every input takes, by name and in its type. Raises `InputError` for other shapes.
+
+        Images come with their channels first, or as the file has them.
+        """
         arrays = inputs if isinstance(inputs, Mapping) else self._unpacked(inputs)
         feed = {}
         for port in self.inputs:
             value = arrays[port.name]
             array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            if not port.fits(array.shape) and are_channels_last(port.shape):
+                array = np.moveaxis(array, 1, -1)
             if not port.fits(array.shape):
-                raise InputError(f"{self.path.name} expects inputs of shape {port}; given {array.shape}")
-            feed[port.name] = np.asarray(array, dtype=port.dtype, order="C")
+                raise InputError(f"{self.path.name} expects inputs of shape {port}; given {np.shape(value)}")
+            feed[port.name] = _converted(array, port.dtype)
         return feed
+
+
+def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
+    """`array` in a type; numbers that are to be whole are rounded, and end where the type ends."""
+    if np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.floating):
+        bounds = np.iinfo(dtype)
+        array = np.rint(array).clip(bounds.min, bounds.max)
+    return np.asarray(array, dtype=dtype, order="C")
 
 
 def runs_on_cpu(placement: Placement) -> bool:

@@ -74,7 +74,9 @@ def explain(
     recipe = read_run(folder)
     pruned = load_pruned(folder)
     workload = load_dense_workload(folder, data, note)
-    pruned = replace(pruned, dense=workload.loaded.model, model=pruned.model.to(device_of(workload.loaded.model)))
+    dense = workload.loaded.model
+    groups = tuple(group for group in pruned.groups if group.kind != "direction")  # which the dense model does not have
+    pruned = replace(pruned, dense=dense, model=pruned.model.to(device_of(dense)), groups=groups)
     preprocessing = workload.loaded.preprocessing
     inputs = (
         read_image_files(images, preprocessing) if images else read_samples(workload, data, request.samples, recipe)

@@ -4,14 +4,19 @@ from pxcompress.graph.attention_layouts import AttentionLayout, register_attenti
 from pxcompress.graph.dependencies import is_depthwise
 from pxcompress.graph.find import find_groups
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, mask_units, prune, removal_error
+from pxcompress.graph.rotatable import make_rotatable
+from pxcompress.graph.rotation import own_all_norms, settle_streams
 
 __all__ = [
     "REMOVAL_TOLERANCE",
     "AttentionLayout",
+    "own_all_norms",
     "find_groups",
     "is_depthwise",
     "mask_units",
     "prune",
     "register_attention",
     "removal_error",
+    "make_rotatable",
+    "settle_streams",
 ]

@@ -95,6 +95,18 @@ def set_heads_(model: nn.Module, group: Group, kept_heads: int) -> None:
     narrow_heads_(module, group.units, inner, kept_heads)
 
 
+def set_stream_(model: nn.Module, group: Group, left: int) -> None:
+    """Tell the attention modules that read the directions of `group` how wide their input is, `left`."""
+    heads = {reader: attention for attention in find_attentions(model) for reader in attention.inputs}
+    for member in group.consumers:
+        module = model.get_submodule(member.module.rpartition(".")[0])
+        if attention := heads.get(member.module):
+            inner: int = model.get_submodule(attention.output).in_features  # type: ignore[assignment]
+            narrow_heads_(module, attention.heads, inner, stream=left)
+        else:
+            narrow_heads_(module, 1, group.units + 1, stream=left)
+
+
 def _head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """An attention module's parameters and buffers of floating point, and the tables of what it is made of."""
     for path, part in module.named_modules():

@@ -25,11 +25,12 @@ SCALES = ("scale", "head_dim", "logit_scale", "temperature")
 
 @dataclass(frozen=True)
 class Widths:
-    """Heads and width of all of them together, before and after."""
+    """Heads and width of all of them together, before and after; `stream` is that of a narrowed input, 0 for none."""
 
     heads: int
     inner: int
     kept: int
+    stream: int = 0
 
     @property
     def kept_inner(self) -> int:
@@ -45,9 +46,10 @@ class Widths:
         *front, last_size = sizes
         if not isinstance(last_size, int):  # symbolic while exporting: the batch is in it
             return sizes
-        if last_size == self.inner // self.kept and _is(front[-1:], self.kept):
+        if last_size in (self.inner // self.kept, self.stream // self.kept) and _is(front[-1:], self.kept):
             return (*front, self.inner // self.heads)
-        if last_size == self.inner and (_is(x.shape[-1:], self.kept_inner) or _is(x.shape[-2:], self.kept_inner)):
+        is_inner = _is(x.shape[-1:], self.kept_inner) or _is(x.shape[-2:], self.kept_inner)
+        if last_size in (self.inner, self.stream) and is_inner:
             return (*front, self.kept_inner)
         if last_size == self.heads and _is(x.shape[-1:], self.kept):
             return (*front, self.kept)
@@ -91,17 +93,20 @@ class _ReshapeMode(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def narrow_heads_(module: nn.Module, heads: int, inner: int, kept_heads: int) -> None:
-    """Tell `module`, which has `heads` with `inner` rows together, to run with `kept_heads` of them.
+def narrow_heads_(
+    module: nn.Module, heads: int, inner: int, kept_heads: int | None = None, stream: int | None = None
+) -> None:
+    """Tell `module`, which has `heads` with `inner` rows together, to run with `kept_heads`, or on `stream` inputs.
 
     A module that keeps the width of its heads as an attribute needs no telling; one without a scale is left as it is.
     """
     if hasattr(module, SETTABLE) or not any(hasattr(module, key) for key in SCALES):
         return
     if isinstance(module, NarrowedAttention):  # in an earlier round: its sizes are those of the first
-        module.widths_ = replace(module.widths_, kept=kept_heads)
+        changes = {"kept": kept_heads, "stream": stream}
+        module.widths_ = replace(module.widths_, **{key: size for key, size in changes.items() if size is not None})
     else:
-        module.widths_ = Widths(heads, inner, kept_heads)  # type: ignore[assignment]
+        module.widths_ = Widths(heads, inner, kept_heads or heads, stream or 0)  # type: ignore[assignment]
         module.__class__ = _narrowed(type(module))
 
 

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
-from pxcompress.graph.heads import set_heads_
+from pxcompress.graph.heads import set_heads_, set_stream_
+from pxcompress.graph.rotation import find_written
 from pxcompress.layout.rows import complement
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import difference
@@ -23,6 +24,9 @@ from pxcompress.types import Axis, Group, Plan, Pruned
 
 REMOVAL_TOLERANCE = 1e-4
 """Largest difference between removing units and zeroing them, as a share of the outputs' scale."""
+
+Place = tuple[Tensor | slice, ...]
+"""An index of a tensor."""
 
 ROUNDING = 0.05
 """What rounding may come to where a model amplifies it; a larger difference is a wrong removal."""
@@ -49,6 +53,9 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
             _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), with_own_outputs=is_alone)
         else:
             _select_(slim, name, dim, torch.cat(parts))
+    for group in groups:
+        if group.kind == "direction" and plan.removed.get(group.name):
+            set_stream_(slim, group, len(plan.kept(group)) + 1)
     original_ids = {id(parameter) for parameter in original_parameters}
     for parameter, original in zip(slim.parameters(), model.parameters(), strict=True):
         if id(parameter) in original_ids:
@@ -61,9 +68,8 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
 def mask_units(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
     """A copy of `model` in which no layer reads the planned units any more: the oracle for `prune`."""
     twin = copy.deepcopy(model)
-    for module, rows in _find_readers(twin, groups, plan):
-        inputs, place = _columns(module, rows)
-        inputs[place] = 0
+    for weights, place in _masked_weights(twin, groups, plan):
+        weights[place] = 0
     return twin
 
 
@@ -79,7 +85,7 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
     error = _from_masked(pruned, inputs, all_outputs)
     if REMOVAL_TOLERANCE < error < ROUNDING:
         with suppress(RuntimeError, TypeError):  # where it does not run like that, float32 counts
-            error = _from_masked(pruned, inputs, _run_in_float64)
+            error = _from_masked(pruned, inputs, run_in_float64)
     return error
 
 
@@ -88,20 +94,20 @@ def exact_removal_error(pruned: Pruned, inputs: Tensor) -> float:
 
     Raises `RuntimeError` or `TypeError` where a model does not run like that.
     """
-    return _from_masked(pruned, inputs.to(device_of(pruned.model)), _run_in_float64)
+    return _from_masked(pruned, inputs.to(device_of(pruned.model)), run_in_float64)
 
 
 def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
     with torch.no_grad(), evaluating(pruned.model), evaluating(pruned.dense):
         slim = run(pruned.model, inputs)
         with ExitStack() as masks:
-            for module, rows in _find_readers(pruned.dense, pruned.groups, pruned.plan):
-                masks.enter_context(_zero_inputs(module, rows))
+            for weights, place in _masked_weights(pruned.dense, pruned.groups, pruned.plan):
+                masks.enter_context(_zeroed(weights, place))
             reference = run(pruned.dense, inputs)
     return difference(slim, reference)
 
 
-def _run_in_float64(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def run_in_float64(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """What comes out of a float32 model computed in float64; each weight is converted where it is used."""
     with _Float64():
         return all_outputs(model, inputs)
@@ -154,27 +160,35 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
     setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
 
 
-def _find_readers(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Every layer that reads planned units, and the input rows where it does."""
+def _masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[Tensor, Place]]:
+    """Every weight through which layers read planned units, and where in it they do.
+
+    Directions are masked where they are written: a norm reads them as well.
+    """
     for group in groups:
-        removed_units = plan.removed.get(group.name, ())
-        for member in group.consumers if removed_units else ():
-            yield model.get_submodule(member.module), member.rows(removed_units)
+        removed = plan.removed.get(group.name, ())
+        if not removed:
+            continue
+        if group.kind == "direction":
+            for tensor, dim in find_written(model, group):
+                yield tensor, (*[slice(None)] * dim, torch.tensor(removed, device=tensor.device))
+        else:
+            for member in group.consumers:
+                yield _columns(model.get_submodule(member.module), member.rows(removed))
 
 
 @contextmanager
-def _zero_inputs(module: nn.Module, rows: Tensor) -> Iterator[None]:
-    """What `module` reads from input channels `rows` is zero inside the block."""
-    inputs, place = _columns(module, rows)
-    original_values = inputs[place].clone()
-    inputs[place] = 0
+def _zeroed(weights: Tensor, place: Place) -> Iterator[None]:
+    """`weights` are zero at `place` inside the block."""
+    original_values = weights[place].clone()
+    weights[place] = 0
     try:
         yield
     finally:
-        inputs[place] = original_values
+        weights[place] = original_values
 
 
-def _columns(module: nn.Module, rows: Tensor) -> tuple[Tensor, tuple[Tensor | slice, ...]]:
+def _columns(module: nn.Module, rows: Tensor) -> tuple[Tensor, Place]:
     """A layer's weight, and the index in it of input channels `rows`."""
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     groups = getattr(module, "groups", 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
+from pxcompress.graph.rotation import DirectionNorm, make_direction_group
+from pxcompress.graph.streams import Stream, read_stream
 from pxcompress.models.adapter import all_outputs
 from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
@@ -26,6 +28,9 @@ WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn
 """Layers that read channels as those do, and of which none is removed."""
 
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+STUMBLES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
+"""What torch-pruning raises where it cannot follow the outputs of a layer."""
 
 TRACING_SECONDS = 90.0
 """Seconds of tracing after which a model is refused."""
@@ -38,6 +43,28 @@ def trace_groups(
 
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
+    graph, names = _dependencies(model, example)
+    with _raise_model_errors("model's groups cannot be found"), settled(graph.model):
+        return list(_candidates(graph, names, set(keep), head_layers))
+
+
+def trace_streams(model: nn.Module, example: Tensor) -> list[Stream]:
+    """The residual streams of a model whose norms could be rotated with them; raises as `trace_groups` does."""
+    graph, names = _dependencies(model, example)
+    streams: list[Stream] = []
+    with _raise_model_errors("model's streams cannot be found"), settled(graph.model):
+        for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
+            if is_depthwise(module) or any(names[module] in stream.writers for stream in streams):
+                continue
+            with suppress(*STUMBLES):
+                stream = read_stream(_whole_group(graph, module), names)
+                if isinstance(stream, Stream):
+                    streams.append(stream)
+    return streams
+
+
+def _dependencies(model: nn.Module, example: Tensor) -> tuple[Any, dict[Any, str]]:
+    """torch-pruning's graph of a copy of `model`, and the names of the copy's modules and parameters."""
     with _raise_model_errors("model cannot be traced"):
         twin = sharing(model)
         twin.eval()  # a module's own train() may return nothing
@@ -49,8 +76,7 @@ def trace_groups(
         )
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
-    with _raise_model_errors("model's groups cannot be found"), settled(twin):
-        return list(_candidates(graph, names, set(keep), head_layers))
+    return graph, names
 
 
 def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
@@ -156,6 +182,9 @@ def _producer_groups(
     """The groups of a convolution's or linear layer's outputs, or why they stay."""
     first_producer, units = raw[0].dep.target.module, len(raw[0].idxs)
     name = names[first_producer]
+    if any(isinstance(item.dep.target.module, DirectionNorm) for item in raw):
+        stream = read_stream(raw, names)
+        return [make_direction_group(name, stream)] if isinstance(stream, Stream) else [Fixed(name, units, stream)]
     reason = _why_fixed(names, raw, keep, dependencies)
     if is_depthwise(first_producer):
         reason, units = (
@@ -259,7 +288,9 @@ def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: An
         if name in keep and not reads:
             return "the classifier's outputs are the classes"
         if isinstance(module, SPANNING_NORMS):
-            return f"{type(module).__name__} {name} takes its statistics over these channels"
+            stays = read_stream(raw, names)
+            taken = f"{type(module).__name__} {name} takes its statistics over these channels"
+            return stays if isinstance(stays, str) and stays else taken
         if isinstance(module, WHOLE):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
         if isinstance(module, nn.Parameter) and _axis_of_vector(module) is None:

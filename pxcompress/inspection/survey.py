@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from pxcompress.clock import Clock
-from pxcompress.cost.count import macs_meter, params_meter
+from pxcompress.cost.count import count_params, macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
-from pxcompress.graph import find_groups
+from pxcompress.graph import find_groups, make_rotatable
 from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Loaded, classifier_names
 from pxcompress.notes import Note, silent
@@ -56,6 +56,7 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
     model, shape = loaded.model, loaded.preprocessing.input_size
     example = blank_inputs(loaded.preprocessing)
     with clock.stage("find groups"):
+        model = make_rotatable(model, example)
         structure = find_groups(model, example, classifier_names(model, example))
     params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)
     latency = None
@@ -75,7 +76,7 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
         for group in structure.groups
     )
     units = sum(group.units for group in structure.groups)
-    costs = int(params({})), int(macs({}))
+    costs = count_params(loaded.model), int(macs({}))
     milliseconds = latency({}) if latency else None
     return Survey(name, shape, loaded.classes, *costs, units, milliseconds, rows, structure.fixed)
 

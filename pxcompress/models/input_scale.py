@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from pxcompress.errors import InputError
 from pxcompress.models.inputs import config_of
 from pxcompress.models.loading import Loaded
-
-Numbers = tuple[float, ...]
-
-PRESETS: dict[str, tuple[Numbers, Numbers]] = {
-    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "0-1": ((0.0,), (1.0,)),
-    "-1-1": ((0.5,), (0.5,)),
-    "0-255": ((0.0,), (1 / 255,)),
-}
-"""Name -> mean and standard deviation of pixels from 0 to 1, for every channel or for all alike."""
+from pxcompress.models.preprocess_file import OWN, PRESETS, Numbers
 
 
 def with_values(loaded: Loaded, mean: str | None, std: str | None) -> Loaded:
@@ -33,7 +22,7 @@ def with_values(loaded: Loaded, mean: str | None, std: str | None) -> Loaded:
         if loaded.weights == "file" and "mean" not in config_of(loaded.model):
             raise InputError(
                 f"{loaded.architecture.name} does not say how pixels become its input; give --input-mean with one of "
-                f"{', '.join(PRESETS)}, or numbers with --input-std"
+                f"{', '.join(PRESETS)}, or numbers with --input-std, or lay a {OWN} beside it"
             )
         return loaded
     channels = preprocessing.input_size[0]

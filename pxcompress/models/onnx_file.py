@@ -8,14 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from pxcompress.errors import ModelError
+from pxcompress.models.preprocess_file import read_beside
 from pxcompress.onnx_in import OnnxModule, read_file
+from pxcompress.onnx_in.channels import are_channels_last
 from pxcompress.onnx_in.opening import read_proto
 from pxcompress.types import ImageSize
 
 SUFFIX = ".onnx"
 
 Asked = int | ImageSize | tuple[int, ...] | None
+
+BYTES: Mapping[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+"""Preprocessing for files that take the bytes of an image."""
 
 CHANNELS = 3
 """Number of channels of an image, where the file leaves it open."""
@@ -43,15 +50,26 @@ def load_onnx(
     if len(ports) != 1:
         names = ", ".join(port.name for port in ports)
         raise ModelError(f"{path.name} has {len(ports)} inputs ({names}); expected one; compress_module takes more")
-    declared_shape = [dim.dim_value for dim in ports[0].type.tensor_type.shape.dim][1:]
-    shape = _input_shape(path, declared_shape, input_size)
-    module = read_file(path, {ports[0].name: shape})
+    declared_shape = _declared_shape(path, ports[0])
+    last = are_channels_last((None, *declared_shape))
+    shape = _input_shape(path, [declared_shape[-1], *declared_shape[:-1]] if last else declared_shape, input_size)
+    module = read_file(path, {ports[0].name: (*shape[1:], shape[0]) if last else shape})
     facts = {entry.key: entry.value for entry in proto.metadata_props}
-    module.pretrained_cfg = {"input_size": shape, **_values(facts)}
+    of_bytes = ports[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    preprocessing = {**(BYTES if of_bytes else {}), **_values(facts), **read_beside(path, shape[0])}
+    module.pretrained_cfg = {"input_size": shape, **preprocessing}
     asked_shape = _asked_shape(input_size, shape[0])
     size = " x ".join(map(str, shape))
     size_is_ignored = input_size is not None and asked_shape != shape
     return module, ((f"{path.name} takes inputs of {size}, no other size",) if size_is_ignored else ())
+
+
+def _declared_shape(path: Path, port: onnx.ValueInfoProto) -> list[int]:
+    """The shape of one sample as the file says it, 0 where it leaves it open. Raises `ModelError` for none."""
+    shape = [max(dim.dim_value, 0) for dim in port.type.tensor_type.shape.dim][1:]
+    if not shape:
+        raise ModelError(f"{path.name}: input {port.name!r} has no shape; expected numbers of shape (n, ...)")
+    return shape
 
 
 def _input_shape(

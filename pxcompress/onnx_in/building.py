@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from pxcompress.onnx_in.calls import BOUND, Call, Chunk, Padding, Select
+from pxcompress.onnx_in.calls import BOUND, Call, Chunk, Padding, Select, heads_of, swap_heads
 from pxcompress.onnx_in.folding import varying_axis
 from pxcompress.onnx_in.making import (
     CONVOLUTIONS,
@@ -57,7 +57,7 @@ class Builder:
                 self._add_chunk(node)
             elif node not in self.inner and any(self.trials.constant(value) is None for value in node.outputs):
                 self._add_node(node)
-        self.module.given = [value.name for value in self.graph.inputs if value.name]
+        self.module.given = [value.name for value in self.graph.inputs if value.name and value.uses()]
         self.module.made = [name for value in self.graph.outputs if (name := self._name_of(value))]
         self._leave_softmax()
         self.module.settle()
@@ -310,6 +310,29 @@ class Builder:
             return False
         self._add("Select", Select(axis, int(index)), node.inputs[:1], node)
         return True
+
+    def _on_attention(self, node: ir.Node, settings: Settings) -> bool:
+        """One whose heads lie side by side in (n, tokens, width), with the reshapes that part and join them."""
+        counts = [settings.get(name) for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
+        q, out = node.inputs[0], node.outputs[0].name or ""
+        if q is None or len(self.trials.shape(q)) != 3 or None in counts or len(node.outputs) > 1:
+            return False
+        parted: list[str | None] = []
+        for value, count in zip(node.inputs[:3], counts, strict=True):
+            rule = Regroup([(1, None), (1, None), (1, [count, None])])
+            parted.append(self._between("Regroup", rule, self._name_of(value), f"{out}:{len(parted)}:parted", node))
+            parted[-1] = self._between("Transpose", swap_heads, parted[-1], f"{out}:{len(parted)}:heads", node)
+        rest = [self._name_of(value) for value in node.inputs[3:]]
+        call = Call(OPERATORS["Attention"], settings, {}, len(node.inputs))
+        self.module.steps.append(Step("Attention", call, [*parted, *rest], [heads_of(out)], node.name or ""))
+        joined = self._between("Transpose", swap_heads, heads_of(out), f"{out}:joined", node)
+        self._between("Regroup", Regroup([(1, None), (1, None), (2, None)]), joined, out, node)
+        return True
+
+    def _between(self, kind: str, run: Callable[..., Any], x: str | None, out: str, node: ir.Node) -> str:
+        """Add a step that the file has no node for; returns the name of what it makes."""
+        self.module.steps.append(Step(kind, run, [x], [out], node.name or ""))
+        return out
 
     def _on_split(self, node: ir.Node, settings: Settings) -> bool:
         axis = settings.get("axis", 0)

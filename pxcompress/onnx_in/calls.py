@@ -82,3 +82,13 @@ class Padding:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.pad(x, pad_sides(window(self.settings, x.shape[2:], self.kernel)[2]))
+
+
+def swap_heads(x: Tensor) -> Tensor:
+    """(n, tokens, heads, size) -> (n, heads, tokens, size), and back."""
+    return x.transpose(1, 2)
+
+
+def heads_of(name: str) -> str:
+    """What an attention makes, as (n, heads, tokens, size), by the name that its node gives to (n, tokens, width)."""
+    return f"{name}:heads"

@@ -1,5 +1,6 @@
 """Attention found by what it does: two products around a softmax, and layers in front and behind whose rows are heads'.
 
+Opset 23 has one operator for the products and the softmax.
 Which rows of a layer belong to which head is not guessed from shapes: row numbers are sent through the same steps. What
 is found becomes an `AttentionBlock` with `num_heads` and layers named q, k, v (or qkv, or q and kv) and proj.
 """
@@ -25,17 +26,22 @@ MOST_INPUTS = 3
 OUTER = ("LayerNorm", "Conv", "BatchNorm")
 """Layers that stand before an attention, not in it."""
 
+CORES = ("Softmax", "Attention")
+"""Steps that one attention has one of."""
+
 NAMES = {1: ("qkv",), 2: ("q", "kv"), 3: ("q", "k", "v")}
 
 
 @dataclass(frozen=True)
 class _Found:
-    """An attention: its softmax, the paths from its layers to the products, the one behind, and each layer's rows.
+    """An attention: its core, the paths from its layers to that, the one behind, and each layer's rows.
+
+    The core is the softmax between both products, or the operator that is all three.
 
     `rows` are those of every head (heads, k), by the layer's name.
     """
 
-    softmax: Step
+    core: Step
     roles: tuple[Path, ...]
     behind: Path
     rows: dict[str, Tensor]
@@ -52,8 +58,8 @@ def group_attention_(module: OnnxModule) -> None:
     refused: set[str] = set()
     while True:
         walk = Walk(module)
-        softmaxes = [step for step in module.steps if step.operator == "Softmax"]
-        waiting = [step for step in softmaxes if step.outputs[0] not in refused]
+        cores = [step for step in module.steps if step.operator in CORES and not isinstance(step.run, str)]
+        waiting = [step for step in cores if step.outputs[0] not in refused]
         if not waiting:
             break
         found = _find(walk, waiting[0])
@@ -62,15 +68,12 @@ def group_attention_(module: OnnxModule) -> None:
     module.settle()
 
 
-def _find(walk: Walk, softmax: Step) -> _Found | None:
-    above, below = walk.to_product(softmax.inputs[0]), walk.down_to(softmax.outputs[0], "MatMul")
-    if above is None or below is None:
+def _find(walk: Walk, core: Step) -> _Found | None:
+    products = (core.inputs[:3], core) if core.operator == "Attention" else _find_products(walk, core)
+    if products is None:
         return None
-    ends = [name for step in (softmax, *below.between) for name in step.outputs]
-    if below.end.inputs[0] not in ends:
-        return None
-    behind = walk.down_to(below.end.outputs[0], "Linear")
-    names = [*above.end.inputs, below.end.inputs[1]]
+    names, product = products
+    behind = walk.down_to(product.outputs[0], "Linear")
     roles = [path for name in names if (path := walk.to_layer(name)) is not None]
     if behind is None or len(roles) != 3:
         return None
@@ -78,8 +81,19 @@ def _find(walk: Walk, softmax: Step) -> _Found | None:
     if rows is None:
         return None
     heads = len(next(iter(rows.values())))
-    found = _Found(softmax, tuple(roles), behind, rows, heads)
-    return found if _is_usual(walk, found) and _reads_in_order(walk, found, below.end) else None
+    found = _Found(core, tuple(roles), behind, rows, heads)
+    return found if _is_usual(walk, found) and _reads_in_order(walk, found, product) else None
+
+
+def _find_products(walk: Walk, softmax: Step) -> tuple[list[str | None], Step] | None:
+    """Queries, keys and values around a softmax, and the product that reads it."""
+    above, below = walk.to_product(softmax.inputs[0]), walk.down_to(softmax.outputs[0], "MatMul")
+    if above is None or below is None:
+        return None
+    ends = [name for step in (softmax, *below.between) for name in step.outputs]
+    if below.end.inputs[0] not in ends:
+        return None
+    return [*above.end.inputs, below.end.inputs[1]], below.end
 
 
 def _rows_of_heads(walk: Walk, roles: Sequence[Path], names: Sequence[str]) -> dict[str, Tensor] | None:
@@ -230,7 +244,7 @@ def _inner_steps(walk: Walk, found: _Found) -> tuple[list[Step], list[str]] | No
                 given[name] = None
             else:
                 waiting.append(walk.maker[name])
-    if id(found.softmax) not in inside or len(inside) > MOST_STEPS or len(given) > MOST_INPUTS:
+    if id(found.core) not in inside or len(inside) > MOST_STEPS or len(given) > MOST_INPUTS:
         return None
     for step in inside.values():
         for name in step.outputs if step is not output else ():

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pxcompress.onnx_in.channels import to_channels_last
+from pxcompress.onnx_in.operators.table import DTYPES
 from pxcompress.onnx_in.origins import Origin, Source
 from pxcompress.onnx_in.regroup import Regroup
 
@@ -116,7 +118,8 @@ class OnnxModule(Runner):
     """An ONNX file as a module: inputs by place or by name; one output as a tensor, several as a tuple.
 
     A softmax that makes an output is left out: the module gives logits. `file_outputs` has it, and so has what
-    `write_onnx` writes. `pretrained_cfg` says how inputs are made, in timm's terms, where that is known.
+    `write_onnx` writes. Images come with their channels first, also where the file has them last (`channels_last`).
+    `pretrained_cfg` says how inputs are made, in timm's terms, where that is known.
     """
 
     source: Source
@@ -128,6 +131,7 @@ class OnnxModule(Runner):
         self.origins = {}
         self.tails: dict[int, Step] = {}
         self.pretrained_cfg: dict[str, Any] = {}
+        self.channels_last = False
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         made = self.run({**dict(zip(self.given, inputs, strict=False)), **named})
@@ -140,6 +144,23 @@ class OnnxModule(Runner):
             assert not isinstance(step.run, str)
             made[place] = step.run(made[place])
         return made[0] if len(made) == 1 else tuple(made)
+
+    def file_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the file takes for the module's inputs by name: in its types, channels where it has them."""
+        types = self.source.types
+        made = self.graph_inputs(inputs)
+        return {name: value.to(DTYPES[types[name].value]) if name in types else value for name, value in made.items()}
+
+    def graph_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same for the graph that was read, which is in float32 where the file is in half precision."""
+        made = {}
+        for value in self.source.model.graph.inputs:
+            assert value.dtype is not None
+            name = value.name or ""
+            given = inputs.get(name, self.source.example[name])  # what nothing reads may be left out
+            laid = to_channels_last(given).contiguous() if self.channels_last and name in self.given else given
+            made[value.name or ""] = laid.to(DTYPES[value.dtype.value])
+        return made
 
     def write_onnx(self, path: Path, metadata: Mapping[str, str], batch: int | None = None) -> None:
         """Write the file again with this module's weights; see `writing.write_back`."""

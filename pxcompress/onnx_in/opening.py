@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pxcompress.errors import ModelError, short
 from pxcompress.onnx_in.operators import OPERATORS
-from pxcompress.onnx_in.operators.table import Settings
+from pxcompress.onnx_in.operators.table import DTYPES, Settings
 
 OPSETS = range(7, onnx.defs.onnx_opset_version() + 1)
 """Versions of ONNX's operators that can be read: older ones broadcast in another way, newer ones are not known."""
@@ -27,6 +28,9 @@ LARGEST = 2**31
 
 LARGEST_TENSOR = 2**33
 """Bytes that one tensor may have."""
+
+MOST_DOUBLES = 64
+"""Numbers of a constant in double precision that is no weight."""
 
 QUANTISED = {
     "QuantizeLinear",
@@ -39,8 +43,9 @@ QUANTISED = {
 }
 FLOW = {"Loop", "Scan", "SequenceMap"}
 RECURRENT = {"LSTM", "GRU"}
-NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 OWN_DOMAINS = ("", "ai.onnx")
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ir.passes.InvariantError)
+"""Whatever onnx_ir stumbles over."""
 
 
 def open_graph(path: Path) -> ir.Model:
@@ -49,8 +54,9 @@ def open_graph(path: Path) -> ir.Model:
     _check(proto, path)
     try:
         model = ir.from_proto(proto)
-        ir.external_data.set_base_dir(model.graph, path.parent)
+        ir.external_data.set_base_dir(model.graph, path.resolve().parent)
         for tidy in (
+            common.TopologicalSortPass(),
             common.InlinePass(),
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             common.RemoveInitializersFromInputsPass(),
@@ -58,7 +64,7 @@ def open_graph(path: Path) -> ir.Model:
             common.RemoveUnusedNodesPass(),
         ):
             model = tidy(model).model
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:  # whatever onnx_ir stumbles over
+    except UNREADABLE as error:
         raise ModelError(f"{path.name} cannot be read: {type(error).__name__}: {short(error)}") from error
     _check_weights(model, path)
     return model
@@ -77,17 +83,28 @@ def read_proto(path: Path) -> onnx.ModelProto:
     if not proto.graph.node or not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{path.name} is no ONNX file, or not a whole one: it has no graph with outputs")
     for tensor in tensors_of(proto):
-        _check_external(tensor, path)
+        _check_size(tensor, path)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _check_external(tensor, path)
     return proto
+
+
+def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
+    """Raise `ModelError` for a tensor too large to be one, and for one whose shape is not that of its numbers."""
+    numbers = prod(max(dim, 0) for dim in tensor.dims)
+    if any(dim < 0 for dim in tensor.dims) or numbers > LARGEST_TENSOR:
+        raise ModelError(f"{path.name}: tensor {tensor.name!r} says it has the shape {list(tensor.dims)}; refused")
+    if tensor.raw_data and tensor.data_type in DTYPES:
+        expected = numbers * DTYPES[tensor.data_type].itemsize
+        if len(tensor.raw_data) != expected:
+            raise ModelError(
+                f"{path.name}: tensor {tensor.name!r} of shape {list(tensor.dims)} has {len(tensor.raw_data)} bytes, "
+                f"not {expected}; fetch the whole file"
+            )
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
     """Raise `ModelError` for weights that lie elsewhere than in a whole plain file beside the model."""
-    size = int(np.prod([max(dim, 0) for dim in tensor.dims], dtype=object) or 0)
-    if any(dim < 0 for dim in tensor.dims) or size > LARGEST_TENSOR:
-        raise ModelError(f"{path.name}: tensor {tensor.name!r} says it has the shape {list(tensor.dims)}; refused")
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     file = path.parent / location
@@ -139,16 +156,20 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_weights(model: ir.Model, path: Path) -> None:
-    """Raise `ModelError` for weights in another precision than float32, and for inputs whose shape is not said."""
+    """Raise `ModelError` for weights in double precision, and for inputs whose shape is not said."""
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    if narrow := sorted({tensor.dtype.name for tensor in tensors if tensor.dtype in NARROW and tensor.size > 64}):
-        raise ModelError(
-            f"{path.name} holds weights in {', '.join(narrow)}: give the float32 file; --targets fp16 converts the "
-            "result"
-        )
+    if any(tensor.dtype == ir.DataType.DOUBLE and tensor.size > MOST_DOUBLES for tensor in tensors):
+        raise ModelError(f"{path.name} holds weights in float64: export it again in float32")
+    for tensor in tensors:
+        if tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and bool(np.isnan(tensor.numpy()).any()):
+            raise ModelError(f"{path.name}: weight {tensor.name!r} holds NaN; give a file that was trained to the end")
     for value in model.graph.inputs:
-        if value.shape is None or value.dtype is None:
-            raise ModelError(f"{path.name}: input {value.name!r} has no shape or type; export it with one")
+        if not value.shape or value.dtype is None or value.dtype.value not in DTYPES:
+            kind = "no type" if value.dtype is None else value.dtype.name.lower()
+            raise ModelError(
+                f"{path.name}: input {value.name!r} has {'a' if value.shape else 'no'} shape and {kind}; expected "
+                "numbers of shape (n, ...)"
+            )
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from pxcompress.onnx_in.half import Types
 from pxcompress.onnx_in.operators.table import to_ints
 from pxcompress.onnx_in.trial import Trials
 
@@ -51,7 +52,11 @@ def digest(layer: nn.Module) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The graph that a module was made from, what is known of its values by name, and an example. Copies share it."""
+    """The graph that a module was made from, what is known of its values by name, and an example. Copies share it.
+
+    The graph is in float32; `types` names the values that are in half precision in the file. The `example` is what the
+    module takes.
+    """
 
     path: Path
     model: ir.Model
@@ -59,6 +64,7 @@ class Source:
     constants: frozenset[str]
     numbers: Mapping[str, list[int]]
     example: Mapping[str, Tensor]
+    types: Types = field(default_factory=dict)
 
     def __deepcopy__(self, memo: Any) -> Source:
         return self

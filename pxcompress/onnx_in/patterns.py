@@ -232,7 +232,8 @@ class Finder:
         """The axis along which slices cut a value into equal parts, and the slices in their order."""
         spans: dict[int, list[tuple[int, int, ir.Node]]] = {}
         for cut in readers(value):
-            span = self._span(cut, value) if cut.op_type == "Slice" and cut not in taken else None
+            reads_it = cut.op_type == "Slice" and cut.inputs[0] is value  # not as one of its bounds
+            span = self._span(cut, value) if reads_it and cut not in taken else None
             if span is not None:
                 spans.setdefault(span[0], []).append((*span[1:], cut))
         for axis, parts in spans.items():

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from pxcompress.onnx_in.building import Builder
+from pxcompress.onnx_in.channels import are_channels_last, put_channels_first_, take_floats_
 from pxcompress.onnx_in.folding import fold_scales_
+from pxcompress.onnx_in.half import widen_
 from pxcompress.onnx_in.heads import group_attention_
 from pxcompress.onnx_in.module import OnnxModule
 from pxcompress.onnx_in.opening import open_graph
@@ -17,13 +22,25 @@ def read_file(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None
     """The file as a module in eval mode.
 
     `sizes` are shapes of one sample by input, where the file leaves them open. Raises `ModelError`, before any work,
-    for a file that cannot be read. That it computes what ONNX Runtime does is checked by `deploy.onnx_modules`.
+    for a file that cannot be read. Images are taken with their channels first, also where the file has them last. That
+    it computes what ONNX Runtime does is checked by `deploy.onnx_modules`.
     """
     path = Path(path)
     model = open_graph(path)
+    types = widen_(model)
     trials = run_trials(model, sizes or {}, path.name)
     if fold_scales_(model, trials):
         trials = trials.again()
     module = Builder(trials, path).build()
+    module.source = replace(module.source, types=types)
+    shapes = {value.name: _declared_sizes(value) for value in model.graph.inputs}
+    if len(module.given) == 1 and are_channels_last(shapes[module.given[0]]):
+        put_channels_first_(module)
+    take_floats_(module)
     group_attention_(module)
     return module
+
+
+def _declared_sizes(value: ir.Value) -> list[int | None]:
+    """Sizes of an input as the file says them; None where they are open."""
+    return [size if isinstance(size, int) and size > 0 else None for size in value.shape or ()]

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from pxcompress.errors import ModelError
+from pxcompress.onnx_in.calls import heads_of
 from pxcompress.onnx_in.folding import set_input
 from pxcompress.onnx_in.opening import constant
 
@@ -44,10 +45,20 @@ def _resize_node(
     before, after, name = shapes
     if node.op_type in ("Reshape", "Expand"):
         _resize_reshape(model, node, before[name], after[name], numbers)
+    elif node.op_type == "Attention":
+        _set_heads(node, after)
     elif node.op_type == "Split":
         _resize_split(model, node, after)
     elif node.op_type == "Slice":
         _resize_slice(model, node, before[name], after[name], numbers)
+
+
+def _set_heads(node: ir.Node, after: Shapes) -> None:
+    """How many heads lie side by side in what an attention reads."""
+    shape = after.get(heads_of(node.outputs[0].name or ""))
+    if shape is not None:
+        for name in ("q_num_heads", "kv_num_heads"):
+            node.attributes[name] = ir.AttrInt64(name, shape[1])
 
 
 def _resize_split(model: ir.Model, node: ir.Node, after: Shapes) -> None:

@@ -7,6 +7,7 @@ alone, is a constant, so sub-graphs that compute shapes disappear.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -20,6 +21,9 @@ from pxcompress.onnx_in.recurrent import Recurrent
 
 LARGEST_KNOWN = 1 << 20
 """Largest number of elements of a computed constant that the module keeps instead of computing it."""
+
+LARGEST_INPUT = 1 << 30
+"""Numbers of an input."""
 
 OPEN_SIDE = 96
 """Default size, in pixels, of an image side that the file leaves dynamic; later axes get larger ones."""
@@ -73,6 +77,9 @@ class Trial:
                 self.known[value] = result
 
     def _computed(self, node: ir.Node) -> Any:
+        missing = [value.name for value in node.inputs if value is not None and value not in self._values]
+        if missing:
+            raise ModelError(f"{node.op_type} {node.name!r} reads {missing[0]!r}, which nothing in the file makes")
         args = [None if value is None else self._values[value] for value in node.inputs]
         settings = settings_of(node, self._opset)
         try:
@@ -113,9 +120,9 @@ class Trial:
 class Trials:
     """Two runs of a graph, and what they agree on."""
 
-    def __init__(self, model: ir.Model, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: ir.Model, first: Trial, second: Trial) -> None:
         self.model = model
-        self.runs = (Trial(model, first), Trial(model, second))
+        self.runs = (first, second)
 
     @property
     def example(self) -> Mapping[str, Tensor]:
@@ -123,8 +130,8 @@ class Trials:
         return self.runs[0].inputs
 
     def again(self) -> Trials:
-        """Run the graph again, as it is now, on the same inputs."""
-        return Trials(self.model, self.runs[0].inputs, self.runs[1].inputs)
+        """The same runs of what the graph is now."""
+        return Trials(self.model, *(Trial(self.model, run.inputs) for run in self.runs))
 
     def shape(self, value: ir.Value, run: int = 0) -> tuple[int, ...]:
         """Shape of a value in a run."""
@@ -149,33 +156,56 @@ def run_trials(model: ir.Model, sizes: Mapping[str, Sequence[int]], name: str) -
     `sizes` are shapes of one sample by input, where the file leaves them open. A size that it leaves open although only
     one works, such as the height of a text line, is found out by trying.
     """
-    firsts = {value.name or "": _shape(value, sizes) for value in model.graph.inputs}
+    shapes = {value.name or "": _shape(value, sizes) for value in model.graph.inputs}
     try:
-        Trial(model, draw_inputs(model, firsts, 0))
+        first = Trial(model, draw_inputs(model, shapes, 0))
     except Refused as error:
-        raise ModelError(f"{name} does not run as it is read: {error}{_size_hint(model, firsts)}") from error
-    seconds = {key: list(shape) for key, shape in firsts.items()}
-    for value in model.graph.inputs:
-        for axis, size in enumerate(_open_sizes(value)):
-            if size is not None:
-                continue
-            seconds[value.name or ""][axis] += 1 if axis == 0 else 32
-            try:
-                Trial(model, draw_inputs(model, seconds, 1))
-            except Refused:
-                seconds[value.name or ""][axis] = firsts[value.name or ""][axis]
-    return Trials(model, draw_inputs(model, firsts, 0), draw_inputs(model, seconds, 1))
+        raise ModelError(f"{name} does not run as it is read: {error}{_size_hint(model, shapes)}") from error
+    return Trials(model, first, _second_trial(model, shapes))
+
+
+def _second_trial(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> Trial:
+    """A run with all open sizes changed, or, where these do not run together, with each that runs by itself."""
+    places = [
+        (value.name or "", axis)
+        for value in model.graph.inputs
+        for axis, size in enumerate(_open_sizes(value))
+        if size is None
+    ]
+    try:
+        return Trial(model, draw_inputs(model, _enlarged(shapes, places), 1))
+    except Refused:
+        pass
+    last, enlarged = None, _enlarged(shapes, [])
+    for place in places:
+        try:
+            last = Trial(model, draw_inputs(model, _enlarged(enlarged, [place]), 1))
+            enlarged = _enlarged(enlarged, [place])
+        except Refused:
+            continue
+    return last or Trial(model, draw_inputs(model, shapes, 1))
+
+
+def _enlarged(shapes: Mapping[str, Sequence[int]], places: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+    """Shapes with one sample more, or 32 pixels, at the places that are named."""
+    larger = {name: list(shape) for name, shape in shapes.items()}
+    for name, axis in places:
+        larger[name][axis] += 1 if axis == 0 else 32
+    return larger
 
 
 def draw_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Tensor]:
-    """Random inputs of the file's types: normal numbers, and 0 or 1 where they are whole."""
+    """Random inputs of the file's types: normal numbers, bytes of images, 0 and 1 for other whole numbers."""
     draw = torch.Generator().manual_seed(seed)
     inputs: dict[str, Tensor] = {}
     for value in model.graph.inputs:
         assert value.dtype is not None
         dtype, shape = DTYPES[value.dtype.value], tuple(shapes[value.name or ""])
+        whole = 256 if dtype == torch.uint8 and len(shape) == 4 else 2
         drawn = (
-            torch.randn(shape, generator=draw) if dtype.is_floating_point else torch.randint(2, shape, generator=draw)
+            torch.randn(shape, generator=draw)
+            if dtype.is_floating_point
+            else torch.randint(whole, shape, generator=draw)
         )
         inputs[value.name or ""] = drawn.to(dtype)
     return inputs
@@ -193,6 +223,8 @@ def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
     for axis, size in enumerate(_open_sizes(value)):
         asked = given[axis - 1] if given is not None and 0 < axis <= len(given) else None
         shape.append(size or (2 if axis == 0 else asked or OPEN_SIDE + 32 * axis))
+    if prod(shape) > LARGEST_INPUT:
+        raise ModelError(f"input {value.name!r} takes samples of {' x '.join(map(str, shape[1:]))}: too many numbers")
     return shape
 
 

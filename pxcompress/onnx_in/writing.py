@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, short
 from pxcompress.onnx_in.folding import set_input
+from pxcompress.onnx_in.half import narrow_
 from pxcompress.onnx_in.opening import read_proto, tensors_of
 from pxcompress.onnx_in.origins import Origin
 from pxcompress.onnx_in.sizes import resize_
@@ -40,6 +41,7 @@ def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batc
     source = module.source
     places = {node: place for place, node in enumerate(source.model.graph)}
     model = ir.from_proto(ir.to_proto(source.model))
+    ir.external_data.set_base_dir(model.graph, source.path.resolve().parent)
     nodes = list(model.graph)
     for name, origin in module.origins.items():
         layer = module.get_submodule(name)
@@ -48,6 +50,7 @@ def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batc
     _write_tables(model, module)
     resize_(model, module)
     common.RemoveUnusedNodesPass()(model)
+    narrow_(model, source.types)
     given = read_proto(source.path)
     kept = {} if OWN_KEY in model.metadata_props else dict(model.metadata_props)
     model.metadata_props.update({**metadata, **kept})

@@ -81,7 +81,7 @@ class InputMoments:
         return ((first_half, second_half), (second_half, first_half)) if first_half.count and second_half.count else ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class MomentCache:
     """Batches with a cache of one model's input moments, each computed once; the model must not change any more."""
 

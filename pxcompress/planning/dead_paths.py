@@ -50,7 +50,12 @@ def remove_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Lim
 
 
 def _find_dead_units(model: nn.Module, group: Group, constants: Mapping[str, Tensor]) -> list[int]:
-    """Units whose weights are zero in all consumers, or in all producers while their value never changes."""
+    """Units whose weights are zero in all consumers, or in all producers while their value never changes.
+
+    Directions of a stream are none: norms read them all.
+    """
+    if group.kind == "direction":
+        return []
     weights: dict[Axis, list[Tensor]] = {"in": [], "out": []}
     for member in group.members:
         unit_rows = unit_weights(model, member)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pxcompress.deploy.export import export_onnx
 from pxcompress.errors import BudgetError
-from pxcompress.graph import prune
+from pxcompress.graph import prune, settle_streams
 from pxcompress.types import Attempt, FileBudget, Plan, ScoredModel
 
 ATTEMPTS = 4
@@ -36,8 +36,7 @@ def fit_to_file(
     attempts: list[Attempt] = []
     plans: list[Plan] = []
     with tempfile.TemporaryDirectory() as folder:
-        dense = Path(folder) / "dense.onnx"
-        export_onnx(scored.model, scored.example, dense, {}, batch=batch)
+        dense = _measure_exported(scored, Plan({}, "", "", 0.0, 0.0, 0.0), Path(folder) / "dense.onnx", batch)
         while len(attempts) < ATTEMPTS and ratio < 1:
             try:
                 plan = plan_of(ratio)
@@ -69,7 +68,7 @@ def choose_attempt(attempts: Sequence[Attempt], tolerance: float) -> int | None:
 
 
 def _measure_exported(scored: ScoredModel, plan: Plan, path: Path, batch: int | None) -> Path:
-    slim = prune(scored.model, scored.structure.groups, plan, scored.example)
+    slim = settle_streams(prune(scored.model, scored.structure.groups, plan, scored.example))
     export_onnx(slim.model, scored.example, path, {}, batch=batch)
     return path
 

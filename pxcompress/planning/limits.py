@@ -50,8 +50,9 @@ def align_width(group: Group, width: int, limits: Limits) -> int:
     step = limits.round_to
     if group.kind == "head" or group.units < 2 * step:
         return max(width, floor)
-    rounded = (2 * width + step) // (2 * step) * step
-    return min(group.units, max(rounded, -(-floor // step) * step))
+    beside = group.rows_beside
+    rounded = (2 * (width + beside) + step) // (2 * step) * step
+    return min(group.units, max(rounded, -(-(floor + beside) // step) * step) - beside)
 
 
 def least_width(group: Group, limits: Limits) -> int:

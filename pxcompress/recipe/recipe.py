@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 from pxcompress.checks import check_keys, make_file_name, read_record
@@ -17,6 +17,7 @@ from pxcompress.recipe.guarantee import Guarantee
 from pxcompress.recipe.model_and_data import ModelAndData
 from pxcompress.recipe.repairing import Repairing
 from pxcompress.recipe.scoring import Scoring
+from pxcompress.registry import option
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,18 @@ class Recipe(Pruning, ModelAndData):
     Raises `InputError` for anything unknown or out of range.
     """
 
-    guarantee: Guarantee | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    against: Sequence[str] = option(
+        (),
+        "Measure this model too (repeat the option), with int8 and smaller images: a timm name, MODEL=CHECKPOINT or an "
+        "ONNX file; the report says which to ship.",
+    )
+    guarantee: Guarantee | None = None
 
     def __post_init__(self) -> None:
         ModelAndData.__post_init__(self)
         Pruning.__post_init__(self)
+        object.__setattr__(self, "against", tuple(self.against))
         if self.guarantee and self.rounds > 1:
             raise InputError(f"rounds is {self.rounds}; expected 1 where a guarantee is asked for")
         if self.guarantee and self.ratio is None:

@@ -29,8 +29,9 @@ class Repairing:
         f"{one_of(names_in('pxcompress.repair'))}; none for none.  "
         f"[default: {', '.join(DEFAULT_REPAIR)}]",
     )
-    rounds: int = option(
-        1, "Prune in this many steps, with new scores and repairs after each: takes longer, gains little."
+    rounds: int = option(1, "Prune in this many steps, with new scores and repairs after each: slower, small gains.")
+    temperature_scaling: bool = option(
+        False, "Divide the logits by a temperature fitted to held-out labels: probabilities that can be trusted."
     )
 
     def __post_init__(self) -> None:

@@ -48,8 +48,14 @@ ROUNDING = 1e-9
 WIDEST = 8192
 """Inputs of an output up to which a layer is refitted: it takes about five matrices of their square, in float64."""
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 1 << 29
 """What the rows of the dense model may take at a time, and the matrices of layers that are refitted together."""
+
+EXACT_BYTES = 1 << 24
+"""Float32 rows of one layer beyond which they are kept in half precision; sums over them stay float64."""
+
+LARGEST_HALF = 1024.0
+"""What the largest number of rows in half precision becomes."""
 
 TOGETHER = 3
 """Layers of a wave at most. Each makes up for the errors before it as if the others did not: many of them overshoot."""
@@ -166,22 +172,34 @@ class _Layer:
         return 2 * 8 * groups * inputs**2
 
     @property
+    def row_type(self) -> torch.dtype:
+        """What the dense model's output rows are kept in."""
+        return torch.float16 if 4 * self.rows * len(self.outputs) > EXACT_BYTES else torch.float32
+
+    @property
     def row_bytes(self) -> int:
-        """Most memory that the dense model's float32 output rows take, bytes."""
-        return 4 * self.rows * len(self.outputs)
+        """Most memory that the dense model's output rows take, bytes."""
+        return self.row_type.itemsize * self.rows * len(self.outputs)
 
 
 @dataclass(eq=False)
 class _Rows:
-    """Rows of one batch at a layer: `places` (m,) among samples and positions, and the dense model's `values` there.
+    """Rows of one batch at a layer: `places` (m,) among samples and positions, and what the dense model gives there.
 
-    `values` is (m, kept outputs), `weights` (m,) float64; `fits` (m,) says which half of the samples a row is from.
+    That is `values` (m, kept outputs) times `scale`. `weights` is (m,) float64; `fits` (m,) says which half of the
+    samples a row is from.
     """
 
     places: Tensor
     values: Tensor
+    scale: Tensor
     weights: Tensor
     fits: Tensor
+
+    @property
+    def dense(self) -> Tensor:
+        """(m, kept outputs), float32."""
+        return self.values.float() * self.scale
 
     def weigh_(self, layer: _Layer, gradient: Tensor) -> None:
         """Add the power of `gradient`, (n, outputs, positions ...), to the weights."""
@@ -201,7 +219,11 @@ def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, turn: int,
     fits = (2 * (places // positions) < samples) == (turn % 2 == 0)  # of batches of one sample every second one
     weights = torch.full((len(places),), 1e-30, dtype=torch.float64)  # where no gradient comes, all are alike
     places, weights, fits = (each.to(values.device) for each in (places, weights, fits))
-    return _Rows(places, _pick_rows(values, places)[:, layer.outputs], weights, fits)
+    rows = _pick_rows(values, places)[:, layer.outputs]
+    scale = rows.new_ones(())
+    if layer.row_type == torch.float16 and len(rows):  # the largest far from the end of its range
+        scale = rows.abs().amax().clamp_min(1e-30) / LARGEST_HALF
+    return _Rows(places, (rows / scale).to(layer.row_type), scale, weights, fits)
 
 
 @dataclass(eq=False)
@@ -275,7 +297,7 @@ def _collect_sums(
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             batch_rows = next(streams[layer])
-            lack = batch_rows.values - _pick_rows(_channels_first(output, module), batch_rows.places)
+            lack = batch_rows.dense - _pick_rows(_channels_first(output, module), batch_rows.places)
             x = _pick_rows(_unfold_patches(args[0], module), batch_rows.places, output.ndim - 2)
             x, lack = (each.reshape(len(each), groups, -1).transpose(0, 1) for each in (x, lack))
             for part, half in zip(sums[layer], (batch_rows.fits, ~batch_rows.fits), strict=True):

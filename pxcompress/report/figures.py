@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from pxcompress.checks import make_file_name
+from pxcompress.report.against import is_best_at_its_speed
 from pxcompress.report.record import Report
 
 _DENSE, _PRUNED = "#808b9a", "#0b7a75"
@@ -75,6 +76,40 @@ def _points(axes: Axes, report: Report, value: Callable[[float, int], float], st
             capsize=3,
             label=style[0] if place == 1 else f"{style[0]}, {precision}" if place else None,
         )
+
+
+@mpl.rc_context(_STYLE)
+def draw_contenders(report: Report) -> Figure:
+    """Quality with its 95 % interval against latency, of all models that could be shipped; a line joins the best."""
+    scale = _scale(report)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    ordered = sorted(report.contenders, key=lambda each: each.latency_ms.p50)
+    for place, each in enumerate(ordered):
+        value = scale * each.quality.value
+        bars = [[value - scale * each.quality.low], [scale * each.quality.high - value]]
+        colour = _PRUNED if each.kind in ("pruned", "pruned-int8") else _DENSE if each.kind != "given" else "C1"
+        axes.errorbar(each.latency_ms.p50, value, yerr=bars, fmt="o", color=colour, capsize=3)
+        axes.annotate(
+            _plain(each.name),
+            (each.latency_ms.p50, value),
+            xytext=(6, 4 if place % 2 else -11),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    best = [each for each in ordered if is_best_at_its_speed(each, report)]
+    axes.step(
+        [each.latency_ms.p50 for each in best],
+        [scale * each.quality.value for each in best],
+        where="post",
+        color=_PRUNED,
+        alpha=0.4,
+        linewidth=1,
+    )
+    axes.set(xlabel="latency p50, ms", ylabel=_axis_label(report))
+    axes.set_xlim(0, 1.25 * ordered[-1].latency_ms.p50)
+    axes.grid(alpha=0.25)
+    return figure
 
 
 _COSTS: tuple[tuple[str, str, Callable[[float, int], float]], ...] = (

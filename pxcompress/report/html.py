@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pxcompress.inspection.survey import by_reason
 from pxcompress.proof import Estimate, GroupWidth
+from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
+from pxcompress.report.build import to_json
 from pxcompress.report.certificates import describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import view_classes
 from pxcompress.report.costs import list_blocks, list_operators, view_latency
 from pxcompress.report.explanation import Explanation
 from pxcompress.report.explanation_page import view_explanation
-from pxcompress.report.pages import Bar, Bars, Row, Stacked, render
+from pxcompress.report.figures import draw_contenders, render_figure
+from pxcompress.report.pages import Bar, Bars, Picture, Row, Stacked, render
+from pxcompress.report.probabilities import list_calibration
 from pxcompress.report.record import Report
 from pxcompress.report.similarity import describe_heatmap_samples, list_similarities
 from pxcompress.report.summary import (
@@ -73,7 +78,7 @@ def to_html(report: Report, explanation: Explanation | None = None) -> str:
     return render(
         "report.html",
         title=f"{report.recipe.model}: {write_headline(report)}",
-        images=explanation is not None,
+        images=explanation is not None or bool(report.contenders),
         report=report,
         explanation=explanation and view_explanation(explanation),
         **_top(report),
@@ -157,12 +162,24 @@ def _measured(report: Report) -> Mapping[str, Any]:
         ],
         "targets_head": list_columns(report),
         "targets": list_targets(report),
+        "choice": describe_choice(report),
+        "contenders_head": COLUMNS,
+        "contenders": list_contenders(report),
+        "front": _front(report),
         "blocks": list_blocks(report),
         "operators": list_operators(report),
         "stage_accuracies": _stage_accuracies(report),
+        "calibration": list_calibration(report),
         "similarity": list_similarities(report),
         "similarity_of": describe_heatmap_samples(report),
     }
+
+
+def _front(report: Report) -> Picture | None:
+    """Quality against latency of everything that could be shipped; none without rivals."""
+    if not report.contenders:
+        return None
+    return Picture.of(render_figure(draw_contenders(report), "svg"), "svg+xml", f"{report.metric.name} against latency")
 
 
 def _accuracy_row(report: Report) -> Row:
@@ -264,6 +281,7 @@ def _provenance(report: Report) -> Mapping[str, Any]:
         "total_seconds": format_seconds(sum(stage.seconds for stage in report.stages)),
         "stage_costs": _stage_costs(report),
         "splits": [(role, str(getattr(report.data, role)), text) for role, text in _ROLES.items()],
+        "record_sha256": hashlib.sha256(to_json(report).encode()).hexdigest(),
         "recipe": asdict(report.recipe),
         "plan": {**asdict(report.plan), "schema version": report.schema_version},
         "environment": asdict(report.environment),

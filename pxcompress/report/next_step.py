@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
-    is_dense_at_chance,
     format_command,
     is_classifier,
+    is_dense_at_chance,
     is_faster,
     loss_is_shown,
     loss_share,

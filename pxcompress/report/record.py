@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pxcompress.certify.calibration import CalibrationRecord
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.proof import (
     ClassChange,
     ClassShare,
+    Contender,
     DataSummary,
     Environment,
     Estimate,
@@ -52,7 +54,9 @@ class Report:
     where the models' heatmaps could not be compared. `speedup` has the interval of that in `ratios`. `missed` says how
     far a goal in milliseconds is from what was measured in the end. `task` says what outputs mean, `metric` how they
     are judged; `change` is that of the quality, pruned less dense. `operators` is empty on a GPU. `sha256` has every
-    file of the folder but the report's own and predict.py, by name.
+    file of the folder but the report's own and predict.py, by name. `calibration` is there for classifiers; the
+    pruned model's logits were divided by `temperature`. `contenders` are what was measured with --against, the dense
+    and the pruned model first.
     """
 
     recipe: Recipe
@@ -87,4 +91,7 @@ class Report:
     targets: tuple[Target, ...] = ()
     explanations: ExplanationSimilarity | None = None
     agreements: Agreements | None = None
+    calibration: CalibrationRecord | None = None
+    temperature: Positive = 1.0
+    contenders: tuple[Contender, ...] = ()
     schema_version: Literal[1] = 1

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import disagrees_with_mean, is_chance_level
@@ -19,6 +19,7 @@ from pxcompress.recipe.goal import DEFAULT_BUDGET, auto_normalise, auto_round_to
 from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.recipe.repairing import DEFAULT_REPAIR
 from pxcompress.report.record import Report
+from pxcompress.types import Kind
 
 _OPTIONS = {"scorer": "score"}
 """Recipe keys whose command-line option has another name."""
@@ -331,7 +332,7 @@ def describe_share(report: Report) -> str:
 def describe_removal(report: Report) -> str:
     """How much was removed in the budget's unit, in units and in milliseconds: these shares differ from each other."""
     plan = report.plan
-    kinds = {kind: f"{kind}s" for kind in ("channel", "neuron", "head") if kind in {of.kind for of in report.groups}}
+    kinds = {kind: f"{kind}s" for kind in get_args(Kind) if kind in {of.kind for of in report.groups}}
     units = " and ".join(", ".join(kinds.values()).rsplit(", ", 1))
     share_by_unit = {
         plan.unit: 1 - plan.cost_planned / plan.cost_dense,

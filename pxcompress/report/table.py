@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.intervals import NOISE_LIMIT, disagrees_with_mean, mean_speedup
 from pxcompress.deploy.session import runs_on_cpu
+from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
 from pxcompress.report.certificates import describe_labels, describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
 from pxcompress.report.next_step import next_step
+from pxcompress.report.probabilities import describe_calibration
 from pxcompress.report.record import Report
 from pxcompress.report.similarity import describe_similarity
 from pxcompress.report.summary import (
@@ -55,6 +57,9 @@ def to_table(report: Report) -> str:
             AGREE,
             describe_placement(report),
         ]
+    if report.contenders:
+        rows = [(row[0], *row[2:4], row[5]) for row in (COLUMNS, *list_contenders(report))]
+        targets += ["", *align(rows), "*: nothing measured is both as fast and as good"]
     findings = [
         line
         for line in (
@@ -63,6 +68,7 @@ def to_table(report: Report) -> str:
             describe_class_changes(report),
             describe_class_relevance(report),
             describe_agreement(report),
+            describe_calibration(report),
             describe_similarity(report),
         )
         if line
@@ -79,6 +85,7 @@ def to_table(report: Report) -> str:
             *notes,
             *certificate,
             report.verdict,
+            *filter(None, [describe_choice(report)]),
             *ending,
         ]
     )

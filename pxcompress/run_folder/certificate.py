@@ -39,19 +39,18 @@ from pxcompress.choices import LOSS_RISKS
 from pxcompress.data import Source, load_splits, open_source, restrict_classes
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
-from pxcompress.deploy.measure import file_bytes
 from pxcompress.deploy.predictions import predictions
 from pxcompress.errors import InputError, ResultError
 from pxcompress.notes import Note
 from pxcompress.proof import Artifact
-from pxcompress.recipe import Guarantee, Recipe
+from pxcompress.recipe import Recipe
 from pxcompress.report.build import read_report, sha256_of
 from pxcompress.run import Run
 from pxcompress.run_folder.differences import find_alterations, find_differences
-from pxcompress.run_folder.ledger import certify_next, record_certificate
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
+from pxcompress.run_folder.pages import find_altered_pages
 from pxcompress.run_folder.saved import preprocessing_of, read_run
-from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
+from pxcompress.run_folder.written import Files, export_dense, export_slim
 from pxcompress.tasks.choice import build_task, layout_of
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
@@ -125,7 +124,7 @@ def find_smallest_certified(
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
     samples = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task)
-    samples = replace(samples, provider=_choose_provider(recipe.bench.provider))
+    samples = replace(samples, provider=choose_provider(recipe.bench.provider))
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
@@ -140,7 +139,7 @@ def find_smallest_certified(
             for step, (slim, artifact) in enumerate(zip(models, artifacts, strict=True))
         ]
         with clock.stage("certify"):
-            part = _choose_threshold(recipe.guarantee.counted_part, artifacts[0].path, samples)
+            part = choose_threshold(recipe.guarantee.counted_part, artifacts[0].path, samples)
             certificate = judge_files(path, samples, recipe.guarantee.goal, part)
         chosen_place = certificate.chosen or 0
         slim = models[chosen_place]
@@ -150,60 +149,11 @@ def find_smallest_certified(
             else export_slim(folder / SLIM, recipe, workload, slim)
         )
     files = write_beside_onnx(folder, recipe, workload, slim, (artifacts[0], small))
-    record = _record(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
+    record = make_record(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     if record.spent:
         clock.say(record.spent)
     return slim, replace(files, certificate=record)
-
-
-def certify_files(
-    files: Sequence[Path],
-    data: str,
-    guarantee: Guarantee,
-    seed: int = 0,
-    *,
-    anytime: bool = False,
-    provider: str = runtime.AUTO,
-) -> CertificateRecord:
-    """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
-
-    Returns what certificate.json would hold; sizes are bytes. A single run folder stands for its dense and its pruned
-    file. `data` may be empty for it: its own. With `anytime` the test stops when it is decided, and what it has not
-    looked at stays fresh. Raises `InputError`, also for files that are not in order.
-    """
-    if anytime and guarantee.part != "all":
-        raise InputError(f"--anytime is about all predictions, not part {guarantee.part!r}; leave one of them out")
-    if len(files) == 1 and files[0].is_dir():
-        recipe = read_run(files[0], data)
-        data, seed, skip_corrupt = recipe.data, recipe.seed, recipe.skip_corrupt
-        files = [files[0] / DENSE, files[0] / SLIM]
-    else:
-        skip_corrupt = False
-    if len(files) < 2:
-        raise InputError(
-            f"only {str(files[0])!r} is given; expected a run folder, or ONNX files from dense to smallest"
-        )
-    if not data:
-        raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
-    runtime.check_provider(provider)
-    samples = replace(_reserve(files, data, seed, skip_corrupt), provider=_choose_provider(provider))
-    guarantee.counted_part.check(guarantee.goal, samples.counts)
-    path = [(str(file), float(file_bytes(file)), file) for file in files]
-    check_descending(path)
-    split = split_hash(samples.ids)
-    hashes = {**{name: artifact_of(file).sha256 for name, _, file in path}, "split": split}
-    if anytime:
-        goal = replace(guarantee.goal, anytime=True)
-        certificate, budget = certify_next(_candidates(path, samples, goal.risk, WHOLE)[0], goal, data, split)
-        record = CertificateRecord.of(
-            certificate, WHOLE, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data
-        )
-        record = replace(record, provider=samples.provider)
-        return record_certificate(replace(record, budget=budget), f"{budget.begins} {asdict(record)}")
-    part = _choose_threshold(guarantee.counted_part, files[0], samples)
-    certificate = judge_files(path, samples, guarantee.goal, part)
-    return _record(certificate, part, samples, hashes, "bytes")
 
 
 def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
@@ -225,7 +175,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
         raise ResultError(str(error)) from error
     files = [folder / DENSE, folder / SLIM]
     note("reading the data ...")
-    samples = _reserve(files, recipe.data, recipe.seed, recipe.skip_corrupt)
+    samples = reserve_samples(files, recipe.data, recipe.seed, recipe.skip_corrupt)
     samples = replace(samples, provider=record.provider)
     hashes = _hashes(folder, samples)
     problems = [
@@ -235,7 +185,7 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
     ]
     problems += _find_altered_files(folder)
     note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
-    own_part = _choose_threshold(replace(part, threshold=None), files[0], samples)
+    own_part = choose_threshold(replace(part, threshold=None), files[0], samples)
     if not math.isclose(own_part.threshold or 0, part.threshold or 0, rel_tol=1e-6):
         problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
@@ -256,26 +206,23 @@ def _find_altered_files(folder: Path) -> list[str]:
     Some may be missing.
     """
     try:
-        sha256 = read_report(folder).sha256
+        report = read_report(folder)
     except InputError as error:
         return [str(error)]
-    others = [name for name in sha256 if name not in (DENSE, SLIM, PLAN, WEIGHTS)]
-    return [
-        f"{name!r} is not the file that the run wrote"
-        for name in others
-        if (folder / name).is_file() and sha256_of(folder / name) != sha256[name]
-    ]
+    others = [name for name in report.sha256 if name not in (DENSE, SLIM, PLAN, WEIGHTS)]
+    altered = [name for name in others if (folder / name).is_file() and sha256_of(folder / name) != report.sha256[name]]
+    return [f"{name!r} is not the file that the run wrote" for name in (*altered, *find_altered_pages(folder, report))]
 
 
 def judge_files(
     path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, goal: Goal, part: Part = WHOLE
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
-    candidates, labels = _candidates(path, samples, goal.risk, part)
+    candidates, labels = judge_candidates(path, samples, goal.risk, part)
     return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
 
 
-def _candidates(
+def judge_candidates(
     path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, risk: str, part: Part
 ) -> tuple[list[Candidate], Array]:
     """The models of a path with their losses, and the labels (n,) of all samples, if their losses need them."""
@@ -301,7 +248,7 @@ def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamp
     return [Candidate(name, size, row) for (name, size, _), row in zip(path, rows, strict=True)]
 
 
-def _choose_provider(provider: str) -> str:
+def choose_provider(provider: str) -> str:
     """Where a certificate is tested: a runtime for the CPU that was asked for by name, else ONNX Runtime there."""
     named = provider != runtime.AUTO and runtime.get_device(provider) == "cpu"
     return provider if named else "cpu"
@@ -312,7 +259,7 @@ def is_smaller(certificate: Certificate) -> bool:
     return bool(certificate.chosen)
 
 
-def _choose_threshold(part: Part, dense: Path, samples: ReservedSamples) -> Part:
+def choose_threshold(part: Part, dense: Path, samples: ReservedSamples) -> Part:
     """`part` with the threshold that the select split gives, where it has one."""
     return part if part.coverage is None else part.chosen_on(samples.predict(dense, samples.select)[0])
 
@@ -347,7 +294,7 @@ def _hashes(folder: Path, samples: ReservedSamples) -> dict[str, str]:
     }
 
 
-def _record(
+def make_record(
     certificate: Certificate, part: Part, samples: ReservedSamples, hashes: Mapping[str, str], unit: str
 ) -> CertificateRecord:
     """What certificate.json holds; the use of the samples is counted."""
@@ -359,7 +306,7 @@ def _record(
     return replace(record, uses_before=uses, spent=spent(uses, certificate.goal.delta).message)
 
 
-def _reserve(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:
+def reserve_samples(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
     preprocessing, classes = read_shared_metadata(files)
     task = build_task(runtime.open_session(files[0], "cpu").metadata.get("task", "classification"))

@@ -72,7 +72,7 @@ def _notes(pruned: Pruned, converter: Converter, converted: Converted) -> Iterat
     """What was not compared, and widths that the ecosystem pads."""
     if converted.parity is None:
         yield f"{converter.title} does not run on this machine: the result is not compared with PyTorch; try it there"
-    widths = [len(pruned.plan.kept(group)) for group in pruned.groups if group.kind != "head"]
+    widths = [len(pruned.plan.kept(group)) + group.rows_beside for group in pruned.groups if group.kind != "head"]
     if odd := sum(width % converter.round_to != 0 for width in widths):
         yield (
             f"{odd} of {len(widths)} widths are no multiple of {converter.round_to}, as {converter.title} likes them; "

@@ -13,11 +13,10 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from PIL import Image
 
 from pxcompress.certify.anytime import Budget, certify_anytime
@@ -26,41 +25,39 @@ from pxcompress.certify.few_labels import (
     check_few_labels,
     completed_labels,
     pessimistic_losses,
-    random_order,
-    samples_to_label,
 )
-from pxcompress.certify.learn_then_test import Array
-from pxcompress.certify.parts import Part
+from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import RISKS, Candidate, Goal, certify
 from pxcompress.certify.record import CertificateRecord, LabelCount
-from pxcompress.certify.used import split_hash
+from pxcompress.certify.used import hash_of
 from pxcompress.checks import read_record
 from pxcompress.data import open_images, open_source
-from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.folder import Files
-from pxcompress.data.samples import Samples
-from pxcompress.deploy.export import artifact_of
 from pxcompress.deploy.measure import file_bytes
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.notes import Note, silent
 from pxcompress.recipe import Guarantee
+from pxcompress.report.build import sha256_of
 from pxcompress.report.labelling_page import LabelCase, to_labelling_page
 from pxcompress.report.pages import Picture
-from pxcompress.run_folder.answers import Question, questions_csv, read_answers
+from pxcompress.run_folder import ledger
+from pxcompress.run_folder.answers import questions_csv, read_answers
 from pxcompress.run_folder.certificate import (
     FILE,
     Verification,
     check_descending,
     is_smaller,
-    predict_samples,
-    read_shared_metadata,
 )
 from pxcompress.run_folder.differences import find_differences
-from pxcompress.run_folder.ledger import compute_remaining_budget, record_certificate
+from pxcompress.run_folder.ledger import Procedure, record_certificate
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
 from pxcompress.run_folder.saved import read_run
+from pxcompress.run_folder.unlabelled import BY_ANSWER, ModelAnswers, observe, with_questions
 
 REQUEST, QUESTIONS, PAGE, ANSWERS = "request.json", "to_label.csv", "to_label.html", "answers.csv"
+
+ONCE = Procedure()
+"""A test of fixed size of all samples."""
 
 _SIDE = 320
 """Largest side of a picture on the page, pixels."""
@@ -69,8 +66,11 @@ _SIDE = 320
 @dataclass(frozen=True)
 class LabelRequest:
     """What request.json holds. `files` are the models from dense to smallest, name -> path; `hashes` their sha256, and
-    under "split" that of the images; `to_label` of the `images` need a label. With a `budget` the test may stop at
-    any time, and begins where others on these images ended.
+    under "split" that of the images, `pages` those of what a person fills in; `to_label` of the `images` need a label.
+
+    With a `budget` the test may stop at any time, and begins where others on these images ended, or goes on from the
+    `earlier` certificate. The risk is held for every word of the column `group` of the table of images, or for every
+    answer of the dense model.
     """
 
     files: Mapping[str, str]
@@ -82,6 +82,9 @@ class LabelRequest:
     images: int
     to_label: int
     budget: Budget | None = None
+    pages: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
+    earlier: CertificateRecord | None = None
     schema_version: Literal[1] = 1
 
     @property
@@ -90,59 +93,35 @@ class LabelRequest:
         return Goal(self.risk, self.alpha, self.delta, anytime=self.budget is not None)
 
 
-@dataclass(frozen=True, eq=False)
-class ModelAnswers:
-    """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
-
-    `order` is that of the test, in positions; images that others have looked at are not in it.
-    """
-
-    samples: Samples
-    classes: tuple[str, ...]
-    predicted: Array
-    asked: Array
-    order: Array
-    hashes: Mapping[str, str]
-
-    @property
-    def questions(self) -> list[Question]:
-        """The images to label, in order."""
-        return [
-            Question.of(self.samples.ids[place], [self.classes[answer] for answer in self.predicted[:, place]])
-            for place in self.asked
-        ]
-
-
 def request_labels(
     files: Sequence[Path],
     unlabelled: str,
-    guarantee: Guarantee,
+    guarantee: Guarantee | Goal,
     folder: Path,
-    *,
-    anytime: bool = False,
+    procedure: Procedure = ONCE,
     note: Note = silent,
 ) -> LabelRequest:
-    """Write to `folder`, a new one, which images below `unlabelled` need a label for `guarantee`; none may need any.
+    """Write to `folder`, a new one, which images of `unlabelled` need a label for `guarantee`; none may need any.
 
-    `files` are a run folder, or ONNX files from dense to smallest. With `anytime` labelling may stop at any line, and
-    what is not looked at stays fresh. Raises `InputError`.
+    `files` are a run folder, or ONNX files from dense to smallest, `unlabelled` a folder of images, or a table of them.
+    In an anytime test labelling may stop at any line, and what is not looked at stays fresh. Raises `InputError`.
     """
     file_by_name = _name_files(files, unlabelled)
-    goal = replace(guarantee.goal, anytime=anytime)
+    goal = guarantee if isinstance(guarantee, Goal) else replace(guarantee.goal, anytime=procedure.anytime)
     check_few_labels(goal.risk)
-    if guarantee.part != "all":
-        raise InputError(f"part {guarantee.part!r} needs labelled data; give --data, or leave --part out")
+    group = procedure.group or _group_of_part(guarantee)
     if folder.exists():
         raise InputError(f"{str(folder)!r} exists, perhaps with answers; choose another with --out, or remove it")
     check_descending([(name, float(file_bytes(file)), file) for name, file in file_by_name.items()])
-    observed = _observe(file_by_name, unlabelled, note)
+    observed = observe(file_by_name, unlabelled, group, note)
     image_folder = str(Path(unlabelled).expanduser().resolve())
     budget = None
-    if anytime:
-        budget = compute_remaining_budget(image_folder, observed.hashes["split"], goal.delta, len(observed.samples))
+    if procedure.anytime:
+        _, budget = ledger.order_left(observed.given(image_folder), goal.delta, procedure.earlier)
         goal = replace(goal, delta=budget.stake)
-    observed = _to_label(observed, goal, budget)
-    guarantee.counted_part.check(goal, {"all": len(observed.order)})
+    observed = with_questions(observed, goal, budget, procedure.earlier)
+    if procedure.earlier is None:
+        check_groups(goal, {name: mask[observed.order] for name, mask in observed.masks.items()}, len(observed.order))
     request = LabelRequest(
         files={name: str(file.resolve()) for name, file in file_by_name.items()},
         unlabelled=image_folder,
@@ -153,14 +132,26 @@ def request_labels(
         images=len(observed.samples),
         to_label=len(observed.asked),
         budget=budget,
+        group=group,
+        earlier=procedure.earlier,
     )
-    folder.mkdir(parents=True)
-    (folder / REQUEST).write_text(json.dumps(asdict(request), indent=1))
-    (folder / QUESTIONS).write_text(questions_csv(observed.questions))
+    pages = {QUESTIONS: questions_csv(observed.questions)}
     if request.to_label:
         note(f"drawing the page of {request.to_label} images ...")
-        (folder / PAGE).write_text(_page(observed, folder))
+        pages[PAGE] = _page(observed, folder)
+    request = replace(request, pages={name: hash_of(text) for name, text in pages.items()})
+    folder.mkdir(parents=True)
+    for name, text in (*pages.items(), (REQUEST, json.dumps(asdict(request), indent=1))):
+        (folder / name).write_text(text)
     return request
+
+
+def _group_of_part(guarantee: Guarantee | Goal) -> str:
+    """What a guarantee holds the risk for by itself: classes, which only the dense model's answers tell apart."""
+    part = "all" if isinstance(guarantee, Goal) else guarantee.part
+    if part == "confident":
+        raise InputError("part 'confident' needs labelled data; give --data, or leave --part out")
+    return BY_ANSWER if part == "classes" else ""
 
 
 def certify_answers(answers: Path, folder: Path, note: Note = silent) -> CertificateRecord:
@@ -168,7 +159,7 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
     the table. Raises `InputError`, also where models or images have changed meanwhile.
     """
     request = read_request(folder)
-    observed = _to_label(_observe(_files(request), request.unlabelled, note), request.goal, request.budget)
+    observed = _asked_for(request, request.unlabelled, note)
     if problems := _list_changes(request, observed.hashes):
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
@@ -192,14 +183,25 @@ def verify_answers(folder: Path, data: str = "", note: Note = silent) -> Verific
         raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); certify --answers makes one") from error
     except InputError as error:
         raise ResultError(str(error)) from error
-    observed = _to_label(_observe(_files(request), data or request.unlabelled, note), request.goal, request.budget)
+    observed = _asked_for(request, data or request.unlabelled, note)
     if problems := _list_changes(request, observed.hashes):  # the answers are to other questions
         return Verification(record, tuple(problems))
     recomputed_record = _certificate(folder, request, observed, folder / ANSWERS).used(record.uses_before)
     problems = find_differences(record.rows, recomputed_record.rows) or _list_alterations(record, recomputed_record)
+    problems += [
+        f"{name!r} is not the file that was written"
+        for name, digest in request.pages.items()
+        if (folder / name).is_file() and sha256_of(folder / name) != digest
+    ]
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
     return Verification(record, tuple(problems))
+
+
+def _asked_for(request: LabelRequest, unlabelled: str, note: Note) -> ModelAnswers:
+    """What the models of a request answer, with the images that need a label for it."""
+    observed = observe(_files(request), unlabelled, request.group, note)
+    return with_questions(observed, request.goal, request.budget, request.earlier)
 
 
 def next_command(folder: Path) -> str:
@@ -254,38 +256,6 @@ def _files(request: LabelRequest) -> dict[str, Path]:
     return files
 
 
-def _observe(files: Mapping[str, Path], unlabelled: str, note: Note) -> ModelAnswers:
-    """What `files` answer on the images below `unlabelled`; nothing is asked for yet."""
-    preprocessing, classes = read_shared_metadata(list(files.values()))
-    note("reading the images ...")
-    reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
-    first_of_copies = np.sort(
-        np.unique(np.array(reading.digests), return_index=True)[1]
-    )  # copies are no independent samples
-    store = reading.store.take(first_of_copies)
-    note(f"{len(files)} models answer on {len(store)} images ...")
-    batches = ImageBatches(store, 64)
-    logits = [predict_samples(file, batches)[0] for file in files.values()]
-    if any(each.ndim != 2 for each in logits):
-        raise InputError("labels are asked for where classifiers disagree, and these are none; give --losses instead")
-    predicted_classes = np.stack([each.argmax(axis=1) for each in logits])
-    split = split_hash(
-        f"{store.samples.ids[i]} {reading.digests[place].hex()}" for i, place in enumerate(first_of_copies)
-    )
-    hashes = {**{name: artifact_of(file).sha256 for name, file in files.items()}, "split": split}
-    names = classes or tuple(str(index) for index in range(logits[0].shape[1]))
-    return ModelAnswers(
-        store.samples, names, predicted_classes, np.empty(0, int), random_order(len(store), split), hashes
-    )
-
-
-def _to_label(observed: ModelAnswers, goal: Goal, budget: Budget | None) -> ModelAnswers:
-    """The same, with the images that need a label for `goal`, among those that the `budget` leaves."""
-    order = observed.order[budget.begins :] if budget else observed.order
-    positions = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
-    return replace(observed, asked=positions, order=order)
-
-
 def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, answers: Path) -> CertificateRecord:
     """The certificate by the filled table `answers`, with the hashes of the table and of the request."""
     label_by_position = read_answers(answers, observed.questions, observed.classes)
@@ -308,21 +278,24 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
         )
         for (name, path), predicted_classes in zip(request.files.items(), observed.predicted, strict=True)
     ]
+    masks = {name: mask[counted_positions] for name, mask in observed.masks.items()}
+    seen: tuple[str, ...] = ()
     if budget is None:
-        certificate = certify(candidates, goal)
+        certificate = certify(candidates, goal, masks)
     else:
-        certificate, budget = certify_anytime(candidates, goal, budget)
+        earlier = request.earlier
+        certificate, budget = certify_anytime(candidates, goal, budget, masks, earlier.rows if earlier else ())
+        seen = ledger.looked_at(observed.given(""), observed.order, budget, earlier)
     own_files = {"answers": answers, "request": folder / REQUEST}
     hashes = {
         **observed.hashes,
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in own_files.items()},
     }
-    image_folder = request.unlabelled
-    record = CertificateRecord.of(
-        certificate, Part(), reserved=request.images, hashes=hashes, unit="bytes", data=image_folder
-    )
+    where = request.unlabelled
+    part = Part("classes" if masks else "all")
+    record = CertificateRecord.of(certificate, part, reserved=request.images, hashes=hashes, unit="bytes", data=where)
     count = LabelCount(len(observed.asked), len(label_by_position)) if RISKS[goal.risk].needs_labels else None
-    return replace(record, labels=count, budget=budget)
+    return replace(record, labels=count, budget=budget, group=request.group, looked_at=seen)
 
 
 def _list_alterations(record: CertificateRecord, recomputed_record: CertificateRecord) -> list[str]:

@@ -12,42 +12,50 @@ import numpy as np
 from pxcompress.certify.anytime import Budget
 from pxcompress.certify.bounded import path_losses
 from pxcompress.certify.learn_then_test import Array
-from pxcompress.certify.parts import Part
-from pxcompress.certify.path import Candidate, Goal, certify, check_samples
+from pxcompress.certify.parts import Part, check_groups
+from pxcompress.certify.path import Candidate, Goal, certify
 from pxcompress.certify.record import CertificateRecord
+from pxcompress.certify.used import hash_of
 from pxcompress.errors import InputError, unknown
-from pxcompress.run_folder.ledger import certify_next, record_certificate
+from pxcompress.run_folder.ledger import Samples, certify_next, record_certificate
 
 
-def certify_losses(path: Path, goal: Goal, group: str = "") -> CertificateRecord:
+def certify_losses(
+    path: Path, goal: Goal, group: str = "", earlier: CertificateRecord | None = None
+) -> CertificateRecord:
     """The certificate of the models whose losses the table `path` holds; the goal says whether it is an anytime one.
 
     The models are named in its first line. With `group`, a column of words, the risk is held for each of them by
-    itself. Raises `InputError`.
+    itself. An anytime test goes on from an `earlier` certificate with the lines that it has not looked at, in a table
+    that has grown at its end, or with a table of other samples. Raises `InputError`.
     """
-    if group and goal.anytime:
-        raise InputError("--anytime is about all samples, not each group; leave one of them out")
     names, table, groups = read_losses(path, group)
     split = hashlib.sha256(path.read_bytes()).hexdigest()
     source = str(path.resolve())
+    masks = {name: groups == name for name in np.unique(groups).tolist()} if group else {}
     rows = path_losses(goal.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
     budget: Budget | None = None
+    seen: tuple[str, ...] = ()
     if goal.anytime:
-        certificate, budget = certify_next(candidates, goal, source, split)
+        samples = Samples(source, split, _chained_lines(path), dict.fromkeys(names, ""))
+        certificate, budget, seen = certify_next(candidates, goal, samples, masks, earlier)
     else:
-        masks = {name: groups == name for name in np.unique(groups).tolist()} if group else {}
-        smallest = min(masks, key=lambda name: masks[name].sum(), default="")
-        least_samples = masks[smallest].sum() if masks else len(table)
-        check_samples(
-            int(least_samples),
-            goal,
-            f"of {smallest!r}, the smallest group, to certify on" if group else "to certify on",
-        )
+        check_groups(goal, masks, len(table))
         certificate = certify(candidates, goal, masks)
     part = Part("classes" if group else "all")
     record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=source)
-    return record_certificate(replace(record, budget=budget, group=group), f"{goal} {group} {budget}")
+    return record_certificate(replace(record, budget=budget, group=group, looked_at=seen), f"{goal} {group} {budget}")
+
+
+def _chained_lines(path: Path) -> list[str]:
+    """A text for every line below the first, of it and of all before it: equal lines are no equal samples."""
+    chain, texts = "", []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for line in csv.reader(file):
+            chain = hash_of(f"{chain}\n{line}")
+            texts.append(chain)
+    return texts[1:]
 
 
 def read_losses(path: Path, group: str = "") -> tuple[tuple[str, ...], Array, Array]:

@@ -7,3 +7,4 @@ TOKENIZER = "tokenizer.json"
 
 RECIPE = "recipe.json"
 """Name of the file that marks a folder as a run folder: only such a folder is ever replaced."""
+AGAINST = "against"

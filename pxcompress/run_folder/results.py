@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pxcompress.attribution.class_relevance import removed_shares
+from pxcompress.certify.calibration import LEAST_SAMPLES, CalibrationRecord, compare_calibration
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
 from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import NOISE_LIMIT, is_chance_level
 from pxcompress.deploy.measure import FileTiming, try_files
+from pxcompress.deploy.predictions import Predictions
 from pxcompress.proof import (
     ClassShare,
+    Contender,
     DataSummary,
     GroupWidth,
     LayerCost,
     Warning,
 )
 from pxcompress.recipe import Goal
-from pxcompress.report.build import sha256_of, to_json
-from pxcompress.report.html import to_html
+from pxcompress.report.build import sha256_of
 from pxcompress.report.record import PlanCosts, Report
-from pxcompress.report.summary import format_bytes, format_milliseconds, takes_images
+from pxcompress.report.summary import format_bytes, format_milliseconds
 from pxcompress.run import Run
-from pxcompress.run_folder.names import SLIM, TOKENIZER
+from pxcompress.run_folder.against import measure_contenders
+from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.targets import ConvertedFiles, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
 from pxcompress.tasks.choice import task_text
@@ -43,12 +45,6 @@ SPEED_TOLERANCE = 0.05
 DENSE_DRIFT_LIMIT = 0.2
 """Share by which the dense model may be faster or slower in the end than when a plan was made for its speed."""
 
-PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
-"""The script predict.py, copied into run folders as it is: it needs onnxruntime, numpy and pillow only."""
-
-PREDICT_TEXT = PREDICT.with_name("predict_text.py")
-"""The same for texts, with tokenizers in the place of pillow."""
-
 
 @dataclass(frozen=True)
 class RunMeasurements:
@@ -58,6 +54,9 @@ class RunMeasurements:
     comparison: Comparison
     targets: Targets
     layers: tuple[LayerCost, ...] = ()
+    calibration: CalibrationRecord | None = None
+    contenders: tuple[Contender, ...] = ()
+    notes: tuple[Warning, ...] = ()
 
 
 def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> RunMeasurements:
@@ -74,7 +73,21 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Ru
         timings = try_files(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, timings, workload.source.classes)
-    return RunMeasurements(files, comparison, _targets(files, converted_files, timings), layers)
+    calibration = _compare_calibration(timings[0].predictions, timings[1].predictions)
+    contenders, notes = measure_contenders(files, (dense, pruned), workload, run)
+    return RunMeasurements(
+        files, comparison, _targets(files, converted_files, timings), layers, calibration, contenders, notes
+    )
+
+
+def _compare_calibration(dense: Predictions, pruned: Predictions) -> CalibrationRecord | None:
+    """How far probabilities of both models can be trusted; None where there are none, or too few samples."""
+    if dense.class_outputs is None or pruned.class_outputs is None:
+        return None
+    if dense.samples < LEAST_SAMPLES or dense.broken or pruned.broken:
+        return None
+    labels = dense.statistics[:, 2].long()
+    return compare_calibration(dense.class_outputs.numpy(), pruned.class_outputs.numpy(), labels.numpy())
 
 
 def _targets(files: Files, converted_files: ConvertedFiles, timings: Sequence[FileTiming]) -> Targets:
@@ -135,12 +148,16 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
             *_list_notes(place, workload, files, comparison),
             *_describe_attempts(recipe, slim, comparison),
             *targets.notes,
+            *measured.notes,
             *(Warning("remark", text) for text in run.clock.notes),
         ),
         certificate=files.certificate,
         class_shares=_class_shares(slim, workload.source.classes),
         attempts=slim.attempts,
         agreements=slim.agreements,
+        calibration=measured.calibration,
+        temperature=slim.temperature,
+        contenders=measured.contenders,
         missed=_describe_missed_goal(recipe, comparison),
         targets=targets.rows,
         speedup=comparison.speedup,
@@ -150,16 +167,6 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
         operators=comparison.operators,
         sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
     )
-
-
-def write_report(folder: Path, report: Report) -> None:
-    """Write report.json, report.html, and for images and texts predict.py, which runs the model without pxcompress."""
-    if takes_images(report):
-        shutil.copyfile(PREDICT, folder / PREDICT.name)
-    elif (folder / TOKENIZER).exists():
-        shutil.copyfile(PREDICT_TEXT, folder / PREDICT.name)
-    (folder / "report.json").write_text(to_json(report))
-    (folder / "report.html").write_text(to_html(report))
 
 
 def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare, ...]:

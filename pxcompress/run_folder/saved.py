@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, short
-from pxcompress.graph import find_groups, prune
+from pxcompress.graph import find_groups, make_rotatable, prune, settle_streams
 from pxcompress.models.adapter import release_
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.inputs import blank_inputs
@@ -22,7 +22,7 @@ from pxcompress.models.rebuilding import restore_outside_
 from pxcompress.models.signature import inputs_from_json
 from pxcompress.models.task import slice_classes
 from pxcompress.models.tokens import IDS, Tokenizer
-from pxcompress.planning.plan_file import plan_from_json, planned_groups
+from pxcompress.planning.plan_file import plan_from_json, planned_groups, planned_streams
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
@@ -139,9 +139,10 @@ def _rebuild(
         dense = slice_classes(dense, example, json.loads(facts["outputs"]))
     task = Agreement() if architecture.in_python else build_task(facts.get("task", "classification"))
     dense = as_judged(dense, example, task)
+    dense = make_rotatable(dense, example, planned_streams(plan))
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
     groups = planned_groups(plan, all_groups)
-    pruned = prune(dense, groups, plan_from_json(plan, groups), example)
+    pruned = settle_streams(prune(dense, groups, plan_from_json(plan, groups), example))
     model = pruned.model
     outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}
     restore_outside_(model, outside)

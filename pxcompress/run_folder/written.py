@@ -72,6 +72,8 @@ def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResul
     """Write a slim model as ONNX."""
     plan = sha256(_plan(slim).encode()).hexdigest()
     facts = {**_facts(recipe, workload), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
+    if slim.temperature != 1:
+        facts["temperature"] = f"{slim.temperature:.6g}"
     return _export(slim.pruned.model, path, facts, recipe, workload)
 
 

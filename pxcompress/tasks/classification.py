@@ -26,6 +26,10 @@ class Classification(Task):
         """The logits of all classes."""
         return _logits(outputs)
 
+    def class_outputs(self, outputs: Outputs) -> Tensor:
+        """The same: probabilities are made of them."""
+        return _logits(outputs)
+
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
         """Whether the class is right, the class, and the label, (n, 3)."""
         predicted = _logits(outputs).argmax(1)

@@ -50,6 +50,10 @@ class Task:
         largest = [(value if value.dim() > 1 else value[:, None]).amax(1) for value in list_float_outputs(outputs)]
         return torch.stack([value.reshape(samples, -1).mean(1) for value in largest]).sum(0)
 
+    def class_outputs(self, outputs: Outputs) -> Tensor | None:
+        """Logits or probabilities of the classes of each sample, (n, classes); None where there are no such."""
+        return None
+
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
         """What every sample adds to the quality of a model, (n, s); by default its agreement with the dense model.
 

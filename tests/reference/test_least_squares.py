@@ -331,6 +331,17 @@ def test_little_memory_takes_more_passes_to_the_same_weights(monkeypatch: pytest
         assert torch.equal(value, stinted.model.state_dict()[key]), key
 
 
+def test_rows_in_half_precision_lead_to_nearly_the_same_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned, inputs = _folded("resnet_basic")
+    halved = copy.deepcopy(pruned)
+    LeastSquares()(pruned, batches_of(inputs, SIZE))
+    monkeypatch.setattr(least_squares, "EXACT_BYTES", 0)
+    LeastSquares()(halved, batches_of(inputs, SIZE))
+    assert _error(halved, inputs) == pytest.approx(_error(pruned, inputs), rel=1e-2)
+    weights = halved.model.state_dict()
+    assert any(not torch.equal(value, weights[key]) for key, value in pruned.model.state_dict().items())
+
+
 class _Rounding(nn.Conv2d):
     """Computes something of its own."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pxcompress.certify.anytime import Budget, stake_budget, stopping_time
+from pxcompress.certify.anytime import Budget, certify_anytime, stake_budget, stopping_time
 from pxcompress.certify.learn_then_test import BETS, e_process, log_wealth
 from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.certify.path import Tested as Row
 from pxcompress.errors import InputError
 
 DRAWN = settings(deadline=None, derandomize=True, database=None, max_examples=40)
@@ -99,3 +101,62 @@ def test_adaptive_reuse_keeps_one_error_budget() -> None:
             begins += stop
         errors += wrong
     assert errors / draws <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / draws)
+
+
+@DRAWN
+@given(seed=st.integers(0, 999), cuts=st.lists(st.integers(0, 200), max_size=3), grouped=st.booleans())
+def test_to_go_on_is_to_have_had_all_samples_at_once(seed: int, cuts: list[int], grouped: bool) -> None:
+    """Whatever the pieces in which samples come: the same sums, p-values and capitals."""
+    rng = np.random.default_rng(seed)
+    goal = Goal(alpha=0.1, delta=1e-9, anytime=True)  # nothing is decided early
+    table = (rng.random((2, 200)) < [[0.05], [0.12]]).astype(float)
+    groups = rng.integers(0, 3, 200)
+    budget = Budget(0.05, 0.05, 1e-9, 0, 0, 200)
+
+    def run(first: int, last: int, before: tuple[Row, ...] = ()) -> tuple[Row, ...]:
+        masks = {str(each): groups[first:last] == each for each in range(3)} if grouped else {}
+        rows = [Candidate(str(step), -step, row[first:last]) for step, row in enumerate(table)]
+        return certify_anytime(rows, goal, budget, masks, before)[0].rows
+
+    ends = sorted({*cuts, 200})
+    rows: tuple[Row, ...] = ()
+    for first, last in itertools.pairwise([0, *ends]):
+        rows = run(first, last, rows)
+    for piece, whole in zip(rows, run(0, 200), strict=True):
+        pairs = zip(piece.classes, whole.classes, strict=True) if grouped else [(piece, whole)]
+        for one, other in pairs:
+            assert (one.n, one.errors) == (other.n, other.errors)
+            assert one.p_value == pytest.approx(other.p_value)
+            assert one.capital == pytest.approx(other.capital)
+        assert piece.p_value == pytest.approx(whole.p_value)
+        assert (piece.n, piece.errors) == (200, whole.errors)
+
+
+def test_every_group_has_to_pass_and_the_test_stops_where_the_last_one_does() -> None:
+    rng, goal = np.random.default_rng(6), Goal(alpha=0.1, anytime=True)
+    rare = np.arange(3000) % 10 == 0
+    losses = (rng.random(3000) < np.where(rare, 0.2, 0.01)).astype(float)
+    masks = {"often": ~rare, "rare": rare}
+    assert goal.p_value(losses) <= goal.delta
+    rows = [Candidate("dense", 2, 0 * losses), Candidate("small", 1, losses)]
+    budget = Budget(0.05, 0.05, 0.05, 0, 0, 3000)
+    certificate, used = certify_anytime(rows, goal, budget, masks)
+    assert certificate.chosen == 0
+    assert certificate.rows[1].weakest.name == "rare"
+    assert used.lost
+    good = [rows[0], rows[1]._replace(losses=losses * ~rare)]
+    certificate, used = certify_anytime(good, goal, budget, masks)
+    assert certificate.chosen == 1
+    assert rare[used.ends - 1], "it ends with a sample of the group that takes longest"
+    assert stopping_time([0 * losses, losses * ~rare], goal) < used.ends
+
+
+def test_a_group_just_above_alpha_passes_at_most_with_delta() -> None:
+    rng, goal, draws = np.random.default_rng(7), Goal(alpha=0.1, delta=0.1, anytime=True), 400
+    budget, passed = Budget(0.1, 0.1, 0.1, 0, 0, 400), 0
+    for _ in range(draws):
+        groups = rng.random(400) < 0.4
+        losses = (rng.random(400) < np.where(groups, 0.1, 0.01)).astype(float)
+        masks = {"bad": groups, "good": ~groups}
+        passed += certify_anytime([Candidate("one", 1, losses)], goal, budget, masks)[0].chosen is not None
+    assert passed / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)

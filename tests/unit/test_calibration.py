@@ -10,6 +10,7 @@ import pytest
 from pxcompress.certify.calibration import (
     calibration_error,
     compare_calibration,
+    fit_temperature,
     softmax,
     threshold_of,
 )
@@ -26,12 +27,34 @@ def drawn(seed: int, n: int, sharpness: float = 1.0, classes: int = 5) -> tuple[
 
 
 def test_calibration_error_by_hand() -> None:
-    confidence = [0.9, 0.5, 0.6, 0.8]
+    confidence = [0.9, 0.4, 0.6, 0.8]
     right = [1, 1, 0, 0]
-    assert calibration_error(confidence, right, 2) == pytest.approx((abs(1.1 - 1) + abs(1.7 - 1)) / 4)
-    assert calibration_error(confidence, right, 1) == pytest.approx((2.8 - 2) / 4)
-    assert calibration_error(confidence, right, 99) == pytest.approx((0.1 + 0.5 + 0.6 + 0.8) / 4)
+    assert calibration_error(confidence, right, 2) == pytest.approx((abs(0.4 - 1) + abs(2.3 - 1)) / 4)
+    assert calibration_error(confidence, right, 1) == pytest.approx((2.7 - 2) / 4)
     assert calibration_error([1.0, 1.0], [1, 1]) == 0
+
+
+def test_probabilities_are_judged_like_their_logits() -> None:
+    logits, labels = drawn(3, 300)
+    assert compare_calibration(logits, softmax(logits), labels).error_change.value == pytest.approx(0, abs=1e-9)
+    assert softmax(softmax(logits)) == pytest.approx(softmax(logits))
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
+def test_a_temperature_undoes_what_made_logits_too_sharp(sharpness: float) -> None:
+    logits, labels = drawn(4, 4000, sharpness)
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(sharpness, rel=0.1)
+    assert fit_temperature(softmax(logits), labels) == pytest.approx(temperature, rel=1e-3)
+    record = compare_calibration(logits, logits / temperature, labels)
+    assert record.pruned.error.value < 0.03
+    if sharpness != 1:
+        assert record.error_change.high < 0
+
+
+def test_a_temperature_needs_samples() -> None:
+    with pytest.raises(InputError, match="0 samples"):
+        fit_temperature(np.zeros((0, 3)), [])
 
 
 def test_threshold_is_the_rank_of_the_true_classes() -> None:

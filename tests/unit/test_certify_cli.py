@@ -68,9 +68,10 @@ def options(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[obje
 
 @pytest.fixture(scope="module")
 def certified(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """A run of which a smaller model passes."""
+    """A run of which a smaller model passes, with a temperature."""
     out = tmp_path_factory.mktemp("runs") / "certified"
-    return out, _once(options, "--ratio", 0.6, "--repair", "fold", "--max-drop", 0.3, "--steps", 3, "--out", out)
+    asked = ["--max-drop", 0.3, "--steps", 3, "--temperature-scaling"]
+    return out, _once(options, "--ratio", 0.6, "--repair", "fold", *asked, "--out", out)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,26 @@ def _once(options: list[object], *more: object) -> Outcome:
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         return caller(patch, Captured())("run", *options, *more)  # type: ignore[arg-type]
+
+
+def test_a_temperature_is_in_the_file_and_the_report_says_what_probabilities_are_worth(
+    certified: tuple[Path, Outcome], refused: tuple[Path, Outcome]
+) -> None:
+    folder, outcome = certified
+    report = from_json((folder / "report.json").read_text())
+    assert report.temperature not in (0, 1)
+    facts = open_session(folder / "model.onnx", "cpu").metadata
+    assert float(facts["temperature"]) == pytest.approx(report.temperature, rel=1e-4)
+    assert "temperature" not in open_session(folder / "dense.onnx", "cpu").metadata
+    assert report.calibration is not None
+    assert report.calibration.samples == report.data.test
+    assert f"logits divided by {report.temperature:.3g}" in outcome.out
+    page = (folder / "report.html").read_text()
+    assert "expected calibration error" in page
+    assert "logits were divided by" in page
+    plain = from_json((refused[0] / "report.json").read_text())
+    assert plain.temperature == 1
+    assert plain.calibration is not None
 
 
 @pytest.fixture
@@ -437,7 +458,8 @@ def test_an_anytime_test_leaves_samples_to_the_next(
     first, second = (json.loads(px(*asked, "--json").out) for _ in range(2))
     assert (first["bound"], first["delta"], first["budget"]["lost"]) == ("e-process", 0.025, False)
     assert 0 < first["n"] == first["budget"]["ends"] == second["budget"]["begins"] < 75
-    assert "not part 'classes'" in one_line(px(*asked, "--part", "classes"))
+    assert "'confident' is given with --anytime" in one_line(px(*asked, "--part", "confident"))
+    assert "no table" in one_line(px(*asked, "--group", "camera"))
     assert "LEFT for other tests" in px(*asked[:2], "--max-drop", 0.7, "--anytime").out
 
 
@@ -490,11 +512,32 @@ def test_verify_detects_another_model(px: Px, copy: Path, refused: tuple[Path, O
     assert "holds" not in outcome.out
 
 
-@pytest.mark.parametrize("name", ["recipe.json", "scores.safetensors", "certificate.json"])
-def test_verify_detects_any_other_file_that_was_altered(px: Px, copy: Path, name: str) -> None:
-    with (copy / name).open("a") as file:
-        file.write("\n")
-    assert f"{name!r} is not the file that the run wrote" in px("verify", copy, "--quiet").err
+def test_verify_detects_any_file_that_was_altered(px: Px, copy: Path) -> None:
+    """One line more at the end of each file in turn; what makes a model is measured again, and told by its role."""
+    roles = {"model.onnx": "model", "dense.onnx": "dense", "plan.json": "plan", "model.safetensors": "weights"}
+    files = sorted(path for path in copy.iterdir() if path.is_file())
+    assert {"report.json", "report.html", "predict.py", "recipe.json", "certificate.json"} < {
+        file.name for file in files
+    }
+    for file in files:
+        before = file.read_bytes()
+        comment = b"\x32\x01 " if file.suffix == ".onnx" else b"\n"  # an ONNX file's doc_string
+        file.write_bytes(before + comment)
+        outcome = px("verify", copy, "--quiet")
+        told = f"{file.name!r} is not the file that the run wrote"
+        if file.name in roles:
+            told = f"the {roles[file.name]} is not the certified one"
+        assert outcome.code == 3, (file.name, outcome)
+        assert told in outcome.err, file.name
+        file.write_bytes(before)
+    assert px("verify", copy, "--quiet").code == 0
+
+
+def test_verify_detects_a_figure_of_the_report_that_is_on_no_page(px: Px, copy: Path) -> None:
+    content = json.loads((copy / "report.json").read_text())
+    content["dense"]["latency_ms"]["quantiles"][3] += 1e-6
+    (copy / "report.json").write_text(json.dumps(content, indent=1))
+    assert "'report.json' is not the file that the run wrote" in px("verify", copy, "--quiet").err
 
 
 def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) -> None:

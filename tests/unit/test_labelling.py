@@ -187,7 +187,7 @@ def test_copies_count_once(place: Path, px: Px, tmp_path: Path) -> None:
     ("more", "words"),
     [
         (["--risk", "top1-error"], "the label of every sample"),
-        (["--part", "classes"], "part 'classes' needs labelled data"),
+        (["--part", "confident"], "part 'confident' needs labelled data"),
         (["--data", "digits"], "--data and --unlabelled"),
         (["--max-drop", 0.005], f"{COUNT} samples to certify on"),
         (["--unlabelled", "nothing"], "'nothing' is no folder"),
@@ -282,6 +282,11 @@ def _other_answer(folder: Path) -> None:
         (_edit("certificate.json", lambda it: it.update(chosen=2)), "does not follow from its own p-values"),
         (_edit("certificate.json", lambda it: it["labels"].update(answered=1)), "its 'labels'"),
         (_edit("certificate.json", lambda it: it["hashes"].update(split="0")), "the split is not the certified one"),
+        (
+            lambda folder: (folder / "to_label.csv").open("a").write("\n"),
+            "'to_label.csv' is not the file that was written",
+        ),
+        (lambda folder: (folder / "to_label.html").open("a").write(" "), "'to_label.html' is not the file"),
     ],
 )
 def test_tampering_with_a_file_is_found(certified: Path, px: Px, tamper: Callable[[Path], None], words: str) -> None:
@@ -397,3 +402,63 @@ def test_a_test_that_fails_loses_its_stake(place: Path, px: Px, tmp_path: Path) 
     if record["budget"]["ends"] < COUNT:
         px(*asked, "--max-drop", 0.3, "--out", tmp_path / "second")
         assert json.loads((tmp_path / "second" / "request.json").read_text())["delta"] == 0.0125
+
+
+# --- groups, and more images later
+
+
+def asked_again(px: Px, place: Path, images: Path, out: Path, *more: object) -> dict[str, object]:
+    """The certificate of the path on `images`, with the true labels of what is asked for."""
+    outcome = px("certify", *models(place), "--unlabelled", images, "--quiet", "--out", out, *more)
+    assert outcome.code == 0, outcome.err
+    truth = truth_of(place)
+    answers = filled(out, lambda row: truth[Path(row["image"]).name])
+    px("certify", "--answers", answers, "--out", out, "--quiet")
+    return json.loads((out / "certificate.json").read_text())
+
+
+@pytest.mark.parametrize("more", [["--part", "classes"], ["--group", "camera"], ["--group", "camera", "--anytime"]])
+def test_the_risk_is_held_in_every_group_of_unlabelled_images(
+    place: Path, px: Px, tmp_path: Path, more: list[object]
+) -> None:
+    names = sorted(truth_of(place))
+    table = place / "photos" / "table.csv"
+    table.write_text(
+        "\n".join(["path,camera", *(f"{name},{'front' if n % 3 else 'back'}" for n, name in enumerate(names))])
+    )
+    record = asked_again(px, place, table, tmp_path / "asked", "--max-drop", 0.3, *more)
+    rows, (classes, labels) = record["rows"], predicted(place)
+    counts = {each["name"]: (each["n"], each["errors"]) for each in rows[1]["classes"]}
+    if "--part" in more:
+        flips = losses("negative-flips", classes[0], classes[1], labels)
+        mine = [classes[0] == place for place in range(len(NAMES))]
+        assert counts == {name: (mask.sum(), flips[mask].sum()) for name, mask in zip(NAMES, mine, strict=True)}
+        assert record["group"] == "the dense model's answer"
+    else:
+        assert list(counts) == ["back", "front"]
+        assert sum(n for n, _ in counts.values()) == record["n"]
+    assert rows[1]["p_value"] == max(each["p_value"] for each in rows[1]["classes"])
+    outcome = px("verify", tmp_path / "asked", "--quiet")
+    assert ("holds" in outcome.out, outcome.code) == ((True, 0) if record["chosen"] else (False, 3))
+    assert "its '" not in outcome.err
+
+
+def test_a_test_goes_on_with_images_that_came_later(place: Path, px: Px, tmp_path: Path) -> None:
+    names = sorted(truth_of(place))
+    for part, some in (("first", names[:60]), ("all", names)):
+        (tmp_path / part).mkdir()
+        for name in some:
+            shutil.copy(place / "photos" / name, tmp_path / part)
+    first = asked_again(px, place, tmp_path / "first", tmp_path / "one", "--max-drop", 0.1, "--anytime")
+    assert first["chosen"] in (None, 0)
+    assert first["n"] == 60
+    second = asked_again(px, place, tmp_path / "all", tmp_path / "two", "--resume", tmp_path / "one")
+    assert second["chosen"] == 1
+    assert 60 < second["n"] <= COUNT
+    assert second["looked_at"][:60] == first["looked_at"]
+    outcome = px("verify", tmp_path / "two", "--quiet")
+    assert outcome.code == 0, outcome.err
+    request = json.loads((tmp_path / "two" / "request.json").read_text())
+    request["earlier"]["rows"][1]["capital"][0] += 1  # more wealth than there was
+    (tmp_path / "two" / "request.json").write_text(json.dumps(request, indent=1))
+    assert "errors on" in px("verify", tmp_path / "two", "--quiet").err

@@ -75,7 +75,7 @@ def test_anytime_leaves_samples_and_budget_to_others(px: Px, table: Path) -> Non
         ("a,b\n0,0.5\n", ["--risk", "flips"], "unknown risk"),
         ("a,b,c\n0,0,x\n", ["--group", "C"], "unknown column 'C'"),
         ("a,b,c\n0,0,x\n", ["--group", "c"], "1 samples of 'x', the smallest group"),
-        ("a,b,c\n0,0,x\n", ["--group", "c", "--anytime"], "not each group"),
+        ("a,b,c\n0,0,x\n", ["--group", "c", "--anytime"], "1 samples of 'x', the smallest group, left to certify on"),
         ("a,b\n0,0.5\n", ["--data", "digits"], "--data is given with --losses"),
     ],
 )
@@ -104,3 +104,56 @@ def test_the_risk_is_held_in_every_group(px: Px, table: Path) -> None:
     assert "the weakest of 2 classes (by when)" in px("certify", *command).out
     table.write_text("\n".join(line.partition(",")[2] for line in table.read_text().splitlines()))
     assert told(px, "--losses", table, "--max-drop", 0.15)["chosen"] == 1
+
+
+def test_a_test_goes_on_where_it_ended_with_lines_that_came_later(px: Px, table: Path, tmp_path: Path) -> None:
+    """A table that has grown and one of new lines alone give the same; lines that were looked at do not count again."""
+    header, *lines = table.read_text().splitlines()
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join([header, *lines[:300]]))
+    first = told(px, "--losses", short, "--max-drop", 0.13, "--anytime", "--out", tmp_path / "one")
+    assert (first["chosen"], first["n"], len(first["looked_at"])) == (0, 300, 300)
+    again = px("certify", "--losses", short, "--anytime", "--resume", tmp_path / "one")
+    assert "the earlier test looked at all 300 samples" in one_line(again)
+    grown = told(px, "--losses", table, "--resume", tmp_path / "one" / "certificate.json", "--out", tmp_path / "two")
+    assert grown["chosen"] == 1
+    assert 300 < grown["n"] == grown["budget"]["ends"] == len(set(grown["looked_at"])) <= ROWS
+    assert set(first["looked_at"]) < set(grown["looked_at"])
+    assert (grown["delta"], grown["alpha"]) == (first["delta"], first["alpha"])
+    assert grown["rows"][1]["p_value"] < first["rows"][1]["p_value"]
+    others = tmp_path / "others.csv"
+    others.write_text("\n".join([header, *lines[300:]]))
+    alone = told(px, "--losses", others, "--resume", tmp_path / "one")
+    assert alone["chosen"] == 1
+    assert alone["n"] > 300
+    assert "going on from an earlier certificate" in px("certify", "--losses", others, "--resume", tmp_path / "one").out
+
+
+def test_what_cannot_go_on(px: Px, table: Path, tmp_path: Path) -> None:
+    for more, words in (
+        (["--resume", tmp_path / "none.json"], "cannot be read"),
+        (["--resume", tmp_path / "one", "--max-drop", 0.2], "--max-drop is given with --resume"),
+        (["--resume", tmp_path / "fixed"], "only one with --anytime can go on"),
+        (["--resume", tmp_path / "one"], "'small', of the earlier certificate, is not among the models"),
+    ):
+        px("certify", "--losses", table, "--max-drop", 0.13, "--out", tmp_path / "fixed")
+        if not (tmp_path / "one").exists():
+            px("certify", "--losses", table, "--max-drop", 0.13, "--anytime", "--out", tmp_path / "one")
+        renamed = tmp_path / "renamed.csv"
+        renamed.write_text(table.read_text().replace("small", "other", 1))
+        assert words in one_line(px("certify", "--losses", renamed, *more))
+
+
+def test_anytime_holds_the_risk_in_every_group(px: Px, table: Path) -> None:
+    header, *lines = table.read_text().splitlines()
+    table.write_text(
+        "\n".join(
+            [f"{header},when", *(f"{line},{'night' if place % 4 else 'day'}" for place, line in enumerate(lines))]
+        )
+    )
+    record = told(px, "--losses", table, "--max-drop", 0.16, "--anytime", "--group", "when")
+    assert (record["chosen"], record["group"], record["part"]) == (1, "when", "classes")
+    assert [each["name"] for each in record["rows"][1]["classes"]] == ["day", "night"]
+    assert (
+        record["rows"][1]["p_value"] == max(each["p_value"] for each in record["rows"][1]["classes"]) <= record["delta"]
+    )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pxcompress import compress_module
 from pxcompress.deploy.all_outputs import run_graph
 from pxcompress.deploy.onnx_modules import check_agrees, read_onnx
+from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import ModelError
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
@@ -84,9 +85,10 @@ def export(kind: Callable[[], nn.Module], path: Path, opset: int = 17, **options
     outputs = ["score/1:0", "second"][: 2 if kind is Dense else 1]
     names = {"pixels:0": {0: "N"}, **{name: {0: "N"} for name in outputs}}
     given = {"dynamic_axes": names, "input_names": ["pixels:0"], "output_names": outputs, **options}
+    inputs = given.pop("inputs", torch.randn(2, 3, 32, 32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(net, (torch.randn(2, 3, 32, 32),), path, dynamo=False, opset_version=opset, **given)
+        torch.onnx.export(net, (inputs,), path, dynamo=False, opset_version=opset, **given)
     proto = onnx.load(path)
     proto.metadata_props.add(key="author", value="someone")
     onnx.save(proto, path)
@@ -180,6 +182,42 @@ def test_heads_are_found_by_what_the_graph_does(tmp_path: Path) -> None:
     assert {group.units for group in groups if group.kind == "neuron"} == {24}
 
 
+def _attention_file(path: Path) -> Path:
+    """Tokens (n, 7, 3), and the Attention operator of opset 23 with four heads side by side."""
+    draw = np.random.default_rng(0)
+    sizes = {"into": (3, 32), "q": (32, 32), "k": (32, 32), "v": (32, 32), "proj": (32, 32), "head": (32, 5)}
+    weights = {f"{name}.w": draw.normal(0, 0.2, size).astype(np.float32) for name, size in sizes.items()}
+    nodes = [helper.make_node("MatMul", ["x", "into.w"], ["tokens"])]
+    nodes += [helper.make_node("MatMul", ["tokens", f"{name}.w"], [name]) for name in "qkv"]
+    nodes += [
+        helper.make_node("Attention", ["q", "k", "v"], ["read"], q_num_heads=4, kv_num_heads=4),
+        helper.make_node("MatMul", ["read", "proj.w"], ["made"]),
+        helper.make_node("Add", ["made", "tokens"], ["sum"]),
+        helper.make_node("ReduceMean", ["sum", "axis"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "head.w"], ["y"]),
+    ]
+    proto = _proto(*nodes, opset=23, axis=np.array([1]), **weights)
+    proto.ir_version = 10
+    for port, sizes in ((proto.graph.input[0], ["n", 7, 3]), (proto.graph.output[0], ["n", 5])):
+        port.CopyFrom(helper.make_tensor_value_info(port.name, TensorProto.FLOAT, sizes))
+    onnx.save(proto, path)
+    return path
+
+
+def test_the_attention_operator_loses_whole_heads(tmp_path: Path) -> None:
+    module = read_onnx(_attention_file(tmp_path / "net.onnx"))
+    groups = find_groups(module, torch.zeros(1, 7, 3), classifier_names(module, torch.zeros(1, 7, 3))).groups
+    assert [group.units for group in groups if group.kind == "head"] == [4]
+    pruned = halved(module).model
+    pruned.write_onnx(tmp_path / "slim.onnx", {})
+    nodes = {node.op_type: node for node in onnx.load(tmp_path / "slim.onnx").graph.node}
+    assert {each.name: each.i for each in nodes["Attention"].attribute} == {"q_num_heads": 2, "kv_num_heads": 2}
+    inputs = torch.randn(3, 7, 3, generator=torch.Generator().manual_seed(0))
+    (written,) = run_graph(tmp_path / "slim.onnx", {"x": inputs.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(written, pruned(inputs), atol=1e-5)
+
+
 def test_a_fixed_batch_stays_fixed_and_the_module_takes_any(tmp_path: Path) -> None:
     path = export(Attending, tmp_path / "net.onnx", dynamic_axes=None)
     proto = onnx.load(path)
@@ -192,6 +230,50 @@ def test_a_fixed_batch_stays_fixed_and_the_module_takes_any(tmp_path: Path) -> N
         module.write_onnx(tmp_path / "other.onnx", {}, batch=3)
 
 
+class InHalf(Plain):
+    """In half precision, inputs and outputs as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.half()
+
+
+class OfBytes(Plain):
+    """Takes the bytes of an image, its channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2).float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs"),
+    [(InHalf, torch.zeros(2, 3, 32, 32).half()), (OfBytes, torch.zeros(2, 32, 32, 3, dtype=torch.uint8))],
+    ids=["half", "bytes"],
+)
+def test_a_module_takes_floats_with_channels_first_whatever_the_file_takes(
+    kind: Callable[[], nn.Module], inputs: Tensor, tmp_path: Path
+) -> None:
+    path = export(kind, tmp_path / "net.onnx", inputs=inputs)
+    module = read_onnx(path)
+    assert next(iter(module.source.example.values())).shape[1:] == (3, 32, 32)
+    assert {part.dtype for part in module.parameters()} == {torch.float32}
+    pruned = halved(module).model
+    pruned.write_onnx(tmp_path / "slim.onnx", {})
+    assert_same_interface(path, tmp_path / "slim.onnx")
+    types = [{t.name: t.data_type for t in onnx.load(p).graph.initializer} for p in (path, tmp_path / "slim.onnx")]
+    assert types[0]["inner.weight"] == types[1]["inner.weight"]
+    assert 10 * (kind is InHalf) in {*types[1].values(), 0}
+    values = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
+    (name,) = module.given
+    (written,) = run_graph(
+        tmp_path / "slim.onnx", {name: value.numpy() for name, value in pruned.file_inputs({name: values}).items()}
+    )
+    session = open_session(tmp_path / "slim.onnx", "cpu")
+    np.testing.assert_allclose(session.predict(values), written, atol=1e-3 if kind is InHalf else 1e-6)
+    with torch.no_grad():
+        np.testing.assert_allclose(written, pruned.file_outputs(values), atol=5e-3 if kind is InHalf else 1e-5)
+
+
 def test_external_weights_stay_external(tmp_path: Path) -> None:
     export(Plain, tmp_path / "given.onnx")
     (tmp_path / "user").mkdir()
@@ -202,6 +284,8 @@ def test_external_weights_stay_external(tmp_path: Path) -> None:
     assert (tmp_path / "slim.onnx.data").stat().st_size > (tmp_path / "slim.onnx").stat().st_size / 2
     assert (tmp_path / "slim.onnx.data").stat().st_size < path.with_name("w.bin").stat().st_size
     run_graph(tmp_path / "slim.onnx", {"pixels:0": np.zeros((1, 3, 32, 32), np.float32)})
+    read_onnx(path).write_onnx(tmp_path / "whole.onnx", {})
+    run_graph(tmp_path / "whole.onnx", {"pixels:0": np.zeros((1, 3, 32, 32), np.float32)})
 
 
 def test_compress_module_takes_a_file_with_any_outputs(tmp_path: Path) -> None:
@@ -257,10 +341,7 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         r"Det \(2x\), NonMaxSuppression \(1x\)",
     ),
     "opset": (_proto(_node("Relu"), opset=5), "opset 5"),
-    "half": (
-        _proto(_node("MatMul", "x", "w"), w=np.zeros((16, 16), np.float16)),
-        "weights in FLOAT16: give the float32 file",
-    ),
+    "double": (_proto(_node("MatMul", "x", "w"), w=np.zeros((16, 16))), "weights in float64"),
     "no graph": (onnx.ModelProto(), "no ONNX file"),
 }
 

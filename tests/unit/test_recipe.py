@@ -320,6 +320,8 @@ EVERY = Recipe(
     targets=("fp32", "int8"),
     max_quant_drop=0.02,
     fixed_batch=True,
+    temperature_scaling=True,
+    against=("resnet18", "small=mine.pth"),
 )
 NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds"}
 
@@ -365,7 +367,7 @@ def test_yaml_that_is_no_recipe_is_one_line_and_runs_nothing(tmp_path: Path, tex
 def test_a_recipe_of_another_version_is_one_line(tmp_path: Path) -> None:
     content = {**json.loads(EVERY.to_json()), "sharpness": 1}
     (tmp_path / "recipe.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="unknown recipe key 'sharpness'; known: bench") as caught:
+    with pytest.raises(InputError, match="unknown recipe key 'sharpness'; known: against, bench") as caught:
         recipe_of({}, tmp_path / "recipe.json")
     assert "\n" not in str(caught.value)
 

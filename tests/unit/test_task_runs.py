@@ -21,7 +21,7 @@ from pxcompress.pipeline import _check_task
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.record import Report
 from pxcompress.report.table import to_table
-from pxcompress.run_folder.certificate import certify_files
+from pxcompress.run_folder.model_files import certify_files
 from pxcompress.tasks.choice import build_task
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.segmentation import Segmentation

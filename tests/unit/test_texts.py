@@ -32,7 +32,7 @@ from pxcompress.models.signature import MASK, Signature, inputs_from_json
 from pxcompress.models.tokens import IDS, KINDS, Tokenizer
 from pxcompress.passes.collect import collect
 from pxcompress.passes.matching import moment_changes
-from pxcompress.passes.moments import moments
+from pxcompress.passes.moments import collect_moments
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Input, Preprocessing
 
@@ -92,7 +92,7 @@ def test_padding_counts_in_no_statistic(reader: nn.Module) -> None:
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
     layouts = input_layouts(reader, groups)
-    found, expected = (moments(reader, layouts, batches) for batches in (together, alone))
+    found, expected = (collect_moments(reader, layouts, batches) for batches in (together, alone))
     for name, value in expected.items():
         assert found[name].whole.count == value.whole.count
         torch.testing.assert_close(found[name].whole.second, value.whole.second, atol=1e-6, rtol=1e-5)

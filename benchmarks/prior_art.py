@@ -1,0 +1,209 @@
+"""What is published, built as honest baselines on the same nets and data: selection x compensation at given MACs.
+
+    python benchmarks/prior_art.py [--quick] [--model LABEL ...]
+
+- GRAIL's core: magnitude picks the units, the same share of every layer, and ridge regression on activations folds the
+  others in. CORP's core on the MLPs of a ViT, and its counterpart for convolutions: activations pick, ridge folds; its
+  ranks of queries and keys are not built, since no unit of ours is one.
+- Model folding: k-means on the weights merges channels that are alike, without data; BatchNorm re-estimated (REPAIR).
+- Bias compensation: magnitude picks, means of what is gone go into biases.
+- Ours: what `pxcompress run` does by default.
+
+Each is tuned: of its variants, allocations and BatchNorm re-estimated or not, the one with the best top-1 on the select
+split counts, and its top-1 is of the test split. None looks at labels otherwise, and nothing is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import common
+import models
+import torch
+from one_shot import SELECTIONS, Bench, bench_of, calibration
+from rivals import reestimate
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+
+from pxcompress.deploy.predictions import torch_quality
+from pxcompress.errors import BudgetError
+from pxcompress.graph import prune
+from pxcompress.layout.rows import unit_weights
+from pxcompress.repair import REPAIRS
+from pxcompress.run import Run
+from pxcompress.scorers import SCORERS
+from pxcompress.stages import plan_at, prune_and_repair
+from pxcompress.state import seeded
+from pxcompress.tasks.classification import Classification
+from pxcompress.types import Batches, Group, Plan
+
+SEED = 0
+SIZES = (0.5, 0.35)
+ALLOCATIONS = ("uniform", "isomorphic", "mean")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A selection, what it is followed by, and whether units are merged by k-means before they go."""
+
+    name: str
+    selection: str
+    repairs: tuple[str, ...] = ()
+    merges: bool = False
+
+
+METHODS = (
+    Method("magnitude, ridge fold (GRAIL's core)", "L2", ("fold",)),
+    Method("activations, ridge fold (CORP's core)", "WIFV", ("fold",)),
+    Method("k-means merging (model folding)", "L2", merges=True),
+    Method("magnitude, bias compensation", "L2", ("mean-absorption",)),
+    Method("magnitude alone", "L2"),
+)
+
+
+def rows_of(label: str, sizes: Sequence[float]) -> Iterator[Row]:
+    """Every method at every size, each tuned on the select split; ours as it comes."""
+    bench = bench_of(label)
+    parts = calibration(bench, SEED)
+    batches = {"score": parts["score"], "repair": parts["repair"], "select": parts["select"]}
+    scores = {
+        name: SCORERS.build(SELECTIONS[name])(bench.scored.model, bench.scored.structure.groups, parts["score"])
+        for name in {method.selection for method in METHODS}
+    }
+    for size in sizes:
+        row: Row = {"model": label, "size": size, "dense": bench.dense}
+        for method in METHODS:
+            scored = replace(bench.scored, scores=scores[method.selection])
+            tried = [
+                attempt
+                for way in ALLOCATIONS
+                for attempt in _attempts(replace(bench, scored=scored), method, way, 1 - size, batches)
+            ]
+            best = max(tried, key=lambda attempt: attempt["select"])
+            yield row | {"method": method.name, "variants": len(tried), **best}
+        recipe = bench.recipe.but(ratio=1 - size, normalise="knapsack")
+        with seeded(SEED):
+            run = Run(recipe, batches, task=Classification()).without_progress()
+            slim = prune_and_repair(bench.scored.model, bench.scored.example, run)
+        plan = slim.pruned.plan
+        top1 = torch_quality(slim.pruned.model, bench.test, Classification())
+        yield row | {"method": "ours", "variants": 1, "top1": top1, "macs_ratio": plan.cost_planned / plan.cost_dense}
+
+
+def _attempts(bench: Bench, method: Method, way: str, ratio: float, parts: Mapping[str, Batches]) -> Iterator[Row]:
+    """A method by one allocation: as it comes, and with BatchNorm re-estimated."""
+    try:
+        plan = plan_at(bench.scored, ratio, bench.recipe.but(normalise=way))
+    except BudgetError:
+        return
+    source = bench.scored.model
+    groups = bench.scored.structure.groups
+    if method.merges:
+        source, plan = merged(source, groups, plan)
+    pruned = prune(source, groups, plan, bench.scored.example)
+    with seeded(SEED):
+        for text in method.repairs:
+            pruned = REPAIRS.build(text)(pruned, parts["repair"], parts["select"])
+    for again in (False, True):
+        model = reestimate(copy.deepcopy(pruned.model), parts["repair"]) if again else pruned.model
+        figures = {"select": torch_quality(model, parts["select"], Classification())}
+        figures["top1"] = torch_quality(model, bench.test, Classification())
+        yield {"allocation": way, "reestimated": again, "macs_ratio": plan.cost_planned / plan.cost_dense, **figures}
+
+
+def merged(model: nn.Module, groups: Sequence[Group], plan: Plan) -> tuple[nn.Module, Plan]:
+    """A copy of `model` in which every group's units are merged into as many clusters as `plan` leaves, and the plan.
+
+    One unit of a cluster has the mean of what its units produce, and consumers read it with the sum of their weights;
+    the others are to be removed (Wang et al., "Forget the data and fine-tuning! Just fold the network", ICLR 2025).
+    """
+    copied, removed = copy.deepcopy(model), {}
+    for group in groups:
+        count = len(plan.kept(group))
+        if count == group.units or group.kind == "head":  # heads go as magnitude says
+            continue
+        clusters = _clusters(copied, group, count)
+        _merge_(copied, group, clusters)
+        removed[group.name] = tuple(sorted(unit for cluster in clusters for unit in cluster[1:]))
+    return copied, replace(plan, removed={**plan.removed, **removed})
+
+
+def _clusters(model: nn.Module, group: Group, count: int) -> list[list[int]]:
+    """Exactly `count` clusters of units by the weights that produce them; the first of each is nearest to its mean."""
+    weights = [unit_weights(model, member) for member in group.members if member.axis == "out"]
+    table = torch.cat([each for each in weights if each is not None], 1).double().numpy()
+    centres, labels = kmeans2(table, count, minit="++", seed=SEED)
+    clusters = []
+    for place in range(count):
+        units = [int(unit) for unit in (labels == place).nonzero()[0]]
+        units.sort(key=lambda unit: float(((table[unit] - centres[place]) ** 2).sum()))
+        clusters.append(units)
+    while empty := [cluster for cluster in clusters if not cluster]:  # split the largest until all have a unit
+        largest = max(clusters, key=len)
+        empty[0].append(largest.pop())
+    return clusters
+
+
+def _merge_(model: nn.Module, group: Group, clusters: Sequence[Sequence[int]]) -> None:
+    """Put the mean of a cluster's rows into its first unit's, of consumers' weights the sum; in place."""
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for member in group.members:
+            names = [member.module] if member.dim is not None else _tensors(model, member.module, member.axis)
+            for name in names:
+                dim = member.dim if member.dim is not None else int(member.axis == "in")
+                rows = state[name].movedim(dim, 0) if name in state else None
+                if rows is None or not rows.is_floating_point() or int(member.index.max()) >= len(rows):
+                    continue  # of grouped convolutions, whose inputs lie elsewhere
+                for cluster in (cluster for cluster in clusters if len(cluster) > 1):
+                    index = member.index[list(cluster)]
+                    total = rows[index.flatten()].unflatten(0, index.shape).sum(0)
+                    rows[index[0]] = total if member.axis == "in" else total / len(cluster)
+
+
+def _tensors(model: nn.Module, module: str, axis: str) -> list[str]:
+    """Names of the tensors of a layer that have rows of its `axis`."""
+    layer = model.get_submodule(module)
+    names = ["weight"] if axis == "in" else ["weight", "bias", "running_mean", "running_var"]
+    return [f"{module}.{name}" for name in names if isinstance(getattr(layer, name, None), Tensor)]
+
+
+def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """No method above ours at any size, on the mean over the nets; and net by net."""
+    for size, method in itertools.product(sorted({row["size"] for row in rows}), [each.name for each in METHODS]):
+        pairs = {
+            row["model"]: (row["top1"], next(o["top1"] for o in rows if _same(o, row) and o["method"] == "ours"))
+            for row in rows
+            if row["method"] == method and row["size"] == size
+        }
+        theirs, mine = (100 * statistics.mean(pair[place] for pair in pairs.values()) for place in (0, 1))
+        text = f"{size} of the MACs, mean top-1 over {len(pairs)} nets: ours (target: {method})"
+        yield common.claim(text, mine, theirs, "higher")
+
+
+def _same(one: Row, other: Row) -> bool:
+    return (one["model"], one["size"]) == (other["model"], other["size"])
+
+
+def main() -> None:
+    parser = common.parser(__doc__ or "")
+    parser.add_argument("--model", action="append", choices=tuple(models.GLYPH_MODELS), help="only this one")
+    options = parser.parse_args()
+    labels = options.model or (("VGG",) if options.quick else tuple(models.GLYPH_MODELS))
+    rows = []
+    for label in labels:
+        for row in rows_of(label, SIZES[:1] if options.quick else SIZES):
+            print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+            rows.append(row)
+    command = "python benchmarks/prior_art.py" + "".join(f" --model '{label}'" for label in options.model or ())
+    common.write("rivals", command + " --quick" * options.quick, rows, [SEED], list(claims(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""A model whose residual streams can lose directions: rewritten stream by stream, each proved by what comes out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from pxcompress.errors import ModelError
+from pxcompress.graph.removal import run_in_float64
+from pxcompress.graph.rotation import add_linear_behind, merge_attention_biases_, rewrite_stream_
+from pxcompress.graph.streams import Stream
+from pxcompress.graph.tracing import trace_streams
+from pxcompress.graph.trial import make_trial_inputs
+from pxcompress.models.outputs import difference
+from pxcompress.state import evaluating
+
+TOLERANCE = 1e-6
+"""Largest difference that rewriting a stream may make in float64, with weights in float32, as a share of the outputs'
+scale."""
+
+
+def make_rotatable(model: nn.Module, example: Tensor, only: Collection[str] | None = None) -> nn.Module:
+    """A copy of `model` in which streams that LayerNorms read are rotated, so that directions of them can be removed.
+
+    `example` is one input, shape (1, ...); `only` names the streams by their first writers, None stands for all. The
+    copy computes what `model` does, to rounding. What cannot be rewritten stays. Without any stream that can, `model`
+    itself comes back: so do models read from ONNX files, which are written back into their own graphs.
+    """
+    modules = list(model.modules())
+    has_norms = any(isinstance(module, nn.LayerNorm) for module in modules)
+    if not has_norms or any(hasattr(module, "write_onnx") for module in modules) or (only is not None and not only):
+        return model
+    with suppress(ModelError, RuntimeError, TypeError):  # whatever does not trace or run is said by `find_groups`
+        inputs = make_trial_inputs(model, example)
+        twin = copy.deepcopy(model)
+        merge_attention_biases_(twin)
+        streams = trace_streams(twin, example)
+        if mixed := [norm.name for stream in streams for norm in stream.norms if not norm.reads_all]:
+            twin = add_linear_behind(twin, mixed)
+            streams = trace_streams(twin, example)
+        streams = [stream for stream in streams if only is None or stream.writers[0] in only]
+        return _rewritten(model, twin, streams, inputs)
+    return model
+
+
+def _rewritten(model: nn.Module, twin: nn.Module, streams: list[Stream], inputs: Tensor) -> nn.Module:
+    """`twin` with those of its streams rewritten that leave its outputs what they are; `model` where there are none."""
+    result = model
+    with torch.no_grad(), evaluating(model):
+        expected = run_in_float64(model, inputs)
+    for stream in streams:
+        if not all(norm.reads_all for norm in stream.norms):
+            continue
+        candidate = copy.deepcopy(twin)
+        with suppress(RuntimeError, TypeError, AttributeError, AssertionError):
+            rewrite_stream_(candidate, stream)
+            with torch.no_grad(), evaluating(candidate):
+                if difference(run_in_float64(candidate, inputs), expected) <= TOLERANCE:
+                    result = twin = candidate
+    return result

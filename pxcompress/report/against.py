@@ -1,0 +1,103 @@
+"""Which of all measured models to ship: a table, a picture, and one sentence, also where it is not the pruned one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pxcompress.proof import Contender
+from pxcompress.report.record import Report
+from pxcompress.report.summary import format_bytes, format_change_span, format_count, format_milliseconds, format_span
+
+NEAR = 0.05
+"""Share by which a latency may be above what was asked for: what is noise on an idle machine."""
+
+COLUMNS = ("model", "input", "p50", "size", "MACs", "quality", "change to dense")
+
+Cells = tuple[str, ...]
+
+
+def describe_choice(report: Report) -> str:
+    """What to ship for the asked milliseconds, in one sentence with intervals; empty without rivals."""
+    if not report.contenders:
+        return ""
+    limit, words = _limit(report)
+    metric = report.metric
+    fits = [each for each in report.contenders if each.latency_ms.p50 <= limit * (1 + NEAR)]
+    if not fits:
+        fastest = min(report.contenders, key=lambda each: each.latency_ms.p50)
+        return f"Nothing takes at most {words}; the fastest is {fastest.name} ({_figures(fastest, report)})"
+    best = max(fits, key=lambda each: (metric.gain(each.quality.value), -each.latency_ms.p50))
+    others = [each for each in fits if each is not best]
+    if best.kind in _OURS:
+        rivals = [each for each in others if each.kind not in _OURS]
+        ending = "; nothing else that was measured is as fast"
+        if rivals:
+            second = max(rivals, key=lambda each: metric.gain(each.quality.value))
+            ending = f"; the best other one is {second.name} ({_figures(second, report)}{_difference(second, report)})"
+        return f"For at most {words} ship {best.name} ({_figures(best, report)}){ending}"
+    return (
+        f"For at most {words} ship {best.name}, NOT THE PRUNED MODEL ({_figures(best, report)}"
+        f"{_difference(best, report)})"
+    )
+
+
+_OURS = ("pruned", "pruned-int8")
+
+
+def list_contenders(report: Report) -> Sequence[Cells]:
+    """One line a model, fastest first, under `COLUMNS`; a star for those that no other beats in both."""
+    metric = report.metric
+    rows = []
+    for each in sorted(report.contenders, key=lambda each: each.latency_ms.p50):
+        star = " *" if is_best_at_its_speed(each, report) else ""
+        change = f"{metric.format_change(each.change.value)} ({format_change_span(each.change, metric)})"
+        rows.append(
+            (
+                each.name + star,
+                "x".join(map(str, each.input_shape)),
+                format_milliseconds(each.latency_ms.p50),
+                format_bytes(each.onnx_bytes),
+                "unknown" if each.macs is None else format_count(each.macs),
+                f"{metric.format(each.quality.value)} ({format_span(each.quality.low, each.quality.high, metric)})",
+                "reference" if each.kind == "dense" else change,
+            )
+        )
+    return rows
+
+
+def is_best_at_its_speed(one: Contender, report: Report) -> bool:
+    """Whether no other model is at least as fast and at least as good, and better in one of both (Pareto)."""
+
+    def figures(of: Contender) -> tuple[float, float]:
+        return -of.latency_ms.p50, report.metric.gain(of.quality.value)
+
+    mine = figures(one)
+    return not any(
+        all(theirs >= own for theirs, own in zip(figures(other), mine, strict=True)) and figures(other) != mine
+        for other in report.contenders
+    )
+
+
+def _limit(report: Report) -> tuple[float, str]:
+    """The milliseconds that a call may take, and whence they are, in words."""
+    dense, pruned = report.contenders[:2]
+    if report.recipe.latency_ms is not None:
+        return report.recipe.latency_ms, f"{report.recipe.latency_ms:g} ms a call"
+    if report.recipe.speedup is not None:
+        limit = dense.latency_ms.p50 / report.recipe.speedup
+        return limit, f"{format_milliseconds(limit)} a call ({report.recipe.speedup:g}x faster than dense)"
+    limit = pruned.latency_ms.p50
+    return limit, f"{format_milliseconds(limit)} a call (what the pruned model takes)"
+
+
+def _figures(of: Contender, report: Report) -> str:
+    metric = report.metric
+    interval = format_span(of.quality.low, of.quality.high, metric)
+    return f"{metric.name} {metric.format(of.quality.value)}, {interval}; {format_milliseconds(of.latency_ms.p50)}"
+
+
+def _difference(of: Contender, report: Report) -> str:
+    """How a model compares with the pruned one on the same samples."""
+    metric, change = report.metric, of.beside_pruned
+    text = f"{metric.format_change(change.value)} ({format_change_span(change, metric)}) {metric.change_unit}".rstrip()
+    return f"; {text} against the pruned model" + ("" if change.is_shown else ", no difference shown")

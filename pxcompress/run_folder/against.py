@@ -1,0 +1,200 @@
+"""What else could be shipped instead: the dense model in other forms, and models that the user names, all measured."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from pxcompress.checks import make_file_name
+from pxcompress.cost.count import count_macs, count_params
+from pxcompress.data import load_splits
+from pxcompress.deploy import runtime
+from pxcompress.deploy.comparison import Candidate
+from pxcompress.deploy.feeds import get_image_shape
+from pxcompress.deploy.intervals import estimate_speedup
+from pxcompress.deploy.measure import FileTiming, file_bytes, latency, try_apart
+from pxcompress.deploy.precision import convert
+from pxcompress.errors import InputError, ModelError, PxError, short
+from pxcompress.models.onnx_file import is_onnx
+from pxcompress.onnx_in import OnnxModule
+from pxcompress.proof import Contender, ContenderKind, Warning
+from pxcompress.recipe import ModelAndData, Recipe
+from pxcompress.run import Run
+from pxcompress.run_folder.names import AGAINST
+from pxcompress.run_folder.saved import preprocessing_of
+from pxcompress.run_folder.written import Files, export_dense
+from pxcompress.types import Batches
+from pxcompress.workload import Workload, load_workload, with_baseline
+
+SCALES = (0.86, 0.75)
+"""Sides of smaller images, as shares of the dense model's: about 3/4 and 9/16 of its MACs."""
+
+
+_KINDS: tuple[tuple[ContenderKind, ContenderKind], ...] = (("dense", "dense-int8"), ("pruned", "pruned-int8"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A file to measure with inputs of its own; costs are None where only the file is known."""
+
+    name: str
+    kind: ContenderKind
+    path: Path
+    batches: Batches
+    params: int | None = None
+    macs: int | None = None
+
+
+def check_against(recipe: Recipe, workload: Workload) -> None:
+    """Raise `InputError`, before any work, for a rival that cannot be found, and for tasks that judge by the model."""
+    if recipe.against and workload.task.reads_dense:
+        raise InputError("--against needs labels that say how good any model is, and this task judges by the dense one")
+    for text in recipe.against:
+        name, _, checkpoint = text.partition("=")
+        for file in (checkpoint, name if is_onnx(name) else ""):
+            if file and not Path(file).is_file():
+                raise InputError(f"--against {text!r}: no file {file!r}; give MODEL, MODEL=CHECKPOINT or FILE.onnx")
+        plain = ":" not in name and not is_onnx(name)
+        if plain and not timm.is_model(name.partition(".")[0]):
+            raise InputError(
+                f"--against {text!r}: timm has no model {name!r}; give MODEL, MODEL=CHECKPOINT or FILE.onnx"
+            )
+
+
+def measure_contenders(
+    files: Files, models: tuple[Candidate, Candidate], workload: Workload, run: Run
+) -> tuple[tuple[Contender, ...], tuple[Warning, ...]]:
+    """Dense and pruned model, both as int8, the dense one on smaller images, and the recipe's rivals, side by side.
+
+    What is made for it lies in the folder `AGAINST` beside the models. Notes say what could not be made. Nothing where
+    the recipe names no rival.
+    """
+    if not run.recipe.against:
+        return (), ()
+    place = files.dense.path.parent / AGAINST
+    place.mkdir()
+    with run.clock.stage("make rivals"):
+        made = list(_entries(files, models, workload, run, place))
+    entries = [each for each in made if isinstance(each, _Entry)]
+    notes = tuple(each for each in made if isinstance(each, Warning))
+    with run.clock.stage("measure rivals"):
+        pairs = {entry.name: (entry.path, entry.batches) for entry in entries}
+        try:
+            timings = try_apart(pairs, workload.task, **asdict(run.recipe.bench))
+        except PxError as error:  # the pruned model is none the worse for it
+            return (), (*notes, Warning("against", f"what could be shipped instead was not measured: {error}"))
+    return tuple(_contender(entry, timings) for entry in entries), notes
+
+
+def _entries(
+    files: Files, models: tuple[Candidate, Candidate], workload: Workload, run: Run, place: Path
+) -> Iterator[_Entry | Warning]:
+    """Everything to measure, dense and pruned first; a warning in the place of what cannot be made."""
+    test = workload.splits.test
+    for (name, _), model in zip(_KINDS, models, strict=True):
+        yield _Entry(name, name, model.path, test, model.params, model.macs)
+    for (name, kind), model in zip(_KINDS, models, strict=True):
+        path = place / f"{model.path.stem}.int8.onnx"
+        try:
+            convert(model.path, path, "int8", workload.splits.repair)
+            yield _Entry(f"{name}, int8", kind, path, test, model.params, model.macs)
+        except ModelError as error:
+            yield Warning("against", f"{name} could not be made int8: {error}")
+    for scale in SCALES:
+        yield _at_scale(scale, workload, run.recipe, place)
+    file_names = [Path(text).name for text in run.recipe.against]
+    for text, file_name in zip(run.recipe.against, file_names, strict=True):
+        try:
+            entry = _given(text, workload, run, place)
+            yield replace(entry, name=file_name) if is_onnx(text) and file_names.count(file_name) == 1 else entry
+        except PxError as error:
+            yield Warning("against", f"{text} was not measured: {error}")
+
+
+def _at_scale(scale: float, workload: Workload, recipe: Recipe, place: Path) -> _Entry | Warning:
+    """The dense model on images of smaller sides, position embeddings resampled."""
+    preprocessing = workload.loaded.preprocessing
+    channels, *sides = preprocessing.input_size
+    sizes = tuple(_scaled(side, scale) for side in sides)
+    words = "x".join(map(str, sizes)) + " pixels"
+    model = workload.loaded.model
+    if not preprocessing.is_image or isinstance(model, OnnxModule) or workload.source.layout == "masks":
+        return Warning("against", f"the dense model was not tried at {words}: its inputs or targets cannot be resized")
+    smaller = replace(preprocessing, input_size=(channels, *sizes))
+    try:
+        resized = _resized(model, sizes)
+        splits = load_splits(workload.source, smaller, seed=recipe.seed)
+        other = replace(workload, loaded=replace(workload.loaded, model=resized, preprocessing=smaller), splits=splits)
+        path = place / f"dense-{'x'.join(map(str, sizes))}.onnx"
+        export_dense(path, recipe, other)
+        costs = count_params(resized), count_macs(resized, splits.example)
+    except (ModelError, RuntimeError, ValueError, AssertionError) as error:
+        return Warning("against", f"the dense model does not run at {words}: {short(error)}")
+    return _Entry(f"dense at {words}", "smaller-images", path, splits.test, *costs)
+
+
+def _scaled(side: int, scale: float) -> int:
+    """A side near `scale` of it that strides and patches still divide: a multiple of 16, of 4 for small images."""
+    step = 16 if side >= 128 else 4
+    return max(step, int(side * scale / step + 0.5) * step)
+
+
+def _resized(model: nn.Module, sizes: Sequence[int]) -> nn.Module:
+    """A copy of `model` for images of other sides; timm's transformers resample their position embeddings."""
+    resized = copy.deepcopy(model)
+    if callable(set_size := getattr(resized, "set_input_size", None)):
+        set_size(img_size=tuple(sizes))
+    return resized
+
+
+def _given(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
+    """A model that the user names, exported; an ONNX file as it is. Raises `InputError` where classes differ."""
+    recipe, (name, _, checkpoint) = run.recipe, text.partition("=")
+    if is_onnx(name):
+        session = runtime.open_session(Path(name), "cpu")
+        facts = session.metadata
+        preprocessing = (
+            preprocessing_of(facts, Path(name).parent) if "input_mean" in facts else workload.loaded.preprocessing
+        )
+        shape = get_image_shape(session, None if "input_mean" in facts else _image(preprocessing.input_size))
+        splits = load_splits(workload.source, replace(preprocessing, input_size=shape), seed=recipe.seed)
+        return _Entry(text, "given", Path(name), splits.test)
+    keys = ("data", "classes", "task", "skip_corrupt", "seed")
+    given = ModelAndData(name, checkpoint=checkpoint or None, **{key: getattr(recipe, key) for key in keys})
+    rival = with_baseline(load_workload(given), recipe.seed, run.clock.say)
+    if rival.source.classes != workload.source.classes:
+        raise InputError(f"--against {text!r} has other classes than the dense model; give models of one task")
+    path = place / f"{make_file_name(text)}.onnx"
+    export_dense(path, recipe, rival)
+    model = rival.loaded.model
+    costs = count_params(model), count_macs(model, rival.splits.example)
+    return _Entry(text, "given", path, rival.splits.test, *costs)
+
+
+def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _contender(entry: _Entry, timings: Mapping[str, FileTiming]) -> Contender:
+    timing, dense, pruned = timings[entry.name], timings["dense"], timings["pruned"]
+    shape = tuple(int(size) for size in next(iter(entry.batches))[0].shape[1:])
+    return Contender(
+        name=entry.name,
+        kind=entry.kind,
+        input_shape=shape,
+        params=entry.params,
+        macs=entry.macs,
+        onnx_bytes=file_bytes(entry.path),
+        quality=timing.predictions.quality,
+        samples=timing.predictions.samples,
+        latency_ms=latency(timing.seconds),
+        estimate_speedup=estimate_speedup(dense.seconds, timing.seconds),
+        change=timing.predictions.change(dense.predictions),
+        beside_pruned=timing.predictions.change(pruned.predictions),
+    )

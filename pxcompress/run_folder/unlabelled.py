@@ -1,0 +1,109 @@
+"""What models answer on images without labels, and which of these need one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pxcompress.certify.anytime import Budget
+from pxcompress.certify.few_labels import random_order, samples_to_label
+from pxcompress.certify.learn_then_test import Array
+from pxcompress.certify.path import Goal
+from pxcompress.certify.record import CertificateRecord
+from pxcompress.certify.used import split_hash
+from pxcompress.data import open_images
+from pxcompress.data.batches import ImageBatches, read_images
+from pxcompress.data.samples import Samples
+from pxcompress.data.tables import read_words
+from pxcompress.deploy.export import artifact_of
+from pxcompress.errors import InputError
+from pxcompress.notes import Note
+from pxcompress.run_folder import ledger
+from pxcompress.run_folder.answers import Question
+from pxcompress.run_folder.certificate import predict_samples, read_shared_metadata
+
+BY_ANSWER = "the dense model's answer"
+"""The group of a test for every class by itself: no label tells the classes of images on which all models agree."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelAnswers:
+    """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
+
+    `order` is that of the test, in positions; images that others have looked at are not in it. `texts` tell images
+    apart by path and content, `masks` (name -> (n,)) are the groups in each of which the risk is held.
+    """
+
+    samples: Samples
+    classes: tuple[str, ...]
+    predicted: Array
+    asked: Array
+    order: Array
+    hashes: Mapping[str, str]
+    texts: tuple[str, ...]
+    masks: Mapping[str, Array]
+
+    def given(self, data: str) -> ledger.Samples:
+        """The images of `data` as a test takes them."""
+        return ledger.Samples(data, self.hashes["split"], self.texts, self.hashes)
+
+    @property
+    def questions(self) -> list[Question]:
+        """The images to label, in order."""
+        return [
+            Question.of(self.samples.ids[place], [self.classes[answer] for answer in self.predicted[:, place]])
+            for place in self.asked
+        ]
+
+
+def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> ModelAnswers:
+    """What `files` answer on the images of `unlabelled`, in its groups; nothing is asked for yet."""
+    preprocessing, classes = read_shared_metadata(list(files.values()))
+    note("reading the images ...")
+    reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
+    first = np.sort(np.unique(np.array(reading.digests), return_index=True)[1])  # copies are no independent samples
+    store = reading.store.take(first)
+    note(f"{len(files)} models answer on {len(store)} images ...")
+    batches = ImageBatches(store, 64)
+    logits = [predict_samples(file, batches)[0] for file in files.values()]
+    if any(each.ndim != 2 for each in logits):
+        raise InputError("labels are asked for where classifiers disagree, and these are none; give --losses instead")
+    predicted = np.stack([each.argmax(axis=1) for each in logits])
+    texts = tuple(f"{store.samples.ids[i]} {reading.digests[place].hex()}" for i, place in enumerate(first))
+    split = split_hash(texts)
+    hashes = {**{name: artifact_of(file).sha256 for name, file in files.items()}, "split": split}
+    names = classes or tuple(str(index) for index in range(logits[0].shape[1]))
+    order = random_order(len(store), split)
+    masks = _groups(unlabelled, group, store.samples.ids, [names[answer] for answer in predicted[0]], names)
+    return ModelAnswers(store.samples, names, predicted, np.empty(0, int), order, hashes, texts, masks)
+
+
+def _groups(
+    unlabelled: str, group: str, ids: Sequence[str], answers: Sequence[str], classes: Sequence[str]
+) -> dict[str, Array]:
+    """Which images (n,) are in every group: by the dense model's answers, or by a column of the table of images."""
+    if not group:
+        return {}
+    words: Sequence[str] = answers
+    if group != BY_ANSWER:
+        column = read_words(unlabelled, group)
+        words = [column[image] for image in ids]
+    names = classes if group == BY_ANSWER else sorted(set(words))
+    return {name: np.array(words) == name for name in names}
+
+
+def with_questions(
+    observed: ModelAnswers, goal: Goal, budget: Budget | None, earlier: CertificateRecord | None
+) -> ModelAnswers:
+    """The same, with the images that need a label for `goal`, among those that the `budget` leaves."""
+    order = observed.order
+    if earlier is not None:
+        seen, keys = set(earlier.looked_at), observed.given("").keys
+        order = np.array([place for place in order if keys[place] not in seen], dtype=np.int64)
+    elif budget is not None:
+        order = order[budget.begins :]
+    asked = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
+    return replace(observed, asked=asked, order=order)
