@@ -194,7 +194,7 @@ def _contender(entry: _Entry, timings: Mapping[str, FileTiming]) -> Contender:
         quality=timing.predictions.quality,
         samples=timing.predictions.samples,
         latency_ms=latency(timing.seconds),
-        estimate_speedup=estimate_speedup(dense.seconds, timing.seconds),
+        speedup=estimate_speedup(dense.seconds, timing.seconds),
         change=timing.predictions.change(dense.predictions),
         beside_pruned=timing.predictions.change(pruned.predictions),
     )

@@ -50,7 +50,7 @@ from pxcompress.run_folder.differences import find_alterations, find_differences
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.pages import find_altered_pages
 from pxcompress.run_folder.saved import preprocessing_of, read_run
-from pxcompress.run_folder.written import Files, export_dense, export_slim
+from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
 from pxcompress.tasks.choice import build_task, layout_of
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
