@@ -41,7 +41,10 @@ PATHS = {"path with bad models": len(SIZES), "path of four good models": 4}
 REUSED = (*[0.03] * 6, *[0.005] * 3, *[0.08] * 3)
 """Risks of the models that are tested one after the other, at alpha = 0.03."""
 RATIOS = (0.5, 0.8, 0.9)
-TASK_RUNS = (("segmenter", "pxcompress.demo.nets:unet", "glyph-masks", 0.05),)
+TASK_RUNS = (
+    ("segmenter", "pxcompress.demo.nets:unet", "glyph-masks", 0.05),
+    ("detector", "pxcompress.demo.detectors:glyph_yolo", "glyph-boxes", 0.1),
+)
 Row = dict[str, Any]
 
 

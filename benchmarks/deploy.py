@@ -6,8 +6,8 @@ Rows of models that are not run stay as they are in the result file. With --dist
 after pruning, beside their rows without.
 
 Latency is of ResNet-50 and ViT-S at 224 pixels with random weights, half of the MACs removed, on this CPU: speed does
-not depend on what the weights are. Random weights have no accuracy; that comes from three small models that learned
-`glyphs`, pruned and quantised in the same way; "int8 plain" has ranges from the extremes and nothing else. "runtime"
+not depend on what the weights are. Random weights have no accuracy; that comes from small models that learned `glyphs`
+or `digits`, pruned and quantised in the same way; "int8 plain" has ranges from the extremes and nothing else. "runtime"
 rows, with --runtimes alone, time the same file on ONNX Runtime and on OpenVINO, in turns, on the CPU. "loop" rows time
 a file with a bare loop of ONNX Runtime, in turns with the tool. Where there is a GPU, CUDA is timed as well, with
 recorded graphs and without; float32 is TF32 there, and another run with NVIDIA_TF32_OVERRIDE=0 adds rows without it.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.m
 from benchmarks.models import GLYPH_MODELS
 
 MODELS = {"ResNet-50": "resnet50", "ViT-S": "vit_small_patch16_224"}
-GLYPHS = ("ResNet", "ViT", "MobileNet")
+LEARNED: Mapping[str, tuple[str, str]] = {
+    **{label: (GLYPH_MODELS[label], "glyphs") for label in ("ResNet", "ViT", "MobileNet")},
+    "MobileNetV2": ("mobilenetv2_100", "digits"),
+}
+"""Label -> a model that learns the data in minutes."""
 DISTILLED = ("fold", "least-squares", "batchnorm")
 """Before the distillation."""
 PROVIDERS = ("cpu", "cuda", "cuda-graph")
@@ -136,13 +140,13 @@ def loops(path: Path, model: str) -> dict[str, Any]:
 
 
 def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iterator[dict[str, Any]]:
-    """Top-1 of the combinations of a model that learned glyphs; `repair` None is the default."""
+    """Top-1 of the combinations of a model that learned; `repair` None is the default."""
     chosen = {} if repair is None else {"repair": repair}
     recipe = Recipe(
-        GLYPH_MODELS[label],
+        LEARNED[label][0],
         RATIO,
         budget="macs",
-        data="glyphs",
+        data=LEARNED[label][1],
         bench=Bench(provider="cpu", threads=THREADS),
         **chosen,
     )
@@ -191,7 +195,9 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (model, distilled, file), share in top1.items():
         if file == "pruned int8":
             lost = 100 * (top1[model, distilled, "pruned"] - share)
-            text = f"{model} on glyphs{', distilled' if distilled else ''}: points lost by int8 after pruning"
+            text = (
+                f"{model} on {LEARNED[model][1]}{', distilled' if distilled else ''}: points lost by int8 after pruning"
+            )
             made.append(common.claim(text, lost, 1.0, "lower"))
     for row in rows:
         if row["part"] == "runtime" and row["placement"]["asked"] == "openvino":
@@ -202,7 +208,7 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def labels(text: str) -> tuple[str, ...]:
     """The models that are asked for; all where nothing is."""
-    all_labels = (*GLYPHS, *MODELS)
+    all_labels = (*LEARNED, *MODELS)
     chosen = tuple(text.split(",")) if text else all_labels
     if unknown := [label for label in chosen if label not in all_labels]:
         raise SystemExit(f"unknown model {unknown[0]!r}; known: {', '.join(all_labels)}")
@@ -224,7 +230,7 @@ def merged(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = common.parser(__doc__ or "")
-    parser.add_argument("--model", default="", help=f"labels with commas, of {', '.join((*GLYPHS, *MODELS))}")
+    parser.add_argument("--model", default="", help=f"labels with commas, of {', '.join((*LEARNED, *MODELS))}")
     parser.add_argument("--distilled", action="store_true", help="the small models, distilled: minutes each")
     parser.add_argument("--runtimes", action="store_true", help="ONNX Runtime and OpenVINO on the same files, alone")
     options = parser.parse_args()
@@ -232,7 +238,7 @@ def main() -> None:
     repair = (*DISTILLED, "finetune:steps=5" if options.quick else "finetune")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
-        for label in (name for name in GLYPHS if name in asked and not options.runtimes):
+        for label in (name for name in LEARNED if name in asked and not options.runtimes):
             rows += accuracies(label, Path(place) / label, repair if options.distilled else None)
             print(f"{label}: {[(row['file'], row['top1']) for row in rows[-6:]]}", flush=True)
         for label in (name for name in MODELS if name in asked and options.runtimes):
