@@ -22,7 +22,7 @@ from pxcompress.errors import InputError, NoClassifierError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.hugging_face import gives_embeddings
 from pxcompress.models.input_scale import with_values
-from pxcompress.models.inputs import config_of
+from pxcompress.models.inputs import with_whole_images
 from pxcompress.models.loading import Loaded, load_model
 from pxcompress.models.task import slice_classes
 from pxcompress.notes import Note
@@ -34,7 +34,7 @@ from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, chec
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
-from pxcompress.types import ImageSize, Preprocessing, Splits
+from pxcompress.types import ImageSize, Splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +126,8 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
         )
     check_agrees(loaded.model)
     if task.whole_images or source.layout == "boxes":
-        loaded = replace(loaded, preprocessing=_whole_image(loaded))
+        loaded = replace(loaded, preprocessing=with_whole_images(loaded.preprocessing, loaded.model))
     return with_values(loaded, given.input_mean, given.input_std)
-
-
-def _whole_image(loaded: Loaded) -> Preprocessing:
-    """How images become inputs without a loss at their ends: with a border around them, unless the model says how."""
-    config = config_of(loaded.model)
-    crop_mode, crop = config.get("crop_mode", "border"), config.get("crop_pct", 1.0)
-    return replace(loaded.preprocessing, crop_mode=crop_mode, crop=float(crop))
 
 
 def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:

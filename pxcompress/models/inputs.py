@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from timm.data.config import resolve_model_data_config
@@ -87,3 +88,10 @@ def _each_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
         return tuple(values)
     mean = sum(values) / len(values)
     return (*values, mean) if (len(values), channels) == (3, 4) else (mean,) * channels
+
+
+def with_whole_images(preprocessing: Preprocessing, model: nn.Module) -> Preprocessing:
+    """`preprocessing` that cuts nothing off images: with a border around them, unless the model says how."""
+    config = config_of(model)
+    crop_mode, crop = config.get("crop_mode", "border"), config.get("crop_pct", 1.0)
+    return replace(preprocessing, crop_mode=crop_mode, crop=float(crop))

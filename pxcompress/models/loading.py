@@ -16,7 +16,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +79,8 @@ class Architecture:
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads."""
-        return json.dumps(asdict(self), sort_keys=True)
+        record = {"name": self.name, "kwargs": dict(self.kwargs)} | ({"in_python": True} if self.in_python else {})
+        return json.dumps(record, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Architecture:

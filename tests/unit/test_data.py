@@ -363,7 +363,7 @@ def test_too_many_damaged_images(folder):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_every_colour_mode_becomes_rgb(folder, mode):
+def test_every_colour_mode_becomes_rgb_with_its_transparency(folder, mode):
     suffix = "jpg" if mode == "CMYK" else "png"
     image = Image.new("RGB", (9, 9), (200, 30, 60)).convert(mode)
     image.save(folder / "cat" / f"special.{suffix}", **({"transparency": b"\x00\x80"} if mode == "P" else {}))
@@ -371,7 +371,7 @@ def test_every_colour_mode_becomes_rgb(folder, mode):
     for pool in (source.train, source.select, source.held_out):
         for index, sample in enumerate(pool.ids):
             if "special" in sample:
-                assert pool.load(index).mode == "RGB"
+                assert pool.load(index).mode == ("RGBA" if mode in ("LA", "P", "RGBA") else "RGB")
 
 
 # ---- what can be wrong with a spec
