@@ -128,7 +128,7 @@ _OVERLAP = (
 
 def _whole(fixed: Sequence[Fixed]) -> Iterator[str]:
     """The layers that keep all their outputs, by reason; units in brackets."""
-    yield f"stays whole: {len(fixed)} layers (outputs in brackets); all others are in groups"
+    yield f"stays whole: {len(fixed)} layer{'s' * (len(fixed) > 1)} (outputs in brackets); all others are in groups"
     for reason, layers in by_reason(fixed).items():
         yield f"  {reason}:"
         yield from wrap(

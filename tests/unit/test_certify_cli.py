@@ -583,6 +583,7 @@ def _remade(px: Px, folder: Path, *asked: object) -> dict[str, object]:
     report = json.loads((folder / "report.json").read_text())
     report["sha256"]["certificate.json"] = sha256_of(folder / "certificate.json")
     (folder / "report.json").write_text(json.dumps(report))
+    (folder / "report.html").unlink(missing_ok=True)  # it holds the hash of the report that it was made of
     return told
 
 

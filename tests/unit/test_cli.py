@@ -386,9 +386,12 @@ def test_inspect_names_every_layer_and_says_what_shares_are_of(px: Px) -> None:
     """Each layer is in a group or stays with a reason, those that only add to a stream included."""
     told = px("inspect", "--model", "vit_tiny_patch16_224", "--input-size", 32)
     assert "add up to more than 100 %" in told.out
-    assert "stays whole: 26 layers (outputs in brackets); all others are in groups" in told.out
+    assert "stays whole: 1 layer (outputs in brackets); all others are in groups" in told.out
     assert all(len(line) <= 80 for line in told.out.splitlines()[1:])
-    for name in ("patch_embed.proj", "blocks.11.mlp.fc2", "blocks.0.attn.proj", "head (1000)"):
+    assert "head (1000)" in told.out.partition("stays whole")[2]
+    told = px("inspect", "--model", "convnext_atto", "--input-size", 32)
+    assert "stays whole: 29 layers (outputs in brackets); all others are in groups" in told.out
+    for name in ("stem.0", "stages.3.downsample.1", "stages.0.blocks.1.mlp.fc2", "head.fc (1000)"):
         assert name in told.out.partition("stays whole")[2]
 
 

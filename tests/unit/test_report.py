@@ -304,7 +304,10 @@ def broken(path: str, value: object = ...) -> str:
         (broken("pruned.samples", -1), r"pruned\.samples: expected greater than or equal to 0, not -1"),
         (broken("stages.0.quality_after", "x"), r"stages\.0\.quality_after: expected a valid number, not 'x'"),
         (broken("dense.latency_ms.p50", float("inf")), r"p50: expected a finite number, not inf"),
-        (broken("groups.0.kind", "wheel"), r"groups\.0\.kind: expected 'channel', 'neuron' or 'head', not 'wheel'"),
+        (
+            broken("groups.0.kind", "wheel"),
+            r"groups\.0\.kind: expected 'channel', 'neuron', 'head' or 'direction', not 'wheel'",
+        ),
     ],
 )
 def test_json_that_is_no_report_is_refused_in_one_line(text: str, message: str) -> None:

@@ -316,6 +316,7 @@ def test_placement_counts_nodes_that_run_elsewhere() -> None:
             part("CPUExecutionProvider", "Shape"),
             part("CPUExecutionProvider", "Shape", "Gather"),
         ],
+        get_provider_options=lambda: {"CUDAExecutionProvider": {"use_tf32": "1"}},
     )
     placement = backend._describe_placement(model, "cuda")
     assert (placement.got, placement.nodes_on_provider, placement.nodes_total) == ("CUDAExecutionProvider", 3, 6)
