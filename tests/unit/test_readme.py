@@ -14,7 +14,7 @@ import torch
 from models import plan_of, subject
 from typer.testing import CliRunner
 
-from pxcompress import cli, pipeline
+from pxcompress import cli, load, pipeline
 from pxcompress.budgets import BUDGETS
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.errors import InputError
@@ -132,3 +132,9 @@ def test_commands_that_guides_show_are_understood(monkeypatch: pytest.MonkeyPatc
         result = CliRunner().invoke(cli.app, shlex.split(line))
         assert isinstance(result.exception, InputError), f"{line}: {result.output}"
     assert len(seen) == len(lines) > 5
+
+
+def test_the_sample_in_the_repository_is_of_this_version() -> None:
+    model = load(ROOT / "exported" / "sample")
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
