@@ -30,6 +30,7 @@ from pxcompress.proof import Warning
 from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import from_json, sha256_of, to_json
 from pxcompress.run_folder.certificate import check_certifiable
+from pxcompress.run_folder.pages import write_report
 from pxcompress.state import seeded
 from pxcompress.types import Batch, Batches
 from pxcompress.workload import Workload, load_workload
@@ -582,7 +583,7 @@ def _remade(px: Px, folder: Path, *asked: object) -> dict[str, object]:
     (folder / "certificate.json").write_text(json.dumps(told))
     report = json.loads((folder / "report.json").read_text())
     report["sha256"]["certificate.json"] = sha256_of(folder / "certificate.json")
-    (folder / "report.json").write_text(json.dumps(report))
+    write_report(folder, from_json(json.dumps(report)))
     return told
 
 
