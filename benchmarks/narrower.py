@@ -40,7 +40,7 @@ from pxcompress.workload import Workload, load_workload
 
 MODEL = "benchmarks.models:vit_deep"
 STREAM = "patch_embed.proj"
-SIZES = (0.5, 0.35, 0.25)
+SIZES = (0.35, 0.25)
 """Shares of the dense MACs that are left."""
 SHARES = (0.75, 0.5, 0.375, 0.25)
 """Shares of the directions that are left."""

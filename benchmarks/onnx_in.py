@@ -17,7 +17,7 @@ import multiprocessing
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def _prune(row: Row, module: OnnxModule, path: Path) -> None:
     if (beside := path.with_suffix(".json")).exists():
         expected = Counter(map(tuple, json.loads(beside.read_text())["groups"]))
         row["same_groups"] = expected == Counter((group.kind, group.units) for group in groups)
-    inputs = draw_inputs(module.source.model, {name: [SAMPLES, *example.shape[1:]]}, 1)[name].to(example.dtype)
+    inputs = _draw(module, name, SAMPLES, 1)[name].to(example.dtype)
     dense = count_macs(module, single)
     begin = time.process_time()
     scorer = "lrp-residual" if path.stem.startswith(TRAINED) else "magnitude"
@@ -115,13 +115,22 @@ def _prune(row: Row, module: OnnxModule, path: Path) -> None:
         slim.write_onnx(Path(folder) / "slim.onnx", {})
         row["write_s"] = round(time.process_time() - begin, 2)
         row["bytes_left"] = sum(file.stat().st_size for file in Path(folder).iterdir())
-        _compare(row, slim, (path, Path(folder) / "slim.onnx"), {name: example})
+        _compare(row, slim, (path, Path(folder) / "slim.onnx"), name)
     if row["macs_left"] > 1 - LEAST_REMOVED:
         raise ParityError(f"{row['macs_left']:.0%} of the MACs are left where half were to go")
 
 
-def _compare(row: Row, slim: OnnxModule, paths: tuple[Path, Path], example: Mapping[str, Tensor]) -> None:
-    """Parity and the same ports. Raises `ParityError`."""
+def _draw(module: OnnxModule, name: str, samples: int, seed: int) -> dict[str, Tensor]:
+    """Random inputs by name, so many of the input `name`."""
+    example = module.source.example
+    shapes = {each: list(value.shape) for each, value in example.items()}
+    shapes[name][0] = samples
+    drawn = draw_inputs(module.source.model, shapes, seed)
+    return {each: value.to(example[each].dtype) for each, value in drawn.items()}
+
+
+def _compare(row: Row, slim: OnnxModule, paths: tuple[Path, Path], name: str) -> None:
+    """Parity, and the same ports; `name` is the input's. Raises `ParityError`."""
     before, after = (onnx.load(path, load_external_data=False) for path in paths)
     weights = {tensor.name for tensor in before.graph.initializer}
     for kind in ("input", "output"):
@@ -130,9 +139,8 @@ def _compare(row: Row, slim: OnnxModule, paths: tuple[Path, Path], example: Mapp
         ]
         if ports[0] != ports[1]:
             raise ParityError(f"the {kind}s are not those of the file")
-    (name, given), *_ = example.items()
     fixed = before.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    inputs = draw_inputs(slim.source.model, {name: [max(fixed, 0) or 3, *given.shape[1:]]}, 7)
+    inputs = _draw(slim, name, max(fixed, 0) or 3, 7)
     with torch.no_grad():
         made = slim.file_outputs(**inputs)
     outputs = made if isinstance(made, tuple) else (made,)

@@ -42,6 +42,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.stages import plan_and_cut, score
 from pxcompress.state import evaluating, seeded
+from pxcompress.tasks.detection import Detection
 from pxcompress.tasks.task import Outputs
 from pxcompress.workload import Workload
 
@@ -51,6 +52,8 @@ NETS = {
     "CNN, labels": ("pxcompress.demo.nets:scene_cnn", "glyph-labels"),
     "CNN, counts": ("pxcompress.demo.nets:scene_cnn", "glyph-counts"),
     "ViT, labels": ("pxcompress.demo.nets:scene_vit", "glyph-labels"),
+    "YOLO, boxes": ("pxcompress.demo.detectors:glyph_yolo", "glyph-boxes"),
+    "SSD, boxes": ("pxcompress.demo.detectors:glyph_ssd", "glyph-boxes"),
     "BERT-like, notes": ("pxcompress.demo.nets:note_reader", "notes"),
 }
 """Label -> model and data."""
@@ -61,7 +64,7 @@ SIZES = (0.75, 0.5, 0.35)
 PARTS = ("ours", "rivals", "speed", "evidence")
 IMPORTANCES, SCOPES = ("L2", "Taylor"), ("local", "global")
 IDENTITY = ("model", "part", "method", "size")
-ALLOWED = {"mIoU": 1.5, "recall@1": 1.0, "mAP": 1.0, "MAE": 5.0, "top-1": 1.0}
+ALLOWED = {"mIoU": 1.5, "recall@1": 1.0, "mAP": 1.0, "MAE": 5.0, "top-1": 1.0, "mAP50-95": 2.0}
 """Points that may be lost at 0.5 of the MACs, or percent by which an error may grow."""
 
 
@@ -115,17 +118,26 @@ def judged(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str,
 
 
 def _facts(dense: Predictions, pruned: Predictions) -> dict[str, Any]:
-    change = pruned.change(dense)
+    change, task = pruned.change(dense), pruned.task
+    more = {}
+    if isinstance(task, Detection):
+        more = {f"{name} mAP50": _map50(of) for name, of in (("dense", dense), ("pruned", pruned))}
     return {
-        "metric": pruned.task.metric.name,
+        "metric": task.metric.name,
         "samples": pruned.samples,
-        "dense": dense.quality.value,
-        "quality": pruned.quality.value,
+        "dense": task.quality(dense.statistics),
+        "quality": task.quality(pruned.statistics),
         "change": change.value,
         "low": change.low,
         "high": change.high,
         "agreement": float(pruned.agreement.mean()),
+        **more,
     }
+
+
+def _map50(of: Predictions) -> float:
+    """Mean over classes of the average precision at an IoU of 0.5."""
+    return float(of.task.precisions(of.statistics)[:, 0].mean())  # type: ignore[attr-defined]
 
 
 def our_models(bench: Bench, sizes: Sequence[float]) -> Iterator[tuple[float, nn.Module, dict[str, float]]]:
@@ -210,6 +222,8 @@ def rival_rows(bench: Bench, sizes: Sequence[float]) -> Iterator[dict[str, Any]]
             with seeded(0):
                 slim = pruner(bench.model, bench.example, parts["score"], sizes)
             models = {str(size): each for size, each in slim.items() if not isinstance(each, rivals.Refused)}
+            bare = isinstance(bench.workload.task, Detection) and models
+            without = judged(bench, models) if bare else {}
             for model in models.values():
                 rivals.reestimate(model, parts["repair"])
             quality = judged(bench, models) if models else {}
@@ -217,8 +231,11 @@ def rival_rows(bench: Bench, sizes: Sequence[float]) -> Iterator[dict[str, Any]]
                 row = {"model": bench.label, "part": "rivals", "method": f"{importance}, {scope}", "size": size}
                 if isinstance(each, rivals.Refused):
                     yield {**row, "refused": each.reason}
-                else:
-                    yield {**row, "macs_ratio": count_macs(each, bench.example) / dense, **quality[str(size)]}
+                    continue
+                row["macs_ratio"] = count_macs(each, bench.example) / dense
+                yield {**row, **quality[str(size)]}
+                if str(size) in without:
+                    yield {**row, "method": f"{row['method']}, BatchNorm as it was", **without[str(size)]}
 
 
 def training_loss(bench: Bench) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:

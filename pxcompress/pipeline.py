@@ -133,10 +133,8 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
     if isinstance(task, Classification) and guesses(value, samples, classes):
         side = " x ".join(str(size) for size in workload.splits.example.shape[2:])
-        clock.say(
-            f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights, and "
-            f"--input-size (now {side})"
-        )
+        size = f", and --input-size (now {side})" if workload.loaded.preprocessing.is_image else ""
+        clock.say(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights{size}")
     return workload, run
 
 

@@ -19,6 +19,9 @@ def inspect(
     checkpoint: Checkpoint = None,
     classes: Annotated[int | None, typer.Option(help="Classes of the data.  [default: the model's own]")] = None,
     input_size: InputSize = None,
+    task: Annotated[
+        str, typer.Option(help="What outputs mean where they are no class scores, as for `run`: agreement takes any.")
+    ] = "classification",
     relevance: Annotated[
         bool, typer.Option("--relevance", help="Add relevance in and out of every layer, and what has no rule.")
     ] = False,
@@ -38,11 +41,10 @@ def inspect(
 ) -> None:
     """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
     from pxcompress.cost.latency import Conditions
-    from pxcompress.deploy.onnx_modules import check_agrees
     from pxcompress.inspection.conservation import conservation, random_images
     from pxcompress.inspection.conservation import to_table as flow_table
-    from pxcompress.inspection.survey import survey, to_table
-    from pxcompress.models.loading import load_model
+    from pxcompress.inspection.survey import load_for, survey, to_table
+    from pxcompress.tasks.choice import build_task
 
     if (composite or data) and not relevance:
         raise InputError(f"{'--composite' if composite else '--data'} has no effect without --relevance; add it")
@@ -51,8 +53,7 @@ def inspect(
             raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
         model_of_data, inputs = _on_data(model, checkpoint, input_size, data)
     else:
-        model_of_data = load_model(model, classes=classes, checkpoint=checkpoint, input_size=_pixels(input_size))
-        check_agrees(model_of_data.model)
+        model_of_data = load_for(model, build_task(task), classes, checkpoint, _pixels(input_size))
         inputs = random_images(model_of_data.preprocessing.input_size)
     conditions = Conditions(batch_size, provider, threads) if latency else None
     result = survey(model, model_of_data, conditions, notes(quiet=not latency))

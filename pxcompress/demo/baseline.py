@@ -62,7 +62,7 @@ SCHEDULES = {
     "layer norm": Schedule(steps=600, epochs=6, learning_rate=5e-4),
     "both norms": Schedule(steps=180, epochs=8, learning_rate=2e-3),
     "numbers": Schedule(steps=600, epochs=4, learning_rate=5e-3, weight_decay=1e-3),
-    "texts": Schedule(steps=700, epochs=4, learning_rate=1e-3),
+    "texts": Schedule(steps=500, epochs=3, learning_rate=1e-3),
 }
 """By what the model is made of; "numbers" for inputs that are no images, "texts" for tokens. Measured on `digits`:
 ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64; on `glyphs` a ViT behind convolutions with BatchNorm;

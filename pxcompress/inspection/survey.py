@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from textwrap import wrap
 
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_params, macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
+from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.graph import find_groups, make_rotatable
 from pxcompress.models.inputs import blank_inputs
-from pxcompress.models.loading import Loaded, classifier_names
+from pxcompress.models.loading import Loaded, classifier_names, load_model
 from pxcompress.notes import Note, silent
-from pxcompress.types import Fixed, Kind
+from pxcompress.tasks.choice import as_judged
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Task
+from pxcompress.types import Fixed, ImageSize, Kind
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,18 @@ class Survey:
     latency_ms: float | None
     groups: tuple[GroupCost, ...]
     fixed: tuple[Fixed, ...]
+
+
+def load_for(
+    name: str, task: Task, classes: int | None, checkpoint: Path | None, input_size: ImageSize | int | None
+) -> Loaded:
+    """The model `name`, whose outputs mean what `task` says, without data. Raises `ModelError`."""
+    is_classifier = isinstance(task, Classification)
+    loaded = load_model(name, classes=classes, checkpoint=checkpoint, input_size=input_size, classifier=is_classifier)
+    check_agrees(loaded.model)
+    if is_classifier:
+        return loaded
+    return replace(loaded, model=as_judged(loaded.model, blank_inputs(loaded.preprocessing), task))
 
 
 def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note: Note = silent) -> Survey:
@@ -84,8 +101,9 @@ def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note
 def to_table(result: Survey) -> str:
     """The survey as text for a terminal."""
     shape = " x ".join(str(size) for size in result.input_shape)
+    classes = f", {result.classes} classes" if result.classes else ""
     lines = [
-        f"{result.model}: {result.params:,} parameters, {result.macs:,} MACs at {shape}, {result.classes} classes; "
+        f"{result.model}: {result.params:,} parameters, {result.macs:,} MACs at {shape}{classes}; "
         f"{result.units:,} removable units in {len(result.groups)} groups"
         + ("" if result.latency_ms is None else f"; {result.latency_ms:.4g} ms a call, as its operators add up to"),
         "",

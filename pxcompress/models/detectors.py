@@ -29,6 +29,10 @@ ROUNDS = 8
 """Rounds of thinning out proposals at once, after which it is as one by one but for long chains of overlaps."""
 
 
+NEVER = -1e9
+"""Logit of a proposal that is not to be taken."""
+
+
 def raw_detector(model: nn.Module) -> nn.Module:
     """A detector of torchvision as a module that returns raw boxes, sharing its layers; any other module as it is."""
     for kind, make in _MAKERS.items():
@@ -131,6 +135,8 @@ class _FasterRCNN(_RawDetector):
         limits = torch.tensor([width, height, width, height], dtype=corners.dtype, device=corners.device)
         corners = torch.minimum(corners.clamp_min(0), limits)
         chances = flat.unflatten(0, (samples, -1))[..., 0].detach()
+        is_empty = ((corners[..., 2:] - corners[..., :2]) < self.rpn.min_size).any(-1)
+        chances = torch.where(is_empty, NEVER, chances)
         levels = zip(chances.split(sizes, 1), corners.split(sizes, 1), strict=True)
         parts = [_thinned_out(*level, self.rpn.pre_nms_top_n(), self.rpn.nms_thresh) for level in levels]
         chances, corners = (torch.cat(values, 1) for values in zip(*parts, strict=True))
@@ -185,7 +191,7 @@ def _margins(logits: Tensor) -> Tensor:
 
 
 def _thinned_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tuple[Tensor, Tensor]:
-    """The likeliest boxes of one level, (n, k) and (n, k, 4); those that overlap a likelier one get the chance -1e9.
+    """The likeliest boxes of one level, (n, k) and (n, k, 4); those that overlap a likelier one `NEVER` are.
 
     By Cluster-NMS (Zheng et al., https://arxiv.org/abs/2005.03572), which needs no loop over boxes and gives what NMS
     does once it has settled.
@@ -196,7 +202,7 @@ def _thinned_out(chances: Tensor, corners: Tensor, most: int, overlap: float) ->
     stays = torch.ones_like(chances)
     for _ in range(ROUNDS):
         stays = ((stays[:, None] @ overlapping)[:, 0] < 0.5).to(corners)
-    return torch.where(stays > 0, chances, -1e9), corners
+    return torch.where(stays > 0, chances, NEVER), corners
 
 
 def _pairwise_iou(corners: Tensor) -> Tensor:

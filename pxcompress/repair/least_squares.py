@@ -171,15 +171,14 @@ class _Layer:
         groups, _, inputs = self.shape
         return 2 * 8 * groups * inputs**2
 
-    @property
-    def row_type(self) -> torch.dtype:
-        """What the dense model's output rows are kept in."""
-        return torch.float16 if 4 * self.rows * len(self.outputs) > EXACT_BYTES else torch.float32
+    def row_type(self, rows: int) -> torch.dtype:
+        """What so many of the dense model's output rows are kept in."""
+        return torch.float16 if 4 * rows * len(self.outputs) > EXACT_BYTES else torch.float32
 
     @property
     def row_bytes(self) -> int:
         """Most memory that the dense model's output rows take, bytes."""
-        return self.row_type.itemsize * self.rows * len(self.outputs)
+        return self.row_type(self.rows).itemsize * self.rows * len(self.outputs)
 
 
 @dataclass(eq=False)
@@ -221,9 +220,10 @@ def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, turn: int,
     places, weights, fits = (each.to(values.device) for each in (places, weights, fits))
     rows = _pick_rows(values, places)[:, layer.outputs]
     scale = rows.new_ones(())
-    if layer.row_type == torch.float16 and len(rows):  # the largest far from the end of its range
+    row_type = layer.row_type(len(rows) * parts)
+    if row_type == torch.float16:  # the largest far from the end of its range
         scale = rows.abs().amax().clamp_min(1e-30) / LARGEST_HALF
-    return _Rows(places, (rows / scale).to(layer.row_type), scale, weights, fits)
+    return _Rows(places, (rows / scale).to(row_type), scale, weights, fits)
 
 
 @dataclass(eq=False)

@@ -65,30 +65,36 @@ class Detection(Task):
         return torch.where(counts, decisions, 0).sum(1)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-        """Boxes of an image, `MOST` times class, score and result at ten thresholds; F1; how many of every class.
+        """F1, number of classes, how many boxes are wanted of each, then class, score and ten results of every box.
 
-        (n, 12 * `MOST` + 1 + classes).
+        (n, 2 + classes + 12 * `MOST`); results are those of `boxes.match` at ten thresholds of IoU.
         """
         candidates = self._candidates(outputs)
         boxes, truth = self._boxes(candidates), _truth(targets, relative=candidates.relative)
-        ranked = torch.cat([boxes.classes[..., None], boxes.scores[..., None], match(boxes, truth)], 2)
         classes = candidates.logits.shape[2]
         counted = truth.there & ~truth.crowd
         wanted = torch.stack([(counted & (truth.classes == k)).sum(1) for k in range(classes)], 1)
         said = f1(boxes.surer_than(self.score), truth)
-        return torch.cat([ranked.flatten(1), said[:, None], wanted.double()], 1)
+        ranked = torch.cat([boxes.classes[..., None], boxes.scores[..., None], match(boxes, truth)], 2)
+        counts = torch.full_like(said, classes)
+        return torch.cat([said[:, None], counts[:, None], wanted.double(), ranked.flatten(1)], 1)
+
+    def complete(self, statistics: Tensor) -> Tensor:
+        """Without the columns that hold no box of any sample."""
+        wanted, ranked = _parts(statistics)
+        most = int((ranked[..., 0] >= 0).sum(1).max())
+        return statistics[:, : 2 + wanted.shape[1] + most * ranked.shape[2]]
 
     def quality(self, statistics: Tensor) -> float:
         """mAP50-95: the mean over the classes that occur, and over ten thresholds of IoU, of average precision."""
-        return float(self.precisions(statistics).mean()) if len(self.precisions(statistics)) else 0.0
+        precisions = self.precisions(statistics)
+        return float(precisions.mean()) if len(precisions) else 0.0
 
     def precisions(self, statistics: Tensor) -> Tensor:
         """Average precision of every class that occurs at every threshold, (classes, 10)."""
-        size = 2 + len(THRESHOLDS)
-        ranked = statistics[:, : size * MOST].reshape(-1, size)
-        ranked = ranked[ranked[:, 0] >= 0]
-        wanted = statistics[:, size * MOST + 1 :].sum(0)
-        return average_precision(ranked[:, 0], ranked[:, 1], ranked[:, 2:], wanted)
+        wanted, ranked = _parts(statistics)
+        ranked = ranked[ranked[..., 0] >= 0]
+        return average_precision(ranked[:, 0], ranked[:, 1], ranked[:, 2:], wanted.sum(0))
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """F1 of the boxes that are said, beside those of the dense model, at an IoU of 0.5."""
@@ -105,7 +111,7 @@ class Detection(Task):
 
     def loss(self, statistics: Tensor) -> Tensor:
         """1 less the F1 of an image's boxes at an IoU of 0.5."""
-        return 1 - statistics[:, (2 + len(THRESHOLDS)) * MOST]
+        return 1 - statistics[:, 0]
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Refuse data with more classes than the model has."""
@@ -164,13 +170,19 @@ class BoxAgreement(Detection):
         """The agreement, (n, 1)."""
         return self.agreement(outputs, dense)[:, None]
 
+    def complete(self, statistics: Tensor) -> Tensor:
+        """The same."""
+        return statistics
+
     def quality(self, statistics: Tensor) -> float:
         """Its mean."""
         return float(statistics.double().mean())
 
-    def loss(self, statistics: Tensor) -> Tensor:
-        """1 less the agreement."""
-        return 1 - statistics[:, 0]
+
+def _parts(statistics: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes wanted of every class (n, classes), and class, score and ten results of those found, (n, k, 12)."""
+    classes = int(statistics[0, 1])
+    return statistics[:, 2 : 2 + classes], statistics[:, 2 + classes :].unflatten(1, (-1, 2 + len(THRESHOLDS)))
 
 
 def _truth(targets: Tensor, *, relative: bool) -> Boxes:

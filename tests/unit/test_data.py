@@ -420,7 +420,7 @@ def test_too_few_images(tmp_path):
         ("digts", "did you mean digits"),
         ("glyph", "did you mean glyphs"),
         ("", "unknown data ''"),
-        ("imagenet", "known: digits, dna, glyph-counts, glyph-identities"),
+        ("imagenet", "known: digits, dna, glyph-boxes, glyph-counts, glyph-identities"),
         ("digits:train=5", "has no options"),
         ("glyphs:trian=5", "did you mean train"),
         ("glyphs:train=0", "expected a number from 1"),
