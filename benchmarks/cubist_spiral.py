@@ -120,7 +120,7 @@ def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any]) -> dict[str,
     row: dict[str, Any] = {**cell, "dense": dense, "disconnected": 0}
     row |= {str(level): _size(model, dense) for level in LEVELS if dense >= level}
     with seeded(cell["seed"]):
-        run = Run(recipe, splits.parts).unheard()
+        run = Run(recipe, splits.parts).without_progress()
         scored = score(model, splits.example, run)
         lost = 0
         for slim in steps(scored, run):

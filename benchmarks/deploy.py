@@ -1,6 +1,6 @@
 """What ships: dense, pruned, quantised and both, side by side, and whether the stop-watch can be believed.
 
-    python benchmarks/deploy.py [--quick] [--model LABEL,...] [--distilled | --runtimes]
+    python benchmarks/deploy.py [--quick] [--model LABEL,...] [--distilled | --runtimes | --int8]
 
 Rows of models that are not run stay as they are in the result file. With --distilled the small models are distilled
 after pruning, beside their rows without.
@@ -39,12 +39,13 @@ from pxcompress.deploy.runtime import open_session
 from pxcompress.deploy.stopwatch import time_interleaved
 from pxcompress.errors import InputError
 from pxcompress.recipe import Bench
+from pxcompress.recipe.model_and_data import ModelAndData
 from pxcompress.run_folder.names import DENSE, SLIM
 from pxcompress.run_folder.targets import rate_targets
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch
-from pxcompress.workload import load_workload
+from pxcompress.workload import load_workload, with_baseline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.models
 from benchmarks.models import GLYPH_MODELS
@@ -176,6 +177,29 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
         }
 
 
+def int8(label: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """The dense model that learned, in int8 with ranges from the extremes, and by what keeps its accuracy."""
+    model, data = LEARNED[label]
+    workload = with_baseline(load_workload(ModelAndData(model, data=data)), 0, print)
+    splits, task = workload.splits, Classification()
+    source = export_onnx(workload.loaded.model, splits.example, folder / "dense.onnx", {}).path
+    paths = {"dense": source}
+    for kind, judge in (("int8 plain", None), ("int8", Judge(splits.select, task))):
+        path = folder / f"{kind.replace(' ', '.')}.onnx"
+        paths[kind] = convert(source, path, "int8", splits.repair, judge).path
+    for kind, tried in zip(paths, try_files(list(paths.values()), splits.test, task, provider="cpu"), strict=True):
+        yield {
+            "part": "int8",
+            "model": label,
+            "file": kind,
+            "top1": tried.predictions.quality.value,
+            "samples": tried.predictions.samples,
+            "agreement": float(tried.predictions.agreement.mean()),
+            "quantisation": read_metadata(paths[kind]).get("quantisation", ""),
+            "p50_ms": 1e3 * float(np.median(tried.seconds)),
+        }
+
+
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The stop-watch against a bare loop; what quantisation adds to pruning, and what it costs."""
     made = [
@@ -199,6 +223,11 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 f"{model} on {LEARNED[model][1]}{', distilled' if distilled else ''}: points lost by int8 after pruning"
             )
             made.append(common.claim(text, lost, 1.0, "lower"))
+    of_int8 = {(row["model"], row["file"]): row["top1"] for row in rows if row["part"] == "int8"}
+    for (model, file), share in of_int8.items():
+        if file == "int8":
+            lost = 100 * (of_int8[model, "dense"] - share)
+            made.append(common.claim(f"{model}, dense: points lost by int8 on test", lost, 0.5, "lower"))
     for row in rows:
         if row["part"] == "runtime" and row["placement"]["asked"] == "openvino":
             text = f"{row['model']}, {row['file']}, batch {row['batch_size']}: OpenVINO over ONNX Runtime, same file"
@@ -219,7 +248,7 @@ def merged(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """`rows`, and those of the result file for what was not run now."""
 
     def key(row: dict[str, Any]) -> tuple[object, ...]:
-        where = "" if row["part"] == "runtime" else row.get("placement", {}).get("asked", "cpu")
+        where = "" if row["part"] in ("runtime", "int8") else row.get("placement", {}).get("asked", "cpu")
         kind = row.get("precision", "") if where not in ("cpu", "") else ""  # with TF32 and without it are two runs
         return row["part"], row["model"], row.get("distilled", False), where, kind
 
@@ -232,20 +261,28 @@ def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--model", default="", help=f"labels with commas, of {', '.join((*LEARNED, *MODELS))}")
     parser.add_argument("--distilled", action="store_true", help="the small models, distilled: minutes each")
+    parser.add_argument("--int8", action="store_true", help="int8 of the dense models that learned, alone: minutes")
     parser.add_argument("--runtimes", action="store_true", help="ONNX Runtime and OpenVINO on the same files, alone")
     options = parser.parse_args()
     asked = labels(options.model)
     repair = (*DISTILLED, "finetune:steps=5" if options.quick else "finetune")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
-        for label in (name for name in LEARNED if name in asked and not options.runtimes):
+        for label in (name for name in LEARNED if name in asked and options.int8):
+            folder = Path(place) / label
+            folder.mkdir()
+            rows += int8(label, folder)
+            print(f"{label}: {[(row['file'], row['top1'], row['quantisation']) for row in rows[-3:]]}", flush=True)
+        for label in (name for name in LEARNED if name in asked and not (options.runtimes or options.int8)):
             rows += accuracies(label, Path(place) / label, repair if options.distilled else None)
             print(f"{label}: {[(row['file'], row['top1']) for row in rows[-6:]]}", flush=True)
         for label in (name for name in MODELS if name in asked and options.runtimes):
             folder = Path(place) / label
             folder.mkdir()
             rows += runtimes(label, folder, (1,) if options.quick else (1, 8))
-        for label in (name for name in MODELS if name in asked and not (options.distilled or options.runtimes)):
+        for label in (
+            name for name in MODELS if name in asked and not (options.distilled or options.runtimes or options.int8)
+        ):
             folder = Path(place) / label
             folder.mkdir()
             exported = files(MODELS[label], SIZE, folder)

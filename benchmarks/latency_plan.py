@@ -130,7 +130,7 @@ def equal(threads: int, quick: bool, batch_size: int = 16) -> Iterator[Row]:
 
                 plan, attempts = fit_to_file(here, at, clock)
                 with seeded(0):
-                    slim = cut(here, plan, Run(recipe, parts).unheard())
+                    slim = cut(here, plan, Run(recipe, parts).without_progress())
                 chosen = attempts[choose_attempt(attempts, clock.tolerance) or 0]
                 yield {
                     "model": label,

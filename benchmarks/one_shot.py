@@ -216,7 +216,7 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
     task = with_baseline(load_workload(recipe), recipe.seed, print)
     model, splits = task.loaded.model, task.splits
     with seeded(0):
-        slim = prune_and_repair(model, splits.example, Run(recipe, splits.parts).unheard())
+        slim = prune_and_repair(model, splits.example, Run(recipe, splits.parts).without_progress())
     plan = slim.pruned.plan
     return {
         "model": bench.label,

@@ -89,7 +89,7 @@ def rows_of(label: str, sizes: Sequence[float]) -> Iterator[Row]:
             yield row | {"method": method.name, "variants": len(tried), **best}
         recipe = bench.recipe.but(ratio=1 - size, normalise="knapsack")
         with seeded(SEED):
-            run = Run(recipe, batches, task=Classification()).unheard()
+            run = Run(recipe, batches, task=Classification()).without_progress()
             slim = prune_and_repair(bench.scored.model, bench.scored.example, run)
         plan = slim.pruned.plan
         top1 = torch_quality(slim.pruned.model, bench.test, Classification())

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs
-from pxcompress.deploy.intervals import wilson
+from pxcompress.deploy.intervals import wilson_interval
 from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
 from pxcompress.recipe import Recipe
@@ -118,7 +118,7 @@ class Subject:
         change = (dense.softmax(1) * (dense.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
         example = normalised(self.judge[:1])
         left = count_macs(model, example) / count_macs(self.model, example)
-        interval = wilson(same, len(dense))
+        interval = wilson_interval(same, len(dense))
         return Row(
             self.label,
             method,

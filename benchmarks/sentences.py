@@ -29,7 +29,7 @@ from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.intervals import speedup, wilson
+from pxcompress.deploy.intervals import estimate_speedup, wilson_interval
 from pxcompress.models.adapter import named_outputs
 from pxcompress.pipeline import opened
 from pxcompress.recipe import Recipe
@@ -123,7 +123,7 @@ def speedups(models: tuple[nn.Module, nn.Module], example: Tensor) -> tuple[floa
         for batch in (1, 16):
             inputs = example.expand(batch, *example.shape[1:]).numpy()
             seconds = runtime.time_runs(sessions, inputs, batch_size=batch, max_seconds=20)
-            found.append(speedup(seconds["dense"], seconds["slim"]).ratio)
+            found.append(estimate_speedup(seconds["dense"], seconds["slim"]).ratio)
     return found[0], found[1]
 
 
@@ -147,11 +147,11 @@ def rows(quick: bool) -> Iterator[Row]:
                 scoring = time.process_time() - begin
                 for removed in REMOVED:
                     begin = time.process_time()
-                    pruned = plan_and_cut(replace(scored, ratio=removed), run.unheard()).pruned.model
+                    pruned = plan_and_cut(replace(scored, ratio=removed), run.without_progress()).pruned.model
                     seconds = scoring + time.process_time() - begin
                     slim = embeddings(pruned, packed)
                     same = float((nearest(slim) == nearest(dense)).double().mean())
-                    interval = wilson(same, judged)
+                    interval = wilson_interval(same, judged)
                     yield Row(
                         method,
                         len(workload.splits.ids["score"]) + len(workload.splits.ids["repair"]),

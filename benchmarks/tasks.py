@@ -32,7 +32,7 @@ from pxcompress.cost.count import count_macs
 from pxcompress.demo.losses import IdentityLoss, loss_for
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.intervals import speedup
+from pxcompress.deploy.intervals import estimate_speedup
 from pxcompress.deploy.predictions import Predictions, predictions
 from pxcompress.graph import find_groups
 from pxcompress.models.adapter import Adapter, named_outputs, release_
@@ -154,7 +154,7 @@ def our_models(bench: Bench, sizes: Sequence[float]) -> Iterator[tuple[float, nn
         scoring = time.process_time() - begin
         for size in sizes:
             begin = time.process_time()
-            slim = plan_and_cut(replace(scored, ratio=1 - size), bench.run.unheard())
+            slim = plan_and_cut(replace(scored, ratio=1 - size), bench.run.without_progress())
             seconds = scoring + time.process_time() - begin
             model, scorer = slim.pruned.model, scored.scorer
             ratio = count_macs(model, bench.example) / count_macs(bench.model, bench.example)
@@ -189,7 +189,7 @@ def _speeds(bench: Bench, models: Mapping[float, nn.Module]) -> Iterator[tuple[f
             inputs = bench.example.expand(batch, *bench.example.shape[1:]).numpy()
             seconds = runtime.time_runs(sessions, inputs, batch_size=batch, max_seconds=20)
             for size in models:
-                faster = speedup(seconds["1.0"], seconds[str(size)])
+                faster = estimate_speedup(seconds["1.0"], seconds[str(size)])
                 facts[size] |= {
                     f"speedup_{batch}": faster.ratio,
                     f"low_{batch}": faster.low,

@@ -26,7 +26,7 @@ class Clock:
         self._note = note
         self.measures = measures
         self._stages: list[StageTime] = []
-        self.remarks: list[str] = []
+        self.notes: list[str] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -49,10 +49,10 @@ class Clock:
         """Pass a progress message on to the user."""
         self._note(message)
 
-    def remark(self, message: str) -> None:
+    def add_note(self, message: str) -> None:
         """Tell the user something that the report must mention, too."""
         self._note(message)
-        self.remarks.append(message)
+        self.notes.append(message)
 
     def quality(self, metric: Metric, value: float) -> None:
         """Record how good the model is after the last stage, by the metric."""

@@ -32,14 +32,14 @@ PASSES = 2048
 FEWEST, MOST = 16, 64
 """Samples that a group is measured on, at least and at most."""
 
-SPREAD = 100.0
-"""Largest factor between the rate of a group and that of the middle group."""
+LARGEST_SPREAD = 100.0
+"""Largest factor between the rate of a group and the median rate."""
 
 
 def with_measured_rates(
     candidates: Sequence[ScoredModel], repairs: Sequence[Repair], fit: Batches, held_out: Batches, task: Task | None
 ) -> list[ScoredModel]:
-    """One model scored in several ways, the scores of every group times what one point of them costs in divergence.
+    """One model scored in several ways, each group's scores multiplied by its measured divergence per point of score.
 
     What is removed to measure are the lowest units by the first of the candidates; the same share of the others' lowest
     is taken to cost as much. `repairs`, those that absorb what is removed, are fitted to `fit`; outputs are compared on
@@ -85,7 +85,8 @@ def _apply_rates(scored: ScoredModel, divergences: Mapping[str, float]) -> Score
     middle = median(rates.values())
 
     bounded_rates = {
-        name: min(max(rates.get(name, middle), middle / SPREAD), middle * SPREAD) for name in scored.scores
+        name: min(max(rates.get(name, middle), middle / LARGEST_SPREAD), middle * LARGEST_SPREAD)
+        for name in scored.scores
     }
     return replace(scored, scores=at_rates(scored.scores, bounded_rates), rates=bounded_rates)
 

@@ -50,7 +50,7 @@ class Targeted:
 
 @dataclass(frozen=True, eq=False)
 class ModuleData:
-    """What a module was pruned by, as its user gave it, and what it is measured on; `classes` name its outputs."""
+    """The batches that a user's module was pruned by and is measured on; `classes` name its outputs."""
 
     example: Tensor
     batches: Iterable[Any]
@@ -63,17 +63,17 @@ class ModuleData:
     def splits(self) -> Splits:
         """The samples by role; scores and repairs have the same ones, certify none."""
         fit: Batches = Targeted(self.batches)
-        held: Batches = HeldOut(fit) if self.held_out is None else Targeted(self.held_out)
-        if next(iter(held), None) is None:
-            held = fit
+        held_out: Batches = HeldOut(fit) if self.held_out is None else Targeted(self.held_out)
+        if next(iter(held_out), None) is None:
+            held_out = fit
         elif self.held_out is None:
             fit = HeldOut(fit, others=True)
-        test = held if self.test is None else Targeted(self.test)
-        parts = {"score": fit, "repair": fit, "select": held, "certify": (), "test": test}
+        test = held_out if self.test is None else Targeted(self.test)
+        parts = {"score": fit, "repair": fit, "select": held_out, "certify": (), "test": test}
         ids = {role: _number(role, batches) for role, batches in parts.items()}
         notes = (SEEN,) if self.test is None else ()
         return Splits(
-            score=fit, repair=fit, select=held, certify=(), test=test, example=self.example, ids=ids, notes=notes
+            score=fit, repair=fit, select=held_out, certify=(), test=test, example=self.example, ids=ids, notes=notes
         )
 
 

@@ -192,14 +192,14 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
 def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
     """What to fit to, and what to choose by: `held_out`, or a part of the module's batches where they are enough."""
     fit: Batches = module.batches
-    held: Batches = HeldOut(module.batches)
+    held_out_batches: Batches = HeldOut(module.batches)
     if held_out is not None:
-        held = module.packed(held_out)
-    elif next(iter(held), None) is not None:
+        held_out_batches = module.packed(held_out)
+    elif next(iter(held_out_batches), None) is not None:
         fit = HeldOut(module.batches, others=True)
     remembered = MomentCache(fit, net)
     parts: dict[str, Batches] = {"score": remembered, "repair": remembered}
-    return parts if next(iter(held), None) is None else {**parts, "held-out": held}
+    return parts if next(iter(held_out_batches), None) is None else {**parts, "held-out": held_out_batches}
 
 
 def _check_answers(module: Adapted, pruning: Pruning) -> None:

@@ -10,7 +10,7 @@ from pxcompress.budgets import BUDGETS
 from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, measure_best_step
-from pxcompress.deploy.intervals import guesses
+from pxcompress.deploy.intervals import is_chance_level
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError, ProcessError
 from pxcompress.explain.similarity import compare_explanations
@@ -26,7 +26,7 @@ from pxcompress.repair import REPAIRS
 from pxcompress.report.record import Report
 from pxcompress.run import Run
 from pxcompress.run_folder.against import check_against
-from pxcompress.run_folder.certificate import check_certifiable, smallest_certified
+from pxcompress.run_folder.certificate import check_certifiable, find_smallest_certified
 from pxcompress.run_folder.pages import write_report
 from pxcompress.run_folder.place import whole_folder
 from pxcompress.run_folder.results import assemble, measure
@@ -57,7 +57,7 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
 
 
 def work(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent) -> Report | None:
-    """The part of one process in `compress`: all do the same up to the pruned model, each on its share of the data.
+    """Run `compress` in one of several processes: each has its share of the data, the first one measures and writes.
 
     What follows is done by the first one alone; the others write and say nothing, and return None. Raises as `compress`
     does, for what the user gave in all of them.
@@ -82,12 +82,12 @@ def work(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: 
                     files = export(folder, recipe, workload, slim)
             else:
                 slims = ever_smaller(scored, recipe.guarantee.ratios(scored.ratio), run)
-                slim, files = smallest_certified(folder, workload, slims, run)
+                slim, files = find_smallest_certified(folder, workload, slims, run)
             return prove(place, workload, slim, files, run)
 
 
 def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run: Run) -> Report:
-    """Measure what was exported and complete its folder, which will stand at `place`, with the report of it.
+    """Measure the exported files and write the report into their folder, which will be moved to `place`.
 
     Raises `ParityError` where the folder cannot be loaded as the model that it holds.
     """
@@ -103,7 +103,7 @@ def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run:
 
 
 def aligned(recipe: Recipe, clock: Clock) -> Recipe:
-    """`recipe` with a step for its widths: where it asks for the one that measures best, that one."""
+    """`recipe` with `round_to` measured on this machine where it is 0."""
     if recipe.round_to != MEASURED:
         return recipe
     bench = recipe.bench
@@ -116,7 +116,7 @@ def aligned(recipe: Recipe, clock: Clock) -> Recipe:
 
 
 def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
-    """Model and data of `recipe`, with the first process's weights, and the run that they are for."""
+    """Open model and data of `recipe` and make its `Run`; all processes get the first one's weights."""
     with clock.stage("load"):
         workload = load_workload(recipe)
         _check_task(recipe, workload.task)
@@ -127,16 +127,14 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         if is_first():  # the others get its weights
             workload = with_baseline(workload, recipe.seed, clock.say)
         model, task = workload.loaded.model, workload.task
-        run = Run(recipe, watch_batches(_shared(workload), clock.say), clock, task).remembering("repair", model)
+        run = Run(recipe, watch_batches(_shared(workload), clock.say), clock, task).with_moment_cache("repair", model)
         value = quality_on_select(model, model, run, task)
     clock.quality(task.metric, value)
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
-    if isinstance(task, Classification) and guesses(value, samples, classes):
+    if isinstance(task, Classification) and is_chance_level(value, samples, classes):
         side = " x ".join(str(size) for size in workload.splits.example.shape[2:])
-        clock.say(
-            f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights, and "
-            f"--input-size (now {side})"
-        )
+        size = f", and --input-size (now {side})" if workload.loaded.preprocessing.is_image else ""
+        clock.say(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights{size}")
     return workload, run
 
 

@@ -353,7 +353,7 @@ WarningCode = Literal[
     "remark",
     "against",
 ]
-"""What a warning is about; only its text is for readers."""
+"""Machine-readable kind of a warning; what people read is the warning's text."""
 
 
 @dataclass(frozen=True)

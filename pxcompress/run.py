@@ -44,39 +44,39 @@ class Run:
 
     @property
     def held_out(self) -> Batches:
-        """Samples that nothing is fitted to, by which scores and repairs are chosen; () where there are none."""
+        """Held-out samples, by which scores and repairs are chosen; () where there are none."""
         return self.parts.get("select", self.parts.get("held-out", ()))
 
-    def remembering(self, role: str, model: nn.Module) -> Run:
-        """A copy in which moments of the dense `model` on the samples of `role` are computed once and kept."""
+    def with_moment_cache(self, role: str, model: nn.Module) -> Run:
+        """A copy of this run that caches the moments of the dense `model` on the samples of `role`."""
         return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
     def remember_moments_of(self, model: nn.Module) -> None:
         """Let parts that remember the moments of another dense model remember those of `model` from now on."""
         for part in self.parts.values():
             if isinstance(part, MomentCache) and part.model is not model:
-                part.found.clear()
+                part.moments.clear()
                 part.model = model
 
-    def forget_solved(self, role: str) -> None:
+    def clear_solutions(self, role: str) -> None:
         """Free what scorers derived from the moments of `role`; the moments stay."""
         part = self.parts[role]
-        for each in part.found.values() if isinstance(part, MomentCache) else ():
-            each.solved.clear()
+        for each in part.moments.values() if isinstance(part, MomentCache) else ():
+            each.solutions.clear()
 
     @property
     def short_of_samples(self) -> Mapping[str, tuple[int, int]]:
-        """Layers that read more features than the score part has samples: name -> features and samples.
+        """Layers with more input features than the score part has samples: name -> (features, samples).
 
         Layers that read several positions of a sample are not among them. Known once the samples were scored.
         """
         part = self.parts["score"]
-        moments_by_layer = part.found if isinstance(part, MomentCache) else {}
+        moments_by_layer = part.moments if isinstance(part, MomentCache) else {}
         sizes = {
             name: (len(each.whole.mean), each.samples) for name, each in moments_by_layer.items() if each.one_position
         }
         return {name: size for name, size in sizes.items() if size[0] > size[1]}
 
-    def unheard(self) -> Run:
+    def without_progress(self) -> Run:
         """A copy that reports no progress and measures no quality between stages."""
         return replace(self, clock=Clock(silent, measures=False))

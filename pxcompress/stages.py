@@ -108,7 +108,7 @@ def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
             check_reachable(structure.groups, price, ratio, recipe.limits)
         for operator, modules in list_uncounted(model, example).items():
             remainder = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-            clock.remark(
+            clock.add_note(
                 f"{operator}, in {modules[0]}{remainder}, counts as 0 MACs: nothing is known of what it multiplies"
             )
     return ScoredModel(model, example, structure, {}, price, ratio)
@@ -147,18 +147,18 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     if any(group.kind == "direction" for group in groups):
         with clock.stage("rotate streams"), seeded(recipe.seed):
             in_smaller_batches(partial(rotate_streams_, model, groups), run.parts["score"], clock.say)
-    run = run.remembering("score", model)
+    run = run.with_moment_cache("score", model)
     run.remember_moments_of(model)
     candidates = []
     for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
         with clock.stage(f"score ({text})"):
             candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
-    run.forget_solved("score")
+    run.clear_solutions("score")
     scored = _best_scored(candidates, run)
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
         remainder = f", {len(short) - 1} more layers more than there are samples" if len(short) > 1 else ""
-        clock.remark(
+        clock.add_note(
             f"few samples: {name} reads {features} features of {samples} samples{remainder}; what feeds it stays wider "
             "than more samples would show to be needed"
         )
@@ -195,7 +195,7 @@ def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
             divergences.append(_distance(dense.compare(pruned.model)))
         best_place = min(range(len(candidates)), key=lambda place: divergences[place])
     divergence_texts = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
-    run.clock.remark(
+    run.clock.add_note(
         f"the score is {names[best_place]}: on held-out samples the divergence from the dense model is "
         f"{divergence_texts}"
     )
@@ -279,7 +279,7 @@ def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agre
         _measure_quality(_nearest(paths).pruned, run)
     best_path = _nearest(paths)
     for text in best_path.refused:
-        run.clock.remark(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
+        run.clock.add_note(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
     _check_finite(best_path.pruned)
     same_weights_(best_path.pruned.model)
     with run.clock.stage("clean up"):
@@ -361,7 +361,7 @@ def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[Prun
     yield _slim(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan, scored.example)))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
-            slim = with_temperature(cut(scored, plan, run.unheard()), scored.example, run.unheard())
+            slim = with_temperature(cut(scored, plan, run.without_progress()), scored.example, run.without_progress())
         _measure_quality(slim.pruned, run)
         yield replace(slim, pruned=settle_streams(slim.pruned))
 

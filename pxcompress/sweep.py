@@ -102,7 +102,7 @@ def _points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[
         except BudgetError:
             return  # nor is any larger one reached
         with run.clock.stage(f"ratio {ratio:g}"):
-            pruned = settle_streams(cut(scored, plan, run.unheard()).pruned)
+            pruned = settle_streams(cut(scored, plan, run.without_progress()).pruned)
         model = pruned.model
         value = quality_on_select(model, scored.model, run, task)
         run.clock.quality(task.metric, value)

@@ -12,8 +12,8 @@ from pxcompress.data import (
     EMBEDDED,
     Source,
     check_classes,
-    in_order_of,
     load_splits,
+    match_class_order,
     open_source,
     restrict_classes,
 )
@@ -103,7 +103,7 @@ def load_workload(given: ModelAndData) -> Workload:
             raise InputError(f"classes are given, but task {given.task!r} is no classification; leave them out")
         splits = load_splits(source, loaded.preprocessing, seed=given.seed)
         return Workload(_judged_by(task, loaded, splits), source, splits, task)
-    source = in_order_of(source, loaded)
+    source = match_class_order(source, loaded)
     part = restrict_classes(source, given.classes or source.classes, given.seed)
     splits = load_splits(part, loaded.preprocessing, seed=given.seed)
     if part is source:

@@ -27,7 +27,7 @@ SHAPED = frozenset(
     interpolate cat concat stack mean sum amax max neg log add __radd__ sub
     """.split()  # noqa: SIM905 - a line per name would be a hundred lines
 )
-"""Functions on a model's output probabilities that mean the same on its logits: they move, average or pick them."""
+"""Functions that may follow a final softmax and apply as well to its logits: they move, average or pick values."""
 
 SCALED = frozenset(("mul", "multiply", "__rmul__", "div", "true_divide", "divide"))
 """Products that mean the same on logits where the other factor is a number."""

@@ -104,7 +104,7 @@ def fit_temperature(outputs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def threshold_of(logits: ArrayLike, labels: ArrayLike, coverage: float = COVERAGE) -> float:
-    """The least probability of a class in a split conformal set; 0, so that sets hold all, where samples are too few.
+    """Smallest probability with which a class enters a split conformal prediction set; 0 if samples are too few.
 
     A true class of further samples is in its set with at least that chance, whatever the model is worth: the threshold
     is the probability of rank ceil((m + 1) coverage) among those of m true classes (Vovk et al., 2005; Sadinle et al.,

@@ -84,7 +84,7 @@ class CertificateRecord:
         )
 
     def used(self, uses_before: int) -> CertificateRecord:
-        """The same, on samples that served `uses_before` certificates before."""
+        """A copy that says that its samples served `uses_before` certificates before, and what that means for it."""
         return replace(self, uses_before=uses_before, spent=spent(uses_before, self.delta).message)
 
     @property

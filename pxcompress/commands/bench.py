@@ -42,7 +42,7 @@ def bench(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Time ONNX files on ONNX Runtime: latency percentiles, throughput, and which provider ran how many nodes.
+    """Time ONNX files: latency, throughput, nodes per provider.
 
     A provider that cannot be used is left out and named, unless it is the only one. With --precision every file is
     converted first; what is made is not kept: `run --targets` writes files to ship.

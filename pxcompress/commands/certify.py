@@ -29,16 +29,21 @@ class Request:
 
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="A run folder, or ONNX files from dense to smallest.", show_default=False),
+        typer.Argument(
+            help="A run folder, or ONNX files in order, from the dense model to the smallest.", show_default=False
+        ),
     ] = None
-    max_drop: Annotated[float | None, typer.Option(help="Certify that the risk is at most this.")] = None
-    data: Annotated[str, typer.Option(help="As for `run`.  [default: the run folder's]")] = ""
+    max_drop: Annotated[
+        float | None, typer.Option(help="Largest risk to certify, see --risk: a share, such as 0.03.")
+    ] = None
+    data: Annotated[str, typer.Option(help="Labelled data, as for `run --data`.  [default: the run folder's]")] = ""
     unlabelled: Annotated[
-        str, typer.Option(help="Instead of --data: images, a folder or table; asks for labels where models disagree.")
+        str,
+        typer.Option(help="Instead of --data: images without labels; you label only those on which models disagree."),
     ] = ""
-    answers: Annotated[Path | None, typer.Option(help="The filled to_label.csv: go on with what --out asked for.")] = (
-        None
-    )
+    answers: Annotated[
+        Path | None, typer.Option(help="Second step of --unlabelled: the to_label.csv that you filled in.")
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the certificate, and what is to be labelled.  [default: certificate]"),
@@ -46,17 +51,19 @@ class Request:
     losses: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of models: CSV of their losses in [0, 1], a column a model, from dense to smallest."
+            help="Instead of models: CSV file of their losses in [0, 1], a row per sample and a column per model, "
+            "from dense to smallest."
         ),
     ] = None
     group: Annotated[
-        str, typer.Option(help="Column of words in the table of data, images or losses; the risk is held for each.")
+        str,
+        typer.Option(help="A text column of the table of samples or losses; the risk must hold for each of its words."),
     ] = ""
     anytime: Annotated[
         bool,
         typer.Option(
             "--anytime",
-            help="Stop when it is decided; samples not looked at stay fresh; one error budget for all tests.",
+            help="Stop as soon as the result is clear; later tests may use the other samples, within one error budget.",
         ),
     ] = False
     resume: Annotated[
@@ -67,8 +74,13 @@ class Request:
     risk: Risk = None
     part: Part = None
     coverage: Coverage = None
-    seed: Annotated[int, typer.Option(help="Seed of the split, as it was in `run`.")] = 0
-    provider: Annotated[str, typer.Option(help="Where models are tested, a runtime on the CPU: cpu, openvino.")] = "cpu"
+    seed: Annotated[
+        int, typer.Option(help="The --seed that `run` had: it decides which samples are kept for certificates.")
+    ] = 0
+    provider: Annotated[
+        str,
+        typer.Option(help="Runtime on which the models are tested, both on the CPU: cpu (ONNX Runtime) or openvino."),
+    ] = "cpu"
     quiet: Quiet = False
     as_json: AsJson = False
 
@@ -103,9 +115,13 @@ class Request:
 
 @takes_record(Request)
 def certify(request: Request) -> None:
-    """Test a given path of models on samples that are kept for certificates; exit code 3 if none passes.
+    """Certify the smallest of several models that loses little.
 
-    Without labels: --unlabelled DIR writes to_label.csv and to_label.html, to be filled; --answers FILE goes on.
+    The exit code is 3 if none passes. Models are tested in order on samples that no other stage has seen. The
+    certificate says that the risk (--risk) is at most --max-drop with the confidence --confidence.
+
+    Without labels, it takes two steps: `--unlabelled DIR` writes the images to label to --out (to_label.html for a
+    browser, to_label.csv for a spreadsheet), and `--answers FILE` certifies with the labels that you filled in.
     """
     if request.answers is not None:
         request.refuse((*_MODELS, *_GOAL, "losses", "anytime", "group", "resume"), "--answers")

@@ -25,9 +25,10 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the slim model for TensorRT, LiteRT, Core ML or ExecuTorch, and compare it with PyTorch where it runs.
+    """Convert the slim model to TensorRT, LiteRT, Core ML, ExecuTorch.
 
-    Each needs the package of its converter, which is named where it is missing.
+    The result is compared with PyTorch where it runs on this machine. Each needs the package of its converter,
+    which is named where it is missing.
     """
     from pxcompress.report.table import format_conversion
     from pxcompress.run_folder.converted import convert_folder

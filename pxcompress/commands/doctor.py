@@ -1,4 +1,7 @@
-"""`pxcompress doctor`: what works here, and what to install for the rest."""
+"""`pxcompress doctor`: what works here, and what to install for the rest.
+
+Tries providers, CUDA, disk, cache, model hub and several processes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from pxcompress.commands.options import AsJson
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Try providers, CUDA, disk, cache, model hub and several processes; say what to do about what does not work."""
+    """Check what works on this machine, and what to do about the rest.
+
+    Tries providers, CUDA, disk, cache, model hub and several processes.
+    """
     from pxcompress.deploy.doctor import examine, to_table
 
     findings = examine()

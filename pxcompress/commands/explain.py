@@ -30,7 +30,7 @@ def explain(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the dense and the pruned model of a run folder look at, side by side, and how alike that is.
+    """Show what the dense and the pruned model look at, side by side.
 
     Cases are added to FOLDER/report.html, with explain.json and figures in explain/ beside it, in place of those of an
     earlier call; models, plan and hashes of the run stay as they are, and with --out all of FOLDER does.

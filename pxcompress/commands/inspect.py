@@ -39,7 +39,10 @@ def inspect(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List what can be removed from a model and what it costs, what stays and why. Needs no data."""
+    """List what can be removed from a model, what stays, and why.
+
+    Costs are listed with it. No data are needed, but for --relevance.
+    """
     from pxcompress.cost.latency import Conditions
     from pxcompress.inspection.conservation import conservation, random_images
     from pxcompress.inspection.conservation import to_table as flow_table

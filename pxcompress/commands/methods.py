@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def methods() -> None:
-    """List scorers, budgets and repairs with their options, and composites with the rules that they are made of."""
+    """List scorers, budgets, repairs and LRP rules with their options."""
     from pxcompress.attribution import COMPOSITES, RULES, SOFTMAX_RULES
     from pxcompress.budgets import BUDGETS
     from pxcompress.repair import REPAIRS

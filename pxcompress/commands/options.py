@@ -47,9 +47,9 @@ Confidence = Annotated[float | None, typer.Option(help=_HELP["confidence"])]
 Risk = Annotated[str | None, typer.Option(help=_HELP["risk"])]
 Part = Annotated[str | None, typer.Option(help=_HELP["part"])]
 Coverage = Annotated[float | None, typer.Option(help=_HELP["coverage"])]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress to stderr.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the run folder --out if it exists.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 FLAGS = {"scorer": ("--score", "--scorer")}
 """Command-line flags of the fields whose option is not only called like the field."""
@@ -80,7 +80,9 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
         }
         config = Annotated[
             Path | None,
-            typer.Option(help="A recipe.json; .toml or .yaml, same keys; options said here count more."),
+            typer.Option(
+                help="Read options from a run folder's recipe.json, or .toml or .yaml; options given beside it win."
+            ),
         ]
         others = [_to_its_panel(each) for each in (_keyword("config", config, None), *parameters_of_command)]
         parameters = [*own_options.values(), *others]
@@ -122,7 +124,7 @@ def takes_record(cls: type[T]) -> Callable[[Callable[[T], None]], Command]:
 
 
 def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
-    """The recipe of the file `config`, if any, with what was `said` by the names of its fields; `InputError`."""
+    """The recipe of the file `config`, if any, with `options` over it, by field name. Raises `InputError`."""
     content: dict[str, Any] = {} if config is None else read_recipe(config)
     content |= {key: _read(key, value) for key, value in content.items() if isinstance(value, str)}
     options = {name: _read(name, value) for name, value in options.items()}
@@ -161,7 +163,7 @@ def _drop_options(text: str, names: Collection[str]) -> str:
 
 
 def guarantee_of(max_drop: float, **options: Any) -> Guarantee:
-    """What --max-drop and its companions ask for."""
+    """The `Guarantee` that --max-drop and the options beside it (--risk, --confidence ...) stand for."""
     return Guarantee(max_drop, **{name: value for name, value in options.items() if value is not None})
 
 

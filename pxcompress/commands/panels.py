@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-FIRST = "Options"
+MAIN_PANEL = "Options"
 """Title of the panel that every option is in unless it has another."""
 
 EXPERT = "expert"
@@ -14,7 +14,7 @@ EXPERT = "expert"
 _BASICS = ("model", "data", "task", "checkpoint", "ratio", "speedup", "latency_ms", "budget")
 
 _PANELS = {
-    FIRST: (*_BASICS, "batch_size", "provider"),
+    MAIN_PANEL: (*_BASICS, "batch_size", "provider"),
     "goal": ("max_bytes", "relevance_share", "classes", "only", "keep", "scope", "min_keep", "floors", "round_to"),
     "scoring": ("scorer", "normalise", "class_scores"),
     "repair": ("repair", "rounds", "temperature_scaling"),
@@ -39,7 +39,7 @@ class PanelCommand(TyperCommand):
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{name: [] for name in _PANELS}}
         for parameter in self.get_params(ctx):
             if (line := parameter.get_help_record(ctx)) is not None:
-                panel = getattr(parameter, "rich_help_panel", None) or FIRST  # --help itself has none
+                panel = getattr(parameter, "rich_help_panel", None) or MAIN_PANEL  # --help itself has none
                 panels.setdefault("Arguments" if parameter.param_type_name == "argument" else panel, []).append(line)
         for panel, lines in panels.items():
             if lines:

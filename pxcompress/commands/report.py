@@ -18,7 +18,7 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Replace the page of --out if it exists.")] = False,
     figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as SVG and PNG.")] = None,
 ) -> None:
-    """Print the table of a run, or one that compares several; write whatever else is asked for."""
+    """Print the table of a run, or a comparison of several runs."""
     from pxcompress.report.build import check_files, read_report
     from pxcompress.report.card import to_card
     from pxcompress.report.compare import to_comparison, to_comparison_table

@@ -16,15 +16,17 @@ from pxcompress.recipe import Recipe
 @takes_recipe()
 def run(
     recipe: Recipe,
-    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: exported/MODEL-BUDGET-RATIO]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for models and report.  [default: exported/MODEL-BUDGET-RATIO]")
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prune, repair, export and measure a model; the run folder holds the artefact and the proof.
+    """Prune, repair, export and measure a model; write a report.
 
-    With --max-drop the result is the smallest model, at most --ratio smaller, for which that much is certified; where
-    there is none the folder holds the dense model, and the exit code is 3.
+    With --max-drop, models up to --ratio smaller are tested, and the smallest that passes is the result. If none
+    passes, the folder holds the dense model, and the exit code is 3.
     """
     from pxcompress.pipeline import work
     from pxcompress.processes import join_processes

@@ -14,7 +14,7 @@ from pxcompress.commands.options import AsJson, Quiet, takes_recipe
 from pxcompress.commands.terminal import notes
 from pxcompress.recipe import GOALS, Recipe
 
-WITHOUT = (
+UNUSED_IN_SEARCH = (
     "rounds",
     "class_scores",
     "temperature_scaling",
@@ -27,7 +27,7 @@ WITHOUT = (
 """Parts of a recipe that a search has no use for."""
 
 
-@takes_recipe(without=WITHOUT)
+@takes_recipe(without=UNUSED_IN_SEARCH)
 def search(
     recipe: Recipe,
     objective: Annotated[
@@ -52,10 +52,10 @@ def search(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search rules, score, ranking and repair for the model that ships; killed and started again, it goes on.
+    """Search the scores, ranking and repairs that suit a model best.
 
-    The folder gets composite.json (for `run --score @...`), search.json and search.html. Nothing is measured on the
-    test or certify split.
+    A search that was stopped goes on when the same command is given again. The folder gets composite.json (for `run
+    --score @...`), search.json and search.html. Nothing is measured on the test or certify split.
     """
     from pxcompress.report.summary import format_command
     from pxcompress.report.table import align

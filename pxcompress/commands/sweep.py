@@ -12,24 +12,40 @@ from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Recipe
 
+EXPORT = ("max_quant_drop", "fixed_batch")
+"""Fields of a recipe that only exported files have a use for."""
+
 
 @takes_recipe(
-    without=(*GOALS, "guarantee", "bench", "rounds", "targets", "against", "class_scores", "temperature_scaling"),
+    without=(
+        *GOALS,
+        "guarantee",
+        "bench",
+        "rounds",
+        "targets",
+        "against",
+        "class_scores",
+        "temperature_scaling",
+        *EXPORT,
+    ),
     ratio=0.5,
 )
 def sweep(
     recipe: Recipe,
-    ratios: Annotated[str, typer.Option(help="Shares of the dense cost to remove, with commas.")] = (
-        "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
-    ),
+    ratios: Annotated[
+        str, typer.Option(help="Which shares of the model's cost to remove, with commas; see --budget.")
+    ] = ("0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"),
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the curve.  [default: exported/MODEL-BUDGET-sweep]")
+        Path | None, typer.Option(help="Folder for the results.  [default: exported/MODEL-BUDGET-sweep]")
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score once and cut at many ratios: what each would keep, as a table, JSON, CSV and a picture."""
+    """Show how good a model stays at many pruning ratios.
+
+    Units are scored once; nothing is exported. --out gets a table, JSON, CSV and a picture.
+    """
     from pxcompress.sweep import sweep as measure
     from pxcompress.sweep import to_json, to_table
 

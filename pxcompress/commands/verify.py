@@ -20,7 +20,10 @@ def verify(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute the certificate of a run folder from its data and ONNX files; exit code 3 if it does not hold."""
+    """Recompute the certificate of a run folder.
+
+    It is computed from the folder's ONNX files and the data. The exit code is 3 if it does not hold.
+    """
     from pxcompress.report.table import format_certificate
     from pxcompress.run_folder.certificate import verify as verify_run
     from pxcompress.run_folder.labelling import REQUEST, verify_answers

@@ -33,13 +33,13 @@ from pxcompress.types import Group, Meter, Plan
 
 Array = npt.NDArray[np.float64]
 
-SHARES = (0.125, 0.25, 0.5, 1.0)
+TIMED_SHARES = (0.125, 0.25, 0.5, 1.0)
 """Shares of an operator's dense width at which it is timed."""
 
-STEP = 16
+TIMED_STEP = 16
 """Operators are timed at multiples of this width, at which no provider is slow."""
 
-WHOLE = (1.0, 0.5, 0.25)
+WHOLE_MODEL_SHARES = (1.0, 0.5, 0.25)
 """Shares of all widths at which the whole model is timed."""
 
 
@@ -50,13 +50,13 @@ PROBES = (
     Operator("linear", (196,), PROBE, PROBE, positions=196),
 )
 STEPS = (32, 16, 8, 4, 2)
-SAVED = 0.25
-"""A width inside a step must save less than this of its share of the channels, for the step to be one."""
+STEP_SAVING = 0.25
+"""Largest share of the expected saving that half a step may bring, for widths to count as going in such steps."""
 
-LEAST = 0.1
+FIXED_TIME_SHARE = 0.1
 """Fixed share of an operator's stand-alone time, paid at any width."""
 
-NOTHING = Operator("copy", (1, 1), STEP, STEP, (1,))
+EMPTY_OPERATOR = Operator("copy", (1, 1), TIMED_STEP, TIMED_STEP, (1,))
 """An operator that does next to nothing; its time is that of a call as such."""
 
 GPU_UNITS: Mapping[str, int] = {"fp32": 8, "fp16": 8, "int8": 16}
@@ -64,8 +64,8 @@ GPU_UNITS: Mapping[str, int] = {"fp32": 8, "fp16": 8, "int8": 16}
 
 
 MATRIX = Operator("linear", (), 4096, 4096)
-CACHED = 512
-"""A dense layer whose weights no cache holds, and the width at which all do."""
+CACHE_PROBE = 512
+"""A linear layer whose weights exceed every cache, and a width at which they fit: what reading memory costs."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class OperatorTimes:
     def milliseconds(self, operator: Operator) -> float:
         """Time that `operator` adds to a call: alone it also has to bring its input and output into another layout."""
         standalone_ms = self._call(operator)
-        return max(standalone_ms - self._beside(operator), LEAST * standalone_ms)
+        return max(standalone_ms - self._beside(operator), FIXED_TIME_SHARE * standalone_ms)
 
     def _beside(self, operator: Operator) -> float:
         """What a call takes beside `operator`: half of what comes with one copy of its input, and of its output."""
@@ -106,8 +106,8 @@ class OperatorTimes:
 
     def fetch(self) -> float:
         """Milliseconds by which a weight is later there from memory, as in a whole model, than from the cache."""
-        big, small = (MATRIX.at(width, width) for width in (MATRIX.inputs, CACHED))
-        cached_ms_per_weight = (self._call(small) - self._call(NOTHING)) / CACHED**2
+        big, small = (MATRIX.at(width, width) for width in (MATRIX.inputs, CACHE_PROBE))
+        cached_ms_per_weight = (self._call(small) - self._call(EMPTY_OPERATOR)) / CACHE_PROBE**2
         return max(0.0, self._call(big) / MATRIX.inputs**2 - cached_ms_per_weight)
 
     def _call(self, operator: Operator) -> float:
@@ -148,13 +148,13 @@ def _copies(operator: Operator) -> tuple[Operator, Operator]:
     A few channels are read as they are.
     """
     if operator.kind != "conv":
-        return NOTHING, NOTHING
-    source = _copy(operator.inputs, math.prod(operator.rows)) if operator.inputs >= STEP else NOTHING
+        return EMPTY_OPERATOR, EMPTY_OPERATOR
+    source = _copy(operator.inputs, math.prod(operator.rows)) if operator.inputs >= TIMED_STEP else EMPTY_OPERATOR
     return source, _copy(operator.outputs, operator.positions)
 
 
 def _copy(channels: int, positions: int) -> Operator:
-    width = -(-channels // STEP) * STEP
+    width = -(-channels // TIMED_STEP) * TIMED_STEP
     return Operator("copy", (positions, 1), width, width, (1,))
 
 
@@ -167,7 +167,7 @@ def _between(points: Array, value: float) -> tuple[int, float]:
 
 
 def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions) -> Meter:
-    """Milliseconds of one call at planned widths; exports and times the whole model at the widths `WHOLE`."""
+    """Milliseconds of one call at planned widths; exports and times the whole model at `WHOLE_MODEL_SHARES`."""
     widths, table, step = Widths(model, groups), OperatorTimes(conditions), measure_best_step(conditions)
     dense_operators = find_operators(model, groups, example)
     on_gpu, unit = conditions.on_gpu, GPU_UNITS["fp32"]
@@ -194,7 +194,10 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
             total += surfaces[name].at(inputs, outputs) + fetch_ms, operator.positions * outputs
         return total
 
-    points = [{group.name: _near(group.units, share, group.kind == "head") for group in groups} for share in WHOLE]
+    points = [
+        {group.name: _near(group.units, share, group.kind == "head") for group in groups}
+        for share in WHOLE_MODEL_SHARES
+    ]
     measured_ms = np.array(
         [[measure_whole_model(model, groups, example, conditions, kept_units)] for kept_units in points]
     )
@@ -272,18 +275,18 @@ def _points(operator: Operator, width: int, is_prunable: bool) -> list[int]:
     if not is_prunable:
         return [width]
     if operator.groups > 1 and not operator.depthwise:
-        return sorted({max(1, round(width * share / operator.groups)) * operator.groups for share in SHARES})
-    return sorted({_near(width, share, operator.kind == "attention") for share in SHARES})
+        return sorted({max(1, round(width * share / operator.groups)) * operator.groups for share in TIMED_SHARES})
+    return sorted({_near(width, share, operator.kind == "attention") for share in TIMED_SHARES})
 
 
 def _near(width: int, share: float, single: bool) -> int:
     """About a share of `width`, where no provider is slow."""
-    step = 1 if single else STEP
+    step = 1 if single else TIMED_STEP
     return min(width, max(1, round(width * share / step)) * step)
 
 
 def measure_best_step(conditions: Conditions, precision: str = "fp32") -> int:
-    """The largest step in which widths go here: half a step less saves next to nothing.
+    """The step of widths that this machine rewards: the largest one of which half a step less saves next to nothing.
 
     Measured on 3 x 3 and 1 x 1 convolutions and a dense layer of `PROBE` outputs; on a GPU at least what its tensor
     cores take in `precision`.
@@ -294,7 +297,9 @@ def measure_best_step(conditions: Conditions, precision: str = "fp32") -> int:
         return sum(table.milliseconds(probe.at(probe.inputs, width)) for probe in PROBES)
 
     full_seconds = seconds(PROBE)
-    good_steps = (step for step in STEPS if seconds(PROBE - step // 2) >= (1 - SAVED * step / 2 / PROBE) * full_seconds)
+    good_steps = (
+        step for step in STEPS if seconds(PROBE - step // 2) >= (1 - STEP_SAVING * step / 2 / PROBE) * full_seconds
+    )
     step = next(good_steps, 1)
     table.save()
     return max(step, GPU_UNITS[precision]) if conditions.on_gpu else step

@@ -1,6 +1,6 @@
 """Labelled data: where they come from, and their five disjoint roles."""
 
-from pxcompress.data.class_order import in_order_of
+from pxcompress.data.class_order import match_class_order
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Source
 from pxcompress.data.sources import check_classes, open_images, open_source, read_files, restrict_classes
@@ -10,7 +10,7 @@ __all__ = [
     "EMBEDDED",
     "Source",
     "check_classes",
-    "in_order_of",
+    "match_class_order",
     "load_splits",
     "open_images",
     "open_source",

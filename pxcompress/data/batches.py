@@ -56,7 +56,7 @@ class ImageBatches:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """Images that were read once, and what that showed.
+    """The result of reading every image once: the images, and what was noticed about them.
 
     `damaged` are ids of those left out; `digests` are equal for equal images or texts, one for each sample of the store
     (none for other inputs); `deep` counts images with more than 8 bits a channel, `cut` texts that are longer than the

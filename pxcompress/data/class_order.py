@@ -20,12 +20,12 @@ from pxcompress.data.sources import restrict_classes
 from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
 
-SURE = 0.01
-"""Largest p-value of a sign test at which one order is taken to be better than the other."""
+SIGNIFICANCE_LEVEL = 0.01
+"""Largest p-value of a sign test at which one class order is taken to be better than the other."""
 
 
-def in_order_of(source: Source, loaded: Loaded) -> Source:
-    """`source` with its classes numbered as the outputs of the model are; its notes say what was found out."""
+def match_class_order(source: Source, loaded: Loaded) -> Source:
+    """Renumber the classes of `source` in the order of the model's outputs; its notes say what was changed."""
     if source.embedded or source.layout != "classes" or loaded.weights == "untrained":
         return source
     class_by_name = {name.casefold(): name for name in source.classes}
@@ -51,7 +51,7 @@ def _choose_order(source: Source, loaded: Loaded) -> Source:
     right_as_is, right_renumbered = predictions == labels, predictions == place[labels]
     only_here, only_there = int((right_as_is & ~right_renumbered).sum()), int((right_renumbered & ~right_as_is).sum())
     discordant = only_here + only_there
-    is_significant = discordant > 0 and binomtest(only_there, discordant).pvalue < SURE
+    is_significant = discordant > 0 and binomtest(only_there, discordant).pvalue < SIGNIFICANCE_LEVEL
     by_code = (
         f"sorted by code point ({_listed(source.classes)}) {right_as_is.sum()} of {len(labels)} select images are right"
     )

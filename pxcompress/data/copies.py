@@ -21,14 +21,14 @@ class _Place:
 
 @dataclass(frozen=True)
 class Copies:
-    """Images or texts that are there more than once: each entry lists all places of one, in the order of the roles."""
+    """Duplicate images or texts: each entry lists all places of one, in the order of the roles."""
 
     groups: tuple[tuple[_Place, ...], ...] = ()
     noun: str = "images"
 
     @classmethod
     def of(cls, readings: Mapping[str, Reading]) -> Copies:
-        """Those among all that were read, by role."""
+        """The duplicates among the images that were read, by role."""
         places: dict[bytes, list[_Place]] = {}
         for role, reading in readings.items():
             samples = reading.store.samples
@@ -49,7 +49,7 @@ class Copies:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How many there are, and what is wrong with them, in one line; nothing without any."""
+        """How many duplicates there are, and what is wrong with them, in one line; empty without any."""
         return tuple(self._told())
 
     def _told(self) -> Iterator[str]:

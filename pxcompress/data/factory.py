@@ -37,7 +37,7 @@ def is_factory(spec: str) -> bool:
 
 
 def open_factory(spec: str) -> UserData:
-    """All that the factory yields, in memory. Raises `DataError`."""
+    """All samples that the user's factory yields, in memory. Raises `DataError`."""
     halves = _halves(spec, _call(spec))
     items = {half: _items(spec, half, data) for half, data in halves.items()}
     every = [item for part in items.values() for item in part]

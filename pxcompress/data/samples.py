@@ -24,8 +24,8 @@ Integers = NDArray[np.int64]
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 USER_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 5000}
-SPARE = 500
-"""Held-out samples from which on the select pool is taken out of them."""
+MIN_HELD_OUT_TO_SPLIT = 500
+"""Least number of held-out samples from which the select pool is cut; with fewer it is cut from `train`."""
 
 Origin = Literal["held-out", "train", "everything"]
 """What the select pool is cut from: held-out data, training data, or data that come in one piece."""
@@ -33,7 +33,7 @@ Origin = Literal["held-out", "train", "everything"]
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """Inputs that are no images, (n, ...): whoever reads them takes `values` by position, as they are."""
+    """Inputs that are no images, (n, ...): they are taken from `values` by position, unchanged."""
 
     values: NDArray[np.generic]
     noun: ClassVar[str] = "samples"
@@ -106,7 +106,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class UserData:
-    """A user's data as they lie there; the rest as in `Source`."""
+    """A user's data before they are cut into pools; fields that `Source` has, too, mean the same."""
 
     classes: tuple[str, ...]
     train: Samples
@@ -189,11 +189,11 @@ class Pools:
 def cut_pools(train: Samples, held_out: Samples | None, seed: int) -> Pools:
     """Train, select and held-out pools of a user's data; without held-out data everything comes from `train`.
 
-    Select gets 20 % of the held-out data where these are `SPARE` samples or more, else 15 % of `train`; at most 1000.
-    Held-out data, where it has to be cut, gets 40 % of the rest.
+    Select gets 20 % of the held-out data where these are `MIN_HELD_OUT_TO_SPLIT` samples or more, else 15 % of
+    `train`; at most 1000. Held-out data, where it has to be cut, gets 40 % of the rest.
     """
     rng = np.random.default_rng(seed)
-    if held_out is not None and len(held_out) >= SPARE:
+    if held_out is not None and len(held_out) >= MIN_HELD_OUT_TO_SPLIT:
         select = min(USER_LIMITS["select"], round(0.2 * len(held_out)))
         train_pool, select_pool = cut(held_out, (len(held_out) - select, select), rng)
         return Pools(train, select_pool, train_pool, "held-out")

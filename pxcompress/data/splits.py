@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pxcompress.data.batches import ImageBatches, Reading, read_images, read_later
 from pxcompress.data.copies import Copies
-from pxcompress.data.samples import SPARE, Samples, Source, cut
+from pxcompress.data.samples import MIN_HELD_OUT_TO_SPLIT, Samples, Source, cut
 from pxcompress.errors import DataError, unknown
 from pxcompress.models.signature import Signature
 from pxcompress.types import Preprocessing, Splits
@@ -71,7 +71,8 @@ def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
     if source.select_from == "train":
         yield (
             f"the select split is cut from the training data, since the held-out data are only {len(source.held_out)} "
-            f"({SPARE} can spare some): its accuracies look too good where the weights were trained on them"
+            f"({MIN_HELD_OUT_TO_SPLIT} can spare some): "
+            f"its accuracies look too good where the weights were trained on them"
         )
     if deep := sum(reading.deep for reading in readings.values()):
         yield (

@@ -40,14 +40,14 @@ TRAINER_VERSION = 1
 """Part of every key: raise it when the training changes, so that older baselines are not taken for new ones."""
 
 WARM_UP = 0.2  # share of the steps
-SATURATED = 0.999
+SATURATED_METRIC = 0.999
 """Training ends early when a metric that is a share is this good on the select part twice in a row, in the second half
 of the cycle."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: `epochs` is raised until there are `steps` of them."""
+    """Length and learning rate of a training: `epochs` is raised until they make at least `steps` steps."""
 
     steps: int
     epochs: int
@@ -68,8 +68,8 @@ SCHEDULES = {
 ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64; on `glyphs` a ViT behind convolutions with BatchNorm;
 on `spiral` and `dna` the nets of `pxcompress.demo.nets`."""
 
-WIDE = 20_000
-"""Inputs of one output from which on a layer (the first dense one of a VGG) bears only small steps of Adam."""
+WIDE_INPUTS = 20_000
+"""Number of inputs from which a layer (a VGG's first dense one) needs smaller steps of Adam."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _train(model: nn.Module, problem: Problem, note: Note) -> BaselineInfo:
         history.append(torch_quality(model.eval(), problem.select, problem.task))
         quality_text = _format_quality(problem.task, history[-1])
         note(f"baseline: epoch {epoch} of at most {epochs}, loss {loss:.3f}, select {quality_text}")
-        is_saturated = metric.unit == "share" and len(history) > 1 and min(history[-2:]) >= SATURATED
+        is_saturated = metric.unit == "share" and len(history) > 1 and min(history[-2:]) >= SATURATED_METRIC
         if 2 * epoch >= epochs and is_saturated:
             break
     zero_denormals(model)
@@ -177,7 +177,7 @@ def _format_quality(task: Task, value: float) -> str:
 def _schedule_of(model: nn.Module) -> Schedule:
     modules = list(model.modules())
     layers = [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
-    if any(layer.weight[0].numel() > WIDE for layer in layers):
+    if any(layer.weight[0].numel() > WIDE_INPUTS for layer in layers):
         return SCHEDULES["plain"]
     over_batch = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
     over_layer = any(isinstance(module, nn.LayerNorm | nn.GroupNorm) for module in modules)

@@ -21,22 +21,24 @@ from pxcompress.demo.glyphs import CLASSES, PARTS, glyph_image
 from pxcompress.demo.images import SIDE, StoredImages, StoredMasks, cached_arrays
 from pxcompress.registry import option
 
-SCENE = 40
-"""Side of an image with several characters, pixels."""
+SCENE_SIDE = 40
+"""Side of an image with several characters, in pixels."""
 
 KINDS = {"digit": "23456789", "vowel": "AEIOUY", "consonant": "BCDFGHJKLMNPQRSTVWXZ", "lower case": "adehnr"}
-"""What the masks of `glyph-masks` tell apart, beside the background."""
+"""Classes of the masks of `glyph-masks`, beside the background -> their characters."""
 
 LABELS = tuple("2478AEKRSX")
 """The characters of `glyph-labels`."""
 
-COUNTS = ("characters", "digits")
-"""The numbers of `glyph-counts`."""
+COUNT_NAMES = ("characters", "digits")
+"""The two counts that are the targets of `glyph-counts`, for each image."""
 
 LIMITS = {"score": 512, "repair": 1024, "select": 600, "certify": 500}
 
 _VERSION = 1  # part of the cache key: raise it whenever an image changes
-_QUARTER = SCENE / 2  # of the canvas, which is twice the image, in its pixels: where the first character's middle is
+_QUARTER = (
+    SCENE_SIDE / 2
+)  # of the canvas, which is twice the image, in its pixels: where the first character's middle is
 _MOST = 4
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]
@@ -59,7 +61,7 @@ class _Drawn(LearnedHere):
 @EMBEDDED.register("glyph-masks")
 @dataclass(frozen=True)
 class GlyphMasks(_Drawn):
-    """Pixels of digits, vowels, consonants, lower-case letters, and background."""
+    """Images to segment: pixels of digits, vowels, consonants, lower-case letters, and background."""
 
     def source(self, spec: str) -> Source:
         """The first images of each part, with masks."""
@@ -72,13 +74,13 @@ class GlyphMasks(_Drawn):
             masks = kinds_shown[np.arange(count)[:, None, None], owners]
             return _samples(f"glyph-masks/{part}", images, StoredMasks(masks))
 
-        return _source(spec, ("background", *KINDS), "masks", SCENE, [*map(pool, PARTS, self._counts)])
+        return _source(spec, ("background", *KINDS), "masks", SCENE_SIDE, [*map(pool, PARTS, self._counts)])
 
 
 @EMBEDDED.register("glyph-counts")
 @dataclass(frozen=True)
 class GlyphCounts(_Drawn):
-    """How many characters there are, and how many of them are digits."""
+    """Images with two numbers to predict: how many characters there are, and how many of them are digits."""
 
     def source(self, spec: str) -> Source:
         """The first images of each part, with two numbers each."""
@@ -89,13 +91,13 @@ class GlyphCounts(_Drawn):
             counts = np.stack([characters != "", np.isin(characters, list(digits))]).sum(2).T.astype(np.float32)
             return _samples(f"glyph-counts/{part}", images, Values(counts))
 
-        return _source(spec, COUNTS, "numbers", SCENE, [*map(pool, PARTS, self._counts)])
+        return _source(spec, COUNT_NAMES, "numbers", SCENE_SIDE, [*map(pool, PARTS, self._counts)])
 
 
 @EMBEDDED.register("glyph-labels")
 @dataclass(frozen=True)
 class GlyphLabels(_Drawn):
-    """Which of ten characters occur."""
+    """Images with several labels: which of ten characters occur."""
 
     def source(self, spec: str) -> Source:
         """The first images of each part, with a yes or no for every character."""
@@ -105,7 +107,7 @@ class GlyphLabels(_Drawn):
             occurs = (characters[:, :, None] == np.array(LABELS)).any(1).astype(np.float32)
             return _samples(f"glyph-labels/{part}", images, Values(occurs))
 
-        return _source(spec, LABELS, "labels", SCENE, [*map(pool, PARTS, self._counts)])
+        return _source(spec, LABELS, "labels", SCENE_SIDE, [*map(pool, PARTS, self._counts)])
 
 
 @EMBEDDED.register("glyph-identities")
@@ -137,9 +139,9 @@ class GlyphIdentities(_Drawn):
 def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
     """One to four characters on clutter, each in a quarter of its own; the kind of each is drawn first."""
     ground = rng.uniform(30, 225, 3)
-    canvas = gradient(ground, rng, 2 * SCENE)
+    canvas = gradient(ground, rng, 2 * SCENE_SIDE)
     draw_clutter(canvas, ground, rng)
-    owners = np.zeros((SCENE, SCENE), np.uint8)
+    owners = np.zeros((SCENE_SIDE, SCENE_SIDE), np.uint8)
     quarters = rng.permutation(4)[: rng.integers(1, _MOST + 1)]
     drawn_characters = []
     for number, quarter in enumerate(quarters, 1):
@@ -167,7 +169,7 @@ def scenes(
         images, owners = (np.stack([each[place] for each in scenes_of_part]) for place in (0, 1))
         return {"images": images, "owners": owners, "characters": np.array(names)}
 
-    sizes = (count, SCENE, SCENE)
+    sizes = (count, SCENE_SIDE, SCENE_SIDE)
     shapes = {"images": (*sizes, 3), "owners": sizes, "characters": (count, _MOST)}
     arrays = cached_arrays(
         f"glyph-scenes-{part}-{count}", f"{_VERSION}/{part}/{count}/{characters}/{FONTS}", shapes, draw

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_lo
 from pxcompress.data.samples import Source
 from pxcompress.tasks.box_layouts import read_boxes
 from pxcompress.tasks.embedding import Embedding
-from pxcompress.tasks.task import Outputs, Task, single
+from pxcompress.tasks.task import Outputs, Task, pick_output
 
 LABEL_SMOOTHING = 0.05
 
@@ -36,7 +36,7 @@ class ClassLoss(Loss):
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
         return F.cross_entropy(
-            single(outputs, "logits", 2, "logits (n, classes)"), targets, label_smoothing=LABEL_SMOOTHING
+            pick_output(outputs, "logits", 2, "logits (n, classes)"), targets, label_smoothing=LABEL_SMOOTHING
         )
 
 
@@ -47,7 +47,7 @@ class PixelLoss(Loss):
     duration = 3.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        return F.cross_entropy(single(outputs, "out", 4, "a map (n, classes, height, width)"), targets)
+        return F.cross_entropy(pick_output(outputs, "out", 4, "a map (n, classes, height, width)"), targets)
 
 
 class LabelLoss(Loss):
@@ -56,7 +56,7 @@ class LabelLoss(Loss):
     duration = 2.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(single(outputs, "logits", 2, "logits (n, labels)"), targets)
+        return F.binary_cross_entropy_with_logits(pick_output(outputs, "logits", 2, "logits (n, labels)"), targets)
 
 
 class NumberLoss(Loss):
@@ -66,7 +66,7 @@ class NumberLoss(Loss):
     duration = 2.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        return F.smooth_l1_loss(single(outputs, "output", 2, "numbers (n, k)"), targets, beta=0.2)
+        return F.smooth_l1_loss(pick_output(outputs, "output", 2, "numbers (n, k)"), targets, beta=0.2)
 
 
 class IdentityLoss(Loss):

@@ -11,7 +11,7 @@ import numpy as np
 
 from pxcompress.deploy import hardware, runtime, stopwatch
 from pxcompress.deploy.feeds import Sizes, get_sample_shape, make_feed
-from pxcompress.deploy.intervals import Seconds, noise, speedup
+from pxcompress.deploy.intervals import Seconds, estimate_speedup, measure_noise
 from pxcompress.deploy.measure import check_batch_size, latency
 from pxcompress.deploy.session import Array, Session
 from pxcompress.errors import InputError
@@ -129,7 +129,7 @@ def bench(
         runners = {place: each.runner(batch_size) for place, each in _number(files)}
         seconds = stopwatch.time_interleaved(runners, runs=runs, max_seconds=stopwatch.SECONDS * len(runners))
         for place, each in _number(files):
-            change = None if place == "0" else speedup(seconds["0"], seconds[place])
+            change = None if place == "0" else estimate_speedup(seconds["0"], seconds[place])
             rows.append(_make_row(each, batch_size, seconds[place], change))
     return tuple(rows)
 
@@ -169,7 +169,7 @@ def _make_row(each: _OpenFile, batch_size: int, seconds: Seconds, change: Speedu
         affinity=hardware.describe_affinity(),
         placement=each.session.placement,
         cold_start_ms=1e3 * each.cold,
-        noise=noise(seconds),
+        noise=measure_noise(seconds),
         speedup=change,
         device_bytes=each.device_bytes if each.session.device == "cuda" else 0,
         inputs=shapes,

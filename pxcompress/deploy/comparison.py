@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress.deploy.intervals import disagree, mean_speedup, noise, speedup
+from pxcompress.deploy.intervals import disagrees_with_mean, estimate_speedup, mean_speedup, measure_noise
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
 from pxcompress.deploy.predictions import class_changes
 from pxcompress.deploy.profile import operator_shares
@@ -46,7 +46,7 @@ class Comparison:
     @property
     def disagrees(self) -> bool:
         """Whether p50 and the mean say the opposite of each other."""
-        return disagree(self.speedup, self.dense.latency_ms, self.pruned.latency_ms)
+        return disagrees_with_mean(self.speedup, self.dense.latency_ms, self.pruned.latency_ms)
 
     @property
     def mean_speedup(self) -> float:
@@ -61,11 +61,11 @@ def compare(dense: Candidate, pruned: Candidate, timings: Sequence[FileTiming], 
         dense=_measurement(dense, dense_timing),
         pruned=_measurement(pruned, pruned_timing),
         placement=pruned_timing.session.placement,
-        speedup=speedup(dense_timing.seconds, pruned_timing.seconds),
+        speedup=estimate_speedup(dense_timing.seconds, pruned_timing.seconds),
         metric=pruned_timing.predictions.task.metric,
         change=pruned_timing.predictions.change(dense_timing.predictions),
         threads=pruned_timing.session.threads,
-        noise=max(noise(dense_timing.seconds), noise(pruned_timing.seconds)),
+        noise=max(measure_noise(dense_timing.seconds), measure_noise(pruned_timing.seconds)),
         classes=class_changes(dense_timing.predictions, pruned_timing.predictions, classes),
         operators=_operators(dense_timing, pruned_timing),
     )

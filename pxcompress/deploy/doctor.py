@@ -39,16 +39,16 @@ _CUDA_LIBRARIES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was tried. `works` is None for a plain fact; `advice` is empty where there is nothing to do."""
+    """One check. `works` is None for a plain fact; `advice` is empty where there is nothing to do."""
 
     what: str
     works: bool | None
-    found: str
+    result: str
     advice: str = ""
 
 
 def examine() -> tuple[Finding, ...]:
-    """Try everything; takes some seconds, needs no network and no GPU."""
+    """Check versions, processor, providers, CUDA, folders and hub; takes some seconds, needs no network and no GPU."""
     return tuple(finding for look in _LOOKS for finding in look())
 
 
@@ -58,7 +58,7 @@ def to_table(findings: tuple[Finding, ...]) -> str:
     marks = {True: "ok", False: "NO", None: "  "}
     lines = []
     for finding in findings:
-        lines.append(f"{marks[finding.works]}  {finding.what:{width}}  {finding.found}")
+        lines.append(f"{marks[finding.works]}  {finding.what:{width}}  {finding.result}")
         if finding.advice:
             lines.append(f"    {'':{width}}  -> {finding.advice}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "zennit", "onnx", 
 
 
 def environment(threads: int | None = None) -> Environment:
-    """What the figures of this process depend on; `threads` are those of ONNX Runtime, else PyTorch's."""
+    """Hardware, versions and thread count that figures depend on; `threads`: ONNX Runtime's, else PyTorch's."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return Environment(
         pxcompress=__version__,

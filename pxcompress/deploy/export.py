@@ -34,7 +34,7 @@ from pxcompress.proof import Artifact
 from pxcompress.state import device_of, evaluating
 
 OPSET = 20
-"""Has Gelu as one operator and writes attention as MatMul and Softmax, which every execution provider runs. From
+"""Version of ONNX's operators. Gelu is one operator; attention is MatMul and Softmax, which all providers run. From
 opset 23 on attention is one `Attention` node, which some GPU builds of ONNX Runtime leave to the CPU."""
 
 INPUT, OUTPUT = "input", "logits"
@@ -95,7 +95,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def artifact_of(path: Path) -> Artifact:
-    """What an exported file is; its hash covers the weights beside it."""
+    """The `Artifact` that describes an exported file; size and hash cover the weights beside it."""
     proto = onnx.load(path, load_external_data=False)
     files = _files(path, proto)
     digest = hashlib.sha256()
@@ -145,7 +145,7 @@ class FlatOutputs(nn.Module):
 
     @classmethod
     def of(cls, model: nn.Module, names: Sequence[str], only: str) -> nn.Module:
-        """`model` itself where it takes and returns one tensor as it is. Raises `ModelError` for several inputs."""
+        """`model`, wrapped where it returns more than one plain tensor. Raises `ModelError` for several inputs."""
         if not isinstance(model, Adapter):
             return model if list(names) == [only] else cls(model, [0], names, only)
         if model.signature_.inputs:

@@ -17,7 +17,7 @@ _NUMBERS = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes for what files leave open: (channels, height, width) of images, and of one sample of inputs by name."""
+    """Sizes for dynamic axes of files: (channels, height, width) of images, and one sample's shape by input name."""
 
     image: tuple[int, int, int] | None = None
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tup
 
 
 def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
-    """Of one sample, such as channels, height and width: what the file says, else what was asked.
+    """Shape of one sample, such as (channels, height, width): the file's, else the asked one.
 
     An image whose last axis alone is as short as channels are takes height, width, channels. Raises `InputError` where
     a size stays open, and for one that the file does not take.

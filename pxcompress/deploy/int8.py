@@ -32,24 +32,24 @@ from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Batch, Batches
 
 MAX_DROP = 0.005
-"""What int8 may lose by itself: a share of the samples, or of a number's value."""
+"""Default of what int8 may lose of the metric: a share of the samples, or of the metric's own value."""
 
-PARTS = 24
-"""Parts of a graph, each of nodes in a row, that are tried in int8 one by one."""
+MOST_PARTS = 24
+"""Largest number of parts, each of consecutive nodes, that a graph is cut into; each is tried alone in int8."""
 
-CHECKED_BY = 500
-"""Samples at most by which files are judged."""
+MOST_JUDGE_SAMPLES = 500
+"""Largest number of samples on which a file is judged."""
 
-RANKED_BY = 64
-"""Samples by which the parts are put in order."""
+RANKING_SAMPLES = 64
+"""Number of samples on which the parts are ranked by what they lose in int8."""
 
-TURNS = 2
-"""Times that biases are corrected: each moves what the layers behind it see."""
+BIAS_CORRECTIONS = 2
+"""How often all biases are corrected: each correction changes the inputs of the layers behind it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """By what an int8 file is judged: the task's metric on `check`, of which it may lose `max_drop`, on `provider`.
+    """How an int8 file is judged: on `provider` it may lose `max_drop` of the task's metric on the batches `check`.
 
     Without samples to check nothing is tried: ranges are the extremes.
     """
@@ -61,7 +61,7 @@ class Judge:
 
     @property
     def style(self) -> Style:
-        """What the provider's device multiplies."""
+        """The integer types that the provider's device multiplies."""
         return Style(gpu=runtime.get_device(self.provider) == "cuda")
 
 
@@ -86,7 +86,7 @@ class Quantised:
 
     @property
     def recipe(self) -> str:
-        """How it came to be, in words."""
+        """How the file was made, as text for the report."""
         parts = [f"ranges by {self.method}"]
         if self.biases:
             parts.append(f"{self.biases} biases corrected")
@@ -102,7 +102,7 @@ class _Trials:
         self.source, self.folder, self.batches, self.judge = folder / "source.onnx", folder, batches, judge
         name_nodes(source, self.source)
         self.nodes = quantisable_nodes(self.source)
-        self._all, self._few = (spread(judge.check, count) for count in (CHECKED_BY, RANKED_BY))
+        self._all, self._few = (take_evenly(judge.check, count) for count in (MOST_JUDGE_SAMPLES, RANKING_SAMPLES))
         self._outputs = outputs_of(self.source, self._all)
         self._few_outputs = outputs_of(self.source, self._few)
         self._ranges: dict[str, TensorsData] = {}
@@ -119,7 +119,7 @@ class _Trials:
         path = self.folder / f"trial-{self.count}.onnx"
         write_quantised(source, path, self._ranges[made.method], self.judge.style, made.in_float)
         check, outputs = (self._few, self._few_outputs) if few else (self._all, self._outputs)
-        return replace(made, path=path, rating=rate(path, check, outputs, self.judge))
+        return replace(made, path=path, rating=rate_file(path, check, outputs, self.judge))
 
 
 def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
@@ -149,7 +149,7 @@ def _with_biases(trials: _Trials, plain: Quantised) -> Quantised:
     allowed = max(plain.rating.drop, trials.judge.max_drop)
     if len(onnx_files(source)) > 1:  # such a model is large enough
         return plain
-    for _ in range(TURNS):
+    for _ in range(BIAS_CORRECTIONS):
         corrected = trials.folder / f"corrected-{trials.count}.onnx"
         biases = correct_biases(trials.source, source, latest.path, corrected, trials.batches)
         latest, source = trials.write(replace(latest, biases=biases), corrected), corrected
@@ -174,7 +174,7 @@ def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
 
 def _order_parts(trials: _Trials, plain: Quantised) -> list[Sequence[str]]:
     """Parts of the graph, by the error while each alone is in int8, the largest first."""
-    size = math.ceil(len(trials.nodes) / PARTS)
+    size = math.ceil(len(trials.nodes) / MOST_PARTS)
     parts = [trials.nodes[start : start + size] for start in range(0, len(trials.nodes), size)]
     errors = []
     for part in parts:
@@ -187,8 +187,8 @@ def _first(parts: Sequence[Sequence[str]], count: int) -> tuple[str, ...]:
     return tuple(name for part in parts[:count] for name in part)
 
 
-def spread(batches: Batches, count: int) -> list[Batch]:
-    """About `count` of the samples, or all; none of none."""
+def take_evenly(batches: Batches, count: int) -> list[Batch]:
+    """About `count` samples, evenly from all batches; all samples where there are fewer."""
     return spread_samples(batches, count) if batches else []
 
 
@@ -198,8 +198,8 @@ def outputs_of(path: Path, batches: Batches) -> list[Outputs]:
     return [session.outputs_of(inputs) for inputs, _ in batches]
 
 
-def rate(path: Path, batches: Batches, reference: Sequence[Outputs], judge: Judge) -> Rating:
-    """What a file's outputs are worth beside `reference`, those of the float32 file; infinite for NaN."""
+def rate_file(path: Path, batches: Batches, reference: Sequence[Outputs], judge: Judge) -> Rating:
+    """Compare a file's outputs with `reference`, those of the float32 file; the difference is infinite for NaN."""
     session, task = runtime.open_session(path, judge.provider), judge.task
     distances, rows, before = [], [], []
     for (inputs, targets), expected in zip(batches, reference, strict=True):

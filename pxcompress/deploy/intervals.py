@@ -22,7 +22,7 @@ _RESAMPLES = 2000
 _SET_RESAMPLES = 400
 """Draws for the interval of a metric over a set of samples, which may take milliseconds to compute."""
 
-BUSY = 0.15
+NOISE_LIMIT = 0.15
 """Noise above which a comparison of latencies is worth little."""
 
 
@@ -34,7 +34,7 @@ class Interval:
     high: float
 
 
-def wilson(share: float, samples: int) -> Interval:
+def wilson_interval(share: float, samples: int) -> Interval:
     """95 % score interval of a share of `samples` (Wilson 1927); without samples anything is possible."""
     if not samples:
         return Interval(0.0, 1.0)
@@ -42,7 +42,7 @@ def wilson(share: float, samples: int) -> Interval:
     return Interval(float(interval.low), float(interval.high))
 
 
-def bootstrap(statistic: Callable[[Rows], float], samples: int, *, seed: int = 0) -> Interval:
+def bootstrap_interval(statistic: Callable[[Rows], float], samples: int, *, seed: int = 0) -> Interval:
     """95 % percentile interval of a statistic of rows drawn anew, (n,), the same draws in every call."""
     if not samples:
         return Interval(0.0, 1.0)
@@ -52,8 +52,8 @@ def bootstrap(statistic: Callable[[Rows], float], samples: int, *, seed: int = 0
     return Interval(float(low), float(high))
 
 
-def paired(first_right: int, second_right: int, both_right: int, samples: int) -> Interval:
-    """95 % interval of a share minus another one, of so many right answers to the same samples.
+def newcombe_interval(first_right: int, second_right: int, both_right: int, samples: int) -> Interval:
+    """95 % interval of the first model's share of right answers minus the second's, on the same samples.
 
     From the Wilson intervals of both and the correlation of being right (Newcombe 1998, "Improved confidence intervals
     for the difference between binomial proportions based on paired data", method 10).
@@ -63,7 +63,7 @@ def paired(first_right: int, second_right: int, both_right: int, samples: int) -
         second_right / samples,
         _phi(first_right, second_right, both_right, samples),
     )
-    of_first, of_second = wilson(one, samples), wilson(two, samples)
+    of_first, of_second = wilson_interval(one, samples), wilson_interval(two, samples)
 
     def reach(up: float, down: float) -> float:
         return sqrt(max(up**2 - 2 * correlation * up * down + down**2, 0.0))
@@ -82,12 +82,12 @@ def _phi(first_right: int, second_right: int, both_right: int, samples: int) -> 
     return product / sqrt(spread) if spread else 0.0
 
 
-def guesses(top1: float, samples: int, classes: int) -> bool:
+def is_chance_level(top1: float, samples: int, classes: int) -> bool:
     """Whether a model cannot be told from one that draws one of `classes` at random."""
-    return wilson(top1, samples).low <= 1 / classes
+    return wilson_interval(top1, samples).low <= 1 / classes
 
 
-def speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
+def estimate_speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speedup:
     """Ratio of the medians and its 95 % percentile bootstrap interval.
 
     Run i of both belongs together (see `stopwatch.time_interleaved`). Runs next to each other are alike, so whole
@@ -116,13 +116,13 @@ def mean_speedup(first: Latency, second: Latency) -> float:
     return first.mean / second.mean
 
 
-def disagree(change: Speedup, first: Latency, second: Latency) -> bool:
+def disagrees_with_mean(change: Speedup, first: Latency, second: Latency) -> bool:
     """Whether p50, by its whole interval, says the opposite of the mean: a few calls took so long that they decide."""
     mean = mean_speedup(first, second)
     return change.low > 1 > mean or change.high < 1 < mean
 
 
-def noise(seconds: Seconds) -> float:
+def measure_noise(seconds: Seconds) -> float:
     """How far the middle half of the runs goes from their median, as a share of it."""
     low, middle, high = np.percentile(seconds, [25, 50, 75])
     return float(max(high - middle, middle - low) / middle)

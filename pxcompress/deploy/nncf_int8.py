@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from pxcompress.deploy.int8 import CHECKED_BY, Judge, Quantised, Rating, outputs_of, rate, spread
+from pxcompress.deploy.int8 import MOST_JUDGE_SAMPLES, Judge, Quantised, Rating, outputs_of, rate_file, take_evenly
 from pxcompress.deploy.qdq import read_feeds
 from pxcompress.errors import ModelError, StageError
 from pxcompress.guard import describe, name_failures
@@ -37,13 +37,13 @@ def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quant
 
     nncf.set_log_level("ERROR")
     model = onnx.load(source)
-    calibration = nncf.Dataset(list(read_feeds(source, spread(batches, SAMPLES))))
+    calibration = nncf.Dataset(list(read_feeds(source, take_evenly(batches, SAMPLES))))
     onnx.save(nncf.quantize(model, calibration, subset_size=SAMPLES), path)
-    check = spread(judge.check, CHECKED_BY)
+    check = take_evenly(judge.check, MOST_JUDGE_SAMPLES)
     if not check:
         return Quantised(path, Rating(0.0, 0.0), "NNCF", _count(path))
     reference = outputs_of(source, check)
-    made = Quantised(path, rate(path, check, reference, judge), "NNCF", _count(path))
+    made = Quantised(path, rate_file(path, check, reference, judge), "NNCF", _count(path))
     if made.rating.drop <= judge.max_drop:
         return made
 
@@ -51,13 +51,13 @@ def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quant
         """The metric's loss as a quality, so that more is better; NNCF hands over a model or its session's."""
         file = path.with_name("validated.onnx")
         onnx.save(getattr(tried, "model", tried), file)
-        return 1.0 - rate(file, check, reference, judge).drop, None
+        return 1.0 - rate_file(file, check, reference, judge).drop, None
 
     controlled = nncf.quantize_with_accuracy_control(
         onnx.load(source), calibration, nncf.Dataset([0]), validate, max_drop=judge.max_drop, subset_size=SAMPLES
     )
     onnx.save(controlled, path)
-    return Quantised(path, rate(path, check, reference, judge), "NNCF with accuracy control", _count(path))
+    return Quantised(path, rate_file(path, check, reference, judge), "NNCF with accuracy control", _count(path))
 
 
 def _count(path: Path) -> int:

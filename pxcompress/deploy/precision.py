@@ -73,7 +73,7 @@ def to_int8(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifac
 
 
 PRECISIONS: Mapping[str, Callable[[Path, Path, Batches, Judge], Artifact]] = {"fp16": to_fp16, "int8": to_int8}
-"""What a float32 file can be made into."""
+"""Precision -> the function that converts a float32 file to it."""
 
 
 def convert(source: Path, path: Path, precision: str, batches: Batches, judge: Judge | None = None) -> Artifact:

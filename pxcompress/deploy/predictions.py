@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pxcompress.deploy.intervals import Interval, bootstrap, paired, wilson
+from pxcompress.deploy.intervals import Interval, bootstrap_interval, newcombe_interval, wilson_interval
 from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models.adapter import named_outputs
@@ -24,7 +24,7 @@ from pxcompress.types import Batches
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model makes of n samples: completed `statistics` (n, t) of the task, in the order of the samples.
+    """A model's results on n samples: completed `statistics` (n, t) of the task, in the order of the samples.
 
     `agreement` (n,) is that with a reference, `max_abs` the largest difference of an output to it; `broken` counts
     samples with outputs that are not finite. `class_outputs` (n, classes) are logits or probabilities, None for tasks
@@ -48,9 +48,9 @@ class Predictions:
         """The metric with its 95 % interval: Wilson's of a share of right samples, else by bootstrap."""
         value = self.task.quality(self.statistics)
         if self.task.metric.binary:
-            interval = wilson(value, self.samples)
+            interval = wilson_interval(value, self.samples)
         else:
-            interval = bootstrap(lambda rows: self.task.quality(self.statistics[rows]), self.samples)
+            interval = bootstrap_interval(lambda rows: self.task.quality(self.statistics[rows]), self.samples)
         return Estimate(value, min(interval.low, value), max(interval.high, value))
 
     def change(self, dense: Predictions) -> Estimate:
@@ -60,10 +60,10 @@ class Predictions:
         if task.metric.binary:
             is_right, was_right = (each.statistics[:, 0] > 0.5 for each in (self, dense))
             counts = int(was_right.sum()), int(is_right.sum()), int((is_right & was_right).sum())
-            loss_interval = paired(*counts, self.samples)
+            loss_interval = newcombe_interval(*counts, self.samples)
             interval = Interval(-loss_interval.high, -loss_interval.low)
         else:
-            interval = bootstrap(
+            interval = bootstrap_interval(
                 lambda rows: task.quality(self.statistics[rows]) - task.quality(dense.statistics[rows]), self.samples
             )
         return Estimate(value, min(interval.low, value), max(interval.high, value))
@@ -72,7 +72,7 @@ class Predictions:
 def predictions(
     sessions: Mapping[str, Session], dense: str, reference: str, batches: Batches, task: Task
 ) -> dict[str, Predictions]:
-    """What every session makes of `batches`, beside the one named `dense`, and how far it is from `reference`."""
+    """Predictions of every session on `batches`, compared with those of the sessions `dense` and `reference`."""
     parts: dict[str, list[Predictions]] = {name: [] for name in sessions}
     for inputs, targets in batches:
         outputs = {name: session.outputs_of(inputs) for name, session in sessions.items()}

@@ -43,7 +43,7 @@ Means = dict[str, Array]
 
 @dataclass(frozen=True)
 class Style:
-    """What a device multiplies: uint8 activations by int8 weights on CPUs, on a GPU int8 around 0 by int8.
+    """Integer types that a device multiplies: uint8 activations by int8 weights on CPUs, on a GPU signed int8 by int8.
 
     ONNX Runtime takes twice as long for signed activations on x86; TensorRT takes no others, and no int32 biases.
     """
@@ -52,17 +52,17 @@ class Style:
 
     @property
     def activations(self) -> QuantType:
-        """Their type."""
+        """Type of the quantised activations."""
         return QuantType.QInt8 if self.gpu else QuantType.QUInt8
 
     @property
     def options(self) -> dict[str, Any]:
-        """ONNX Runtime's names for the rest."""
+        """The style's other settings, by the names of ONNX Runtime's quantisation options."""
         return {"ActivationSymmetric": True, "QuantizeBias": False} if self.gpu else {}
 
 
 class Reader(CalibrationDataReader):
-    """Batches as a calibrator asks for them, of the size that the file takes."""
+    """Gives batches to ONNX Runtime's calibrator, in the batch size that the file takes."""
 
     def __init__(self, source: Path, batches: Batches) -> None:
         self._feeds = read_feeds(source, batches)

@@ -105,7 +105,7 @@ def time_runs(
 
 
 def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int) -> float:
-    """Seconds of an undisturbed call of a small ONNX model with one input of `shape`, random values; `ResultError`.
+    """Seconds of an undisturbed call of a small ONNX model on random inputs of `shape`. Raises `ResultError`.
 
     The lower tenth of all calls: what else the machine does only ever adds to them.
     """

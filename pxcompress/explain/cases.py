@@ -15,10 +15,10 @@ from pxcompress.explain.inputs import Inputs
 from pxcompress.explain.views import Views
 from pxcompress.models.signature import MASK
 from pxcompress.models.tokens import IDS
-from pxcompress.report.explanation import MARKED, CarryingUnit, Case, Decision, Pictures
+from pxcompress.report.explanation import TARGET_COLOUR, CarryingUnit, Case, Decision, Pictures
 from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
 
-MOST = 24
+MOST_CASES = 24
 """Largest number of the user's images that are shown as cases."""
 
 _SHOWN = 2  # cases of each kind
@@ -26,7 +26,7 @@ _UNITS = 6  # carrying units of a case
 
 
 def choose_cases(views: Views) -> list[tuple[int, str]]:
-    """For the reader: typical ones that agree, the surest of those that changed sides, and the largest changes."""
+    """Choose the cases to show: typical ones that agree, the surest of those that changed, and the largest changes."""
     similarity, chance = views.similarity["cosine"], views.logits[1].softmax(1).amax(1)
     typical = (similarity - similarity.median()).abs()
     case_by_index: dict[int, str] = {}
@@ -41,8 +41,8 @@ def choose_cases(views: Views) -> list[tuple[int, str]]:
 
 
 def take_first_cases(views: Views) -> list[tuple[int, str]]:
-    """The first inputs as cases, `MOST` of them at most."""
-    return list(enumerate(views.kinds))[:MOST]
+    """The first inputs as cases, `MOST_CASES` of them at most."""
+    return list(enumerate(views.kinds))[:MOST_CASES]
 
 
 def make_case(
@@ -120,13 +120,13 @@ def _restore_image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.ui
 
 
 def _color_line(value: Tensor, mask: NDArray[np.bool_] | None, text: Sequence[str]) -> NDArray[np.uint8]:
-    """Colours of an input's positions, (positions, 3): grey by value, white under letters, `MARKED` in the mask."""
+    """Colours of the positions of a line, (n, 3): grey by value, white under letters, `TARGET_COLOUR` in the mask."""
     sizes = (value if value.ndim == 1 else value.mean(0)).flatten()
     grey = 255 * (sizes - sizes.min()) / (sizes.max() - sizes.min()).clamp(min=1e-12)
     shades = np.full(len(sizes), 255) if text else grey.round().numpy()
     colours = np.repeat(shades[:, None], 3, axis=1).astype(np.uint8)
     if mask is not None:
-        colours[mask] = MARKED
+        colours[mask] = TARGET_COLOUR
     return colours
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
-from pxcompress.explain.cases import MOST, attribute_units, choose_cases, make_case, take_first_cases
+from pxcompress.explain.cases import MOST_CASES, attribute_units, choose_cases, make_case, take_first_cases
 from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, choose_share
 from pxcompress.explain.inputs import load_dense_workload, read_image_files, read_samples
 from pxcompress.explain.metrics import (
@@ -36,8 +36,8 @@ from pxcompress.types import Pruned
 SAMPLES = 128
 """Default number of inputs that are compared."""
 
-TUNED = 64
-"""Inputs on which the share of pruned LRP is chosen, and pixels are flipped."""
+TUNING_SAMPLES = 64
+"""Number of inputs on which the share of pruned LRP is chosen, and of those whose pixels are flipped."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ def explain(
     ]
     return Explanation(
         model=recipe.model,
-        inputs=inputs.told,
+        inputs=inputs.description,
         method=method.name,
         share=method.share,
         composite=composite,
-        alike=_summarise_similarity(views),
-        placed=_measure_target_relevance(views, inputs.masks),
+        similarity=_summarise_similarity(views),
+        target_relevance=_measure_target_relevance(views, inputs.masks),
         flipping=_measure_flipping(pruned.dense, pruned.model, inputs.values, views),
         layers=layer_shares,
         cases=tuple(cases),
@@ -111,8 +111,8 @@ def _choose_method(dense: nn.Module, values: Tensor, request: ExplanationRequest
     share = request.share
     if share is None:
         with torch.no_grad():
-            targets = dense(values[:TUNED].to(device_of(dense))).argmax(1).cpu()
-        share = choose_share(dense, values[:TUNED], targets, request.method, composite)
+            targets = dense(values[:TUNING_SAMPLES].to(device_of(dense))).argmax(1).cpu()
+        share = choose_share(dense, values[:TUNING_SAMPLES], targets, request.method, composite)
     return Method(request.method, composite, share)
 
 
@@ -131,7 +131,7 @@ def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
 
 def _measure_flipping(dense: nn.Module, pruned: nn.Module, values: Tensor, views: Views) -> Flipping:
     """Each model by its own maps, the dense one by random ones, too."""
-    values, targets = values[:TUNED], views.decisions[0][:TUNED]
+    values, targets = values[:TUNING_SAMPLES], views.decisions[0][:TUNING_SAMPLES]
     maps = [each[: len(values)].flatten(1) for each in views.maps]
     chance = torch.rand(maps[0].shape, generator=torch.Generator().manual_seed(0))
     pairs = ((dense, values, maps[0]), (pruned, values, maps[1]), (dense, values, chance))
@@ -170,6 +170,6 @@ def _list_notes(request: ExplanationRequest, method: Method, count: int, are_ima
             f"no share that {request.method} prunes gains more sparsity than it costs similarity to plain LRP here, so "
             "nothing is pruned; other rules (--composite) may help, or a share of your own (--share)"
         )
-    if are_images and count > MOST:
-        notes.append(f"the first {MOST} of {count} images are shown")
+    if are_images and count > MOST_CASES:
+        notes.append(f"the first {MOST_CASES} of {count} images are shown")
     return tuple(notes)

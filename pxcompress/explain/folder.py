@@ -20,7 +20,7 @@ REPORT = "report.html"
 
 
 def write(explanation: Explanation, run: Path, out: Path | None = None) -> Path:
-    """Write record and figures of all cases, those of an earlier call go; returns the page that shows the same.
+    """Write record and figures of all cases, in place of an earlier call's; returns the page that shows them.
 
     That is the report.html of the folder `run`, or, with another folder `out`, an explain.html there.
     """

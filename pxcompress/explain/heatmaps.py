@@ -16,7 +16,7 @@ from pxcompress.explain.metrics import cosine, gini
 from pxcompress.state import device_of, gradients
 
 METHODS: Mapping[str, str] = {"lrp": "", "plrp-lambda": "lambda", "plrp-m": "m"}
-"""Name of a method -> variant of pruned LRP, none for LRP."""
+"""Name of a method -> its variant of pruned LRP, "" for plain LRP."""
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Candidate shares of pruned relevance, from which `choose_share` chooses."""
@@ -47,7 +47,7 @@ class Method:
 
     @property
     def pruning(self) -> RelevancePruning | None:
-        """What the engine is told; None for LRP."""
+        """The pruning of relevance for the LRP engine; None for plain LRP."""
         return RelevancePruning(self.share, METHODS[self.name]) if METHODS[self.name] else None
 
 

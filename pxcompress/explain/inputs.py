@@ -30,7 +30,7 @@ TOLERANCE = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What is explained: inputs (n, ...), their names, and labels (n,) where there are any; `told` says what it is.
+    """What is explained: inputs (n, ...), their names, and labels (n,) where there are any; `description` names them.
 
     `masks` (n, positions) are true where the data know that the class is made; `letters` are what the channels of a
     one-hot input stand for.
@@ -38,7 +38,7 @@ class Inputs:
 
     values: Tensor
     names: tuple[str, ...]
-    told: str
+    description: str
     labels: Tensor | None = None
     masks: Tensor | None = None
     letters: str = ""

@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from pxcompress.state import device_of
 
-TOP = 0.1
+TOP_SHARE = 0.1
 """Share of the positions that count as the top of a map."""
 
 
@@ -32,8 +32,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def top_overlap(first: Tensor, second: Tensor) -> Tensor:
-    """Share of the `TOP` positions with the most relevance that both maps have in common."""
-    count = math.ceil(TOP * first.shape[1])
+    """Share of the `TOP_SHARE` positions with the most relevance that both maps have in common."""
+    count = math.ceil(TOP_SHARE * first.shape[1])
     return (_mask_largest(first, count) & _mask_largest(second, count)).sum(1).double() / count
 
 

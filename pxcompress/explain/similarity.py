@@ -22,7 +22,7 @@ SAMPLES = 32
 
 
 def get_composite(scoring: Scoring) -> str:
-    """The rules of the scorer, where it has any."""
+    """The scorer's LRP rules, as a composite's text; the default ones where it has none."""
     return SCORERS.build(scoring.scorers[0]).composite or Method.composite
 
 
@@ -64,7 +64,7 @@ def take_first(batches: Batches, count: int) -> Batch:
 
 
 def explanation_similarity(pruned: Pruned, method: Method, batches: Batches) -> ExplanationSimilarity:
-    """Means over all samples of what `SIMILARITIES` say of both models' maps for the class that the dense one predicts.
+    """Mean over all samples of every measure in `SIMILARITIES`, between both models' maps for the dense one's class.
 
     Raises `ResultError` where a map is not finite.
     """

@@ -17,7 +17,7 @@ from pxcompress.types import Pruned
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """What both models say of every input: logits (n, classes), maps (n, ...) of the dense model's class.
+    """Both models' results on every input: logits (n, classes), and heatmaps (n, ...) for the dense model's class.
 
     `own` are the pruned model's maps of its own class.
     """

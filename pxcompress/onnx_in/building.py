@@ -35,7 +35,7 @@ from pxcompress.onnx_in.trial import Trials
 
 
 class Builder:
-    """Makes the module of a graph that ran twice."""
+    """Builds the `OnnxModule` of a graph, with the shapes and constants of its two trial runs."""
 
     def __init__(self, trials: Trials, path: Path) -> None:
         self.trials, self.opset = trials, opset_of(trials.model)

@@ -32,7 +32,7 @@ BOUND: dict[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     **dict.fromkeys(REDUCTIONS, (1,)),
 }
-"""Inputs by place that say how an operator works, not on what."""
+"""Operator -> positions of the inputs that are settings, such as axes or sizes, not data."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Select:
-    """One place of an axis."""
+    """Picks one index along an axis and drops the axis."""
 
     axis: int
     place: int

@@ -26,7 +26,7 @@ class _Layer:
 
 
 def fold_scales_(model: ir.Model, trials: Trials) -> bool:
-    """Fold all of them, in place; returns whether there were any."""
+    """Fold constant factors and summands into the layers beside them, in place; returns whether there were any."""
     nodes = [node for node in model.graph if node.op_type in {*AS_FACTOR, *AS_SUMMAND}]
     folded = [_fold_one_(model, node, trials) for node in nodes]
     return any(folded)
@@ -161,7 +161,7 @@ def _weight_factor(node: ir.Node, factor: Tensor, rank: int, groups: int, turned
 
 
 def set_input(model: ir.Model, node: ir.Node, place: int, value: Tensor, trials: Trials | None = None) -> None:
-    """Give a node another constant; one that other nodes read as well stays theirs."""
+    """Replace the constant at input `place` of a node; other nodes that read the old one keep it."""
     before = node.inputs[place] if place < len(node.inputs) else None
     own = before.name if before is not None and before.is_initializer() else None
     base = own or f"{node.name or node.outputs[0].name}.{place}"

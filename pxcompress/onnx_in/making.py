@@ -43,7 +43,7 @@ def make_convolution(node: Settings, weight: Tensor, bias: Tensor | None, *, pad
 
 
 def make_transposed(node: Settings, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-    """A transposed convolution; None where PyTorch's cannot say its sizes."""
+    """A transposed convolution; None where PyTorch's cannot express its padding."""
     rank, groups = weight.dim() - 2, node.get("group", 1)
     if not plain_transposed(node, rank):
         return None

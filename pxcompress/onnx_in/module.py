@@ -62,7 +62,7 @@ class Runner(nn.Module):
             self.register_buffer(attribute, value, persistent=False)
 
     def held(self, name: str) -> Tensor:
-        """A constant."""
+        """The constant of this name."""
         return getattr(self, self.constants[name])
 
     def settle(self) -> None:
@@ -175,7 +175,7 @@ def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
 
 
 def trace_run(module: OnnxModule, *, keep_values: bool = False) -> list[Trace]:
-    """What every step of a module, and of the blocks in it, read and made of the file's example."""
+    """Shapes of inputs and outputs of every step, also inside blocks, when the module runs on the file's example."""
     runners = [part for part in module.modules() if isinstance(part, Runner)]
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     traces: list[Trace] = []

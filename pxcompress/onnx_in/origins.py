@@ -16,7 +16,7 @@ from pxcompress.onnx_in.operators.table import to_ints
 from pxcompress.onnx_in.trial import Trials
 
 MOST_NUMBERS = 16
-"""Whole numbers of a constant that may be sizes, axes or bounds."""
+"""Most elements that an integer constant may have to be taken for sizes, axes or bounds."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Source:
 
 
 def source_of(trials: Trials, path: Path) -> Source:
-    """What stays known of a graph by the names of its values."""
+    """The `Source` of a graph: what is known of its values, by their names, once it is a module."""
     first = trials.runs[0]
     constants = {value.name: tensor for value in first.known if (tensor := trials.constant(value)) is not None}
     numbers = {

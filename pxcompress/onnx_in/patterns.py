@@ -34,7 +34,7 @@ class Pattern:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing outside reads what is inside."""
+        """Whether no node outside the pattern reads a value that is computed inside it."""
         inside, made = set(self.nodes), set(self.outputs)
         values = [value for node in self.nodes for value in node.outputs if value not in made]
         return not any(value.is_graph_output() or set(readers(value)) - inside for value in values)

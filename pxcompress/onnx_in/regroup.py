@@ -11,7 +11,7 @@ Sizes = list[int | None] | None
 """What some axes become: sizes, of which the one that is None follows; None alone where they are joined to one axis."""
 
 HEADS = -2
-"""Stands for as many heads as there are."""
+"""Placeholder among sizes for the number of heads, which pruning changes."""
 
 
 class Regroup:

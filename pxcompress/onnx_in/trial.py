@@ -20,13 +20,13 @@ from pxcompress.onnx_in.operators.table import DTYPES, OPERATORS, Unsupported
 from pxcompress.onnx_in.recurrent import Recurrent
 
 LARGEST_KNOWN = 1 << 20
-"""Elements of a computed constant that is kept as one."""
+"""Largest number of elements of a computed constant that the module keeps instead of computing it."""
 
 LARGEST_INPUT = 1 << 30
 """Numbers of an input."""
 
 OPEN_SIDE = 96
-"""Pixels of a side that the file leaves open, where nothing else says how many; later axes have more."""
+"""Default size, in pixels, of an image side that the file leaves dynamic; later axes get larger ones."""
 
 
 class Refused(Exception):

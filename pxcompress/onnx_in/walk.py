@@ -55,7 +55,7 @@ class Walk:
             self.shapes |= dict(zip(trace.step.outputs, trace.outputs, strict=False))
 
     def moved(self, step: Step) -> str | None:
-        """The input of a step that only moves it; None for other steps."""
+        """The input of a step that only rearranges or rescales it; None for other steps."""
         if step.operator not in MOVES:
             return None
         constants = [name for name in step.inputs if name in self.module.constants]

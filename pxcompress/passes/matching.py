@@ -21,8 +21,8 @@ from pxcompress.passes.moments import RowSums
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Axis, Batches
 
-LARGEST = 10.0
-"""A row is scaled by this factor, or its inverse, at most: a variance of nearly zero says nothing."""
+LARGEST_SCALE = 10.0
+"""Largest factor (or inverse) by which a row is scaled: a variance of nearly zero says nothing."""
 
 Change = tuple[Tensor, Tensor]
 """Scale s and shift t, (rows,) float64 each: rows y become s y + t."""
@@ -75,7 +75,7 @@ def moment_changes(
             dense(inputs.to(device_of(dense)))
             pruned(inputs.to(device_of(pruned)))
     return {
-        name: _compute_change(place.dense.everywhere(), place.pruned.everywhere())
+        name: _compute_change(place.dense.sum_processes(), place.pruned.sum_processes())
         for name, place in places.items()
         if place.dense.count
     }
@@ -105,6 +105,6 @@ def _sum_rows(value: Tensor, module: nn.Module, rows: Tensor | None = None) -> R
 
 def _compute_change(dense: RowSums, pruned: RowSums) -> Change:
     """The change that gives the pruned rows the dense ones' moments; rows that do not vary are only shifted."""
-    ratio = (dense.deviation / pruned.deviation).clamp(1 / LARGEST, LARGEST)
+    ratio = (dense.deviation / pruned.deviation).clamp(1 / LARGEST_SCALE, LARGEST_SCALE)
     scale = torch.where((pruned.deviation > 0) & (dense.deviation > 0), ratio, torch.ones_like(ratio))
     return scale, dense.mean - scale * pruned.mean

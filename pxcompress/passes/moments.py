@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from pxcompress.layout.padding import counted_columns, counted_positions
 from pxcompress.layout.rows import unit_view
-from pxcompress.passes.parts import NEIGHBOURS, SplitBatches
+from pxcompress.passes.parts import RUN_LENGTH, SplitBatches
 from pxcompress.processes import processes, rank, sum_over_processes
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
 
-POSITIONS = 1024
-"""Positions of a sample, drawn at random, that moments are taken over at most: neighbours tell much the same."""
+MOST_POSITIONS = 1024
+"""Largest number of random positions of a sample that moments are taken over: neighbours are alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,12 @@ class InputMoments:
     """Moments of what a layer reads on each half of the samples, so that a fit to one is judged on the other.
 
     `samples` is the number of samples, whatever their positions: what a feature's positions share is not independent.
-    `solved` is room for what costs much and depends on the moments alone.
+    `solutions` is room for what costs much and depends on the moments alone.
     """
 
     halves: tuple[Moments, Moments]
     samples: int
-    solved: dict[tuple[bytes, float], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    solutions: dict[tuple[bytes, float], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     @property
     def one_position(self) -> bool:
@@ -83,11 +83,11 @@ class InputMoments:
 
 @dataclass(eq=False)
 class MomentCache:
-    """Batches that keep the moments of one model, which must not change any more: each is computed once."""
+    """Batches with a cache of one model's input moments, each computed once; the model must not change any more."""
 
     batches: Batches
     model: nn.Module
-    found: dict[str, InputMoments] = field(default_factory=dict)
+    moments: dict[str, InputMoments] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
@@ -99,9 +99,9 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
     Layouts are those of `input_layouts`; `MomentCache` batches of this model are read only for what they do not know.
     """
     if isinstance(batches, MomentCache) and batches.model is model:
-        missing = {name: index for name, index in layouts.items() if name not in batches.found}
-        batches.found.update(collect_moments(model, missing, batches.batches) if missing else {})
-        return {name: batches.found[name] for name in layouts if name in batches.found}
+        missing = {name: index for name, index in layouts.items() if name not in batches.moments}
+        batches.moments.update(collect_moments(model, missing, batches.batches) if missing else {})
+        return {name: batches.moments[name] for name in layouts if name in batches.moments}
     device = device_of(model)
     sums: dict[str, tuple[_Sums, _Sums]] = {}
     turn = samples = batch_size = 0
@@ -131,7 +131,7 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
             turn, samples = turn + 1, samples + len(inputs)
     everyone = int(sum_over_processes(torch.tensor(samples, device=device)))
     return {
-        name: InputMoments((sums[name][0].everywhere(), sums[name][1].everywhere()), everyone)
+        name: InputMoments((sums[name][0].sum_processes(), sums[name][1].sum_processes()), everyone)
         for name in layouts
         if name in sums
     }
@@ -142,15 +142,15 @@ def in_first_half(first_number: int, count: int) -> Tensor:
 
     Runs of neighbours stay together: they may be frames of one film.
     """
-    return torch.arange(first_number, first_number + count) // NEIGHBOURS % 2 == 0
+    return torch.arange(first_number, first_number + count) // RUN_LENGTH % 2 == 0
 
 
 def draw_positions(values: Tensor, turn: int) -> Tensor:
-    """`values` (n, units, positions) at `POSITIONS` random positions at most, the same ones for the same `turn`."""
-    if values.shape[2] <= POSITIONS:
+    """`values` (n, units, positions) at `MOST_POSITIONS` random positions at most, the same for the same `turn`."""
+    if values.shape[2] <= MOST_POSITIONS:
         return values
     draw = torch.Generator().manual_seed(turn)
-    return values[:, :, torch.randperm(values.shape[2], generator=draw)[:POSITIONS].to(values.device)]
+    return values[:, :, torch.randperm(values.shape[2], generator=draw)[:MOST_POSITIONS].to(values.device)]
 
 
 class _Sums:
@@ -178,7 +178,7 @@ class _Sums:
         self.first += around.sum(1, dtype=torch.float64)
         self.second += around @ around.T
 
-    def everywhere(self) -> Moments:
+    def sum_processes(self) -> Moments:
         """The moments over the columns of all processes; zeros where there are none."""
         centre = self.centre.double().flatten()
         shift = torch.outer(self.first, centre)
@@ -215,7 +215,7 @@ class RowSums:
             self.second + sums.second,
         )
 
-    def everywhere(self) -> RowSums:
+    def sum_processes(self) -> RowSums:
         """The sums of all processes."""
         first, second = torch.as_tensor(self.first), torch.as_tensor(self.second)
         count = sum_over_processes(torch.tensor(self.count, device=first.device))

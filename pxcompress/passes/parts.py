@@ -11,33 +11,33 @@ import torch
 from pxcompress.notes import LIVE, Note
 from pxcompress.types import Batch, Batches
 
-AT_ONCE = 1_500_000
-"""Numbers of input that are worked on at a time, 9 images of 224 x 224: a backward pass keeps all activations."""
+NUMBERS_AT_ONCE = 1_500_000
+"""Input values that are worked on at a time, 9 images of 224 x 224: a backward pass keeps all activations."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitBatches:
-    """`batches` in parts of at most `size` samples; without a size, of about `AT_ONCE` numbers."""
+    """`batches` in parts of at most `size` samples; without a size, of about `NUMBERS_AT_ONCE` numbers."""
 
     batches: Batches
     size: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, labels in self.batches:
-            size = self.size or max(1, AT_ONCE // max(1, inputs[0].numel()))
+            size = self.size or max(1, NUMBERS_AT_ONCE // max(1, inputs[0].numel()))
             yield from zip(inputs.split(size), labels.split(size), strict=True)
 
 
-NEIGHBOURS = 4
-"""Samples in a row that are held out together, or are in the same half: they may be frames of one film."""
+RUN_LENGTH = 4
+"""Number of consecutive samples that are held out together, or are in one half: they may be frames of a film."""
 
-HELD_OUT = 6
+HELD_OUT_EVERY = 6
 """One in this many runs of neighbours is held out."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The samples that nothing is fitted to or, with `others`, all the remaining ones."""
+    """The samples that are held out of a batch stream or, with `others`, all the remaining ones."""
 
     batches: Batches
     others: bool = False
@@ -47,7 +47,7 @@ class HeldOut:
         for inputs, labels in self.batches:
             numbers = torch.arange(samples_before, samples_before + len(labels))
             samples_before += len(labels)
-            is_chosen = (numbers // NEIGHBOURS % HELD_OUT == HELD_OUT - 1) != self.others
+            is_chosen = (numbers // RUN_LENGTH % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) != self.others
             if is_chosen.any():
                 yield inputs[is_chosen], labels[is_chosen]
 
@@ -69,7 +69,7 @@ def spread_samples(batches: Batches, count: int) -> list[Batch]:
 
 @dataclass(frozen=True, eq=False)
 class WatchedBatches:
-    """Batches that tell how far a pass over them is, at most once a second, in messages that begin with `LIVE`."""
+    """Batches that report how far a pass over them is, at most once a second, in messages that begin with `LIVE`."""
 
     batches: Sequence[Batch]
     say: Note
@@ -89,5 +89,5 @@ class WatchedBatches:
 
 
 def watch_batches(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:
-    """The same batches by role, those whose number is known as `WatchedBatches`."""
+    """Wrap batches, by role, as `WatchedBatches` where their number is known."""
     return {role: WatchedBatches(part, say) if isinstance(part, Sequence) else part for role, part in parts.items()}

@@ -10,7 +10,7 @@ import torch
 
 from pxcompress.types import Batch, Batches
 
-POOL = 1024
+SHUFFLE_POOL = 1024
 """Samples that are shuffled together. Batches stream through the pool: memory does not grow with their number."""
 
 
@@ -23,7 +23,7 @@ class ShuffledBatches:
         self._size = min(size, samples)
         self._seed = seed
 
-    def after(self, batches_drawn: int) -> Iterator[Batch]:
+    def iterate_from(self, batches_drawn: int) -> Iterator[Batch]:
         """The batches that follow the first `batches_drawn`."""
         first_epoch, place = divmod(batches_drawn, self._samples // self._size)
         for epoch in count(first_epoch):
@@ -35,7 +35,7 @@ class ShuffledBatches:
         pool: list[Batch] = []
         for inputs, labels in self._batches:
             pool += zip(inputs, labels, strict=True)
-            if len(pool) >= max(POOL, self._size):
+            if len(pool) >= max(SHUFFLE_POOL, self._size):
                 yield from self._drawn(pool, draw)
         yield from self._drawn(pool, draw)
 

@@ -19,12 +19,12 @@ from pxcompress.planning.rounds import groups_left, prune_further
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Axis, Group, Meter, Pruned
 
-CONSTANT = 1e-7
+CONSTANT_TOLERANCE = 1e-7
 """Largest difference between two values of one constant, as a share of its size (or of 1)."""
 
 
 def remove_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Limits) -> Pruned:
-    """Remove dead units of `pruned` for as long as there are any; a constant they carried goes into the next bias.
+    """Remove units of `pruned` whose output is constant, until there are none; the constant goes into the next bias.
 
     Outputs stay what they were, to rounding. Widths stay aligned as `limits` says, and one unit of every group stays.
     `meter` prices the dense model. May change `pruned.model`.
@@ -77,7 +77,7 @@ def _find_constants(model: nn.Module, groups: Sequence[Group], example: Tensor) 
         def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = rows_first(args[0], module).transpose(0, 1).flatten(1)
             low, high = rows.amin(1), rows.amax(1)
-            is_varying = high - low > CONSTANT * high.abs().clamp_min(1)
+            is_varying = high - low > CONSTANT_TOLERANCE * high.abs().clamp_min(1)
             constants[name] = torch.where(is_varying | (is_padded(module) & (high != 0)), torch.nan, high)
 
         return read

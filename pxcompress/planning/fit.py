@@ -13,7 +13,7 @@ from pxcompress.types import Attempt, FileBudget, Plan, ScoredModel
 
 ATTEMPTS = 4
 AIM = 0.98
-CLOSE = 0.93
+CLOSE_ENOUGH = 0.93
 """Share of the allowed cost above which an attempt is good enough; below it more units could have stayed."""
 
 
@@ -51,7 +51,7 @@ def fit_to_file(
             allowed_cost = (1 - scored.ratio) * of_dense if limit is None else limit
             plans.append(plan)
             attempts.append(Attempt(factor * plan.cost_planned, cost, allowed_cost))
-            if CLOSE * allowed_cost <= cost <= allowed_cost * (1 + budget.tolerance):
+            if CLOSE_ENOUGH * allowed_cost <= cost <= allowed_cost * (1 + budget.tolerance):
                 break
             factor = cost / plan.cost_planned
             ratio = max(1 - AIM * allowed_cost / (factor * plan.cost_dense), ratio / 3)
@@ -62,7 +62,7 @@ def fit_to_file(
 
 
 def choose_attempt(attempts: Sequence[Attempt], tolerance: float) -> int | None:
-    """Place of the attempt that costs most of those that fit; a share `tolerance` too much is within the noise."""
+    """Index of the costliest attempt that fits; cost up to `tolerance` (a share) above the limit counts as fitting."""
     fitting_places = [place for place, each in enumerate(attempts) if each.measured <= each.allowed * (1 + tolerance)]
     return max(fitting_places, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 

@@ -25,7 +25,7 @@ HALVINGS = 40
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What one group may become: `widths` ascending, the last one whole, and the saliency (widths,) of each."""
+    """Widths that one group may be cut to, ascending, the last one whole, and the saliency kept at each, (widths,)."""
 
     name: str
     widths: tuple[int, ...]

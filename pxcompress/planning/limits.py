@@ -56,7 +56,7 @@ def align_width(group: Group, width: int, limits: Limits) -> int:
 
 
 def least_width(group: Group, limits: Limits) -> int:
-    """The least width, aligned, that a plan may leave."""
+    """The smallest aligned width that a plan may leave of a group."""
     return align_width(group, 0, limits)
 
 

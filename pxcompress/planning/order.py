@@ -54,11 +54,11 @@ KNAPSACK = "knapsack"
 ACROSS_GROUPS = ("none", "cost", KNAPSACK)
 """Normalisations that compare scores of different groups as they are."""
 
-GONE = -torch.inf
+REMOVED_SCORE = -torch.inf
 """Score of a unit that an earlier round of pruning has removed."""
 
 Orders = Mapping[str, tuple[Tensor, Tensor]]
-"""Normalised scores (units,) of every group, and its units in the order in which they would go."""
+"""Normalised scores (units,) of every group, and its units in the order in which they are removed."""
 
 
 def order_units(groups: Sequence[Group], scores: Scores, meter: Meter, normalise: str) -> Orders:
@@ -71,7 +71,7 @@ def order_units(groups: Sequence[Group], scores: Scores, meter: Meter, normalise
     for family in families.values():
         values = torch.cat([_check_scores(group, scores[group.name]) for group in family])
         prices = [(dense - meter({group.name: group.units - 1}),) * group.units for group in family]
-        is_present = values != GONE
+        is_present = values != REMOVED_SCORE
         price = torch.tensor([each for part in prices for each in part], dtype=values.dtype)
         values[is_present] = NORMALISATIONS[normalise](values[is_present], price[is_present])
         for group, part in zip(family, values.split([group.units for group in family]), strict=True):
@@ -80,7 +80,7 @@ def order_units(groups: Sequence[Group], scores: Scores, meter: Meter, normalise
 
 
 def _check_scores(group: Group, scores: Tensor) -> Tensor:
-    if scores.shape != (group.units,) or not bool(torch.isfinite(scores[scores != GONE]).all()):
+    if scores.shape != (group.units,) or not bool(torch.isfinite(scores[scores != REMOVED_SCORE]).all()):
         raise ValueError(f"scores of {group.name} must be {group.units} finite values; got {tuple(scores.shape)}")
     return scores.double().cpu()
 

@@ -14,11 +14,11 @@ import torch
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.planning.knapsack import Choice, least_saliency
 from pxcompress.planning.limits import ROUNDING, Limits, align_width
-from pxcompress.planning.order import GONE, KNAPSACK, Orders, order_units
+from pxcompress.planning.order import KNAPSACK, REMOVED_SCORE, Orders, order_units
 from pxcompress.types import Group, Meter, Plan, Price, Scores
 
-CHOICES = 24
-"""Widths of one group among which the knapsack chooses, at most."""
+MOST_CHOICES = 24
+"""Largest number of widths of one group among which the knapsack chooses."""
 
 
 def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits: Limits) -> None:
@@ -52,7 +52,7 @@ def _amount(cost: float) -> str:
 def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: float, limits: Limits) -> Plan:
     """The plan that removes at least `ratio` of the dense cost and as few units as its ranking allows.
 
-    Units whose score is `GONE` go in any case, and do not count when scores are normalised. Raises as
+    Units whose score is `REMOVED_SCORE` go in any case, and do not count when scores are normalised. Raises as
     `check_reachable` does.
     """
     check_reachable(groups, price, ratio, limits)
@@ -80,7 +80,7 @@ def _cut_ranking(
             removed_counts[name] += 1
         return {group.name: align_width(group, group.units - removed_counts[group.name], limits) for group in groups}
 
-    low, high = sum(int((values == GONE).sum()) for values, _ in orders.values()), len(ranking)
+    low, high = sum(int((values == REMOVED_SCORE).sum()) for values, _ in orders.values()), len(ranking)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if meter(widths(middle)) <= limit else (middle + 1, high)
@@ -99,7 +99,7 @@ def _knapsack(groups: Sequence[Group], orders: Orders, meter: Meter, limit: floa
     choices = []
     for group in groups:
         values, order = orders[group.name]
-        removed_count = int((values == GONE).sum())
+        removed_count = int((values == REMOVED_SCORE).sum())
         aligned_widths = {align_width(group, width, limits) for width in range(group.units + 1 - removed_count)}
         widths = sorted(width for width in aligned_widths if width <= group.units - removed_count) or [
             group.units - removed_count
@@ -117,6 +117,6 @@ def _knapsack(groups: Sequence[Group], orders: Orders, meter: Meter, limit: floa
 
 
 def _steps(count: int) -> list[float]:
-    """At most `CHOICES` places among `count`, the first and the last with them."""
-    step_count = min(count, CHOICES)
+    """At most `MOST_CHOICES` places among `count`, the first and the last with them."""
+    step_count = min(count, MOST_CHOICES)
     return [place * (count - 1) / max(step_count - 1, 1) for place in range(step_count)]

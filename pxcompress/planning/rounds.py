@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pxcompress.graph import prune
 from pxcompress.layout.rows import members_by_module, removed_rows
-from pxcompress.planning.order import GONE
+from pxcompress.planning.order import REMOVED_SCORE
 from pxcompress.types import Axis, Group, Member, Plan, Pruned, Scores
 
 AXES: tuple[Axis, ...] = ("in", "out")
@@ -46,10 +46,10 @@ def groups_left(pruned: Pruned) -> tuple[Group, ...]:
 
 
 def spread_scores(scores: Scores, pruned: Pruned) -> Scores:
-    """Scores of the slim model's units at the places they have in the dense one; `GONE` for the others."""
+    """Scores of the slim model's units at the places they have in the dense one; `REMOVED_SCORE` for the others."""
     dense_scores = {}
     for group in pruned.groups:
-        dense_scores[group.name] = torch.full((group.units,), GONE)
+        dense_scores[group.name] = torch.full((group.units,), REMOVED_SCORE)
         dense_scores[group.name][pruned.plan.kept(group)] = scores[group.name].float().cpu()
     return dense_scores
 

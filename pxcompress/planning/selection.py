@@ -40,7 +40,7 @@ class Selection:
         return dict(_floor(text) for text in self.floors)
 
     def of(self, structure: Structure, model: nn.Module) -> Structure:
-        """`structure` with what may not lose units among what is fixed; `InputError` for a glob that fits no group."""
+        """`structure` with the groups that must stay whole made fixed; `InputError` for a glob that fits no group."""
         names = [group.name for group in structure.groups]
         for option, globs in (("only", self.only), ("keep", self.keep), ("floors", tuple(self.least))):
             for glob in globs:

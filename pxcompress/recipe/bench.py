@@ -15,8 +15,11 @@ class Bench:
     """How latency is measured: samples per call, execution provider, CPU threads (0: all physical cores)."""
 
     batch_size: int = option(1, "Samples per call when latency is measured.")
-    provider: str = option("auto", f"ONNX Runtime execution provider: {one_of(PROVIDERS)}.")
-    threads: int = option(0, "CPU threads of ONNX Runtime; 0: all physical cores.")
+    provider: str = option(
+        "auto",
+        f"What ONNX Runtime runs on (execution provider): {one_of(PROVIDERS)}; auto: CUDA if it works, else the CPU.",
+    )
+    threads: int = option(0, "Number of CPU threads of ONNX Runtime; 0: one per physical core.")
 
     def __post_init__(self) -> None:
         from pxcompress.deploy.runtime import check_threads, list_providers

@@ -23,9 +23,9 @@ class Export:
     )
     max_quant_drop: float = option(
         0.005,
-        "What int8 may lose of the metric on the select split; what costs most stays in float32 until it is met.",
+        "How much of the task's metric int8 may lose; the layers that cost most stay in float32 until that holds.",
     )
-    fixed_batch: bool = option(False, "The exported files take --batch-size samples a call, no other number.")
+    fixed_batch: bool = option(False, "Export for exactly --batch-size samples per call, not for any number.")
 
     def __post_init__(self) -> None:
         check_types(self, Export)

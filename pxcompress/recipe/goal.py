@@ -52,32 +52,46 @@ class Goal:
     nothing is said. Raises `InputError` for anything unknown or out of range, and unless there is one goal.
     """
 
-    ratio: float | None = option(None, "Share of the dense cost to remove, in the budget's unit.")
+    ratio: float | None = option(None, "Share of the model's cost to remove, 0 to 1; --budget says which cost.")
     _: KW_ONLY
-    speedup: float | None = option(None, "Instead of --ratio: how many times faster, such as 2x; budget latency.")
-    latency_ms: float | None = option(None, "Instead of --ratio: milliseconds a call may take; budget latency.")
-    max_bytes: int | None = option(
-        None, "Instead of --ratio: size the whole ONNX file may have, such as 20MB, also with --only; budget bytes."
+    speedup: float | None = option(
+        None, "Instead of --ratio: how many times faster, such as 2x, measured on this machine."
     )
+    latency_ms: float | None = option(
+        None, "Instead of --ratio: milliseconds that a call may take, measured on this machine."
+    )
+    max_bytes: int | None = option(None, "Instead of --ratio: largest size of the whole ONNX file, such as 20MB.")
     relevance_share: float | None = option(
-        None, "Instead of --ratio: remove of every layer the units that hold at most this share of its scores."
+        None,
+        "Instead of --ratio: remove from every layer its lowest-scored units, which together hold at most this share "
+        "of the layer's scores.",
     )
     budget: str = option(
-        "auto", f"What ratio is a share of: {one_of(names_in('pxcompress.budgets'))}.  [default: {DEFAULT_BUDGET}]"
+        "auto",
+        f"Cost that --ratio is a share of: {one_of(names_in('pxcompress.budgets'))}.  [default: {DEFAULT_BUDGET}]",
     )
     normalise: str = option(
-        "auto", f"How groups are made comparable: auto (as the budget wants it), {one_of(NORMALISATIONS)}."
+        "auto",
+        "How scores of groups of units are scaled to be compared: auto (as suits the budget), "
+        f"{one_of(NORMALISATIONS)}.",
     )
     round_to: int | None = option(
         None,
-        f"Widths are multiples of this; 1: no alignment; 0: as measures best; {one_of(CONVERSIONS)}: as suits it.  "
-        "[default: 8; 0 for latency]",
+        "Make layer widths multiples of this number. 1: any width; 0: the multiple that measures fastest; "
+        f"{one_of(CONVERSIONS)}: what suits that runtime.  [default: 8; 0 with --budget latency]",
     )
-    min_keep: float = option(0.1, "Least share of every group that stays.")
-    floors: Sequence[str] = option((), "Least shares of single groups, as GLOB=SHARE with commas.")
-    only: Sequence[str] = option((), "Prune only groups of these names: globs with commas; see `pxcompress inspect`.")
-    keep: Sequence[str] = option((), "Leave groups of these names whole: globs with commas.")
-    scope: str = option("all", f"Which groups may lose units: {one_of(SCOPES)} (residual streams stay whole).")
+    min_keep: float = option(0.1, "Smallest share of its units that every group keeps, 0 to 1.")
+    floors: Sequence[str] = option(
+        (), "As --min-keep, for single groups: GLOB=SHARE with commas, such as 'layer4*=0.5'."
+    )
+    only: Sequence[str] = option(
+        (), "Prune only groups whose name matches: globs with commas; `pxcompress inspect` lists names."
+    )
+    keep: Sequence[str] = option((), "Do not prune groups whose name matches: globs with commas.")
+    scope: str = option(
+        "all",
+        f"Which groups may lose units: {one_of(SCOPES)} (inner: all but residual streams).",
+    )
 
     def __post_init__(self) -> None:
         check_types(self, Goal)

@@ -23,20 +23,23 @@ class Guarantee:
     is the result. `part` and `coverage` say which samples count, as `parts.Part` does.
     """
 
-    max_drop: float = option(MISSING, "Certify that the risk is at most this, such as 0.03.")
-    confidence: float = option(0.95, "Confidence with which a certificate holds, over the draw of its samples.")
+    max_drop: float = option(MISSING, "Largest risk to certify, see --risk: a share of the samples, such as 0.03.")
+    confidence: float = option(
+        0.95, "Probability with which a certificate has to hold, over the random choice of its samples."
+    )
     risk: str = option(
         "negative-flips",
-        f"What is certified: {one_of(RISKS)}; {one_of(LOSS_RISKS)} for any task.",
+        f"Which risk --max-drop bounds. For classes: {one_of(RISKS)} (negative-flips: right in the dense model, "
+        f"wrong in the pruned one); for any task: {one_of(LOSS_RISKS)}.",
     )
-    steps: int = option(8, "Models on the path to --ratio that --max-drop tests.")
+    steps: int = option(8, "How many ever smaller models, up to --ratio, are tested for --max-drop.")
     part: str = option(
         "all",
-        f"Which predictions count: {one_of(PARTS)}. confident: those of which the dense model is sure; classes: the "
-        "risk is held in every class, by true label.",
+        f"Which samples the risk is taken over: {one_of(PARTS)}. confident: those of which the dense model is "
+        "surest, see --coverage; classes: the risk must hold within each true class.",
     )
     coverage: float | None = option(
-        None, "With --part confident: share of the select split that counts.  [default: 0.8]"
+        None, "With --part confident: share of the samples that count as confident.  [default: 0.8]"
     )
 
     def __post_init__(self) -> None:
@@ -49,7 +52,7 @@ class Guarantee:
             raise InputError(f"steps is {self.steps}; expected 1 or more models to test")
         if self.risk not in (*RISKS, *LOSS_RISKS):
             raise unknown("risk", self.risk, (*RISKS, *LOSS_RISKS))
-        object.__setattr__(self, "coverage", self.counted.coverage)
+        object.__setattr__(self, "coverage", self.counted_part.coverage)
 
     @property
     def goal(self) -> Goal:
@@ -59,7 +62,7 @@ class Guarantee:
         return Goal(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
 
     @property
-    def counted(self) -> Part:
+    def counted_part(self) -> Part:
         """The samples that count."""
         from pxcompress.certify.parts import Part
 

@@ -25,32 +25,41 @@ class ModelAndData:
 
     model: str = option(
         MISSING,
-        "timm name, hf-hub:NAME, local-dir:PATH, hf:FOLDER (transformers), an ONNX file, or package.module:factory for "
-        "your own nn.Module.",
+        "Model to prune: a timm name, hf-hub:NAME, local-dir:PATH, hf:FOLDER (transformers), an ONNX file, or "
+        "package.module:factory, a function that returns your own nn.Module.",
     )
     _: KW_ONLY
     data: str = option(
         "digits",
-        f"{', '.join(names_in('pxcompress.demo'))}, a folder of images, a .csv or .jsonl table, a .txt of texts, "
-        "a timm dataset spec, or package.module:factory.",
+        "Your data: a folder of images, a .csv or .jsonl table, a .txt of texts, a timm dataset spec, or "
+        "package.module:factory, a function that returns them; or for a try an embedded set: "
+        f"{one_of(names_in('pxcompress.demo'))}.",
     )
-    classes: Sequence[str] = option((), "Keep only these classes: names with commas, or a file with one per line.")
+    classes: Sequence[str] = option(
+        (), "Keep only these classes of the classifier: names with commas, or a file with one per line."
+    )
     task: str = option(
         "auto",
-        f"What outputs mean: {one_of(names_in('pxcompress.tasks'))}, or package.module:Class of your own; agreement "
-        "judges any model without labels.  [default: by the data]",
+        f"What the model's outputs mean and how they are judged: {one_of(names_in('pxcompress.tasks'))}, or your own "
+        "package.module:Class. agreement: compares with the dense model, without labels.  [default: by the data]",
     )
-    checkpoint: str | None = option(None, "Weights: .safetensors, or .pth that holds tensors only.")
+    checkpoint: str | None = option(
+        None, "File with the weights of --model: .safetensors, or a .pth that holds tensors only."
+    )
     input_size: int | tuple[int, int] | None = option(
         None, "Side of the square input in pixels, or HEIGHTxWIDTH.  [default: the model's own]"
     )
     input_mean: str | None = option(
         None,
-        "Mean of pixels from 0 to 1, by channel with commas, or how they become inputs: imagenet, 0-1, -1-1, 0-255.  "
-        "[default: as the model says]",
+        "Mean that is subtracted from pixels in [0, 1], one or one per channel with commas; or the name of a scaling: "
+        "imagenet, 0-1, -1-1, 0-255.  [default: as the model's configuration says]",
     )
-    input_std: str | None = option(None, "Standard deviation of pixels, where --input-mean has numbers.")
-    skip_corrupt: bool = option(False, "Leave out images that cannot be read, and count them.")
+    input_std: str | None = option(
+        None, "Standard deviation that pixels are divided by, where --input-mean has numbers."
+    )
+    skip_corrupt: bool = option(
+        False, "Skip images that cannot be read, instead of stopping at the first; the report counts them."
+    )
     seed: int = option(0, "Seed of every random draw.")
 
     def __post_init__(self) -> None:

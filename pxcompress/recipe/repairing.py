@@ -25,10 +25,11 @@ class Repairing:
 
     repair: Sequence[str] = option(
         (AUTO,),
-        f"Repairs in order (repeat the option): {one_of(names_in('pxcompress.repair'))}; none for none.  "
+        "How outputs of the pruned model are brought back to the dense one's; repeat the option for several, in order: "
+        f"{one_of(names_in('pxcompress.repair'))}; none for none.  "
         f"[default: {', '.join(DEFAULT_REPAIR)}]",
     )
-    rounds: int = option(1, "Prune in this many steps, scored and repaired anew after each; more time, small gains.")
+    rounds: int = option(1, "Prune in this many steps, with new scores and repairs after each: slower, small gains.")
     temperature_scaling: bool = option(
         False, "Divide the logits by a temperature fitted to held-out labels: probabilities that can be trusted."
     )

@@ -23,10 +23,13 @@ class Scoring:
 
     scorer: str = option(
         AUTO,
-        f"Scorer, as NAME:option=value,...: {one_of(names_in('pxcompress.scorers'))}; see `pxcompress methods`. auto: "
-        "that of two lrp-residual whose model comes nearer to the dense one on held-out samples.",
+        f"How units are scored, as NAME:option=value,...: {one_of(names_in('pxcompress.scorers'))}; "
+        "`pxcompress methods` lists options. auto: tries lrp-residual in two variants and takes the one whose pruned "
+        "model is nearer to the dense one on held-out samples.",
     )
-    class_scores: bool = option(False, "Keep units' relevance for every class; needs labels of the score split.")
+    class_scores: bool = option(
+        False, "Also save how relevant every unit is for each class, to class_scores.safetensors; needs labels."
+    )
 
     def __post_init__(self) -> None:
         from pxcompress.scorers import SCORERS

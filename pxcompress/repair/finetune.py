@@ -226,7 +226,7 @@ class _Training:
         options, progress = self._options, self._progress
         if judge and not progress.step:
             self._check(judge)
-        batches = feed.after(progress.step * options.accumulate)
+        batches = feed.iterate_from(progress.step * options.accumulate)
         every, saved_at = -(-options.steps // CHECKS), time.monotonic()
         while progress.step < options.steps:
             self._step(batches)

@@ -105,7 +105,7 @@ class LeastSquares(Repair):
             rows = self._rows(pruned.whole.dense, parts_by_layer, batches)
             for wave in stretch:
                 for layer, (fit, check) in _collect_sums(pruned.model, wave, rows, batches).items():
-                    _refit_(layer, fit.everywhere(), check.everywhere())
+                    _refit_(layer, fit.sum_processes(), check.sum_processes())
         return pruned
 
     def _rows(
@@ -253,7 +253,7 @@ class _Sums:
         self.cross.baddbmm_(lack.double().transpose(1, 2), weighted_rows)
         self.power += (lack.double().square() * weights[:, None]).sum()
 
-    def everywhere(self) -> _Sums:
+    def sum_processes(self) -> _Sums:
         """The sums of all processes."""
         return _Sums(sum_over_processes(self.gram), sum_over_processes(self.cross), sum_over_processes(self.power))
 

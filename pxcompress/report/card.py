@@ -6,10 +6,10 @@ import html
 from collections.abc import Sequence
 
 from pxcompress.proof import Estimate, Metric
-from pxcompress.report.alike import describe_similarity
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
+from pxcompress.report.similarity import describe_similarity
 from pxcompress.report.summary import (
     compare_figures,
     describe_conditions,

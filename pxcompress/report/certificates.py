@@ -10,7 +10,7 @@ from pxcompress.report.summary import format_bytes, format_count
 
 @dataclass(frozen=True)
 class Badge:
-    """What the certificate comes to, in two words or so, and whether a smaller model is certified."""
+    """The certificate's result as a label of a few words, and whether a smaller model is certified."""
 
     title: str
     passed: bool
@@ -44,7 +44,7 @@ def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, 
 
 
 def describe_part(record: CertificateRecord) -> str:
-    """Which samples a certificate counts, in one sentence; nothing where it counts all alike."""
+    """Which samples a certificate counts, in one sentence; empty where it counts all of them."""
     sentences = {
         "all": "",
         "confident": f"{record.n} of {record.reserved} samples count: those whose largest softmax probability "

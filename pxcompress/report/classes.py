@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pxcompress.deploy.intervals import paired
+from pxcompress.deploy.intervals import newcombe_interval
 from pxcompress.proof import ClassChange
 from pxcompress.report.pages import Bar, Bars, Row, Stacked
 from pxcompress.report.record import Report
@@ -69,7 +69,8 @@ def _changed(of: ClassChange) -> Row:
     dense, pruned = of.dense / of.samples, of.pruned / of.samples
     words = f"{of.name}: dense {format_percent(dense)}, pruned {format_percent(pruned)}"
     change = Stacked(
-        format_points(pruned - dense), format_change_interval(paired(of.dense, of.pruned, of.both, of.samples))
+        format_points(pruned - dense),
+        format_change_interval(newcombe_interval(of.dense, of.pruned, of.both, of.samples)),
     )
     drawing = Bars(words, (Bar(dense, "dense"), Bar(pruned, "pruned")))
     return Stacked(of.name, f"{of.samples} samples"), drawing, format_percent(dense), format_percent(pruned), change

@@ -60,7 +60,7 @@ class Row:
 
     @property
     def faster(self) -> str:
-        """ "2.00x", with words where it is none."""
+        """The speed-up as text, with "slower" or "not shown" where there is none: "2.00x"."""
         if self.speedup is None:
             return "reference"
         words = "" if self.speedup.low > 1 else ", slower" if self.speedup.high < 1 else ", not shown"
@@ -138,7 +138,7 @@ def _setting(report: Report) -> str:
 
 
 def list_notes(reports: Named) -> tuple[str, ...]:
-    """What cannot be compared, then what the runs told: once what all did, else with the name of the run."""
+    """Notes of the page: what cannot be compared, then the runs' own, each with its run's name unless all share it."""
     notes_of_first = next(iter(reports.values())).notes
     common = [note.text for note in notes_of_first if all(note in of.notes for of in reports.values())]
     notes_of_one = [

@@ -22,7 +22,7 @@ _LAYERS = 8
 
 Map = NDArray[np.float32]
 
-MARKED = (255, 224, 130)
+TARGET_COLOUR = (255, 224, 130)
 """Colour (red, green, blue) of the positions of a sequence that make its class."""
 
 
@@ -62,13 +62,13 @@ class Pictures:
 
     @property
     def is_line(self) -> bool:
-        """Whether the input is no image."""
+        """Whether the input is a sequence, which is drawn as a line of cells."""
         return self.dense.ndim == 1
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One input that is shown; `label` is None where nothing tells, `similarity` has the names of `SIMILARITIES`."""
+    """One explained input; `label` is None where the data have none, `similarity` has the names of `SIMILARITIES`."""
 
     sample: str
     kind: str
@@ -99,7 +99,7 @@ class KindSimilarity:
 
 @dataclass(frozen=True)
 class TargetRelevance:
-    """Relevance where the data know that the class is made: means over samples.
+    """Relevance on the positions that make the class, which the data's masks mark: means over samples.
 
     `mass` is the share of the positive relevance that lies there, `rank` the share of its K positions among the K
     with the most relevance; `covered` is its share of all positions, what chance gives.
@@ -136,24 +136,24 @@ class Flipping:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What both models look at. Relevance is of the dense model's class in both, where nothing else is said."""
+    """What both models look at. Relevance is for the dense model's predicted class, unless a field says otherwise."""
 
     model: str
     inputs: str
     method: str
     share: float
     composite: str
-    alike: tuple[KindSimilarity, ...]
+    similarity: tuple[KindSimilarity, ...]
     flipping: Flipping
     layers: tuple[LayerRelevance, ...]
     cases: tuple[Case, ...]
-    placed: TargetRelevance | None = None
+    target_relevance: TargetRelevance | None = None
     notes: tuple[str, ...] = ()
 
 
 def format_explanation_json(explanation: Explanation) -> str:
     """explain.json: the fields of the records, without pictures."""
-    return json.dumps({"schema_version": 1, **_to_plain(explanation)}, indent=1, allow_nan=False)
+    return json.dumps({"schema_version": 2, **_to_plain(explanation)}, indent=1, allow_nan=False)
 
 
 def _to_plain(record: Any) -> Any:
@@ -170,7 +170,7 @@ def format_explanation(explanation: Explanation) -> str:
     rows: list[tuple[str, ...]] = [
         ("inputs", "n", "cosine", "rank corr.", "top 10 %", "own class", "Gini dense", "pruned")
     ]
-    rows += [(row.kind, str(row.samples), *format_means(row)) for row in explanation.alike]
+    rows += [(row.kind, str(row.samples), *format_means(row)) for row in explanation.similarity]
     sentences = [
         describe_method(explanation),
         *describe_findings(explanation),
@@ -207,15 +207,15 @@ def describe_method(explanation: Explanation) -> str:
 
 
 def describe_findings(explanation: Explanation) -> Sequence[str]:
-    """What is known beside similarity, a sentence each."""
+    """The results other than similarity, one sentence each."""
     return [
         describe_flipping(explanation.flipping),
-        *([] if explanation.placed is None else [describe_target_relevance(explanation.placed)]),
+        *([] if explanation.target_relevance is None else [describe_target_relevance(explanation.target_relevance)]),
     ]
 
 
 def describe_target_relevance(target_relevance: TargetRelevance) -> str:
-    """Relevance on what makes the class in one sentence."""
+    """How much relevance lies on the positions that make the class, in one sentence."""
     return (
         f"relevance where the data know that the class is made, more is better: share of the mass dense "
         f"{target_relevance.mass_dense:.3f}, pruned {target_relevance.mass_pruned:.3f}; of the top ranks dense "

@@ -24,7 +24,7 @@ class CaseView:
     """One input with its maps, and the units that carried the decision."""
 
     heading: str
-    words: str
+    description: str
     is_line: bool
     pictures: Sequence[Picture]
     units: Sequence[Row]
@@ -35,7 +35,7 @@ class ExplanationView:
     """How alike explanations are, cases, and layers."""
 
     method: str
-    alike: Sequence[Row]
+    similarity: Sequence[Row]
     lines: Sequence[str]
     has_lines: bool
     cases: Sequence[CaseView]
@@ -44,7 +44,7 @@ class ExplanationView:
 
 def render_explanation(explanation: Explanation) -> str:
     """The page: one self-contained HTML document in ASCII, figures embedded."""
-    summary = explanation.alike[0]
+    summary = explanation.similarity[0]
     return render(
         "explanation.html",
         title=f"{explanation.model}: explanations before and after",
@@ -56,10 +56,10 @@ def render_explanation(explanation: Explanation) -> str:
 
 
 def view_explanation(explanation: Explanation) -> ExplanationView:
-    """The part of an explanation that the page templates show."""
+    """An explanation as the values that the page's templates show."""
     return ExplanationView(
         method=_sentence(describe_method(explanation)),
-        alike=[_alike(row) for row in explanation.alike],
+        similarity=[_view_similarity(row) for row in explanation.similarity],
         lines=[_sentence(line) for line in (*describe_findings(explanation), *explanation.notes)],
         has_lines=any(case.pictures.is_line for case in explanation.cases),
         cases=[_case(case) for case in explanation.cases],
@@ -71,14 +71,14 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _alike(row: KindSimilarity) -> Row:
+def _view_similarity(row: KindSimilarity) -> Row:
     bar = Bars(f"{row.kind}: cosine {row.cosine:.2f}", (Bar(row.cosine, "pruned"),), "thin")
     return row.kind, bar, str(row.samples), *format_means(row)
 
 
 def _case(case: Case) -> CaseView:
     label = "" if case.label is None else f" It is of class {case.label}."
-    words = (
+    description = (
         f"Dense: {case.dense.name} ({case.dense.probability:.0%}). Pruned: {case.pruned.name} "
         f"({case.pruned.probability:.0%}).{label} Cosine of the first two maps {case.similarity['cosine']:.2f}, rank "
         f"correlation {case.similarity['rank_correlation']:.2f}, top 10 % in common "
@@ -86,7 +86,7 @@ def _case(case: Case) -> CaseView:
     )
     return CaseView(
         heading=f"{_sentence(case.kind)}: {case.sample}",
-        words=words,
+        description=description,
         is_line=case.pictures.is_line,
         pictures=[
             Picture.of(encode_png(picture), "png", _alternative(place), title)

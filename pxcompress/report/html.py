@@ -10,7 +10,6 @@ from typing import Any
 from pxcompress.inspection.survey import by_reason
 from pxcompress.proof import Estimate, GroupWidth
 from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
-from pxcompress.report.alike import describe_heatmap_samples, list_similarities
 from pxcompress.report.build import to_json
 from pxcompress.report.certificates import describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import view_classes
@@ -21,6 +20,7 @@ from pxcompress.report.figures import draw_contenders, render_figure
 from pxcompress.report.pages import Bar, Bars, Picture, Row, Stacked, render
 from pxcompress.report.probabilities import list_calibration
 from pxcompress.report.record import Report
+from pxcompress.report.similarity import describe_heatmap_samples, list_similarities
 from pxcompress.report.summary import (
     Figure,
     Interval,
@@ -42,7 +42,7 @@ from pxcompress.report.summary import (
     is_faster,
     loss_is_shown,
     typeset_factors,
-    wilson,
+    wilson_interval,
     write_headline,
 )
 from pxcompress.report.targets import list_columns, list_targets
@@ -96,7 +96,7 @@ def _top(report: Report) -> Mapping[str, Any]:
     goal = describe_share(report) or describe_goal(report.recipe, report.plan.unit)
     return {
         "lead": f"{report.recipe.model} on {report.data.name}: {goal}",
-        "headline": typeset_factors(sentence(result)).replace("top-1", f"top{_HYPHEN}1"),
+        "headline": typeset_factors(capitalise(result)).replace("top-1", f"top{_HYPHEN}1"),
         "intervals": _intervals(report),
         "badge": report.certificate and make_badge(report.certificate),
         "faster": is_faster(report),
@@ -105,7 +105,7 @@ def _top(report: Report) -> Mapping[str, Any]:
     }
 
 
-def sentence(text: str) -> str:
+def capitalise(text: str) -> str:
     """`text` with a capital at its beginning."""
     return text[:1].upper() + text[1:]
 
@@ -153,7 +153,7 @@ def _measured(report: Report) -> Mapping[str, Any]:
     latencies = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
     return {
         "conditions": describe_conditions(report),
-        "agreement": sentence(describe_agreement(report)),
+        "agreement": capitalise(describe_agreement(report)),
         "figures": [_accuracy_row(report), *map(_figure_row, compare_figures(report))],
         **view_latency(report),
         "latencies": [
@@ -220,7 +220,7 @@ def _stage_accuracies(report: Report) -> Sequence[Row]:
     rows: list[Row] = []
     for stage in report.stages:
         if (value := stage.quality_after) is not None:
-            interval = wilson(value, report.data.select) if metric.binary else Interval(value, value)
+            interval = wilson_interval(value, report.data.select) if metric.binary else Interval(value, value)
             bar = _quality_bar(Estimate(value, interval.low, interval.high), "pruned" if rows else "dense", report)
             title = f"{metric.name} after {stage.name}: {metric.format(value)}"
             rows.append((stage.name, Bars(title, (bar,)), metric.format(value)))
@@ -233,7 +233,7 @@ def _certified(report: Report) -> Mapping[str, Any]:
     if record is None:
         return {}
     return {
-        "part": sentence(describe_part(record)),
+        "part": capitalise(describe_part(record)),
         "confidence": f"{1 - record.delta:g}",
         "path": list_path_rows(record),
     }

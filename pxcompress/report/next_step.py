@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator
 
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
-    dense_guesses,
     format_command,
     is_classifier,
+    is_dense_at_chance,
     is_faster,
     loss_is_shown,
     loss_share,
     takes_images,
 )
 
-LARGE = 0.01
+LARGE_LOSS = 0.01
 """Loss that calls for more repair: a share of the samples, or of a number's value."""
 
 
 def next_step(report: Report) -> str:
-    """What the first rule that holds says; empty where a goal was missed, which the error message is about."""
+    """Advice on the next command, by the first rule that applies; empty where a goal was missed: the error says it."""
     return "" if report.missed else next(say(report) for holds, say in _RULES if holds(report))
 
 
@@ -31,7 +31,7 @@ def _uncertified(report: Report) -> bool:
 
 def _lossy(report: Report) -> bool:
     """Whether a loss is shown that is more than small."""
-    return loss_is_shown(report) and loss_share(report, report.change.value) > LARGE
+    return loss_is_shown(report) and loss_share(report, report.change.value) > LARGE_LOSS
 
 
 def _busy(report: Report) -> bool:
@@ -78,19 +78,19 @@ def _shipped(report: Report) -> Iterator[str]:
         least_speedup = report.speedup.high
         for of in report.targets[2:]:
             quality_loss = loss_share(report, of.quality.value - report.pruned.quality.value)
-            if of.speedup.low > least_speedup and quality_loss <= LARGE:
+            if of.speedup.low > least_speedup and quality_loss <= LARGE_LOSS:
                 file_name, least_speedup = of.file, of.speedup.high
     runs = "; predict.py beside it runs it without pxcompress" if takes_images(report) else ""
     yield f"ship {shlex.quote(f'{report.folder}/{file_name}')}{runs}."
     worst = max(loss_share(report, end) for end in (report.change.low, report.change.high))
-    if worst <= 2 * LARGE and report.certificate is None:
+    if worst <= 2 * LARGE_LOSS and report.certificate is None:
         yield "A larger --ratio may cost nothing either"
 
 
 _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (_uncertified, lambda report: f"a smaller --ratio, more {_samples(report)}, or a larger --max-drop"),
     (
-        dense_guesses,
+        is_dense_at_chance,
         lambda report: (
             "give weights that know these classes (--checkpoint), or the image size that they know (--input-size)"
         ),

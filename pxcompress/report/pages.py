@@ -44,7 +44,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A text with a smaller one under it."""
+    """A table cell with a text and a smaller one under it."""
 
     text: str
     under: str
@@ -58,16 +58,16 @@ Row = tuple[Cell, ...]
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page, and what it shows in words."""
+    """An image inside the page, and a description of what it shows."""
 
     source: str
-    words: str
+    description: str
     title: str = ""
 
     @classmethod
-    def of(cls, file: bytes, kind: str, words: str, title: str = "") -> Picture:
+    def of(cls, file: bytes, kind: str, description: str, title: str = "") -> Picture:
         """The image in `file`, of a kind such as "png" or "svg+xml"."""
-        return cls(f"data:image/{kind};base64,{b64encode(file).decode('ascii')}", words, title)
+        return cls(f"data:image/{kind};base64,{b64encode(file).decode('ascii')}", description, title)
 
 
 def render(template: str, **view: object) -> str:

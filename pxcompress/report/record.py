@@ -36,7 +36,7 @@ from pxcompress.types import Agreements, Attempt, Fixed
 
 @dataclass(frozen=True)
 class PlanCosts:
-    """What a plan comes to by its budget, in that one's unit."""
+    """Dense, planned and targeted cost of a plan, in the unit of its budget."""
 
     budget: str
     unit: str

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pxcompress.deploy.intervals import Interval as Interval
-from pxcompress.deploy.intervals import disagree, guesses
-from pxcompress.deploy.intervals import wilson as wilson
+from pxcompress.deploy.intervals import disagrees_with_mean, is_chance_level
+from pxcompress.deploy.intervals import wilson_interval as wilson_interval
 from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.proof import Estimate, Measurement, Metric, Placement, Speedup
 from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
@@ -45,11 +45,11 @@ class Figure:
         return self.pruned / self.dense if self.dense else float("nan")
 
 
-def dense_guesses(report: Report) -> bool:
-    """Whether the dense model is a classifier that has nothing to lose."""
+def is_dense_at_chance(report: Report) -> bool:
+    """Whether the dense model is a classifier no better than chance, so that it has no accuracy to lose."""
     if not is_classifier(report):
         return False
-    return guesses(report.dense.quality.value, report.dense.samples, len(report.data.classes))
+    return is_chance_level(report.dense.quality.value, report.dense.samples, len(report.data.classes))
 
 
 def is_classifier(report: Report) -> bool:
@@ -217,14 +217,16 @@ def describe_speed_briefly(report: Report) -> str:
 
 def is_faster(report: Report) -> bool:
     """Whether the pruned model is faster by the whole interval, and on average."""
-    return report.speedup.low > 1 and not disagree(report.speedup, report.dense.latency_ms, report.pruned.latency_ms)
+    return report.speedup.low > 1 and not disagrees_with_mean(
+        report.speedup, report.dense.latency_ms, report.pruned.latency_ms
+    )
 
 
 def describe_accuracy(report: Report) -> str:
     """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the change where none is shown."""
     metric, change = report.metric, report.change
     words = describe_accuracy_briefly(report)
-    if dense_guesses(report):
+    if is_dense_at_chance(report):
         return f"{words} (the dense model guesses: {metric.name} {metric.format(report.dense.quality.value)})"
     difference = "" if change.is_shown else f"{metric.format_change(change.value)} {metric.change_unit}".rstrip() + ", "
     return f"{words} ({difference}95 % interval of the change {format_change_span(change, metric)})"
@@ -233,7 +235,7 @@ def describe_accuracy(report: Report) -> str:
 def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
     """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
     metric, change = report.metric, report.change
-    if dense_guesses(report):
+    if is_dense_at_chance(report):
         return "no accuracy to lose"
     metric_text = f" {metric.name}" if with_metric else ""
     if not change.is_shown:
@@ -246,7 +248,7 @@ def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
 
 
 def format_change_interval(loss: Interval) -> str:
-    """The interval of a loss of shares as that of the change, in points: "-4.1 to -1.3"."""
+    """The interval of a loss as that of the change, with signs reversed, in percentage points: "-4.1 to -1.3"."""
     return f"{format_points(-loss.high)} to {format_points(-loss.low)}"
 
 
@@ -270,7 +272,7 @@ def describe_agreement(report: Report) -> str:
     if report.agreements is None:
         return ""
     held_out, calibration = report.agreements.held_out, report.agreements.calibration
-    interval = wilson(held_out.share, held_out.samples)
+    interval = wilson_interval(held_out.share, held_out.samples)
     span = f" (95 % interval {format_percent(interval.low)} to {format_percent(interval.high)})"
     if not is_classifier(report):  # what two models agree by is no share of the samples
         span = ""
@@ -319,7 +321,7 @@ def describe_goal(pruning: Pruning, unit: str) -> str:
 
 
 def describe_share(report: Report) -> str:
-    """What ratio a share of every layer's scores came to, in one line; empty where another goal was given."""
+    """Which ratio --relevance-share came to, in one line; empty where another goal was given."""
     if report.recipe.relevance_share is None:
         return ""
     plan = report.plan
@@ -328,7 +330,7 @@ def describe_share(report: Report) -> str:
 
 
 def describe_removal(report: Report) -> str:
-    """What is gone by the budget, in units and in milliseconds: a share of one is not the same share of the others."""
+    """How much was removed in the budget's unit, in units and in milliseconds: these shares differ from each other."""
     plan = report.plan
     kinds = {kind: f"{kind}s" for kind in get_args(Kind) if kind in {of.kind for of in report.groups}}
     units = " and ".join(", ".join(kinds.values()).rsplit(", ", 1))

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.deploy.intervals import BUSY, disagree, mean_speedup
+from pxcompress.deploy.intervals import NOISE_LIMIT, disagrees_with_mean, mean_speedup
 from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
-from pxcompress.report.alike import describe_similarity
 from pxcompress.report.certificates import describe_labels, describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
 from pxcompress.report.next_step import next_step
 from pxcompress.report.probabilities import describe_calibration
 from pxcompress.report.record import Report
+from pxcompress.report.similarity import describe_similarity
 from pxcompress.report.summary import (
     compare_figures,
     describe_agreement,
@@ -186,7 +186,7 @@ def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -
     reference_of_batch: dict[int, BenchRow] = {}
     for (name, batch), row in zip(names, rows, strict=True):
         reference = reference_of_batch.setdefault(row.batch_size, row)
-        if row.speedup and disagree(row.speedup, reference.latency_ms, row.latency_ms):
+        if row.speedup and disagrees_with_mean(row.speedup, reference.latency_ms, row.latency_ms):
             mean = mean_speedup(reference.latency_ms, row.latency_ms)
             yield (
                 f"SPEED UNCLEAR: {name} at batch {batch} is {row.speedup.ratio:.2f}x as fast by p50, but {mean:.2f}x "
@@ -211,7 +211,7 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
         for values in zip(*((row.latency_ms.runs, row.threads, row.affinity) for row in rows), strict=True)
     )
     noise = max(row.noise for row in rows)
-    warning = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > BUSY else ""
+    warning = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > NOISE_LIMIT else ""
     on_gpu = any(not runs_on_cpu(row.placement) for row in rows)
     words = "GPU: time on the device, without copies; memory: by how much its use grew for the file, at most"
     return (
@@ -224,7 +224,7 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
 
 
 def align(lines: Sequence[_Line]) -> list[str]:
-    """The first and the last column to the left, the others to the right."""
+    """Rows as text in columns: the first and the last aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<", *[">"] * (len(widths) - 2), "<"]
     return [

@@ -16,7 +16,7 @@ from pxcompress.data import load_splits
 from pxcompress.deploy import runtime
 from pxcompress.deploy.comparison import Candidate
 from pxcompress.deploy.feeds import get_image_shape
-from pxcompress.deploy.intervals import speedup
+from pxcompress.deploy.intervals import estimate_speedup
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, try_apart
 from pxcompress.deploy.precision import convert
 from pxcompress.errors import InputError, ModelError, PxError, short
@@ -194,7 +194,7 @@ def _contender(entry: _Entry, timings: Mapping[str, FileTiming]) -> Contender:
         quality=timing.predictions.quality,
         samples=timing.predictions.samples,
         latency_ms=latency(timing.seconds),
-        speedup=speedup(dense.seconds, timing.seconds),
+        speedup=estimate_speedup(dense.seconds, timing.seconds),
         change=timing.predictions.change(dense.predictions),
         beside_pruned=timing.predictions.change(pruned.predictions),
     )

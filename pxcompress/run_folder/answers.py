@@ -11,7 +11,7 @@ from pathlib import Path
 from pxcompress.certify.few_labels import NEITHER
 from pxcompress.errors import InputError, short, unknown
 
-NONE_OF_THEM = "-"
+NO_ANSWER_RIGHT = "-"
 """What stands in the column `label` where no model's answer is right."""
 
 
@@ -72,10 +72,10 @@ def read_answers(path: Path, questions: Sequence[Question], classes: Sequence[st
 def _class(label: str, classes: Sequence[str], line: str) -> int:
     if label in classes:
         return classes.index(label)
-    if label == NONE_OF_THEM:
+    if label == NO_ANSWER_RIGHT:
         return NEITHER
     problem = unknown("class", label, classes)
-    raise InputError(f"{line}: {short(problem)}; {NONE_OF_THEM} stands for none of the answers")
+    raise InputError(f"{line}: {short(problem)}; {NO_ANSWER_RIGHT} stands for none of the answers")
 
 
 def _rows(path: Path) -> list[Mapping[str, str]]:

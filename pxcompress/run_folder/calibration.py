@@ -16,7 +16,7 @@ from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.state import seeded
 from pxcompress.types import Batches, Preprocessing
 
-IMAGES = 128
+CALIBRATION_IMAGES = 128
 """Number of calibration images, as many of each class; with more the extremes of activations hardly change."""
 
 _AT_ONCE = 16
@@ -32,10 +32,11 @@ def read_calibration(session: Session, data: str, input_size: tuple[int, int, in
     if not data:
         with seeded(0):
             return [
-                (torch.randn(size, *shape), torch.zeros(size, dtype=torch.int64)) for _ in range(IMAGES // size or 1)
+                (torch.randn(size, *shape), torch.zeros(size, dtype=torch.int64))
+                for _ in range(CALIBRATION_IMAGES // size or 1)
             ]
     source = open_source(data)
-    (samples,) = cut(source.train, (IMAGES,), np.random.default_rng(0), balanced=True)
+    (samples,) = cut(source.train, (CALIBRATION_IMAGES,), np.random.default_rng(0), balanced=True)
     store = read_images(samples, _preprocessing(session, shape), source.skip_corrupt).store
     full_batches = [(inputs, labels) for inputs, labels in ImageBatches(store, size) if len(inputs) == size]
     if not full_batches:

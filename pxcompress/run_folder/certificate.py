@@ -50,7 +50,7 @@ from pxcompress.run_folder.differences import find_alterations, find_differences
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.pages import find_altered_pages
 from pxcompress.run_folder.saved import preprocessing_of, read_run
-from pxcompress.run_folder.written import Files, describe, export_dense, export_slim
+from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
 from pxcompress.tasks.choice import build_task, layout_of
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
@@ -109,10 +109,10 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
     counts = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task).counts
-    recipe.guarantee.counted.check(recipe.guarantee.goal, counts)
+    recipe.guarantee.counted_part.check(recipe.guarantee.goal, counts)
 
 
-def smallest_certified(
+def find_smallest_certified(
     folder: Path, workload: Workload, slims: Iterable[PruneResult], run: Run
 ) -> tuple[PruneResult, Files]:
     """Test `slims`, the dense model first, and write the smallest that passes as a run's files into `folder`.
@@ -139,7 +139,7 @@ def smallest_certified(
             for step, (slim, artifact) in enumerate(zip(models, artifacts, strict=True))
         ]
         with clock.stage("certify"):
-            part = choose_threshold(recipe.guarantee.counted, artifacts[0].path, samples)
+            part = choose_threshold(recipe.guarantee.counted_part, artifacts[0].path, samples)
             certificate = judge_files(path, samples, recipe.guarantee.goal, part)
         chosen_place = certificate.chosen or 0
         slim = models[chosen_place]
@@ -148,7 +148,7 @@ def smallest_certified(
             if chosen_place
             else export_slim(folder / SLIM, recipe, workload, slim)
         )
-    files = describe(folder, recipe, workload, slim, (artifacts[0], small))
+    files = write_beside_onnx(folder, recipe, workload, slim, (artifacts[0], small))
     record = make_record(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     if record.spent:
@@ -308,7 +308,7 @@ def make_record(
 
 def reserve_samples(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
-    preprocessing, classes = task_of(files)
+    preprocessing, classes = read_shared_metadata(files)
     task = build_task(runtime.open_session(files[0], "cpu").metadata.get("task", "classification"))
     source = open_source(data, skip_corrupt=skip_corrupt, seed=seed, layout=layout_of(task, data))
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
@@ -319,7 +319,7 @@ def reserve_samples(files: Sequence[Path], data: str, seed: int, skip_corrupt: b
     return ReservedSamples.of(data, source, splits, task)
 
 
-def task_of(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
+def read_shared_metadata(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
     """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
     facts = [runtime.open_session(file, "cpu").metadata for file in files]
     preprocessing = preprocessing_of(facts[0], files[0].parent)

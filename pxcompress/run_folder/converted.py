@@ -22,7 +22,7 @@ from pxcompress.types import Pruned
 
 @dataclass(frozen=True)
 class HandOff:
-    """What was written for an ecosystem, and what to know about it."""
+    """The file written for an ecosystem, and notes for the user about it."""
 
     converted: Converted
     notes: tuple[str, ...]

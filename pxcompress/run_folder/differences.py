@@ -11,7 +11,7 @@ from pxcompress.certify.path import Certificate, Tested
 
 
 def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:
-    """Rows of the certificate that are not what was found again."""
+    """Messages about rows of a certificate whose counts or p-value are not the recomputed ones."""
     problems = []
     for row, recomputed_row in zip(rows, recomputed_rows, strict=True):
         is_same = _counts(row) == _counts(recomputed_row) and math.isclose(
@@ -37,7 +37,7 @@ def _counts(row: Tested) -> list[tuple[str, int, float]]:
 
 
 def find_alterations(certificate: Certificate) -> list[str]:
-    """Rows of the path whose p-value is not that of their errors; it can be told where only their number counts."""
+    """Messages about rows whose p-value does not follow from their errors; empty for all bounds but "binomial"."""
     if certificate.goal.bound != "binomial":
         return []
     problems = []

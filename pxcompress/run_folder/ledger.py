@@ -73,11 +73,11 @@ def read_earlier(path: Path) -> CertificateRecord:
     return record
 
 
-def budget_of(data: str, split: str, total: float, are: int) -> Budget:
-    """What the next anytime test may use of the `are` samples of a split; `InputError` where nothing is left."""
+def compute_remaining_budget(data: str, split: str, total: float, samples: int) -> Budget:
+    """Error probability and first sample that the next anytime test on a split gets; `InputError` if none is left."""
     uses = uses_of(data, split)
-    begins = min(max((use.ends for use in uses), default=0), are)
-    return stake_budget(total, sum(use.lost for use in uses), begins, are)
+    begins = min(max((use.ends for use in uses), default=0), samples)
+    return stake_budget(total, sum(use.lost for use in uses), begins, samples)
 
 
 def order_left(samples: Samples, total: float, earlier: CertificateRecord | None = None) -> tuple[Array, Budget]:
@@ -88,7 +88,7 @@ def order_left(samples: Samples, total: float, earlier: CertificateRecord | None
     """
     order = random_order(len(samples.ids), samples.split)
     if earlier is None:
-        budget = budget_of(samples.data, samples.split, total, len(order))
+        budget = compute_remaining_budget(samples.data, samples.split, total, len(order))
         return order[budget.begins :], budget
     _check_models(earlier, samples.hashes)
     assert earlier.budget is not None
@@ -129,7 +129,7 @@ def certify_next(
 
 
 def record_certificate(record: CertificateRecord, request: str) -> CertificateRecord:
-    """`record`, entered into the record of used splits under the text of what asked for it."""
+    """Enter a certificate into the ledger of used splits, by the text of its request; returns it with what it used."""
     budget = record.budget
     use = Use(hash_of(request))
     if budget is not None:

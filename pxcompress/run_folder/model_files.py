@@ -55,7 +55,9 @@ def certify_files(
         )
     if not data:
         raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
-    goal, part = (guarantee, procedure.part) if isinstance(guarantee, Goal) else (guarantee.goal, guarantee.counted)
+    goal, part = (
+        (guarantee, procedure.part) if isinstance(guarantee, Goal) else (guarantee.goal, guarantee.counted_part)
+    )
     if part.coverage is not None and (procedure.anytime or procedure.group):
         raise InputError("part 'confident' is given with --anytime or --group; leave one of them out")
     runtime.check_provider(procedure.provider)

@@ -6,5 +6,5 @@ TOKENIZER = "tokenizer.json"
 """What makes inputs of texts, as the library tokenizers reads it; only models of texts have one."""
 
 RECIPE = "recipe.json"
-"""By this file a folder is known as one of ours: only such a folder is ever replaced."""
+"""Name of the file that marks a folder as a run folder: only such a folder is ever replaced."""
 AGAINST = "against"

@@ -13,7 +13,7 @@ from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
 from pxcompress.deploy.int8 import Judge
-from pxcompress.deploy.intervals import BUSY, guesses
+from pxcompress.deploy.intervals import NOISE_LIMIT, is_chance_level
 from pxcompress.deploy.measure import FileTiming, try_files
 from pxcompress.deploy.predictions import Predictions
 from pxcompress.proof import (
@@ -38,11 +38,11 @@ from pxcompress.tasks.classification import Classification
 from pxcompress.types import PruneResult
 from pxcompress.workload import Workload
 
-NEAR = 0.05
+SPEED_TOLERANCE = 0.05
 """Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
 
 
-DRIFT = 0.2
+DENSE_DRIFT_LIMIT = 0.2
 """Share by which the dense model may be faster or slower in the end than when a plan was made for its speed."""
 
 
@@ -149,7 +149,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
             *_describe_attempts(recipe, slim, comparison),
             *targets.notes,
             *measured.notes,
-            *(Warning("remark", text) for text in run.clock.remarks),
+            *(Warning("remark", text) for text in run.clock.notes),
         ),
         certificate=files.certificate,
         class_shares=_class_shares(slim, workload.source.classes),
@@ -183,9 +183,9 @@ def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare
 def _describe_missed_goal(goal: Goal, comparison: Comparison) -> str:
     """How a goal of speed was missed in the last measurement; empty where it was met, or is none of speed."""
     faster, took = comparison.speedup.ratio, comparison.pruned.latency_ms.p50
-    if goal.speedup is not None and faster < goal.speedup * (1 - NEAR):
+    if goal.speedup is not None and faster < goal.speedup * (1 - SPEED_TOLERANCE):
         return f"{faster:.3g}x faster, {goal.speedup:g}x was asked for"
-    if goal.latency_ms is not None and took > goal.latency_ms * (1 + NEAR):
+    if goal.latency_ms is not None and took > goal.latency_ms * (1 + SPEED_TOLERANCE):
         return f"{took:.4g} ms, at most {goal.latency_ms:g} ms was asked for"
     return ""
 
@@ -206,7 +206,7 @@ def _describe_attempts(goal: Goal, slim: PruneResult, comparison: Comparison) ->
     )
     if goal.speedup is not None:
         planned_dense, measured_dense = allowed_cost * goal.speedup, comparison.dense.latency_ms.p50
-        if abs(measured_dense / planned_dense - 1) > DRIFT:
+        if abs(measured_dense / planned_dense - 1) > DENSE_DRIFT_LIMIT:
             plan_text = f"{format_milliseconds(planned_dense)} when {goal.speedup:g}x was planned"
             yield Warning(
                 "machine-changed",
@@ -249,11 +249,12 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
     if weights == "factory":
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
     dense = comparison.dense
-    if isinstance(workload.task, Classification) and guesses(dense.quality.value, dense.samples, classes):
+    if isinstance(workload.task, Classification) and is_chance_level(dense.quality.value, dense.samples, classes):
+        resized = ", and --input-size: images are resized to that of the model"
         reason = (
             "as untrained ones do; give --checkpoint"
             if weights == "factory"
-            else "check its weights, and --input-size: images are resized to that of the model"
+            else f"check its weights{resized if workload.loaded.preprocessing.is_image else ''}"
         )
         text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.quality.value:.1%} of {classes} classes; {reason}"
         yield Warning("near-chance", text)
@@ -268,7 +269,7 @@ def _warn_of_noise(place: Path, comparison: Comparison) -> Iterator[Warning]:
             f"THE MACHINE IS BUSY: the pruned model is {comparison.speedup.ratio:.2f}x as fast by p50, but "
             f"{comparison.mean_speedup:.2f}x on average, since a few calls took very long; {advice}",
         )
-    elif comparison.noise > BUSY:
+    elif comparison.noise > NOISE_LIMIT:
         yield Warning(
             "busy",
             f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "

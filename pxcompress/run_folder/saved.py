@@ -66,7 +66,7 @@ def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer
 
 
 def read_run(folder: Path, data: str = "") -> Recipe:
-    """The recipe of a run folder, with other `data` where they are given; `InputError` where it is none."""
+    """The recipe of a run folder, with other `data` where given; `InputError` where the folder is no run folder."""
     try:
         recipe = Recipe.from_json((folder / RECIPE).read_text())
     except OSError as error:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pxcompress.deploy.export import onnx_files, read_metadata
 from pxcompress.deploy.int8 import Judge
-from pxcompress.deploy.intervals import speedup
+from pxcompress.deploy.intervals import estimate_speedup
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
 from pxcompress.deploy.precision import convert
 from pxcompress.errors import ModelError
 from pxcompress.proof import Target, Warning
 from pxcompress.types import Batches
 
-LOSS = 0.01
+LOSS_WITHOUT_WARNING = 0.01
 """What a precision may lose against float32 without a warning: a share of the samples, or of a number's value."""
 
 
@@ -30,7 +30,7 @@ class ConvertedFiles:
 
 @dataclass(frozen=True)
 class Targets:
-    """What became of the asked precisions: dense.onnx, model.onnx and the files beside them; and what to know."""
+    """Measurements of the files in the asked precisions, dense.onnx and model.onnx first, and notes for the report."""
 
     rows: tuple[Target, ...] = ()
     notes: tuple[Warning, ...] = ()
@@ -59,8 +59,8 @@ def make_targets(
 def rate_targets(timings: Sequence[FileTiming]) -> Targets:
     """What was measured of dense.onnx, model.onnx, and the files made of it, in this order.
 
-    A file whose outputs are not finite is removed. Notes name it, and a file that loses more than `LOSS` or is not
-    shown to be faster than model.onnx.
+    A file whose outputs are not finite is removed. Notes name it, and a file that loses more than
+    `LOSS_WITHOUT_WARNING` or is not shown to be faster than model.onnx.
     """
     dense, source, *converted_timings = timings
     notes, timings_kept = [], [dense, source]
@@ -89,7 +89,7 @@ def _row(timing: FileTiming, dense: FileTiming, source: FileTiming) -> Target:
         max_abs=results.max_abs,
         latency_ms=latency(timing.seconds),
         throughput=throughput(timing),
-        speedup=speedup(dense.seconds, timing.seconds),
+        speedup=estimate_speedup(dense.seconds, timing.seconds),
         provider=session.placement,
         change=results.change(dense.predictions),
     )
@@ -101,14 +101,14 @@ def _warnings(timing: FileTiming, source: FileTiming) -> list[Warning]:
     metric, quality_before = timing.predictions.task.metric, source.predictions.quality.value
     quality_loss = -metric.gain(timing.predictions.quality.value - quality_before)
     notes = []
-    if quality_loss > LOSS * (1 if metric.unit == "share" else abs(quality_before)):
+    if quality_loss > LOSS_WITHOUT_WARNING * (1 if metric.unit == "share" else abs(quality_before)):
         amount = (
             f"{100 * quality_loss:.1f} POINTS of {metric.name}"
             if metric.unit == "share"
             else f"{quality_loss:.3g} of {metric.name}"
         )
         notes.append(Warning("precision", f"{name} LOSES {amount} against {than}"))
-    change = speedup(source.seconds, timing.seconds)
+    change = estimate_speedup(source.seconds, timing.seconds)
     if change.low <= 1:
         provider = timing.session.placement.got.removesuffix("ExecutionProvider")
         outcome = "slower" if change.high < 1 else "not shown to be faster"

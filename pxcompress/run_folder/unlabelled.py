@@ -23,7 +23,7 @@ from pxcompress.errors import InputError
 from pxcompress.notes import Note
 from pxcompress.run_folder import ledger
 from pxcompress.run_folder.answers import Question
-from pxcompress.run_folder.certificate import predict_samples, task_of
+from pxcompress.run_folder.certificate import predict_samples, read_shared_metadata
 
 BY_ANSWER = "the dense model's answer"
 """The group of a test for every class by itself: no label tells the classes of images on which all models agree."""
@@ -61,7 +61,7 @@ class ModelAnswers:
 
 def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> ModelAnswers:
     """What `files` answer on the images of `unlabelled`, in its groups; nothing is asked for yet."""
-    preprocessing, classes = task_of(list(files.values()))
+    preprocessing, classes = read_shared_metadata(list(files.values()))
     note("reading the images ...")
     reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
     first = np.sort(np.unique(np.array(reading.digests), return_index=True)[1])  # copies are no independent samples

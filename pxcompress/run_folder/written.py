@@ -55,7 +55,7 @@ def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) 
     """Write recipe, plan, scores, slim weights and both ONNX files; `ParityError` where ONNX Runtime disagrees."""
     dense = export_dense(folder / DENSE, recipe, workload)
     small = export_slim(folder / SLIM, recipe, workload, slim)
-    return describe(folder, recipe, workload, slim, (dense, small))
+    return write_beside_onnx(folder, recipe, workload, slim, (dense, small))
 
 
 def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
@@ -83,10 +83,10 @@ def _export(model: nn.Module, path: Path, facts: dict[str, str], recipe: Recipe,
     return backend.export(model, workload.splits.example, path, facts, batch=recipe.onnx_batch, output_name=name)
 
 
-def describe(
+def write_beside_onnx(
     folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, artifacts: tuple[Artifact, Artifact]
 ) -> Files:
-    """Write recipe, plan, scores and slim weights beside the `exported` dense and slim ONNX files, and check parity."""
+    """Write recipe, plan, scores and slim weights beside the dense and slim ONNX files, and check parity."""
     dense, small = artifacts
     (folder / RECIPE).write_text(recipe.to_json())
     (folder / PLAN).write_text(_plan(slim))

@@ -148,18 +148,18 @@ def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list
     With ridge 0 it is the one by which all other features predict each best, as a share of its variance.
     """
     key = features.numpy().tobytes(), ridge
-    if key not in input_moments.solved:
+    if key not in input_moments.solutions:
         pairs = [
             (_part(fit.covariance, features), _part(check.around(fit.mean), features))
             for fit, check in input_moments.folds or ((input_moments.whole, input_moments.whole),)
         ]
         best = ridge or choose_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
         inverses = [regularised_inverse(covariance, best) for covariance, _ in pairs]
-        input_moments.solved[key] = [
+        input_moments.solutions[key] = [
             (inverse, inverse @ other_covariance @ inverse)
             for inverse, (_, other_covariance) in zip(inverses, pairs, strict=True)
         ]
-    return input_moments.solved[key]
+    return input_moments.solutions[key]
 
 
 def _error_of_each(covariance: Tensor, other_covariance: Tensor, ridge: float) -> float:

@@ -42,7 +42,7 @@ class Workbench:
     def of(
         cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe, task: Task
     ) -> Workbench:
-        """For choices around `recipe`; `parts` are the roles score, repair and select. Raises `BudgetError`."""
+        """Prepare a search around `recipe`; `parts` has batches for score, repair, select. Raises `BudgetError`."""
         scored = price_groups(model, example, Run(recipe, parts))
         return cls(scored, {role: MomentCache(part, model) for role, part in parts.items()}, task)
 
@@ -63,7 +63,7 @@ def prune_at(bench: Workbench, recipe: Recipe) -> PruneResult:
     """What `run` would ship: pruned physically to the recipe's ratio, then repaired."""
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):
-        return cut(scored, plan_at(scored, scored.ratio, recipe), Run(recipe, bench.parts).unheard())
+        return cut(scored, plan_at(scored, scored.ratio, recipe), Run(recipe, bench.parts).without_progress())
 
 
 def shipped_quality(bench: Workbench, recipe: Recipe) -> float:

@@ -24,7 +24,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.report.figures import render_figure
 from pxcompress.report.pages import Picture, render
-from pxcompress.report.summary import format_percent, wilson
+from pxcompress.report.summary import format_percent, wilson_interval
 from pxcompress.search.objectives import Workbench
 from pxcompress.search.space import Space, Value, make_pxp_space, make_space
 from pxcompress.search.study import SearchPlan, load_optuna, open_storage, open_study, work
@@ -136,7 +136,7 @@ def _make_result(study: Study, space: Space, bench: Workbench, samples: int) -> 
         f"{states.count(TrialState.FAIL)} failed, on {samples} images of select; dense {format_percent(bench.dense)}",
         f"trials are repaired by {', '.join(space.recipe.repair) or 'nothing'}; `run` measures the best one on test",
     ]
-    if default and wilson(default.value, samples).high > best_choice.value:
+    if default and wilson_interval(default.value, samples).high > best_choice.value:
         notes.append(
             f"{100 * (best_choice.value - default.value):.2f} points over the default lie within the noise of select"
         )

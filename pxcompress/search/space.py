@@ -18,7 +18,7 @@ Values = Mapping[str, Value]
 """Parameter name -> what is chosen."""
 
 DEPTHS = PARTS[1:]
-"""Parts that have a rule in every composite."""
+"""Parts of a network, by depth, that have a rule in every composite."""
 
 SMALLEST = 1e-6
 """Where a logarithmic range whose lower end is 0 starts, as a share of its upper end."""
@@ -90,7 +90,7 @@ class Space:
         return {each.name: values.get(each.name, each.default) for each in self.parameters}
 
     def starts(self) -> list[dict[str, Value]]:
-        """What every search begins with: the recipe's own choice, and the named composites of `PXP_RULES`."""
+        """Trials that every search starts with: the recipe's own choice, and the named composites of `PXP_RULES`."""
         scorer = self._scorer if _has_rules(self._scorer) else AUTO_SCORERS[0]
         starts = [self.defaults]
         for text in COMPOSITES.values():

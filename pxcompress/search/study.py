@@ -104,7 +104,7 @@ def open_study(storage: BaseStorage, space: Space, plan: SearchPlan) -> Study:
 
 
 def work(study: Study, space: Space, plan: SearchPlan, bench: Workbench, note: Note) -> None:
-    """Do trials until there are as many as planned, over all workers."""
+    """Run trials until all workers together have run as many as planned."""
     for values in space.starts():
         study.enqueue_trial(values, skip_if_exists=True)
     if len(study.get_trials(deepcopy=False, states=DONE)) >= plan.trials:

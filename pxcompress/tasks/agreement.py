@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pxcompress.proof import Metric
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.task import Outputs, Task, kl_divergence, real
+from pxcompress.tasks.task import Outputs, Task, kl_divergence, list_float_outputs
 
 
 @TASKS.register("agreement")
@@ -25,15 +25,19 @@ class Agreement(Task):
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """1 for the same place of the largest value, else 0; of other outputs 1 less the normalised error."""
-        values = real(outputs)
+        values = list_float_outputs(outputs)
         if _are_logits(values):
-            return (values[0].argmax(1) == real(dense)[0].argmax(1)).double()
+            return (values[0].argmax(1) == list_float_outputs(dense)[0].argmax(1)).double()
         return super().agreement(outputs, dense)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """KL divergence of the softmax of one output (n, k), of others the normalised error."""
-        values = real(outputs)
-        return kl_divergence(values[0], real(dense)[0]) if _are_logits(values) else super().divergence(outputs, dense)
+        values = list_float_outputs(outputs)
+        return (
+            kl_divergence(values[0], list_float_outputs(dense)[0])
+            if _are_logits(values)
+            else super().divergence(outputs, dense)
+        )
 
 
 def _are_logits(values: list[Tensor]) -> bool:

@@ -68,7 +68,7 @@ def task_text(task: Task) -> str:
 
 
 def layout_of(task: Task | None, data: str) -> Layout | None:
-    """The layout that a folder is read in for a task which needs no targets; None: as it is."""
+    """The layout "unlabelled" for a folder whose targets the task does not need; None: the folder's own layout."""
     return "unlabelled" if task is not None and "unlabelled" in task.layouts and Path(data).is_dir() else None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pxcompress.proof import Metric
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.task import Outputs, Task, kl_divergence, single
+from pxcompress.tasks.task import Outputs, Task, kl_divergence, pick_output
 
 
 @TASKS.register("classification")
@@ -45,4 +45,4 @@ class Classification(Task):
 
 
 def _logits(outputs: Outputs) -> Tensor:
-    return single(outputs, "logits", 2, "logits (n, classes)")
+    return pick_output(outputs, "logits", 2, "logits (n, classes)")

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.task import Layout, Outputs, Task, single
+from pxcompress.tasks.task import Layout, Outputs, Task, pick_output
 
 
 @TASKS.register("embedding")
@@ -66,4 +66,4 @@ class Embedding(Task):
         value = outputs.get(self.output)
         if value is not None and value.dim() == 4:
             return value.mean((2, 3))
-        return single(outputs, self.output, 2, "embeddings (n, features)")
+        return pick_output(outputs, self.output, 2, "embeddings (n, features)")

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.task import Outputs, Task, single
+from pxcompress.tasks.task import Outputs, Task, pick_output
 
 
 @TASKS.register("multi-label")
@@ -68,4 +68,4 @@ class MultiLabel(Task):
 
 
 def _logits(outputs: Outputs) -> Tensor:
-    return single(outputs, "logits", 2, "logits (n, classes)")
+    return pick_output(outputs, "logits", 2, "logits (n, classes)")

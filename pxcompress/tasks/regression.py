@@ -11,7 +11,7 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.task import Outputs, Task, real
+from pxcompress.tasks.task import Outputs, Task, list_float_outputs
 
 
 @TASKS.register("regression")
@@ -46,5 +46,5 @@ class Regression(Task):
             raise InputError(f"the data have {given} numbers a sample, the model returns {returned}; give as many")
 
     def _numbers(self, outputs: Outputs) -> Tensor:
-        values = outputs[self.output] if self.output in outputs else real(outputs)[0]
+        values = outputs[self.output] if self.output in outputs else list_float_outputs(outputs)[0]
         return values.reshape(len(values), -1)

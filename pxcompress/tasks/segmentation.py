@@ -12,7 +12,7 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.task import Outputs, Task, single
+from pxcompress.tasks.task import Outputs, Task, pick_output
 
 
 @TASKS.register("segmentation")
@@ -70,7 +70,7 @@ class Segmentation(Task):
             )
 
     def _map(self, outputs: Outputs) -> Tensor:
-        return single(outputs, self.output, 4, "a map (n, classes, height, width)")
+        return pick_output(outputs, self.output, 4, "a map (n, classes, height, width)")
 
     def _count(self, outputs: Outputs) -> int:
         return max(2, self._map(outputs).shape[1])

@@ -47,7 +47,7 @@ class Task:
         By default the largest value along axis 1 at every position, as a mean, summed over all outputs.
         """
         samples = len(next(iter(outputs.values())))
-        largest = [(value if value.dim() > 1 else value[:, None]).amax(1) for value in real(outputs)]
+        largest = [(value if value.dim() > 1 else value[:, None]).amax(1) for value in list_float_outputs(outputs)]
         return torch.stack([value.reshape(samples, -1).mean(1) for value in largest]).sum(0)
 
     def class_outputs(self, outputs: Outputs) -> Tensor | None:
@@ -62,7 +62,7 @@ class Task:
         return self.agreement(outputs, dense)[:, None]
 
     def complete(self, statistics: Tensor) -> Tensor:
-        """Statistics (n, t) of samples beside each other, from those (n, s) of all; by default the same."""
+        """Statistics (n, t) after samples were compared with each other, from (n, s) of each; by default unchanged."""
         return statistics
 
     def quality(self, statistics: Tensor) -> float:
@@ -78,7 +78,7 @@ class Task:
 
         By default the squared error as a share of the dense outputs' variance, as a mean over the outputs.
         """
-        pairs = zip(real(outputs), real(dense), strict=True)
+        pairs = zip(list_float_outputs(outputs), list_float_outputs(dense), strict=True)
         return torch.stack([relative_errors(value, reference) for value, reference in pairs]).mean(0)
 
     def loss(self, statistics: Tensor) -> Tensor:
@@ -89,14 +89,16 @@ class Task:
         """Raise `InputError` where targets do not fit what the model returns."""
 
 
-def real(outputs: Outputs) -> list[Tensor]:
-    """The outputs that are floating-point numbers."""
+def list_float_outputs(outputs: Outputs) -> list[Tensor]:
+    """The outputs whose values are floating-point numbers."""
     return [value for value in outputs.values() if is_real(value)]
 
 
-def single(outputs: Outputs, name: str, dim: int, expected: str) -> Tensor:
+def pick_output(outputs: Outputs, name: str, dim: int, expected: str) -> Tensor:
     """The output `name`, or else the first with `dim` axes. Raises `InputError` where there is none."""
-    candidates = [outputs[name]] if name in outputs else [value for value in real(outputs) if value.dim() == dim]
+    candidates = (
+        [outputs[name]] if name in outputs else [value for value in list_float_outputs(outputs) if value.dim() == dim]
+    )
     if not candidates or candidates[0].dim() != dim:
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in outputs.items())
         raise InputError(f"the model returns {shapes}; expected {expected}")

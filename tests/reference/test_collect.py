@@ -162,7 +162,7 @@ def test_backward_passes_take_a_few_samples_at_a_time(small: Subject, monkeypatc
 
     batches = batches_of(small.inputs, 4)
     whole = collect(small.model, small.groups, batches, STATISTICS["relevance"], STARTS["label"])
-    monkeypatch.setattr("pxcompress.passes.parts.AT_ONCE", 3 * small.inputs[0].numel())
+    monkeypatch.setattr("pxcompress.passes.parts.NUMBERS_AT_ONCE", 3 * small.inputs[0].numel())
     parts = collect(small.model, small.groups, batches, STATISTICS["relevance"], start)
     assert seen == [size for inputs, _ in batches for size in map(len, inputs.split(3))]
     assert max(seen) == 3

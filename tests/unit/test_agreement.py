@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pxcompress import agreement, compress_module
 from pxcompress.agreement import DenseOutputs
-from pxcompress.passes.parts import HELD_OUT, NEIGHBOURS, HeldOut
+from pxcompress.passes.parts import HELD_OUT_EVERY, RUN_LENGTH, HeldOut
 from pxcompress.repair.fold import Fold
 from pxcompress.repair.least_squares import LeastSquares
 from pxcompress.state import seeded
@@ -50,8 +50,8 @@ def test_held_out_samples_are_a_sixth_and_no_others() -> None:
     batches = batches_of(inputs, 7)
     held, fit = (torch.cat([part for part, _ in HeldOut(batches, others)]).flatten() for others in (False, True))
     assert sorted([*held.tolist(), *fit.tolist()]) == list(range(100))
-    assert len(held) == NEIGHBOURS * (100 // (NEIGHBOURS * HELD_OUT))
-    assert all(int(number) // NEIGHBOURS % HELD_OUT == HELD_OUT - 1 for number in held)
+    assert len(held) == RUN_LENGTH * (100 // (RUN_LENGTH * HELD_OUT_EVERY))
+    assert all(int(number) // RUN_LENGTH % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for number in held)
 
 
 def _spoilt(repair: type) -> object:

@@ -53,7 +53,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", ["conv1d", "flatten_cnn", "densenet"])
 def test_moments_are_those_of_the_dense_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one batch, where every layer sees what the ones before it make of it once they are changed."""
-    monkeypatch.setattr(matching, "LARGEST", 1e6)
+    monkeypatch.setattr(matching, "LARGEST_SCALE", 1e6)
     subject = subject_named(name)
     inputs = _unlike_training(subject)
     pruned = BatchNormStatistics()(_pruned(subject), batches_of(inputs, 32))

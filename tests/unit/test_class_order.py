@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pxcompress.data import Source, in_order_of, open_source
+from pxcompress.data import Source, match_class_order, open_source
 from pxcompress.models.loading import Architecture, Loaded
 from pxcompress.types import Preprocessing
 
@@ -71,7 +71,7 @@ def test_classes_are_numbered_as_the_outputs_are(
     data: Source, order: Sequence[str], names: Sequence[str], classes: Sequence[str], words: str
 ) -> None:
     model = loaded(order, names)
-    source = in_order_of(data, model)
+    source = match_class_order(data, model)
     assert source.classes == tuple(classes)
     assert right(source, model.model) > 0.95
     assert any(words in note for note in source.notes)
@@ -79,13 +79,13 @@ def test_classes_are_numbered_as_the_outputs_are(
 
 
 def test_names_in_the_data_s_own_order_say_nothing(data: Source) -> None:
-    assert in_order_of(data, loaded(BY_CODE, BY_CODE)) is data
+    assert match_class_order(data, loaded(BY_CODE, BY_CODE)) is data
 
 
 def test_what_cannot_be_told_is_a_warning(data: Source) -> None:
     model = loaded(AS_TIMM)
     model.model.shades.fill_(0.5)  # always the first output
-    source = in_order_of(data, model)
+    source = match_class_order(data, model)
     assert source.classes == BY_CODE
     assert source.notes[-1].startswith("THE ORDER OF THE CLASSES IS NOT KNOWN, code point is taken")
 
@@ -97,4 +97,4 @@ def test_one_order_needs_no_trial(tmp_path: Path, data: Source) -> None:
             Image.new("RGB", (4, 4), (index, 0, 0)).save(tmp_path / name / f"{index}.png")
     source = open_source(str(tmp_path))
     assert source.other_order == ()
-    assert in_order_of(source, loaded(AS_TIMM)) is source
+    assert match_class_order(source, loaded(AS_TIMM)) is source

@@ -191,7 +191,7 @@ def test_a_run_says_what_its_price_leaves_out() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), _Fourier(), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(144, 5)).eval()
     clock = Clock(silent)
     price_groups(model, inputs[:1], Run(Recipe("mine", 0.1, round_to=1), {}, clock))
-    assert clock.remarks == ["_fft_r2c, in 1, counts as 0 MACs: nothing is known of what it multiplies"]
+    assert clock.notes == ["_fft_r2c, in 1, counts as 0 MACs: nothing is known of what it multiplies"]
 
 
 def test_attention_by_hand() -> None:

@@ -34,16 +34,16 @@ def test_everything_is_tried_and_what_fails_comes_with_advice(px: Px) -> None:
         "model hub",
         "several processes",
     } <= found.keys()
-    assert "onnxruntime-gpu" in found["packages"]["found"]
-    assert found["packages"]["found"].count("pytest") == 0  # only what the tool itself needs
+    assert "onnxruntime-gpu" in found["packages"]["result"]
+    assert found["packages"]["result"].count("pytest") == 0  # only what the tool itself needs
     assert found["model hub"] == {
         "what": "model hub",
         "works": False,
-        "found": "HF_HUB_OFFLINE is set",
+        "result": "HF_HUB_OFFLINE is set",
         "advice": "give weights with --checkpoint or --model local-dir:PATH",
     }
     for each in found.values():
-        assert "\n" not in each["found"]
+        assert "\n" not in each["result"]
         assert each["advice"] or each["works"] is not False or each["what"] == "NVIDIA driver"
 
 
@@ -71,12 +71,12 @@ def test_advice_fits_the_reason(reason: str, advice: str) -> None:
 
 
 def test_a_library_is_found_as_a_package_or_on_the_system() -> None:
-    assert doctor._find_library("it", "onnx", "libnothing.so.1").found.startswith("onnx ")
+    assert doctor._find_library("it", "onnx", "libnothing.so.1").result.startswith("onnx ")
     system = doctor._find_library("it", "no-such-package", "libc.so.6")
-    assert (system.works, system.found) == (True, "libc.so.6 of this system")
+    assert (system.works, system.result) == (True, "libc.so.6 of this system")
     missing = doctor._find_library("it", "no-such-package", "libnothing.so.1")
     assert missing.works is False
-    assert "libnothing.so.1" in missing.found
+    assert "libnothing.so.1" in missing.result
     assert "pip install" in missing.advice
 
 
@@ -105,7 +105,7 @@ def test_a_provider_from_a_package_is_found_and_told(monkeypatch: pytest.MonkeyP
         assert "\n" not in plugin.failure
         lines = {each.what: each for each in doctor._list_plugins()}
         assert lines["onnxruntime-ep-nothing of unknown version"].works is False
-        assert "CPU (onnxruntime" in lines["built-in providers"].found
+        assert "CPU (onnxruntime" in lines["built-in providers"].result
     finally:
         plugins.find_plugins.cache_clear()
 
@@ -119,7 +119,7 @@ def test_a_cache_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "new"))
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "kept").write_bytes(bytes(200_000_000))
-    assert ", 0.2 GB kept" in next(iter(doctor._check_folders())).found
+    assert ", 0.2 GB kept" in next(iter(doctor._check_folders())).result
 
 
 def test_a_hub_that_does_not_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,5 +127,5 @@ def test_a_hub_that_does_not_answer_is_found(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     (found,) = doctor._try_hub()
     assert found.works is False
-    assert "127.0.0.1:1" in found.found
+    assert "127.0.0.1:1" in found.result
     assert found.advice

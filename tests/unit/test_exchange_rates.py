@@ -9,7 +9,7 @@ import torch
 from models import batches_of
 from torch import Tensor, nn
 
-from pxcompress.exchange_rates import SPREAD, at_rates, with_measured_rates
+from pxcompress.exchange_rates import LARGEST_SPREAD, at_rates, with_measured_rates
 from pxcompress.graph import find_groups
 from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import spread_samples
@@ -65,7 +65,7 @@ def test_no_rate_is_far_from_the_others() -> None:
     batches = batches_of(inputs, 16)
     (rated,) = with_measured_rates([scored], [], batches, batches, None)
     rates = [float(rated.scores[name].sum() / scored.scores[name].sum()) for name in scored.scores]
-    assert max(rates) / min(rates) <= SPREAD**2 * 1.01
+    assert max(rates) / min(rates) <= LARGEST_SPREAD**2 * 1.01
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 30])

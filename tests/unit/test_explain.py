@@ -29,7 +29,7 @@ from pxcompress.pipeline import compress
 from pxcompress.recipe import Recipe
 from pxcompress.report import to_html
 from pxcompress.report.build import check_files, read_report, sha256_of
-from pxcompress.report.explanation import MARKED, format_explanation
+from pxcompress.report.explanation import TARGET_COLOUR, format_explanation
 from pxcompress.report.heatmap_figures import draw_line
 from pxcompress.run_folder.saved import load_pruned
 from pxcompress.state import seeded
@@ -100,7 +100,7 @@ def test_it_writes_page_record_and_figures(px: Px, folder: Path) -> None:
     record = json.loads((folder / "explain.json").read_text())
     cases = record["cases"]
     assert record["composite"] == "gamma"  # the scorer's
-    rows = {row["kind"]: row for row in record["alike"]}
+    rows = {row["kind"]: row for row in record["similarity"]}
     assert rows["all"]["samples"] == 20 == sum(row["samples"] for kind, row in rows.items() if kind != "all")
     files = sorted(path.name for path in (folder / "explain").iterdir())
     assert files == sorted(f"case-{n:02d}.{kind}" for n in range(1, len(cases) + 1) for kind in ("png", "svg"))
@@ -172,7 +172,7 @@ def test_pruned_relevance(made: Path) -> None:
     plain = explain(made, request=ExplanationRequest(samples=6))
     assert given.share == 0.3
     assert bool(chosen.notes) == (chosen.share == 0)  # it says so where nothing is pruned
-    assert given.alike[0].gini_dense > plain.alike[0].gini_dense
+    assert given.similarity[0].gini_dense > plain.similarity[0].gini_dense
 
 
 def test_data_that_moved(px: Px, folder: Path, images: Path, tmp_path: Path) -> None:
@@ -251,10 +251,15 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sequences_are_lines_of_letters(sequences: Path) -> None:
     found = explain(sequences, request=ExplanationRequest(samples=20))
-    assert found.placed is not None
-    assert found.placed.samples == 20
-    assert found.placed.covered == pytest.approx(0.1)  # two motifs of 10 letters among 200
-    places = (found.placed.mass_dense, found.placed.mass_pruned, found.placed.rank_dense, found.placed.rank_pruned)
+    assert found.target_relevance is not None
+    assert found.target_relevance.samples == 20
+    assert found.target_relevance.covered == pytest.approx(0.1)  # two motifs of 10 letters among 200
+    places = (
+        found.target_relevance.mass_dense,
+        found.target_relevance.mass_pruned,
+        found.target_relevance.rank_dense,
+        found.target_relevance.rank_pruned,
+    )
     assert all(0 <= each <= 1 for each in places)
     for case in found.cases:
         sample = case.sample.split("/")
@@ -284,4 +289,4 @@ def test_numbers_are_shades_of_grey() -> None:
     assert _color_line(values, None, "")[:, 0].tolist() == [0, 64, 255]
     assert _color_line(torch.tensor([3.0, 3.0]), None, "").tolist() == [[0, 0, 0]] * 2
     marked = _color_line(values, np.array([True, False, False]), "ACG").tolist()
-    assert marked == [list(MARKED), [255] * 3, [255] * 3]
+    assert marked == [list(TARGET_COLOUR), [255] * 3, [255] * 3]

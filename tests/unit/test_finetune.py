@@ -312,16 +312,16 @@ def test_it_comes_after_the_closed_form_repairs() -> None:
 
 @pytest.mark.parametrize("pool", [1, 10, 1024])
 def test_every_epoch_has_all_samples_in_a_new_order(pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shuffled, "POOL", pool)
+    monkeypatch.setattr(shuffled, "SHUFFLE_POOL", pool)
     batches = [(torch.arange(start, start + 5)[:, None], torch.arange(start, start + 5)) for start in range(0, 25, 5)]
     feed = shuffled.ShuffledBatches(batches, 25, 4, 0)
-    drawn = list(islice(feed.after(0), 18))  # three epochs of six
+    drawn = list(islice(feed.iterate_from(0), 18))  # three epochs of six
     assert all(len(labels) == 4 and torch.equal(inputs[:, 0], labels) for inputs, labels in drawn)
     epochs = [torch.cat([labels for _, labels in drawn[start : start + 6]]).tolist() for start in (0, 6, 12)]
     assert all(len(set(epoch)) == 24 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     for taken in (1, 6, 8):
-        later = list(islice(feed.after(taken), 18 - taken))
+        later = list(islice(feed.iterate_from(taken), 18 - taken))
         assert all(torch.equal(one[1], other[1]) for one, other in zip(later, drawn[taken:], strict=True))
 
 
@@ -362,7 +362,9 @@ def test_an_interrupted_training_goes_on(
     """Within an epoch and between two; bit by bit as if nothing had happened, and without doing it all again."""
     start, batches, held_out, options = case
     text = f"steps=16,batch_size=8,accumulate=2,{options}"
-    monkeypatch.setattr(shuffled, "POOL", 10)  # batches are read while training goes on, not all before the first step
+    monkeypatch.setattr(
+        shuffled, "SHUFFLE_POOL", 10
+    )  # batches are read while training goes on, not all before the first step
     expected, resumed = start(), start()
     every = Counted(expected.model)
     tuned(text, expected, batches, held_out)

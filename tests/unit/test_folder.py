@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pxcompress.data import load_splits, open_source, restrict_classes
-from pxcompress.data.samples import SPARE, Source
+from pxcompress.data.samples import MIN_HELD_OUT_TO_SPLIT, Source
 from pxcompress.errors import DataError
 from pxcompress.types import Preprocessing
 
@@ -165,7 +165,7 @@ def test_calibration_images_that_are_all_alike_are_said(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("large")
-    for seed, (half, count) in enumerate((("train", 20), ("val", SPARE // 2))):
+    for seed, (half, count) in enumerate((("train", 20), ("val", MIN_HELD_OUT_TO_SPLIT // 2))):
         for number, name in enumerate(("cat", "dog")):
             write(place / half / name, count, 10 * seed + number)
     return place
@@ -180,7 +180,7 @@ def halves(source: Source) -> dict[str, set[str]]:
 
 def test_select_is_held_out_where_there_are_enough(large: Path) -> None:
     source = open_source(str(large))
-    assert len(source.select) == SPARE // 5
+    assert len(source.select) == MIN_HELD_OUT_TO_SPLIT // 5
     assert len(source.train) == 40
     assert halves(source) == {role: {"train" if role in ("score", "repair") else "val"} for role in ROLES}
     assert load_splits(source, SMALL).notes == ()
@@ -202,9 +202,9 @@ def test_data_in_one_piece_need_no_such_note(large: Path) -> None:
 def test_a_task_cuts_select_from_where_it_came_from(tmp_path: Path, large: Path) -> None:
     shutil.copytree(large, tmp_path / "data", copy_function=os.link)
     write(tmp_path / "data/train/eel", 20, 77)
-    write(tmp_path / "data/val/eel", SPARE // 2, 78)
+    write(tmp_path / "data/val/eel", MIN_HELD_OUT_TO_SPLIT // 2, 78)
     task = restrict_classes(open_source(str(tmp_path / "data")), ("eel", "cat"))
-    assert len(task.select) == SPARE // 5
+    assert len(task.select) == MIN_HELD_OUT_TO_SPLIT // 5
     assert halves(task) == {role: {"train" if role in ("score", "repair") else "val"} for role in ROLES}
 
 

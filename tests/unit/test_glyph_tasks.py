@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pxcompress.data import EMBEDDED, Source, load_splits, open_source
 from pxcompress.demo import baseline
 from pxcompress.demo.baseline import Problem, train_baseline
-from pxcompress.demo.glyph_tasks import COUNTS, KINDS, LABELS, SCENE, scene, scenes
+from pxcompress.demo.glyph_tasks import COUNT_NAMES, KINDS, LABELS, SCENE_SIDE, scene, scenes
 from pxcompress.demo.glyphs import CLASSES
 from pxcompress.demo.losses import Loss, loss_for
 from pxcompress.demo.nets import UNet, scene_cnn, scene_vit
@@ -92,7 +92,7 @@ def test_scenes_show_each_character_where_the_mask_says() -> None:
     kinds = tuple(KINDS.values())
     for seed in range(30):
         image, owners, shown = scene(kinds, np.random.default_rng(seed))
-        assert image.shape == (SCENE, SCENE, 3)
+        assert image.shape == (SCENE_SIDE, SCENE_SIDE, 3)
         assert 1 <= len(shown) <= 4
         for number in range(1, len(shown) + 1):
             mask = owners == number
@@ -119,7 +119,7 @@ def test_targets_say_what_is_shown() -> None:
     _, _, characters = scenes("train", 48, LABELS)
     for index, row in enumerate(characters.tolist()):
         assert labels.train.targets(index, None, None).tolist() == [float(each in row) for each in LABELS]
-    assert (masks.classes, counts.classes, labels.classes) == (("background", *KINDS), COUNTS, LABELS)
+    assert (masks.classes, counts.classes, labels.classes) == (("background", *KINDS), COUNT_NAMES, LABELS)
 
 
 def test_identities_to_be_found_again_are_not_trained_on() -> None:
@@ -131,8 +131,8 @@ def test_identities_to_be_found_again_are_not_trained_on() -> None:
 
 def test_masks_are_resized_as_images_are() -> None:
     source = open_source("glyph-masks" + TINY)
-    small, large = batch_of(source)[1], batch_of(source, 2 * SCENE)[1]
-    assert large.shape[1:] == (2 * SCENE, 2 * SCENE)
+    small, large = batch_of(source)[1], batch_of(source, 2 * SCENE_SIDE)[1]
+    assert large.shape[1:] == (2 * SCENE_SIDE, 2 * SCENE_SIDE)
     assert (large[:, ::2, ::2] == small).double().mean() > 0.95
 
 
@@ -174,8 +174,8 @@ def test_same_seed_same_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_nets_have_an_output_for_what_they_are_asked() -> None:
-    images = torch.zeros(2, 3, SCENE, SCENE)
-    assert UNet(5).eval()(images).shape == (2, 5, SCENE, SCENE)
+    images = torch.zeros(2, 3, SCENE_SIDE, SCENE_SIDE)
+    assert UNet(5).eval()(images).shape == (2, 5, SCENE_SIDE, SCENE_SIDE)
     assert scene_cnn(2).eval()(images).shape == (2, 2)
     assert scene_vit(10).eval()(images).shape == (2, 10)
 

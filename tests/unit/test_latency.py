@@ -112,7 +112,7 @@ def test_on_a_gpu_widths_are_what_its_tensor_cores_take(
 
 def test_on_a_gpu_an_operator_is_timed_in_steps_of_both_widths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(latency, "_copies", lambda operator: (latency.NOTHING, latency.NOTHING))
+    monkeypatch.setattr(latency, "_copies", lambda operator: (latency.EMPTY_OPERATOR, latency.EMPTY_OPERATOR))
     asked = []
 
     def call(self: OperatorTimes, operator: Operator) -> float:

@@ -18,7 +18,7 @@ from pxcompress.cost import count as cost
 from pxcompress.deploy import measure, runtime, stopwatch
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment as environment_of
-from pxcompress.deploy.intervals import guesses, noise, paired, speedup
+from pxcompress.deploy.intervals import estimate_speedup, is_chance_level, measure_noise, newcombe_interval
 from pxcompress.deploy.predictions import predictions, torch_quality
 from pxcompress.deploy.profile import operator_shares
 from pxcompress.errors import DataError, InputError, ResultError
@@ -121,7 +121,7 @@ def test_latency_is_in_milliseconds() -> None:
 
 def test_speedup_cancels_drift() -> None:
     drift = np.linspace(1, 3, 200) + np.repeat(np.random.default_rng(0).random(20), 10)
-    assert speedup(2 * drift, drift) == Speedup(2.0, 2.0, 2.0)
+    assert estimate_speedup(2 * drift, drift) == Speedup(2.0, 2.0, 2.0)
 
 
 def test_speedup_interval_covers_what_is_true() -> None:
@@ -129,10 +129,10 @@ def test_speedup_interval_covers_what_is_true() -> None:
     for seed in range(60):
         noise = np.random.default_rng(seed).lognormal(0, 0.2, (2, 200))
         for true in covered:
-            change = speedup(true * noise[0], noise[1])
+            change = estimate_speedup(true * noise[0], noise[1])
             covered[true] += change.low <= true <= change.high
     assert min(covered.values()) >= 0.85 * 60
-    assert speedup(1.3 * noise[0], noise[1]).low > 1.0
+    assert estimate_speedup(1.3 * noise[0], noise[1]).low > 1.0
 
 
 @pytest.mark.parametrize("runs", [6, 12, 30])
@@ -141,13 +141,13 @@ def test_few_runs_that_depend_on_each_other_do_not_make_a_narrow_interval(runs: 
     rng, covered, turn = np.random.default_rng(runs), 0, runs // stopwatch.LEAST
     for _ in range(200):
         luck = np.repeat(rng.lognormal(0, 0.05, (2, stopwatch.LEAST)), turn, axis=1)
-        change = speedup(*(luck * rng.lognormal(0, 0.1, (2, runs))))
+        change = estimate_speedup(*(luck * rng.lognormal(0, 0.1, (2, runs))))
         covered += change.low <= 1 <= change.high
     assert covered >= 0.93 * 200
 
 
 def test_runs_too_few_for_an_interval_give_their_extremes() -> None:
-    change = speedup(np.array([2.0, 3.0, 4.0]), np.array([1.0, 1.0, 2.0]))
+    change = estimate_speedup(np.array([2.0, 3.0, 4.0]), np.array([1.0, 1.0, 2.0]))
     assert change == Speedup(3.0, 1.0, 4.0)
 
 
@@ -168,21 +168,21 @@ def test_intervals_are_not_shown_narrower_than_they_are(low: float, high: float,
     ("right", "classes", "chance"), [(10, 10, True), (30, 10, False), (1, 40, True), (55, 2, True)]
 )
 def test_what_cannot_be_told_from_guessing(right: int, classes: int, chance: bool) -> None:
-    assert guesses(right / 100, 100, classes) is chance
+    assert is_chance_level(right / 100, 100, classes) is chance
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(1e-4, 1), st.floats(1e-4, 1)), min_size=1, max_size=60))
 def test_speedup_interval_holds_the_ratio(pairs: list[tuple[float, float]]) -> None:
     dense, pruned = np.array(pairs).T
-    change = speedup(dense, pruned)
+    change = estimate_speedup(dense, pruned)
     assert 0 < change.low <= change.ratio <= change.high
-    assert change == speedup(dense, pruned)
+    assert change == estimate_speedup(dense, pruned)
 
 
 def test_speedup_wants_pairs() -> None:
     with pytest.raises(ValueError, match="3 dense and 2 pruned"):
-        speedup(np.ones(3), np.ones(2))
+        estimate_speedup(np.ones(3), np.ones(2))
 
 
 def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> None:
@@ -234,7 +234,7 @@ def test_a_profile_of_launches_is_none_of_operators(wide_cnn: Exported) -> None:
 
 @pytest.mark.parametrize(("milliseconds", "share"), [((9, 10, 10, 10, 10), 0.0), ((7, 9, 10, 16, 99), 0.6)])
 def test_noise_reaches_to_the_farther_quartile(milliseconds: tuple[float, ...], share: float) -> None:
-    assert noise(np.array(milliseconds) / 1e3) == pytest.approx(share)
+    assert measure_noise(np.array(milliseconds) / 1e3) == pytest.approx(share)
 
 
 def test_what_cannot_be_measured_is_refused(
@@ -267,7 +267,7 @@ def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Compari
     )
     changes = (ClassChange("a", 500, 495, 494, 492),)
     pruned = replace(dense, quality=Estimate(0.988, 0.97, 0.99), macs=100, onnx_bytes=100)
-    lost = paired(495, 494, 492, 500)
+    lost = newcombe_interval(495, 494, 492, 500)
     return Comparison(
         dense,
         pruned,

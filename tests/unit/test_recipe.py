@@ -124,7 +124,7 @@ def test_no_two_parts_have_a_field_of_one_name() -> None:
     """Each field is one option and one key; a second one of its name would replace it in silence."""
     names = [field.name for part in (*PARTS, Bench, Guarantee) for field in dataclasses.fields(part)]
     assert len(names) == len(set(names))
-    own = {"bench", "guarantee"}
+    own = {"against", "bench", "guarantee"}
     assert {field.name for field in dataclasses.fields(Recipe)} == {n for p in PARTS for n in _names(p)} | own
 
 

@@ -57,7 +57,7 @@ from pxcompress.report.summary import (
     format_command,
     format_count,
     format_milliseconds,
-    wilson,
+    wilson_interval,
     write_headline,
 )
 from pxcompress.report.table import format_bench
@@ -75,7 +75,7 @@ VOID = {"meta", "wbr", "br", "hr", "img", "input", "link"}
 
 
 def measurement(top1: float, p50: float, cost: int) -> Measurement:
-    interval = wilson(top1, 400)
+    interval = wilson_interval(top1, 400)
     quality = Estimate(top1, interval.low, interval.high)
     return Measurement(
         quality, 400, 1000 * cost, 2_000_000 * cost, 5000 * cost, latency(p50), 1000 / p50, 1, "CPUExecutionProvider"
@@ -525,7 +525,7 @@ def test_the_page_draws_how_calls_are_distributed_on_one_scale() -> None:
 
 @pytest.mark.parametrize(("right", "samples", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)])
 def test_wilson_interval_is_that_of_newcombe_1998_table_1(right: int, samples: int, low: float, high: float) -> None:
-    interval = wilson(right / samples, samples)
+    interval = wilson_interval(right / samples, samples)
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -566,7 +566,7 @@ def test_a_paired_interval_holds_the_truth_as_often_as_it_says_and_is_narrower()
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_interval_holds_its_share_and_stays_a_share(case: tuple[int, int]) -> None:
     right, samples = case
-    interval = wilson(right / samples, samples)
+    interval = wilson_interval(right / samples, samples)
     assert 0 <= interval.low <= right / samples + 1e-12
     assert right / samples - 1e-12 <= interval.high <= 1
     assert interval.low < interval.high

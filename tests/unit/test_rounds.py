@@ -13,7 +13,7 @@ from torch import Tensor
 from pxcompress import InputError, Recipe, compress_module
 from pxcompress.graph import prune
 from pxcompress.planning.limits import Limits
-from pxcompress.planning.order import GONE
+from pxcompress.planning.order import REMOVED_SCORE
 from pxcompress.planning.plan import make_plan
 from pxcompress.planning.rounds import groups_left, list_ratios, prune_further, spread_scores
 from pxcompress.state import seeded
@@ -55,7 +55,9 @@ def test_scores_of_the_rest_stand_at_their_dense_places(small: Subject) -> None:
     for group in small.groups:
         values = spread_scores(scores, pruned)[group.name]
         assert values[plan.kept(group)].tolist() == scores[group.name].tolist()
-        assert [unit for unit in range(group.units) if values[unit] == GONE] == list(plan.removed.get(group.name, ()))
+        assert [unit for unit in range(group.units) if values[unit] == REMOVED_SCORE] == list(
+            plan.removed.get(group.name, ())
+        )
 
 
 @pytest.mark.parametrize("normalise", ["none", "mean", "uniform", "max"])
@@ -73,7 +75,7 @@ def test_plans_of_later_rounds_hold_those_of_earlier_ones(small: Subject, normal
             plans.append(make_plan(small.groups, scores, Price("channels", "units", meter), ratio, limits))
             for group in small.groups:  # new scores for what is left
                 scores[group.name] = torch.rand(group.units)
-                scores[group.name][list(plans[-1].removed[group.name])] = GONE
+                scores[group.name][list(plans[-1].removed[group.name])] = REMOVED_SCORE
     for earlier, later in itertools.pairwise(plans):
         assert all(set(earlier.removed[name]) <= set(later.removed[name]) for name in earlier.removed)
     assert plans[-1].cost_planned <= plans[-1].cost_target + 1e-9

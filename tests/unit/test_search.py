@@ -395,7 +395,7 @@ def test_a_search_whose_trials_all_fail_says_why(
     def fail(*_: object) -> float:
         raise ResultError("it did not fit")
 
-    monkeypatch.setattr("pxcompress.search.study.shipped", fail)
+    monkeypatch.setattr("pxcompress.search.study.shipped_quality", fail)
     outcome = px("search", *args, "--quiet", "--out", tmp_path / "o", "--trials", 2)
     assert "no trial was measured to the end: it did not fit" in one_line(outcome)
 

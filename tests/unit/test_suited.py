@@ -157,7 +157,7 @@ class Built:
     """Stands for an architecture: its `build` makes a new model each time."""
 
     name = "module:factory"
-    is_file = False
+    is_file = in_python = False
 
     def __init__(self, where: str) -> None:
         self.where = where

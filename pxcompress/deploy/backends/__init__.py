@@ -106,4 +106,4 @@ class OnnxFiles:
 
 
 BACKENDS: Registry[Backend] = Registry("provider", "pxcompress.deploy.backends")
-"""Backends by the providers that each of them has."""
+"""The registered backends; each is found by the names of its providers."""

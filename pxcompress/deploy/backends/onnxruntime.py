@@ -151,7 +151,7 @@ class OrtSession(Session):
 
     @property
     def device(self) -> str:
-        """Where bound inputs and outputs lie."""
+        """Where the bound input and output buffers are: "cuda" or "cpu"."""
         return self.memory
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
@@ -160,7 +160,7 @@ class OrtSession(Session):
         return [np.asarray(value) for value in self._model.run(names, dict(feed), _run_options(_NO_GRAPH))]
 
     def bind_feed(self, feed: Mapping[str, Array]) -> Bound:
-        """One inference call on buffers bound once, on the device, after one that allocates and records."""
+        """A function that runs the model once, on buffers already bound on the device and warmed up."""
         outputs = self.run(feed)  # their shapes are needed to bind them
         binding = self._model.io_binding()
         sources = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in feed.items()}
@@ -179,7 +179,7 @@ class OrtSession(Session):
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A call on bound buffers. It holds the buffers because a binding on the CPU only points at their memory."""
+    """A callable that runs a model on bound buffers; it keeps these alive, since a binding only points at them."""
 
     model: Any
     binding: Any

@@ -106,7 +106,7 @@ class OpenVinoSession(Session):
         return [np.array(results[place]) for place in range(len(self.outputs))]
 
     def bind_feed(self, feed: Mapping[str, Array]) -> Callable[[], None]:
-        """A request of its own, which reads `feed` where it is."""
+        """A function that runs the model once, by a request of its own, which reads `feed` without a copy."""
         import openvino
 
         request = self._compiled.create_infer_request()

@@ -28,7 +28,7 @@ class LiteRt:
         return f"{reason}, then pip install -U pydantic typing-extensions" if reason else ""
 
     def convert(self, source: Source, path: Path) -> None:
-        """Write a flatbuffer."""
+        """Write the model as a .tflite flatbuffer."""
         import litert_torch
 
         litert_torch.convert(source.module, (source.example,)).export(str(path))

@@ -89,7 +89,7 @@ def _conv_transpose(node: Settings, x: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def plain_transposed(node: Settings, rank: int) -> bool:
-    """Whether a transposed convolution has sizes as PyTorch says them."""
+    """Whether PyTorch can express the padding of a transposed convolution."""
     pads = list(node.get("pads", [0] * 2 * rank))
     auto = node.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     return auto and node.get("output_shape") is None and pads[:rank] == pads[rank:]

@@ -98,7 +98,7 @@ def _mean_variance(node: Settings, x: Tensor) -> Tensor:
 
 
 ATTENTION = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_precision"}
-"""Attributes of an attention that are followed."""
+"""Attributes of ONNX's Attention operator that are supported."""
 
 
 @operator("Attention")

@@ -40,7 +40,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a node says of itself: its attributes, the opset that gives them their meaning, its count of outputs."""
+    """Settings of a node: its attributes, the opset that gives them their meaning, its count of outputs."""
 
     attributes: Mapping[str, Any]
     opset: int
@@ -55,7 +55,7 @@ class Settings:
 
 
 def operator(*names: str) -> Callable[[F], F]:
-    """Enter a function into the table; a name that is in it already is refused."""
+    """Decorator: register a function as the one that computes the operators of these ONNX names, each only once."""
 
     def add(function: F) -> F:
         for name in names:
