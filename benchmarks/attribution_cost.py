@@ -123,8 +123,8 @@ def one_composite(name: str, model: nn.Module, x: Tensor, text: str, loop_sample
         loop = timed(lambda: [relevance_pass(registered, one) for one in part.split(1)], loop_samples)
         batched = timed(lambda: relevance_pass(registered, x), BATCH)
     model.zero_grad(set_to_none=True)
-    found = {"plain": plain, "ours": ours, "bf16": low, "loop": loop, "loop_entering": entering}
-    return {**found, "zennit_batched": batched, "setup_seconds": setup}
+    seconds = {"plain": plain, "ours": ours, "bf16": low, "loop": loop, "loop_entering": entering}
+    return {**seconds, "zennit_batched": batched, "setup_seconds": setup}
 
 
 def loop_entering(model: nn.Module, composite: NameLayerMapComposite, inputs: Tensor) -> None:

@@ -151,9 +151,9 @@ def _export(each: Exported, net: Any, example: Any, path: Path) -> None:
 
     net, example = _as_called(each, net, example)
     fixed = each.variant == "batch1"
-    given = example[:1] if fixed else example
+    inputs = example[:1] if fixed else example
     if each.variant == "fp16":
-        net, given = net.half(), given.half()
+        net, inputs = net.half(), inputs.half()
     axes = {0: "N", **({2: "H", 3: "W"} if each.variant == "open" else {})}
     options: dict[str, Any] = {"input_names": ["image"], "output_names": ["scores"], "opset_version": each.opset}
     if each.exporter == "torchscript":
@@ -172,7 +172,7 @@ def _export(each: Exported, net: Any, example: Any, path: Path) -> None:
         }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(net, (given,), path, **options)
+        torch.onnx.export(net, (inputs,), path, **options)
     {"external": _external_, "constants": _constants_}.get(each.variant, lambda path: None)(path)
 
 

@@ -81,8 +81,8 @@ def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
     space = space_at(place, mode)
     study = searched(place, mode, trials, space)
     recipes = presets_of(space)
-    known = finished(study)
-    values = {space.recipe_at(trial.params): trial.values[0] for trial in known}
+    ended = finished(study)
+    values = {space.recipe_at(trial.params): trial.values[0] for trial in ended}
     chosen = [*recipes.values(), *_finalists(values)]  # presets first, where others are no better
     again = [recipe for recipe in chosen if mode == "repaired" or recipe not in values]  # presets may end early
     values |= {recipe: value_on_select(place, mode, recipe) for recipe in again}
@@ -101,8 +101,8 @@ def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
             **({} if mode == "masked" else {"ratio": recipe.ratio, "repair": in_full(place, recipe).repair}),
             **({"curve": [round(float(value), 4) for value in curves[name].mean(1)]} if mode == "masked"
                else {"test_bare": _bare(place, recipe)}),
-            **({"trials": trials, "ended_early": trials - len(known)}
-               | {"search_cpu_seconds": seconds, "best_so_far": _best_so_far(known)} if name == "best found" else {}),
+            **({"trials": trials, "ended_early": trials - len(ended)}
+               | {"search_cpu_seconds": seconds, "best_so_far": _best_so_far(ended)} if name == "best found" else {}),
         }  # fmt: skip
 
 
@@ -167,11 +167,11 @@ def drawn(space: Space, count: int) -> list[dict[str, Any]]:
 def transfer_rows(place: Place, rows: Sequence[Row]) -> Iterator[Row]:
     """What the searches for the same task and seed found on all models, on select and on test images of one of them."""
     for mode in MODES:
-        found = {row["model"]: row for row in rows if row.get("row") == "best found"
+        best_rows = {row["model"]: row for row in rows if row.get("row") == "best found"
                  and (row["part"], row["task"], row["seed"]) == (mode, place.task, place.seed)}  # fmt: skip
         epsilon = in_full(place, presets_of(space_at(place, mode))["epsilon"])
         recipes = {source: epsilon.but(scorer=row["scorer"], normalise=row["normalise"],
-                   repair=tuple(row.get("repair", epsilon.repair))) for source, row in found.items()}  # fmt: skip
+                   repair=tuple(row.get("repair", epsilon.repair))) for source, row in best_rows.items()}  # fmt: skip
         right, value = {}, {}
         for recipe in {epsilon, *recipes.values()}:
             right[recipe] = right_on_test(place, mode, recipe).mean(0)
@@ -277,9 +277,9 @@ def main() -> None:
     seeds = options.seed or (SEEDS[:1] if options.quick else SEEDS)
     for step in work(options.quick, options.model or LABELS, options.part or PARTS, seeds):
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
-        found = step(rows)
-        anew = {_key(row) for row in found}
-        rows = [*(row for row in rows if _key(row) not in anew), *found]
+        new_rows = step(rows)
+        anew = {_key(row) for row in new_rows}
+        rows = [*(row for row in rows if _key(row) not in anew), *new_rows]
         command = "python benchmarks/search.py" + " --quick" * options.quick
         common.write("search", command, rows, sorted({row["seed"] for row in rows}), claims(rows))
         figure(rows, folder / "search.svg")

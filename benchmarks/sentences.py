@@ -113,7 +113,7 @@ def nearest(values: Tensor) -> Tensor:
 
 def speedups(models: tuple[nn.Module, nn.Module], example: Tensor) -> tuple[float, float]:
     """How many times as fast the second model's file is as the first's, for 1 and for 16 texts a call."""
-    found = []
+    ratios = []
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for name, model in zip(("dense", "slim"), models, strict=True):
@@ -123,8 +123,8 @@ def speedups(models: tuple[nn.Module, nn.Module], example: Tensor) -> tuple[floa
         for batch in (1, 16):
             inputs = example.expand(batch, *example.shape[1:]).numpy()
             seconds = runtime.time_runs(sessions, inputs, batch_size=batch, max_seconds=20)
-            found.append(estimate_speedup(seconds["dense"], seconds["slim"]).ratio)
-    return found[0], found[1]
+            ratios.append(estimate_speedup(seconds["dense"], seconds["slim"]).ratio)
+    return ratios[0], ratios[1]
 
 
 def rows(quick: bool) -> Iterator[Row]:

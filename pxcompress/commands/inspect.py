@@ -20,8 +20,11 @@ def inspect(
     classes: Annotated[int | None, typer.Option(help="Classes of the data.  [default: the model's own]")] = None,
     input_size: InputSize = None,
     task: Annotated[
-        str, typer.Option(help="What outputs mean where they are no class scores, as for `run`: agreement takes any.")
-    ] = "classification",
+        str,
+        typer.Option(
+            help="What outputs mean, as for `run`: agreement takes any.  [default: classification, or by --data]"
+        ),
+    ] = "",
     relevance: Annotated[
         bool, typer.Option("--relevance", help="Add relevance in and out of every layer, and what has no rule.")
     ] = False,
@@ -54,9 +57,9 @@ def inspect(
     if data:
         if classes is not None:
             raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
-        model_of_data, inputs = _on_data(model, checkpoint, input_size, data)
+        model_of_data, inputs = _on_data(model, checkpoint, input_size, data, task)
     else:
-        model_of_data = load_for(model, build_task(task), classes, checkpoint, _pixels(input_size))
+        model_of_data = load_for(model, build_task(task or "classification"), classes, checkpoint, _pixels(input_size))
         inputs = random_images(model_of_data.preprocessing.input_size)
     conditions = Conditions(batch_size, provider, threads) if latency else None
     result = survey(model, model_of_data, conditions, notes(quiet=not latency))
@@ -77,13 +80,14 @@ def _pixels(text: str | None) -> Any:
     return ImageSize(*size) if isinstance(size, tuple) else size
 
 
-def _on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str) -> tuple[Any, Any]:
-    """A model as `run` would have it on `data`, and the first batch of the score split."""
+def _on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str, task: str) -> tuple[Any, Any]:
+    """A model as `run` would have it on `data`, for their task or `task`; and the first batch of the score split."""
     from pxcompress.recipe import ModelAndData
+    from pxcompress.tasks.choice import AUTO
     from pxcompress.workload import load_workload, with_baseline
 
     weights = None if checkpoint is None else str(checkpoint)
     size = None if input_size is None else read_input_size(input_size)
-    request = ModelAndData(model, data=data, checkpoint=weights, input_size=size)
+    request = ModelAndData(model, data=data, checkpoint=weights, input_size=size, task=task or AUTO)
     workload = with_baseline(load_workload(request), request.seed, notes(quiet=False))
     return workload.loaded, next(iter(workload.splits.score))[0]

@@ -88,9 +88,9 @@ def _read_inputs(spec: str, values: Sequence[Value]) -> tuple[Array, tuple[Input
     names = list(values[0]) if isinstance(values[0], dict) else []
     for number, value in enumerate(values):
         if not isinstance(value, dict) or list(value) != names:
-            given = ", ".join(map(str, value)) if isinstance(value, dict) else "one array"
+            listed = ", ".join(map(str, value)) if isinstance(value, dict) else "one array"
             raise DataError(
-                f"data {spec!r}, item {number}: its inputs are {given}; expected {', '.join(map(str, names))}"
+                f"data {spec!r}, item {number}: its inputs are {listed}; expected {', '.join(map(str, names))}"
             )
     rows: list[dict[str | int, Array]] = [value for value in values if isinstance(value, dict)]
     is_open = MASK in names and all(array.ndim == 1 and array.dtype.kind in "iub" for array in rows[0].values())

@@ -58,8 +58,10 @@ def read_texts(spec: str, rows: Sequence[Mapping[str, object]], columns: Sequenc
         values = tuple(row[column] for column in columns)
         for column, value in zip(columns, values, strict=True):
             if not isinstance(value, str) or not value.strip():
-                found = "is empty" if value in ("", None) or isinstance(value, str) else f"holds {value!r}"
-                raise DataError(f"data {spec!r}, row {number}: column {column!r} {found}; expected a text in every row")
+                problem = "is empty" if value in ("", None) or isinstance(value, str) else f"holds {value!r}"
+                raise DataError(
+                    f"data {spec!r}, row {number}: column {column!r} {problem}; expected a text in every row"
+                )
         texts.append(tuple(map(str, values)))
     return Texts(tuple(texts))
 

@@ -107,11 +107,11 @@ def _compare(predict: Predict, source: Source, tolerance: float) -> Parity:
         batch = torch.randn(source.example.shape, generator=generator)
         with torch.no_grad():
             expected = as_arrays(source.module(batch))
-        given = predict(batch.numpy())
-        for one, other in zip(given, expected, strict=True):
+        outputs = predict(batch.numpy())
+        for one, other in zip(outputs, expected, strict=True):
             differences.append(float(np.abs(one.astype(np.float64) - other).max()))
             scales.append(float(np.abs(other).max()))
-        first, reference = (each[0].reshape(len(batch), -1).argmax(1) for each in (given, expected))
+        first, reference = (each[0].reshape(len(batch), -1).argmax(1) for each in (outputs, expected))
         agreements.append(float((first == reference).mean()))
         samples += len(batch)
     max_abs = float(np.max(differences))

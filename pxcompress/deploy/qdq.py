@@ -152,8 +152,8 @@ def correct_biases(source: Path, latest: Path, quantised: Path, path: Path, batc
     for node, (name, _) in biases.items():
         if node in before and node in after:
             values = numpy_helper.to_array(tensors[name])
-            moved = (values + before[node] - after[node]).astype(values.dtype)
-            tensors[name].CopyFrom(numpy_helper.from_array(moved, name))
+            corrected_values = (values + before[node] - after[node]).astype(values.dtype)
+            tensors[name].CopyFrom(numpy_helper.from_array(corrected_values, name))
             corrected += 1
     onnx.save(model, path)
     return corrected

@@ -85,10 +85,10 @@ def _find_masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor 
     """What makes the classes of samples, where the data know it at the size that the model takes."""
     if source.mask is None:
         return None
-    found = [source.mask(name) for name in names]
-    if any(mask.ndim == 1 for mask in found):  # of texts, as long as each is
-        found = [np.pad(mask, (0, max(0, values.shape[2] - len(mask)))) for mask in found]
-    masks = torch.from_numpy(np.stack(found))
+    evidence = [source.mask(name) for name in names]
+    if any(mask.ndim == 1 for mask in evidence):  # of texts, as long as each is
+        evidence = [np.pad(mask, (0, max(0, values.shape[2] - len(mask)))) for mask in evidence]
+    masks = torch.from_numpy(np.stack(evidence))
     return masks.flatten(1) if masks.shape[1:] == values.shape[2:] else None
 
 

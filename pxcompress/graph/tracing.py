@@ -289,8 +289,8 @@ def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: An
             return "the classifier's outputs are the classes"
         if isinstance(module, SPANNING_NORMS):
             stays = read_stream(raw, names)
-            taken = f"{type(module).__name__} {name} takes its statistics over these channels"
-            return stays if isinstance(stays, str) and stays else taken
+            reason = f"{type(module).__name__} {name} takes its statistics over these channels"
+            return stays if isinstance(stays, str) and stays else reason
         if isinstance(module, WHOLE):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
         if isinstance(module, nn.Parameter) and _axis_of_vector(module) is None:

@@ -395,6 +395,13 @@ def test_inspect_names_every_layer_and_says_what_shares_are_of(px: Px) -> None:
         assert name in told.out.partition("stays whole")[2]
 
 
+@pytest.mark.parametrize("data", [(), ("--relevance", "--data", "digits")])
+def test_inspect_reads_its_task_with_data_and_without(px: Px, data: tuple[str, ...]) -> None:
+    outcome = px("inspect", "--model", "resnet10t", "--input-size", 32, "--task", "segmentatoin", *data)
+    assert outcome.code == 2
+    assert "did you mean segmentation?" in outcome.err
+
+
 def test_results_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -49,16 +49,16 @@ def _json_files(root: Path) -> list[Path]:
     """Training file, then held-out file; one alone is for all."""
     if not root.is_dir():
         return []
-    found = [
+    files = [
         path
         for folder in (root / "annotations", *sorted(each for each in root.iterdir() if each.is_dir()), root)
         for path in sorted(folder.glob("*.json"))
         if "annotations" in path.name or path.parent.name == "annotations"
     ]
-    found = list(dict.fromkeys(found))
-    found = [path for path in found if path.name.startswith("instances_")] or found
+    files = list(dict.fromkeys(files))
+    files = [path for path in files if path.name.startswith("instances_")] or files
     by_half: dict[str, Path] = {}
-    for path in found:
+    for path in files:
         half = half_of(path.stem) or (half_of(path.parent.name) if path.parent != root else None)
         by_half.setdefault(half or "train", path)
     return [by_half[half] for half in ("train", "val") if half in by_half]
