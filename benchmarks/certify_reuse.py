@@ -29,10 +29,11 @@ from pxcompress.certify.path import Candidate, Goal, Tested, losses
 from pxcompress.data import open_source
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.run_folder.certificate import ReservedSamples, judge_files, verify
+from pxcompress.run_folder.certificate import ReservedSamples, judge_files
 from pxcompress.run_folder.labelling import QUESTIONS, certify_answers, request_labels
 from pxcompress.run_folder.ledger import Procedure
 from pxcompress.run_folder.names import DENSE, SLIM
+from pxcompress.run_folder.verification import verify
 from pxcompress.workload import load_workload
 
 SEED = 0

@@ -101,7 +101,8 @@ class Splits:
     """Five disjoint parts of the data; a stage is handed its own part, never this record.
 
     `ids` holds the sample ids of every role; `example` is one input, shape (1, ...); `notes` say what a reader must
-    know of how the data were read and cut.
+    know of how the data were read and cut. `digests` tell the images or texts of `certify` by their content; there are
+    none of other inputs.
     """
 
     score: Batches
@@ -113,6 +114,7 @@ class Splits:
     ids: Mapping[str, tuple[str, ...]]
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    digests: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         role_by_id: dict[str, str] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from pxcompress.certify.anytime import Budget
@@ -21,6 +21,20 @@ class LabelCount:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What `certify` made a certificate of, beside its goal and its data, so that `verify` can do it again.
+
+    `files` are the models, name -> path; a table of losses has none. `seed` and `skip_corrupt` say how the data are
+    cut, `earlier` is the certificate that an anytime test goes on from.
+    """
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    skip_corrupt: bool = False
+    earlier: CertificateRecord | None = None
+
+
+@dataclass(frozen=True)
 class CertificateRecord:
     """A certificate as it is written down; every field is a key of certificate.json.
 
@@ -29,7 +43,8 @@ class CertificateRecord:
     served `uses_before` certificates. `labels` is there where the data had none, `budget` for
     a test that may stop at any time: what it used, and what is left, `group` the column of a table
     whose words are the classes; 1 / p of a row is the largest wealth of its bets. `looked_at` has a short hash of
-    every sample of such a test, so that it can go on with others. Models ran on `provider`.
+    every sample of such a test, so that it can go on with others. Models ran on `provider`. The `origin` is there where
+    no run folder and no request says what was tested.
     """
 
     risk: str
@@ -58,6 +73,7 @@ class CertificateRecord:
     group: str = ""
     looked_at: tuple[str, ...] = ()
     provider: str = "cpu"
+    origin: Origin | None = None
     schema_version: Literal[1] = 1
 
     @classmethod

@@ -1,20 +1,21 @@
 """Are the samples fresh: do they serve no other role, and which certificates were made on them before.
 
 The record of used splits is kept in the cache folder. Every certificate holds by itself; several made on the same
-samples share the chance of error. So each is counted, and whoever uses a split again is told (`certify.spent`).
+samples share the chance of error. So each is counted, and whoever uses samples again is told (`certify.spent`), also
+where they are a part of other data now.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from pxcompress.cache import cache_dir
+from pxcompress.cache import cache_dir, whole_file
 from pxcompress.errors import DataError, InputError
 
 FILE = "used_splits.json"
@@ -39,6 +40,11 @@ def split_hash(ids: Iterable[str]) -> str:
     return hash_of("\n".join(sorted(ids)))
 
 
+def short_hash(text: str) -> str:
+    """Twelve hexadecimal digits by which a sample of this content is known again."""
+    return hash_of(text)[:12]
+
+
 @dataclass(frozen=True)
 class Use:
     """One certificate's use of a split: it looked at samples from `begins` up to `ends`, and lost so much of the error
@@ -51,35 +57,57 @@ class Use:
     lost: float = 0.0
 
     def overlaps(self, other: Use) -> bool:
-        """Whether both have looked at a sample."""
+        """Whether both have looked at a sample of their split."""
         return self.begins < other.ends and other.begins < self.ends
 
 
-def record_use(data: str, split: str, certificate: str) -> int:
-    """Add a certificate to the record; returns how many others were made on the same samples before.
+@dataclass(frozen=True)
+class Split:
+    """Short hashes of the content of a split's samples, in the order of the test, and the certificates made on them.
 
-    `data` is what was given as --data: the same ids in another folder are other samples. `split` is the hash of the
-    ids, `certificate` the text of the certificate: the same one made again is no new use. Raises
-    `InputError`.
+    Earlier versions kept no samples.
     """
-    return add_use(data, split, Use(hash_of(certificate)))
+
+    samples: tuple[str, ...] = ()
+    uses: tuple[Use, ...] = ()
+
+    def seen_by(self, use: Use) -> tuple[str, ...]:
+        """The samples that a certificate has looked at."""
+        return self.samples[use.begins : use.ends]
 
 
-def add_use(data: str, split: str, use: Use) -> int:
-    """As `record_use`; the same certificate with more answers takes the place of what it was."""
-    path = cache_dir() / FILE
+def add_use(data: str, split: str, samples: Iterable[str], use: Use) -> int:
+    """Add a certificate to the record; returns how many others have looked at one of its samples before.
+
+    `data` is what was given as --data: the same ids in another folder are another split. `split` is the hash of the
+    ids, `samples` are short hashes of content in the order of the test. Other splits are looked through for the same
+    content, since data that have grown are a new split. The same certificate made again, or with more answers, takes
+    the place of what it was. Raises `InputError`.
+    """
+    path, key = cache_dir() / FILE, _key(data, split)
     record = _read(path)
-    others = [each for each in record.get(_key(data, split), []) if each.certificate != use.certificate]
-    record[_key(data, split)] = [*others, use]
-    beside = path.with_name(f".{FILE}.{os.getpid()}")
-    beside.write_text(json.dumps({key: [asdict(each) for each in uses] for key, uses in record.items()}, indent=1))
-    beside.replace(path)
-    return sum(each.overlaps(use) for each in others)
+    others = tuple(each for each in record.get(key, Split()).uses if each.certificate != use.certificate)
+    record[key] = Split(tuple(samples), (*others, use))
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps({name: asdict(each) for name, each in record.items()}))
+    seen = set(record[key].seen_by(use))
+    elsewhere = [(part, each) for name, part in record.items() if name != key for each in part.uses]
+    return sum(each.overlaps(use) for each in others) + sum(
+        each.certificate != use.certificate and not seen.isdisjoint(part.seen_by(each)) for part, each in elsewhere
+    )
 
 
-def uses_of(data: str, split: str) -> list[Use]:
+def uses_of(data: str, split: str) -> tuple[Use, ...]:
     """The certificates that were made on a split so far."""
-    return _read(cache_dir() / FILE).get(_key(data, split), [])
+    return _read(cache_dir() / FILE).get(_key(data, split), Split()).uses
+
+
+def count_seen_elsewhere(data: str, split: str, samples: Iterable[str]) -> int:
+    """How many of the samples certificates on other splits have looked at, as of data that have grown since."""
+    record = _read(cache_dir() / FILE)
+    record.pop(_key(data, split), None)
+    seen = {sample for part in record.values() for use in part.uses for sample in part.seen_by(use)}
+    return len(seen.intersection(samples))
 
 
 def _key(data: str, split: str) -> str:
@@ -87,20 +115,22 @@ def _key(data: str, split: str) -> str:
     return hash_of(f"{place}\n{split}")
 
 
-def _read(path: Path) -> dict[str, list[Use]]:
+def _read(path: Path) -> dict[str, Split]:
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text())
-        # An earlier version kept the hashes of certificates only, all of tests of fixed size.
-        return {
-            split: [Use(each) if isinstance(each, str) else Use(**each) for each in uses]
-            for split, uses in record.items()
-        }
+        return {name: _split(content) for name, content in json.loads(path.read_text()).items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
             f"the record of used splits {str(path)!r} is damaged ({error}); remove it, and take every split as used"
         ) from error
+
+
+def _split(content: Any) -> Split:
+    """One split as the record holds it; an earlier version kept a list of uses, or of hashes of fixed-size tests."""
+    record = content if isinstance(content, dict) else {"uses": content}
+    uses = tuple(Use(each) if isinstance(each, str) else Use(**each) for each in record["uses"])
+    return Split(tuple(record.get("samples", ())), uses)
 
 
 def hash_of(text: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pxcompress.commands.options import AsJson, Quiet
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import ResultError
+
+if TYPE_CHECKING:
+    from pxcompress.certify.record import CertificateRecord
 
 
 def verify(
@@ -20,16 +23,15 @@ def verify(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute the certificate of a run folder.
+    """Compute a certificate again, and find whatever was altered.
 
-    It is computed from the folder's ONNX files and the data. The exit code is 3 if it does not hold.
+    It is computed from the ONNX files, the data and the answers, or from the table of losses. The exit code is 3 if it
+    does not hold.
     """
     from pxcompress.report.table import format_certificate
-    from pxcompress.run_folder.certificate import verify as verify_run
-    from pxcompress.run_folder.labelling import REQUEST, verify_answers
+    from pxcompress.run_folder.verification import verify as verify_folder
 
-    recompute = verify_answers if (folder / REQUEST).exists() else verify_run
-    result = recompute(folder, data, notes(quiet))
+    result = verify_folder(folder, data, notes(quiet))
     if as_json:
         content = dataclasses.asdict(result.record)
         print(json.dumps({"holds": not result.problems, "problems": result.problems, **content}, indent=1))
@@ -38,4 +40,13 @@ def verify(
     if result.problems:
         raise ResultError(f"the certificate does not hold: {'; '.join(result.problems)}")
     if not as_json:
-        print(f"recomputed on {result.record.n} samples: the certificate holds")
+        print(_conclusion(result.record))
+
+
+def _conclusion(record: CertificateRecord) -> str:
+    """That a certificate holds, and what of it was taken from an earlier one."""
+    budget = record.budget
+    if budget is not None and budget.resumed:
+        samples = f"{budget.ends - budget.begins} samples, on top of {budget.begins} as the earlier certificate says"
+        return f"recomputed on {samples} (verify that one, too): the certificate holds"
+    return f"recomputed on {record.n} samples: the certificate holds"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -52,7 +52,14 @@ def load_splits(
         ids={role: store.samples.ids for role, store in stores.items()},
         skipped=tuple(name for reading in readings.values() for name in reading.damaged),
         notes=(*_notes(source, readings), *copies.notes),
+        digests=_digests(readings["certify"], stores["certify"].samples.ids),
     )
+
+
+def _digests(reading: Reading, ids: Sequence[str]) -> tuple[bytes, ...]:
+    """The digests of some samples of a reading; none where it has none."""
+    digest_by_id = dict(zip(reading.store.samples.ids, reading.digests, strict=False))
+    return tuple(digest_by_id[name] for name in ids if digest_by_id)
 
 
 def _example(batches: ImageBatches, preprocessing: Preprocessing) -> Tensor:

@@ -11,6 +11,7 @@ from pxcompress.report.explanation import Explanation, format_explanation_json
 from pxcompress.report.explanation_page import render_explanation
 from pxcompress.report.heatmap_figures import draw_case
 from pxcompress.report.html import to_html
+from pxcompress.run_folder.sums import update_sums
 
 PAGE, RECORD, FIGURES = "explain.html", "explain.json", "explain"
 """What `write` puts into a folder of its own; the last is a folder of figures."""
@@ -42,6 +43,8 @@ def write(explanation: Explanation, run: Path, out: Path | None = None) -> Path:
         for name, content in files.items():
             with whole_file(folder / name) as beside:
                 beside.write_bytes(content)
+        if out is None:
+            update_sums(run, [run / name for name in files])
     except OSError as error:
         raise InputError(
             f"cannot write to {str(folder)!r} ({error.strerror}); choose another place with --out"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import shutil
 import tempfile
 from collections import Counter
@@ -29,27 +28,22 @@ from pxcompress.certify.path import (
     Goal,
     certify,
     losses,
-    sentence,
-    spent,
 )
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.certify.used import check_disjoint, record_use, split_hash
-from pxcompress.checks import read_record
+from pxcompress.certify.used import check_disjoint, split_hash
 from pxcompress.choices import LOSS_RISKS
 from pxcompress.data import Source, load_splits, open_source, restrict_classes
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
 from pxcompress.deploy.predictions import predictions
-from pxcompress.errors import InputError, ResultError
-from pxcompress.notes import Note
+from pxcompress.errors import InputError
 from pxcompress.proof import Artifact
 from pxcompress.recipe import Recipe
-from pxcompress.report.build import read_report, sha256_of
+from pxcompress.report.build import sha256_of
 from pxcompress.run import Run
-from pxcompress.run_folder.differences import find_alterations, find_differences
+from pxcompress.run_folder.ledger import Samples, count_use
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
-from pxcompress.run_folder.pages import find_altered_pages
-from pxcompress.run_folder.saved import preprocessing_of, read_run
+from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
 from pxcompress.tasks.choice import build_task, layout_of
 from pxcompress.tasks.classification import Classification
@@ -66,7 +60,7 @@ class ReservedSamples:
     """The samples that are kept for certificates, and those of `select`, by which the threshold of confidence is set.
 
     `data` is the spec they come from; `counts` says how many are kept of each class, name -> number, or of all
-    where the `task` is no classification. Models run on `provider`.
+    where the `task` is no classification. Models run on `provider`. `digests` are those of `Splits`.
     """
 
     data: str
@@ -76,6 +70,12 @@ class ReservedSamples:
     counts: Mapping[str, int]
     task: Task = field(default_factory=Classification)
     provider: str = "cpu"
+    digests: tuple[bytes, ...] = ()
+
+    def given(self, hashes: Mapping[str, str]) -> Samples:
+        """Them as a test takes them: known again by their content, else by their place in the data."""
+        contents = tuple(each.hex() for each in self.digests) or tuple(f"{self.data}\n{each}" for each in self.ids)
+        return Samples(self.data, hashes["split"], contents, hashes)
 
     def predict(self, file: Path, batches: Batches) -> tuple[Array, Array]:
         """Logits (n, classes) of an ONNX file, and labels (n,)."""
@@ -86,18 +86,11 @@ class ReservedSamples:
         """Those of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
         if not isinstance(task, Classification):
-            return cls(data, splits.certify, ids, splits.select, {"": len(ids)}, task)
+            return cls(data, splits.certify, ids, splits.select, {"": len(ids)}, task, digests=splits.digests)
         labels = dict(zip(source.held_out.ids, source.held_out.labels.tolist(), strict=True))
         counts = Counter(source.classes[labels[sample]] for sample in ids)
-        return cls(data, splits.certify, ids, splits.select, {name: counts[name] for name in source.classes})
-
-
-@dataclass(frozen=True)
-class Verification:
-    """A recorded certificate and what does not agree with it; it holds where nothing does."""
-
-    record: CertificateRecord
-    problems: tuple[str, ...]
+        counts_by_name = {name: counts[name] for name in source.classes}
+        return cls(data, splits.certify, ids, splits.select, counts_by_name, digests=splits.digests)
 
 
 def check_certifiable(recipe: Recipe, workload: Workload) -> None:
@@ -149,69 +142,13 @@ def find_smallest_certified(
             else export_slim(folder / SLIM, recipe, workload, slim)
         )
     files = write_beside_onnx(folder, recipe, workload, slim, (artifacts[0], small))
-    record = make_record(certificate, part, samples, _hashes(folder, samples), slim.pruned.plan.unit)
+    hashes = hash_files(folder, samples)
+    record = make_record(certificate, part, samples, hashes, slim.pruned.plan.unit)
+    record = count_use(record, samples.given(hashes))
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     if record.spent:
         clock.say(record.spent)
     return slim, replace(files, certificate=record)
-
-
-def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> Verification:
-    """Recompute the certificate of a run folder from its files and its data, or from `data` where that has moved.
-
-    Checked are the hashes of all files and of the split, which samples count, the losses of dense and pruned model,
-    and that the decision follows from the p-values of the whole path. The models between them are not kept: their
-    errors are taken from the certificate. Raises `InputError` where the folder or the data cannot be read.
-    """
-    recipe = read_run(folder, data)
-    try:
-        text = (folder / FILE).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); run with --max-drop makes one") from error
-    try:
-        record = read_record(CertificateRecord, text, repr(str(folder / FILE)))
-        certificate, part = record.certificate, record.counted
-    except InputError as error:
-        raise ResultError(str(error)) from error
-    files = [folder / DENSE, folder / SLIM]
-    note("reading the data ...")
-    samples = reserve_samples(files, recipe.data, recipe.seed, recipe.skip_corrupt)
-    samples = replace(samples, provider=record.provider)
-    hashes = _hashes(folder, samples)
-    problems = [
-        f"the {part_name} is not the certified one"
-        for part_name in hashes
-        if hashes[part_name] != record.hashes.get(part_name)
-    ]
-    problems += _find_altered_files(folder)
-    note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
-    own_part = choose_threshold(replace(part, threshold=None), files[0], samples)
-    if not math.isclose(own_part.threshold or 0, part.threshold or 0, rel_tol=1e-6):
-        problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
-    rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
-    path = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
-    recomputed_certificate = judge_files(path, samples, certificate.goal, own_part)
-    problems += find_differences(rows, recomputed_certificate.rows)
-    problems += find_alterations(certificate)
-    if record.sentence != sentence(certificate) or recomputed_certificate.goal != certificate.goal:
-        problems.append("its sentence is not what it shows")
-    if not is_smaller(certificate):
-        problems.append("no smaller model is certified")
-    return Verification(record, tuple(problems))
-
-
-def _find_altered_files(folder: Path) -> list[str]:
-    """Files that are not those that the run wrote, by report.json, beside those that the certificate itself names.
-
-    Some may be missing.
-    """
-    try:
-        report = read_report(folder)
-    except InputError as error:
-        return [str(error)]
-    others = [name for name in report.sha256 if name not in (DENSE, SLIM, PLAN, WEIGHTS)]
-    altered = [name for name in others if (folder / name).is_file() and sha256_of(folder / name) != report.sha256[name]]
-    return [f"{name!r} is not the file that the run wrote" for name in (*altered, *find_altered_pages(folder, report))]
 
 
 def judge_files(
@@ -284,7 +221,8 @@ def _move(artifact: Artifact, folder: Path) -> Artifact:
     return replace(artifact, path=folder / artifact.path.name)
 
 
-def _hashes(folder: Path, samples: ReservedSamples) -> dict[str, str]:
+def hash_files(folder: Path, samples: ReservedSamples) -> dict[str, str]:
+    """sha256 by what it is of: the files that a certificate of a run folder names, and the ids of its samples."""
     return {
         "model": artifact_of(folder / SLIM).sha256,
         "dense": artifact_of(folder / DENSE).sha256,
@@ -297,13 +235,11 @@ def _hashes(folder: Path, samples: ReservedSamples) -> dict[str, str]:
 def make_record(
     certificate: Certificate, part: Part, samples: ReservedSamples, hashes: Mapping[str, str], unit: str
 ) -> CertificateRecord:
-    """What certificate.json holds; the use of the samples is counted."""
+    """What certificate.json holds; the use of the samples is not counted yet."""
     record = CertificateRecord.of(
         certificate, part, reserved=len(samples.ids), hashes=hashes, unit=unit, data=samples.data
     )
-    record = replace(record, provider=samples.provider)
-    uses = record_use(samples.data, hashes["split"], json.dumps(asdict(record)))
-    return replace(record, uses_before=uses, spent=spent(uses, certificate.goal.delta).message)
+    return replace(record, provider=samples.provider)
 
 
 def reserve_samples(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:

@@ -16,6 +16,7 @@ from pxcompress.errors import InputError, unknown
 from pxcompress.report.build import read_report
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.saved import load_pruned
+from pxcompress.run_folder.sums import update_sums
 from pxcompress.tasks.choice import build_task
 from pxcompress.types import Pruned
 
@@ -51,6 +52,8 @@ def convert_folder(
     pruned = load_pruned(folder)
     example = torch.zeros(batch_size, *report.input_shape)
     converted = convert_model(pruned.model, onnx, example, ecosystem, path, output=build_task(report.task).output_name)
+    if out is None:
+        update_sums(folder, [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()])
     return HandOff(converted, tuple(_notes(pruned, converter, converted)))
 
 

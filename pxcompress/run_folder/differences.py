@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from pxcompress.certify.path import Certificate, Tested
+from pxcompress.certify.record import CertificateRecord
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A recorded certificate and what does not agree with it; it holds where nothing does."""
+
+    record: CertificateRecord
+    problems: tuple[str, ...]
+
+
+def list_alterations(record: CertificateRecord, recomputed_record: CertificateRecord) -> list[str]:
+    """Messages about keys of a certificate that are not what is computed again."""
+    values, recomputed_values = asdict(record), asdict(recomputed_record)
+    return [
+        f"its {key!r} is not what is found again"
+        for key in values
+        if key != "hashes" and values[key] != recomputed_values[key]
+    ] + [
+        f"the {name} is not the certified one"
+        for name, value in record.hashes.items()
+        if recomputed_record.hashes.get(name) != value
+    ]
 
 
 def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:

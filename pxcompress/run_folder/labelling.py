@@ -34,22 +34,15 @@ from pxcompress.checks import read_record
 from pxcompress.data import open_images, open_source
 from pxcompress.data.folder import Files
 from pxcompress.deploy.measure import file_bytes
-from pxcompress.errors import DataError, InputError, ResultError
+from pxcompress.errors import DataError, InputError
 from pxcompress.notes import Note, silent
 from pxcompress.recipe import Guarantee
-from pxcompress.report.build import sha256_of
 from pxcompress.report.labelling_page import LabelCase, to_labelling_page
 from pxcompress.report.pages import Picture
 from pxcompress.run_folder import ledger
 from pxcompress.run_folder.answers import questions_csv, read_answers
-from pxcompress.run_folder.certificate import (
-    FILE,
-    Verification,
-    check_descending,
-    is_smaller,
-)
-from pxcompress.run_folder.differences import find_differences
-from pxcompress.run_folder.ledger import Procedure, record_certificate
+from pxcompress.run_folder.certificate import FILE, check_descending
+from pxcompress.run_folder.ledger import Procedure
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
 from pxcompress.run_folder.saved import read_run
 from pxcompress.run_folder.unlabelled import BY_ANSWER, ModelAnswers, observe, with_questions
@@ -115,11 +108,9 @@ def request_labels(
     check_descending([(name, float(file_bytes(file)), file) for name, file in file_by_name.items()])
     observed = observe(file_by_name, unlabelled, group, note)
     image_folder = str(Path(unlabelled).expanduser().resolve())
-    budget = None
-    if procedure.anytime:
-        _, budget = ledger.order_left(observed.given(image_folder), goal.delta, procedure.earlier)
-        goal = replace(goal, delta=budget.stake)
-    observed = with_questions(observed, goal, budget, procedure.earlier)
+    turn = ledger.find_turn(observed.given(image_folder), goal, procedure)
+    goal = goal if turn is None else replace(goal, delta=turn.budget.stake)
+    observed = with_questions(observed, goal, turn)
     if procedure.earlier is None:
         check_groups(goal, {name: mask[observed.order] for name, mask in observed.masks.items()}, len(observed.order))
     request = LabelRequest(
@@ -131,7 +122,7 @@ def request_labels(
         hashes=observed.hashes,
         images=len(observed.samples),
         to_label=len(observed.asked),
-        budget=budget,
+        budget=turn.budget if turn else None,
         group=group,
         earlier=procedure.earlier,
     )
@@ -159,49 +150,33 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
     the table. Raises `InputError`, also where models or images have changed meanwhile.
     """
     request = read_request(folder)
-    observed = _asked_for(request, request.unlabelled, note)
-    if problems := _list_changes(request, observed.hashes):
+    observed = observe_again(request, request.unlabelled, note)
+    if problems := list_changes(request, observed.hashes):
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
     # More answers to the same request are no new use: goal and path were chosen before the first of them.
-    record = record_certificate(record, (folder / REQUEST).read_text())
+    record = ledger.count_use(record, observed.given(request.unlabelled), (folder / REQUEST).read_text())
     (folder / ANSWERS).write_bytes(answers.read_bytes())
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     return record
 
 
-def verify_answers(folder: Path, data: str = "", note: Note = silent) -> Verification:
-    """Recompute the certificate in a folder of labels from its models, its images and its answers.
-
-    `data` says where the images are, if they have moved. Raises `InputError` where something cannot be read.
-    """
-    request = read_request(folder)
-    try:
-        record = read_record(CertificateRecord, (folder / FILE).read_text(), repr(str(folder / FILE)))
-        certificate = record.certificate
-    except OSError as error:
-        raise InputError(f"{str(folder / FILE)!r} cannot be read ({error}); certify --answers makes one") from error
-    except InputError as error:
-        raise ResultError(str(error)) from error
-    observed = _asked_for(request, data or request.unlabelled, note)
-    if problems := _list_changes(request, observed.hashes):  # the answers are to other questions
-        return Verification(record, tuple(problems))
-    recomputed_record = _certificate(folder, request, observed, folder / ANSWERS).used(record.uses_before)
-    problems = find_differences(record.rows, recomputed_record.rows) or _list_alterations(record, recomputed_record)
-    problems += [
-        f"{name!r} is not the file that was written"
-        for name, digest in request.pages.items()
-        if (folder / name).is_file() and sha256_of(folder / name) != digest
-    ]
-    if not is_smaller(certificate):
-        problems.append("no smaller model is certified")
-    return Verification(record, tuple(problems))
+def recompute_answers(folder: Path, request: LabelRequest, observed: ModelAnswers) -> CertificateRecord:
+    """The certificate by the answers in `folder` once more, of which no use is counted. Raises `InputError`."""
+    return _certificate(folder, request, observed, folder / ANSWERS)
 
 
-def _asked_for(request: LabelRequest, unlabelled: str, note: Note) -> ModelAnswers:
+def observe_again(request: LabelRequest, unlabelled: str, note: Note) -> ModelAnswers:
     """What the models of a request answer, with the images that need a label for it."""
     observed = observe(_files(request), unlabelled, request.group, note)
-    return with_questions(observed, request.goal, request.budget, request.earlier)
+    return with_questions(observed, request.goal, _turn(request, observed))
+
+
+def _turn(request: LabelRequest, observed: ModelAnswers) -> ledger.Turn | None:
+    """What the test of a request may look at; None for one of fixed size."""
+    if request.budget is None:
+        return None
+    return ledger.same_turn(observed.given(request.unlabelled), request.budget, request.earlier)
 
 
 def next_command(folder: Path) -> str:
@@ -259,7 +234,7 @@ def _files(request: LabelRequest) -> dict[str, Path]:
 def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, answers: Path) -> CertificateRecord:
     """The certificate by the filled table `answers`, with the hashes of the table and of the request."""
     label_by_position = read_answers(answers, observed.questions, observed.classes)
-    goal, dense, budget = request.goal, observed.predicted[0], request.budget
+    goal, dense, turn = request.goal, observed.predicted[0], _turn(request, observed)
     labels = completed_labels(
         dense, {place: label_by_position.get(observed.samples.ids[place], MISSING) for place in observed.asked}
     )
@@ -279,13 +254,14 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
         for (name, path), predicted_classes in zip(request.files.items(), observed.predicted, strict=True)
     ]
     masks = {name: mask[counted_positions] for name, mask in observed.masks.items()}
+    budget: Budget | None = None
     seen: tuple[str, ...] = ()
-    if budget is None:
+    if turn is None:
         certificate = certify(candidates, goal, masks)
     else:
-        earlier = request.earlier
-        certificate, budget = certify_anytime(candidates, goal, budget, masks, earlier.rows if earlier else ())
-        seen = ledger.looked_at(observed.given(""), observed.order, budget, earlier)
+        before = request.earlier.rows if request.earlier else ()
+        certificate, budget = certify_anytime(candidates, goal, turn.budget, masks, before)
+        seen = ledger.looked_at(observed.given(request.unlabelled), turn, budget)
     own_files = {"answers": answers, "request": folder / REQUEST}
     hashes = {
         **observed.hashes,
@@ -298,21 +274,8 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
     return replace(record, labels=count, budget=budget, group=request.group, looked_at=seen)
 
 
-def _list_alterations(record: CertificateRecord, recomputed_record: CertificateRecord) -> list[str]:
-    """Keys of the certificate that say something else than what is found again."""
-    values, recomputed_values = asdict(record), asdict(recomputed_record)
-    return [
-        f"its {key!r} is not what is found again"
-        for key in values
-        if key != "hashes" and values[key] != recomputed_values[key]
-    ] + [
-        f"the {name} is not the certified one"
-        for name, value in record.hashes.items()
-        if recomputed_record.hashes.get(name) != value
-    ]
-
-
-def _list_changes(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
+def list_changes(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
+    """Messages about models and images that are not those that labels were asked for."""
     description = {"split": "the images are"}
     return [
         f"{description.get(name, f'{name!r} is')} not what labels were asked for"

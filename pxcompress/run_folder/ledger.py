@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import Candidate, Certificate, Goal
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.certify.used import Use, add_use, hash_of, uses_of
+from pxcompress.certify.used import Use, add_use, count_seen_elsewhere, hash_of, short_hash, uses_of
 from pxcompress.checks import read_record
 from pxcompress.errors import InputError
 
@@ -25,13 +27,20 @@ class Procedure:
     """How losses are tested: whether the test may stop at any time, and goes on from the `earlier` certificate.
 
     The risk is held for every word of the column `group` of the data's table, where one is named. Models run on
-    `provider`, where labelled data test them.
+    `provider`, where labelled data test them. To do a test again, `recorded` is the budget that it had.
     """
 
     anytime: bool = False
     group: str = ""
     earlier: CertificateRecord | None = None
     provider: str = "cpu"
+    recorded: Budget | None = None
+
+    @classmethod
+    def of(cls, record: CertificateRecord) -> Procedure:
+        """That of a certificate, to compute it again."""
+        earlier = record.origin.earlier if record.origin else None
+        return cls(record.anytime, record.group, earlier, record.provider, record.budget)
 
     @property
     def goal(self) -> Goal | None:
@@ -46,17 +55,36 @@ class Procedure:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a test: where they come from, the hash of their split, their ids, and hashes of the models."""
+    """The samples of a test: where they come from, the hash of their split, texts by which to know them again, and
+    hashes of the models.
+    """
 
     data: str
     split: str
-    ids: Sequence[str]
+    contents: Sequence[str]
     hashes: Mapping[str, str]
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
-        """A short hash of every id, by which a later test knows which samples were looked at."""
-        return tuple(hash_of(each)[:12] for each in self.ids)
+        """A short hash of every sample, by which a later test knows which were looked at."""
+        return tuple(map(short_hash, self.contents))
+
+    @cached_property
+    def order(self) -> Array:
+        """Positions of all samples, in the order of a test that may stop."""
+        return random_order(len(self.contents), self.split)
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """The part of a split that one anytime test may look at: positions in its order, and its share of the error budget.
+
+    It goes on from an `earlier` certificate, where there is one.
+    """
+
+    order: Array
+    budget: Budget
+    earlier: CertificateRecord | None = None
 
 
 def read_earlier(path: Path) -> CertificateRecord:
@@ -73,69 +101,92 @@ def read_earlier(path: Path) -> CertificateRecord:
     return record
 
 
-def compute_remaining_budget(data: str, split: str, total: float, samples: int) -> Budget:
-    """Error probability and first sample that the next anytime test on a split gets; `InputError` if none is left."""
-    uses = uses_of(data, split)
-    begins = min(max((use.ends for use in uses), default=0), samples)
-    return stake_budget(total, sum(use.lost for use in uses), begins, samples)
+def find_turn(samples: Samples, goal: Goal, procedure: Procedure) -> Turn | None:
+    """What an anytime test may look at, or looked at when it is done again; None for a test of fixed size."""
+    if not procedure.anytime:
+        return None
+    if procedure.recorded is not None:
+        return same_turn(samples, procedure.recorded, procedure.earlier)
+    return next_turn(samples, goal.delta, procedure.earlier)
 
 
-def order_left(samples: Samples, total: float, earlier: CertificateRecord | None = None) -> tuple[Array, Budget]:
-    """Positions of the samples that an anytime test may look at, in its order, and its part of the error budget.
+def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None = None) -> Turn:
+    """What the next anytime test of a split may look at, within an error budget of `total` for all of them.
 
     It begins where other tests of the split ended; one that goes on from an `earlier` certificate has all samples that
-    this one has not looked at, and its stake. Raises `InputError` where nothing is left.
+    this one has not looked at, and its stake. Raises `InputError` where nothing is left: samples or budget, and where
+    the data have grown, since samples that told something already would be looked at again.
     """
-    order = random_order(len(samples.ids), samples.split)
-    if earlier is None:
-        budget = compute_remaining_budget(samples.data, samples.split, total, len(order))
-        return order[budget.begins :], budget
-    _check_models(earlier, samples.hashes)
-    assert earlier.budget is not None
-    seen, keys = set(earlier.looked_at), samples.keys
-    order = np.array([place for place in order if keys[place] not in seen], dtype=np.int64)
-    if not len(order):
-        raise InputError(f"the earlier test looked at all {len(keys)} samples; give more, to go on with them")
-    count = len(earlier.looked_at)
-    budget = replace(earlier.budget, begins=count, ends=count, are=count + len(order), resumed=True)
-    return order, budget
+    if earlier is not None:
+        _check_models(earlier, samples.hashes)
+        assert earlier.budget is not None
+        order, count = _unseen(samples, earlier), len(earlier.looked_at)
+        if not len(order):
+            raise InputError(
+                f"the earlier test looked at all {len(samples.keys)} samples; give more, to go on with them"
+            )
+        budget = replace(earlier.budget, begins=count, ends=count, are=count + len(order), resumed=True)
+        return Turn(order, budget, earlier)
+    if count := count_seen_elsewhere(samples.data, samples.split, samples.keys):
+        raise InputError(
+            f"{count} of these {len(samples.keys)} samples served earlier certificates, of other data then; to go "
+            "on from one made with --anytime, give --resume FOLDER, else give the new samples alone"
+        )
+    uses = uses_of(samples.data, samples.split)
+    begins = min(max((use.ends for use in uses), default=0), len(samples.keys))
+    return Turn(samples.order[begins:], stake_budget(total, sum(use.lost for use in uses), begins, len(samples.keys)))
 
 
-def looked_at(samples: Samples, order: Array, budget: Budget, earlier: CertificateRecord | None) -> tuple[str, ...]:
-    """Short hashes of all samples that the test, and those that it goes on from, have looked at."""
-    keys = samples.keys
-    return (*(earlier.looked_at if earlier else ()), *(keys[place] for place in order[: budget.ends - budget.begins]))
+def same_turn(samples: Samples, budget: Budget, earlier: CertificateRecord | None = None) -> Turn:
+    """What a test looked at, by the `budget` that its certificate or its request holds."""
+    order = samples.order[budget.begins :] if earlier is None else _unseen(samples, earlier)
+    return Turn(order, replace(budget, ends=budget.begins, lost=False), earlier)
 
 
-def certify_next(
-    candidates: Sequence[Candidate],
-    goal: Goal,
-    samples: Samples,
-    masks: Mapping[str, Array],
-    earlier: CertificateRecord | None = None,
+def _unseen(samples: Samples, earlier: CertificateRecord) -> Array:
+    """Positions of the samples that an earlier certificate has not looked at, in the order of the test."""
+    seen = set(earlier.looked_at)
+    return np.array([place for place in samples.order if samples.keys[place] not in seen], dtype=np.int64)
+
+
+def looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, ...]:
+    """Short hashes of all samples that a test, and those that it goes on from, have looked at.
+
+    `budget` is that of the turn, with what was used of it.
+    """
+    places = turn.order[: budget.ends - budget.begins]
+    return (*(turn.earlier.looked_at if turn.earlier else ()), *(samples.keys[place] for place in places))
+
+
+def certify_turn(
+    candidates: Sequence[Candidate], goal: Goal, samples: Samples, masks: Mapping[str, Array], turn: Turn
 ) -> tuple[Certificate, Budget, tuple[str, ...]]:
     """An anytime certificate of a path by its losses on all samples of a split; what it has looked at comes with it.
 
     With `masks` (name -> (n,)) the risk is held in each of them.
     """
-    order, budget = order_left(samples, goal.delta, earlier)
-    goal = replace(goal, delta=budget.stake)
-    masks = {name: mask[order] for name, mask in masks.items()}
-    if earlier is None:
-        check_groups(goal, masks, len(order), "left to certify on")
-    rows = [each._replace(losses=np.asarray(each.losses)[order]) for each in candidates]
-    certificate, budget = certify_anytime(rows, goal, budget, masks, earlier.rows if earlier else ())
-    return certificate, budget, looked_at(samples, order, budget, earlier)
+    goal = replace(goal, delta=turn.budget.stake)
+    masks = {name: mask[turn.order] for name, mask in masks.items()}
+    if turn.earlier is None:
+        check_groups(goal, masks, len(turn.order), "left to certify on")
+    rows = [each._replace(losses=np.asarray(each.losses)[turn.order]) for each in candidates]
+    before = turn.earlier.rows if turn.earlier else ()
+    certificate, budget = certify_anytime(rows, goal, turn.budget, masks, before)
+    return certificate, budget, looked_at(samples, turn, budget)
 
 
-def record_certificate(record: CertificateRecord, request: str) -> CertificateRecord:
-    """Enter a certificate into the ledger of used splits, by the text of its request; returns it with what it used."""
+def count_use(record: CertificateRecord, samples: Samples, request: str = "") -> CertificateRecord:
+    """Enter a certificate into the record of used splits; returns it with how often its samples were used before.
+
+    The same `request` again is no new use; without one it is the certificate itself.
+    """
     budget = record.budget
-    use = Use(hash_of(request))
+    use = Use(hash_of(request or json.dumps(asdict(record))))
     if budget is not None:
         ends = sys.maxsize if budget.resumed else budget.ends  # samples of several splits: other tests get none of them
         use = Use(use.certificate, 0 if budget.resumed else budget.begins, ends, budget.stake * budget.lost)
-    return record.used(add_use(record.data, record.hashes["split"], use))
+    keys = [samples.keys[place] for place in samples.order]
+    return record.used(add_use(samples.data, samples.split, keys, use))
 
 
 def _check_models(earlier: CertificateRecord, hashes: Mapping[str, str]) -> None:

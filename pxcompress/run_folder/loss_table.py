@@ -14,10 +14,10 @@ from pxcompress.certify.bounded import path_losses
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import Candidate, Goal, certify
-from pxcompress.certify.record import CertificateRecord
+from pxcompress.certify.record import CertificateRecord, Origin
 from pxcompress.certify.used import hash_of
 from pxcompress.errors import InputError, unknown
-from pxcompress.run_folder.ledger import Samples, certify_next, record_certificate
+from pxcompress.run_folder.ledger import Procedure, Samples, certify_turn, count_use, find_turn
 
 
 def certify_losses(
@@ -29,23 +29,36 @@ def certify_losses(
     itself. An anytime test goes on from an `earlier` certificate with the lines that it has not looked at, in a table
     that has grown at its end, or with a table of other samples. Raises `InputError`.
     """
-    names, table, groups = read_losses(path, group)
-    split = hashlib.sha256(path.read_bytes()).hexdigest()
+    return count_use(*_judge(path, goal, Procedure(goal.anytime, group, earlier)))
+
+
+def recompute_losses(record: CertificateRecord, data: str) -> CertificateRecord:
+    """A certificate of the table `data` once more, of which no use is counted. Raises `InputError`."""
+    again = _judge(Path(data), record.certificate.goal, Procedure.of(record))[0]
+    return replace(again, data=record.data)
+
+
+def _judge(path: Path, goal: Goal, procedure: Procedure) -> tuple[CertificateRecord, Samples]:
+    """The certificate of a table, whose use is not counted yet, and the samples that it is about."""
+    names, table, groups = read_losses(path, procedure.group)
     source = str(path.resolve())
-    masks = {name: groups == name for name in np.unique(groups).tolist()} if group else {}
+    split = hashlib.sha256(path.read_bytes()).hexdigest()
+    samples = Samples(source, split, _chained_lines(path), dict.fromkeys(names, ""))
+    masks = {name: groups == name for name in np.unique(groups).tolist()} if procedure.group else {}
     rows = path_losses(goal.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
+    turn = find_turn(samples, goal, procedure)
     budget: Budget | None = None
     seen: tuple[str, ...] = ()
-    if goal.anytime:
-        samples = Samples(source, split, _chained_lines(path), dict.fromkeys(names, ""))
-        certificate, budget, seen = certify_next(candidates, goal, samples, masks, earlier)
-    else:
+    if turn is None:
         check_groups(goal, masks, len(table))
         certificate = certify(candidates, goal, masks)
-    part = Part("classes" if group else "all")
-    record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=source)
-    return record_certificate(replace(record, budget=budget, group=group, looked_at=seen), f"{goal} {group} {budget}")
+    else:
+        certificate, budget, seen = certify_turn(candidates, goal, samples, masks, turn)
+    part, hashes = Part("classes" if masks else "all"), {"split": split}
+    record = CertificateRecord.of(certificate, part, reserved=len(table), hashes=hashes, unit="", data=source)
+    origin = Origin(earlier=procedure.earlier)
+    return replace(record, budget=budget, group=procedure.group, looked_at=seen, origin=origin), samples
 
 
 def _chained_lines(path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import Goal, certify
-from pxcompress.certify.record import CertificateRecord
+from pxcompress.certify.record import CertificateRecord, Origin
 from pxcompress.certify.used import split_hash
 from pxcompress.data.tables import read_words
 from pxcompress.deploy import runtime
@@ -28,7 +28,7 @@ from pxcompress.run_folder.certificate import (
     make_record,
     reserve_samples,
 )
-from pxcompress.run_folder.ledger import Procedure, Samples, certify_next, record_certificate
+from pxcompress.run_folder.ledger import Procedure, Samples, certify_turn, count_use, find_turn
 from pxcompress.run_folder.names import DENSE, SLIM
 from pxcompress.run_folder.saved import read_run
 
@@ -43,12 +43,11 @@ def certify_files(
     what it has not looked at stays fresh. Raises `InputError`, also for files that are not in order.
     """
     procedure = procedure or Procedure()
+    skip_corrupt = False
     if len(files) == 1 and files[0].is_dir():
         recipe = read_run(files[0], data)
         data, seed, skip_corrupt = recipe.data, recipe.seed, recipe.skip_corrupt
         files = [files[0] / DENSE, files[0] / SLIM]
-    else:
-        skip_corrupt = False
     if len(files) < 2:
         raise InputError(
             f"only {str(files[0])!r} is given; expected a run folder, or ONNX files from dense to smallest"
@@ -60,31 +59,51 @@ def certify_files(
     )
     if part.coverage is not None and (procedure.anytime or procedure.group):
         raise InputError("part 'confident' is given with --anytime or --group; leave one of them out")
+    if repeated := [file for file in files if files.count(file) > 1]:
+        raise InputError(f"{str(repeated[0])!r} is given twice; expected different models, from dense to smallest")
+    origin = Origin({str(file): str(file.resolve()) for file in files}, seed, skip_corrupt, procedure.earlier)
+    return count_use(*_judge(origin, data, goal, part, procedure))
+
+
+def recompute_files(record: CertificateRecord, data: str) -> CertificateRecord:
+    """A certificate of files once more, on its own samples, of which no use is counted. Raises `InputError`."""
+    assert record.origin is not None
+    for file in record.origin.files.values():
+        if not Path(file).is_file():
+            raise InputError(f"model {file!r} is not there any more; put it back")
+    part = Part() if record.group else replace(record.counted, threshold=None)
+    return _judge(record.origin, data, record.certificate.goal, part, Procedure.of(record))[0]
+
+
+def _judge(
+    origin: Origin, data: str, goal: Goal, part: Part, procedure: Procedure
+) -> tuple[CertificateRecord, Samples]:
+    """The certificate of the files of `origin`, whose use is not counted yet, and the samples that it is about."""
+    files = [Path(file) for file in origin.files.values()]
     runtime.check_provider(procedure.provider)
-    samples = reserve_samples(files, data, seed, skip_corrupt)
-    samples = replace(samples, provider=choose_provider(procedure.provider))
+    reserved = reserve_samples(files, data, origin.seed, origin.skip_corrupt)
+    reserved = replace(reserved, provider=choose_provider(procedure.provider))
     if not procedure.group and procedure.earlier is None:
-        part.check(goal, samples.counts)
-    path = [(str(file), float(file_bytes(file)), file) for file in files]
+        part.check(goal, reserved.counts)
+    path = [(name, float(file_bytes(file)), file) for name, file in zip(origin.files, files, strict=True)]
     check_descending(path)
-    split = split_hash(samples.ids)
+    split = split_hash(reserved.ids)
     hashes = {**{name: artifact_of(file).sha256 for name, _, file in path}, "split": split}
-    part = choose_threshold(part, files[0], samples)
-    candidates, labels = judge_candidates(path, samples, goal.risk, part)
-    masks = _masks(samples, labels, part.classes(labels, list(samples.counts)), procedure)
-    if procedure.group and not procedure.anytime:
-        check_groups(goal, masks, len(samples.ids))
-    if not procedure.anytime:
+    samples = reserved.given(hashes)
+    turn = find_turn(samples, goal, procedure)
+    part = choose_threshold(part, files[0], reserved)
+    candidates, labels = judge_candidates(path, reserved, goal.risk, part)
+    masks = _masks(reserved, labels, part.classes(labels, list(reserved.counts)), procedure)
+    if turn is None:
+        if procedure.group:
+            check_groups(goal, masks, len(reserved.ids))
         certificate = certify(candidates, part.goal(goal), masks)
-        shown = Part("classes") if masks else part
-        return replace(make_record(certificate, shown, samples, hashes, "bytes"), group=procedure.group)
-    goal = replace(goal, anytime=True)
-    given = Samples(data, split, samples.ids, hashes)
-    certificate, budget, seen = certify_next(candidates, goal, given, masks, procedure.earlier)
-    shown = Part("classes" if masks else "all")
-    record = CertificateRecord.of(certificate, shown, reserved=len(samples.ids), hashes=hashes, unit="bytes", data=data)
-    record = replace(record, group=procedure.group, budget=budget, looked_at=seen, provider=samples.provider)
-    return record_certificate(record, f"{budget.begins} {asdict(record)}")
+        record = make_record(certificate, Part("classes") if masks else part, reserved, hashes, "bytes")
+    else:
+        certificate, budget, seen = certify_turn(candidates, replace(goal, anytime=True), samples, masks, turn)
+        record = make_record(certificate, Part("classes" if masks else "all"), reserved, hashes, "bytes")
+        record = replace(record, budget=budget, looked_at=seen)
+    return replace(record, group=procedure.group, origin=origin), samples
 
 
 def _masks(

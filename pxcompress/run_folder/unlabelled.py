@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress.certify.anytime import Budget
 from pxcompress.certify.few_labels import random_order, samples_to_label
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.path import Goal
-from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import split_hash
 from pxcompress.data import open_images
 from pxcompress.data.batches import ImageBatches, read_images
@@ -33,8 +31,8 @@ BY_ANSWER = "the dense model's answer"
 class ModelAnswers:
     """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
 
-    `order` is that of the test, in positions; images that others have looked at are not in it. `texts` tell images
-    apart by path and content, `masks` (name -> (n,)) are the groups in each of which the risk is held.
+    `order` is that of the test, in positions; images that others have looked at are not in it. `contents` are texts by
+    which images are known again, `masks` (name -> (n,)) the groups in each of which the risk is held.
     """
 
     samples: Samples
@@ -43,12 +41,12 @@ class ModelAnswers:
     asked: Array
     order: Array
     hashes: Mapping[str, str]
-    texts: tuple[str, ...]
+    contents: tuple[str, ...]
     masks: Mapping[str, Array]
 
     def given(self, data: str) -> ledger.Samples:
         """The images of `data` as a test takes them."""
-        return ledger.Samples(data, self.hashes["split"], self.texts, self.hashes)
+        return ledger.Samples(data, self.hashes["split"], self.contents, self.hashes)
 
     @property
     def questions(self) -> list[Question]:
@@ -72,13 +70,13 @@ def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) 
     if any(each.ndim != 2 for each in logits):
         raise InputError("labels are asked for where classifiers disagree, and these are none; give --losses instead")
     predicted = np.stack([each.argmax(axis=1) for each in logits])
-    texts = tuple(f"{store.samples.ids[i]} {reading.digests[place].hex()}" for i, place in enumerate(first))
-    split = split_hash(texts)
+    contents = tuple(reading.digests[place].hex() for place in first)
+    split = split_hash(f"{name} {content}" for name, content in zip(store.samples.ids, contents, strict=True))
     hashes = {**{name: artifact_of(file).sha256 for name, file in files.items()}, "split": split}
     names = classes or tuple(str(index) for index in range(logits[0].shape[1]))
     order = random_order(len(store), split)
     masks = _groups(unlabelled, group, store.samples.ids, [names[answer] for answer in predicted[0]], names)
-    return ModelAnswers(store.samples, names, predicted, np.empty(0, int), order, hashes, texts, masks)
+    return ModelAnswers(store.samples, names, predicted, np.empty(0, int), order, hashes, contents, masks)
 
 
 def _groups(
@@ -95,15 +93,8 @@ def _groups(
     return {name: np.array(words) == name for name in names}
 
 
-def with_questions(
-    observed: ModelAnswers, goal: Goal, budget: Budget | None, earlier: CertificateRecord | None
-) -> ModelAnswers:
-    """The same, with the images that need a label for `goal`, among those that the `budget` leaves."""
-    order = observed.order
-    if earlier is not None:
-        seen, keys = set(earlier.looked_at), observed.given("").keys
-        order = np.array([place for place in order if keys[place] not in seen], dtype=np.int64)
-    elif budget is not None:
-        order = order[budget.begins :]
+def with_questions(observed: ModelAnswers, goal: Goal, turn: ledger.Turn | None) -> ModelAnswers:
+    """The same, with the images that need a label for `goal`, among those that an anytime test may look at."""
+    order = observed.order if turn is None else turn.order
     asked = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
     return replace(observed, asked=asked, order=order)
