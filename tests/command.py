@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pxcompress import cli
+from pxcompress.run_folder.sums import SUMS, find_altered_files
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,19 @@ def one_line(outcome: Outcome, code: int = 2) -> str:
     assert len(lines) == 1, outcome.err
     assert lines[0].startswith("pxcompress: ")
     return lines[0]
+
+
+def check_sums(folder: Path) -> None:
+    """Every file of a run folder has its digest, and one byte more in any of them is noticed."""
+    files = {path for path in folder.rglob("*") if path.is_file()} - {folder / SUMS}
+    names = {file.relative_to(folder).as_posix() for file in files}
+    assert {line.partition("  ")[2] for line in (folder / SUMS).read_text().splitlines()} == names
+    assert find_altered_files(folder) == []
+    for file in files:
+        before = file.read_bytes()
+        file.write_bytes(before + b" ")
+        assert find_altered_files(folder) == [file.relative_to(folder).as_posix()]
+        file.write_bytes(before)
 
 
 def image_folder(root: Path, counts: Mapping[str, int], classes: int, size: int) -> Path:

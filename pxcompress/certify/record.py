@@ -105,10 +105,15 @@ class CertificateRecord:
 
     @property
     def certificate(self) -> Certificate:
-        """The certificate, judged again; `InputError` where the choice does not follow from its own p-values."""
+        """The certificate, judged again; `InputError` where the choice does not follow from its own p-values, or its
+        error probability not from its own budget.
+        """
         verdict = judge(Goal(self.risk, self.alpha, self.delta, self.scope, self.anytime), self.rows)
         if (verdict.chosen, verdict.certified) != (self.chosen, self.certified):
             raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
+        stake = self.budget.stake if self.budget else None
+        if self.anytime != (stake is not None) or stake not in (None, self.delta):
+            raise InputError("the certificate's delta does not follow from its own error budget; make it anew")
         return verdict
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -27,11 +27,12 @@ def list_alterations(record: CertificateRecord, recomputed_record: CertificateRe
         f"its {key!r} is not what is found again"
         for key in values
         if key != "hashes" and values[key] != recomputed_values[key]
-    ] + [
-        f"the {name} is not the certified one"
-        for name, value in record.hashes.items()
-        if recomputed_record.hashes.get(name) != value
     ]
+
+
+def list_other_files(hashes: Mapping[str, str], hashes_now: Mapping[str, str]) -> list[str]:
+    """Messages about files and samples whose hashes are not those of the certificate."""
+    return [f"the {name} is not the certified one" for name in hashes if hashes_now.get(name) != hashes[name]]
 
 
 def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:

@@ -129,8 +129,8 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
         return Turn(order, budget, earlier)
     if count := count_seen_elsewhere(samples.data, samples.split, samples.keys):
         raise InputError(
-            f"{count} of these {len(samples.keys)} samples served earlier certificates, of other data then; to go "
-            "on from one made with --anytime, give --resume FOLDER, else give the new samples alone"
+            f"{count} of these {len(samples.keys)} samples served certificates before the data changed; to go on from "
+            "one made with --anytime, give --resume FOLDER, else give the new samples alone"
         )
     uses = uses_of(samples.data, samples.split)
     begins = min(max((use.ends for use in uses), default=0), len(samples.keys))
@@ -140,7 +140,7 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
 def same_turn(samples: Samples, budget: Budget, earlier: CertificateRecord | None = None) -> Turn:
     """What a test looked at, by the `budget` that its certificate or its request holds."""
     order = samples.order[budget.begins :] if earlier is None else _unseen(samples, earlier)
-    return Turn(order, replace(budget, ends=budget.begins, lost=False), earlier)
+    return Turn(order, replace(budget, ends=budget.begins, are=budget.begins + len(order), lost=False), earlier)
 
 
 def _unseen(samples: Samples, earlier: CertificateRecord) -> Array:

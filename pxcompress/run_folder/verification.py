@@ -25,7 +25,13 @@ from pxcompress.run_folder.certificate import (
     judge_files,
     reserve_samples,
 )
-from pxcompress.run_folder.differences import Verification, find_alterations, find_differences, list_alterations
+from pxcompress.run_folder.differences import (
+    Verification,
+    find_alterations,
+    find_differences,
+    list_alterations,
+    list_other_files,
+)
 from pxcompress.run_folder.labelling import (
     ANSWERS,
     QUESTIONS,
@@ -41,7 +47,7 @@ from pxcompress.run_folder.loss_table import recompute_losses
 from pxcompress.run_folder.model_files import recompute_files
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import read_run
-from pxcompress.run_folder.sums import find_altered_files
+from pxcompress.run_folder.sums import SUMS, find_altered_files
 
 
 def verify(folder: Path, data: str = "", note: Note = silent) -> Verification:
@@ -77,7 +83,7 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
     and that the decision follows from the p-values of the whole path. The models between them are not kept: their
     errors are taken from the certificate.
     """
-    altered = list(_list_altered_files(folder)) if (folder / RECIPE).is_file() else []
+    altered = _list_altered_files(folder) if (folder / RECIPE).is_file() else {}
     try:
         recipe = read_run(folder, data)
         record = _read_certificate(folder, "run with --max-drop")
@@ -95,9 +101,9 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
     except PxError as error:  # what was altered may be unreadable now
         if not altered:
             raise
-        raise ResultError(f"the certificate does not hold: {'; '.join(altered)}; {error}") from error
-    problems = [f"the {name} is not the certified one" for name in hashes if hashes[name] != record.hashes.get(name)]
-    problems += altered
+        raise ResultError(f"the certificate does not hold: {'; '.join(altered.values())}; {error}") from error
+    problems = list_other_files(record.hashes, hashes)
+    problems += [altered[name] for name in altered if name not in _NAMED_BY_CERTIFICATE]
     if not math.isclose(own_part.threshold or 0, part.threshold or 0, rel_tol=1e-6):
         problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     problems += find_differences(rows, recomputed_certificate.rows)
@@ -107,15 +113,15 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
     return _verification(record, problems)
 
 
-def _list_altered_files(folder: Path) -> Iterator[str]:
-    """Messages about files that are not as they were written, beside those that the certificate itself names."""
+_NAMED_BY_CERTIFICATE = (DENSE, SLIM, PLAN, WEIGHTS)
+
+
+def _list_altered_files(folder: Path) -> dict[str, str]:
+    """Messages about files that are not as they were written, by name."""
     try:
-        names = find_altered_files(folder)
+        return {name: f"{name!r} is not the file that was written" for name in find_altered_files(folder)}
     except InputError as error:
-        yield str(error)
-        return
-    by_certificate = (DENSE, SLIM, PLAN, WEIGHTS)
-    yield from (f"{name!r} is not the file that was written" for name in names if name not in by_certificate)
+        return {SUMS: str(error)}
 
 
 def _verify_files(folder: Path, data: str, note: Note) -> Verification:
@@ -136,7 +142,8 @@ def _compared(record: CertificateRecord, again: CertificateRecord) -> Verificati
     """A certificate beside what is computed again."""
     names, names_again = ([row.name for row in each.rows] for each in (record, again))
     differences = find_differences(record.rows, again.rows) if names == names_again else []
-    return _verification(record, differences or list_alterations(record, again))
+    problems = [*list_other_files(record.hashes, again.hashes), *(differences or list_alterations(record, again))]
+    return _verification(record, problems)
 
 
 def _verification(record: CertificateRecord, problems: list[str]) -> Verification:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Px, image_folder, one_line
+from command import Px, check_sums, image_folder, one_line
 from models import CLASSES
 from test_report import latency, make_report
 
@@ -126,3 +126,5 @@ def test_a_run_with_a_rival_measures_it_all(px: Px, tmp_path: Path) -> None:
     assert "Is pruning worth it?" in (tmp_path / "second" / "report.html").read_text()
     assert describe_choice(report) in outcome.out
     assert str(rival) in report.recipe.against
+    assert any((tmp_path / "second" / "against").iterdir())
+    check_sums(tmp_path / "second")

@@ -23,13 +23,14 @@ from torch import nn
 import pxcompress
 from pxcompress import pipeline
 from pxcompress.certify.learn_then_test import fixed_sequence
-from pxcompress.certify.used import FILE, record_use
+from pxcompress.certify.used import FILE, Use, add_use, count_seen_elsewhere
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, InputError
 from pxcompress.proof import Warning
 from pxcompress.recipe import Guarantee, Recipe
-from pxcompress.report.build import from_json, sha256_of, to_json
+from pxcompress.report.build import from_json, to_json
 from pxcompress.run_folder.certificate import check_certifiable
+from pxcompress.run_folder.sums import write_sums
 from pxcompress.state import seeded
 from pxcompress.types import Batch, Batches
 from pxcompress.workload import Workload, load_workload
@@ -312,15 +313,21 @@ def test_a_split_that_is_used_again_is_told(
     """The two runs made two certificates on the same samples; which one came first depends on the order of tests."""
     uses = sorted(_content(folder)["uses_before"] for folder, _ in (certified, refused))
     assert uses[0] < uses[1]
-    before = json.loads((cache / FILE).read_text())
+    before = _uses(cache)
     again = px("certify", certified[0], "--max-drop", 0.31)
-    (made,) = json.loads((cache / FILE).read_text()).values()
-    assert len(made) == len(*before.values()) + 1
+    made = _uses(cache)
+    assert len(made) == len(before) + 1
     assert f"certified {len(made) - 1} times before, so their guarantee is spent" in again.out
     assert f"give each --confidence {1 - 0.05 / len(made):.6g}" in again.out
     px("certify", certified[0], "--max-drop", 0.31)
-    (same,) = json.loads((cache / FILE).read_text()).values()
-    assert same == made  # the same certificate once more is no new use
+    assert _uses(cache) == made  # the same certificate once more is no new use
+
+
+def _uses(cache: Path) -> list[object]:
+    """The certificates on the only split that the record has, whose samples are those of the run's."""
+    (split,) = json.loads((cache / FILE).read_text()).values()
+    assert len(set(split["samples"])) == 75
+    return split["uses"]
 
 
 def test_a_spent_split_is_noted_in_the_report_and_on_stderr(
@@ -357,12 +364,27 @@ def test_the_record_tells_data_apart_and_says_when_it_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
-    assert [record_use("digits", "split", text) for text in ("a", "a", "b", "c", "b")] == [0, 0, 1, 2, 2]
-    assert record_use("glyphs", "split", "a") == record_use("digits", "other", "a") == 0
+    assert [add_use("digits", "split", "ABC", Use(text)) for text in ("a", "a", "b", "c", "b")] == [0, 0, 1, 2, 2]
+    assert add_use("glyphs", "split", "DE", Use("a")) == add_use("digits", "other", "F", Use("a")) == 0
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     (tmp_path / FILE).write_text("[")
     with pytest.raises(InputError, match="damaged"):
-        record_use("digits", "split", "a")
+        add_use("digits", "split", "ABC", Use("a"))
+
+
+def test_the_record_knows_samples_again_in_data_that_have_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what a certificate has looked at counts, wherever the samples are now."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    assert add_use("monday", "split", "ABCDEF", Use("first", 0, 3)) == 0
+    assert count_seen_elsewhere("tuesday", "grown", "FEDCBAGH") == 3
+    assert count_seen_elsewhere("tuesday", "grown", "FEDGH") == 0
+    assert count_seen_elsewhere("monday", "split", "ABCDEF") == 0, "what is left of a split is told by its own uses"
+    assert add_use("tuesday", "grown", "FEDGHA", Use("second", 0, 5)) == 0
+    assert add_use("tuesday", "grown", "FEDGHA", Use("third", 5, 6)) == 1
+    (tmp_path / FILE).write_text(json.dumps({"old": ["hash"], "newer": [{"certificate": "hash", "begins": 2}]}))
+    assert add_use("tuesday", "grown", "FEDGHA", Use("third")) == 0, "earlier versions kept no samples"
 
 
 # --- certify --------------------------------------------------------------------------------------------------------
@@ -516,15 +538,16 @@ def test_verify_detects_any_file_that_was_altered(px: Px, copy: Path) -> None:
     """One line more at the end of each file in turn; what makes a model is measured again, and told by its role."""
     roles = {"model.onnx": "model", "dense.onnx": "dense", "plan.json": "plan", "model.safetensors": "weights"}
     files = sorted(path for path in copy.iterdir() if path.is_file())
-    assert {"report.json", "report.html", "predict.py", "recipe.json", "certificate.json"} < {
-        file.name for file in files
-    }
+    names = {file.name for file in files}
+    assert {"report.json", "report.html", "predict.py", "recipe.json", "certificate.json", "SHA256SUMS"} < names
     for file in files:
         before = file.read_bytes()
         comment = b"\x32\x01 " if file.suffix == ".onnx" else b"\n"  # an ONNX file's doc_string
         file.write_bytes(before + comment)
         outcome = px("verify", copy, "--quiet")
-        told = f"{file.name!r} is not the file that the run wrote"
+        told = f"{file.name!r} is not the file that was written"
+        if file.name == "SHA256SUMS":
+            told = "SHA256SUMS of"
         if file.name in roles:
             told = f"the {roles[file.name]} is not the certified one"
         assert outcome.code == 3, (file.name, outcome)
@@ -533,11 +556,20 @@ def test_verify_detects_any_file_that_was_altered(px: Px, copy: Path) -> None:
     assert px("verify", copy, "--quiet").code == 0
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "dense.onnx", "model.onnx", "model.safetensors", "certificate.json"])
+def test_verify_of_a_file_that_is_no_longer_readable_says_what_was_altered(px: Px, copy: Path, name: str) -> None:
+    (copy / name).write_bytes(b"\x00")
+    outcome = px("verify", copy, "--quiet")
+    assert outcome.code == 3
+    assert name in outcome.err or "weights" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
 def test_verify_detects_a_figure_of_the_report_that_is_on_no_page(px: Px, copy: Path) -> None:
     content = json.loads((copy / "report.json").read_text())
     content["dense"]["latency_ms"]["quantiles"][3] += 1e-6
     (copy / "report.json").write_text(json.dumps(content, indent=1))
-    assert "'report.json' is not the file that the run wrote" in px("verify", copy, "--quiet").err
+    assert "'report.json' is not the file that was written" in px("verify", copy, "--quiet").err
 
 
 def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) -> None:
@@ -580,10 +612,7 @@ def _remade(px: Px, folder: Path, *asked: object) -> dict[str, object]:
     told = json.loads(px("certify", folder, "--json", *asked).out)
     told["hashes"] = _content(folder)["hashes"]
     (folder / "certificate.json").write_text(json.dumps(told))
-    report = json.loads((folder / "report.json").read_text())
-    report["sha256"]["certificate.json"] = sha256_of(folder / "certificate.json")
-    (folder / "report.json").write_text(json.dumps(report))
-    (folder / "report.html").unlink(missing_ok=True)  # it holds the hash of the report that it was made of
+    write_sums(folder)
     return told
 
 
@@ -593,6 +622,62 @@ def test_verify_honours_the_part(px: Px, copy: Path, part: str) -> None:
     outcome = px("verify", copy, "--quiet")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[-1].endswith("the certificate holds")
+
+
+# --- verify what `certify --out` wrote ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "asked", [[], ["--part", "classes"], ["--part", "confident", "--risk", "disagreement"], ["--anytime"]]
+)
+def test_verify_recomputes_a_certificate_of_files(
+    px: Px, copy: Path, images: Path, asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+    out, files = tmp_path / "out", [copy / "dense.onnx", copy / "model.onnx"]
+    made = px("certify", *files, "--data", images, "--max-drop", 0.7, *asked, "--out", out, "--quiet")
+    assert made.code == 0, made.err
+    before = (tmp_path / "cache" / FILE).read_bytes()
+    outcome = px("verify", out, "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1] == f"recomputed on {_content(out)['n']} samples: the certificate holds"
+    assert (tmp_path / "cache" / FILE).read_bytes() == before, "to verify is no use of the samples"
+    for key in ("alpha", "delta", "sentence", "reserved", "coverage", "threshold"):
+        told = _content(out)
+        if told[key] is not None:
+            changed = {**told, key: told[key] + ("x" if key == "sentence" else -0.1 if key != "reserved" else 1)}
+            (out / "certificate.json").write_text(json.dumps(changed))
+            assert px("verify", out, "--quiet").code == 3, key
+            (out / "certificate.json").write_text(json.dumps(told))
+    shutil.copy(files[0], files[1])
+    assert "is not the certified one" in px("verify", out, "--quiet").err
+    files[1].unlink()
+    assert "is not there any more" in one_line(px("verify", out, "--quiet"))
+
+
+def test_data_that_have_grown_are_known_again(
+    px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under another name, too; what told something already is not looked at again in silence."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+    asked = ["certify", certified[0], "--max-drop", 0.6, "--anytime", "--quiet"]
+    assert px(*asked, "--out", tmp_path / "one").code == 0
+    image_folder(tmp_path / "more", {"val": 10}, CLASSES, SIZE)
+    shutil.copytree(images, tmp_path / "grown")
+    for file in (tmp_path / "more").rglob("*.png"):
+        pixels = 255 - np.asarray(Image.open(file))
+        Image.fromarray(pixels).save(tmp_path / "grown" / "val" / file.parent.name / f"more-{file.name}")
+    again = one_line(px(*asked, "--data", tmp_path / "grown"))
+    assert "samples served certificates before the data changed; to go on from one" in again
+    assert "--resume FOLDER" in again
+    resumed = ["certify", certified[0], "--data", tmp_path / "grown", "--resume", tmp_path / "one"]
+    outcome = px(*resumed, "--out", tmp_path / "two", "--quiet")
+    assert outcome.code == 0, outcome.err
+    first, second = _content(tmp_path / "one"), _content(tmp_path / "two")
+    assert second["looked_at"][: first["n"]] == first["looked_at"]
+    assert "as the earlier certificate says" in px("verify", tmp_path / "two", "--quiet").out
+    fixed = px("certify", certified[0], "--data", tmp_path / "grown", "--max-drop", 0.6, "--quiet")
+    assert "their guarantee is spent" in fixed.out
 
 
 def _blame_another(classes: list[dict[str, float]]) -> None:

@@ -49,6 +49,7 @@ ARTEFACTS = {
     "scores.safetensors",
     "report.json",
     "report.html",
+    "SHA256SUMS",
     "predict.py",
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import Px, caller, image_folder, one_line
+from command import Px, caller, check_sums, image_folder, one_line
 from models import CLASSES, FlattenCNN
 from PIL import Image
 from safetensors.torch import save_file
@@ -117,9 +117,11 @@ def test_it_writes_page_record_and_figures(px: Px, folder: Path) -> None:
     assert "script" not in {tag for tag, _ in page.found}
     assert not re.search(r"https?://|url\(", text)
     check_files(folder, read_report(folder).sha256)
+    check_sums(folder)
     again = px("explain", folder, "--samples", 1, "--json", "--quiet")  # what is left of the first call goes
     assert len(json.loads(again.out)["cases"]) == 1
     assert len(list((folder / "explain").iterdir())) == 2
+    check_sums(folder)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")

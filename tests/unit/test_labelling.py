@@ -297,6 +297,33 @@ def test_tampering_with_a_file_is_found(certified: Path, px: Px, tamper: Callabl
     assert len(outcome.err.strip().splitlines()) <= 1
 
 
+def test_the_table_may_be_filled_in_where_it_lies(asked: Path, place: Path, px: Px) -> None:
+    truth, table = truth_of(place), asked / "to_label.csv"
+    table.write_bytes(filled(asked, lambda row: truth[row["image"]]).read_bytes())
+    assert px("certify", "--answers", table, "--out", asked, "--quiet").code == 0
+    outcome = px("verify", asked, "--quiet")
+    assert outcome.code == 0, outcome.err
+
+
+def test_without_answers_models_images_and_questions_are_held_against_what_was_asked(
+    asked: Path, certified: Path, px: Px
+) -> None:
+    assert certified == asked
+    (asked / "answers.csv").unlink()
+    outcome = px("verify", asked, "--quiet")
+    assert outcome.code == 3
+    assert "answers.csv is missing, without which errors cannot be counted again" in outcome.err
+    (asked / "certificate.json").unlink()
+    count = len(read(asked / "to_label.csv"))
+    waiting = one_line(px("verify", asked, "--quiet"), 3)
+    assert (
+        f"nothing is certified yet: {count} of {COUNT} images need a label; models, images and questions are" in waiting
+    )
+    assert "certify --answers" in waiting
+    (asked / "to_label.csv").open("a").write(" ")
+    assert "nothing is certified yet: 'to_label.csv' is not" in one_line(px("verify", asked, "--quiet"), 3)
+
+
 @pytest.fixture
 def moved(place: Path, px: Px, tmp_path: Path) -> Iterator[Path]:
     """A copy of the models and images with a certificate of theirs in `asked`."""
@@ -452,6 +479,8 @@ def test_a_test_goes_on_with_images_that_came_later(place: Path, px: Px, tmp_pat
     first = asked_again(px, place, tmp_path / "first", tmp_path / "one", "--max-drop", 0.1, "--anytime")
     assert first["chosen"] in (None, 0)
     assert first["n"] == 60
+    again = ["certify", *models(place), "--unlabelled", tmp_path / "all", *goal("--anytime"), "--out", tmp_path / "x"]
+    assert "60 of these 250 samples served certificates before the data changed" in one_line(px(*again))
     second = asked_again(px, place, tmp_path / "all", tmp_path / "two", "--resume", tmp_path / "one")
     assert second["chosen"] == 1
     assert 60 < second["n"] <= COUNT

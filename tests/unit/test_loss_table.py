@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,3 +159,100 @@ def test_anytime_holds_the_risk_in_every_group(px: Px, table: Path) -> None:
     assert (
         record["rows"][1]["p_value"] == max(each["p_value"] for each in record["rows"][1]["classes"]) <= record["delta"]
     )
+
+
+# --- verify, and tables that have grown
+
+
+@pytest.fixture
+def made(px: Px, table: Path, tmp_path: Path) -> Path:
+    """The folder of a certificate of the table."""
+    px("certify", "--losses", table, "--max-drop", 0.15, "--out", tmp_path / "made")
+    return tmp_path / "made"
+
+
+@pytest.mark.parametrize("more", [[], ["--anytime"], ["--group", "when"], ["--group", "when", "--anytime"]])
+def test_verify_recomputes_the_certificate_of_a_table(px: Px, table: Path, tmp_path: Path, more: list[object]) -> None:
+    header, *lines = table.read_text().splitlines()
+    if "when" in more:
+        lines = [f"{line},{'night' if place % 4 else 'day'}" for place, line in enumerate(lines)]
+        table.write_text("\n".join([f"{header},when", *lines]))
+    for turn in range(2 if "--anytime" in more else 1):  # the second test begins where the first has ended
+        out = tmp_path / f"out{turn}"
+        assert px("certify", "--losses", table, "--max-drop", 0.16, *more, "--out", out).code == 0
+        outcome = px("verify", out, "--quiet")
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.endswith("samples: the certificate holds\n")
+    shutil.move(table, tmp_path / "moved.csv")
+    assert px("verify", out, "--data", tmp_path / "moved.csv").code == 0
+    assert "cannot be read" in one_line(px("verify", out, "--quiet"))
+
+
+def _put(key: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda record: record.update({key: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _put("alpha", 0.2),
+        _put("sentence", "All is well."),
+        _put("reserved", 9),
+        _put("group", "when"),
+        _put("anytime", True),
+        _put("budget", {"total": 0.1, "left": 0.1, "stake": 0.05, "begins": 0, "ends": 9, "are": 9}),
+        lambda record: record["rows"][1].update(p_value=1e-9),
+        lambda record: record["rows"][1].update(errors=1.0),
+        lambda record: record["rows"][1].update(name="other"),
+        lambda record: record["rows"].pop(),
+        lambda record: record["hashes"].update(split="0" * 64),
+        lambda record: record["origin"].update(seed=1),
+    ],
+)
+def test_verify_finds_what_was_altered_in_the_certificate_of_a_table(
+    px: Px, made: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    record = json.loads((made / "certificate.json").read_text())
+    change(record)
+    (made / "certificate.json").write_text(json.dumps(record))
+    outcome = px("verify", made, "--quiet")
+    assert outcome.code in (2, 3)
+    assert "holds\n" not in outcome.out
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_verify_finds_another_table(px: Px, table: Path, made: Path) -> None:
+    before = table.read_text()
+    for text in (before + "0.1,0.1,0.1\n", before.replace("small", "other", 1), before.replace("\n", "\n0,0,0\n", 1)):
+        table.write_text(text)
+        outcome = px("verify", made, "--quiet")
+        assert outcome.code == 3
+        assert len(outcome.err.strip().splitlines()) == 1
+    record = json.loads((made / "certificate.json").read_text())
+    (made / "certificate.json").write_text(json.dumps({**record, "origin": None}))
+    assert "does not say which files it was made of" in one_line(px("verify", made, "--quiet"))
+
+
+def test_lines_that_were_looked_at_are_known_again_in_a_table_that_has_grown(
+    px: Px, table: Path, tmp_path: Path
+) -> None:
+    header, *lines = table.read_text().splitlines()
+    short, grown, rest = (tmp_path / f"{name}.csv" for name in ("short", "grown", "rest"))
+    short.write_text("\n".join([header, *lines[:300]]))
+    grown.write_text("\n".join([header, *lines]))
+    rest.write_text("\n".join([header, *lines[300:]]))
+    asked = ["--max-drop", 0.13, "--anytime"]
+    told(px, "--losses", short, *asked, "--out", tmp_path / "one")
+    refusal = one_line(px("certify", "--losses", grown, *asked))
+    assert "300 of these 1500 samples served certificates before the data changed" in refusal
+    assert "--resume FOLDER" in refusal
+    assert told(px, "--losses", grown, "--resume", tmp_path / "one", "--out", tmp_path / "two")["chosen"] == 1
+    outcome = px("verify", tmp_path / "two", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert "on top of 300 as the earlier certificate says (verify that one, too)" in outcome.out
+    record = json.loads((tmp_path / "two" / "certificate.json").read_text())
+    record["origin"]["earlier"]["rows"][1]["capital"][0] += 1  # more wealth than there was
+    (tmp_path / "two" / "certificate.json").write_text(json.dumps(record))
+    assert px("verify", tmp_path / "two", "--quiet").code == 3
+    assert told(px, "--losses", rest, *asked)["chosen"] == 1, "new samples alone are fresh"
+    assert "guarantee is spent" in px("certify", "--losses", grown, "--max-drop", 0.15).out

@@ -65,7 +65,7 @@ def saved(slim: ModuleResult, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_the_folder_is_that_of_a_run(saved: tuple[Path, Report]) -> None:
     folder, report = saved
     names = {"dense.onnx", "model.onnx", "model.safetensors", "plan.json", "recipe.json", "scores.safetensors"}
-    assert {path.name for path in folder.iterdir()} == {*names, "report.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} == {*names, "report.json", "report.html", "SHA256SUMS"}
     assert set(report.sha256) == names
     assert read_report(folder) == report
     assert report.parity.passed
