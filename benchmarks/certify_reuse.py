@@ -251,7 +251,7 @@ def own_task(kind: str, model: str, data: str, alpha: float) -> Row:
     """A certified run of a model that is no classifier, verified, and what was chosen on the test split."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
-        guarantee = Guarantee(alpha, risk="loss-increase", steps=4)
+        guarantee = Guarantee(alpha, risk="loss-increase", steps=2)
         recipe = Recipe(model, 0.5, data=data, guarantee=guarantee)
         report = compress(recipe, folder, note=print)
         record = report.certificate

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pxcompress.budgets import BUDGETS
-from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.clock import Clock
 from pxcompress.cost.latency import Conditions, measure_best_step
 from pxcompress.deploy.intervals import is_chance_level
@@ -26,7 +25,7 @@ from pxcompress.repair import REPAIRS
 from pxcompress.report.record import Report
 from pxcompress.run import Run
 from pxcompress.run_folder.against import check_against
-from pxcompress.run_folder.certificate import check_certifiable, find_smallest_certified
+from pxcompress.run_folder.certificate import check_certifiable, check_risk, find_smallest_certified
 from pxcompress.run_folder.pages import write_report
 from pxcompress.run_folder.place import whole_folder
 from pxcompress.run_folder.results import assemble, measure
@@ -147,11 +146,8 @@ def _check_task(recipe: Recipe, task: Task) -> None:
     wanting += [f"repair {text!r}" for text in recipe.repair if REPAIRS.build(text).needs_labels]
     if wanting:
         raise InputError(f"{wanting[0]} needs one label a sample; leave it out, or give --task classification")
-    if recipe.guarantee is not None and (recipe.guarantee.risk not in LOSS_RISKS or recipe.guarantee.part != "all"):
-        raise InputError(
-            f"risk {recipe.guarantee.risk!r} and --part are for classifiers; give --risk {one_of(LOSS_RISKS)}, which "
-            "bound the task's loss of a sample"
-        )
+    if recipe.guarantee is not None:
+        check_risk(recipe.guarantee.risk, recipe.guarantee.part, task)
 
 
 def _check_names(goal: Goal, workload: Workload) -> None:

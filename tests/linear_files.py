@@ -16,9 +16,11 @@ NAMES = ("dark", "grey", "light")
 LEVELS = (60.0, 120.0, 180.0)
 
 
-def classifier_file(path: Path, levels: Sequence[float], spare: int = 0, names: Sequence[str] = NAMES) -> Path:
+def classifier_file(
+    path: Path, levels: Sequence[float], spare: int = 0, names: Sequence[str] = NAMES, task: str = "classification"
+) -> Path:
     """A file that answers with the class whose of `levels` is nearest to an image's mean; `spare` numbers make it
-    larger.
+    larger. Another `task` takes the scores of the classes for what it judges.
     """
     centres = np.array(levels, dtype=np.float32) / 255
     weights = np.repeat(2 * centres[None], 3 * SIDE * SIDE, axis=0) / (3 * SIDE * SIDE)
@@ -36,6 +38,7 @@ def classifier_file(path: Path, levels: Sequence[float], spare: int = 0, names: 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     facts = {
         "classes": json.dumps(list(names)),
+        "task": task,
         "input_size": f"[3, {SIDE}, {SIDE}]",
         "input_mean": "[0, 0, 0]",
         "input_std": "[1, 1, 1]",

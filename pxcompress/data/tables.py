@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class _Table:
 def open_table(spec: str) -> UserData:
     """The texts or images that the table `spec` lists; paths are relative to it. Raises `DataError`."""
     table, root = _read_table(spec), Path(spec).expanduser().parent
-    if (columns := text_columns(table.names)) and not any(name in table.names for name in _PATH_COLUMNS):
+    if columns := _text_columns(table):
         return _open_texts(table, columns)
     images = _image_paths(table, root)
     if _LABELS in table.names:
@@ -69,14 +70,17 @@ def _read_table(spec: str) -> _Table:
 
 
 def read_words(spec: str, column: str) -> dict[str, str]:
-    """The words of a `column` of the table `spec`, by the path of the image as it stands there. Raises `DataError`."""
+    """The words of a `column` of the table `spec`, by the ids of its samples: paths of images as they stand there, or
+    rows of texts. Raises `DataError`.
+    """
     if not spec.lower().endswith(SUFFIXES):
         raise DataError(f"data {spec!r} is no table, so that there is no column {column!r}; give a .csv or .jsonl")
     table = _read_table(spec)
     if column not in table.names:
         raise unknown("column", column, table.names)
-    path = _path_column(table)
-    return {str(row[path]): str(row[column]) for row in table.rows}
+    path = "" if _text_columns(table) else _path_column(table)
+    ids = [str(row[path]) for row in table.rows] if path else _row_ids(table)
+    return dict(zip(ids, (str(row[column]) for row in table.rows), strict=True))
 
 
 def open_listed(spec: str) -> Samples:
@@ -104,7 +108,7 @@ def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
         layout = "numbers"
         classes, values = _read_numbers(table, columns)
         targets = Values(values)
-    samples = Samples.of([f"row {number}" for number in range(1, len(labels) + 1)], labels, texts, targets)
+    samples = Samples.of(_row_ids(table), labels, texts, targets)
     train, held_out = _halves(table, samples)
     return UserData(classes, train, held_out, layout=layout, outputs=len(classes) or None)
 
@@ -140,6 +144,16 @@ def _read_jsonl(spec: str, path: Path) -> list[Row]:
             raise DataError(f"data {spec!r}, row {len(rows) + 1}: other columns; expected {expected}")
         rows.append(row)
     return rows
+
+
+def _text_columns(table: _Table) -> tuple[str, ...]:
+    """The columns that hold texts; none where the table lists images."""
+    return () if any(name in table.names for name in _PATH_COLUMNS) else text_columns(table.names)
+
+
+def _row_ids(table: _Table) -> list[str]:
+    """Ids of the texts of a table."""
+    return [f"row {number}" for number in range(1, len(table.rows) + 1)]
 
 
 def _path_column(table: _Table) -> str:
@@ -197,12 +211,21 @@ def _split_labels(table: _Table, number: int) -> set[str]:
 
 
 def _read_numbers(table: _Table, inputs: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Names of the columns that are targets, not `inputs`, and their values, (n, k)."""
-    columns = tuple(name for name in table.names if name not in (*inputs, _SPLIT, _GROUP))
+    """Names of the columns that are targets, and their values, (n, k).
+
+    Those are all that are no `inputs`; where some hold numbers, columns of words are left out.
+    """
+    others = tuple(name for name in table.names if name not in (*inputs, _SPLIT, _GROUP))
+    columns = tuple(name for name in others if not all(_is_word(row[name]) for row in table.rows)) or others
     if not columns:
         raise DataError(f"data {table.spec!r} has no targets; expected a column {_LABELS!r}, or columns of numbers")
     values = [[_number(table, number, name) for name in columns] for number in range(len(table.rows))]
     return columns, np.array(values, dtype=np.float32)
+
+
+def _is_word(value: object) -> bool:
+    """Whether a cell holds a text that nobody could have meant as a number."""
+    return isinstance(value, str) and re.match(r"$|[-+.,\s]*\d|[-+\s]*(nan|inf)", value, re.IGNORECASE) is None
 
 
 def _number(table: _Table, number: int, column: str) -> float:

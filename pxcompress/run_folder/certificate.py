@@ -31,7 +31,7 @@ from pxcompress.certify.path import (
 )
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import check_disjoint, split_hash
-from pxcompress.choices import LOSS_RISKS
+from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.data import Source, load_splits, open_source, restrict_classes
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files
@@ -91,6 +91,15 @@ class ReservedSamples:
         counts = Counter(source.classes[labels[sample]] for sample in ids)
         counts_by_name = {name: counts[name] for name in source.classes}
         return cls(data, splits.certify, ids, splits.select, counts_by_name, digests=splits.digests)
+
+
+def check_risk(risk: str, part: str, task: Task) -> None:
+    """Raise `InputError` for a risk, or a part of the samples, that only classifiers have."""
+    if not isinstance(task, Classification) and (risk not in LOSS_RISKS or part != "all"):
+        raise InputError(
+            f"risk {risk!r} and --part are for classifiers; give --risk {one_of(LOSS_RISKS)}, which bound the task's "
+            "loss of a sample"
+        )
 
 
 def check_certifiable(recipe: Recipe, workload: Workload) -> None:
@@ -178,9 +187,12 @@ def judge_candidates(
 def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamples, risk: str) -> list[Candidate]:
     """The models of a path with the losses that the task gives them on every sample."""
     sessions = {name: runtime.open_session(file, samples.provider) for name, _, file in path}
-    dense = path[0][0]
-    results = predictions(sessions, dense, dense, samples.batches, samples.task)
-    table = np.stack([samples.task.loss(results[name].statistics).numpy() for name, _, _ in path], 1)
+    dense, task = path[0][0], samples.task
+    if task.scaled:
+        selected = predictions({dense: sessions[dense]}, dense, dense, samples.select, task)
+        task = task.with_scale(selected[dense].statistics)
+    results = predictions(sessions, dense, dense, samples.batches, task)
+    table = np.stack([task.loss(results[name].statistics).numpy() for name, _, _ in path], 1)
     rows = path_losses(risk, table)
     return [Candidate(name, size, row) for (name, size, _), row in zip(path, rows, strict=True)]
 

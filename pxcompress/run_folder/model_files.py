@@ -22,6 +22,7 @@ from pxcompress.recipe import Guarantee
 from pxcompress.run_folder.certificate import (
     ReservedSamples,
     check_descending,
+    check_risk,
     choose_provider,
     choose_threshold,
     judge_candidates,
@@ -83,6 +84,7 @@ def _judge(
     runtime.check_provider(procedure.provider)
     reserved = reserve_samples(files, data, origin.seed, origin.skip_corrupt)
     reserved = replace(reserved, provider=choose_provider(procedure.provider))
+    check_risk(goal.risk, part.part, reserved.task)
     if not procedure.group and procedure.earlier is None:
         part.check(goal, reserved.counts)
     path = [(name, float(file_bytes(file)), file) for name, file in zip(origin.files, files, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ class Regression(Task):
     """Numbers (n, k) for every sample; judged by the mean absolute error, in the targets' own unit."""
 
     output: str = option("output", "name of the output with the numbers; else the first")
+    largest: float = option(0.0, "target whose size is a loss of 1; 0: the largest of the samples", low=0)
 
     metric = Metric("MAE", unit="number", higher_is_better=False)
     layouts = ("numbers",)
     reads_dense = False
+    scaled = True
 
     def logits(self, outputs: Outputs) -> Tensor:
         """Every number by itself."""
@@ -37,7 +39,11 @@ class Regression(Task):
 
     def loss(self, statistics: Tensor) -> Tensor:
         """Absolute error as a share of the largest target, at most 1."""
-        return (statistics[:, 0] / statistics[:, 1].max().clamp_min(1e-12)).clamp(0, 1)
+        return (statistics[:, 0] / (self.largest or max(_largest(statistics), 1e-12))).clamp(0, 1)
+
+    def with_scale(self, statistics: Tensor) -> Task:
+        """With the largest target of these samples."""
+        return replace(self, largest=self.largest or _largest(statistics))
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Refuse targets of another number than the model returns."""
@@ -48,3 +54,8 @@ class Regression(Task):
     def _numbers(self, outputs: Outputs) -> Tensor:
         values = outputs[self.output] if self.output in outputs else list_float_outputs(outputs)[0]
         return values.reshape(len(values), -1)
+
+
+def _largest(statistics: Tensor) -> float:
+    """Size of the largest target of some samples."""
+    return float(statistics[:, 1].max())

@@ -38,6 +38,9 @@ class Task:
     reads_dense: ClassVar[bool] = True
     """Whether `statistics` look at the dense model's outputs; where not, it need not run beside the pruned one."""
 
+    scaled: ClassVar[bool] = False
+    """Whether the scale of losses depends on the samples; see `with_scale`."""
+
     whole_images: ClassVar[bool] = False
     """Whether the ends of an image count: it then gets a border instead of being cropped."""
 
@@ -84,6 +87,13 @@ class Task:
     def loss(self, statistics: Tensor) -> Tensor:
         """Loss of every sample, (n,) in [0, 1], from completed statistics; certificates bound its mean."""
         return (1 - statistics[:, 0]).clamp(0, 1)
+
+    def with_scale(self, statistics: Tensor) -> Task:
+        """For a `scaled` task, the same with a scale of losses from completed statistics of other samples.
+
+        Losses of samples that share a scale of their own would not be independent, as certificates need them.
+        """
+        return self
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Raise `InputError` where targets do not fit what the model returns."""

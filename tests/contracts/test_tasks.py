@@ -115,6 +115,9 @@ def test_statistics_of_batches_are_those_of_all(name: str) -> None:
     completed = task.complete(whole)
     losses = task.loss(completed)
     assert losses.shape == (SAMPLES,)
+    if task.scaled:  # set by other samples, it is the same for a sample whatever others there are
+        fixed = task.with_scale(completed[: SAMPLES // 2])
+        assert torch.equal(fixed.loss(completed)[:1], fixed.loss(completed[:1]))
     assert ((losses >= 0) & (losses <= 1)).all()
     assert np.isfinite(task.quality(completed))
 

@@ -13,6 +13,7 @@ from PIL import Image
 from pxcompress.data import batches as batches_module
 from pxcompress.data import load_splits, open_source, restrict_classes
 from pxcompress.data.samples import Source
+from pxcompress.data.tables import read_words
 from pxcompress.errors import DataError
 from pxcompress.types import Preprocessing
 
@@ -179,6 +180,20 @@ def test_table_of_numbers_with_halves(tmp_path):
     assert {int(Path(name).stem) % 3 for name in source.held_out.ids} == {0}
     for name, target in batches_by_id(source).items():
         assert target.tolist() == [int(Path(name).stem), int(Path(name).stem) / 4]
+
+
+def test_columns_of_words_beside_numbers_are_no_targets(tmp_path):
+    cameras = ("front", "cam 2")
+    table = save_table(tmp_path, "path,age,camera", lambda index, name: f"{name},{index},{cameras[index % 2]}")
+    source = open_source(str(table))
+    assert (source.classes, source.outputs) == (("age",), 1)
+    words = read_words(str(table), "camera")
+    assert {name: words[name] for name in source.held_out.ids} == {
+        name: cameras[int(Path(name).stem) % 2] for name in source.held_out.ids
+    }
+    assert "holds '0,5', which" in error_of(
+        save_table(tmp_path, "path,age,size", lambda index, name: f'{name},{index},"0,5"')
+    ), "a number that is written in another way"
 
 
 @pytest.mark.parametrize(

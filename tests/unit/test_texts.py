@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import pxcompress
 from pxcompress.data import load_splits, open_source
 from pxcompress.data.factory import open_factory
+from pxcompress.data.tables import read_words
 from pxcompress.demo.nets import NoteReader
 from pxcompress.demo.notes import CLASSES, TOKENIZER, TOPICS, note, planted
 from pxcompress.deploy import predict_text
@@ -151,6 +152,9 @@ def test_tables_of_texts(tmp_path: Path) -> None:
     rows = [f"rain and soup {number},{10 if number % 2 else 9}" for number in range(40)]
     source = open_source(write(tmp_path / "notes.csv", "text,label", *rows))
     assert (source.layout, source.classes, source.outputs) == ("classes", ("9", "10"), 2)
+    words = read_words(str(tmp_path / "notes.csv"), "label")
+    samples = source.held_out
+    assert [source.classes[label] for label in samples.labels] == [words[name] for name in samples.ids]
     pairs = [json.dumps({"sentence1": "rain", "sentence2": f"sun {number}", "score": 0.5}) for number in range(40)]
     source = open_source(write(tmp_path / "pairs.jsonl", *pairs))
     assert (source.layout, source.classes) == ("numbers", ("score",))
