@@ -80,7 +80,7 @@ def test_the_risk_is_held_in_every_group_of_a_table(px: Px, table: Path, more: l
         goal = Goal("loss-increase", 0.2)
         assert row["p_value"] == pytest.approx(goal.p_value(np.array(back)), rel=1e-3)
     text = table.read_text()
-    table.write_text(text.replace("back", "side", 1))
+    table.write_text(text.replace("back", "side"))
     assert px("verify", out, "--quiet").code == 3, "a group that is another one now"
 
 
