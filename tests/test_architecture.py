@@ -204,3 +204,15 @@ def test_public_names_resolve() -> None:
         assert getattr(pxcompress, name) is not None
     with pytest.raises(AttributeError):
         pxcompress.nothing  # noqa: B018
+
+
+def test_modules_and_functions_are_short() -> None:
+    """At most 400 lines a module and 50 a function, its signature and docstring included."""
+    long = [f"{path.relative_to(ROOT)}: {lines}" for path in FILES if (lines := len(path.read_text().splitlines())) > 400]
+    long += [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 50
+    ]
+    assert not long

@@ -545,7 +545,7 @@ def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) ->
     told = _content(copy)
     row = told["rows"][told["chosen"]]
     low = max(row["errors"] - 1, 0) if row["errors"] else 1
-    row["errors"], row["p_value"] = low, Guarantee(0.3).goal.p_value(1.0 * (np.arange(75) < low))
+    row["errors"], row["p_value"] = low, Guarantee(0.3).limit.p_value(1.0 * (np.arange(75) < low))
     (copy / "certificate.json").write_text(json.dumps(told))
     outcome = px("verify", copy, "--quiet")
     assert outcome.code == 3
