@@ -129,7 +129,10 @@ def certify_next(
 
 
 def record_certificate(record: CertificateRecord, request: str) -> CertificateRecord:
-    """Enter a certificate into the ledger of used splits, by the text of its request; returns it with what it used."""
+    """Enter a certificate into the ledger of used splits; returns it with the number of uses before.
+
+    The same `request`, a text, counts as the same use when it comes again.
+    """
     budget = record.budget
     use = Use(hash_of(request))
     if budget is not None:
