@@ -45,7 +45,7 @@ FLOW = {"Loop", "Scan", "SequenceMap"}
 RECURRENT = {"LSTM", "GRU"}
 OWN_DOMAINS = ("", "ai.onnx")
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ir.passes.InvariantError)
-"""Whatever onnx_ir stumbles over."""
+"""What onnx_ir raises for files that it cannot read."""
 
 
 def open_graph(path: Path) -> ir.Model:
