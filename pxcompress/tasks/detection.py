@@ -24,12 +24,6 @@ MOST = 100
 FAINT = 0.01
 """Score below which a box is left out of the average precision."""
 
-FRAME = 6
-"""Numbers of a row of targets: class, x1, y1, x2, y2 in pixels of the input, 1 for a crowd.
-
-Rows with class -1 are no boxes; the last one of every image is -1, 0, 0, width, height of the input, number of classes.
-"""
-
 SIGNS = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
 """Signs of a box's four numbers, in turns: squares of sums then are sums of squares, on average over locations."""
 
@@ -186,7 +180,11 @@ def _parts(statistics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _truth(targets: Tensor, *, relative: bool) -> Boxes:
-    """The boxes that are asked for, in pixels of the input or as shares of its sides."""
+    """The boxes of `targets` (n, rows, 6), in pixels of the input or as shares of its sides.
+
+    A row is class, x1, y1, x2, y2 in pixels of the input, 1 for a crowd. Rows with class -1 are no boxes; the last one
+    of every image is -1, 0, 0, width and height of the input, number of classes.
+    """
     table, frame = targets[:, :-1].double(), targets[:, -1].double()
     corners = table[..., 1:5]
     if relative:
