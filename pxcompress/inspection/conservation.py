@@ -152,7 +152,7 @@ def to_table(result: Conservation) -> str:
     if not result.unruled:
         return "\n".join([*lines, "everything that relevance passes through has a rule"])
     lines.append("without a rule (plain gradient), with the relevance that passed through, and its size:")
-    for of in result.unruled:
-        share_text = "not followed" if of.share is None else f"{of.share:.2%} {of.size:.2%}"
-        lines.append(f"{of.module}: {of.function} x {of.calls} in {of.kind}: {share_text}")
+    for flow in result.unruled:
+        share_text = "not followed" if flow.share is None else f"{flow.share:.2%} {flow.size:.2%}"
+        lines.append(f"{flow.module}: {flow.function} x {flow.calls} in {flow.kind}: {share_text}")
     return "\n".join(lines)
