@@ -42,7 +42,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class BoxLayout:
-    """A way to return boxes: whether outputs by name are laid out so, and the candidates in them."""
+    """How a kind of detector lays out raw boxes: `matches` says whether outputs do so, `read` finds their candidates."""
 
     name: str
     matches: Callable[[Mapping[str, Tensor]], bool]

@@ -19,7 +19,7 @@ from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, mat
 from pxcompress.tasks.task import Layout, Outputs, Task
 
 MOST = 100
-"""Boxes of an image that count, as in COCO's evaluation."""
+"""Largest number of boxes of an image that count, as in COCO's evaluation."""
 
 FAINT = 0.01
 """Score below which a box is left out of the average precision."""
