@@ -42,7 +42,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class BoxLayout:
-    """How a kind of detector lays out raw boxes: `matches` says whether outputs do so, `read` finds their candidates."""
+    """How some detectors lay out raw boxes: `matches` says whether outputs do so, `read` finds their candidates."""
 
     name: str
     matches: Callable[[Mapping[str, Tensor]], bool]
