@@ -25,7 +25,7 @@ from pxcompress.certify.parts import Part
 from pxcompress.certify.path import (
     Candidate,
     Certificate,
-    Goal,
+    RiskLimit,
     certify,
     losses,
 )
@@ -111,7 +111,7 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
     counts = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task).counts
-    recipe.guarantee.counted_part.check(recipe.guarantee.goal, counts)
+    recipe.guarantee.counted_part.check(recipe.guarantee.limit, counts)
 
 
 def find_smallest_certified(
@@ -142,7 +142,7 @@ def find_smallest_certified(
         ]
         with clock.stage("certify"):
             part = choose_threshold(recipe.guarantee.counted_part, artifacts[0].path, samples)
-            certificate = judge_files(path, samples, recipe.guarantee.goal, part)
+            certificate = judge_files(path, samples, recipe.guarantee.limit, part)
         chosen_place = certificate.chosen or 0
         slim = models[chosen_place]
         small = (
@@ -161,11 +161,11 @@ def find_smallest_certified(
 
 
 def judge_files(
-    path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, goal: Goal, part: Part = WHOLE
+    path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, limit: RiskLimit, part: Part = WHOLE
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
-    candidates, labels = judge_candidates(path, samples, goal.risk, part)
-    return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
+    candidates, labels = judge_candidates(path, samples, limit.risk, part)
+    return certify(candidates, part.with_scope(limit), part.classes(labels, list(samples.counts)))
 
 
 def judge_candidates(

@@ -15,7 +15,7 @@ from pxcompress.certify.anytime import Budget, certify_anytime, stake_budget
 from pxcompress.certify.few_labels import random_order
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
-from pxcompress.certify.path import Candidate, Certificate, Goal
+from pxcompress.certify.path import Candidate, Certificate, RiskLimit
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import Use, add_use, count_seen_elsewhere, hash_of, short_hash, uses_of
 from pxcompress.checks import read_record
@@ -43,9 +43,9 @@ class Procedure:
         return cls(record.anytime, record.group, earlier, record.provider, record.budget)
 
     @property
-    def goal(self) -> Goal | None:
+    def limit(self) -> RiskLimit | None:
         """That of the earlier certificate; None where there is none."""
-        return self.earlier.certificate.goal if self.earlier else None
+        return self.earlier.certificate.limit if self.earlier else None
 
     @property
     def part(self) -> Part:
@@ -101,13 +101,13 @@ def read_earlier(path: Path) -> CertificateRecord:
     return record
 
 
-def find_turn(samples: Samples, goal: Goal, procedure: Procedure) -> Turn | None:
+def find_turn(samples: Samples, limit: RiskLimit, procedure: Procedure) -> Turn | None:
     """What an anytime test may look at, or looked at when it is done again; None for a test of fixed size."""
     if not procedure.anytime:
         return None
     if procedure.recorded is not None:
         return same_turn(samples, procedure.recorded, procedure.earlier)
-    return next_turn(samples, goal.delta, procedure.earlier)
+    return next_turn(samples, limit.delta, procedure.earlier)
 
 
 def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None = None) -> Turn:
@@ -159,19 +159,19 @@ def looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, ...]:
 
 
 def certify_turn(
-    candidates: Sequence[Candidate], goal: Goal, samples: Samples, masks: Mapping[str, Array], turn: Turn
+    candidates: Sequence[Candidate], limit: RiskLimit, samples: Samples, masks: Mapping[str, Array], turn: Turn
 ) -> tuple[Certificate, Budget, tuple[str, ...]]:
     """An anytime certificate of a path by its losses on all samples of a split; what it has looked at comes with it.
 
     With `masks` (name -> (n,)) the risk is held in each of them.
     """
-    goal = replace(goal, delta=turn.budget.stake)
+    limit = replace(limit, delta=turn.budget.stake)
     masks = {name: mask[turn.order] for name, mask in masks.items()}
     if turn.earlier is None:
-        check_groups(goal, masks, len(turn.order), "left to certify on")
+        check_groups(limit, masks, len(turn.order), "left to certify on")
     rows = [each._replace(losses=np.asarray(each.losses)[turn.order]) for each in candidates]
     before = turn.earlier.rows if turn.earlier else ()
-    certificate, budget = certify_anytime(rows, goal, turn.budget, masks, before)
+    certificate, budget = certify_anytime(rows, limit, turn.budget, masks, before)
     return certificate, budget, looked_at(samples, turn, budget)
 
 

@@ -13,7 +13,7 @@ from pxcompress.certify.anytime import Budget
 from pxcompress.certify.bounded import path_losses
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
-from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.certify.path import Candidate, RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord, Origin
 from pxcompress.certify.used import hash_of
 from pxcompress.errors import InputError, unknown
@@ -21,40 +21,40 @@ from pxcompress.run_folder.ledger import Procedure, Samples, certify_turn, count
 
 
 def certify_losses(
-    path: Path, goal: Goal, group: str = "", earlier: CertificateRecord | None = None
+    path: Path, limit: RiskLimit, group: str = "", earlier: CertificateRecord | None = None
 ) -> CertificateRecord:
-    """The certificate of the models whose losses the table `path` holds; the goal says whether it is an anytime one.
+    """The certificate of the models whose losses the table `path` holds; the limit says whether it is an anytime one.
 
     The models are named in its first line. With `group`, a column of words, the risk is held for each of them by
     itself. An anytime test goes on from an `earlier` certificate with the lines that it has not looked at, in a table
     that has grown at its end, or with a table of other samples. Raises `InputError`.
     """
-    return count_use(*_judge(path, goal, Procedure(goal.anytime, group, earlier)))
+    return count_use(*_judge(path, limit, Procedure(limit.anytime, group, earlier)))
 
 
 def recompute_losses(record: CertificateRecord, data: str) -> CertificateRecord:
     """A certificate of the table `data` once more, of which no use is counted. Raises `InputError`."""
-    again = _judge(Path(data), record.certificate.goal, Procedure.of(record))[0]
+    again = _judge(Path(data), record.certificate.limit, Procedure.of(record))[0]
     return replace(again, data=record.data)
 
 
-def _judge(path: Path, goal: Goal, procedure: Procedure) -> tuple[CertificateRecord, Samples]:
+def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[CertificateRecord, Samples]:
     """The certificate of a table, whose use is not counted yet, and the samples that it is about."""
     names, table, groups = read_losses(path, procedure.group)
     source = str(path.resolve())
     split = hashlib.sha256(path.read_bytes()).hexdigest()
     samples = Samples(source, split, _chained_lines(path), dict.fromkeys(names, ""))
     masks = {name: groups == name for name in np.unique(groups).tolist()} if procedure.group else {}
-    rows = path_losses(goal.risk, table)
+    rows = path_losses(limit.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
-    turn = find_turn(samples, goal, procedure)
+    turn = find_turn(samples, limit, procedure)
     budget: Budget | None = None
     seen: tuple[str, ...] = ()
     if turn is None:
-        check_groups(goal, masks, len(table))
-        certificate = certify(candidates, goal, masks)
+        check_groups(limit, masks, len(table))
+        certificate = certify(candidates, limit, masks)
     else:
-        certificate, budget, seen = certify_turn(candidates, goal, samples, masks, turn)
+        certificate, budget, seen = certify_turn(candidates, limit, samples, masks, turn)
     part, hashes = Part("classes" if masks else "all"), {"split": split}
     record = CertificateRecord.of(certificate, part, reserved=len(table), hashes=hashes, unit="", data=source)
     origin = Origin(earlier=procedure.earlier)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
-from pxcompress.certify.path import Goal, certify
+from pxcompress.certify.path import RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord, Origin
 from pxcompress.certify.used import split_hash
 from pxcompress.data.tables import read_words
@@ -35,7 +35,11 @@ from pxcompress.run_folder.saved import read_run
 
 
 def certify_files(
-    files: Sequence[Path], data: str, guarantee: Guarantee | Goal, seed: int = 0, procedure: Procedure | None = None
+    files: Sequence[Path],
+    data: str,
+    guarantee: Guarantee | RiskLimit,
+    seed: int = 0,
+    procedure: Procedure | None = None,
 ) -> CertificateRecord:
     """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
@@ -55,15 +59,13 @@ def certify_files(
         )
     if not data:
         raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
-    goal, part = (
-        (guarantee, procedure.part) if isinstance(guarantee, Goal) else (guarantee.goal, guarantee.counted_part)
-    )
+    limit, part = _split_guarantee(guarantee, procedure)
     if part.coverage is not None and (procedure.anytime or procedure.group):
         raise InputError("part 'confident' is given with --anytime or --group; leave one of them out")
     if repeated := [file for file in files if files.count(file) > 1]:
         raise InputError(f"{str(repeated[0])!r} is given twice; expected different models, from dense to smallest")
     origin = Origin({str(file): str(file.resolve()) for file in files}, seed, skip_corrupt, procedure.earlier)
-    return count_use(*_judge(origin, data, goal, part, procedure))
+    return count_use(*_judge(origin, data, limit, part, procedure))
 
 
 def recompute_files(record: CertificateRecord, data: str) -> CertificateRecord:
@@ -73,39 +75,46 @@ def recompute_files(record: CertificateRecord, data: str) -> CertificateRecord:
         if not Path(file).is_file():
             raise InputError(f"model {file!r} is not there any more; put it back")
     part = Part() if record.group else replace(record.counted, threshold=None)
-    return _judge(record.origin, data, record.certificate.goal, part, Procedure.of(record))[0]
+    return _judge(record.origin, data, record.certificate.limit, part, Procedure.of(record))[0]
 
 
 def _judge(
-    origin: Origin, data: str, goal: Goal, part: Part, procedure: Procedure
+    origin: Origin, data: str, limit: RiskLimit, part: Part, procedure: Procedure
 ) -> tuple[CertificateRecord, Samples]:
     """The certificate of the files of `origin`, whose use is not counted yet, and the samples that it is about."""
     files = [Path(file) for file in origin.files.values()]
     runtime.check_provider(procedure.provider)
     reserved = reserve_samples(files, data, origin.seed, origin.skip_corrupt)
     reserved = replace(reserved, provider=choose_provider(procedure.provider))
-    check_risk(goal.risk, part.part, reserved.task)
+    check_risk(limit.risk, part.part, reserved.task)
     if not procedure.group and procedure.earlier is None:
-        part.check(goal, reserved.counts)
+        part.check(limit, reserved.counts)
     path = [(name, float(file_bytes(file)), file) for name, file in zip(origin.files, files, strict=True)]
     check_descending(path)
     split = split_hash(reserved.ids)
     hashes = {**{name: artifact_of(file).sha256 for name, _, file in path}, "split": split}
     samples = reserved.given(hashes)
-    turn = find_turn(samples, goal, procedure)
+    turn = find_turn(samples, limit, procedure)
     part = choose_threshold(part, files[0], reserved)
-    candidates, labels = judge_candidates(path, reserved, goal.risk, part)
+    candidates, labels = judge_candidates(path, reserved, limit.risk, part)
     masks = _masks(reserved, labels, part.classes(labels, list(reserved.counts)), procedure)
     if turn is None:
         if procedure.group:
-            check_groups(goal, masks, len(reserved.ids))
-        certificate = certify(candidates, part.goal(goal), masks)
+            check_groups(limit, masks, len(reserved.ids))
+        certificate = certify(candidates, part.with_scope(limit), masks)
         record = make_record(certificate, Part("classes") if masks else part, reserved, hashes, "bytes")
     else:
-        certificate, budget, seen = certify_turn(candidates, replace(goal, anytime=True), samples, masks, turn)
+        certificate, budget, seen = certify_turn(candidates, replace(limit, anytime=True), samples, masks, turn)
         record = make_record(certificate, Part("classes" if masks else "all"), reserved, hashes, "bytes")
         record = replace(record, budget=budget, looked_at=seen)
     return replace(record, group=procedure.group, origin=origin), samples
+
+
+def _split_guarantee(guarantee: Guarantee | RiskLimit, procedure: Procedure) -> tuple[RiskLimit, Part]:
+    """What is to be promised, and about which samples; those of the earlier certificate where a test goes on."""
+    if isinstance(guarantee, RiskLimit):
+        return guarantee, procedure.part
+    return guarantee.limit, guarantee.counted_part
 
 
 def _masks(

@@ -10,7 +10,7 @@ import numpy as np
 
 from pxcompress.certify.few_labels import random_order, samples_to_label
 from pxcompress.certify.learn_then_test import Array
-from pxcompress.certify.path import Goal
+from pxcompress.certify.path import RiskLimit
 from pxcompress.certify.used import split_hash
 from pxcompress.data import open_images
 from pxcompress.data.batches import ImageBatches, read_images
@@ -93,8 +93,8 @@ def _groups(
     return {name: np.array(words) == name for name in names}
 
 
-def with_questions(observed: ModelAnswers, goal: Goal, turn: ledger.Turn | None) -> ModelAnswers:
-    """The same, with the images that need a label for `goal`, among those that an anytime test may look at."""
+def with_questions(observed: ModelAnswers, limit: RiskLimit, turn: ledger.Turn | None) -> ModelAnswers:
+    """The same, with the images that need a label for `limit`, among those that an anytime test may look at."""
     order = observed.order if turn is None else turn.order
-    asked = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
+    asked = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
     return replace(observed, asked=asked, order=order)

@@ -1,7 +1,7 @@
 """Does a certificate hold? All of it computed again: of a run, of files, of a table of losses, of labels.
 
-Nothing is taken from a certificate but what was frozen before the samples were seen: the goal, and which of them an
-anytime test was to begin with.
+Nothing is taken from a certificate but what was frozen before the samples were seen: the limit of the risk, and where
+an anytime test was to begin.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
         own_part = choose_threshold(replace(part, threshold=None), files[0], samples)
         rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
         path = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
-        recomputed_certificate = judge_files(path, samples, certificate.goal, own_part)
+        recomputed_certificate = judge_files(path, samples, certificate.limit, own_part)
     except PxError as error:  # what was altered may be unreadable now
         if not altered:
             raise
@@ -108,7 +108,7 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
         problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     problems += find_differences(rows, recomputed_certificate.rows)
     problems += find_alterations(certificate)
-    if record.sentence != sentence(certificate) or recomputed_certificate.goal != certificate.goal:
+    if record.sentence != sentence(certificate) or recomputed_certificate.limit != certificate.limit:
         problems.append("its sentence is not what it shows")
     return _verification(record, problems)
 

@@ -12,7 +12,7 @@ from command import Px, one_line
 from linear_files import LEVELS, NAMES, SIDE, classifier_file, grey_images
 from PIL import Image
 
-from pxcompress.certify.path import Goal
+from pxcompress.certify.path import RiskLimit
 from pxcompress.data import load_splits, open_source
 from pxcompress.types import Preprocessing
 
@@ -77,8 +77,8 @@ def test_the_risk_is_held_in_every_group_of_a_table(px: Px, table: Path, more: l
         row = record["rows"][1]["classes"][0]
         assert (row["name"], row["n"]) == ("back", len(back))
         assert row["errors"] == pytest.approx(sum(back), rel=1e-4)
-        goal = Goal("loss-increase", 0.2)
-        assert row["p_value"] == pytest.approx(goal.p_value(np.array(back)), rel=1e-3)
+        limit = RiskLimit("loss-increase", 0.2)
+        assert row["p_value"] == pytest.approx(limit.p_value(np.array(back)), rel=1e-3)
     text = table.read_text()
     table.write_text(text.replace("back", "side"))
     assert px("verify", out, "--quiet").code == 3, "a group that is another one now"
