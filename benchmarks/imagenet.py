@@ -24,7 +24,7 @@ import timm
 from common import RESULTS, claim, parser, write
 from PIL import Image
 from safetensors.torch import save_file
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Bench, Recipe
