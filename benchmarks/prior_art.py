@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -196,13 +197,19 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=tuple(models.GLYPH_MODELS), help="only this one")
     options = parser.parse_args()
     labels = options.model or (("VGG",) if options.quick else tuple(models.GLYPH_MODELS))
-    rows = []
+    path = common.RESULTS / ("quick/rivals.json" if options.quick else "rivals.json")
+    kept = {_key(row): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for label in labels:
         for row in rows_of(label, SIZES[:1] if options.quick else SIZES):
             print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-            rows.append(row)
-    command = "python benchmarks/prior_art.py" + "".join(f" --model '{label}'" for label in options.model or ())
-    common.write("rivals", command + " --quick" * options.quick, rows, [SEED], list(claims(rows)))
+            kept[_key(row)] = row
+        rows = list(kept.values())
+        command = "python benchmarks/prior_art.py" + " --quick" * options.quick
+        common.write("rivals", command, rows, [SEED], list(claims(rows)))
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["model"], row["size"], row["method"]
 
 
 if __name__ == "__main__":
