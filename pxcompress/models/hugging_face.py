@@ -36,7 +36,7 @@ _HEADS = {
 """What a class of models returns, by the end of its name; all others are taken for encoders."""
 
 _VISION_TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}
-"""Of models for images and texts together the part for images."""
+"""Type of a model for images and texts together -> class of its image encoder."""
 
 _VOCABULARIES = (
     "tokenizer.json",
