@@ -61,7 +61,7 @@ CHAINS = {
     "statistics": ("mean-absorption", "variance-matching", "batchnorm"),
     "fold": ("fold", "batchnorm"),
     "least squares": ("fold", "least-squares", "batchnorm"),
-    "distilled": ("fold", "batchnorm", "finetune:steps=300"),
+    "distilled": ("fold", "batchnorm", "finetune:batch_size=64"),
 }
 """`statistics`: means, and variances by BatchNorm where there is BatchNorm, else matched."""
 

@@ -2,9 +2,9 @@
 
 Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same moved
 images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes or,
-for a model that is no classifier, the task's divergence or, without a task, the squared error of all outputs. Errors at
-the outputs of blocks or layers added to it gained nothing on glyphs (after least squares, a quarter of a ResNet's MACs:
-top-1 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights.
+for a model that is no classifier, the squared error of all outputs or, where its task wants it, the task's divergence.
+Errors at the outputs of blocks or layers added to it gained nothing on glyphs (after least squares, a quarter of a
+ResNet's MACs: top-1 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights.
 Normalisation uses its running statistics throughout: the slim model is trained as it will be run, and neither the size
 of a batch nor the accumulation of gradients matters to it. Training always goes to its end, since held-out samples are
 done worse while the learning rate is high, and better once it falls.
@@ -68,7 +68,7 @@ class FineTune(Repair):
     temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)
     steps: int = option(300, "steps of the optimiser", low=1, high=1_000_000, log=True)
     learning_rate: float = option(1e-3, "at its highest; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
-    batch_size: int = option(64, "samples of a batch, in every process", low=1, high=65_536, log=True)
+    batch_size: int = option(16, "samples of a batch, in every process", low=1, high=65_536, log=True)
     accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
     labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
     augment: bool = option(True, "shift, turn and zoom every image a little, anew each time")
@@ -164,8 +164,8 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Outputs:
 def _distances(dense: Adapter, outputs: Outputs, target: Outputs) -> Tensor:
     """How far `outputs` are from the dense model's, (n,).
 
-    By the task or, where there is none, as a mean over the outputs that are floating-point numbers of their squared
-    errors over the variance of the dense ones.
+    By the task's divergence where it wants that, else as a mean over the outputs that are floating-point numbers of
+    their squared errors over the variance of the dense ones.
     """
     if dense.signature_.divergence is not None:
         return dense.signature_.divergence(outputs, target)

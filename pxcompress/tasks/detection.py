@@ -45,6 +45,7 @@ class Detection(Task):
     layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
     reads_dense = False
     whole_images = True
+    trains_by_divergence = True
 
     def logits(self, outputs: Outputs) -> Tensor:
         """For every predicted box, its class's logit and its corners by its size, summed, (n,).
