@@ -141,8 +141,8 @@ def loops(path: Path, model: str) -> dict[str, Any]:
 
 
 def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iterator[dict[str, Any]]:
-    """Top-1 of the combinations of a model that learned; `repair` None is the default."""
-    chosen = {} if repair is None else {"repair": repair}
+    """Top-1 of the combinations of a model that learned; `repair` None: in closed form."""
+    chosen = {"repair": ("closed-form",) if repair is None else repair}
     recipe = Recipe(
         LEARNED[label][0],
         RATIO,

@@ -212,6 +212,7 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
         classes=tuple(classes),
         round_to=1,
         min_keep=0.02,
+        repair=("closed-form",),
     )
     task = with_baseline(load_workload(recipe), recipe.seed, print)
     model, splits = task.loaded.model, task.splits

@@ -43,6 +43,7 @@ CALIBRATION, JUDGE = 1400, 600
 REMOVED = (0.3, 0.5)
 METHODS: dict[str, dict[str, object]] = {
     "defaults": {},
+    "closed form": {"repair": ("closed-form",)},
     "magnitude, ridge fold": {"scorer": "magnitude", "repair": ("fold",)},
 }
 
