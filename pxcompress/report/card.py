@@ -34,7 +34,7 @@ def to_card(report: Report) -> str:
         f"# {model}, compressed",
         f"{_text(write_headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
         f"pxcompress {report.environment.pxcompress}: units whose part in the model's decisions the "
-        "others can take over were removed for good, and those repaired in closed form.",
+        f"others can take over were removed for good{_repaired(report)}.",
         "## Figures",
         _table(("", "dense", "this model", "change"), _figures(report)),
         f"Measured on the exported file: {_text(describe_conditions(report))}.",
@@ -56,6 +56,15 @@ def to_card(report: Report) -> str:
         f"{format_percent(report.parity.agreement)} agreement of the decisions.",
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _repaired(report: Report) -> str:
+    """What became of the units that stay; nothing where there was no repair."""
+    repairs = report.recipe.repair
+    if not repairs:
+        return ""
+    trained = any(each.partition(":")[0] == "finetune" for each in repairs)
+    return ", and those repaired" + (" and trained towards the dense model's outputs" if trained else " in closed form")
 
 
 def _figures(report: Report) -> list[tuple[str, ...]]:
