@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
+from pxcompress.tasks.answer import Answer, list_parts, name_class
 from pxcompress.tasks.box_layouts import AUTO, Candidates, read_boxes
 from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, match, survivors
 from pxcompress.tasks.task import Layout, Outputs, Task
@@ -51,6 +53,7 @@ class Detection(Task):
     layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
     reads_dense = False
     whole_images = True
+    subject = "the boxes"
 
     def logits(self, outputs: Outputs) -> Tensor:
         """For every box that is said, its class's logit and its corners by its size, summed, (n,).
@@ -121,6 +124,20 @@ class Detection(Task):
                 f"the data have {given} classes of boxes, the model has {returned}; give data of its classes, or a "
                 "model that has them all"
             )
+
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """The boxes that are said, with their scores, the surest first."""
+        candidates = self._candidates(outputs)
+        boxes = self._boxes(candidates).surer_than(self.score)
+        there, (height, width) = boxes.there[0], size or (1, 1)
+        scale = torch.tensor([width, height, width, height]) if candidates.relative else 1
+        pairs = zip(boxes.classes[0, there].tolist(), boxes.scores[0, there].tolist(), strict=True)
+        names = tuple(f"{name_class(classes, int(k))} {score:.2f}" for k, score in pairs)
+        return Answer(list_parts(names, "no box"), boxes=boxes.corners[0, there] * scale, names=names)
+
+    def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
+        """The classes of the boxes."""
+        return list_parts((name_class(classes, int(k)) for k in target[:-1, 0].tolist() if k >= 0), "no box")
 
     def _candidates(self, outputs: Outputs) -> Candidates:
         return read_boxes(outputs, self.layout)
