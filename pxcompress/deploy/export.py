@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
 import inspect
@@ -271,7 +272,7 @@ def _open_lengths(model: nn.Module) -> Iterator[None]:
     files = [vars(sys.modules[name]) for name in names if name in sys.modules and not name.startswith(_NOT_MODELS)]
     shadowed = [file for file in files if "len" not in file]
     for file in shadowed:
-        file["len"] = lambda value: value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
+        file["len"] = lambda value: value.shape[0] if isinstance(value, Tensor) and value.dim() else builtins.len(value)
     try:
         yield
     finally:

@@ -116,16 +116,16 @@ def make_case(pruned: Pruned, inputs: Inputs, views: Views, case: tuple[int, str
 
 def _mark(*answers: Answer) -> tuple[Marks, ...]:
     """What answers draw on the image; nothing where they draw nothing."""
-    marks = tuple(
+    return tuple(
         Marks(
             boxes=() if answer.boxes is None else tuple(map(tuple, answer.boxes.tolist())),
+            classes=answer.classes,
             names=answer.names,
             regions=None if answer.regions is None else answer.regions.numpy(),
         )
         for answer in answers
         if answer.boxes is not None or answer.regions is not None
     )
-    return marks
 
 
 def _list_units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> tuple[CarryingUnit, ...]:

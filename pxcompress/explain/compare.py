@@ -26,7 +26,7 @@ from pxcompress.explain.metrics import (
     rank_accuracy,
 )
 from pxcompress.explain.similarity import get_composite
-from pxcompress.explain.views import KINDS, Views, compute_outputs, make_views
+from pxcompress.explain.views import CHANGED, TYPICAL, Views, compute_outputs, make_views
 from pxcompress.notes import Note, silent
 from pxcompress.report.explanation import Explanation, Flipping, KindSimilarity, LayerRelevance, TargetRelevance
 from pxcompress.run_folder.saved import load_pruned, read_run
@@ -120,7 +120,7 @@ def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
     dense, _ = flat = [each.flatten(1) for each in views.maps]
     others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
-    for kind in ("all", *dict.fromkeys([*KINDS.values(), *views.kinds])):
+    for kind in ("all", *dict.fromkeys([*TYPICAL, *CHANGED, *views.kinds])):
         mask = torch.tensor([kind in ("all", kind_shown) for kind_shown in views.kinds])
         if mask.any():
             columns = [*(views.similarity[name] for name in SIMILARITIES), *others]
@@ -148,14 +148,14 @@ def _is_class(task: Task) -> bool:
 
 def _judge(model: nn.Module, whole: Outputs, classes: Tensor, task: Task) -> Callable[[Tensor], Tensor]:
     """What is left of an answer on altered inputs, (n,): the probability of its class, or how far it agrees with that
-    on the `whole` ones.
+    on the `whole` ones. A text without a word has no answer: 0.
     """
 
     def judge(values: Tensor) -> Tensor:
         outputs = compute_outputs(model, values, task)
         if (logits := task.class_outputs(outputs)) is None:
-            return task.agreement(outputs, whole)
-        return logits.softmax(1).gather(1, classes[: len(values), None])[:, 0]
+            return task.agreement(outputs, whole).nan_to_num(0.0)
+        return logits.softmax(1).gather(1, classes[: len(values), None])[:, 0].nan_to_num(0.0)
 
     return judge
 

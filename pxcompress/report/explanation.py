@@ -50,9 +50,12 @@ class CarryingUnit:
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """What a model draws on an image: `boxes` x1, y1, x2, y2 in pixels with `names`, or the class of every pixel."""
+    """What a model draws on an image: `boxes` x1, y1, x2, y2 in pixels, with the numbers of their classes and a name
+    each, or `regions` with the class of every pixel.
+    """
 
     boxes: tuple[tuple[float, ...], ...] = ()
+    classes: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     regions: NDArray[np.int64] | None = None
 

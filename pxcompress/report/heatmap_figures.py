@@ -25,10 +25,10 @@ _PER_LINE, _CELL, _GAP = 40, (20, 28), 8
 """Positions in a line of what is no image, width and height of each, and the space between two lines, in pixels."""
 
 MARKS = ("red", "lime", "yellow", "cyan", "magenta", "orange", "white", "deepskyblue")
-"""Colours of boxes and regions, in turns; classes of a map by their number."""
+"""Colours of boxes and regions, by the numbers of their classes in turns."""
 
-_MARKED = 320
-"""Length of the longer side that images get at least before something is drawn on them, in pixels."""
+_MARKED, _LETTER = 320, 20
+"""Length of the longer side that images get at least before something is drawn on them, and of letters, in pixels."""
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -73,14 +73,14 @@ def draw_marks(image: NDArray[np.uint8], marks: Marks) -> NDArray[np.uint8]:
     """An image with boxes and their names, or with the outlines of regions, large enough for them to be read."""
     scale = max(1, -(-_MARKED // max(image.shape[:2])))
     picture = Image.fromarray(image.repeat(scale, 0).repeat(scale, 1))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_LETTER)
     if marks.regions is not None:
         return _outline(np.asarray(picture), marks.regions.repeat(scale, 0).repeat(scale, 1))
-    for place, (box, name) in enumerate(zip(marks.boxes, marks.names, strict=True)):
-        ink = MARKS[place % len(MARKS)]
+    for box, number, name in zip(marks.boxes, marks.classes, marks.names, strict=True):
+        ink = MARKS[number % len(MARKS)]
         left, top, right, bottom = (scale * value for value in box)
-        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=ink, width=2)
-        text_top = top - 14 if top >= 14 else bottom + 1
+        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=ink, width=3)
+        text_top = top - _LETTER if top >= _LETTER else bottom + 1
         draw.rectangle(draw.textbbox((left, text_top), name, font), fill="black")
         draw.text((left, text_top), name, ink, font)
     return np.asarray(picture)

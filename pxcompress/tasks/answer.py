@@ -15,13 +15,14 @@ MOST_PARTS = 6
 class Answer:
     """What outputs say, in `words`; a class has its `probability`.
 
-    `boxes` (k, 4) are corners in pixels of the input, with a name each; `regions` (height, width) has the class of
-    every pixel.
+    `boxes` (k, 4) are corners in pixels of the input, with a class and a name each; `regions` (height, width) has the
+    class of every pixel.
     """
 
     words: str
     probability: float | None = None
     boxes: Tensor | None = None
+    classes: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     regions: Tensor | None = None
 

@@ -131,9 +131,11 @@ class Detection(Task):
         boxes = self._boxes(candidates).surer_than(self.score)
         there, (height, width) = boxes.there[0], size or (1, 1)
         scale = torch.tensor([width, height, width, height]) if candidates.relative else 1
-        pairs = zip(boxes.classes[0, there].tolist(), boxes.scores[0, there].tolist(), strict=True)
-        names = tuple(f"{name_class(classes, int(k))} {score:.2f}" for k, score in pairs)
-        return Answer(list_parts(names, "no box"), boxes=boxes.corners[0, there] * scale, names=names)
+        numbers = tuple(boxes.classes[0, there].int().tolist())
+        pairs = zip(numbers, boxes.scores[0, there].tolist(), strict=True)
+        names = tuple(f"{name_class(classes, k)} {score:.2f}" for k, score in pairs)
+        words = list_parts(names, "no box")
+        return Answer(words, boxes=boxes.corners[0, there] * scale, classes=numbers, names=names)
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
         """The classes of the boxes."""

@@ -199,7 +199,7 @@ def test_texts_and_models_that_do_not_fit(tmp_path: Path, reader: nn.Module) -> 
         load_splits(texts, Preprocessing((2, 8), inputs=small.inputs, tokenizer=small))
     with pytest.raises(ModelError, match="the tokenizer cannot be read"):
         Tokenizer("{}").encode([("rain",)])
-    with pytest.raises(ModelError, match="input-size is given, but the model takes texts"):
+    with pytest.raises(ModelError, match="the model takes texts, not images of 32 pixels"):
         load_model(READER, classes=6, input_size=32)
     with pytest.raises(InputError, match="integrated-gradients goes from zero to an input"):
         SCORERS.build("integrated-gradients")(reader, (), [(encoded("rain"), torch.zeros(1))])
