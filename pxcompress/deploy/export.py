@@ -190,7 +190,7 @@ class _Exported:
             return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
         values = signature.unpacked(inputs)
         sizes = {0: batch} | ({1: torch.export.Dim("length", min=1)} if signature.is_open else {})
-        named = {_argument(model, name): value for name, value in values.items()}
+        named = {argument_name(model, name): value for name, value in values.items()}
         return cls(FlatOutputs(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
 
 
@@ -200,7 +200,7 @@ def _packing(model: nn.Module) -> dict[str, str]:
     return {PACKING: signature.to_json()} if signature.inputs else {}
 
 
-def _argument(model: Adapter, name: str | int) -> str:
+def argument_name(model: Adapter, name: str | int) -> str:
     """The name of an input in the file: that of the model's argument."""
     if isinstance(name, str):
         return name

@@ -23,6 +23,9 @@ from pxcompress.tasks.task import Layout, Outputs, Task
 MOST = 100
 """Boxes of an image that count, as in COCO's evaluation."""
 
+KEYPOINTS = "keypoints"
+"""Output (n, locations, joints, 3) of models that find joints in their boxes; boxes alone are judged."""
+
 FAINT = 0.01
 """Score below which a box is left out of the average precision."""
 
@@ -56,7 +59,7 @@ class Detection(Task):
     subject = "the boxes"
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """For every box that is said, its class's logit and its corners by its size, summed, (n,).
+        """For every box that is said, its class's logit, its corners by its size, and its joints' scores, summed, (n,).
 
         Corners have signs in turns over the locations, so that no move and no change of size cancels out.
         """
@@ -65,6 +68,8 @@ class Detection(Task):
         corners = candidates.corners / _sizes(candidates.corners.detach())
         signs = SIGNS[torch.arange(corners.shape[1]) % len(SIGNS)].to(corners)
         decisions = candidates.logits.amax(2) + self.box_weight * (corners * signs).sum(2)
+        if KEYPOINTS in outputs:  # their places do not follow the maps by gradients, their scores do
+            decisions = decisions + outputs[KEYPOINTS][..., 2].mean(2)
         return torch.where(counts, decisions, 0).sum(1)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
