@@ -143,7 +143,9 @@ class Detection(Task):
         return Answer(words, boxes=boxes.corners[0, there] * scale, classes=numbers, names=names)
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
-        """The classes of the boxes."""
+        """The classes of the boxes; "" for a sample without a table of them."""
+        if target.dim() != 2:
+            return ""
         return list_parts((name_class(classes, int(k)) for k in target[:-1, 0].tolist() if k >= 0), "no box")
 
     def _candidates(self, outputs: Outputs) -> Candidates:
