@@ -200,11 +200,12 @@ def _packing(model: nn.Module) -> dict[str, str]:
     return {PACKING: signature.to_json()} if signature.inputs else {}
 
 
-def argument_name(model: Adapter, name: str | int) -> str:
+def argument_name(model: nn.Module, name: str | int) -> str:
     """The name of an input in the file: that of the model's argument."""
     if isinstance(name, str):
         return name
-    parameters = list(inspect.signature(model.original_class_.forward).parameters)[1:]
+    kind = model.original_class_ if isinstance(model, Adapter) else type(model)
+    parameters = list(inspect.signature(kind.forward).parameters)[1:]
     return parameters[name] if name < len(parameters) else f"{INPUT}_{name}"
 
 

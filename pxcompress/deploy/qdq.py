@@ -18,7 +18,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import onnx_files
-from pxcompress.deploy.masking import find_masking, write_finite
+from pxcompress.deploy.float_nodes import find_masking, find_tail, write_finite
 from pxcompress.deploy.session import Array, whole_batches
 from pxcompress.models.signature import read_signature
 from pxcompress.passes.parts import SplitBatches
@@ -108,7 +108,7 @@ def measure_ranges(source: Path, batches: Batches, method: str) -> TensorsData:
 def write_quantised(source: Path, path: Path, ranges: TensorsData, style: Style, in_float: Sequence[str] = ()) -> None:
     """Write `source` with QDQ nodes, a scale for each channel of a weight, and the nodes `in_float` as they are.
 
-    So stay those that hide positions from attention.
+    So stay those that hide positions from attention, and those behind the last layers with weights.
     """
     model = load_model_with_shape_infer(source)
     narrow = _find_narrow(model.graph) if style.gpu else []
@@ -120,7 +120,7 @@ def write_quantised(source: Path, path: Path, ranges: TensorsData, style: Style,
         style.activations,
         ranges,
         [],
-        [*in_float, *narrow, *find_masking(model.graph)],
+        [*in_float, *narrow, *find_masking(model.graph), *find_tail(model.graph)],
         sorted({*QLinearOpsRegistry, *QDQRegistry}),
         style.options,
     )

@@ -138,12 +138,9 @@ def _measure_flipping(models: tuple[nn.Module, nn.Module], values: Tensor, views
         for model, outputs in zip(models, views.outputs, strict=True)
     )
     pairs = ((dense, maps[0]), (pruned, maps[1]), (dense, chance))
-    areas = [float(pixel_flipping(judge, values, each).mean()) for judge, each in pairs]
-    return Flipping(*areas, len(values), "probability of the class" if _is_class(task) else "agreement with the answer")
-
-
-def _is_class(task: Task) -> bool:
-    return isinstance(task, Classification)
+    by_dense, by_pruned, by_chance = (float(pixel_flipping(judge, values, each).mean()) for judge, each in pairs)
+    measure = "probability of the class" if isinstance(task, Classification) else "agreement with the answer"
+    return Flipping(by_dense, by_pruned, by_chance, len(values), measure)
 
 
 def _judge(model: nn.Module, whole: Outputs, classes: Tensor, task: Task) -> Callable[[Tensor], Tensor]:

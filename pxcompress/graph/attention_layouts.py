@@ -68,8 +68,8 @@ class AttentionLayout:
             return 0
         if count := _read_first(module, self.counts):
             return count
-        size, width = _read_first(module, self.sizes), module.get_submodule(outputs[0]).in_features
-        return width // size if size else 0  # type: ignore[operator]  # of a linear layer
+        width: int = module.get_submodule(outputs[0]).in_features  # type: ignore[assignment]
+        return width // size if (size := _read_first(module, self.sizes)) else 0
 
 
 def _read_first(module: nn.Module, paths: Sequence[str]) -> int:

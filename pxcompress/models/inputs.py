@@ -41,8 +41,10 @@ def preprocessing_of(
     tokenizer = getattr(model, "tokenizer", None)
     if isinstance(tokenizer, Tokenizer):
         if input_size is not None and not inputs:
-            is_side = isinstance(input_size, int)
-            given = f"images of {input_size} pixels" if is_side else f"inputs of shape {'x'.join(map(str, input_size))}"
+            if isinstance(input_size, int):
+                given = f"images of {input_size} pixels"
+            else:
+                given = f"inputs of shape {'x'.join(map(str, input_size))}"
             raise ModelError(f"the model takes texts, not {given}; give --data of texts, without --input-size")
         tokens = (len(tokenizer.names), min(SHOWN_TOKENS, tokenizer.longest))
         return Preprocessing(tokens, inputs=tokenizer.inputs, tokenizer=tokenizer)

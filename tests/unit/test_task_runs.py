@@ -206,5 +206,5 @@ def test_boxes_are_drawn_in_the_colours_of_their_classes() -> None:
     marks = Marks(boxes=((10.0, 10.0, 30.0, 30.0),), classes=(1,), names=("a 0.50",))
     picture = draw_marks(image, marks)
     assert picture.shape == (160, 320, 3)  # enlarged, so that the name can be read
-    assert picture[40, 60].tolist() == [0, 255, 0]
+    assert picture[100, 41].tolist() == [0, 255, 0]
     assert picture[80, 160].tolist() == [0, 0, 0]

@@ -23,7 +23,7 @@ from pxcompress.demo.nets import NoteReader
 from pxcompress.demo.notes import CLASSES, TOKENIZER, TOPICS, note, planted
 from pxcompress.deploy import predict_text
 from pxcompress.deploy.feeds import Sizes, get_sample_shape
-from pxcompress.deploy.masking import find_masking, write_finite
+from pxcompress.deploy.float_nodes import find_masking, write_finite
 from pxcompress.deploy.qdq import read_feeds
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, InputError, ModelError

@@ -1,4 +1,4 @@
-"""What hides positions from attention: constants so large that a softmax makes 0 of them, which no integer can hold."""
+"""Nodes whose values no integer scale can hold: what hides positions from attention, and what is made of results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that cost what int8 saves."""
 
 HUGE = 1e30
 """Size from which on a constant hides what it is added to: minus infinity, or the smallest number of its type."""
@@ -25,6 +28,23 @@ def find_masking(graph: onnx.GraphProto) -> list[str]:
             names.append(node.name)
             if node.op_type != "Softmax":
                 reached |= set(node.output)
+    return names
+
+
+def find_tail(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes behind the last layers with weights, which nothing with weights reads.
+
+    They cost little, and may put numbers of different sizes into one tensor: a detector's corners in pixels beside
+    probabilities, of which one scale for both would leave nothing.
+    """
+    weights = {each.name for each in graph.initializer}
+    needed: set[str] = set()
+    names = []
+    for node in reversed(graph.node):
+        if (node.op_type in WEIGHTED and weights & set(node.input)) or needed & set(node.output):
+            needed |= set(node.input)
+        else:
+            names.append(node.name)
     return names
 
 
