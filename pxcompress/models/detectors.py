@@ -24,7 +24,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import roi_align
 
 BACKGROUND = 1
-"""Outputs of torchvision's detectors beside those of the data's classes: the first one stands for no object."""
+"""Outputs that torchvision's detectors have beside one a class: the first one is the score of no object."""
 
 ROUNDS = 8
 """Rounds of thinning out proposals at once, after which it is as one by one but for long chains of overlaps."""

@@ -39,7 +39,7 @@ _BOX_OUTPUTS = ("logits", "pred_boxes", "enc_topk_logits")
 """Outputs of detectors, as far as a model has them; the last tells models of the kind of RT-DETR from DETR."""
 
 _VISION_TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}
-"""Of models for images and texts together the part for images."""
+"""Type of a model for images and texts together -> class of its image encoder."""
 
 _VOCABULARIES = (
     "tokenizer.json",

@@ -136,15 +136,9 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     what samples are, such as "images" or "texts".
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
-    side = input_size if isinstance(input_size, int | ImageSize) else None
-    if isinstance(side, int) and side < 1:
-        raise ModelError(f"input size is {side}; expected a positive number of pixels")
-    if path := _PATH.fullmatch(name):
-        module = path[1].strip("./").replace("/", ".")
-        raise ModelError(
-            f"model {name!r} names a file; expected a module: --model {module}:{path[2]}, from the folder where "
-            f"`import {module}` works"
-        )
+    if isinstance(input_size, int) and input_size < 1:
+        raise ModelError(f"input size is {input_size}; expected a positive number of pixels")
+    _check_names_no_script(name)
     if is_onnx(name):
         module, notes = load_onnx(name, checkpoint, input_size)
         loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
@@ -168,6 +162,16 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     labels = loaded.class_names or config_of(model).get("label_names") or ()
     names = tuple(str(label) for label in labels) if len(labels) == count else ()
     return replace(loaded, model=model, classes=count, class_names=names)
+
+
+def _check_names_no_script(name: str) -> None:
+    """Raise `ModelError` for "folder/nets.py:factory", which says how to name the module instead."""
+    if path := _PATH.fullmatch(name):
+        module = path[1].strip("./").replace("/", ".")
+        raise ModelError(
+            f"model {name!r} names a file; expected a module: --model {module}:{path[2]}, from the folder where "
+            f"`import {module}` works"
+        )
 
 
 @dataclass(frozen=True)

@@ -191,9 +191,9 @@ def named(inputs: Any) -> dict[str | int, Tensor]:
     values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.dim() or len(value) != samples_in(values):
-            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            description = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InputError(
-                f"input {name!r} is {found}; expected a tensor (n, ...), or a tuple or dict of such with one n"
+                f"input {name!r} is {description}; expected a tensor (n, ...), or a tuple or dict of such with one n"
             )
     return {name: _ordinary(value) for name, value in values.items()}
 

@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def resize_(model: ir.Model, module: OnnxModule) -> None:
-    """Mend the sizes in Reshape, Expand, Split and Slice nodes, and the declared shapes, in place."""
+    """Give Reshape, Expand, Split and Slice nodes of `model`, and declared shapes, the sizes in `module`, in place."""
     from pxcompress.onnx_in.module import trace_run
 
     before = module.source.shapes

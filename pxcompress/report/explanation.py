@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pxcompress.columns import align
 from pxcompress.report.summary import format_percent
-from pxcompress.report.table import align
 from pxcompress.types import Kind
 
 _WIDTH = 80

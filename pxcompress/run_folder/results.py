@@ -117,18 +117,10 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
     """The report of a run whose folder will stand at `place`."""
     files, comparison, targets = measured.files, measured.comparison, measured.targets
     recipe, plan = run.recipe, slim.pruned.plan
-    counts = {role: len(ids) for role, ids in workload.splits.ids.items()}
     return Report(
         recipe=recipe,
         environment=environment(comparison.threads),
-        data=DataSummary(
-            workload.source.name,
-            workload.source.classes,
-            skipped=workload.splits.skipped,
-            layout=workload.source.layout,
-            images=workload.loaded.preprocessing.is_image,
-            **counts,
-        ),
+        data=_summarise_data(workload),
         task=task_text(workload.task),
         metric=workload.task.metric,
         weights=workload.loaded.weights,
@@ -170,6 +162,13 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
         operators=comparison.operators,
         sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
     )
+
+
+def _summarise_data(workload: Workload) -> DataSummary:
+    """Where samples came from, and how many every stage had."""
+    source, counts = workload.source, {role: len(ids) for role, ids in workload.splits.ids.items()}
+    images, skipped = workload.loaded.preprocessing.is_image, workload.splits.skipped
+    return DataSummary(source.name, source.classes, skipped=skipped, layout=source.layout, images=images, **counts)
 
 
 def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare, ...]:

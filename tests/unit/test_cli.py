@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from command import Outcome, Px, image_folder, one_line
+from command import Outcome, Px, call_once, image_folder, one_line
 from models import CLASSES, FlattenCNN
 from safetensors.torch import load_file, save_file
 
@@ -70,13 +70,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint: Path) -> tuple[Path, Outcome]:
-    """One whole run in its own process, as a user starts it."""
+    """One whole run."""
     out = tmp_path_factory.mktemp("runs") / "slim"
-    args = [sys.executable, "-m", "pxcompress", "run", "--model", MODEL, "--ratio", "0.5", "--round-to", "1"]
-    args += ["--data", str(images), "--checkpoint", str(checkpoint), "--input-size", str(SIZE), "--out", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(args, capture_output=True, text=True, env=environment, check=False)
-    return out, Outcome(done.returncode, done.stdout, done.stderr)
+    asked = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
+    return out, call_once("run", *asked, "--input-size", SIZE, "--out", out)
 
 
 def test_a_run_ends_with_a_verdict_and_a_whole_folder(finished: tuple[Path, Outcome]) -> None:

@@ -178,7 +178,7 @@ def test_a_segmenter_is_certified_by_its_loss(segmented: tuple[Report, Path]) ->
     _, folder = segmented
     record = certify_files([folder], "", Guarantee(0.7, risk="loss-increase"))
     assert [row.n for row in record.rows] == [record.reserved] * 2
-    assert record.certificate.goal.bound == "betting"
+    assert record.certificate.limit.bound == "betting"
     assert abs(record.rows[0].errors) < 1e-9  # the dense model against itself
     recipe = Recipe("test_task_runs:map_net", 0.4, data="never read", guarantee=Guarantee(0.5))
     with pytest.raises(InputError, match="risk 'negative-flips' and --part are for classifiers; give --risk"):
