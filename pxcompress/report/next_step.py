@@ -67,10 +67,6 @@ def _own(report: Report) -> str:
     return f"the same on your own images: {format_command(report.recipe.but(data='path/to/images'))}"
 
 
-def _ship(report: Report) -> str:
-    return " ".join(_shipped(report))
-
-
 def _shipped(report: Report) -> Iterator[str]:
     """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
     file_name = "model.onnx"
@@ -100,6 +96,6 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (_busy, lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}"),
     (lambda report: not is_faster(report), _faster),
     (lambda report: report.weights == "trained-here", _own),
-    (lambda report: True, _ship),
+    (lambda report: True, lambda report: " ".join(_shipped(report))),
 )
 """Situations after a run, the most pressing first, each with the advice that helps."""
