@@ -29,7 +29,7 @@ from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpo
 from pxcompress.models.class_names import are_wordnet_ids, imagenet_classes, is_part
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
-from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
+from pxcompress.models.inputs import blank_inputs, check_takes, config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import rewrite_plain, unwrap
@@ -124,7 +124,11 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     device: torch.device | str | None = None,
     classifier: bool = True,
     inputs: tuple[Input, ...] = (),
+<<<<<<< HEAD
     data_classes: Sequence[str] = (),
+=======
+    noun: str = "",
+>>>>>>> main
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
@@ -133,8 +137,13 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
+<<<<<<< HEAD
     the shape of an input that is no image; `inputs` are several that the data have, packed in that shape.
     Where `data_classes`, the names of the data's classes, are some of those that the weights name, the model keeps all.
+=======
+    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
+    what samples are, such as "images" or "texts".
+>>>>>>> main
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     if isinstance(input_size, int) and input_size < 1:
@@ -144,7 +153,12 @@ def load_model(  # noqa: PLR0913  (one door for all models)
         module, notes = load_onnx(name, checkpoint, input_size)
         loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
     else:
+<<<<<<< HEAD
         loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs, data_classes))
+=======
+        loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs))
+    check_takes(loaded.preprocessing, name, noun)
+>>>>>>> main
     model = loaded.model.to(device or best_device()).eval()
     if not classifier:
         check_runs(model, loaded.preprocessing, name)
