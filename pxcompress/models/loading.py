@@ -124,11 +124,8 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     device: torch.device | str | None = None,
     classifier: bool = True,
     inputs: tuple[Input, ...] = (),
-<<<<<<< HEAD
     data_classes: Sequence[str] = (),
-=======
     noun: str = "",
->>>>>>> main
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
@@ -137,13 +134,9 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
-<<<<<<< HEAD
-    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape.
-    Where `data_classes`, the names of the data's classes, are some of those that the weights name, the model keeps all.
-=======
     the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
     what samples are, such as "images" or "texts".
->>>>>>> main
+    Where `data_classes`, the names of the data's classes, are some of those that the weights name, the model keeps all.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     if isinstance(input_size, int) and input_size < 1:
@@ -153,12 +146,8 @@ def load_model(  # noqa: PLR0913  (one door for all models)
         module, notes = load_onnx(name, checkpoint, input_size)
         loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
     else:
-<<<<<<< HEAD
         loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs, data_classes))
-=======
-        loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs))
     check_takes(loaded.preprocessing, name, noun)
->>>>>>> main
     model = loaded.model.to(device or best_device()).eval()
     if not classifier:
         check_runs(model, loaded.preprocessing, name)

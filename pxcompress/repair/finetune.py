@@ -156,27 +156,22 @@ class _Objective:
         return float(_divergence(outputs[LOGITS], target[LOGITS], 1.0))
 
 
-<<<<<<< HEAD
 def _outputs(model: nn.Module, inputs: Tensor) -> Outputs:
-    """A classifier's `LOGITS` (n, classes); of an adapted module all outputs (n, ...) by name."""
-    return named_outputs(model, inputs) if isinstance(model, Adapter) else {LOGITS: model(inputs).float()}
-=======
-def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """A classifier's logits (n, classes); of an adapted module all outputs (n, ...) that are floating-point numbers.
+    """A classifier's `LOGITS` (n, classes); of an adapted module all outputs (n, ...) by name.
 
     Where they have a value for every position of a text, those of padding are 0.
     """
     if not isinstance(model, Adapter):
-        return [model(inputs).float()]
-    outputs = [value.float() for value in named_outputs(model, inputs).values() if is_real(value)]
-    counted = model.signature_.counted(inputs)
+        return {LOGITS: model(inputs).float()}
+    outputs, counted = named_outputs(model, inputs), model.signature_.counted(inputs)
     if counted is None:
         return outputs
-    return [
-        value.masked_fill(~counted[..., None], 0.0) if value.dim() == 3 and value.shape[:2] == counted.shape else value
-        for value in outputs
-    ]
->>>>>>> main
+    return {
+        name: value.masked_fill(~counted[..., None], 0.0)
+        if value.dim() == 3 and value.shape[:2] == counted.shape
+        else value
+        for name, value in outputs.items()
+    }
 
 
 def _distances(dense: Adapter, outputs: Outputs, target: Outputs) -> Tensor:

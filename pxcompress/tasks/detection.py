@@ -50,11 +50,8 @@ class Detection(Task):
     layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
     reads_dense = False
     whole_images = True
-<<<<<<< HEAD
     trains_by_divergence = True
-=======
     subject = "the boxes"
->>>>>>> main
 
     def logits(self, outputs: Outputs) -> Tensor:
         """For every predicted box, its class's logit, its corners by its size, and its joints' scores, summed, (n,).
