@@ -152,8 +152,17 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     if not classifier:
         check_runs(model, loaded.preprocessing, name)
         return replace(loaded, model=model, class_names=())
-    count = count_classes(model, loaded.preprocessing, name)
-    if gives_embeddings(model) or not classifier_names(model, blank_inputs(loaded.preprocessing).to(device_of(model))):
+    count, names = _class_names(replace(loaded, model=model), name, classes, data_classes)
+    return replace(loaded, model=model, classes=count, class_names=names)
+
+
+def _class_names(
+    loaded: Loaded, name: str, classes: int | None, data_classes: Sequence[str]
+) -> tuple[int, tuple[str, ...]]:
+    """How many classes a classifier has, and what they are called. Raises `ModelError` where the data have others."""
+    model, preprocessing = loaded.model, loaded.preprocessing
+    count = count_classes(model, preprocessing, name)
+    if gives_embeddings(model) or not classifier_names(model, blank_inputs(preprocessing).to(device_of(model))):
         raise NoClassifierError(
             f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
         )
@@ -164,7 +173,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
             f"model {name!r} has {count} classes, the data has {classes}; let the model have {classes}, or give "
             "--task embedding or --task agreement"
         )
-    return replace(loaded, model=model, classes=count, class_names=names)
+    return count, names
 
 
 def _check_names_no_script(name: str) -> None:
