@@ -28,7 +28,7 @@ from pxcompress.models.adapter import all_outputs, called_with
 from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
-from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
+from pxcompress.models.inputs import blank_inputs, check_takes, config_of, preprocessing_of
 from pxcompress.models.onnx_file import is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import rewrite_plain, unwrap
@@ -123,6 +123,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     device: torch.device | str | None = None,
     classifier: bool = True,
     inputs: tuple[Input, ...] = (),
+    noun: str = "",
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
@@ -131,7 +132,8 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
-    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape.
+    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
+    what samples are, such as "images" or "texts".
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     if isinstance(input_size, int) and input_size < 1:
@@ -142,6 +144,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
         loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
     else:
         loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs))
+    check_takes(loaded.preprocessing, name, noun)
     model = loaded.model.to(device or best_device()).eval()
     if not classifier:
         check_runs(model, loaded.preprocessing, name)

@@ -150,6 +150,11 @@ def inputs_from_json(text: str) -> tuple[Input, ...]:
     )
 
 
+def read_signature(metadata: Mapping[str, str]) -> Signature:
+    """How several inputs of an ONNX file are packed, by its metadata; without `inputs` where it has only one."""
+    return Signature(inputs_from_json(metadata.get(PACKING, "[]")))
+
+
 def _dtype(name: str) -> torch.dtype:
     value = getattr(torch, name, None)
     if not isinstance(value, torch.dtype):

@@ -88,7 +88,8 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (
         is_dense_at_chance,
         lambda report: (
-            "give weights that know these classes (--checkpoint), or the image size that they know (--input-size)"
+            "give weights that know these classes (--checkpoint)"
+            + (", or the image size that they know (--input-size)" if report.data.images else "")
         ),
     ),
     (_lossy, _repair),
