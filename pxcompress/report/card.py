@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from pxcompress.proof import Estimate, Metric
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
@@ -71,13 +70,10 @@ def _figures(report: Report) -> list[tuple[str, ...]]:
     metric = report.metric
     unit = f" {metric.change_unit}" if metric.change_unit else ""
     change = f"{metric.format_change(report.change.value)}{unit} ({format_change_span(report.change, metric)})"
-    values = (_quality(of.quality, metric) for of in (report.dense, report.pruned))
+    qualities = report.dense.quality, report.pruned.quality
+    values = (f"{metric.format(of.value)} ({format_span(of.low, of.high, metric)})" for of in qualities)
     accuracy = (f"{metric.name} (95 % interval)", *values, change)
     return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in compare_figures(report))]
-
-
-def _quality(of: Estimate, metric: Metric) -> str:
-    return f"{metric.format(of.value)} ({format_span(of.low, of.high, metric)})"
 
 
 def _precisions(report: Report) -> Sequence[str]:
