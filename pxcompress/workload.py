@@ -123,6 +123,8 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             input_size=_input_size(given, source),
             classifier=isinstance(task, Classification),
             inputs=source.inputs,
+            data_classes=source.classes if source.layout == "classes" else (),
+            noun=source.train.noun,
         )
     check_agrees(loaded.model)
     if task.whole_images or source.layout == "boxes":

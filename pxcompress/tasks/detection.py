@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,12 +15,16 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
+from pxcompress.tasks.answer import Answer, list_parts, name_class
 from pxcompress.tasks.box_layouts import AUTO, Candidates, read_boxes
 from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, match, survivors
 from pxcompress.tasks.task import Layout, Outputs, Task
 
 MOST = 100
 """Largest number of boxes of an image that count, as in COCO's evaluation."""
+
+KEYPOINTS = "keypoints"
+"""Output (n, locations, joints, 3) of models that find joints in their boxes; boxes alone are judged."""
 
 FAINT = 0.01
 """Score below which a box is left out of the average precision."""
@@ -45,9 +50,11 @@ class Detection(Task):
     layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
     reads_dense = False
     whole_images = True
+    trains_by_divergence = True
+    subject = "the boxes"
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """For every predicted box, its class's logit and its corners by its size, summed, (n,).
+        """For every predicted box, its class's logit, its corners by its size, and its joints' scores, summed, (n,).
 
         Corners have signs in turns over the locations, so that no move and no change of size cancels out.
         """
@@ -56,6 +63,8 @@ class Detection(Task):
         corners = candidates.corners / _sizes(candidates.corners.detach())
         signs = SIGNS[torch.arange(corners.shape[1]) % len(SIGNS)].to(corners)
         decisions = candidates.logits.amax(2) + self.box_weight * (corners * signs).sum(2)
+        if KEYPOINTS in outputs:  # their places do not follow the maps by gradients, their scores do
+            decisions = decisions + outputs[KEYPOINTS][..., 2].mean(2)
         return torch.where(counts, decisions, 0).sum(1)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
@@ -115,6 +124,24 @@ class Detection(Task):
                 f"the data have {given} classes of boxes, the model has {returned}; give data of its classes, or a "
                 "model that has them all"
             )
+
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """The predicted boxes with their scores, the surest first."""
+        candidates = self._candidates(outputs)
+        boxes = self._boxes(candidates).surer_than(self.score)
+        there, (height, width) = boxes.there[0], size or (1, 1)
+        scale = torch.tensor([width, height, width, height]) if candidates.relative else 1
+        numbers = tuple(boxes.classes[0, there].int().tolist())
+        pairs = zip(numbers, boxes.scores[0, there].tolist(), strict=True)
+        names = tuple(f"{name_class(classes, k)} {score:.2f}" for k, score in pairs)
+        words = list_parts(names, "no box")
+        return Answer(words, boxes=boxes.corners[0, there] * scale, classes=numbers, names=names)
+
+    def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
+        """The classes of the boxes; "" for a sample without a table of them."""
+        if target.dim() != 2:
+            return ""
+        return list_parts((name_class(classes, int(k)) for k in target[:-1, 0].tolist() if k >= 0), "no box")
 
     def _candidates(self, outputs: Outputs) -> Candidates:
         return read_boxes(outputs, self.layout)

@@ -162,7 +162,7 @@ def test_the_best_weights_on_held_out_samples_are_kept() -> None:
     batches, held_out = data(32, 32), data(200, 50, seed=1)
     better = 0
     for rate in (0.03, 0.3):  # too slow, and overfitting
-        options = f"learning_rate={rate},steps=40"
+        options = f"learning_rate={rate},steps=40,batch_size=64"
         last, best = tuned(options, pair(), batches), tuned(options, pair(), batches, held_out)
         assert divergence(best, held_out) <= min(divergence(last, held_out), divergence(pair(), held_out)) + 1e-6
         better += not equal(state(best), state(last))
