@@ -14,12 +14,14 @@ from pxcompress.clock import Clock
 from pxcompress.columns import align
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.environment import environment
+from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.graph import settle_streams
 from pxcompress.notes import Note
 from pxcompress.pipeline import aligned, opened
 from pxcompress.proof import Metric
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import Bench, Recipe
+from pxcompress.recipe.goal import MEASURED
 from pxcompress.run import Run
 from pxcompress.run_folder.names import RECIPE
 from pxcompress.run_folder.place import check_place, whole_folder
@@ -68,6 +70,7 @@ def sweep(
     for ratio in ratios:
         if not 0 < ratio < 1:
             raise InputError(f"ratios has {ratio}; expected shares between 0 and 1 with commas, such as 0.3,0.5,0.7")
+    _check_bench(recipe)
     clock = Clock(note)
     recipe = aligned(recipe.but(ratio=min(ratios)), clock)
     place = out or Path("exported") / f"{recipe.stem}-sweep"
@@ -91,6 +94,16 @@ def sweep(
         (folder / "sweep.csv").write_text(to_csv(result))
         draw(result, folder / "sweep.svg")
     return result
+
+
+def _check_bench(recipe: Recipe) -> None:
+    """Raise `InputError` where nothing is measured as the recipe says, or cannot be on this machine."""
+    if recipe.bench != Bench() and not recipe.budget.startswith("latency") and recipe.round_to != MEASURED:
+        raise InputError(
+            f"--provider, --batch-size and --threads say how milliseconds are measured, and budget {recipe.budget!r} "
+            "has none; give --budget latency, or leave them out"
+        )
+    check_provider(recipe.bench.provider)
 
 
 def _points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[Point]:

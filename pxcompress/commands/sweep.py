@@ -20,7 +20,6 @@ EXPORT = ("max_quant_drop", "fixed_batch")
     without=(
         *GOALS,
         "guarantee",
-        "bench",
         "rounds",
         "targets",
         "against",
