@@ -46,9 +46,10 @@ def _write(folder: Path, digests: dict[str, str]) -> None:
 
 def _read(folder: Path) -> dict[str, str]:
     try:
-        lines = [line.partition("  ") for line in (folder / SUMS).read_text().splitlines()]
+        text = (folder / SUMS).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{SUMS} of {str(folder)!r} cannot be read ({error}); altered files cannot be told") from error
-    if not all(len(digest) == 64 and name for digest, _, name in lines):
+    lines = [line.partition("  ") for line in text.removesuffix("\n").split("\n")]
+    if not text.endswith("\n") or not all(len(digest) == 64 and name for digest, _, name in lines):
         raise InputError(f"{SUMS} of {str(folder)!r} is not as pxcompress writes it; altered files cannot be told")
     return {name: digest for digest, _, name in lines}
