@@ -1,4 +1,4 @@
-"""A few hundred steps of training towards the dense model's predictions: for what the closed-form repairs leave over.
+"""Some steps of training towards the dense model's predictions: for what the closed-form repairs leave over.
 
 Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same moved
 images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes or,
@@ -50,6 +50,9 @@ WARM_UP = 0.1
 CHECKS = 12
 """Most evaluations on held-out samples, spread evenly over the steps."""
 
+PASSES, MOST_STEPS = 5, 300
+"""How long training takes where nothing is said: about as long as the rest of a run, 15 to 20 forward passes."""
+
 LOGITS = "logits"
 """Name of a classifier's only output."""
 
@@ -66,7 +69,12 @@ class FineTune(Repair):
     costly: ClassVar[bool] = True
 
     temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)
-    steps: int = option(300, "steps of the optimiser", low=1, high=1_000_000, log=True)
+    steps: int = option(
+        0,
+        f"steps of the optimiser; 0: what {PASSES} passes over the samples take, {MOST_STEPS} at most",
+        low=0,
+        high=10**6,
+    )
     learning_rate: float = option(1e-3, "at its highest; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
     batch_size: int = option(16, "samples of a batch, in every process", low=1, high=65_536, log=True)
     accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
@@ -97,7 +105,8 @@ class FineTune(Repair):
         if not samples:
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
         held_samples, checks = _hash_samples(held_out)
-        options = self._within(batches.size) if isinstance(batches, SplitBatches) and batches.size else self
+        options = replace(self, steps=self.steps or self._usual_steps(samples))
+        options = options._within(batches.size) if isinstance(batches, SplitBatches) and batches.size else options
         facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
@@ -116,6 +125,11 @@ class FineTune(Repair):
             judge = _Validation(aim, held_out, held_samples, device_of(model)) if held_samples else None
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
+
+    def _usual_steps(self, samples: int) -> int:
+        """What `PASSES` over all processes' samples take, of which this one has `samples`; `MOST_STEPS` at most."""
+        everyone = int(sum_over_processes(torch.tensor(samples)))
+        return min(MOST_STEPS, -(-PASSES * everyone // (self.batch_size * self.accumulate * processes())))
 
     def _within(self, size: int) -> FineTune:
         """These options with batches of at most `size` samples, and no fewer samples in a step."""
