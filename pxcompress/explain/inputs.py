@@ -14,9 +14,9 @@ from pxcompress.data import EMBEDDED, Source, load_splits, open_source, read_fil
 from pxcompress.deploy import runtime
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import take_first
-from pxcompress.models.onnx_file import is_onnx
+from pxcompress.models.adapter import outputs_in_file
+from pxcompress.models.onnx_file import is_onnx, ports_for
 from pxcompress.notes import Note
-from pxcompress.onnx_in import outputs_in_file
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE
 from pxcompress.run_folder.saved import preprocessing_of, read_run
@@ -72,7 +72,8 @@ def read_samples(workload: Workload, data: str, count: int, recipe: Recipe) -> I
     """The first `count` of the test split, those of `data` where given."""
     source, splits = workload.source, workload.splits
     if data and data != source.name:
-        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed)
+        ports = ports_for(workload.loaded.architecture.name, recipe.layout)
+        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed, ports=ports)
         source = restrict_classes(own_source, source.classes, recipe.seed)
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
     values, labels = take_first(splits.test, count)

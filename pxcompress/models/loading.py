@@ -29,7 +29,7 @@ from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpo
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
 from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
-from pxcompress.models.onnx_file import is_onnx, load_onnx
+from pxcompress.models.onnx_file import AUTO, LAYOUTS, is_onnx, load_onnx
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_runs, check_suited, count_classes
@@ -70,7 +70,7 @@ class Architecture:
                 f"the model was a {self.name} given in Python; give one like it: pxcompress.load(folder, model)"
             )
         if self.is_file:
-            return read_file(self.name)
+            return read_file(self.name, channels_last=LAYOUTS[str(self.kwargs.get("layout", AUTO))])
         if is_hugging_face(self.name):
             return build_hugging_face(self.kwargs)
         if _FACTORY.fullmatch(self.name):
@@ -123,6 +123,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     device: torch.device | str | None = None,
     classifier: bool = True,
     inputs: tuple[Input, ...] = (),
+    layout: str = AUTO,
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
@@ -131,7 +132,8 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
-    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape.
+    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape. `layout` says
+    where the channels of images are in an ONNX file that does not tell.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     side = input_size if isinstance(input_size, int | ImageSize) else None
@@ -144,8 +146,12 @@ def load_model(  # noqa: PLR0913  (one door for all models)
             f"`import {module}` works"
         )
     if is_onnx(name):
-        module, notes = load_onnx(name, checkpoint, input_size)
-        loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
+        module, notes = load_onnx(name, checkpoint, input_size, inputs, layout)
+        architecture = Architecture(name, {} if layout == AUTO else {"layout": layout})
+        preprocessing = preprocessing_of(module, None if side else input_size, inputs)
+        loaded = Loaded(module, architecture, preprocessing, "file", 0, (), notes)
+    elif layout != AUTO:
+        raise ModelError(f"layout {layout!r} is given, but model {name!r} is no ONNX file; leave it out")
     else:
         loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs))
     model = loaded.model.to(device or best_device()).eval()

@@ -169,11 +169,6 @@ class OnnxModule(Runner):
         write_back(self, path, metadata, batch)
 
 
-def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
-    """What the file of `model` gives for `inputs`: what it returns, behind the softmax that an `OnnxModule` omits."""
-    return model.file_outputs(inputs) if isinstance(model, OnnxModule) else model(inputs)
-
-
 def trace_run(module: OnnxModule, *, keep_values: bool = False) -> list[Trace]:
     """Shapes of inputs and outputs of every step, also inside blocks, when the module runs on the file's example."""
     runners = [part for part in module.modules() if isinstance(part, Runner)]
