@@ -1,6 +1,7 @@
 """How many ONNX files can be pruned as they are: read, the groups that PyTorch has, half of the MACs, parity.
 
     python benchmarks/onnx_in.py --files FOLDER [--only TEXT] [--missing]
+    python benchmarks/onnx_in.py --files FOLDER --readers       # needs onnx2torch and onnx2pytorch
 
 `onnx_files.py` makes the files, two of which have to be refused. A process for each, with a time limit. Weights are
 random, so what is measured is the surgery, not the accuracy: units are ranked by the size of their weights, and
@@ -198,18 +199,34 @@ def result_file(quick: bool) -> Path:
 
 
 def earlier_rows(quick: bool) -> list[Row]:
-    """Rows of earlier runs: of files, and of tasks."""
+    """Rows of earlier runs: of files, of tasks, and of readers."""
     file = result_file(quick)
     return json.loads(file.read_text())["rows"] if file.exists() else []
 
 
+def is_file_row(row: Row) -> bool:
+    """Whether a row is of a file that was pruned, not of a task or another reader."""
+    return "task" not in row and "reader" not in row
+
+
 def save(rows: Sequence[Row], quick: bool) -> None:
-    """Write rows of files and of tasks, with the claims about both."""
+    """Write rows of files, of tasks and of readers, with the claims about them."""
     from onnx_ocr import claims as task_claims
 
-    files, tasks = ([row for row in rows if ("task" in row) == told] for told in (False, True))
+    tasks = [row for row in rows if "task" in row]
+    files = [row for row in rows if is_file_row(row)]
     command = "python benchmarks/onnx_in.py --files FOLDER" + " --quick" * quick
-    common.write("onnx_in", command, [*files, *tasks], [0], [*claims(files), *task_claims(tasks)])
+    readers = [row for row in rows if "reader" in row]
+    common.write("onnx_in", command, [*files, *tasks, *readers], [0], [*claims(files), *task_claims(tasks)])
+
+
+def measure_readers(paths: Sequence[Path], quick: bool) -> None:
+    """Put rows of all readers in place of those of an earlier run."""
+    from onnx_readers import compare_readers, show_readers
+
+    rows = [row for path in paths if not path.stem.startswith(REFUSED) for row in compare_readers(path, _sizes(path))]
+    show_readers(rows)
+    save([*(row for row in earlier_rows(quick) if "reader" not in row), *rows], quick)
 
 
 def add_tasks(label: str, rows: Sequence[Row], quick: bool) -> None:
@@ -228,19 +245,23 @@ def main() -> None:
     parser.add_argument("--files", type=Path, required=True, help="a folder that onnx_files.py has filled")
     parser.add_argument("--only", default="", help="a part of the names of the files to measure anew")
     parser.add_argument("--missing", action="store_true", help="only files that have no row, or did not pass")
+    parser.add_argument("--readers", action="store_true", help="compare our reader with those of other packages")
     args = parser.parse_args()
     paths = sorted(args.files.glob("*.onnx"))[: 3 if args.quick else None]
-    file = result_file(args.quick)
-    rows = {row["file"]: row for row in earlier_rows(args.quick) if row.get("file") in {path.name for path in paths}}
+    if args.readers:
+        measure_readers(paths, args.quick)
+        return
+    file, names = result_file(args.quick), {path.name for path in paths}
+    rows = {row["file"]: row for row in earlier_rows(args.quick) if is_file_row(row) and row["file"] in names}
     for path in paths:
         if args.only in path.name and not (args.missing and path.name in rows and not rows[path.name]["failure"]):
             rows[path.name] = alone(path)
             show(rows[path.name])
             file.parent.mkdir(parents=True, exist_ok=True)
-            tasks = [row for row in earlier_rows(args.quick) if "task" in row]
-            file.write_text(json.dumps({"rows": [*rows.values(), *tasks]}))  # what is there when it is stopped
-    tasks = [row for row in earlier_rows(args.quick) if "task" in row]
-    save([*(rows[path.name] for path in paths if path.name in rows), *tasks], args.quick)
+            others = [row for row in earlier_rows(args.quick) if not is_file_row(row)]
+            file.write_text(json.dumps({"rows": [*rows.values(), *others]}))  # what is there when it is stopped
+    others = [row for row in earlier_rows(args.quick) if not is_file_row(row)]
+    save([*(rows[path.name] for path in paths if path.name in rows), *others], args.quick)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ class Session(ABC):
         return {port.name: torch.from_numpy(array) for port, array in zip(self.outputs, arrays, strict=True)}
 
     def _predict(self, inputs: Inputs) -> list[Array]:
-        feed = self._feed(inputs)
+        feed = self.feed(inputs)
         samples, file_batch = len(next(iter(feed.values()))), self.inputs[0].shape[0] if self.inputs[0].shape else None
         if file_batch is None:
             return self._run_in_halves(feed, samples)
@@ -144,7 +144,7 @@ class Session(ABC):
         It was called once. On a GPU this is device time: copies from and to the host are not part of it. `InputError`
         where it cannot run, and for another batch than the file is fixed to.
         """
-        feed = self._feed(inputs)
+        feed = self.feed(inputs)
         for port in self.inputs:
             if port.shape and port.shape[0] not in (None, len(feed[port.name])):
                 samples = len(feed[port.name])
@@ -200,7 +200,7 @@ class Session(ABC):
             return list(shape[1:]) == json.loads(self.metadata["input_size"])
         return not port.fits(shape) and are_channels_last(port.shape)
 
-    def _feed(self, inputs: Inputs) -> dict[str, Array]:
+    def feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes.
 
         Images come with their channels first, or as the file has them.

@@ -29,12 +29,11 @@ from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpo
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
 from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
-from pxcompress.models.onnx_file import AUTO, LAYOUTS, is_onnx, load_onnx
+from pxcompress.models.onnx_file import AUTO, is_onnx, load_onnx, rebuild_onnx, sizes_of
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.models.timm_models import Side, TimmSource, create, fetched, sized, timm_source
-from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
 from pxcompress.types import ImageSize, Input, Preprocessing
 
@@ -70,7 +69,7 @@ class Architecture:
                 f"the model was a {self.name} given in Python; give one like it: pxcompress.load(folder, model)"
             )
         if self.is_file:
-            return read_file(self.name, channels_last=LAYOUTS[str(self.kwargs.get("layout", AUTO))])
+            return rebuild_onnx(self.name, self.kwargs)
         if is_hugging_face(self.name):
             return build_hugging_face(self.kwargs)
         if _FACTORY.fullmatch(self.name):
@@ -147,7 +146,8 @@ def load_model(  # noqa: PLR0913  (one door for all models)
         )
     if is_onnx(name):
         module, notes = load_onnx(name, checkpoint, input_size, inputs, layout)
-        architecture = Architecture(name, {} if layout == AUTO else {"layout": layout})
+        told = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
+        architecture = Architecture(name, {key: value for key, value in told.items() if value})
         preprocessing = preprocessing_of(module, None if side else input_size, inputs)
         loaded = Loaded(module, architecture, preprocessing, "file", 0, (), notes)
     elif layout != AUTO:

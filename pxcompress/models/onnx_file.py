@@ -121,6 +121,22 @@ def load_onnx(
     return module, ((f"{path.name} takes inputs of {size}, no other size",) if size_is_ignored else ())
 
 
+def sizes_of(module: OnnxModule) -> dict[str, list[int]]:
+    """The shape of a sample of every input as the file has it, where the file leaves sizes open; else nothing."""
+    values = module.graph_inputs(module.source.example)
+    is_open = any(
+        not isinstance(size, int) or size < 1
+        for value in module.source.model.graph.inputs
+        for size in list(value.shape or ())[1:]
+    )
+    return {name: list(value.shape[1:]) for name, value in values.items()} if is_open else {}
+
+
+def rebuild_onnx(name: str, kwargs: Mapping[str, Any]) -> OnnxModule:
+    """The module of a file that was loaded with the `layout` and the `sizes` in `kwargs`."""
+    return read_file(name, kwargs.get("sizes"), channels_last=LAYOUTS[kwargs.get("layout", AUTO)])
+
+
 def _load_packed(path: Path, inputs: tuple[Input, ...], shape: tuple[int, ...]) -> OnnxModule:
     """The file's module as one that takes its `inputs` packed in one tensor (n, *shape)."""
     sizes = {str(each.name): [size for size in each.shape if size] for each in inputs if None not in each.shape}
