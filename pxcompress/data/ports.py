@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pxcompress.errors import DataError, unknown
-from pxcompress.models.onnx_file import Ports
+from pxcompress.models.onnx_file import Ports, takes_floats
 from pxcompress.types import Input
 
 Array = NDArray[Any]
@@ -26,8 +26,7 @@ def lay_to_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Por
     """
     named = _by_port(spec, stacks, ports)
     laid = {port.name: _as_module_takes(spec, port, named[port.name], ports) for port in ports.inputs}
-    first, *others = ports.inputs
-    return {None: laid[first.name]} if not others and _takes_floats(first) else dict(laid)
+    return {None: laid[ports.inputs[0].name]} if ports.takes_one_array else dict(laid)
 
 
 def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> dict[str | int, Array]:
@@ -50,14 +49,9 @@ def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) 
     return {str(key): array for key, array in stacks.items()}
 
 
-def _takes_floats(port: Input) -> bool:
-    """Whether a module takes floats for an input: also for the bytes of images."""
-    return port.dtype.is_floating_point or (port.dtype == torch.uint8 and len(port.shape) == 3)
-
-
 def _as_module_takes(spec: str, port: Input, array: Array, ports: Ports) -> Array:
     """All samples of one input, (n, ...), in the type and with the axes that the module takes."""
-    floats = _takes_floats(port)
+    floats = takes_floats(port)
     if array.dtype.kind == "f" and not floats:
         raise DataError(
             f"data {spec!r}: input {port.name!r} is {array.dtype}, {ports.file} takes {_name(port.dtype)}: convert it"

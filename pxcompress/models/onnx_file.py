@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,24 @@ class Ports:
         declared = self.inputs[0].shape
         return (declared[-1], *declared[:-1]) if self.channels_last else declared
 
+    @property
+    def takes_one_array(self) -> bool:
+        """Whether the only input is floats, or the bytes of images, which modules take as floats."""
+        return len(self.inputs) == 1 and takes_floats(self.inputs[0])
+
+    def blank(self) -> tuple[Input, ...]:
+        """The inputs with whole numbers of 0 and 1, for work without data. Raises `ModelError` for open sizes."""
+        for port in self.inputs:
+            if None in port.shape:
+                shape = " x ".join(str(size or "any") for size in port.shape)
+                raise ModelError(f"{self.file} takes {port.name!r} of any size ({shape}); run it with --data")
+        return tuple(each if each.dtype.is_floating_point else replace(each, low=0, high=1) for each in self.inputs)
+
+
+def takes_floats(port: Input) -> bool:
+    """Whether a module takes floats for an input: also for the bytes of images."""
+    return port.dtype.is_floating_point or (port.dtype == torch.uint8 and len(port.shape) == 3)
+
 
 def ports_for(model: str, layout: str = AUTO) -> Ports | None:
     """The inputs of a model that is an ONNX file; None for any other. Raises `ModelError`."""
@@ -106,7 +124,7 @@ def load_onnx(
     ports = read_ports(name, layout)
     if inputs:
         return _load_packed(path, inputs, tuple(input_size if isinstance(input_size, tuple) else ())), ()
-    if len(ports.inputs) > 1 or not _takes_one_array(ports):
+    if not ports.takes_one_array:
         names = ", ".join(str(port.name) for port in ports.inputs)
         raise ModelError(
             f"{path.name} takes {names}, no images alone; give --data with arrays by these names: a .npz, a folder of "
@@ -137,17 +155,17 @@ def rebuild_onnx(name: str, kwargs: Mapping[str, Any]) -> OnnxModule:
     return read_file(name, kwargs.get("sizes"), channels_last=LAYOUTS[kwargs.get("layout", AUTO)])
 
 
+def count_numbers(inputs: tuple[Input, ...]) -> int:
+    """Numbers of one sample of all inputs."""
+    return sum(prod(size or 1 for size in each.shape) for each in inputs)
+
+
 def _load_packed(path: Path, inputs: tuple[Input, ...], shape: tuple[int, ...]) -> OnnxModule:
     """The file's module as one that takes its `inputs` packed in one tensor (n, *shape)."""
     sizes = {str(each.name): [size for size in each.shape if size] for each in inputs if None not in each.shape}
-    module: Any = called_with(read_file(path, sizes), inputs, shape or (sum(prod(each) for each in sizes.values()),))
-    return module  # type: ignore[no-any-return]
-
-
-def _takes_one_array(ports: Ports) -> bool:
-    """Whether the first input is floats, or the bytes of images."""
-    first = ports.inputs[0]
-    return first.dtype.is_floating_point or (first.dtype == torch.uint8 and len(first.shape) == 3)
+    module = called_with(read_file(path, sizes), inputs, shape or (count_numbers(inputs),))
+    assert isinstance(module, OnnxModule)
+    return module
 
 
 def _preprocessing(path: Path, ports: Ports, channels: int) -> dict[str, Any]:

@@ -16,8 +16,9 @@ def restore_views_(model: ir.Model, trials: Trials) -> bool:
     """Read what was flattened in place of such lookups, in place; returns whether there were any."""
     lookups = [node for node in model.graph if node.op_type == "Gather" and _is_view(node, trials)]
     for node in lookups:
-        node.outputs[0].replace_all_uses_with(_flattened(node), replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
+        if (before := _flattened(node)) is not None:
+            node.outputs[0].replace_all_uses_with(before, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
     return bool(lookups)
 
 

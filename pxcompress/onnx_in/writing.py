@@ -180,8 +180,8 @@ def _write_tables(model: ir.Model, module: OnnxModule) -> None:
     """Biases with an entry for each head, wherever they are read."""
     from pxcompress.onnx_in.module import AttentionBlock
 
-    for block in module.modules():
-        for name, attribute in block.constants.items() if isinstance(block, AttentionBlock) else ():
+    for block in [block for block in module.modules() if isinstance(block, AttentionBlock)]:
+        for name, attribute in block.constants.items():
             table = getattr(block, attribute)
             if not isinstance(table, nn.Parameter) or digest_of(table) == block.tables[name]:
                 continue
