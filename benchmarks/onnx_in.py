@@ -221,12 +221,16 @@ def save(rows: Sequence[Row], quick: bool) -> None:
 
 
 def measure_readers(paths: Sequence[Path], quick: bool) -> None:
-    """Put rows of all readers in place of those of an earlier run."""
+    """Put rows of all readers on these files in place of those of an earlier run, file by file."""
     from onnx_readers import compare_readers, show_readers
 
-    rows = [row for path in paths if not path.stem.startswith(REFUSED) for row in compare_readers(path, _sizes(path))]
-    show_readers(rows)
-    save([*(row for row in earlier_rows(quick) if "reader" not in row), *rows], quick)
+    for path in paths:
+        if not path.stem.startswith(REFUSED):
+            rows = compare_readers(path, _sizes(path))
+            save(
+                [*(row for row in earlier_rows(quick) if "reader" not in row or row["file"] != path.name), *rows], quick
+            )
+    show_readers([row for row in earlier_rows(quick) if "reader" in row])
 
 
 def add_tasks(label: str, rows: Sequence[Row], quick: bool) -> None:
@@ -249,7 +253,7 @@ def main() -> None:
     args = parser.parse_args()
     paths = sorted(args.files.glob("*.onnx"))[: 3 if args.quick else None]
     if args.readers:
-        measure_readers(paths, args.quick)
+        measure_readers([path for path in paths if args.only in path.name], args.quick)
         return
     file, names = result_file(args.quick), {path.name for path in paths}
     rows = {row["file"]: row for row in earlier_rows(args.quick) if is_file_row(row) and row["file"] in names}

@@ -25,8 +25,8 @@ def lay_to_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Por
     as the file has them, or with their channels first. `spec` names the data. Raises `DataError` for others.
     """
     named = _by_port(spec, stacks, ports)
-    laid = {port.name: _as_module_takes(spec, port, named[port.name], ports) for port in ports.inputs}
-    return {None: laid[ports.inputs[0].name]} if ports.takes_one_array else dict(laid)
+    laid: Stacks = {port.name: _as_module_takes(spec, port, named[port.name], ports) for port in ports.inputs}
+    return {None: laid[ports.inputs[0].name]} if ports.takes_one_array else laid
 
 
 def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> dict[str | int, Array]:
