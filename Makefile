@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Files of tests are shared among up to 4 processes of one thread each; a process takes 2 GB.
+TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: venv demo test test-all check format clean
 
@@ -17,7 +19,7 @@ demo: venv
 	$(BIN)/pxcompress run --model resnet50 --ratio 0.5 --force
 
 test: venv
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 test-all: venv
 	$(BIN)/python -m pytest -m ''
@@ -26,7 +28,7 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 format: venv
 	$(BIN)/ruff format .

@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.stats import norm
 
 from pxcompress.certify.learn_then_test import fixed_sequence
-from pxcompress.certify.path import RISKS, Candidate, Goal, by_class, certify, losses
+from pxcompress.certify.path import RISKS, Candidate, RiskLimit, by_class, certify, losses
 from pxcompress.choices import LOSS_RISKS
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Samples
@@ -118,11 +118,11 @@ def draw(this: Case, rng: np.random.Generator, n: int) -> tuple[Array, Array]:
 
 def choices(this: Case, table: Array, labels: Array) -> dict[tuple[str, float], int]:
     """(method, delta) -> how many models of the path pass; the naive rule knows no delta."""
-    goal = Goal(this.risk, this.alpha)
+    limit = RiskLimit(this.risk, this.alpha)
     low, width = RISKS[this.risk].low, RISKS[this.risk].high - RISKS[this.risk].low
     masks = by_class(labels, [str(index) for index in range(CLASSES)]) if this.part == "every class" else None
-    certificate = certify(candidates(table), goal, masks)
-    certified = {(goal.bound, delta): sum(certificate.at(delta).certified) for delta in DELTAS}
+    certificate = certify(candidates(table), limit, masks)
+    certified = {(limit.bound, delta): sum(certificate.at(delta).certified) for delta in DELTAS}
     if masks:
         means = np.max([table[mask].mean(axis=0) for mask in masks.values()], axis=0)
         stricter = [min(1.0, len(masks) * row.p_value) for row in certificate.rows]
@@ -170,11 +170,11 @@ def simulate_paths(people: Population, rng: np.random.Generator, n: int, draws: 
     models = [index for indices in paths.values() for index in indices]
     ends = list(itertools.accumulate(map(len, paths.values())))
     chains = [range(end - len(indices), end) for end, indices in zip(ends, paths.values(), strict=True)]
-    goal = Goal(alpha=this.alpha)
+    limit = RiskLimit(alpha=this.alpha)
     chosen: dict[tuple[str, float], list[tuple[bool, float]]] = {}
     for _ in range(draws):
         table, _ = draw(this, rng, n)
-        p_values = np.array([goal.p_value(table[:, index]) for index in models])
+        p_values = np.array([limit.p_value(table[:, index]) for index in models])
         for name, delta in itertools.product(TESTING, DELTAS):
             passed = [models[place] for place in np.flatnonzero(TESTING[name](chains, p_values, delta))]
             index = max(passed, default=0)
@@ -200,7 +200,7 @@ def end_to_end(kind: str, model: str, data: str, alpha: float, fresh: int) -> di
         assert record is not None
         files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]
         samples = fresh_samples(data, preprocessing_of(open_session(folder / DENSE, "cpu").metadata, folder), fresh)
-        again = judge_files(files, samples, Goal(record.risk, alpha)).rows[1]
+        again = judge_files(files, samples, RiskLimit(record.risk, alpha)).rows[1]
     row = {"risk": record.risk, "part": f"end to end, {kind} on {data}", "model": model, "alpha": alpha}
     path = [asdict(each) for each in record.rows]
     row |= {"delta": record.delta, "n": record.n, "chosen": record.chosen_name, "path": path}

@@ -25,7 +25,7 @@ from pxcompress.certify.anytime import certify_anytime, stake_budget, stopping_t
 from pxcompress.certify.bounded import mean_interval
 from pxcompress.certify.few_labels import completed_labels, samples_to_label
 from pxcompress.certify.learn_then_test import Array, betting, binomial, e_process, fixed_sequence, log_wealth
-from pxcompress.certify.path import Candidate, Goal, Tested, losses
+from pxcompress.certify.path import Candidate, RiskLimit, Tested, losses
 from pxcompress.data import open_source
 from pxcompress.pipeline import compress
 from pxcompress.recipe import Guarantee, Recipe
@@ -57,31 +57,31 @@ def few_labels(people: Population, rng: np.random.Generator, n: int, draws: int)
     """Labels of all samples, of the disagreeing ones, and of those that an anytime test asks for."""
     for risk, path in itertools.product(("negative-flips", "accuracy-drop"), PATHS):
         true = np.array([losses(risk, people.dense, pruned, people.labels).mean() for pruned in people.pruned])
-        goal = Goal(risk, float(true[EDGE]) - 1e-9, DELTA)
+        limit = RiskLimit(risk, float(true[EDGE]) - 1e-9, DELTA)
         some = replace(people, pruned=people.pruned[: PATHS[path]])
-        drawn = [_few_labels(some, rng.integers(len(people.labels), size=n), goal) for _ in range(draws)]
+        drawn = [_few_labels(some, rng.integers(len(people.labels), size=n), limit) for _ in range(draws)]
         for method in ("all labels", "where models disagree", "anytime, where they disagree", "all, hoeffding-bentkus"):
             results = [each[method] for each in drawn]
             row: Row = {"part": f"few labels, {path}", "risk": risk, "method": method, "delta": DELTA}
-            row |= {"alpha": goal.alpha, "n": n, "draws": draws}
+            row |= {"alpha": limit.alpha, "n": n, "draws": draws}
             row |= {"violation_rate": float(np.mean([passed > EDGE for passed, _, _ in results]))}
             row |= {"mean_labels": float(np.mean([labels for _, labels, _ in results]))}
             row |= {"mean_models_passed": float(np.mean([passed for passed, _, _ in results]))}
             yield row | {"largest_p_difference": max(gap for _, _, gap in results)}
 
 
-def _few_labels(people: Population, index: Array, goal: Goal) -> dict[str, tuple[int, int, float]]:
+def _few_labels(people: Population, index: Array, limit: RiskLimit) -> dict[str, tuple[int, int, float]]:
     """By method: models that pass, labels that were needed, largest difference of a p-value to that of all labels."""
     dense, labels, pruned = people.dense[index], people.labels[index], people.pruned[:, index]
     predicted = np.concatenate([dense[None], pruned])
-    asked = samples_to_label(goal.risk, predicted, np.arange(len(index)), anytime=True)
+    asked = samples_to_label(limit.risk, predicted, np.arange(len(index)), anytime=True)
     some = completed_labels(dense, {int(place): int(labels[place]) for place in asked})
-    full, few = ([losses(goal.risk, dense, each, truth) for each in pruned] for truth in (labels, some))
-    p_full, p_few = (np.array([goal.p_value(each) for each in rows]) for rows in (full, few))
-    anytime = replace(goal, anytime=True)
+    full, few = ([losses(limit.risk, dense, each, truth) for each in pruned] for truth in (labels, some))
+    p_full, p_few = (np.array([limit.p_value(each) for each in rows]) for rows in (full, few))
+    anytime = replace(limit, anytime=True)
     stop = stopping_time(few, anytime)
     p_stop = [anytime.p_value(each[:stop]) for each in few]
-    bentkus = [float(hoeffding_bentkus(goal.in_unit(each), goal.in_unit(goal.alpha))) for each in full]
+    bentkus = [float(hoeffding_bentkus(limit.in_unit(each), limit.in_unit(limit.alpha))) for each in full]
     return {
         "all, hoeffding-bentkus": (fixed_sequence(bentkus, DELTA), len(index), 0.0),
         "all labels": (fixed_sequence(p_full, DELTA), len(index), 0.0),
@@ -162,14 +162,14 @@ def groups_that_grow(rng: np.random.Generator, n: int, draws: int) -> Iterator[R
     for _ in range(draws):
         group = (rng.random(n) > 1 / 3).astype(int)
         values = (rng.random(n) < rates[group]).astype(float)
-        goal = Goal(alpha=alpha, delta=DELTA, anytime=True)
+        limit = RiskLimit(alpha=alpha, delta=DELTA, anytime=True)
         budget = stake_budget(2 * DELTA, 0.0, 0, n)
         rows: tuple[Tested, ...] = ()
         peeked = False
         for piece in np.array_split(np.arange(n), 3):
             if not (rows and rows[0].p_value <= DELTA):
                 masks = {str(each): group[piece] == each for each in (0, 1)}
-                rows = certify_anytime([Candidate("one", 1, values[piece])], goal, budget, masks, rows)[0].rows
+                rows = certify_anytime([Candidate("one", 1, values[piece])], limit, budget, masks, rows)[0].rows
             seen = slice(0, piece[-1] + 1)
             values_of = [values[seen][group[seen] == each] for each in (0, 1)]
             peeked |= max(float(binomial(each, alpha)) for each in values_of) <= DELTA
@@ -207,13 +207,13 @@ def _spend(table: Array, alpha: float) -> tuple[bool, int]:
         if begins >= table.shape[1]:
             return False, test
         budget = stake_budget(DELTA, lost, begins, table.shape[1])
-        goal = Goal(alpha=alpha, delta=budget.stake, anytime=True)
+        limit = RiskLimit(alpha=alpha, delta=budget.stake, anytime=True)
         choose = max if test % 2 else min
         model = choose(left, key=lambda each: table[each, :begins].sum())
         left.remove(model)
         values = table[model, begins:]
-        stop = stopping_time([values], goal)
-        passed = goal.p_value(values[:stop]) <= goal.delta
+        stop = stopping_time([values], limit)
+        passed = limit.p_value(values[:stop]) <= limit.delta
         if passed and REUSED[model] >= alpha:
             return True, test + 1
         lost, begins = lost + budget.stake * (not passed), begins + stop
@@ -260,7 +260,7 @@ def own_task(kind: str, model: str, data: str, alpha: float) -> Row:
         ids = workload.splits.ids["test"]
         samples = ReservedSamples(data, workload.splits.test, ids, (), {"": len(ids)}, workload.task)
         files = [(name, size, folder / name) for name, size in ((DENSE, 1.0), (SLIM, 0.0))]
-        fresh = judge_files(files, samples, guarantee.goal).rows
+        fresh = judge_files(files, samples, guarantee.limit).rows
     row: Row = {"part": f"end to end, {kind}", "method": "betting", "model": model, "data": data, "alpha": alpha}
     row |= {"delta": record.delta, "n": record.n, "chosen": record.chosen_name, "problems": len(problems)}
     row |= {"rows": [(each.name, each.errors, each.n, each.p_value) for each in record.rows]}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from pxcompress.data.samples import Samples, Source
 from pxcompress.errors import InputError
-from pxcompress.models.adapter import UNKNOWN, named_outputs
+from pxcompress.models.adapter import UNKNOWN, named_outputs, split_batch
 from pxcompress.models.loading import Architecture, Loaded
+from pxcompress.models.signature import Signature
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.passes.parts import HeldOut
 from pxcompress.recipe.model_and_data import IN_PYTHON
@@ -32,28 +34,38 @@ SEEN = (
 
 @dataclass(frozen=True, eq=False)
 class Targeted:
-    """A user's batches with the targets that they have, of any kind; `UNKNOWN` for those without."""
+    """A user's batches, inputs packed as the `signature` says, with targets of any kind; without any, `UNKNOWN`."""
 
     batches: Iterable[Any]
+    signature: Signature = field(default_factory=Signature)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
-            inputs, targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
-            inputs = inputs[0] if isinstance(inputs, tuple | list) and len(inputs) == 1 else inputs
-            if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-                raise InputError(
-                    f"a batch has inputs of type {type(inputs).__name__}; a run folder holds models that take one "
-                    "tensor of floating point: export this one with torch.onnx"
-                )
-            yield inputs, targets if isinstance(targets, Tensor) else torch.full((len(inputs),), UNKNOWN)
+            inputs, targets = split_batch(batch)
+            packed = self.signature.packed(inputs)
+            yield packed, targets if isinstance(targets, Tensor) else torch.full((len(packed),), UNKNOWN)
+
+
+@dataclass(frozen=True, eq=False)
+class AllBatches:
+    """Several sequences of batches behind one another, read as often as is wanted."""
+
+    parts: Sequence[Iterable[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self.parts)
 
 
 @dataclass(frozen=True, eq=False)
 class ModuleData:
-    """The batches that a user's module was pruned by and is measured on; `classes` name its outputs."""
+    """The batches that a user's module was pruned by and is measured on; `classes` name its outputs.
+
+    The `example` (1, ...) is packed as the `signature` says.
+    """
 
     example: Tensor
     batches: Iterable[Any]
+    signature: Signature = field(default_factory=Signature)
     held_out: Iterable[Any] | None = None
     test: Iterable[Any] | None = None
     classes: Sequence[str] = ()
@@ -62,13 +74,13 @@ class ModuleData:
     @property
     def splits(self) -> Splits:
         """The samples by role; scores and repairs have the same ones, certify none."""
-        fit: Batches = Targeted(self.batches)
-        held_out: Batches = HeldOut(fit) if self.held_out is None else Targeted(self.held_out)
+        fit: Batches = Targeted(self.batches, self.signature)
+        held_out: Batches = HeldOut(fit) if self.held_out is None else Targeted(self.held_out, self.signature)
         if next(iter(held_out), None) is None:
             held_out = fit
         elif self.held_out is None:
             fit = HeldOut(fit, others=True)
-        test = held_out if self.test is None else Targeted(self.test)
+        test = held_out if self.test is None else Targeted(self.test, self.signature)
         parts = {"score": fit, "repair": fit, "select": held_out, "certify": (), "test": test}
         ids = {role: _number(role, batches) for role, batches in parts.items()}
         notes = (SEEN,) if self.test is None else ()
@@ -98,7 +110,7 @@ def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Worklo
     loaded = Loaded(
         model,
         _architecture(model),
-        data.preprocessing or Preprocessing(tuple(data.example.shape[1:])),
+        data.preprocessing or Preprocessing(tuple(data.example.shape[1:]), inputs=data.signature.inputs),
         "module",
         len(classes),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pxcompress.clock import Clock
 from pxcompress.deploy.runtime import check_provider
@@ -20,7 +20,7 @@ from pxcompress.models.adapter import Adapted, Adapter, Inputs, adapt_module, al
 from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.signature import Logits
 from pxcompress.models.suited import check_suited
-from pxcompress.module_folder import ModuleData, workload_of
+from pxcompress.module_folder import AllBatches, ModuleData, workload_of
 from pxcompress.notes import Note, silent
 from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
@@ -109,17 +109,16 @@ class ModuleResult(PruneResult):
         modules have now, so it may be trained further before. `pxcompress.load(folder, model)` reads the slim module
         back, given a module like the dense one.
 
-        Raises `InputError` for a module that takes anything but one tensor of floating point, and as `compress` does.
+        Several inputs, and whole numbers, have their names and types in the ONNX files. Raises as `compress` does.
         """
         with name_failures("save"), torch.inference_mode(False), without_checkpointing():
             place, recipe = Path(folder), self.run.recipe
-            if not isinstance(self.example, Tensor) or not self.example.is_floating_point():
-                raise InputError(
-                    "the module takes other inputs than one tensor of floating point; a run folder cannot hold it"
-                )
             check_provider(recipe.bench.provider)
-            slim = self._as_adapted()
-            data = ModuleData(self.example, self.batches, self.options.held_out, test, classes, preprocessing)
+            dense, small = self._as_adapted(test)
+            slim = replace(self, pruned=replace(self.pruned, dense=dense.model, model=small.model))
+            data = ModuleData(
+                dense.example, self.batches, dense.signature, self.options.held_out, test, classes, preprocessing
+            )
             workload = workload_of(slim.pruned.dense, self.options.built_task(), data)
             run = replace(self.run, recipe=recipe.but(task=task_text(workload.task)), task=workload.task)
             with whole_folder(place, force) as building, seeded(recipe.seed):
@@ -127,13 +126,14 @@ class ModuleResult(PruneResult):
                     files = export(building, run.recipe, workload, slim)
                 return prove(place, workload, slim, files, run)
 
-    def _as_adapted(self) -> PruneResult:
-        """The same with both modules as every stage takes them."""
-        logits, pruned = self.options.start, self.pruned
-        dense, model = (
-            adapt_module(each, self.example, self.batches, logits).model for each in (pruned.dense, pruned.model)
+    def _as_adapted(self, test: Iterable[Any] | None) -> tuple[Adapted, Adapted]:
+        """The dense and the slim module as every stage takes them; whole numbers have the range of all batches."""
+        batches = [each for each in (self.batches, self.options.held_out, test) if each is not None]
+        dense, slim = (
+            adapt_module(each, self.example, AllBatches(batches), self.options.start)
+            for each in (self.pruned.dense, self.pruned.model)
         )
-        return replace(self, pruned=replace(pruned, dense=dense, model=model))
+        return dense, slim
 
 
 Door = Callable[Concatenate[nn.Module, Inputs, Iterable[Any], P], R]

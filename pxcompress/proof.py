@@ -309,6 +309,17 @@ class DataSummary:
 
 
 @dataclass(frozen=True)
+class NamedInput:
+    """One of several inputs of a file: its name and the shape of one sample, of texts the length that costs are of."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {'x'.join(map(str, self.shape)) or 1}"
+
+
+@dataclass(frozen=True)
 class Environment:
     """Versions and hardware that measured figures depend on; `threads` are CPU threads."""
 

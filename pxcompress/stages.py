@@ -117,15 +117,15 @@ def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
 def _find_structure(model: nn.Module, example: Tensor, goal: Goal) -> tuple[nn.Module, Structure]:
     """A copy of `model` in which the streams that may lose directions are rotated, and all that may be removed."""
     rotated = make_rotatable(model, example)
-    found = find_groups(rotated, example, classifier_names(rotated, example))
-    structure = goal.selection.of(found, rotated)
+    structure = find_groups(rotated, example, classifier_names(rotated, example))
+    structure = goal.selection.of(structure, rotated)
     streams = {group.name: group for group in structure.groups if group.kind == "direction"}
     if own_all_norms(rotated, streams.values()):
         return rotated, structure
     chosen = {group.name for group in structure.groups}
     rotated = make_rotatable(model, example, streams)
-    found = find_groups(rotated, example, classifier_names(rotated, example), prove=False)
-    return rotated, replace(structure, groups=tuple(group for group in found.groups if group.name in chosen))
+    groups = find_groups(rotated, example, classifier_names(rotated, example), prove=False).groups
+    return rotated, replace(structure, groups=tuple(group for group in groups if group.name in chosen))
 
 
 def _check_removable(structure: Structure) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pxcompress.clock import Clock
+from pxcompress.columns import align
 from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.environment import environment
 from pxcompress.errors import BudgetError, InputError
@@ -136,11 +137,11 @@ def to_csv(result: Sweep) -> str:
 
 def to_table(result: Sweep) -> str:
     """The points as text for a terminal."""
-    unit = result.unit
-    lines = [f"{'ratio':>6} {f'{unit} left':>16} {'parameters':>11} {'MACs':>7} {result.metric.name:>9}"]
+    rows = [("ratio", f"{result.unit} left", "parameters", "MACs", result.metric.name)]
     for point in result.points:
-        shares = f"{point.cost:>16.1%} {point.params:>11.1%} {point.macs:>7.1%}"
-        lines.append(f"{point.ratio:>6.2f} {shares} {result.metric.format(point.quality):>9}")
+        shares = f"{point.cost:.1%}", f"{point.params:.1%}", f"{point.macs:.1%}"
+        rows.append((f"{point.ratio:.2f}", *shares, result.metric.format(point.quality)))
+    lines = align(rows, ">>>>>")
     lines += ["", f"{result.metric.name} on {result.samples} samples of the select split; no model was exported"]
     lines.append(f"as picture, JSON and CSV: {result.folder}")
     if result.unreachable:

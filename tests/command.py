@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +42,18 @@ def caller(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         return Outcome(int(stop.value.code or 0), out, err)
 
     return call
+
+
+def call_once(*args: object) -> Outcome:
+    """The command line for a fixture that outlives a test, as pytest's `capfd` does not."""
+    out, err = io.StringIO(), io.StringIO()
+
+    class Captured:
+        def readouterr(self) -> tuple[str, str]:
+            return out.getvalue(), err.getvalue()
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        return caller(patch, Captured())(*args)  # type: ignore[arg-type]
 
 
 def one_line(outcome: Outcome, code: int = 2) -> str:

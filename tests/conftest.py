@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from models import FAMILIES, SMALL, Subject
 from models import subject as subject_named
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+"""PyTorch's exporter parses the sources of its 500 operators anew for each file, half of what a small one takes."""
 
 
 @pytest.fixture(scope="session", params=list(FAMILIES))

@@ -15,7 +15,7 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "types", "state", "interrupts", "elimination", "notes"),
+    ("errors", "types", "state", "interrupts", "elimination", "notes", "columns"),
     ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
     ("choices",),
     ("passes", "certify", "onnx_in"),
@@ -204,3 +204,15 @@ def test_public_names_resolve() -> None:
         assert getattr(pxcompress, name) is not None
     with pytest.raises(AttributeError):
         pxcompress.nothing  # noqa: B018
+
+
+def test_modules_and_functions_are_short() -> None:
+    """At most 400 lines a module, and 50 a function, its signature and docstring included."""
+    too_long = []
+    for path in FILES:
+        text = path.read_text()
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        lengths = [(node.name, (node.end_lineno or 0) - node.lineno + 1, 50) for node in functions]
+        for name, length, limit in [("the module", len(text.splitlines()), 400), *lengths]:
+            too_long += [f"{path}, {name}: {length} lines"] * (length > limit)
+    assert not too_long

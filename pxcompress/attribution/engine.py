@@ -28,7 +28,8 @@ from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
 from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, changes_in_place, prepare_call, results_in, set_mark_
 from pxcompress.attribution.plrp import RelevancePruning
 from pxcompress.attribution.reach import Reach
-from pxcompress.attribution.rules import Epsilon, Rule, apply_rule, keep_before_change
+from pxcompress.attribution.rule_passes import apply_rule, keep_before_change
+from pxcompress.attribution.rules import Epsilon, Rule
 from pxcompress.attribution.twin import (
     check_same,
     classifier_names,
@@ -379,11 +380,10 @@ class _Rules(TorchFunctionMode):
         layer = replace(layer, samples=self._samples, sample_axis=self._sample_axis)
         if self._trace is not None:
             a = transformer.scale_gradient(a, 1.0)
-        z, saved_output = apply_rule(a, layer, rule)
+        z = apply_rule(a, layer, rule)
         if self._trace is not None:
             self._trace.append(_TracedCall(self._shown.get(key, key), name, rule, a, z))
             return z.clone()
-        z._px_saved = saved_output  # type: ignore[attr-defined]
         return z
 
     def _key(self, function: str, weight: Tensor) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pxcompress.certify.learn_then_test import BETS, Array, log_capitals, log_wealth
-from pxcompress.certify.path import Candidate, Certificate, ClassResult, Goal, Tested, certify, judge
+from pxcompress.certify.path import Candidate, Certificate, ClassResult, RiskLimit, Tested, certify, judge
 from pxcompress.errors import InputError
 
 Part = TypeVar("Part", Tested, ClassResult)
@@ -80,7 +80,7 @@ def stake_budget(total: float, lost: float, begins: int, are: int) -> Budget:
 
 def certify_anytime(
     candidates: Sequence[Candidate],
-    goal: Goal,
+    limit: RiskLimit,
     budget: Budget,
     classes: Mapping[str, Array] | None = None,
     before: Sequence[Tested] = (),
@@ -92,25 +92,27 @@ def certify_anytime(
     other samples, from whose capitals the test goes on. Returns the budget with what was used of it, too.
     """
     masks = dict(classes or {})
-    stop = stopping_time([np.asarray(each.losses) for each in candidates], goal, masks, before)
+    stop = stopping_time([np.asarray(each.losses) for each in candidates], limit, masks, before)
     masks = {name: mask[:stop] for name, mask in masks.items()}
     candidates = [each._replace(losses=np.asarray(each.losses)[:stop]) for each in candidates]
-    rows = certify(candidates, goal, masks).rows
+    rows = certify(candidates, limit, masks).rows
     earlier: Sequence[Tested | None] = before or [None] * len(rows)
     rows = tuple(
-        _with_capital(row, np.asarray(candidate.losses), goal, masks, one)
+        _with_capital(row, np.asarray(candidate.losses), limit, masks, one)
         for row, candidate, one in zip(rows, candidates, earlier, strict=True)
     )
-    certificate = judge(goal, rows)
+    certificate = judge(limit, rows)
     return certificate, replace(budget, ends=budget.begins + stop, lost=not all(certificate.certified))
 
 
-def _with_capital(row: Tested, losses: Array, goal: Goal, masks: Mapping[str, Array], before: Tested | None) -> Tested:
+def _with_capital(
+    row: Tested, losses: Array, limit: RiskLimit, masks: Mapping[str, Array], before: Tested | None
+) -> Tested:
     """`row` with its capitals, and with what was seen before."""
     if not masks:
-        return _go_on(row, losses, goal, before)
+        return _go_on(row, losses, limit, before)
     earlier = {each.name: each for each in before.classes} if before else {}
-    classes = tuple(_go_on(each, losses[masks[each.name]], goal, earlier.get(each.name)) for each in row.classes)
+    classes = tuple(_go_on(each, losses[masks[each.name]], limit, earlier.get(each.name)) for each in row.classes)
     return replace(
         row,
         n=row.n + (before.n if before else 0),
@@ -120,10 +122,10 @@ def _with_capital(row: Tested, losses: Array, goal: Goal, masks: Mapping[str, Ar
     )
 
 
-def _go_on(row: Part, losses: Array, goal: Goal, before: Tested | ClassResult | None) -> Part:
+def _go_on(row: Part, losses: Array, limit: RiskLimit, before: Tested | ClassResult | None) -> Part:
     """`row` of these losses, after those `before`: sums, the largest wealth there ever was, and the last capitals."""
     start = before.capital if before else (0.0,) * len(BETS)
-    values, alpha = goal.in_unit(losses), goal.in_unit(goal.alpha)
+    values, alpha = limit.in_unit(losses), limit.in_unit(limit.alpha)
     last = tuple(log_capitals(values, alpha, start)[:, -1].tolist()) if len(losses) else start
     if before is None:
         return replace(row, capital=last)
@@ -138,7 +140,7 @@ def _go_on(row: Part, losses: Array, goal: Goal, before: Tested | ClassResult | 
 
 
 def stopping_time(
-    path: Sequence[Array], goal: Goal, classes: Mapping[str, Array] | None = None, before: Sequence[Tested] = ()
+    path: Sequence[Array], limit: RiskLimit, classes: Mapping[str, Array] | None = None, before: Sequence[Tested] = ()
 ) -> int:
     """How many losses (n,) of every model a test looks at: until it is known which models pass, at most all n.
 
@@ -149,14 +151,14 @@ def stopping_time(
     needed_samples = 0
     for place, losses in enumerate(path):
         row = before[place] if before else None
-        passes, fails = _decided(losses, goal, classes or {}, row)
+        passes, fails = _decided(losses, limit, classes or {}, row)
         needed_samples = max(needed_samples, min(passes, fails))
         if passes > fails or passes > len(losses):
             break
     return min(needed_samples, len(path[0]))
 
 
-def _decided(losses: Array, goal: Goal, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
+def _decided(losses: Array, limit: RiskLimit, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
     """After how many losses a model passes in all classes, and fails in one; one more than there are for never."""
     masks = classes or {"": np.ones(len(losses), dtype=bool)}
     earlier: Mapping[str, Tested | ClassResult] = {}
@@ -166,16 +168,16 @@ def _decided(losses: Array, goal: Goal, classes: Mapping[str, Array], before: Te
     for name, mask in masks.items():
         places = np.append(np.flatnonzero(mask) + 1, len(losses) + 1)
         row = earlier.get(name)
-        if row is None or row.p_value > goal.delta:
-            growing, other = _wealths(losses[mask], goal, row.capital if row else 0.0)
-            passes = max(passes, int(places[_first(growing >= -math.log(goal.delta))]))
-            fails = min(fails, int(places[_first(other >= -math.log(goal.delta))]))
+        if row is None or row.p_value > limit.delta:
+            growing, other = _wealths(losses[mask], limit, row.capital if row else 0.0)
+            passes = max(passes, int(places[_first(growing >= -math.log(limit.delta))]))
+            fails = min(fails, int(places[_first(other >= -math.log(limit.delta))]))
     return passes, fails
 
 
-def _wealths(losses: Array, goal: Goal, start: ArrayLike = 0.0) -> tuple[Array, Array]:
+def _wealths(losses: Array, limit: RiskLimit, start: ArrayLike = 0.0) -> tuple[Array, Array]:
     """The capital that grows where the risk is below alpha, and the one that grows where it is above."""
-    values, alpha = goal.in_unit(np.asarray(losses)), goal.in_unit(goal.alpha)
+    values, alpha = limit.in_unit(np.asarray(losses)), limit.in_unit(limit.alpha)
     return log_wealth(values, alpha, start), log_wealth(1 - values, 1 - alpha)
 
 

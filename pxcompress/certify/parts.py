@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pxcompress.certify.learn_then_test import Array
-from pxcompress.certify.path import Goal, by_class, check_samples, confidence
+from pxcompress.certify.path import RiskLimit, by_class, check_samples, confidence
 from pxcompress.choices import PARTS
 from pxcompress.errors import InputError, unknown
 
@@ -68,34 +68,34 @@ class Part:
         """The classes in which the risk is held by itself: name -> mask (n,)."""
         return by_class(labels, names) if self.part == "classes" else {}
 
-    def goal(self, goal: Goal) -> Goal:
-        """`goal`, which names in words the predictions that count."""
+    def with_scope(self, limit: RiskLimit) -> RiskLimit:
+        """`limit`, which names in words the predictions that count."""
         if self.threshold is None:
-            return goal
+            return limit
         description = (
             f"the predictions of which the dense model is confident (softmax at least {_format_share(self.threshold)})"
         )
-        return replace(goal, scope=description)
+        return replace(limit, scope=description)
 
-    def check(self, goal: Goal, counts: Mapping[str, int]) -> None:
+    def check(self, limit: RiskLimit, counts: Mapping[str, int]) -> None:
         """Raise `DataError` where samples (class -> number) are too few, whatever the models do."""
         total = sum(counts.values())
         if self.part == "classes":
             smallest_class = min(counts, key=lambda name: counts[name])
-            check_samples(counts[smallest_class], goal, f"of {smallest_class!r}, the smallest class, to certify on")
+            check_samples(counts[smallest_class], limit, f"of {smallest_class!r}, the smallest class, to certify on")
         elif self.coverage is not None:
             purpose = f"to certify on that are confident (coverage {self.coverage:g} of {total})"
-            check_samples(int(self.coverage * total), goal, purpose)
+            check_samples(int(self.coverage * total), limit, purpose)
         else:
-            check_samples(total, goal)
+            check_samples(total, limit)
 
 
-def check_groups(goal: Goal, masks: Mapping[str, Array], n: int, where: str = "to certify on") -> None:
+def check_groups(limit: RiskLimit, masks: Mapping[str, Array], n: int, where: str = "to certify on") -> None:
     """Raise `DataError` where n samples, or those of the smallest group (name -> mask), are too few."""
     if masks:
         smallest = min(masks, key=lambda name: int(masks[name].sum()))
         n, where = int(masks[smallest].sum()), f"of {smallest!r}, the smallest group, {where}"
-    check_samples(n, goal, where)
+    check_samples(n, limit, where)
 
 
 def _format_share(value: float) -> str:

@@ -1,6 +1,6 @@
 """Which model of a frozen path is good enough, with a known chance of error: Learn then Test on arrays of losses.
 
-    outputs -> losses() -> Candidate ... -> certify(candidates, Goal) -> Certificate -> sentence()
+    outputs -> losses() -> Candidate ... -> certify(candidates, RiskLimit) -> Certificate -> sentence()
 
 With probability at least 1 - delta over the draw of the calibration samples, the risk of the chosen model is at most
 alpha. It needs independent samples that chose nothing else: neither the path, nor a threshold, nor a repair. Only NumPy
@@ -88,7 +88,7 @@ RISKS: dict[str, Risk] = {
     ),
 }
 """`negative-flips` counts over all samples, as the negative flip rate does (Yan et al., 2021). For the share of the
-predictions that were right, give `losses` the mask "dense is right" and the goal that scope."""
+predictions that were right, give `losses` the mask "dense is right" and the limit that scope."""
 
 
 def losses(
@@ -161,7 +161,7 @@ EVERYTHING = "all predictions"
 
 
 @dataclass(frozen=True)
-class Goal:
+class RiskLimit:
     """What is to be promised: risk <= alpha with confidence 1 - delta. Raises `InputError` where that makes no sense.
 
     `scope` names in words the predictions that count; `anytime` that the test may stop whenever one likes.
@@ -241,7 +241,7 @@ class Tested:
 class Certificate:
     """The answer. `chosen` is the row of the smallest certified model; where it is None the dense model stays."""
 
-    goal: Goal
+    limit: RiskLimit
     rows: tuple[Tested, ...]
     certified: tuple[bool, ...]
     chosen: int | None
@@ -253,11 +253,13 @@ class Certificate:
 
     def at(self, delta: float) -> Certificate:
         """The same p-values judged at another delta."""
-        goal = dataclasses.replace(self.goal, delta=delta)
-        return judge(goal, self.rows)
+        limit = dataclasses.replace(self.limit, delta=delta)
+        return judge(limit, self.rows)
 
 
-def certify(candidates: Iterable[Candidate], goal: Goal, classes: Mapping[str, ArrayLike] | None = None) -> Certificate:
+def certify(
+    candidates: Iterable[Candidate], limit: RiskLimit, classes: Mapping[str, ArrayLike] | None = None
+) -> Certificate:
     """Test the candidates of a path, ordered from dense to smallest, and choose the smallest that passes.
 
     The path must have been frozen on other data. With `classes` (name -> mask (n,), see `by_class`) every one of them
@@ -270,7 +272,7 @@ def certify(candidates: Iterable[Candidate], goal: Goal, classes: Mapping[str, A
     if not candidates:
         raise InputError("no candidates; give at least one model with its losses, the dense one first")
     _check_order(candidates)
-    return judge(goal, tuple(_test(candidate, goal, classes or {}) for candidate in candidates))
+    return judge(limit, tuple(_test(candidate, limit, classes or {}) for candidate in candidates))
 
 
 def _check_order(candidates: Sequence[Candidate]) -> None:
@@ -287,44 +289,46 @@ def _check_order(candidates: Sequence[Candidate]) -> None:
         names.add(candidate.name)
 
 
-def _test(candidate: Candidate, goal: Goal, masks: Mapping[str, ArrayLike]) -> Tested:
+def _test(candidate: Candidate, limit: RiskLimit, masks: Mapping[str, ArrayLike]) -> Tested:
     values = np.asarray(candidate.losses, dtype=np.float64)
-    low, high = RISKS[goal.risk].low, RISKS[goal.risk].high
+    low, high = RISKS[limit.risk].low, RISKS[limit.risk].high
     if values.ndim != 1:
         raise InputError(f"losses of {candidate.name!r} have shape {values.shape}; expected one loss per sample, (n,)")
     if not ((values >= low) & (values <= high)).all():
-        raise InputError(f"losses of {candidate.name!r} leave [{low:g}, {high:g}], the range of {goal.risk!r}")
-    if goal.bound == "binomial" and not np.isin(values, (0, 1)).all():
-        raise InputError(f"losses of {candidate.name!r} are not all 0 or 1, as those of {goal.risk!r} are")
+        raise InputError(f"losses of {candidate.name!r} leave [{low:g}, {high:g}], the range of {limit.risk!r}")
+    if limit.bound == "binomial" and not np.isin(values, (0, 1)).all():
+        raise InputError(f"losses of {candidate.name!r} are not all 0 or 1, as those of {limit.risk!r} are")
     parts = {name: values[_mask(mask, len(values), name)] for name, mask in masks.items()}
-    classes = tuple(ClassResult(name, len(part), float(part.sum()), goal.p_value(part)) for name, part in parts.items())
-    p_values = [each.p_value for each in classes] or [goal.p_value(values)]
+    classes = tuple(
+        ClassResult(name, len(part), float(part.sum()), limit.p_value(part)) for name, part in parts.items()
+    )
+    p_values = [each.p_value for each in classes] or [limit.p_value(values)]
     errors, p_value = float(values.sum()), max(p_values)
     return Tested(candidate.name, float(candidate.size), len(values), errors, p_value, classes)
 
 
-def judge(goal: Goal, rows: tuple[Tested, ...]) -> Certificate:
+def judge(limit: RiskLimit, rows: tuple[Tested, ...]) -> Certificate:
     """Which models of a path pass, by the p-values in its `rows`."""
-    passes = fixed_sequence([row.p_value for row in rows], goal.delta)
+    passes = fixed_sequence([row.p_value for row in rows], limit.delta)
     certified = tuple(place < passes for place in range(len(rows)))
-    return Certificate(goal, rows, certified, passes - 1 if passes else None)
+    return Certificate(limit, rows, certified, passes - 1 if passes else None)
 
 
 def sentence(certificate: Certificate) -> str:
     """The certificate in plain words, with what it does not promise."""
-    goal, classes = certificate.goal, len(certificate.rows[0].classes)
-    scope = f"{goal.scope} in each of the {classes} classes" if classes else goal.scope
-    promise = RISKS[goal.risk].promise.format(alpha=_format_percent(goal.alpha), scope=scope)
-    target = f"With {_format_percent(1 - goal.delta)} confidence over the draw of the calibration data, {promise}"
+    limit, classes = certificate.limit, len(certificate.rows[0].classes)
+    scope = f"{limit.scope} in each of the {classes} classes" if classes else limit.scope
+    promise = RISKS[limit.risk].promise.format(alpha=_format_percent(limit.alpha), scope=scope)
+    target = f"With {_format_percent(1 - limit.delta)} confidence over the draw of the calibration data, {promise}"
     row = certificate.rows[certificate.chosen or 0]
     part = row.weakest
     weakest_class = f" in {part.name!r}, the weakest class" if classes else ""
     evidence = f"{part.errors:g} of {part.n} samples{weakest_class}"
     if certificate.chosen is None:
-        short = f"; it takes at least {fewest} samples" if (fewest := _count_needed(goal)) > part.n else ""
+        short = f"; it takes at least {fewest} samples" if (fewest := _count_needed(limit)) > part.n else ""
         outcome = f"{row.name!r} lost {evidence} (p = {row.p_value:.3g}{short})"
         return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {outcome}."
-    others = ["other predictions"] * (goal.scope != EVERYTHING) + ["single classes"] * (not classes)
+    others = ["other predictions"] * (limit.scope != EVERYTHING) + ["single classes"] * (not classes)
     silent = f" It says nothing about {' or '.join(others)}." if others else ""
     limits = "It does not hold for data from elsewhere or later that differ from these."
     return f"{target}. ({row.name!r}: {evidence}, p = {row.p_value:.3g}.) {limits}{silent}"
@@ -337,25 +341,25 @@ def _format_percent(share: float) -> str:
 # --- samples: how many are needed, and what a used split still gives --------------------------------------------------
 
 
-def check_samples(n: int, goal: Goal, purpose: str = "to certify on") -> None:
+def check_samples(n: int, limit: RiskLimit, purpose: str = "to certify on") -> None:
     """Raise `DataError` where n samples could not pass even if no prediction went wrong.
 
     `purpose` says in words which samples were counted: those of the smallest class, where every class must pass.
     """
     # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
-    if goal.alpha <= 0 or n >= (fewest := _count_needed(goal)):
+    if limit.alpha <= 0 or n >= (fewest := _count_needed(limit)):
         return
-    goal_words = f"{goal.risk} <= {_format_percent(goal.alpha)} at {_format_percent(1 - goal.delta)} confidence"
+    limit_text = f"{limit.risk} <= {_format_percent(limit.alpha)} at {_format_percent(1 - limit.delta)} confidence"
     raise DataError(
-        f"{n} samples {purpose}; {goal_words} needs at least {fewest}: give more data or a larger --max-drop"
+        f"{n} samples {purpose}; {limit_text} needs at least {fewest}: give more data or a larger --max-drop"
     )
 
 
-def _count_needed(goal: Goal) -> int:
+def _count_needed(limit: RiskLimit) -> int:
     """The fewest samples (of each class) that pass without an error; 0 where no number is known."""
-    if goal.alpha <= 0:
+    if limit.alpha <= 0:
         return 0
-    return first_whole(lambda n: goal.p_value(np.zeros(n)) <= goal.delta)
+    return first_whole(lambda n: limit.p_value(np.zeros(n)) <= limit.delta)
 
 
 class Spent(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pxcompress.certify.anytime import Budget
 from pxcompress.certify.parts import Part
-from pxcompress.certify.path import Certificate, Goal, Tested, judge, sentence, spent
+from pxcompress.certify.path import Certificate, RiskLimit, Tested, judge, sentence, spent
 from pxcompress.errors import InputError
 
 
@@ -24,12 +24,12 @@ class LabelCount:
 class CertificateRecord:
     """A certificate as it is written down; every field is a key of certificate.json.
 
-    `risk` to `bound` are the goal and its p-value, `part` to `threshold` the samples that count; `n` of the `reserved`
-    ones do. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the samples of `data`
-    served `uses_before` certificates. `labels` is there where the data had none, `budget` for
-    a test that may stop at any time: what it used, and what is left, `group` the column of a table
-    whose words are the classes; 1 / p of a row is the largest wealth of its bets. `looked_at` has a short hash of
-    every sample of such a test, so that it can go on with others. Models ran on `provider`.
+    `risk` to `bound` are the limit of the risk and its p-value, `part` to `threshold` the samples that count, `n` of
+    the `reserved` ones. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the
+    samples of `data` served `uses_before` certificates. `labels` is there where the data had none; `group` is the
+    column of a table whose words are the classes. A test that may stop at any time has a `budget`, what it used and
+    what is left, and in `looked_at` a short hash of every sample it has seen, so that it can go on with others; 1 / p
+    of its rows is the largest wealth of their bets. Models ran on `provider`.
     """
 
     risk: str
@@ -66,8 +66,8 @@ class CertificateRecord:
     ) -> CertificateRecord:
         """The record of a certificate on `reserved` samples of `data`, of which `part` counts."""
         return cls(
-            **asdict(certificate.goal),
-            bound=certificate.goal.bound,
+            **asdict(certificate.limit),
+            bound=certificate.limit.bound,
             rows=certificate.rows,
             certified=certificate.certified,
             chosen=certificate.chosen,
@@ -90,7 +90,7 @@ class CertificateRecord:
     @property
     def certificate(self) -> Certificate:
         """The certificate, judged again; `InputError` where the choice does not follow from its own p-values."""
-        verdict = judge(Goal(self.risk, self.alpha, self.delta, self.scope, self.anytime), self.rows)
+        verdict = judge(RiskLimit(self.risk, self.alpha, self.delta, self.scope, self.anytime), self.rows)
         if (verdict.chosen, verdict.certified) != (self.chosen, self.certified):
             raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
         return verdict

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -50,14 +52,10 @@ def bench(
     from pxcompress.deploy.bench import BenchConditions, choose_providers
     from pxcompress.deploy.bench import bench as time_files
     from pxcompress.deploy.feeds import Sizes
-    from pxcompress.deploy.variants import check_precisions, convert_files
+    from pxcompress.deploy.variants import check_precisions
     from pxcompress.report.table import format_bench
-    from pxcompress.run_folder.calibration import read_calibration
 
-    try:
-        batches = [int(part) for part in batch_size.split(",")] if batch_size else []
-    except ValueError:
-        raise InputError(f"batch-size is {batch_size!r}; expected whole numbers with commas, like 1,8,32") from None
+    batches = _read_batch_sizes(batch_size)
     size = None if input_size is None else (3, input_size, input_size)
     files = [part for file in files for part in (_models(file, bool(precision)) if file.is_dir() else [file])]
     working, left_out = choose_providers([name.strip() for name in provider.split(",")], strict=strict_provider)
@@ -65,15 +63,33 @@ def bench(
         print(f"pxcompress: {reason}", file=sys.stderr)
     precisions = [name.strip() for name in precision.split(",") if name.strip()]
     check_precisions(precisions, data=bool(data))
-    with tempfile.TemporaryDirectory() as folder:
-        sources = dict.fromkeys(files, "")
-        if precisions:
-            sources = convert_files(files, precisions, lambda of: read_calibration(of, data, size), Path(folder))
+    with _converted(files, precisions, data, size) as sources:
         conditions = BenchConditions(working, threads, strict_provider)
         rows = time_files(list(sources), batches, conditions=conditions, sizes=Sizes.parsed(size, shapes))
-    names = {str(path): name for path, name in sources.items() if name}
-    rows = tuple(dataclasses.replace(row, path=names.get(row.path, row.path)) for row in rows)
+        rows = tuple(dataclasses.replace(row, path=sources[Path(row.path)]) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else format_bench(rows))
+
+
+def _read_batch_sizes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise InputError(f"batch-size is {text!r}; expected whole numbers with commas, like 1,8,32") from None
+
+
+@contextmanager
+def _converted(
+    files: Sequence[Path], precisions: Sequence[str], data: str, size: tuple[int, int, int] | None
+) -> Iterator[dict[Path, str]]:
+    """Files to time -> names to show: `files` in each of `precisions`, kept as long as the block, or as they are."""
+    from pxcompress.deploy.variants import convert_files
+    from pxcompress.run_folder.calibration import read_calibration
+
+    if not precisions:
+        yield {file: str(file) for file in files}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield convert_files(files, precisions, lambda of: read_calibration(of, data, size), Path(folder))
 
 
 def _models(folder: Path, float32: bool) -> list[Path]:

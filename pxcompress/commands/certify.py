@@ -154,8 +154,8 @@ def _certify_losses(request: Request, table: Path) -> CertificateRecord:
     from pxcompress.run_folder.loss_table import certify_losses
 
     procedure = request.procedure()
-    goal = procedure.goal or dataclasses.replace(request.guarantee(LOSS_RISKS[0]).goal, anytime=request.anytime)
-    return certify_losses(table, goal, procedure.group, procedure.earlier)
+    limit = procedure.limit or dataclasses.replace(request.guarantee(LOSS_RISKS[0]).limit, anytime=request.anytime)
+    return certify_losses(table, limit, procedure.group, procedure.earlier)
 
 
 def _certify_models(request: Request) -> CertificateRecord:
@@ -163,7 +163,7 @@ def _certify_models(request: Request) -> CertificateRecord:
     from pxcompress.run_folder.model_files import certify_files
 
     procedure = request.procedure()
-    guarantee = procedure.goal or request.guarantee()
+    guarantee = procedure.limit or request.guarantee()
     if not request.files:
         raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
     return certify_files(request.files, request.data, guarantee, request.seed, procedure)
@@ -174,7 +174,7 @@ def _ask_for_labels(request: Request) -> None:
     from pxcompress.run_folder.labelling import QUESTIONS, request_labels
 
     procedure, note = request.procedure(), notes(request.quiet)
-    guarantee = procedure.goal or request.guarantee()
+    guarantee = procedure.limit or request.guarantee()
     if request.data:
         raise InputError("--data and --unlabelled are given; give one of them")
     files = request.files or []

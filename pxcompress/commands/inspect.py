@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +20,7 @@ def inspect(
     classes: Annotated[int | None, typer.Option(help="Classes of the data.  [default: the model's own]")] = None,
     input_size: InputSize = None,
     task: Annotated[
-        str,
-        typer.Option(
-            help="What outputs mean, as for `run`: agreement takes any.  [default: classification, or by --data]"
-        ),
+        str, typer.Option(help="As for `run`: agreement takes any outputs.  [default: classification, or by --data]")
     ] = "",
     relevance: Annotated[
         bool, typer.Option("--relevance", help="Add relevance in and out of every layer, and what has no rule.")
@@ -47,37 +44,41 @@ def inspect(
     Costs are listed with it. No data are needed, but for --relevance.
     """
     from pxcompress.cost.latency import Conditions
-    from pxcompress.inspection.conservation import conservation, random_images
+    from pxcompress.inspection.conservation import conservation
     from pxcompress.inspection.conservation import to_table as flow_table
-    from pxcompress.inspection.survey import load_for, survey, to_table
-    from pxcompress.tasks.choice import build_task
+    from pxcompress.inspection.survey import survey, to_table
 
     if (composite or data) and not relevance:
         raise InputError(f"{'--composite' if composite else '--data'} has no effect without --relevance; add it")
+    if data and classes is not None:
+        raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
     if data:
-        if classes is not None:
-            raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
-        model_of_data, inputs = _on_data(model, checkpoint, input_size, data, task)
+        loaded, inputs = _on_data(model, checkpoint, input_size, data, task)
     else:
-        model_of_data = load_for(model, build_task(task or "classification"), classes, checkpoint, _pixels(input_size))
-        inputs = random_images(model_of_data.preprocessing.input_size)
+        loaded, inputs = _on_random_images(model, checkpoint, input_size, classes, task)
     conditions = Conditions(batch_size, provider, threads) if latency else None
-    result = survey(model, model_of_data, conditions, notes(quiet=not latency))
-    words = {"data": data or "random images", "weights": model_of_data.weights}
-    flow = conservation(model_of_data.model, inputs, composite, **words) if relevance else None
+    result = survey(model, loaded, conditions, notes(quiet=not latency))
+    words = {"data": data or "random images", "weights": loaded.weights}
+    flow = conservation(loaded.model, inputs, composite, **words) if relevance else None
     if as_json:
-        relevance_record = {} if flow is None else {"relevance": dataclasses.asdict(flow)}
-        print(json.dumps({**dataclasses.asdict(result), **relevance_record}, indent=1))
+        print(json.dumps(asdict(result) | ({"relevance": asdict(flow)} if flow else {}), indent=1))
     else:
         print(to_table(result) if flow is None else f"{to_table(result)}\n\n{flow_table(flow)}")
 
 
-def _pixels(text: str | None) -> Any:
-    """The input size as models are loaded with it."""
+def _on_random_images(
+    model: str, checkpoint: Path | None, input_size: str | None, classes: int | None, task: str
+) -> tuple[Any, Any]:
+    """A model as it is without data, and random images for it."""
+    from pxcompress.inspection.conservation import random_images
+    from pxcompress.inspection.survey import load_for
+    from pxcompress.tasks.choice import build_task
     from pxcompress.types import ImageSize
 
-    size = None if text is None else read_input_size(text)
-    return ImageSize(*size) if isinstance(size, tuple) else size
+    size = None if input_size is None else read_input_size(input_size)
+    pixels = ImageSize(*size) if isinstance(size, tuple) else size
+    loaded = load_for(model, build_task(task or "classification"), classes, checkpoint, pixels)
+    return loaded, random_images(loaded.preprocessing.input_size)
 
 
 def _on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str, task: str) -> tuple[Any, Any]:

@@ -57,8 +57,8 @@ def search(
     A search that was stopped goes on when the same command is given again. The folder gets composite.json (for `run
     --score @...`), search.json and search.html. Nothing is measured on the test or certify split.
     """
+    from pxcompress.columns import align
     from pxcompress.report.summary import format_command
-    from pxcompress.report.table import align
     from pxcompress.search import SearchPlan
     from pxcompress.search import search as run_search
     from pxcompress.search.run import COMPOSITE, HEAD

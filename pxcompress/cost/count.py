@@ -20,8 +20,6 @@ from pxcompress.layout.rows import members_by_module
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Axis, Group, Member, Meter
 
-Owners = Sequence[tuple[Group, Member]]
-
 
 def count_params(model: nn.Module) -> int:
     """Number of parameters; buffers are not counted."""

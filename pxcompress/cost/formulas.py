@@ -12,6 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Shape = tuple[int, ...]
 
+COMPARING = ("nms",)
+"""Operators of other libraries that compare and sort, without matrix products."""
+
 MULTIPLYING = ("_fft", "linalg_", "cholesky", "lu_", "triangular_solve", "_cudnn_", "miopen_", "mkldnn_", "_thnn_fused")
 """What the names of PyTorch's own operators begin with that multiply a lot and have no formula here."""
 
@@ -101,5 +104,5 @@ class Uncounted(TorchDispatchMode):
     def _multiplies(func: Any) -> bool:
         """Whether an operator is another library's, of which nothing is known, or one of `MULTIPLYING`."""
         if func.namespace != "aten":
-            return func.namespace not in ("prim", "prims", "profiler")
+            return func.namespace not in ("prim", "prims", "profiler") and func._opname not in COMPARING
         return func._opname.startswith(MULTIPLYING) and func._opname not in ELEMENTWISE

@@ -45,11 +45,6 @@ class Stairs:
                 return lowest + (highest - lowest) * _place(units, low, high)
             low, high = _half(units, low, high)
 
-    @property
-    def timed(self) -> int:
-        """How many widths were timed."""
-        return len(self._times)
-
     def _measure(self, units: Widths) -> float:
         if units not in self._times:
             widths = (min(count * self.unit, dense) for count, dense in zip(units, self.dense, strict=True))

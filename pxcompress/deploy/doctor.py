@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from pxcompress.cache import cache_dir
+from pxcompress.columns import align
 from pxcompress.deploy import hardware, runtime
 from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION, VERSION, list_built_in
 from pxcompress.deploy.plugins import find_plugins
@@ -54,14 +55,13 @@ def examine() -> tuple[Finding, ...]:
 
 def to_table(findings: tuple[Finding, ...]) -> str:
     """One line for every finding, what to do under it. No newline at the end."""
-    width = max(len(finding.what) for finding in findings)
-    marks = {True: "ok", False: "NO", None: "  "}
-    lines = []
+    marks = {True: "ok", False: "NO", None: ""}
+    rows = []
     for finding in findings:
-        lines.append(f"{marks[finding.works]}  {finding.what:{width}}  {finding.result}")
+        rows.append((marks[finding.works], finding.what, finding.result))
         if finding.advice:
-            lines.append(f"    {'':{width}}  -> {finding.advice}")
-    return "\n".join(lines)
+            rows.append(("", "", f"-> {finding.advice}"))
+    return "\n".join(align(rows, "<<<"))
 
 
 def _check_versions() -> Iterator[Finding]:

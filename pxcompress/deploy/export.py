@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
 import inspect
@@ -9,6 +10,7 @@ import io
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +40,9 @@ OPSET = 20
 opset 23 on attention is one `Attention` node, which some GPU builds of ONNX Runtime leave to the CPU."""
 
 INPUT, OUTPUT = "input", "logits"
+
+_NOT_MODELS = ("torch.", "builtins", "abc")
+"""What the names of Python files begin with that hold no code of models' authors."""
 
 
 def export_onnx(
@@ -185,7 +190,7 @@ class _Exported:
             return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
         values = signature.unpacked(inputs)
         sizes = {0: batch} | ({1: torch.export.Dim("length", min=1)} if signature.is_open else {})
-        named = {_argument(model, name): value for name, value in values.items()}
+        named = {argument_name(model, name): value for name, value in values.items()}
         return cls(FlatOutputs(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
 
 
@@ -195,11 +200,12 @@ def packing_of(model: nn.Module) -> dict[str, str]:
     return {PACKING: signature.to_json()} if signature.inputs else {}
 
 
-def _argument(model: Adapter, name: str | int) -> str:
+def argument_name(model: nn.Module, name: str | int) -> str:
     """The name of an input in the file: that of the model's argument."""
     if isinstance(name, str):
         return name
-    parameters = list(inspect.signature(model.original_class_.forward).parameters)[1:]
+    kind = model.original_class_ if isinstance(model, Adapter) else type(model)
+    parameters = list(inspect.signature(kind.forward).parameters)[1:]
     return parameters[name] if name < len(parameters) else f"{INPUT}_{name}"
 
 
@@ -256,10 +262,29 @@ def _flat_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = attention
 
 
+@contextmanager
+def _open_lengths(model: nn.Module) -> Iterator[None]:
+    """Inside the block `len(tensor)` in the code of a model's modules is the tensor's size, which may be open.
+
+    Python makes a plain number of it, so that a model that asks for its batch in that way would get a file for a batch
+    of the example's size alone. The name is put into the files that define the modules, PyTorch's own left out.
+    """
+    names = {cls.__module__ for module in model.modules() for cls in type(module).__mro__}
+    files = [vars(sys.modules[name]) for name in names if name in sys.modules and not name.startswith(_NOT_MODELS)]
+    shadowed = [file for file in files if "len" not in file]
+    for file in shadowed:
+        file["len"] = lambda value: value.shape[0] if isinstance(value, Tensor) and value.dim() else builtins.len(value)
+    try:
+        yield
+    finally:
+        for file in shadowed:
+            del file["len"]
+
+
 def _export(exported: _Exported, names: Sequence[str], *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
-        with _silence(), _flat_attention():
+        with _silence(), _flat_attention(), _open_lengths(exported.model):
             return torch.onnx.export(
                 exported.model,
                 tuple(exported.inputs.values()),

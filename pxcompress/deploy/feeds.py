@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
+from pxcompress.models.signature import read_signature
 
 _NUMBERS = 128
 """Random bytes of an image are below this."""
@@ -68,6 +70,9 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
             text = "x".join(map(str, sample))
             raise InputError(f"shapes gives {port.name!r} samples of {text}; {session.path} takes {port}")
         return sample
+    if read_signature(session.metadata).is_open:  # texts, of the length that costs are counted for
+        length = json.loads(session.metadata["input_size"])[-1]
+        return tuple(size or length for size in port.shape[1:])
     if len(port.shape) != 4:
         open_ports = [each for each in session.inputs if None in each.shape[1:] and len(each.shape) != 4]
         option = ",".join(f"{each.name}:{'x'.join(str(size or 128) for size in each.shape[1:])}" for each in open_ports)

@@ -50,7 +50,7 @@ def verify_parity(
     differences, scales, agreements = [], [1.0], []
     with on_cpu(model):
         for batch in (repeated_inputs[:1], repeated_inputs[:2], *repeated_inputs.split(_BATCH)):
-            expected, outputs = _file_outputs(model, batch, judge.output_name), session.outputs_of(batch)
+            expected, outputs = file_outputs(model, batch, judge.output_name), session.outputs_of(batch)
             differences.append(max_difference(outputs, expected))
             scales.append(max(float(value.abs().max()) for value in expected.values()))
             agreements.append(judge.agreement(outputs, expected))
@@ -63,7 +63,7 @@ def verify_parity(
     )
 
 
-def _file_outputs(model: nn.Module, batch: Tensor, only: str) -> dict[str, Tensor]:
+def file_outputs(model: nn.Module, batch: Tensor, only: str) -> dict[str, Tensor]:
     """What the file of `model` is to give: for one that was read from a file with the softmax that it leaves out."""
     if isinstance(model, OnnxModule):
         return by_name(outputs_in_file(model, batch), only)

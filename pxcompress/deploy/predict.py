@@ -89,7 +89,7 @@ def candidates(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> tuple[n
         return outputs["boxes"], sigmoid(logits), True
     if logits is not None and "pred_boxes" in outputs:
         boxes = outputs["pred_boxes"] * np.array([width, height, width, height])
-        if any(name.startswith("enc_") for name in outputs):
+        if "layout=rt-detr" in facts["task"] or any(name.startswith("enc_") for name in outputs):
             scores = sigmoid(logits)
         else:
             shares = np.exp(logits - logits.max(1, keepdims=True))

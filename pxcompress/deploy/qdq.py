@@ -18,7 +18,9 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import onnx_files
+from pxcompress.deploy.float_nodes import find_masking, find_tail, write_finite
 from pxcompress.deploy.session import Array, whole_batches
+from pxcompress.models.signature import read_signature
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.types import Batches
 
@@ -72,27 +74,30 @@ class Reader(CalibrationDataReader):
 
 
 def read_feeds(source: Path, batches: Batches) -> Iterator[dict[str, Array]]:
-    """What the only input of a file takes, by its name, in batches of the size that it takes."""
-    graph = onnx.load(source, load_external_data=False).graph
-    weights = {each.name for each in graph.initializer}  # old files list them among the inputs
-    port = next((port for port in graph.input if port.name not in weights), onnx.ValueInfoProto())
-    dims = port.type.tensor_type.shape.dim
+    """What the inputs of a file take, by name, in batches of the size that it takes."""
+    proto = onnx.load(source, load_external_data=False)
+    weights = {each.name for each in proto.graph.initializer}  # old files list them among the inputs
+    ports = [port for port in proto.graph.input if port.name not in weights]
+    dims = ports[0].type.tensor_type.shape.dim if ports else ()
     file_batch = dims[0].dim_value if dims else 0
+    signature = read_signature({each.key: each.value for each in proto.metadata_props})
     for inputs, _ in SplitBatches(batches, _AT_ONCE):
-        array = inputs.cpu().numpy()
-        for part in whole_batches(array, file_batch) if file_batch else [array]:
-            yield {port.name: part}
+        values = [*signature.unpacked(inputs).values()] if signature.inputs else [inputs]
+        arrays = [value.cpu().numpy() for value in values]
+        for parts in zip(*(whole_batches(each, file_batch) if file_batch else [each] for each in arrays), strict=True):
+            yield {port.name: part for port, part in zip(ports, parts, strict=True)}
 
 
 def measure_ranges(source: Path, batches: Batches, method: str) -> TensorsData:
     """Ranges of all activations of `source` on `batches`, by one of `METHODS`."""
     kind, options = METHODS[method]
     with tempfile.TemporaryDirectory() as folder:
+        file = write_finite(source, Path(folder) / "finite.onnx")
         calibrator = create_calibrator(
-            source,
+            file,
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=kind,
-            use_external_data_format=len(onnx_files(source)) > 1,
+            use_external_data_format=len(onnx_files(file)) > 1,
             extra_options=dict(options),
         )
         for inputs, labels in SplitBatches(batches, _AT_ONCE):  # each call keeps what it has collected as a histogram
@@ -101,7 +106,10 @@ def measure_ranges(source: Path, batches: Batches, method: str) -> TensorsData:
 
 
 def write_quantised(source: Path, path: Path, ranges: TensorsData, style: Style, in_float: Sequence[str] = ()) -> None:
-    """Write `source` with QDQ nodes, a scale for each channel of a weight, and the nodes `in_float` as they are."""
+    """Write `source` with QDQ nodes, a scale for each channel of a weight, and the nodes `in_float` as they are.
+
+    So stay those that hide positions from attention, and those behind the last layers with weights.
+    """
     model = load_model_with_shape_infer(source)
     narrow = _find_narrow(model.graph) if style.gpu else []
     quantizer = QDQQuantizer(
@@ -112,7 +120,7 @@ def write_quantised(source: Path, path: Path, ranges: TensorsData, style: Style,
         style.activations,
         ranges,
         [],
-        [*in_float, *narrow],
+        [*in_float, *narrow, *find_masking(model.graph), *find_tail(model.graph)],
         sorted({*QLinearOpsRegistry, *QDQRegistry}),
         style.options,
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 from pxcompress.deploy.hardware import TF32_SWITCH
 from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError, OutOfMemoryError, PxError
-from pxcompress.models.signature import PACKING, Signature, inputs_from_json
+from pxcompress.models.signature import read_signature
 from pxcompress.onnx_in.channels import LAST, LAYOUT, are_channels_last
 from pxcompress.proof import Placement
 
@@ -183,9 +183,9 @@ class Session(ABC):
 
     def _unpacked(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
         """What every input takes; several are packed as `models.signature` says, which stands in our files."""
-        if PACKING not in self.metadata:
+        signature = read_signature(self.metadata)
+        if not signature.inputs:
             return {self.input.name: inputs}
-        signature = Signature(inputs_from_json(self.metadata[PACKING]))
         values = signature.unpacked(torch.as_tensor(inputs)).values()
         return dict(zip((port.name for port in self.inputs), values, strict=True))
 

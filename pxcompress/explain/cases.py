@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor
 from pxcompress.attribution import attributed, parse_composite
 from pxcompress.attribution.relevance import make_start, unit_relevance
 from pxcompress.explain.inputs import Inputs
-from pxcompress.explain.views import Views
+from pxcompress.explain.views import CHANGED, TYPICAL, Views
 from pxcompress.models.signature import MASK
 from pxcompress.models.tokens import IDS
-from pxcompress.report.explanation import TARGET_COLOUR, CarryingUnit, Case, Decision, Pictures
+from pxcompress.report.explanation import TARGET_COLOUR, CarryingUnit, Case, Decision, Marks, Pictures
+from pxcompress.tasks.answer import Answer
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.regression import Regression
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
 
 MOST_CASES = 24
@@ -26,11 +31,15 @@ _UNITS = 6  # carrying units of a case
 
 
 def choose_cases(views: Views) -> list[tuple[int, str]]:
-    """Choose the cases to show: typical ones that agree, the surest of those that changed, and the largest changes."""
-    similarity, chance = views.similarity["cosine"], views.logits[1].softmax(1).amax(1)
-    typical = (similarity - similarity.median()).abs()
+    """Choose the cases: typical ones that agree, the clearest of those that changed, and the largest changes."""
+    similarity = views.similarity["cosine"]
+    typical, least_clear = (
+        (similarity - similarity.median()).abs(),
+        views.agreement - views.logits[1].softmax(1).amax(1),
+    )
     case_by_index: dict[int, str] = {}
-    for kind, order in (("agreeing", typical), ("newly wrong", -chance), ("newly right", -chance)):
+    for kind in (*TYPICAL, *CHANGED):
+        order = typical if kind in TYPICAL else least_clear
         ranked_indices = [index for index in order.argsort().tolist() if views.kinds[index] == kind]
         case_by_index.update(dict.fromkeys(ranked_indices[:_SHOWN], kind))
     remaining_indices = [index for index in similarity.argsort().tolist() if index not in case_by_index]
@@ -45,32 +54,78 @@ def take_first_cases(views: Views) -> list[tuple[int, str]]:
     return list(enumerate(views.kinds))[:MOST_CASES]
 
 
-def make_case(
-    pruned: Pruned,
-    inputs_and_views: tuple[Inputs, Views],
-    index: int,
-    kind: str,
-    context: tuple[Sequence[str], Preprocessing, str],
-) -> Case:
-    """One input with everything about it; `context` are the classes, how pictures became inputs, and the rules."""
-    (inputs, views), (classes, preprocessing, composite) = inputs_and_views, context
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What cases are read by: the task, names of classes or numbers, how pictures became inputs, and the LRP rules."""
+
+    task: Task
+    classes: Sequence[str]
+    preprocessing: Preprocessing
+    composite: str
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of inputs that are images."""
+        return (self.preprocessing.input_size[-2], self.preprocessing.input_size[-1]) if self.is_image else None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether inputs are images."""
+        return self.preprocessing.is_image
+
+    @property
+    def subject_of_all(self) -> str:
+        """What is explained of all inputs; "" where that is the class of each."""
+        if isinstance(self.task, Classification):
+            return ""
+        return (
+            "the largest number" if isinstance(self.task, Regression) and len(self.classes) > 1 else self.task.subject
+        )
+
+    def subject(self, logits: Tensor, column: int) -> str:
+        """What is explained by relevance that starts at one of the logits (k,): a class or number, or all together."""
+        return self.classes[column] if len(logits) == len(self.classes) > 1 else self.task.subject
+
+
+def make_case(pruned: Pruned, inputs: Inputs, views: Views, case: tuple[int, str], context: Context) -> Case:
+    """One input with everything about it; `case` is its index and kind."""
+    index, kind = case
     value = inputs.values[index : index + 1]
-    dense = views.decisions[0][index]
+    columns = [each[index] for each in views.columns]
+    dense, slim = (
+        context.task.answer({name: tensor[index : index + 1] for name, tensor in outputs.items()}, *known)
+        for outputs in views.outputs
+        for known in [(context.classes, context.size)]
+    )
+    target = None if inputs.targets is None else inputs.targets[index]
     return Case(
         sample=inputs.names[index],
         kind=kind,
-        label=None if inputs.labels is None else classes[int(inputs.labels[index])],
-        dense=_decide(views.logits[0][index], classes),
-        pruned=_decide(views.logits[1][index], classes),
+        label=(context.task.describe_target(target, context.classes) or None) if target is not None else None,
+        dense=Decision(dense.words, dense.probability),
+        pruned=Decision(slim.words, slim.probability),
+        agreement=float(views.agreement[index]),
+        subjects=tuple(context.subject(views.logits[0][index], int(column)) for column in columns),
         similarity={name: float(values[index]) for name, values in views.similarity.items()},
-        units=_list_units(pruned, (value, dense[None]), float(views.logits[0][index, dense]), composite),
-        pictures=_draw_pictures(inputs, views, index, preprocessing),
+        units=_list_units(
+            pruned, (value, columns[0][None]), float(views.logits[0][index, columns[0]]), context.composite
+        ),
+        pictures=replace(_draw_pictures(inputs, views, index, context.preprocessing), marks=_mark(dense, slim)),
     )
 
 
-def _decide(logits: Tensor, classes: Sequence[str]) -> Decision:
-    label = int(logits.argmax())
-    return Decision(classes[label], float(logits.softmax(0)[label]))
+def _mark(*answers: Answer) -> tuple[Marks, ...]:
+    """What answers draw on the image; nothing where they draw nothing."""
+    return tuple(
+        Marks(
+            boxes=() if answer.boxes is None else tuple(map(tuple, answer.boxes.tolist())),
+            classes=answer.classes,
+            names=answer.names,
+            regions=None if answer.regions is None else answer.regions.numpy(),
+        )
+        for answer in answers
+        if answer.boxes is not None or answer.regions is not None
+    )
 
 
 def _list_units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> tuple[CarryingUnit, ...]:
@@ -90,7 +145,7 @@ def _is_kept(plan: Plan, group: Group, unit: int) -> bool:
 
 def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Preprocessing) -> Pictures:
     """The input and its maps; what is no image is shown as a line of positions."""
-    value, decision_differs = inputs.values[index], bool(views.decisions[0][index] != views.decisions[1][index])
+    value, decision_differs = inputs.values[index], bool(views.columns[0][index] != views.columns[1][index])
     maps = [each[index].numpy() for each in (*views.maps, views.own)]
     if preprocessing.is_image:
         return Pictures(_restore_image(value, preprocessing), maps[0], maps[1], maps[2] if decision_differs else None)

@@ -6,7 +6,7 @@ the class that the dense model predicts, in both models: another class would hav
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
-from pxcompress.explain.cases import MOST_CASES, attribute_units, choose_cases, make_case, take_first_cases
-from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, choose_share
+from pxcompress.explain.cases import MOST_CASES, Context, attribute_units, choose_cases, make_case, take_first_cases
+from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, choose_share, explained_columns
 from pxcompress.explain.inputs import load_dense_workload, read_image_files, read_samples
 from pxcompress.explain.metrics import (
     SIMILARITIES,
@@ -26,11 +26,13 @@ from pxcompress.explain.metrics import (
     rank_accuracy,
 )
 from pxcompress.explain.similarity import get_composite
-from pxcompress.explain.views import KINDS, Views, make_views
+from pxcompress.explain.views import CHANGED, TYPICAL, Views, compute_outputs, make_views
 from pxcompress.notes import Note, silent
 from pxcompress.report.explanation import Explanation, Flipping, KindSimilarity, LayerRelevance, TargetRelevance
 from pxcompress.run_folder.saved import load_pruned, read_run
 from pxcompress.state import device_of
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Pruned
 
 SAMPLES = 128
@@ -84,24 +86,21 @@ def explain(
     composite = request.composite or get_composite(recipe)
     note(f"explaining {len(inputs.values)} inputs with {request.method} ...")
     method = _choose_method(pruned.dense, inputs.values, request, composite)
-    views = make_views(pruned, inputs, method)
-    classes = workload.source.classes
-    targets = views.decisions[0]
-    layer_shares = _measure_layers(pruned, inputs.values, targets, composite)
-    cases = [
-        make_case(pruned, (inputs, views), index, kind, (classes, preprocessing, composite))
-        for index, kind in (take_first_cases(views) if images else choose_cases(views))
-    ]
+    views = make_views(pruned, inputs, method, workload.task)
+    context = Context(workload.task, workload.source.classes, preprocessing, composite)
+    chosen = take_first_cases(views) if images else choose_cases(views)
+    cases = [make_case(pruned, inputs, views, case, context) for case in chosen]
     return Explanation(
         model=recipe.model,
         inputs=inputs.description,
         method=method.name,
         share=method.share,
         composite=composite,
+        subject=context.subject_of_all,
         similarity=_summarise_similarity(views),
         target_relevance=_measure_target_relevance(views, inputs.masks),
-        flipping=_measure_flipping(pruned.dense, pruned.model, inputs.values, views),
-        layers=layer_shares,
+        flipping=_measure_flipping((pruned.dense, pruned.model), inputs.values, views, workload.task),
+        layers=_measure_layers(pruned, inputs.values, views.columns[0], composite),
         cases=tuple(cases),
         notes=_list_notes(request, method, len(inputs.values), bool(images)),
     )
@@ -111,7 +110,7 @@ def _choose_method(dense: nn.Module, values: Tensor, request: ExplanationRequest
     share = request.share
     if share is None:
         with torch.no_grad():
-            targets = dense(values[:TUNING_SAMPLES].to(device_of(dense))).argmax(1).cpu()
+            targets = explained_columns(dense(values[:TUNING_SAMPLES].to(device_of(dense)))).cpu()
         share = choose_share(dense, values[:TUNING_SAMPLES], targets, request.method, composite)
     return Method(request.method, composite, share)
 
@@ -121,7 +120,7 @@ def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
     dense, _ = flat = [each.flatten(1) for each in views.maps]
     others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
-    for kind in ("all", *dict.fromkeys([*KINDS.values(), *views.kinds])):
+    for kind in ("all", *dict.fromkeys([*TYPICAL, *CHANGED, *views.kinds])):
         mask = torch.tensor([kind in ("all", kind_shown) for kind_shown in views.kinds])
         if mask.any():
             columns = [*(views.similarity[name] for name in SIMILARITIES), *others]
@@ -129,14 +128,33 @@ def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
     return tuple(rows)
 
 
-def _measure_flipping(dense: nn.Module, pruned: nn.Module, values: Tensor, views: Views) -> Flipping:
+def _measure_flipping(models: tuple[nn.Module, nn.Module], values: Tensor, views: Views, task: Task) -> Flipping:
     """Each model by its own maps, the dense one by random ones, too."""
-    values, targets = values[:TUNING_SAMPLES], views.decisions[0][:TUNING_SAMPLES]
+    values = values[:TUNING_SAMPLES]
     maps = [each[: len(values)].flatten(1) for each in views.maps]
     chance = torch.rand(maps[0].shape, generator=torch.Generator().manual_seed(0))
-    pairs = ((dense, values, maps[0]), (pruned, values, maps[1]), (dense, values, chance))
-    by_dense, by_pruned, by_chance = (float(pixel_flipping(*each, targets).mean()) for each in pairs)
-    return Flipping(by_dense, by_pruned, by_chance, len(values))
+    dense, pruned = (
+        _judge(model, {name: each[: len(values)] for name, each in outputs.items()}, views.columns[0], task)
+        for model, outputs in zip(models, views.outputs, strict=True)
+    )
+    pairs = ((dense, maps[0]), (pruned, maps[1]), (dense, chance))
+    by_dense, by_pruned, by_chance = (float(pixel_flipping(judge, values, each).mean()) for judge, each in pairs)
+    measure = "probability of the class" if isinstance(task, Classification) else "agreement with the answer"
+    return Flipping(by_dense, by_pruned, by_chance, len(values), measure)
+
+
+def _judge(model: nn.Module, whole: Outputs, classes: Tensor, task: Task) -> Callable[[Tensor], Tensor]:
+    """What is left of an answer on altered inputs, (n,): the probability of its class, or how far it agrees with that
+    on the `whole` ones. A text without a word has no answer: 0.
+    """
+
+    def judge(values: Tensor) -> Tensor:
+        outputs = compute_outputs(model, values, task)
+        if (logits := task.class_outputs(outputs)) is None:
+            return task.agreement(outputs, whole).nan_to_num(0.0)
+        return logits.softmax(1).gather(1, classes[: len(values), None])[:, 0].nan_to_num(0.0)
+
+    return judge
 
 
 def _measure_target_relevance(views: Views, masks: Tensor | None) -> TargetRelevance | None:

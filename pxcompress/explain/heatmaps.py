@@ -73,6 +73,16 @@ def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper
         yield in_chunks
 
 
+def explained_columns(logits: Tensor) -> Tensor:
+    """Of logits (n, k) the columns that are explained, (n,): the largest of each sample.
+
+    Of a single number, beside which its opposite stands (`Adapter`), it is always the number itself.
+    """
+    if logits.shape[1] == 2 and bool((logits[:, 0] == -logits[:, 1]).all()):
+        return torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    return logits.argmax(1)
+
+
 def heatmaps(model: nn.Module, inputs: Tensor, targets: Tensor, method: Method) -> Tensor:
     """Relevance of the classes `targets` (n,) at `inputs` (n, channels, ...), channels added up: as `Mapper` says."""
     with mapper(model, inputs, method) as relevance:

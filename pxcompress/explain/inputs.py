@@ -12,15 +12,18 @@ from torch import Tensor
 
 from pxcompress.data import EMBEDDED, Source, load_splits, open_source, read_files, restrict_classes
 from pxcompress.deploy import runtime
+from pxcompress.deploy.parity import file_outputs
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import take_first
-from pxcompress.models.adapter import outputs_in_file
 from pxcompress.models.onnx_file import is_onnx, ports_for
+from pxcompress.models.outputs import difference
 from pxcompress.notes import Note
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.state import device_of
+from pxcompress.tasks.choice import layout_of
+from pxcompress.tasks.classification import Classification
 from pxcompress.types import Preprocessing
 from pxcompress.workload import Workload, load_workload, with_baseline
 
@@ -30,7 +33,7 @@ TOLERANCE = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What is explained: inputs (n, ...), their names, and labels (n,) where there are any; `description` names them.
+    """What is explained: inputs (n, ...), their names, and targets (n, ...) if there are any; `description` names them.
 
     `masks` (n, positions) are true where the data know that the class is made; `letters` are what the channels of a
     one-hot input stand for.
@@ -39,7 +42,7 @@ class Inputs:
     values: Tensor
     names: tuple[str, ...]
     description: str
-    labels: Tensor | None = None
+    targets: Tensor | None = None
     masks: Tensor | None = None
     letters: str = ""
 
@@ -57,10 +60,9 @@ def load_dense_workload(folder: Path, data: str, note: Note) -> Workload:
     values = next(iter(workload.splits.test))[0][:16]
     model = workload.loaded.model
     with torch.no_grad():
-        logits = outputs_in_file(model, values.to(device_of(model))).cpu().numpy()
-    expected = session.predict(values)
-    is_same = logits.shape == expected.shape and np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
-    if not is_same:
+        outputs = file_outputs(model, values.to(device_of(model)), workload.task.output_name)
+    expected = session.outputs_of(values)
+    if difference([each.cpu() for each in outputs.values()], [*expected.values()]) > TOLERANCE:
         raise InputError(
             f"the dense model of {str(folder)!r} is gone: what its recipe leads to ({recipe.model}, weights "
             f"{workload.loaded.weights}) does not compute what {DENSE} does; bring its weights back, or run again"
@@ -72,14 +74,18 @@ def read_samples(workload: Workload, data: str, count: int, recipe: Recipe) -> I
     """The first `count` of the test split, those of `data` where given."""
     source, splits = workload.source, workload.splits
     if data and data != source.name:
+        layout = layout_of(workload.task, data)
         ports = ports_for(workload.loaded.architecture.name, recipe.layout)
-        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed, ports=ports)
-        source = restrict_classes(own_source, source.classes, recipe.seed)
+        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed, layout=layout, ports=ports)
+        one_class = isinstance(workload.task, Classification)
+        source = restrict_classes(own_source, source.classes, recipe.seed) if one_class else own_source
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
-    values, labels = take_first(splits.test, count)
+    values, targets = take_first(splits.test, count)
     names = splits.ids["test"][: len(values)]
     description = f"{len(values)} inputs of the test split of {source.name}"
-    return Inputs(values, names, description, labels, _find_masks(source, names, values), source.letters)
+    has_targets = source.layout != "unlabelled"
+    masks = _find_masks(source, names, values)
+    return Inputs(values, names, description, targets if has_targets else None, masks, source.letters)
 
 
 def _find_masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor | None:

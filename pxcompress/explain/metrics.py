@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
-
-from pxcompress.state import device_of
 
 TOP_SHARE = 0.1
 """Share of the positions that count as the top of a map."""
@@ -67,22 +65,19 @@ def rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.tensor(hits, dtype=torch.float64) / masks.sum(1).cpu()
 
 
-def pixel_flipping(model: nn.Module, inputs: Tensor, maps: Tensor, targets: Tensor, steps: int = 16) -> Tensor:
-    """Mean softmax probability of the target while positions become 0, those with the most relevance first.
+def pixel_flipping(judge: Callable[[Tensor], Tensor], inputs: Tensor, maps: Tensor, steps: int = 16) -> Tensor:
+    """Mean of what `judge` says of inputs (n, ...), (n,), while positions become 0, the most relevant first.
 
-    0 is the mean of normalised images. That is the area under the curve (trapezoids, from the whole input to none);
-    less is more faithful (Samek et al. 2017). One forward pass for each of `steps`, and one more.
+    0 is the mean of normalised images. `judge` gives numbers in [0, 1] that fall as the answer is lost. The mean is the
+    area under the curve (trapezoids, from the whole input to none); less is more faithful (Samek et al. 2017). One call
+    for each of `steps`, and one more.
     """
     order = maps.argsort(1, descending=True)
-    device, count = device_of(model), maps.shape[1]
     shape = inputs.shape if inputs.ndim == 2 else (len(inputs), 1, *inputs.shape[2:])
     curve = []
-    with torch.no_grad():
-        for step in range(steps + 1):
-            keep = torch.ones_like(maps).scatter_(1, order[:, : round(count * step / steps)], 0.0)
-            masked_inputs = inputs * keep.view(shape)
-            chances = model(masked_inputs.to(device)).softmax(1).cpu()
-            curve.append(chances.gather(1, targets[:, None])[:, 0].double())
+    for step in range(steps + 1):
+        keep = torch.ones_like(maps).scatter_(1, order[:, : round(maps.shape[1] * step / steps)], 0.0)
+        curve.append(judge(inputs * keep.view(shape)).double())
     return torch.trapezoid(torch.stack(curve), dx=1 / steps, dim=0)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pxcompress.clock import Clock
 from pxcompress.errors import PxError, ResultError, short
-from pxcompress.explain.heatmaps import Method, heatmaps
+from pxcompress.explain.heatmaps import Method, explained_columns, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES, cosine
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.proof import ExplanationSimilarity, Warning
@@ -72,7 +72,7 @@ def explanation_similarity(pruned: Pruned, method: Method, batches: Batches) -> 
     dense_maps: list[torch.Tensor] = []
     for inputs, _ in batches:
         with torch.no_grad():
-            targets = pruned.dense(inputs.to(device_of(pruned.dense))).argmax(1).cpu()
+            targets = explained_columns(pruned.dense(inputs.to(device_of(pruned.dense)))).cpu()
         maps = [heatmaps(model, inputs, targets, method).flatten(1) for model in (pruned.dense, pruned.model)]
         if not all(bool(each.isfinite().all()) for each in maps):
             raise ResultError(f"relevance under the rules {method.composite!r} is not finite")

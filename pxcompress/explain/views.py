@@ -1,4 +1,4 @@
-"""What both models say of the same inputs: their decisions, and the maps that explain them."""
+"""What both models say of the same inputs: their outputs, and the maps that explain them."""
 
 from __future__ import annotations
 
@@ -8,46 +8,66 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.explain.heatmaps import CHUNK, Method, heatmaps
+from pxcompress.explain.heatmaps import CHUNK, Method, explained_columns, heatmaps
 from pxcompress.explain.inputs import Inputs
 from pxcompress.explain.metrics import SIMILARITIES
-from pxcompress.state import device_of
+from pxcompress.models.adapter import named_outputs
+from pxcompress.state import device_of, evaluating
+from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Pruned
+
+NOTICEABLE = 0.05
+"""Change of a task's loss of a sample from which on the answer counts as worse or better."""
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Both models' results on every input: logits (n, classes), and heatmaps (n, ...) for the dense model's class.
+    """Both models' results on n inputs: outputs by name, numbers (n, k) at which relevance starts, and heatmaps.
 
-    `own` are the pruned model's maps of its own class.
+    `maps` (n, ...) explain in both models the number that `columns` of the dense one names, `own` in the pruned model
+    its own. `agreement` (n,) is the task's.
     """
 
+    outputs: tuple[Outputs, Outputs]
     logits: tuple[Tensor, Tensor]
+    columns: tuple[Tensor, Tensor]
     maps: tuple[Tensor, Tensor]
     own: Tensor
     similarity: Mapping[str, Tensor]
+    agreement: Tensor
     kinds: Sequence[str]
 
-    @property
-    def decisions(self) -> tuple[Tensor, Tensor]:
-        """Predicted classes, (n,)."""
-        return self.logits[0].argmax(1), self.logits[1].argmax(1)
 
-
-def make_views(pruned: Pruned, inputs: Inputs, method: Method) -> Views:
-    """Both models' logits and maps, how alike those are, and of which kind every input is."""
-    logits = tuple(_compute_logits(model, inputs.values) for model in (pruned.dense, pruned.model))
-    targets, decisions = (each.argmax(1) for each in logits)
-    maps = tuple(heatmaps(model, inputs.values, targets, method) for model in (pruned.dense, pruned.model))
-    maps_of_pruned, decision_differs = maps[1].clone(), targets != decisions
-    if decision_differs.any():
-        maps_of_pruned[decision_differs] = heatmaps(
-            pruned.model, inputs.values[decision_differs], decisions[decision_differs], method
-        )
+def make_views(pruned: Pruned, inputs: Inputs, method: Method, task: Task) -> Views:
+    """Both models' outputs and maps, how alike those are, and of which kind every input is."""
+    models = (pruned.dense, pruned.model)
+    outputs = tuple(compute_outputs(model, inputs.values, task) for model in models)
+    logits = tuple(_compute_logits(model, inputs.values) for model in models)
+    columns, own_columns = (explained_columns(each) for each in logits)
+    maps = tuple(heatmaps(model, inputs.values, columns, method) for model in models)
+    own, differs = maps[1].clone(), columns != own_columns
+    if differs.any():
+        own[differs] = heatmaps(pruned.model, inputs.values[differs], own_columns[differs], method)
     similarity = {name: measure(*(each.flatten(1) for each in maps)) for name, measure in SIMILARITIES.items()}
+    agreement = task.agreement(outputs[1], outputs[0])
     return Views(
-        (logits[0], logits[1]), (maps[0], maps[1]), maps_of_pruned, similarity, _name_kinds(logits, inputs.labels)
+        outputs=(outputs[0], outputs[1]),
+        logits=(logits[0], logits[1]),
+        columns=(columns, own_columns),
+        maps=(maps[0], maps[1]),
+        own=own,
+        similarity=similarity,
+        agreement=agreement,
+        kinds=_name_kinds((outputs[0], outputs[1]), inputs.targets, agreement, task),
     )
+
+
+def compute_outputs(model: nn.Module, values: Tensor, task: Task) -> Outputs:
+    """All outputs of a model by name, on the CPU."""
+    with evaluating(model), torch.no_grad():
+        parts = [named_outputs(model, part.to(device_of(model)), task.output_name) for part in values.split(CHUNK)]
+    return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
 
 def _compute_logits(model: nn.Module, values: Tensor) -> Tensor:
@@ -58,10 +78,20 @@ def _compute_logits(model: nn.Module, values: Tensor) -> Tensor:
 KINDS = {(True, True): "agreeing", (True, False): "newly wrong", (False, True): "newly right"}
 """Whether dense and pruned are right -> kind of an input."""
 
+TYPICAL = ("agreeing", "as good")
+"""Kinds of which the typical ones are shown, and not those that changed most."""
 
-def _name_kinds(logits: Sequence[Tensor], labels: Tensor | None) -> list[str]:
-    dense, pruned = (each.argmax(1) for each in logits)
-    if labels is None:
-        return ["same decision" if is_same else "another decision" for is_same in (dense == pruned).tolist()]
-    right = zip((dense == labels).tolist(), (pruned == labels).tolist(), strict=True)
-    return [KINDS.get(pair, "both wrong") for pair in right]
+CHANGED = ("newly wrong", "newly right", "worse", "better")
+"""Kinds of inputs that became another answer."""
+
+
+def _name_kinds(outputs: tuple[Outputs, Outputs], targets: Tensor | None, agreement: Tensor, task: Task) -> list[str]:
+    """The kind of every input: by whether answers are right, by the task's losses, or by agreement alone."""
+    if targets is None:
+        return ["same decision" if is_same else "another decision" for is_same in (agreement > 1 - NOTICEABLE).tolist()]
+    results = [task.complete(task.statistics(each, targets, outputs[0])) for each in outputs]
+    if isinstance(task, Classification):
+        right = zip(*((each[:, 0] > 0.5).tolist() for each in results), strict=True)
+        return [KINDS.get((was, now), "both wrong") for was, now in right]
+    growth = task.loss(results[1]) - task.loss(results[0])
+    return ["worse" if by > NOTICEABLE else "better" if by < -NOTICEABLE else "as good" for by in growth.tolist()]

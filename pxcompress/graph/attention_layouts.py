@@ -40,6 +40,9 @@ class AttentionLayout:
     counts: tuple[str, ...] = ("num_heads",)
     """Attributes that may hold the number of heads, the likeliest first."""
 
+    sizes: tuple[str, ...] = ()
+    """Attributes that may hold the features of one head, of modules that do not hold their number."""
+
     rows: Literal["blocks", "heads"] = "blocks"
     """Order of a projection's rows. "blocks": the queries of all heads, then the keys of all, then the values.
     "heads": queries, keys and values of the first head, then those of the second."""
@@ -60,10 +63,19 @@ class AttentionLayout:
         """Number of heads of a module of this family; 0 for any other module."""
         if self.marks and not any(getattr(module, mark, False) for mark in self.marks):
             return 0
-        if not layers_below(module, self.projections) or len(layers_below(module, self.outputs)) != 1:
+        outputs = layers_below(module, self.outputs)
+        if not layers_below(module, self.projections) or len(outputs) != 1:
             return 0
-        values = (read_attribute(module, count) for count in self.counts)
-        return next((value for value in values if isinstance(value, int)), 0)
+        if count := _read_first(module, self.counts):
+            return count
+        width: int = module.get_submodule(outputs[0]).in_features  # type: ignore[assignment]
+        return width // size if (size := _read_first(module, self.sizes)) else 0
+
+
+def _read_first(module: nn.Module, paths: Sequence[str]) -> int:
+    """The first whole number among attributes; 0 where there is none."""
+    values = (read_attribute(module, path) for path in paths)
+    return next((value for value in values if isinstance(value, int)), 0)
 
 
 def read_attribute(module: nn.Module, path: str) -> Any:
@@ -124,11 +136,23 @@ register_attention(
 register_attention(
     AttentionLayout("maxvit", _PROJECTIONS, _OUTPUTS, _COUNTS, rows="heads", widths=_WIDTHS, marks=("head_first",))
 )
-# Hugging Face's: BERT, RoBERTa, ELECTRA keep projections and output apart; DistilBERT; ViT, DINOv2, SegFormer.
+# Hugging Face's: BERT, RoBERTa, ELECTRA keep projections and output apart, YOLOS and older ViTs by other names;
+# DistilBERT; ViT, DINOv2, SegFormer; DETR and RT-DETR, which hold the size of a head alone.
 register_attention(
     AttentionLayout("bert", ("self",), ("output",), ("self.num_attention_heads",), widths=("self.all_head_size",))
 )
+register_attention(
+    AttentionLayout(
+        "yolos", ("attention",), ("output",), ("attention.num_attention_heads",), widths=("attention.all_head_size",)
+    )
+)
 register_attention(AttentionLayout("distilbert", ("q_lin", "k_lin", "v_lin"), ("out_lin",), ("n_heads",)))
 register_attention(
-    AttentionLayout("transformers", ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("num_attention_heads", "num_heads"))
+    AttentionLayout(
+        "transformers",
+        ("q_proj", "k_proj", "v_proj"),
+        ("o_proj",),
+        ("num_attention_heads", "num_heads"),
+        sizes=("head_dim",),
+    )
 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pxcompress.attribution import Attributed, Flow, attributed, parse_composite
 from pxcompress.attribution.relevance import make_start
+from pxcompress.columns import align
 from pxcompress.errors import InputError
 from pxcompress.scorers.lrp import LRP
 from pxcompress.state import device_of
@@ -141,21 +142,17 @@ def to_table(result: Conservation) -> str:
         f"on {result.samples} x {result.inputs}{of}; shares of it, branches side by side have parts:",
         "",
     ]
-    names = [row.name for row in result.layers] + [row.module for row in result.unruled]
-    width = max(map(len, names), default=5)
-    rules = max((len(row.rule) for row in result.layers), default=4)
-    lines.append(f"{'layer':<{width}}  {'rule':<{rules}} {'out':>9} {'in':>9} {'absorbed':>9}")
+    rows = [("layer", "rule", "out", "in", "absorbed")]
     for row in result.layers:
-        figures = f"{row.relevance_out:>9.2%} {row.relevance_in:>9.2%} {row.absorbed:>9.2%}"
-        lines.append(f"{row.name:<{width}}  {row.rule:<{rules}} {figures}")
+        shares = f"{row.relevance_out:.2%}", f"{row.relevance_in:.2%}", f"{row.absorbed:.2%}"
+        rows.append((row.name, row.rule, *shares))
+    lines += align(rows, "<<>>>")
     absorbed_share = sum(row.absorbed for row in result.layers)
     lines += ["", f"absorbed by biases, all layers together: {absorbed_share:.2%}", ""]
     if not result.unruled:
         return "\n".join([*lines, "everything that relevance passes through has a rule"])
     lines.append("without a rule (plain gradient), with the relevance that passed through, and its size:")
-    for function in result.unruled:
-        share_text = "not followed" if function.share is None else f"{function.share:>9.2%} {function.size:>9.2%}"
-        lines.append(
-            f"{function.module:<{width}}  {function.function} x {function.calls} in {function.kind}: {share_text}"
-        )
+    for flow in result.unruled:
+        share_text = "not followed" if flow.share is None else f"{flow.share:.2%} {flow.size:.2%}"
+        lines.append(f"{flow.module}: {flow.function} x {flow.calls} in {flow.kind}: {share_text}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from pxcompress.clock import Clock
+from pxcompress.columns import align
 from pxcompress.cost.count import count_params, macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.deploy.onnx_modules import check_agrees
@@ -118,14 +119,12 @@ def to_table(result: Survey) -> str:
         + ("" if result.latency_ms is None else f"; {result.latency_ms:.4g} ms a call, as its operators add up to"),
         "",
     ]
-    width = max((len(row.name) for row in result.groups), default=4)
-    time = "" if result.latency_ms is None else f" {'latency':>8}"
-    lines.append(f"{'group':<{width}}  {'kind':<8} {'units':>6} {'layers':>7} {'params':>8} {'MACs':>8}{time}")
+    rows = [("group", "kind", "units", "layers", "params", "MACs", "" if result.latency_ms is None else "latency")]
     for row in result.groups:
-        size = f"{row.kind:<8} {row.units:>6} {row.layers:>7}"
-        time = "" if row.latency_share is None else f" {row.latency_share:>8.1%}"
-        lines.append(f"{row.name:<{width}}  {size} {row.params_share:>8.1%} {row.macs_share:>8.1%}{time}")
-    return "\n".join([*lines, *_OVERLAP, "", *_whole(result.fixed)])
+        time = "" if row.latency_share is None else f"{row.latency_share:.1%}"
+        shares = f"{row.params_share:.1%}", f"{row.macs_share:.1%}", time
+        rows.append((row.name, row.kind, str(row.units), str(row.layers), *shares))
+    return "\n".join([*lines, *align(rows, "<<>>>>>"), *_OVERLAP, "", *_whole(result.fixed)])
 
 
 _OVERLAP = (

@@ -137,12 +137,16 @@ def perturb(model: nn.Module, example: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """A module, an example (1, ...) and batches as every stage takes them; `labelled`: the labels are classes."""
+    """A module, an example (1, ...) and batches as every stage takes them; `labelled`: the labels are classes.
+
+    `signature` says how inputs are packed in them.
+    """
 
     model: nn.Module
     example: Tensor
     batches: _Packed
     labelled: bool
+    signature: Signature
 
     def packed(self, batches: Iterable[Any]) -> Batches:
         """Other batches of the same kind as every stage takes them."""
@@ -156,7 +160,7 @@ def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logi
     or else, as one logit: at every position the largest value along axis 1, as a mean, summed over all outputs.
     Raises `InputError` for batches and `ModelError` for a module that this cannot take.
     """
-    inputs, labels = _split_batch(_first(batches))
+    inputs, labels = split_batch(_first(batches))
     signature = Signature(_inputs(example, batches), logits)
     packed = signature.packed(example)
     signature.packed(inputs)
@@ -166,7 +170,7 @@ def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logi
     ready = isinstance(outputs, Tensor) and classes and not signature.inputs and logits is None
     view = model if ready else _view(model, signature, twice)
     labelled = classes and _is_label(labels)
-    return Adapted(view, packed, _Packed(batches, signature, labelled), labelled)
+    return Adapted(view, packed, _Packed(batches, signature, labelled), labelled, signature)
 
 
 def release_(model: nn.Module) -> None:
@@ -188,7 +192,7 @@ class _Packed:
 
     def _packed(self) -> Iterator[Batch]:
         for batch in self.batches:
-            inputs, labels = _split_batch(batch)
+            inputs, labels = split_batch(batch)
             packed = self.signature.packed(inputs)
             if self.labelled and not _is_label(labels):
                 raise InputError("a batch has no labels (n,), the first one has; give labels with all or with none")
@@ -259,7 +263,7 @@ def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
     seen = {name: [value] for name, value in values.items()}
     if not all(value.is_floating_point() for value in values.values()):
         for batch in batches:
-            for name, value in named(_split_batch(batch)[0]).items():
+            for name, value in named(split_batch(batch)[0]).items():
                 seen.setdefault(name, []).extend(_extremes(value))
     return bounded(specs, seen)
 
@@ -277,7 +281,7 @@ def _first(batches: Iterable[Any]) -> Any:
     raise InputError("batches are empty; expected at least one batch of (inputs, labels) or inputs")
 
 
-def _split_batch(batch: Any) -> tuple[Any, Any]:
+def split_batch(batch: Any) -> tuple[Any, Any]:
     """Inputs and labels of a batch, None where it has none."""
     if not isinstance(batch, tuple | list):
         return batch, None

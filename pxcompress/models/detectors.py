@@ -17,13 +17,14 @@ from torch.nn.functional import logsigmoid
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNN
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import roi_align
 
 BACKGROUND = 1
-"""Outputs of torchvision's detectors beside those of the data's classes: the first one stands for no object."""
+"""Outputs that torchvision's detectors have beside one a class: the first one is the score of no object."""
 
 ROUNDS = 8
 """Rounds of thinning out proposals at once, after which it is as one by one but for long chains of overlaps."""
@@ -111,11 +112,14 @@ class _FasterRCNN(_RawDetector):
         self.rpn, self.roi_heads = detector.rpn, detector.roi_heads
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.features(images)
+        return self.raw_boxes(images, self.features(images))
+
+    def raw_boxes(self, images: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
+        """Corners and logits of every proposal."""
         proposals = self._proposals(images, features)
         count = proposals.shape[1]
         logits, codes = self.roi_heads.box_predictor(
-            self.roi_heads.box_head(self._pooled(features, proposals, images.shape[-1]))
+            self.roi_heads.box_head(_pool(self.roi_heads.box_roi_pool, features, proposals, images.shape[-1]))
         )
         margins = _margins(logits)
         best = margins.argmax(1) + BACKGROUND
@@ -131,34 +135,72 @@ class _FasterRCNN(_RawDetector):
         samples = images.shape[0]
         anchors = _anchors(self.rpn.anchor_generator, images, features)
         corners = _decoded(self.rpn.box_coder, deltas.unflatten(0, (samples, -1)), anchors).detach()
-        height, width = images.shape[-2:]
-        limits = torch.tensor([width, height, width, height], dtype=corners.dtype, device=corners.device)
-        corners = torch.minimum(corners.clamp_min(0), limits)
+        corners = _clip(corners, images)
         chances = flat.unflatten(0, (samples, -1))[..., 0].detach()
         is_empty = ((corners[..., 2:] - corners[..., :2]) < self.rpn.min_size).any(-1)
         chances = torch.where(is_empty, NEVER, chances)
         levels = zip(chances.split(sizes, 1), corners.split(sizes, 1), strict=True)
-        parts = [_thinned_out(*level, self.rpn.pre_nms_top_n(), self.rpn.nms_thresh) for level in levels]
+        parts = [_thin_out(*level, self.rpn.pre_nms_top_n(), self.rpn.nms_thresh)[:2] for level in levels]
         chances, corners = (torch.cat(values, 1) for values in zip(*parts, strict=True))
         order = chances.topk(min(self.rpn.post_nms_top_n(), chances.shape[1]), 1).indices
         return corners.gather(1, order[..., None].expand(-1, -1, 4))
 
-    def _pooled(self, features: list[Tensor], proposals: Tensor, width: int) -> Tensor:
-        """Features (n * k, channels, s, s) of every proposal, from the map that fits its size."""
-        pool, count = self.roi_heads.box_roi_pool, proposals.shape[1]
-        maps = features[: len(pool.featmap_names)]
-        steps = [round(math.log2(width / each.shape[-1])) for each in maps]
-        size = (proposals[..., 2:] - proposals[..., :2]).prod(-1).clamp_min(1e-12).sqrt().flatten()
-        level = torch.floor(pool.canonical_level + torch.log2(size / pool.canonical_scale) + 1e-6)
-        level = level.clamp(steps[0], steps[-1])
-        image = torch.arange(proposals.shape[0], device=size.device).repeat_interleave(count).to(size)
-        regions = torch.cat([image[:, None], proposals.flatten(0, 1)], 1)
-        pooled = [
-            roi_align(each, regions, pool.output_size, 2.0**-step, pool.sampling_ratio)
-            * (level == step).to(each)[:, None, None, None]
-            for each, step in zip(maps, steps, strict=True)
-        ]
-        return torch.stack(pooled).sum(0)
+
+class _KeypointRCNN(_FasterRCNN):
+    """The surest boxes of Faster R-CNN, thinned out, with "keypoints" (n, k, joints, 3): x, y and score of each.
+
+    A joint lies where its map has its largest value, in the middle of one of 56 x 56 cells of its box.
+    """
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.features(images)
+        raw = self.raw_boxes(images, features)
+        chances = raw["logits"].amax(2).detach()
+        thinned, _, order = _thin_out(chances, raw["boxes"].detach(), chances.shape[1], self.roi_heads.nms_thresh)
+        best = order.gather(1, thinned.topk(min(self.roi_heads.detections_per_img, thinned.shape[1]), 1).indices)
+        boxes, logits = (
+            value.gather(1, best[..., None].expand(-1, -1, value.shape[2])) for value in (raw["boxes"], raw["logits"])
+        )
+        regions = _clip(boxes.detach(), images)
+        pooled = _pool(self.roi_heads.keypoint_roi_pool, features, regions, images.shape[-1])
+        maps = self.roi_heads.keypoint_predictor(self.roi_heads.keypoint_head(pooled))
+        joints = _find_joints(maps.unflatten(0, (-1, boxes.shape[1])), regions)
+        return {"boxes": boxes, "logits": logits, "keypoints": joints}
+
+
+def _clip(corners: Tensor, images: Tensor) -> Tensor:
+    """Corners (..., 4) within the images."""
+    height, width = images.shape[-2:]
+    limits = torch.tensor([width, height, width, height], dtype=corners.dtype, device=corners.device)
+    return torch.minimum(corners.clamp_min(0), limits)
+
+
+def _find_joints(maps: Tensor, boxes: Tensor) -> Tensor:
+    """Where each map (n, k, joints, side, side) of boxes (n, k, 4) is largest, and how large, (n, k, joints, 3)."""
+    side = maps.shape[-1]
+    scores, places = maps.flatten(3).max(3)
+    sizes = (boxes[..., 2:] - boxes[..., :2]) / side
+    x = boxes[..., :1] + (places % side + 0.5) * sizes[..., :1]
+    y = boxes[..., 1:2] + (torch.div(places, side, rounding_mode="floor") + 0.5) * sizes[..., 1:]
+    return torch.stack([x, y, scores], -1)
+
+
+def _pool(pool: Any, features: list[Tensor], regions: Tensor, width: int) -> Tensor:
+    """Features (n * k, channels, s, s) of every region (n, k, 4), from the map that fits its size."""
+    count = regions.shape[1]
+    maps = features[: len(pool.featmap_names)]
+    steps = [round(math.log2(width / each.shape[-1])) for each in maps]
+    size = (regions[..., 2:] - regions[..., :2]).prod(-1).clamp_min(1e-12).sqrt().flatten()
+    level = torch.floor(pool.canonical_level + torch.log2(size / pool.canonical_scale) + 1e-6)
+    level = level.clamp(steps[0], steps[-1])
+    image = torch.arange(regions.shape[0], device=size.device).repeat_interleave(count).to(size)
+    rows = torch.cat([image[:, None], regions.flatten(0, 1)], 1)
+    pooled = [
+        roi_align(each, rows, pool.output_size, 2.0**-step, pool.sampling_ratio)
+        * (level == step).to(each)[:, None, None, None]
+        for each, step in zip(maps, steps, strict=True)
+    ]
+    return torch.stack(pooled).sum(0)
 
 
 _MAKERS: dict[type[nn.Module], type[_RawDetector]] = {
@@ -166,6 +208,7 @@ _MAKERS: dict[type[nn.Module], type[_RawDetector]] = {
     RetinaNet: _OneStage,
     FCOS: _FCOS,
     FasterRCNN: _FasterRCNN,
+    KeypointRCNN: _KeypointRCNN,
 }
 
 
@@ -190,8 +233,8 @@ def _margins(logits: Tensor) -> Tensor:
     return logits[..., BACKGROUND:] - others
 
 
-def _thinned_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tuple[Tensor, Tensor]:
-    """The likeliest boxes of one level, (n, k) and (n, k, 4); those that overlap a likelier one `NEVER` are.
+def _thin_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest boxes, (n, k) and (n, k, 4), and their places, (n, k); those that overlap a likelier `NEVER` are.
 
     By Cluster-NMS (Zheng et al., https://arxiv.org/abs/2005.03572), which needs no loop over boxes and gives what NMS
     does once it has settled.
@@ -202,7 +245,7 @@ def _thinned_out(chances: Tensor, corners: Tensor, most: int, overlap: float) ->
     stays = torch.ones_like(chances)
     for _ in range(ROUNDS):
         stays = ((stays[:, None] @ overlapping)[:, 0] < 0.5).to(corners)
-    return torch.where(stays > 0, chances, NEVER), corners
+    return torch.where(stays > 0, chances, NEVER), corners, order
 
 
 def _pairwise_iou(corners: Tensor) -> Tensor:

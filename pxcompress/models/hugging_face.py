@@ -35,8 +35,11 @@ _HEADS = {
 }
 """What a class of models returns, by the end of its name; all others are taken for encoders."""
 
+_BOX_OUTPUTS = ("logits", "pred_boxes", "enc_topk_logits")
+"""Outputs of detectors, as far as a model has them; the last tells models of the kind of RT-DETR from DETR."""
+
 _VISION_TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}
-"""Of models for images and texts together the part for images."""
+"""Type of a model for images and texts together -> class of its image encoder."""
 
 _VOCABULARIES = (
     "tokenizer.json",
@@ -67,7 +70,7 @@ class ImageModel(nn.Module):
         if self.head == "out":
             return {"out": outputs.logits}
         if self.head == "boxes":
-            return {"logits": outputs.logits, "boxes": outputs.pred_boxes}
+            return {name: outputs[name] for name in _BOX_OUTPUTS if outputs.get(name) is not None}
         for name in ("image_embeds", "pooler_output"):
             if (value := outputs.get(name)) is not None:
                 return value.flatten(1)
@@ -304,7 +307,7 @@ def _read_image_config(place: str, config: Any) -> dict[str, Any]:
     sizes = {"height": size, "width": size} if isinstance(size, int) else dict(size)
     shown = crop if facts.get("do_center_crop") and crop else sizes
     shown = {"height": shown, "width": shown} if isinstance(shown, int) else shown
-    native = getattr(config, "image_size", None) or 224
+    native = getattr(config, "image_size", None) or sizes.get("shortest_edge") or 224
     height, width = (
         ((native, native) if isinstance(native, int) else native)
         if "height" not in shown

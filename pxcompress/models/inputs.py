@@ -40,8 +40,12 @@ def preprocessing_of(
     """
     tokenizer = getattr(model, "tokenizer", None)
     if isinstance(tokenizer, Tokenizer):
-        if isinstance(input_size, int | ImageSize):
-            raise ModelError("input-size is given, but the model takes texts; leave it out")
+        if input_size is not None and not inputs:
+            if isinstance(input_size, int):
+                given = f"images of {input_size} pixels"
+            else:
+                given = f"inputs of shape {'x'.join(map(str, input_size))}"
+            raise ModelError(f"the model takes texts, not {given}; give --data of texts, without --input-size")
         tokens = (len(tokenizer.names), min(SHOWN_TOKENS, tokenizer.longest))
         return Preprocessing(tokens, inputs=tokenizer.inputs, tokenizer=tokenizer)
     if inputs and isinstance(input_size, tuple):
@@ -69,6 +73,18 @@ def preprocessing_of(
         crop=float(data_config["crop_pct"]),
         crop_mode=data_config["crop_mode"],
     )
+
+
+def check_takes(preprocessing: Preprocessing, name: str, noun: str) -> None:
+    """Raise `ModelError` where the data's samples, "images", "texts" or others, are not what the model `name` takes."""
+    if preprocessing.tokenizer is not None:
+        takes = "texts"
+    elif preprocessing.is_image:
+        takes = "images"
+    else:
+        return
+    if noun in ("texts", "images") and noun != takes:
+        raise ModelError(f"model {name!r} takes {takes}, the data are {noun}; give {takes}, or a model of {noun}")
 
 
 def blank_inputs(preprocessing: Preprocessing, samples: int = 1) -> Tensor:

@@ -28,7 +28,7 @@ from pxcompress.models.adapter import all_outputs, called_with
 from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
-from pxcompress.models.inputs import blank_inputs, config_of, preprocessing_of
+from pxcompress.models.inputs import blank_inputs, check_takes, config_of, preprocessing_of
 from pxcompress.models.onnx_file import AUTO, is_onnx, load_onnx, rebuild_onnx, sizes_of
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import rewrite_plain, unwrap
@@ -123,6 +123,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     classifier: bool = True,
     inputs: tuple[Input, ...] = (),
     layout: str = AUTO,
+    noun: str = "",
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
 
@@ -131,29 +132,21 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     With `pretrained` a factory's weights are taken as it made them.
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
-    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape. `layout` says
-    where the channels of images are in an ONNX file that does not tell.
+    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
+    what samples are, such as "images" or "texts". `layout` says where the channels of images are in an ONNX file that
+    does not tell.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
-    side = input_size if isinstance(input_size, int | ImageSize) else None
-    if isinstance(side, int) and side < 1:
-        raise ModelError(f"input size is {side}; expected a positive number of pixels")
-    if path := _PATH.fullmatch(name):
-        module = path[1].strip("./").replace("/", ".")
-        raise ModelError(
-            f"model {name!r} names a file; expected a module: --model {module}:{path[2]}, from the folder where "
-            f"`import {module}` works"
-        )
+    if isinstance(input_size, int) and input_size < 1:
+        raise ModelError(f"input size is {input_size}; expected a positive number of pixels")
+    _check_names_no_script(name)
     if is_onnx(name):
-        module, notes = load_onnx(name, checkpoint, input_size, inputs, layout)
-        told = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
-        architecture = Architecture(name, {key: value for key, value in told.items() if value})
-        preprocessing = preprocessing_of(module, None if side else input_size, inputs)
-        loaded = Loaded(module, architecture, preprocessing, "file", 0, (), notes)
+        loaded = _load_file(_Request(name, classes, checkpoint, pretrained, input_size, inputs), layout)
     elif layout != AUTO:
         raise ModelError(f"layout {layout!r} is given, but model {name!r} is no ONNX file; leave it out")
     else:
         loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs))
+    check_takes(loaded.preprocessing, name, noun)
     model = loaded.model.to(device or best_device()).eval()
     if not classifier:
         check_runs(model, loaded.preprocessing, name)
@@ -173,6 +166,16 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     return replace(loaded, model=model, classes=count, class_names=names)
 
 
+def _check_names_no_script(name: str) -> None:
+    """Raise `ModelError` for "folder/nets.py:factory", which says how to name the module instead."""
+    if path := _PATH.fullmatch(name):
+        module = path[1].strip("./").replace("/", ".")
+        raise ModelError(
+            f"model {name!r} names a file; expected a module: --model {module}:{path[2]}, from the folder where "
+            f"`import {module}` works"
+        )
+
+
 @dataclass(frozen=True)
 class _Request:
     """What a user asks of a model that is built; the fields are the arguments of `load_model`."""
@@ -188,6 +191,15 @@ class _Request:
     def side(self) -> Side:
         """Size of an image, where that is what `input_size` says."""
         return self.input_size if isinstance(self.input_size, int | ImageSize) else None
+
+
+def _load_file(request: _Request, layout: str) -> Loaded:
+    """An ONNX file, whose images have their channels as `layout` says."""
+    module, notes = load_onnx(request.name, request.checkpoint, request.input_size, request.inputs, layout)
+    told = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
+    architecture = Architecture(request.name, {key: value for key, value in told.items() if value})
+    preprocessing = preprocessing_of(module, None if request.side else request.input_size, request.inputs)
+    return Loaded(module, architecture, preprocessing, "file", 0, (), notes)
 
 
 def _load_built(request: _Request) -> Loaded:

@@ -181,7 +181,8 @@ def _input_shape(path: Path, declared_shape: tuple[int | None, ...], input_size:
     if all(declared_shape):
         return tuple(size for size in declared_shape if size)
     if len(asked_shape) != len(declared_shape):
-        raise ModelError(f"{path.name} leaves the size of its input open ({_shown(declared_shape)}); give --input-size")
+        shape_text = " x ".join(str(size or "any") for size in declared_shape)
+        raise ModelError(f"{path.name} leaves the size of its input open ({shape_text}); give --input-size")
     return tuple(size_in_file or size for size_in_file, size in zip(declared_shape, asked_shape, strict=True))
 
 
@@ -192,10 +193,6 @@ def _asked_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
     if isinstance(input_size, int):
         return channels, input_size, input_size
     return (channels, *input_size) if isinstance(input_size, ImageSize) else tuple(input_size)
-
-
-def _shown(declared_shape: tuple[int | None, ...]) -> str:
-    return " x ".join(str(size or "any") for size in declared_shape)
 
 
 def _values(facts: Mapping[str, str]) -> dict[str, Any]:

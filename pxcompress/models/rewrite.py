@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     for hook, remove in _weight_hooks(module):
         remove(module, hook.name if isinstance(hook, WeightNorm | SpectralNorm) else hook._tensor_name)
     if _is_attention(module):
-        return _with_hooks_of(module, _explicit(module))  # type: ignore[arg-type]
+        return _with_hooks_of(module, ExplicitAttention(module).to(module.out_proj.weight.device))
     if _has_own_forward(module):
         convolution = _with_its_weights(module)
         return convolution and _with_hooks_of(module, convolution)
@@ -255,7 +255,7 @@ def _may_be_rewritten(module: nn.Module) -> bool:
     return bool(derives_weights) or _is_attention(module) or _has_own_forward(module) or is_other_norm
 
 
-def _is_attention(module: nn.Module) -> bool:
+def _is_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     """Whether a module is nn.MultiheadAttention, no subclass that does something else."""
     is_torch_attention = (
         isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
@@ -280,10 +280,6 @@ def _thawed(module: nn.Module) -> nn.Module:
     norm = nn.BatchNorm2d(len(values["weight"]), eps=getattr(module, "eps", 1e-5)).to(values["weight"])
     norm.load_state_dict(values, strict=False)
     return norm
-
-
-def _explicit(attention: nn.MultiheadAttention) -> nn.Module:
-    return ExplicitAttention(attention).to(attention.out_proj.weight.device)
 
 
 def _settled(module: nn.Module) -> nn.Module:

@@ -150,6 +150,11 @@ def inputs_from_json(text: str) -> tuple[Input, ...]:
     )
 
 
+def read_signature(metadata: Mapping[str, str]) -> Signature:
+    """How several inputs of an ONNX file are packed, by its metadata; without `inputs` where it has only one."""
+    return Signature(inputs_from_json(metadata.get(PACKING, "[]")))
+
+
 def _dtype(name: str) -> torch.dtype:
     value = getattr(torch, name, None)
     if not isinstance(value, torch.dtype):
@@ -186,9 +191,9 @@ def named(inputs: Any) -> dict[str | int, Tensor]:
     values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.dim() or len(value) != samples_in(values):
-            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            description = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InputError(
-                f"input {name!r} is {found}; expected a tensor (n, ...), or a tuple or dict of such with one n"
+                f"input {name!r} is {description}; expected a tensor (n, ...), or a tuple or dict of such with one n"
             )
     return {name: _ordinary(value) for name, value in values.items()}
 

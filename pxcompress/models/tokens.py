@@ -62,7 +62,7 @@ class Tokenizer:
         return packed, sum(bool(encoding.overflowing) for encoding in encodings)
 
     def words(self, ids: Sequence[int]) -> list[str]:
-        """The tokens of such ids, as they stand in the vocabulary."""
+        """The tokens with these ids, as the vocabulary spells them; "?" where it has none."""
         return [self._library.id_to_token(number) or "?" for number in ids]
 
     def spans(self, text: Text) -> list[tuple[int, int]]:

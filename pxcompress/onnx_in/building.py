@@ -72,10 +72,10 @@ class Builder:
             self.inner |= set(pattern.nodes) - {pattern.at}
             self.patterns[pattern.at] = pattern
         for value in [value for node in self.graph for value in node.outputs]:
-            if (found := finder.equal_slices(value, self.inner)) is not None:
-                first = min(found[1], key=lambda cut: finder.order[cut])
-                self.inner |= set(found[1]) - {first}
-                self.chunks[first] = found
+            if (chunk := finder.equal_slices(value, self.inner)) is not None:
+                first = min(chunk[1], key=lambda cut: finder.order[cut])
+                self.inner |= set(chunk[1]) - {first}
+                self.chunks[first] = chunk
 
     def _leave_softmax(self) -> None:
         """Outputs (n, classes) that a softmax makes are logits here; the softmax stays in the file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ FLOW = {"Loop", "Scan", "SequenceMap"}
 RECURRENT = {"LSTM", "GRU"}
 OWN_DOMAINS = ("", "ai.onnx")
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ir.passes.InvariantError)
-"""Whatever onnx_ir stumbles over."""
+"""What onnx_ir raises for files that it cannot read."""
 
 
 def open_graph(path: Path) -> ir.Model:
@@ -233,8 +233,3 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     """The node that alone reads a value; None where there is none, or others, or the value is an output."""
     nodes = readers(value)
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
-
-
-def names_of(values: Iterable[ir.Value | None]) -> list[str]:
-    """Names of values that are there."""
-    return [value.name for value in values if value is not None and value.name]

@@ -228,12 +228,12 @@ class Finder:
             "matmul", (node, after), after, x, (after.outputs[0],), None, (named, weight), given[0].reshape(-1)
         )
 
-    def equal_slices(self, value: ir.Value, taken: set[ir.Node]) -> tuple[int, tuple[ir.Node, ...]] | None:
-        """The axis along which slices cut a value into equal parts, and the slices in their order."""
+    def equal_slices(self, value: ir.Value, used: set[ir.Node]) -> tuple[int, tuple[ir.Node, ...]] | None:
+        """The axis along which slices that are not `used` cut a value into equal parts, and these in their order."""
         spans: dict[int, list[tuple[int, int, ir.Node]]] = {}
         for cut in readers(value):
             reads_it = cut.op_type == "Slice" and cut.inputs[0] is value  # not as one of its bounds
-            span = self._span(cut, value) if reads_it and cut not in taken else None
+            span = self._span(cut, value) if reads_it and cut not in used else None
             if span is not None:
                 spans.setdefault(span[0], []).append((*span[1:], cut))
         for axis, parts in spans.items():

@@ -20,7 +20,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def resize_(model: ir.Model, module: OnnxModule) -> None:
-    """Mend the sizes in Reshape, Expand, Resize, Split and Slice nodes, and the declared shapes, in place."""
+    """Give Reshape, Expand, Resize, Split and Slice nodes of `model`, and declared shapes, the sizes in `module`.
+
+    In place.
+    """
     from pxcompress.onnx_in.module import trace_run
 
     before = module.source.shapes

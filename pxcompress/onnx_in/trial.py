@@ -138,7 +138,7 @@ class Trials:
         return self.runs[run].shapes[value]
 
     def constant(self, value: ir.Value | None) -> Tensor | None:
-        """What a value is in both runs, where it is known and the same."""
+        """The tensor that a value is in both runs; None where it differs, or is not known."""
         if value is None or any(value not in run.known for run in self.runs):
             return None
         first, second = (run.known[value] for run in self.runs)

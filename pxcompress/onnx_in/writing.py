@@ -53,8 +53,8 @@ def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batc
     common.RemoveUnusedNodesPass()(model)
     narrow_(model, source.types)
     given = read_proto(source.path)
-    kept = {} if OWN_KEY in model.metadata_props else dict(model.metadata_props)
-    model.metadata_props.update({**metadata, **kept})
+    own_metadata = {} if OWN_KEY in model.metadata_props else dict(model.metadata_props)
+    model.metadata_props.update({**metadata, **own_metadata})
     _set_batch(model, batch, source.path)
     _save(model, path, given)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pxcompress.graph import is_depthwise
 from pxcompress.layout.consumers import add_bias_, find_consumers, is_padded, output_of_constants
 from pxcompress.layout.rows import members_by_module, rows_first, unit_weights
+from pxcompress.models.adapter import Adapter, perturb
 from pxcompress.planning.limits import Limits, narrowest
 from pxcompress.planning.rounds import groups_left, prune_further
 from pxcompress.state import device_of, evaluating, seeded
@@ -85,8 +86,16 @@ def _find_constants(model: nn.Module, groups: Sequence[Group], example: Tensor) 
     with evaluating(model), seeded(0), torch.no_grad():
         for name in members_by_module(groups, "in"):
             model.get_submodule(name).register_forward_pre_hook(hook(name))
-        model(torch.randn(4, *example.shape[1:]).to(example).to(device_of(model)))
+        model(_draw_inputs(model, example).to(device_of(model)))
     return constants
+
+
+def _draw_inputs(model: nn.Module, example: Tensor) -> Tensor:
+    """Four inputs of which nothing is the same: texts and other packed inputs like the example, without padding."""
+    inputs = example.expand(4, *example.shape[1:])
+    if isinstance(model, Adapter) and model.signature_.inputs:
+        return perturb(model, inputs)
+    return torch.randn(inputs.shape).to(example)
 
 
 def _absorb(pruned: Pruned, constants: Mapping[str, Tensor]) -> None:

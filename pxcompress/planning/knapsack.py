@@ -8,7 +8,7 @@ are taken anew. Related: HALP (https://arxiv.org/abs/2110.10811), MDP (https://a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,20 +40,18 @@ def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Wid
     current = {choice.name: choice.widths[-1] for choice in choices}
     best_widths, least_harm = {choice.name: choice.widths[0] for choice in choices}, np.inf
     for _ in range(SWEEPS):
-        costs = [_costs(choice, meter, current) for choice in choices]
+        costs = [
+            np.array([meter({**current, choice.name: width}) for width in choice.widths])  # of the whole model
+            for choice in choices
+        ]
         widths = _fill_limit(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
-        harm = _sum_saliency(choices, widths)
+        harm = sum(float(choice.saliency[choice.widths.index(widths[choice.name])]) for choice in choices)
         if harm < least_harm:
             best_widths, least_harm = widths, harm
         if widths == current:
             break
         current = widths
     return best_widths
-
-
-def _costs(choice: Choice, meter: Meter, current: Mapping[str, int]) -> Array:
-    """Cost of the model at every width of one group."""
-    return np.array([meter({**current, choice.name: width}) for width in choice.widths])
 
 
 def _at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float) -> Widths:
@@ -93,7 +91,3 @@ def _fill_limit(
         if width > widths[name] and meter({**widths, name: width}) <= limit:
             widths[name] = width
     return widths
-
-
-def _sum_saliency(choices: Sequence[Choice], widths: Mapping[str, int]) -> float:
-    return float(sum(choice.saliency[choice.widths.index(widths[choice.name])] for choice in choices))

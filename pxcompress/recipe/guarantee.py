@@ -12,7 +12,7 @@ from pxcompress.registry import option
 
 if TYPE_CHECKING:
     from pxcompress.certify.parts import Part
-    from pxcompress.certify.path import Goal
+    from pxcompress.certify.path import RiskLimit
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Guarantee:
         object.__setattr__(self, "coverage", self.counted_part.coverage)
 
     @property
-    def goal(self) -> Goal:
+    def limit(self) -> RiskLimit:
         """The same as `certify` takes it."""
-        from pxcompress.certify.path import Goal
+        from pxcompress.certify.path import RiskLimit
 
-        return Goal(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
+        return RiskLimit(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
 
     @property
     def counted_part(self) -> Part:

@@ -154,9 +154,20 @@ class _Objective:
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """A classifier's logits (n, classes); of an adapted module all outputs (n, ...) that are floating-point numbers."""
-    outputs = named_outputs(model, inputs).values() if isinstance(model, Adapter) else [model(inputs)]
-    return [value.float() for value in outputs if is_real(value)]
+    """A classifier's logits (n, classes); of an adapted module all outputs (n, ...) that are floating-point numbers.
+
+    Where they have a value for every position of a text, those of padding are 0.
+    """
+    if not isinstance(model, Adapter):
+        return [model(inputs).float()]
+    outputs = [value.float() for value in named_outputs(model, inputs).values() if is_real(value)]
+    counted = model.signature_.counted(inputs)
+    if counted is None:
+        return outputs
+    return [
+        value.masked_fill(~counted[..., None], 0.0) if value.dim() == 3 and value.shape[:2] == counted.shape else value
+        for value in outputs
+    ]
 
 
 def _relative_error(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:

@@ -45,7 +45,7 @@ _OURS = ("pruned", "pruned-int8")
 
 
 def list_contenders(report: Report) -> Sequence[Cells]:
-    """One line a model, fastest first, under `COLUMNS`; a star for those that no other beats in both."""
+    """One row a model under `COLUMNS`, fastest first; a star where none measured is both as fast and as good."""
     metric = report.metric
     rows = []
     for each in sorted(report.contenders, key=lambda each: each.latency_ms.p50):

@@ -43,7 +43,7 @@ def to_card(report: Report) -> str:
         *_explained(report),
         "## Use",
         *(("    pip install onnxruntime numpy pillow\n    python predict.py image.jpg",) if images else ()),
-        f"Input: `input`, float32, (batch, {', '.join(map(str, report.input_shape))}); {_outputs(report)}. Task: "
+        f"{_inputs(report)}; {_outputs(report)}. Task: "
         f"`{_code(report.task)}`. Preprocessing and class names stand in the file's "
         f"`metadata_props`{'; `predict.py` reads them' if images else ''}. In PyTorch: `pxcompress.load(folder)`.",
         *((f"Classes: {_classes(report.data.classes)}.",) if report.data.classes else ()),
@@ -85,6 +85,15 @@ def _certified(report: Report) -> Sequence[str]:
 def _explained(report: Report) -> Sequence[str]:
     line = describe_similarity(report)
     return (f"{_text(line[0].upper() + line[1:])}.",) if line else ()
+
+
+def _inputs(report: Report) -> str:
+    """What the file takes."""
+    if report.inputs:
+        shapes = [(_code(each.name), ", ".join(map(str, ("batch", *each.shape)))) for each in report.inputs]
+        listed = ", ".join(f"`{name}`, ({shape})" for name, shape in shapes)
+        return f"Inputs: {listed}"
+    return f"Input: `input`, float32, (batch, {', '.join(map(str, report.input_shape))})"
 
 
 def _outputs(report: Report) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pxcompress.columns import align
 from pxcompress.proof import Estimate, Measurement, Metric, Speedup
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.figures import Named, draw_tradeoffs, render_figure
@@ -21,7 +22,6 @@ from pxcompress.report.summary import (
     format_milliseconds,
     format_span,
 )
-from pxcompress.report.table import align
 
 HEAD = ("run", "quality", "change", "MACs", "parameters", "file size", "latency p50", "faster")
 

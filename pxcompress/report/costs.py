@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pxcompress.proof import Latency
@@ -43,16 +43,7 @@ def list_blocks(report: Report) -> Sequence[Row]:
     largest = max((dense for _, dense, _ in costs), default=0)
     if not largest:
         return []
-    return [
-        (
-            name,
-            _pair(name, dense / largest, pruned / largest),
-            format_count(dense),
-            format_count(pruned),
-            typeset_factors(describe_change(dense, pruned, "fewer", "more")),
-        )
-        for name, dense, pruned in costs
-    ]
+    return [_row(name, (dense, pruned), largest, format_count, "fewer") for name, dense, pruned in costs]
 
 
 def _by_block(report: Report) -> list[tuple[str, int, int]]:
@@ -77,17 +68,14 @@ def list_operators(report: Report) -> Sequence[Row]:
     if not largest:
         return []
     return [
-        (
-            name,
-            _pair(name, dense_ms / largest, pruned_ms / largest),
-            format_milliseconds(dense_ms),
-            format_milliseconds(pruned_ms),
-            typeset_factors(describe_change(dense_ms, pruned_ms, "less", "more")),
-        )
+        _row(name, (dense_ms, pruned_ms), largest, format_milliseconds, "less")
         for name, dense_ms, pruned_ms in times
         if max(dense_ms, pruned_ms) >= _LEAST * max(dense, pruned)
     ]
 
 
-def _pair(name: str, dense: float, pruned: float) -> Bars:
-    return Bars(f"{name}: pruned against dense", (Bar(dense, "dense"), Bar(pruned, "pruned")))
+def _row(name: str, pair: tuple[float, float], largest: float, text: Callable[[float], str], less: str) -> Row:
+    """A name with bars and texts of what the dense and the pruned model cost, and how that changed."""
+    dense, pruned = pair
+    bars = Bars(f"{name}: pruned against dense", (Bar(dense / largest, "dense"), Bar(pruned / largest, "pruned")))
+    return name, bars, text(dense), text(pruned), typeset_factors(describe_change(dense, pruned, less, "more"))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pxcompress.columns import align
 from pxcompress.report.summary import format_percent
-from pxcompress.report.table import align
 from pxcompress.types import Kind
 
 _WIDTH = 80
@@ -28,10 +28,13 @@ TARGET_COLOUR = (255, 224, 130)
 
 @dataclass(frozen=True)
 class Decision:
-    """A class and its softmax probability."""
+    """What a model says of an input, in words; a class has its softmax probability."""
 
     name: str
-    probability: float
+    probability: float | None
+
+    def __str__(self) -> str:
+        return self.name if self.probability is None else f"{self.name} ({self.probability:.0%})"
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,24 @@ class CarryingUnit:
 
 
 @dataclass(frozen=True, eq=False)
+class Marks:
+    """What a model draws on an image: `boxes` x1, y1, x2, y2 in pixels, with the numbers of their classes and a name
+    each, or `regions` with the class of every pixel.
+    """
+
+    boxes: tuple[tuple[float, ...], ...] = ()
+    classes: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    regions: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Pictures:
     """The input as an image (height, width, 3) uint8, and relevance at it, (height, width).
 
     `dense` and `pruned` are for the dense model's class, `own` is for the pruned model's where that is another one. An
     input that is no image has colours (positions, 3), maps (positions,), and as its `text` the letters or words that it
-    is made of.
+    is made of. `marks` are the dense and the pruned model's, where their answers are drawn on the image.
     """
 
     image: NDArray[np.uint8]
@@ -59,6 +74,7 @@ class Pictures:
     pruned: Map
     own: Map | None
     text: tuple[str, ...] = ()
+    marks: tuple[Marks, ...] = ()
 
     @property
     def is_line(self) -> bool:
@@ -68,13 +84,18 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One explained input; `label` is None where the data have none, `similarity` has the names of `SIMILARITIES`."""
+    """One explained input; `label` is None where the data have none, `similarity` has the names of `SIMILARITIES`.
+
+    `subjects` are what relevance explains: in both models that of the dense one, and the pruned model's own.
+    """
 
     sample: str
     kind: str
     label: str | None
     dense: Decision
     pruned: Decision
+    agreement: float
+    subjects: tuple[str, ...]
     similarity: Mapping[str, float]
     units: tuple[CarryingUnit, ...]
     pictures: Pictures = field(metadata={"json": False})
@@ -126,23 +147,28 @@ class LayerRelevance:
 
 @dataclass(frozen=True)
 class Flipping:
-    """Area under the pixel-flipping curve: in the order of either model's relevance and in a random one."""
+    """Area under the pixel-flipping curve of a `measure`: by either model's relevance, and in a random order."""
 
     dense: float
     pruned: float
     random: float
     samples: int
+    measure: str = "probability of the class"
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What both models look at. Relevance is for the dense model's predicted class, unless a field says otherwise."""
+    """What both models look at. Relevance is for the dense model's predicted class, or for the `subject` that is named.
+
+    A field may say otherwise.
+    """
 
     model: str
     inputs: str
     method: str
     share: float
     composite: str
+    subject: str
     similarity: tuple[KindSimilarity, ...]
     flipping: Flipping
     layers: tuple[LayerRelevance, ...]
@@ -153,7 +179,7 @@ class Explanation:
 
 def format_explanation_json(explanation: Explanation) -> str:
     """explain.json: the fields of the records, without pictures."""
-    return json.dumps({"schema_version": 2, **_to_plain(explanation)}, indent=1, allow_nan=False)
+    return json.dumps({"schema_version": 3, **_to_plain(explanation)}, indent=1, allow_nan=False)
 
 
 def _to_plain(record: Any) -> Any:
@@ -196,13 +222,19 @@ def format_means(row: KindSimilarity) -> tuple[str, ...]:
     return tuple(f"{value:.3f}" for value in values)
 
 
+_CLASS = (
+    "the class that the dense model predicts, in both models; own class: cosine where each explains its own decision"
+)
+"""What is explained of classifiers."""
+
+
 def describe_method(explanation: Explanation) -> str:
     """In one sentence how the maps were made."""
     pruning_note = f", {explanation.share:.0%} of the mass pruned in each layer" if explanation.share else ""
+    subject = f"{explanation.subject}, in both models" if explanation.subject else _CLASS
     return (
         f"{explanation.inputs}; {explanation.method} with rules {explanation.composite}{pruning_note}; "
-        "relevance of the class that the dense model predicts, in both models; "
-        "own class: cosine where each explains its own decision"
+        f"relevance of {subject}"
     )
 
 
@@ -227,7 +259,7 @@ def describe_target_relevance(target_relevance: TargetRelevance) -> str:
 def describe_flipping(flipping: Flipping) -> str:
     """Pixel flipping in one sentence."""
     return (
-        f"pixel flipping, area under the curve of the class's probability, less is more faithful: dense "
+        f"pixel flipping, area under the curve of the {flipping.measure}, less is more faithful: dense "
         f"{flipping.dense:.3f}, pruned {flipping.pruned:.3f}, random order {flipping.random:.3f} "
         f"({flipping.samples} inputs)"
     )
@@ -235,10 +267,12 @@ def describe_flipping(flipping: Flipping) -> str:
 
 def describe_case(case: Case) -> str:
     """A case in one line."""
-    label = "" if case.label is None else f" of class {case.label}"
-    decisions = [f"{name} {each.name} ({each.probability:.0%})" for name, each in _models(case)]
-    return f"{case.kind}: {case.sample}{label}: {', '.join(decisions)}, cosine {case.similarity['cosine']:.2f}"
+    cosine = f"cosine {case.similarity['cosine']:.2f}"
+    return f"{case.kind}: {case.sample}{describe_label(case)}: dense {case.dense}, pruned {case.pruned}, {cosine}"
 
 
-def _models(case: Case) -> Sequence[tuple[str, Decision]]:
-    return (("dense", case.dense), ("pruned", case.pruned))
+def describe_label(case: Case) -> str:
+    """What the data say of a case; "" where they say nothing."""
+    if case.label is None:
+        return ""
+    return f" of class {case.label}" if case.dense.probability is not None else f", by the data {case.label}"

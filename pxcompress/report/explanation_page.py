@@ -77,32 +77,25 @@ def _view_similarity(row: KindSimilarity) -> Row:
 
 
 def _case(case: Case) -> CaseView:
-    label = "" if case.label is None else f" It is of class {case.label}."
+    agreement = "" if case.dense.probability is not None else f" They agree by {case.agreement:.2f}."
+    label = "" if case.label is None else f" By the data: {case.label}."
     description = (
-        f"Dense: {case.dense.name} ({case.dense.probability:.0%}). Pruned: {case.pruned.name} "
-        f"({case.pruned.probability:.0%}).{label} Cosine of the first two maps {case.similarity['cosine']:.2f}, rank "
-        f"correlation {case.similarity['rank_correlation']:.2f}, top 10 % in common "
-        f"{case.similarity['top_overlap']:.0%}."
+        f"Dense: {case.dense}. Pruned: {case.pruned}.{label}{agreement} Cosine of the two maps of "
+        f"{case.subjects[0]} {case.similarity['cosine']:.2f}, rank correlation "
+        f"{case.similarity['rank_correlation']:.2f}, top 10 % in common {case.similarity['top_overlap']:.0%}."
     )
     return CaseView(
         heading=f"{_sentence(case.kind)}: {case.sample}",
         description=description,
         is_line=case.pictures.is_line,
         pictures=[
-            Picture.of(encode_png(picture), "png", _alternative(place), title)
-            for place, (title, picture) in enumerate(list_panels(case))
+            Picture.of(encode_png(panel.picture), "png", panel.description, panel.title) for panel in list_panels(case)
         ],
         units=[
             (unit.layer, f"{unit.kind} {unit.unit}", f"{unit.relevance:+.0%}", "kept" if unit.kept else "removed")
             for unit in case.units
         ],
     )
-
-
-def _alternative(place: int) -> str:
-    """What a picture is, for those who do not see it; the caption says of which class."""
-    words = ("the input", "heatmap of the dense model", "heatmap of the pruned model, same class")
-    return words[place] if place < len(words) else "heatmap of the pruned model, its own class"
 
 
 def _layer(row: LayerRelevance) -> Row:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from pxcompress.report.explanation import Case, Map
+from pxcompress.report.explanation import Case, Map, Marks
 
 COLOURS = "RdBu_r"
 """Red speaks for the class, blue against it; told apart by people who are colour-blind, too."""
@@ -23,21 +24,76 @@ _FULL = 99.5
 _PER_LINE, _CELL, _GAP = 40, (20, 28), 8
 """Positions in a line of what is no image, width and height of each, and the space between two lines, in pixels."""
 
+MARKS = ("red", "lime", "yellow", "cyan", "magenta", "orange", "white", "deepskyblue")
+"""Colours of boxes and regions, by the numbers of their classes in turns."""
+
+_MARKED, _LETTER = 320, 20
+"""Length of the longer side that images get at least before something is drawn on them, and of letters, in pixels."""
+
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def list_panels(case: Case) -> Sequence[tuple[str, NDArray[np.uint8]]]:
-    """What is shown of a case, in this order: title and picture, (height, width, 3) uint8."""
-    pictures = [
-        ("input", case.pictures.image),
-        (f"dense: why {case.dense.name}", colour(case.pictures.dense)),
-        (f"pruned: why {case.dense.name}", colour(case.pictures.pruned)),
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A picture (height, width, 3) uint8 of a case, its title, and what it is for those who do not see it."""
+
+    title: str
+    description: str
+    picture: NDArray[np.uint8]
+
+
+def list_panels(case: Case) -> Sequence[Panel]:
+    """What is shown of a case: the input, with what both models draw on it if they do, and the heatmaps."""
+    pictures, subject = case.pictures, case.subjects[0]
+    panels = [
+        Panel(
+            f"{name}: {answer.name}",
+            f"the input with the answer of the {name} model",
+            draw_marks(pictures.image, marks),
+        )
+        for name, answer, marks in zip(("dense", "pruned"), (case.dense, case.pruned), pictures.marks, strict=False)
+    ] or [Panel("input", "the input", pictures.image)]
+    panels += [
+        Panel(f"dense: why {subject}", "heatmap of the dense model", colour(pictures.dense)),
+        Panel(f"pruned: why {subject}", "heatmap of the pruned model, same subject", colour(pictures.pruned)),
     ]
-    if case.pictures.own is not None:
-        pictures.append((f"pruned: why {case.pruned.name}", colour(case.pictures.own)))
+    if pictures.own is not None:
+        panels.append(
+            Panel(
+                f"pruned: why {case.subjects[1]}", "heatmap of the pruned model, its own subject", colour(pictures.own)
+            )
+        )
     return [
-        (title, draw_line(each, case.pictures.text)) if each.ndim == 2 else (title, each) for title, each in pictures
+        replace(panel, picture=draw_line(panel.picture, pictures.text)) if pictures.is_line else panel
+        for panel in panels
     ]
+
+
+def draw_marks(image: NDArray[np.uint8], marks: Marks) -> NDArray[np.uint8]:
+    """An image with boxes and their names, or with the outlines of regions, large enough for them to be read."""
+    scale = max(1, -(-_MARKED // max(image.shape[:2])))
+    picture = Image.fromarray(image.repeat(scale, 0).repeat(scale, 1))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_LETTER)
+    if marks.regions is not None:
+        return _outline(np.asarray(picture), marks.regions.repeat(scale, 0).repeat(scale, 1))
+    for box, number, name in zip(marks.boxes, marks.classes, marks.names, strict=True):
+        ink = MARKS[number % len(MARKS)]
+        left, top, right, bottom = (scale * value for value in box)
+        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=ink, width=3)
+        text_top = top - _LETTER if top >= _LETTER else bottom + 1
+        draw.rectangle(draw.textbbox((left, text_top), name, font), fill="black")
+        draw.text((left, text_top), name, ink, font)
+    return np.asarray(picture)
+
+
+def _outline(image: NDArray[np.uint8], regions: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """An image with a line in the colour of each region at its edges, two pixels wide."""
+    edges = np.zeros(regions.shape, dtype=bool)
+    for step in (1, 2):
+        edges[step:] |= regions[step:] != regions[:-step]
+        edges[:, step:] |= regions[:, step:] != regions[:, :-step]
+    inks = np.array([ImageColor.getrgb(name) for name in MARKS], dtype=np.uint8)
+    return np.where(edges[..., None], inks[regions % len(MARKS)], image)
 
 
 def draw_line(colours: NDArray[np.uint8], text: Sequence[str]) -> NDArray[np.uint8]:
@@ -100,10 +156,10 @@ def draw_case(case: Case) -> dict[str, bytes]:
     size = (8, 1.9 * down) if case.pictures.is_line else (2.4 * across, 2.9)
     canvas = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(canvas)
-    for axes, (title, picture) in zip(canvas.subplots(down, across), pictures, strict=True):
-        axes.imshow(picture, interpolation="nearest")
+    for axes, panel in zip(canvas.subplots(down, across), pictures, strict=True):
+        axes.imshow(panel.picture, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(title, fontsize=8, wrap=True, parse_math=False)
+        axes.set_title(panel.title, fontsize=8, wrap=True, parse_math=False)
     canvas.suptitle(f"{case.kind}: {case.sample}", fontsize=9, parse_math=False)
     files = {}
     with matplotlib.rc_context({"svg.hashsalt": "pxcompress", "svg.fonttype": "none"}):

@@ -67,10 +67,6 @@ def _own(report: Report) -> str:
     return f"the same on your own images: {format_command(report.recipe.but(data='path/to/images'))}"
 
 
-def _ship(report: Report) -> str:
-    return " ".join(_shipped(report))
-
-
 def _shipped(report: Report) -> Iterator[str]:
     """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
     file_name = "model.onnx"
@@ -92,13 +88,14 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (
         is_dense_at_chance,
         lambda report: (
-            "give weights that know these classes (--checkpoint), or the image size that they know (--input-size)"
+            "give weights that know these classes (--checkpoint)"
+            + (", or the image size that they know (--input-size)" if report.data.images else "")
         ),
     ),
     (_lossy, _repair),
     (_busy, lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}"),
     (lambda report: not is_faster(report), _faster),
     (lambda report: report.weights == "trained-here", _own),
-    (lambda report: True, _ship),
+    (lambda report: True, lambda report: " ".join(_shipped(report))),
 )
 """Situations after a run, the most pressing first, each with the advice that helps."""

@@ -20,6 +20,7 @@ from pxcompress.proof import (
     LayerCost,
     Measurement,
     Metric,
+    NamedInput,
     OperatorTime,
     Parity,
     Placement,
@@ -56,7 +57,7 @@ class Report:
     are judged; `change` is that of the quality, pruned less dense. `operators` is empty on a GPU. `sha256` has every
     file of the folder but the report's own and predict.py, by name. `calibration` is there for classifiers; the
     pruned model's logits were divided by `temperature`. `contenders` are what was measured with --against, the dense
-    and the pruned model first.
+    and the pruned model first. `inputs` are several, which are packed in one tensor of `input_shape`.
     """
 
     recipe: Recipe
@@ -94,4 +95,5 @@ class Report:
     calibration: CalibrationRecord | None = None
     temperature: Positive = 1.0
     contenders: tuple[Contender, ...] = ()
+    inputs: tuple[NamedInput, ...] = ()
     schema_version: Literal[1] = 1

@@ -283,6 +283,13 @@ def describe_agreement(report: Report) -> str:
     )
 
 
+def describe_inputs(report: Report) -> str:
+    """The shape of an input, or names and shapes of several: "inputs image 3x32x32, place 1"."""
+    if not report.inputs:
+        return f"input {'x'.join(map(str, report.input_shape))}"
+    return f"inputs {', '.join(map(str, report.inputs))}"
+
+
 def describe_conditions(report: Report) -> str:
     """Under which conditions the figures hold, in one line."""
     threads = report.environment.threads
@@ -293,7 +300,7 @@ def describe_conditions(report: Report) -> str:
         f"batch {report.pruned.batch_size}",
         report.pruned.precision,
         f"{report.pruned.samples} test samples",
-        f"input {'x'.join(map(str, report.input_shape))}",
+        describe_inputs(report),
         _WEIGHTS.get(report.weights, f"weights: {report.weights}"),
     )
     return ", ".join(parts)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pxcompress.certify.record import CertificateRecord
+from pxcompress.columns import align
 from pxcompress.deploy.intervals import NOISE_LIMIT, disagrees_with_mean, mean_speedup
 from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
@@ -221,13 +222,3 @@ def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
         "already loaded",
         *((words,) if on_gpu else ()),
     )
-
-
-def align(lines: Sequence[_Line]) -> list[str]:
-    """Rows as text in columns: the first and the last aligned left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<", *[">"] * (len(widths) - 2), "<"]
-    return [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)).rstrip()
-        for line in lines
-    ]

@@ -26,7 +26,7 @@ from pxcompress.certify.parts import Part
 from pxcompress.certify.path import (
     Candidate,
     Certificate,
-    Goal,
+    RiskLimit,
     certify,
     losses,
     sentence,
@@ -111,7 +111,7 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
     counts = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task).counts
-    recipe.guarantee.counted_part.check(recipe.guarantee.goal, counts)
+    recipe.guarantee.counted_part.check(recipe.guarantee.limit, counts)
 
 
 def find_smallest_certified(
@@ -142,7 +142,7 @@ def find_smallest_certified(
         ]
         with clock.stage("certify"):
             part = choose_threshold(recipe.guarantee.counted_part, artifacts[0].path, samples)
-            certificate = judge_files(path, samples, recipe.guarantee.goal, part)
+            certificate = judge_files(path, samples, recipe.guarantee.limit, part)
         chosen_place = certificate.chosen or 0
         slim = models[chosen_place]
         small = (
@@ -192,10 +192,10 @@ def verify(folder: Path, data: str = "", note: Note = lambda message: None) -> V
         problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
     path = [(str(place), row.size, file) for place, (row, file) in enumerate(zip(rows, files, strict=True))]
-    recomputed_certificate = judge_files(path, samples, certificate.goal, own_part)
+    recomputed_certificate = judge_files(path, samples, certificate.limit, own_part)
     problems += find_differences(rows, recomputed_certificate.rows)
     problems += find_alterations(certificate)
-    if record.sentence != sentence(certificate) or recomputed_certificate.goal != certificate.goal:
+    if record.sentence != sentence(certificate) or recomputed_certificate.limit != certificate.limit:
         problems.append("its sentence is not what it shows")
     if not is_smaller(certificate):
         problems.append("no smaller model is certified")
@@ -217,11 +217,11 @@ def _find_altered_files(folder: Path) -> list[str]:
 
 
 def judge_files(
-    path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, goal: Goal, part: Part = WHOLE
+    path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, limit: RiskLimit, part: Part = WHOLE
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
-    candidates, labels = judge_candidates(path, samples, goal.risk, part)
-    return certify(candidates, part.goal(goal), part.classes(labels, list(samples.counts)))
+    candidates, labels = judge_candidates(path, samples, limit.risk, part)
+    return certify(candidates, part.with_scope(limit), part.classes(labels, list(samples.counts)))
 
 
 def judge_candidates(
@@ -305,7 +305,7 @@ def make_record(
     )
     record = replace(record, provider=samples.provider)
     uses = record_use(samples.data, hashes["split"], json.dumps(asdict(record)))
-    return replace(record, uses_before=uses, spent=spent(uses, certificate.goal.delta).message)
+    return replace(record, uses_before=uses, spent=spent(uses, certificate.limit.delta).message)
 
 
 def reserve_samples(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:

@@ -38,11 +38,11 @@ def _counts(row: Tested) -> list[tuple[str, int, float]]:
 
 def find_alterations(certificate: Certificate) -> list[str]:
     """Messages about rows whose p-value does not follow from their errors; empty for all bounds but "binomial"."""
-    if certificate.goal.bound != "binomial":
+    if certificate.limit.bound != "binomial":
         return []
     problems = []
     for row in certificate.rows:
-        values = [certificate.goal.p_value(1.0 * (np.arange(n) < errors)) for _, n, errors in _counts(row)]
+        values = [certificate.limit.p_value(1.0 * (np.arange(n) < errors)) for _, n, errors in _counts(row)]
         if not math.isclose(max(values[1:] or values), row.p_value, rel_tol=1e-6):
             problems.append(f"the p-value of {row.name!r} is not that of its errors")
         if [(name, n) for name, n, _ in _counts(row)] != [(name, n) for name, n, _ in _counts(certificate.rows[0])]:

@@ -2,8 +2,8 @@
 
     request_labels -> request.json, to_label.csv, to_label.html -> certify_answers -> answers.csv, certificate.json
 
-Goal, path and images are frozen in request.json before any label is known, since choosing alpha or the models with the
-labels in view would void the guarantee.
+The limit of the risk, the path and the images are frozen in request.json before any label is known, since choosing
+alpha or the models with the labels in view would void the guarantee.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pxcompress.certify.few_labels import (
     pessimistic_losses,
 )
 from pxcompress.certify.parts import Part, check_groups
-from pxcompress.certify.path import RISKS, Candidate, Goal, certify
+from pxcompress.certify.path import RISKS, Candidate, RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord, LabelCount
 from pxcompress.certify.used import hash_of
 from pxcompress.checks import read_record
@@ -88,15 +88,15 @@ class LabelRequest:
     schema_version: Literal[1] = 1
 
     @property
-    def goal(self) -> Goal:
+    def limit(self) -> RiskLimit:
         """What is to be certified."""
-        return Goal(self.risk, self.alpha, self.delta, anytime=self.budget is not None)
+        return RiskLimit(self.risk, self.alpha, self.delta, anytime=self.budget is not None)
 
 
 def request_labels(
     files: Sequence[Path],
     unlabelled: str,
-    guarantee: Guarantee | Goal,
+    guarantee: Guarantee | RiskLimit,
     folder: Path,
     procedure: Procedure = ONCE,
     note: Note = silent,
@@ -107,8 +107,8 @@ def request_labels(
     In an anytime test labelling may stop at any line, and what is not looked at stays fresh. Raises `InputError`.
     """
     file_by_name = _name_files(files, unlabelled)
-    goal = guarantee if isinstance(guarantee, Goal) else replace(guarantee.goal, anytime=procedure.anytime)
-    check_few_labels(goal.risk)
+    limit = guarantee if isinstance(guarantee, RiskLimit) else replace(guarantee.limit, anytime=procedure.anytime)
+    check_few_labels(limit.risk)
     group = procedure.group or _group_of_part(guarantee)
     if folder.exists():
         raise InputError(f"{str(folder)!r} exists, perhaps with answers; choose another with --out, or remove it")
@@ -117,17 +117,17 @@ def request_labels(
     image_folder = str(Path(unlabelled).expanduser().resolve())
     budget = None
     if procedure.anytime:
-        _, budget = ledger.order_left(observed.given(image_folder), goal.delta, procedure.earlier)
-        goal = replace(goal, delta=budget.stake)
-    observed = with_questions(observed, goal, budget, procedure.earlier)
+        _, budget = ledger.order_left(observed.given(image_folder), limit.delta, procedure.earlier)
+        limit = replace(limit, delta=budget.stake)
+    observed = with_questions(observed, limit, budget, procedure.earlier)
     if procedure.earlier is None:
-        check_groups(goal, {name: mask[observed.order] for name, mask in observed.masks.items()}, len(observed.order))
+        check_groups(limit, {name: mask[observed.order] for name, mask in observed.masks.items()}, len(observed.order))
     request = LabelRequest(
         files={name: str(file.resolve()) for name, file in file_by_name.items()},
         unlabelled=image_folder,
-        risk=goal.risk,
-        alpha=goal.alpha,
-        delta=goal.delta,
+        risk=limit.risk,
+        alpha=limit.alpha,
+        delta=limit.delta,
         hashes=observed.hashes,
         images=len(observed.samples),
         to_label=len(observed.asked),
@@ -140,15 +140,20 @@ def request_labels(
         note(f"drawing the page of {request.to_label} images ...")
         pages[PAGE] = _page(observed, folder)
     request = replace(request, pages={name: hash_of(text) for name, text in pages.items()})
-    folder.mkdir(parents=True)
-    for name, text in (*pages.items(), (REQUEST, json.dumps(asdict(request), indent=1))):
-        (folder / name).write_text(text)
+    _write_texts(folder, {**pages, REQUEST: json.dumps(asdict(request), indent=1)})
     return request
 
 
-def _group_of_part(guarantee: Guarantee | Goal) -> str:
+def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Make `folder` and write texts by name of file."""
+    folder.mkdir(parents=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+
+
+def _group_of_part(guarantee: Guarantee | RiskLimit) -> str:
     """What a guarantee holds the risk for by itself: classes, which only the dense model's answers tell apart."""
-    part = "all" if isinstance(guarantee, Goal) else guarantee.part
+    part = "all" if isinstance(guarantee, RiskLimit) else guarantee.part
     if part == "confident":
         raise InputError("part 'confident' needs labelled data; give --data, or leave --part out")
     return BY_ANSWER if part == "classes" else ""
@@ -163,7 +168,7 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
     if problems := _list_changes(request, observed.hashes):
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
-    # More answers to the same request are no new use: goal and path were chosen before the first of them.
+    # More answers to the same request are no new use: limit and path were chosen before the first of them.
     record = record_certificate(record, (folder / REQUEST).read_text())
     (folder / ANSWERS).write_bytes(answers.read_bytes())
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
@@ -201,7 +206,7 @@ def verify_answers(folder: Path, data: str = "", note: Note = silent) -> Verific
 def _asked_for(request: LabelRequest, unlabelled: str, note: Note) -> ModelAnswers:
     """What the models of a request answer, with the images that need a label for it."""
     observed = observe(_files(request), unlabelled, request.group, note)
-    return with_questions(observed, request.goal, request.budget, request.earlier)
+    return with_questions(observed, request.limit, request.budget, request.earlier)
 
 
 def next_command(folder: Path) -> str:
@@ -259,32 +264,32 @@ def _files(request: LabelRequest) -> dict[str, Path]:
 def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, answers: Path) -> CertificateRecord:
     """The certificate by the filled table `answers`, with the hashes of the table and of the request."""
     label_by_position = read_answers(answers, observed.questions, observed.classes)
-    goal, dense, budget = request.goal, observed.predicted[0], request.budget
+    limit, dense, budget = request.limit, observed.predicted[0], request.budget
     labels = completed_labels(
         dense, {place: label_by_position.get(observed.samples.ids[place], MISSING) for place in observed.asked}
     )
     missing = (labels == MISSING)[observed.order]
-    if goal.bound == "betting" and missing.any():
+    if limit.bound == "betting" and missing.any():
         raise InputError(
-            f"{missing.sum()} of {len(observed.asked)} images have no label in {str(answers)!r}; {goal.risk} needs all "
-            "of them: fill them in, or ask with --anytime"
+            f"{missing.sum()} of {len(observed.asked)} images have no label in {str(answers)!r}; {limit.risk} needs "
+            "all of them: fill them in, or ask with --anytime"
         )
-    counted_positions = observed.order[: missing.argmax()] if goal.anytime and missing.any() else observed.order
+    counted_positions = observed.order[: missing.argmax()] if limit.anytime and missing.any() else observed.order
     candidates = [
         Candidate(
             name,
             float(file_bytes(Path(path))),
-            pessimistic_losses(goal.risk, dense, predicted_classes, labels)[counted_positions],
+            pessimistic_losses(limit.risk, dense, predicted_classes, labels)[counted_positions],
         )
         for (name, path), predicted_classes in zip(request.files.items(), observed.predicted, strict=True)
     ]
     masks = {name: mask[counted_positions] for name, mask in observed.masks.items()}
     seen: tuple[str, ...] = ()
     if budget is None:
-        certificate = certify(candidates, goal, masks)
+        certificate = certify(candidates, limit, masks)
     else:
         earlier = request.earlier
-        certificate, budget = certify_anytime(candidates, goal, budget, masks, earlier.rows if earlier else ())
+        certificate, budget = certify_anytime(candidates, limit, budget, masks, earlier.rows if earlier else ())
         seen = ledger.looked_at(observed.given(""), observed.order, budget, earlier)
     own_files = {"answers": answers, "request": folder / REQUEST}
     hashes = {
@@ -294,7 +299,7 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
     where = request.unlabelled
     part = Part("classes" if masks else "all")
     record = CertificateRecord.of(certificate, part, reserved=request.images, hashes=hashes, unit="bytes", data=where)
-    count = LabelCount(len(observed.asked), len(label_by_position)) if RISKS[goal.risk].needs_labels else None
+    count = LabelCount(len(observed.asked), len(label_by_position)) if RISKS[limit.risk].needs_labels else None
     return replace(record, labels=count, budget=budget, group=request.group, looked_at=seen)
 
 

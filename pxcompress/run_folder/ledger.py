@@ -13,7 +13,7 @@ from pxcompress.certify.anytime import Budget, certify_anytime, stake_budget
 from pxcompress.certify.few_labels import random_order
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
-from pxcompress.certify.path import Candidate, Certificate, Goal
+from pxcompress.certify.path import Candidate, Certificate, RiskLimit
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import Use, add_use, hash_of, uses_of
 from pxcompress.checks import read_record
@@ -34,9 +34,9 @@ class Procedure:
     provider: str = "cpu"
 
     @property
-    def goal(self) -> Goal | None:
+    def limit(self) -> RiskLimit | None:
         """That of the earlier certificate; None where there is none."""
-        return self.earlier.certificate.goal if self.earlier else None
+        return self.earlier.certificate.limit if self.earlier else None
 
     @property
     def part(self) -> Part:
@@ -109,7 +109,7 @@ def looked_at(samples: Samples, order: Array, budget: Budget, earlier: Certifica
 
 def certify_next(
     candidates: Sequence[Candidate],
-    goal: Goal,
+    limit: RiskLimit,
     samples: Samples,
     masks: Mapping[str, Array],
     earlier: CertificateRecord | None = None,
@@ -118,18 +118,21 @@ def certify_next(
 
     With `masks` (name -> (n,)) the risk is held in each of them.
     """
-    order, budget = order_left(samples, goal.delta, earlier)
-    goal = replace(goal, delta=budget.stake)
+    order, budget = order_left(samples, limit.delta, earlier)
+    limit = replace(limit, delta=budget.stake)
     masks = {name: mask[order] for name, mask in masks.items()}
     if earlier is None:
-        check_groups(goal, masks, len(order), "left to certify on")
+        check_groups(limit, masks, len(order), "left to certify on")
     rows = [each._replace(losses=np.asarray(each.losses)[order]) for each in candidates]
-    certificate, budget = certify_anytime(rows, goal, budget, masks, earlier.rows if earlier else ())
+    certificate, budget = certify_anytime(rows, limit, budget, masks, earlier.rows if earlier else ())
     return certificate, budget, looked_at(samples, order, budget, earlier)
 
 
 def record_certificate(record: CertificateRecord, request: str) -> CertificateRecord:
-    """Enter a certificate into the ledger of used splits, by the text of its request; returns it with what it used."""
+    """Enter a certificate into the ledger of used splits; returns it with the number of uses before.
+
+    The same `request`, a text, counts as the same use when it comes again.
+    """
     budget = record.budget
     use = Use(hash_of(request))
     if budget is not None:

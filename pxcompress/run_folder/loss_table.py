@@ -13,7 +13,7 @@ from pxcompress.certify.anytime import Budget
 from pxcompress.certify.bounded import path_losses
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
-from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.certify.path import Candidate, RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import hash_of
 from pxcompress.errors import InputError, unknown
@@ -21,9 +21,9 @@ from pxcompress.run_folder.ledger import Samples, certify_next, record_certifica
 
 
 def certify_losses(
-    path: Path, goal: Goal, group: str = "", earlier: CertificateRecord | None = None
+    path: Path, limit: RiskLimit, group: str = "", earlier: CertificateRecord | None = None
 ) -> CertificateRecord:
-    """The certificate of the models whose losses the table `path` holds; the goal says whether it is an anytime one.
+    """The certificate of the models whose losses the table `path` holds; the limit says whether it is an anytime one.
 
     The models are named in its first line. With `group`, a column of words, the risk is held for each of them by
     itself. An anytime test goes on from an `earlier` certificate with the lines that it has not looked at, in a table
@@ -33,19 +33,19 @@ def certify_losses(
     split = hashlib.sha256(path.read_bytes()).hexdigest()
     source = str(path.resolve())
     masks = {name: groups == name for name in np.unique(groups).tolist()} if group else {}
-    rows = path_losses(goal.risk, table)
+    rows = path_losses(limit.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
     budget: Budget | None = None
     seen: tuple[str, ...] = ()
-    if goal.anytime:
+    if limit.anytime:
         samples = Samples(source, split, _chained_lines(path), dict.fromkeys(names, ""))
-        certificate, budget, seen = certify_next(candidates, goal, samples, masks, earlier)
+        certificate, budget, seen = certify_next(candidates, limit, samples, masks, earlier)
     else:
-        check_groups(goal, masks, len(table))
-        certificate = certify(candidates, goal, masks)
+        check_groups(limit, masks, len(table))
+        certificate = certify(candidates, limit, masks)
     part = Part("classes" if group else "all")
     record = CertificateRecord.of(certificate, part, reserved=len(table), hashes={"split": split}, unit="", data=source)
-    return record_certificate(replace(record, budget=budget, group=group, looked_at=seen), f"{goal} {group} {budget}")
+    return record_certificate(replace(record, budget=budget, group=group, looked_at=seen), f"{limit} {group} {budget}")
 
 
 def _chained_lines(path: Path) -> list[str]:

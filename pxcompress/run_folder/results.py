@@ -12,6 +12,7 @@ from pxcompress.certify.calibration import LEAST_SAMPLES, CalibrationRecord, com
 from pxcompress.cost.count import count_params, macs_by_module
 from pxcompress.deploy.comparison import Candidate, Comparison, compare, ratios, verdict
 from pxcompress.deploy.environment import environment
+from pxcompress.deploy.export import argument_name
 from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import NOISE_LIMIT, is_chance_level
 from pxcompress.deploy.measure import FileTiming, try_files
@@ -22,6 +23,7 @@ from pxcompress.proof import (
     DataSummary,
     GroupWidth,
     LayerCost,
+    NamedInput,
     Warning,
 )
 from pxcompress.recipe import Goal
@@ -115,22 +117,15 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
     """The report of a run whose folder will stand at `place`."""
     files, comparison, targets = measured.files, measured.comparison, measured.targets
     recipe, plan = run.recipe, slim.pruned.plan
-    counts = {role: len(ids) for role, ids in workload.splits.ids.items()}
     return Report(
         recipe=recipe,
         environment=environment(comparison.threads),
-        data=DataSummary(
-            workload.source.name,
-            workload.source.classes,
-            skipped=workload.splits.skipped,
-            layout=workload.source.layout,
-            images=workload.loaded.preprocessing.is_image,
-            **counts,
-        ),
+        data=_summarise_data(workload),
         task=task_text(workload.task),
         metric=workload.task.metric,
         weights=workload.loaded.weights,
         input_shape=tuple(workload.splits.example.shape[1:]),
+        inputs=_list_inputs(workload),
         dense=comparison.dense,
         pruned=comparison.pruned,
         ratios=ratios(comparison.dense, comparison.pruned),
@@ -167,6 +162,13 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
         operators=comparison.operators,
         sha256={path.name: sha256_of(path) for path in sorted(files.dense.path.parent.iterdir()) if path.is_file()},
     )
+
+
+def _summarise_data(workload: Workload) -> DataSummary:
+    """Where samples came from, and how many every stage had."""
+    source, counts = workload.source, {role: len(ids) for role, ids in workload.splits.ids.items()}
+    images, skipped = workload.loaded.preprocessing.is_image, workload.splits.skipped
+    return DataSummary(source.name, source.classes, skipped=skipped, layout=source.layout, images=images, **counts)
 
 
 def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare, ...]:
@@ -275,3 +277,12 @@ def _warn_of_noise(place: Path, comparison: Comparison) -> Iterator[Warning]:
             f"THE MACHINE IS BUSY: a quarter of the calls is {comparison.noise:.0%} or more off p50, so p90, p99 and "
             f"the throughput mean little; {advice}",
         )
+
+
+def _list_inputs(workload: Workload) -> tuple[NamedInput, ...]:
+    """Several inputs as they are in the files; none where there is only one."""
+    length = workload.splits.example.shape[-1]
+    return tuple(
+        NamedInput(argument_name(workload.loaded.model, each.name), tuple(size or length for size in each.shape))
+        for each in workload.loaded.preprocessing.inputs
+    )

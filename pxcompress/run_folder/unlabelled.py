@@ -11,7 +11,7 @@ import numpy as np
 from pxcompress.certify.anytime import Budget
 from pxcompress.certify.few_labels import random_order, samples_to_label
 from pxcompress.certify.learn_then_test import Array
-from pxcompress.certify.path import Goal
+from pxcompress.certify.path import RiskLimit
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import split_hash
 from pxcompress.data import open_images
@@ -96,14 +96,14 @@ def _groups(
 
 
 def with_questions(
-    observed: ModelAnswers, goal: Goal, budget: Budget | None, earlier: CertificateRecord | None
+    observed: ModelAnswers, limit: RiskLimit, budget: Budget | None, earlier: CertificateRecord | None
 ) -> ModelAnswers:
-    """The same, with the images that need a label for `goal`, among those that the `budget` leaves."""
+    """The same, with the images that need a label for `limit`, among those that the `budget` leaves."""
     order = observed.order
     if earlier is not None:
         seen, keys = set(earlier.looked_at), observed.given("").keys
         order = np.array([place for place in order if keys[place] not in seen], dtype=np.int64)
     elif budget is not None:
         order = order[budget.begins :]
-    asked = samples_to_label(goal.risk, observed.predicted, order, anytime=goal.anytime)
+    asked = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
     return replace(observed, asked=asked, order=order)

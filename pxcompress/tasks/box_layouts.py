@@ -21,8 +21,8 @@ from pxcompress.errors import InputError, unknown
 from pxcompress.models.outputs import is_real
 
 AUTO = "auto"
-SURE = 1e-6
-"""Probabilities nearer than this to 0 or 1 have the logits of this one."""
+LOGIT_EPSILON = 1e-6
+"""Probabilities are clamped to between this and 1 less this before they are turned into logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class BoxLayout:
-    """A way to return boxes: whether outputs by name are laid out so, and the candidates in them."""
+    """How some detectors lay out raw boxes: `matches` says whether outputs do so, `read` finds their candidates."""
 
     name: str
     matches: Callable[[Mapping[str, Tensor]], bool]
@@ -92,7 +92,7 @@ def _read_yolo(outputs: Mapping[str, Tensor]) -> Candidates:
     values = _yolo_map(outputs)
     assert values is not None
     boxes, chances = values.transpose(1, 2).split([4, values.shape[1] - 4], -1)
-    return Candidates(box_convert(boxes, "cxcywh", "xyxy"), torch.logit(chances, SURE))
+    return Candidates(box_convert(boxes, "cxcywh", "xyxy"), torch.logit(chances, LOGIT_EPSILON))
 
 
 def _named(*names: str) -> Callable[[Mapping[str, Tensor]], bool]:

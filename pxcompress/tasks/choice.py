@@ -68,7 +68,7 @@ def task_text(task: Task) -> str:
 
 
 def layout_of(task: Task | None, data: str) -> Layout | None:
-    """The layout "unlabelled" for a folder whose targets the task does not need; None: the folder's own layout."""
+    """How to read `data`: "unlabelled" where it is a folder and the task needs no targets, else None, as it looks."""
     return "unlabelled" if task is not None and "unlabelled" in task.layouts and Path(data).is_dir() else None
 
 

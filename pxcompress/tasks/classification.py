@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pxcompress.proof import Metric
 from pxcompress.tasks import TASKS
+from pxcompress.tasks.answer import Answer, name_class
 from pxcompress.tasks.task import Outputs, Task, kl_divergence, pick_output
 
 
@@ -42,6 +44,16 @@ class Classification(Task):
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """KL divergence from the dense model's distribution over classes."""
         return kl_divergence(_logits(outputs), _logits(dense))
+
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """The class and its softmax probability."""
+        probabilities = _logits(outputs)[0].softmax(0)
+        best = int(probabilities.argmax())
+        return Answer(name_class(classes, best), float(probabilities[best]))
+
+    def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
+        """The class."""
+        return name_class(classes, int(target))
 
 
 def _logits(outputs: Outputs) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,21 +15,19 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
+from pxcompress.tasks.answer import Answer, list_parts, name_class
 from pxcompress.tasks.box_layouts import AUTO, Candidates, read_boxes
 from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, match, survivors
 from pxcompress.tasks.task import Layout, Outputs, Task
 
 MOST = 100
-"""Boxes of an image that count, as in COCO's evaluation."""
+"""Largest number of boxes of an image that count, as in COCO's evaluation."""
+
+KEYPOINTS = "keypoints"
+"""Output (n, locations, joints, 3) of models that find joints in their boxes; boxes alone are judged."""
 
 FAINT = 0.01
 """Score below which a box is left out of the average precision."""
-
-FRAME = 6
-"""Numbers of a row of targets: class, x1, y1, x2, y2 in pixels of the input, 1 for a crowd.
-
-Rows with class -1 are no boxes; the last one of every image is -1, 0, 0, width, height of the input, number of classes.
-"""
 
 SIGNS = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
 """Signs of a box's four numbers, in turns: squares of sums then are sums of squares, on average over locations."""
@@ -43,7 +42,7 @@ class Detection(Task):
     """
 
     layout: str = option(AUTO, "how outputs hold boxes: auto, yolo, corners, detr, rt-detr, or one of your own")
-    score: float = option(0.25, "least score of a box that counts as said, not only as ranked", low=0.0, high=1.0)
+    score: float = option(0.25, "least score of a box that counts as predicted, not only as ranked", low=0.0, high=1.0)
     overlap: float = option(0.6, "IoU from which on the less sure of two boxes of a class goes", low=0.0, high=1.0)
     box_weight: float = option(2.0, "what a box's corners weigh beside its class where relevance starts", low=0.0)
 
@@ -51,17 +50,20 @@ class Detection(Task):
     layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
     reads_dense = False
     whole_images = True
+    subject = "the boxes"
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """For every box that is said, its class's logit and its corners by its size, summed, (n,).
+        """For every predicted box, its class's logit, its corners by its size, and its joints' scores, summed, (n,).
 
         Corners have signs in turns over the locations, so that no move and no change of size cancels out.
         """
         candidates = self._candidates(outputs)
-        counts = self._said(candidates)
+        counts = self._predicted(candidates)
         corners = candidates.corners / _sizes(candidates.corners.detach())
         signs = SIGNS[torch.arange(corners.shape[1]) % len(SIGNS)].to(corners)
         decisions = candidates.logits.amax(2) + self.box_weight * (corners * signs).sum(2)
+        if KEYPOINTS in outputs:  # their places do not follow the maps by gradients, their scores do
+            decisions = decisions + outputs[KEYPOINTS][..., 2].mean(2)
         return torch.where(counts, decisions, 0).sum(1)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
@@ -74,10 +76,10 @@ class Detection(Task):
         classes = candidates.logits.shape[2]
         counted = truth.there & ~truth.crowd
         wanted = torch.stack([(counted & (truth.classes == k)).sum(1) for k in range(classes)], 1)
-        said = f1(boxes.surer_than(self.score), truth)
+        scores = f1(boxes.surer_than(self.score), truth)
         ranked = torch.cat([boxes.classes[..., None], boxes.scores[..., None], match(boxes, truth)], 2)
-        counts = torch.full_like(said, classes)
-        return torch.cat([said[:, None], counts[:, None], wanted.double(), ranked.flatten(1)], 1)
+        counts = torch.full_like(scores, classes)
+        return torch.cat([scores[:, None], counts[:, None], wanted.double(), ranked.flatten(1)], 1)
 
     def complete(self, statistics: Tensor) -> Tensor:
         """Without the columns that hold no box of any sample."""
@@ -97,17 +99,17 @@ class Detection(Task):
         return average_precision(ranked[:, 0], ranked[:, 1], ranked[:, 2:], wanted.sum(0))
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """F1 of the boxes that are said, beside those of the dense model, at an IoU of 0.5."""
+        """F1 of the boxes scored above the threshold against those of the dense model, at an IoU of 0.5."""
         one, other = (self._boxes(self._candidates(each)).surer_than(self.score) for each in (outputs, dense))
         return f1(one, other)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """By the boxes that the dense model says: KL divergences of classes everywhere, and 1 - IoU of these boxes."""
+        """KL divergence of the classes of all candidates plus 1 - IoU of the dense model's boxes, per such box."""
         one, reference = self._candidates(outputs), self._candidates(dense)
-        said = self._said(reference)
+        predicted = self._predicted(reference)
         classes = _bernoulli_divergence(one.logits.double(), reference.logits.double()).sum((1, 2))
-        boxes = torch.where(said, 1 - _aligned_iou(one.corners, reference.corners), 0).sum(1)
-        return (classes + boxes) / said.sum(1)
+        boxes = torch.where(predicted, 1 - _aligned_iou(one.corners, reference.corners), 0).sum(1)
+        return (classes + boxes) / predicted.sum(1)
 
     def loss(self, statistics: Tensor) -> Tensor:
         """1 less the F1 of an image's boxes at an IoU of 0.5."""
@@ -122,6 +124,24 @@ class Detection(Task):
                 "model that has them all"
             )
 
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """The predicted boxes with their scores, the surest first."""
+        candidates = self._candidates(outputs)
+        boxes = self._boxes(candidates).surer_than(self.score)
+        there, (height, width) = boxes.there[0], size or (1, 1)
+        scale = torch.tensor([width, height, width, height]) if candidates.relative else 1
+        numbers = tuple(boxes.classes[0, there].int().tolist())
+        pairs = zip(numbers, boxes.scores[0, there].tolist(), strict=True)
+        names = tuple(f"{name_class(classes, k)} {score:.2f}" for k, score in pairs)
+        words = list_parts(names, "no box")
+        return Answer(words, boxes=boxes.corners[0, there] * scale, classes=numbers, names=names)
+
+    def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
+        """The classes of the boxes; "" for a sample without a table of them."""
+        if target.dim() != 2:
+            return ""
+        return list_parts((name_class(classes, int(k)) for k in target[:-1, 0].tolist() if k >= 0), "no box")
+
     def _candidates(self, outputs: Outputs) -> Candidates:
         return read_boxes(outputs, self.layout)
 
@@ -129,9 +149,9 @@ class Detection(Task):
         """The boxes of every image that are not too faint, thinned out, best first, `MOST` of each."""
         scores, classes = candidates.logits.detach().sigmoid().max(2)
         rows = [
-            torch.cat([corners, chosen[:, None].to(corners), ranked[:, None]], 1)[kept]
+            torch.cat([corners, chosen[:, None].to(corners), ranked[:, None]], 1)[places]
             for corners, chosen, ranked in zip(candidates.corners.detach(), classes, scores, strict=True)
-            for kept in [self._survivors(corners, ranked, chosen, candidates.overlap, FAINT)]
+            for places in [self._survivors(corners, ranked, chosen, candidates.overlap, FAINT)]
         ]
         padding = torch.tensor([0.0, 0, 0, 0, -1, 0]).to(candidates.corners.detach())
         rows.append(padding.expand(MOST, -1))
@@ -145,15 +165,15 @@ class Detection(Task):
         best = survivors(corners[sure], scores[sure], classes[sure], self.overlap if overlap else 1.0, MOST)
         return sure[best]
 
-    def _said(self, candidates: Candidates) -> Tensor:
-        """Which locations hold a box that is said, (n, locations); in an image without any it is the surest one."""
+    def _predicted(self, candidates: Candidates) -> Tensor:
+        """Which locations hold a predicted box, (n, locations); in an image without any it is the surest one."""
         scores, classes = candidates.logits.detach().sigmoid().max(2)
         counts = torch.zeros_like(scores, dtype=torch.bool)
         for image, (corners, ranked, chosen) in enumerate(
             zip(candidates.corners.detach(), scores, classes, strict=True)
         ):
-            kept = self._survivors(corners, ranked, chosen, candidates.overlap, self.score)
-            counts[image, kept if len(kept) else ranked.argmax()] = True
+            places = self._survivors(corners, ranked, chosen, candidates.overlap, self.score)
+            counts[image, places if len(places) else ranked.argmax()] = True
         return counts
 
 
@@ -186,7 +206,11 @@ def _parts(statistics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _truth(targets: Tensor, *, relative: bool) -> Boxes:
-    """The boxes that are asked for, in pixels of the input or as shares of its sides."""
+    """The boxes of `targets` (n, rows, 6), in pixels of the input or as shares of its sides.
+
+    A row is class, x1, y1, x2, y2 in pixels of the input, 1 for a crowd. Rows with class -1 are no boxes; the last one
+    of every image is -1, 0, 0, width and height of the input, number of classes.
+    """
     table, frame = targets[:, :-1].double(), targets[:, -1].double()
     corners = table[..., 1:5]
     if relative:

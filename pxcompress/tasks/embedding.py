@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
+from pxcompress.tasks.answer import Answer
 from pxcompress.tasks.task import Layout, Outputs, Task, pick_output
 
 
@@ -29,6 +31,7 @@ class Embedding(Task):
     layouts: ClassVar[tuple[Layout, ...]] = ("classes", "identities")
     reads_dense = False
     output_name = "embedding"
+    subject = "the embedding"
 
     def logits(self, outputs: Outputs) -> Tensor:
         """Length of the embedding along its own direction, (n,)."""
@@ -54,6 +57,10 @@ class Embedding(Task):
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """1 less the cosine."""
         return (1 - self._cosine(outputs, dense)).clamp_min(0)
+
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """How many numbers the embedding has: none of them means anything by itself."""
+        return Answer(f"a vector of {self.vectors(outputs).shape[1]} numbers")
 
     def _cosine(self, outputs: Outputs, dense: Outputs) -> Tensor:
         return cosine_similarity(self.vectors(outputs).double(), self.vectors(dense).double())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.tasks import TASKS
+from pxcompress.tasks.answer import Answer, list_parts, name_class
 from pxcompress.tasks.task import Outputs, Task, pick_output
 
 
@@ -23,6 +25,7 @@ class MultiLabel(Task):
     layouts = ("labels",)
     reads_dense = False
     output_name = "logits"
+    subject = "all labels"
 
     def logits(self, outputs: Outputs) -> Tensor:
         """Sum of the sizes of all logits, (n,): whether a class is there or not is a decision either way."""
@@ -65,6 +68,16 @@ class MultiLabel(Task):
         given, returned = targets.shape[1], _logits(outputs).shape[1]
         if given != returned:
             raise InputError(f"the data have {given} classes, the model has {returned}; give as many")
+
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """The labels that are more likely than not, with their probabilities."""
+        probabilities = _logits(outputs)[0].sigmoid()
+        labels = (probabilities > 0.5).nonzero()[:, 0].tolist()
+        return Answer(list_parts((f"{name_class(classes, k)} {probabilities[k]:.2f}" for k in labels), "no label"))
+
+    def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
+        """The labels."""
+        return list_parts((name_class(classes, k) for k in target.nonzero()[:, 0].tolist()), "no label")
 
 
 def _logits(outputs: Outputs) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
+from pxcompress.tasks.answer import Answer, list_parts, name_class
 from pxcompress.tasks.task import Outputs, Task, list_float_outputs
 
 
@@ -24,6 +26,7 @@ class Regression(Task):
     metric = Metric("MAE", unit="number", higher_is_better=False)
     layouts = ("numbers",)
     reads_dense = False
+    subject = "the number"
 
     def logits(self, outputs: Outputs) -> Tensor:
         """Every number by itself."""
@@ -45,6 +48,18 @@ class Regression(Task):
         if given != returned:
             raise InputError(f"the data have {given} numbers a sample, the model returns {returned}; give as many")
 
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """The numbers by their names."""
+        return Answer(_list_numbers(self._numbers(outputs)[0], classes))
+
+    def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
+        """The numbers by their names."""
+        return _list_numbers(target.reshape(-1), classes)
+
     def _numbers(self, outputs: Outputs) -> Tensor:
         values = outputs[self.output] if self.output in outputs else list_float_outputs(outputs)[0]
         return values.reshape(len(values), -1)
+
+
+def _list_numbers(values: Tensor, names: Sequence[str]) -> str:
+    return list_parts((f"{name_class(names, k)} {value:.3g}" for k, value in enumerate(values.tolist())), "no number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Metric
 from pxcompress.registry import option
 from pxcompress.tasks import TASKS
+from pxcompress.tasks.answer import Answer, list_parts, name_class
 from pxcompress.tasks.task import Outputs, Task, pick_output
 
 
@@ -29,6 +31,7 @@ class Segmentation(Task):
     metric = Metric("mIoU")
     layouts = ("masks",)
     reads_dense = False
+    subject = "the map"
 
     def logits(self, outputs: Outputs) -> Tensor:
         """The predicted class's logit as a mean over all pixels, (n,); other outputs, such as "aux", do not count."""
@@ -68,6 +71,14 @@ class Segmentation(Task):
                 f"a mask has class {int(values.max())}, the model has {classes} (0 to {classes - 1}); give masks of "
                 "its classes, or --task segmentation:ignore_index=VALUE for pixels that do not count"
             )
+
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """Share of the pixels of every class, the largest first, and the map."""
+        regions = self._classes(outputs, torch.Size(size or self._map(outputs).shape[-2:]))[0]
+        shares = regions.flatten().bincount() / regions.numel()
+        order = [k for k in shares.argsort(descending=True).tolist() if shares[k] > 0]
+        words = list_parts((f"{name_class(classes, k)} {shares[k]:.0%}" for k in order), "nothing")
+        return Answer(words, regions=regions)
 
     def _map(self, outputs: Outputs) -> Tensor:
         return pick_output(outputs, self.output, 4, "a map (n, classes, height, width)")

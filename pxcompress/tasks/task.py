@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from pxcompress.errors import InputError
 from pxcompress.models.outputs import is_real
 from pxcompress.proof import Metric
+from pxcompress.tasks.answer import Answer, list_parts
 
 Outputs = Mapping[str, Tensor]
 """What a model returns for n samples: every tensor (n, ...) by its name in the ONNX file."""
@@ -40,6 +41,9 @@ class Task:
 
     whole_images: ClassVar[bool] = False
     """Whether the ends of an image count: it then gets a border instead of being cropped."""
+
+    subject: ClassVar[str] = "the output"
+    """What relevance explains, where it does not start at single classes or numbers."""
 
     def logits(self, outputs: Outputs) -> Tensor:
         """The numbers that decisions rest on, (n, k), or (n,) where their size counts: relevance starts there.
@@ -87,6 +91,17 @@ class Task:
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Raise `InputError` where targets do not fit what the model returns."""
+
+    def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
+        """What the outputs (1, ...) of one sample say to a reader; by default their shapes.
+
+        `classes` name the data's classes or numbers; `size` is height and width of inputs that are images.
+        """
+        return Answer(list_parts((f"{name} {tuple(value.shape[1:])}" for name, value in outputs.items()), "nothing"))
+
+    def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
+        """The target of one sample in words; "" where there is none to speak of."""
+        return ""
 
 
 def list_float_outputs(outputs: Outputs) -> list[Tensor]:

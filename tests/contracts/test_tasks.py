@@ -259,3 +259,35 @@ def test_wrong_pairs_end_in_one_line() -> None:
         Classification().agreement({"logits": torch.zeros(2, 3, 4)}, {"logits": torch.zeros(2, 3, 4)})
     with pytest.raises(InputError, match="unknown task 'segmentatoin'"):
         build_task("segmentatoin")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_is_words_and_marks_on_the_image(name: str) -> None:
+    task, (outputs, targets) = TASKS.build(name), _draw(name)
+    classes = [f"kind {number}" for number in range(CLASSES)]
+    for row in range(SAMPLES):
+        answer = task.answer({key: value[row : row + 1] for key, value in outputs.items()}, classes, (64, 64))
+        assert answer.words
+        if answer.boxes is not None:
+            assert len(answer.boxes) == len(answer.names) == len(answer.classes)
+            assert all(
+                text == f"kind {number} {text[-4:]}" for text, number in zip(answer.names, answer.classes, strict=True)
+            )
+        if answer.regions is not None:
+            assert answer.regions.shape == (64, 64)
+            assert int(answer.regions.max()) < CLASSES
+        task.describe_target(targets[row], classes)
+
+
+def test_answers_say_what_outputs_hold() -> None:
+    one = {"pred_boxes": torch.tensor([[[0.5, 0.5, 0.5, 0.25]]]), "logits": torch.tensor([[[3.0, 0.0, -9.0]]])}
+    answer = TASKS.build("detection").answer(one, ["cat", "dog"], (32, 64))
+    assert (answer.words, answer.classes) == ("cat 0.95", (0,))
+    assert answer.boxes is not None
+    assert answer.boxes.tolist() == [[16, 12, 48, 20]]
+    maps = torch.zeros(1, 2, 2, 2)
+    maps[0, 1, 0, 0] = 9
+    assert TASKS.build("segmentation").answer({"out": maps}, ["sky", "road"]).words == "sky 75%, road 25%"
+    assert TASKS.build("regression").answer({"output": torch.tensor([[2.5]])}, ["count"]).words == "count 2.5"
+    target = torch.tensor([[1.0, 0, 0, 8, 8, 0], [-1, 0, 0, 0, 0, 0], [-1, 0, 0, 64, 64, 2]])
+    assert TASKS.build("detection").describe_target(target, ["cat", "dog"]) == "dog"

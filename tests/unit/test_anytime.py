@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pxcompress.certify.anytime import Budget, certify_anytime, stake_budget, stopping_time
 from pxcompress.certify.learn_then_test import BETS, e_process, log_wealth
-from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.certify.path import Candidate, RiskLimit, certify
 from pxcompress.certify.path import Tested as Row
 from pxcompress.errors import InputError
 
@@ -43,15 +43,15 @@ def test_whoever_stops_at_the_best_moment_is_wrong_at_most_with_delta(alpha: flo
 @DRAWN
 @given(seed=st.integers(0, 999), rate=st.sampled_from([0.0, 0.02, 0.1, 0.3]), models=st.integers(1, 3))
 def test_the_stop_is_the_first_moment_at_which_the_path_is_decided(seed: int, rate: float, models: int) -> None:
-    rng, goal = np.random.default_rng(seed), Goal(alpha=0.1, delta=0.05, anytime=True)
+    rng, limit = np.random.default_rng(seed), RiskLimit(alpha=0.1, delta=0.05, anytime=True)
     path = [(rng.random(200) < rate * (step + 1) / models).astype(float) for step in range(models)]
-    stop = stopping_time(path, goal)
+    stop = stopping_time(path, limit)
 
     def decided(n: int) -> bool:
         for row in path:
-            if goal.p_value(row[:n]) <= goal.delta:
+            if limit.p_value(row[:n]) <= limit.delta:
                 continue
-            return bool(e_process(1 - row[:n], 1 - goal.alpha) <= goal.delta)
+            return bool(e_process(1 - row[:n], 1 - limit.alpha) <= limit.delta)
         return True
 
     assert decided(stop) or stop == 200
@@ -59,13 +59,13 @@ def test_the_stop_is_the_first_moment_at_which_the_path_is_decided(seed: int, ra
 
 
 def test_the_choice_at_the_stop_is_kept_with_more_samples() -> None:
-    rng, goal = np.random.default_rng(4), Goal(alpha=0.1, anytime=True)
+    rng, limit = np.random.default_rng(4), RiskLimit(alpha=0.1, anytime=True)
     path = [(rng.random(2000) < rate).astype(float) for rate in (0, 0.03, 0.2)]
-    stop = stopping_time(path, goal)
+    stop = stopping_time(path, limit)
     assert stop < 300
     for n in (stop, 2000):
         rows = [Candidate(str(step), -step, row[:n]) for step, row in enumerate(path)]
-        assert certify(rows, goal).chosen == 1
+        assert certify(rows, limit).chosen == 1
 
 
 def test_what_is_left() -> None:
@@ -91,11 +91,11 @@ def test_adaptive_reuse_keeps_one_error_budget() -> None:
             if begins >= 1500:
                 break
             budget = stake_budget(0.2, lost, begins, 1500)
-            goal = Goal(alpha=0.0999, delta=budget.stake, anytime=True)
+            limit = RiskLimit(alpha=0.0999, delta=budget.stake, anytime=True)
             lucky = samples[:begins].mean(axis=0).argmin() if begins else 0  # what did best so far
             path = [np.zeros(1500 - begins), (samples[begins:, lucky] < 0.1).astype(float)]
-            stop = stopping_time(path, goal)
-            passed = goal.p_value(path[1][:stop]) <= goal.delta
+            stop = stopping_time(path, limit)
+            passed = limit.p_value(path[1][:stop]) <= limit.delta
             wrong |= passed
             lost += 0 if passed else budget.stake
             begins += stop
@@ -108,7 +108,7 @@ def test_adaptive_reuse_keeps_one_error_budget() -> None:
 def test_to_go_on_is_to_have_had_all_samples_at_once(seed: int, cuts: list[int], grouped: bool) -> None:
     """Whatever the pieces in which samples come: the same sums, p-values and capitals."""
     rng = np.random.default_rng(seed)
-    goal = Goal(alpha=0.1, delta=1e-9, anytime=True)  # nothing is decided early
+    limit = RiskLimit(alpha=0.1, delta=1e-9, anytime=True)  # nothing is decided early
     table = (rng.random((2, 200)) < [[0.05], [0.12]]).astype(float)
     groups = rng.integers(0, 3, 200)
     budget = Budget(0.05, 0.05, 1e-9, 0, 0, 200)
@@ -116,7 +116,7 @@ def test_to_go_on_is_to_have_had_all_samples_at_once(seed: int, cuts: list[int],
     def run(first: int, last: int, before: tuple[Row, ...] = ()) -> tuple[Row, ...]:
         masks = {str(each): groups[first:last] == each for each in range(3)} if grouped else {}
         rows = [Candidate(str(step), -step, row[first:last]) for step, row in enumerate(table)]
-        return certify_anytime(rows, goal, budget, masks, before)[0].rows
+        return certify_anytime(rows, limit, budget, masks, before)[0].rows
 
     ends = sorted({*cuts, 200})
     rows: tuple[Row, ...] = ()
@@ -133,30 +133,30 @@ def test_to_go_on_is_to_have_had_all_samples_at_once(seed: int, cuts: list[int],
 
 
 def test_every_group_has_to_pass_and_the_test_stops_where_the_last_one_does() -> None:
-    rng, goal = np.random.default_rng(6), Goal(alpha=0.1, anytime=True)
+    rng, limit = np.random.default_rng(6), RiskLimit(alpha=0.1, anytime=True)
     rare = np.arange(3000) % 10 == 0
     losses = (rng.random(3000) < np.where(rare, 0.2, 0.01)).astype(float)
     masks = {"often": ~rare, "rare": rare}
-    assert goal.p_value(losses) <= goal.delta
+    assert limit.p_value(losses) <= limit.delta
     rows = [Candidate("dense", 2, 0 * losses), Candidate("small", 1, losses)]
     budget = Budget(0.05, 0.05, 0.05, 0, 0, 3000)
-    certificate, used = certify_anytime(rows, goal, budget, masks)
+    certificate, used = certify_anytime(rows, limit, budget, masks)
     assert certificate.chosen == 0
     assert certificate.rows[1].weakest.name == "rare"
     assert used.lost
     good = [rows[0], rows[1]._replace(losses=losses * ~rare)]
-    certificate, used = certify_anytime(good, goal, budget, masks)
+    certificate, used = certify_anytime(good, limit, budget, masks)
     assert certificate.chosen == 1
     assert rare[used.ends - 1], "it ends with a sample of the group that takes longest"
-    assert stopping_time([0 * losses, losses * ~rare], goal) < used.ends
+    assert stopping_time([0 * losses, losses * ~rare], limit) < used.ends
 
 
 def test_a_group_just_above_alpha_passes_at_most_with_delta() -> None:
-    rng, goal, draws = np.random.default_rng(7), Goal(alpha=0.1, delta=0.1, anytime=True), 400
+    rng, limit, draws = np.random.default_rng(7), RiskLimit(alpha=0.1, delta=0.1, anytime=True), 400
     budget, passed = Budget(0.1, 0.1, 0.1, 0, 0, 400), 0
     for _ in range(draws):
         groups = rng.random(400) < 0.4
         losses = (rng.random(400) < np.where(groups, 0.1, 0.01)).astype(float)
         masks = {"bad": groups, "good": ~groups}
-        passed += certify_anytime([Candidate("one", 1, losses)], goal, budget, masks)[0].chosen is not None
+        passed += certify_anytime([Candidate("one", 1, losses)], limit, budget, masks)[0].chosen is not None
     assert passed / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from pxcompress.certify.bounded import mean_interval, path_losses
-from pxcompress.certify.path import RISKS, Candidate, Goal, certify, losses
+from pxcompress.certify.path import RISKS, Candidate, RiskLimit, certify, losses
 from pxcompress.choices import LOSS_RISKS
 from pxcompress.errors import InputError
 
@@ -77,11 +77,11 @@ def test_an_interval_is_the_mirror_of_the_other_side() -> None:
 def test_a_path_of_bounded_losses_is_certified_and_keeps_its_promise() -> None:
     """The second model's true mean, 0.2, is just above alpha: to certify it is an error, at most one in ten."""
     rng, wrong, first, draws = np.random.default_rng(2), 0, 0, 300
-    goal = Goal("mean-loss", 0.1999, 0.1)
+    limit = RiskLimit("mean-loss", 0.1999, 0.1)
     for _ in range(draws):
         table = np.stack([rng.beta(1, 9, 300), rng.beta(2, 8, 300)], axis=1)
         path = [Candidate(str(step), -step, row) for step, row in enumerate(path_losses("mean-loss", table))]
-        chosen = certify(path, goal).chosen
+        chosen = certify(path, limit).chosen
         wrong += chosen == 1
         first += chosen is not None
     assert wrong / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)

@@ -18,7 +18,7 @@ from pxcompress.certify.parts import Part
 from pxcompress.certify.path import (
     RISKS,
     Candidate,
-    Goal,
+    RiskLimit,
     by_class,
     certify,
     check_samples,
@@ -54,9 +54,9 @@ def path_of(counts, n=1000):
 
 @pytest.mark.parametrize(("alpha", "most"), [(0.03, 129), (0.05, 224)])
 def test_reference_numbers(alpha, most):
-    goal = Goal(alpha=alpha, delta=0.05)
-    assert certify([Candidate("m", 1, errors_of(most, 5000))], goal).chosen == 0
-    assert certify([Candidate("m", 1, errors_of(most + 1, 5000))], goal).chosen is None
+    limit = RiskLimit(alpha=alpha, delta=0.05)
+    assert certify([Candidate("m", 1, errors_of(most, 5000))], limit).chosen == 0
+    assert certify([Candidate("m", 1, errors_of(most + 1, 5000))], limit).chosen is None
 
 
 @given(st.integers(1, 60), st.data())
@@ -184,7 +184,7 @@ def test_probabilities_are_taken_as_they_are():
 
 
 def test_an_always_failing_path_chooses_none_never_the_sparsest():
-    certificate = certify(path_of([900, 900, 0, 0]), Goal())
+    certificate = certify(path_of([900, 900, 0, 0]), RiskLimit())
     assert certificate.chosen is None
     assert certificate.chosen_name is None
     assert certificate.certified == (False,) * 4
@@ -192,7 +192,7 @@ def test_an_always_failing_path_chooses_none_never_the_sparsest():
 
 
 def test_the_last_before_the_first_failure_is_chosen():
-    certificate = certify(path_of([0, 10, 15, 60, 0]), Goal(alpha=0.03, delta=0.05))
+    certificate = certify(path_of([0, 10, 15, 60, 0]), RiskLimit(alpha=0.03, delta=0.05))
     assert certificate.chosen_name == "m2"
     assert [row.errors for row in certificate.rows] == [0, 10, 15, 60, 0]
     assert certificate.rows[1].p_value == pytest.approx(float(exact_tail(10, 1000, 0.03)))
@@ -201,7 +201,7 @@ def test_the_last_before_the_first_failure_is_chosen():
 @pytest.mark.parametrize("delta", [0.3, 0.05, 1e-3, 1e-6])
 def test_judging_at_another_delta_equals_certifying_at_it(delta):
     path = path_of([0, 5, 15, 20, 25])
-    assert certify(path, Goal()).at(delta) == certify(path, Goal(delta=delta))
+    assert certify(path, RiskLimit()).at(delta) == certify(path, RiskLimit(delta=delta))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_judging_at_another_delta_equals_certifying_at_it(delta):
 )
 def test_certify_refuses(candidates, message):
     with pytest.raises(InputError, match=message) as caught:
-        certify(candidates, Goal())
+        certify(candidates, RiskLimit())
     assert "\n" not in str(caught.value)
 
 
@@ -238,14 +238,14 @@ def test_certify_refuses(candidates, message):
 )
 def test_goals_refuse(options, message):
     with pytest.raises(InputError, match=message):
-        Goal(**options)
+        RiskLimit(**options)
 
 
 def test_accuracy_drop_is_rescaled():
     changes = np.zeros(2000)
     changes[:20], changes[20:30] = 1, -1
     path = [Candidate("m", 1, changes)]
-    certificate = certify(path, Goal("accuracy-drop", 0.03))
+    certificate = certify(path, RiskLimit("accuracy-drop", 0.03))
     assert certificate.chosen == 0
     assert certificate.rows[0].errors == 10
     assert certificate.rows[0].p_value == pytest.approx(float(BOUNDS["betting"]((changes + 1) / 2, 0.515)))
@@ -257,40 +257,40 @@ def test_every_class_must_pass_and_the_weakest_is_named():
     wrong = np.zeros(1000)
     wrong[500:512] = 1
     path = [Candidate("m", 1, wrong)]
-    assert certify(path, Goal(alpha=0.03)).chosen == 0
-    certificate = certify(path, Goal(alpha=0.03), masks)
+    assert certify(path, RiskLimit(alpha=0.03)).chosen == 0
+    certificate = certify(path, RiskLimit(alpha=0.03), masks)
     assert certificate.chosen is None
     assert (certificate.rows[0].weakest.name, certificate.rows[0].weakest.errors) == ("dog", 12)
     assert certificate.rows[0].p_value == pytest.approx(float(exact_tail(12, 500, 0.03)))
     assert "'dog'" in sentence(certificate)
-    assert certify(path, Goal(alpha=0.06), masks).chosen == 0
+    assert certify(path, RiskLimit(alpha=0.06), masks).chosen == 0
 
 
 def test_a_class_without_samples_cannot_pass():
     masks = by_class(np.zeros(1000, dtype=int), ["seen", "never seen"])
-    certificate = certify([Candidate("m", 1, np.zeros(1000))], Goal(), masks)
+    certificate = certify([Candidate("m", 1, np.zeros(1000))], RiskLimit(), masks)
     assert certificate.chosen is None
     assert certificate.rows[0].weakest.name == "never seen"
 
 
 def test_without_samples_nothing_passes_and_the_words_say_how_many_it_takes():
-    certificate = certify([Candidate("dense", 1, []), Candidate("m", 0.5, [])], Goal(alpha=0.3))
+    certificate = certify([Candidate("dense", 1, []), Candidate("m", 0.5, [])], RiskLimit(alpha=0.3))
     assert certificate.chosen is None
     assert [row.p_value for row in certificate.rows] == [1, 1]
     assert "lost 0 of 0 samples (p = 1; it takes at least 9 samples)" in sentence(certificate)
-    assert "it takes" not in sentence(certify(path_of([900]), Goal()))
+    assert "it takes" not in sentence(certify(path_of([900]), RiskLimit()))
 
 
 def test_class_masks_of_another_length_are_refused():
     with pytest.raises(InputError, match="dog"):
-        certify([Candidate("m", 1, [0, 1])], Goal(), {"dog": [True]})
+        certify([Candidate("m", 1, [0, 1])], RiskLimit(), {"dog": [True]})
 
 
 @pytest.mark.parametrize("risk", sorted(RISKS))
 @pytest.mark.parametrize("counts", [[0, 5, 60], [900]])
 def test_json_round_trip(risk, counts):
     masks = by_class(np.arange(1000) % 2, ["even", "odd"]) if risk == "disagreement" else None
-    certificate = certify(path_of(counts), Goal(risk, 0.04, scope="confident predictions"), masks)
+    certificate = certify(path_of(counts), RiskLimit(risk, 0.04, scope="confident predictions"), masks)
     record = record_of(certificate)
     text = json.dumps(dataclasses.asdict(record))
     again = read_record(CertificateRecord, text, "certificate.json")
@@ -307,7 +307,7 @@ def record_of(certificate):
 
 
 def test_a_forged_certificate_is_refused():
-    record = record_of(certify(path_of([0, 900]), Goal()))
+    record = record_of(certify(path_of([0, 900]), RiskLimit()))
     with pytest.raises(InputError, match="does not follow"):
         _ = dataclasses.replace(record, chosen=1, certified=(True, True)).certificate
     with pytest.raises(InputError, match="it is missing"):
@@ -315,7 +315,7 @@ def test_a_forged_certificate_is_refused():
 
 
 def test_sentence_says_what_is_promised_and_what_is_not():
-    text = sentence(certify(path_of([0, 10]), Goal(alpha=0.03, delta=0.05, scope="predictions that were right")))
+    text = sentence(certify(path_of([0, 10]), RiskLimit(alpha=0.03, delta=0.05, scope="predictions that were right")))
     start = (
         "With 95 % confidence over the draw of the calibration data, at most 3 % of predictions that were right turn"
     )
@@ -324,7 +324,7 @@ def test_sentence_says_what_is_promised_and_what_is_not():
     assert "differ from these" in text
     assert "10 of 1000" in text
     masks = by_class(np.arange(1000) % 2, ["even", "odd"])
-    each = sentence(certify(path_of([0]), Goal(), masks))
+    each = sentence(certify(path_of([0]), RiskLimit(), masks))
     assert "all predictions in each of the 2 classes turn from right to wrong" in each
     assert "0 of 500 samples in 'even', the weakest class" in each
     assert "says nothing" not in each
@@ -335,21 +335,21 @@ def test_sentence_says_what_is_promised_and_what_is_not():
 
 @pytest.mark.parametrize("risk", sorted(RISKS))
 def test_check_samples_names_the_number_that_is_enough(risk):
-    goal = Goal(risk, 0.03)
+    limit = RiskLimit(risk, 0.03)
     with pytest.raises(DataError, match="needs at least") as caught:
-        check_samples(50, goal)
+        check_samples(50, limit)
     needed = int(str(caught.value).split("at least ")[1].split(":")[0])
-    check_samples(needed, goal)
+    check_samples(needed, limit)
     with pytest.raises(DataError):
-        check_samples(needed - 1, goal)
+        check_samples(needed - 1, limit)
     if RISKS[risk].bound == "binomial":
         assert needed == math.ceil(math.log(0.05) / math.log(0.97))
 
 
 def test_an_improvement_may_be_asked_for():
-    check_samples(10, Goal("accuracy-drop", -0.01))
+    check_samples(10, RiskLimit("accuracy-drop", -0.01))
     better = np.where(np.arange(3000) < 300, -1.0, 0.0)
-    assert certify([Candidate("m", 1, better)], Goal("accuracy-drop", -0.01)).chosen == 0
+    assert certify([Candidate("m", 1, better)], RiskLimit("accuracy-drop", -0.01)).chosen == 0
 
 
 def test_overlapping_ids_are_refused():
@@ -379,12 +379,12 @@ def test_spent_shares_delta_over_all_uses():
 
 def test_violations_stay_below_delta():
     """Risk of the third model just above alpha, as in benchmarks/certify.py, 1000 draws."""
-    rng, draws, goal = np.random.default_rng(5), 1000, Goal(alpha=0.0499, delta=0.1)
+    rng, draws, limit = np.random.default_rng(5), 1000, RiskLimit(alpha=0.0499, delta=0.1)
     wrong = 0
     for _ in range(draws):
         ease = rng.random(600)
         path = [Candidate(str(risk), 1 - risk, ease < risk) for risk in (0.0, 0.02, 0.05, 0.08)]
-        wrong += (certify(path, goal).chosen or 0) >= 2
+        wrong += (certify(path, limit).chosen or 0) >= 2
     assert 0.03 < wrong / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)
 
 

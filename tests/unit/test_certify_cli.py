@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import Outcome, Px, caller, image_folder, one_line
+from command import Outcome, Px, call_once, image_folder, one_line
 from models import CLASSES, FlattenCNN
 from PIL import Image
 from safetensors.torch import save_file
@@ -71,7 +69,7 @@ def certified(options: list[object], tmp_path_factory: pytest.TempPathFactory) -
     """A run of which a smaller model passes, with a temperature."""
     out = tmp_path_factory.mktemp("runs") / "certified"
     asked = ["--max-drop", 0.3, "--steps", 3, "--temperature-scaling"]
-    return out, _once(options, "--ratio", 0.6, "--repair", "fold", *asked, "--out", out)
+    return out, call_once("run", *options, "--ratio", 0.6, "--repair", "fold", *asked, "--out", out)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +77,7 @@ def refused(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> 
     """A run of which every smaller model fails: most units go, nothing is repaired, one error in 75 is too many."""
     out = tmp_path_factory.mktemp("runs") / "refused"
     asked = ["--max-drop", 0.05, "--risk", "disagreement", "--steps", 2]
-    return out, _once(options, "--ratio", 0.8, "--min-keep", 0, "--repair", "none", *asked, "--out", out)
+    return out, call_once("run", *options, "--ratio", 0.8, "--min-keep", 0, "--repair", "none", *asked, "--out", out)
 
 
 def _trained(model: nn.Module, batches: Batches) -> nn.Module:
@@ -90,18 +88,6 @@ def _trained(model: nn.Module, batches: Batches) -> nn.Module:
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
     return model
-
-
-def _once(options: list[object], *more: object) -> Outcome:
-    """A run for a fixture of the module: pytest's `capfd` lives for one test only."""
-    out, err = io.StringIO(), io.StringIO()
-
-    class Captured:
-        def readouterr(self) -> tuple[str, str]:
-            return out.getvalue(), err.getvalue()
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return caller(patch, Captured())("run", *options, *more)  # type: ignore[arg-type]
 
 
 def test_a_temperature_is_in_the_file_and_the_report_says_what_probabilities_are_worth(
@@ -545,7 +531,7 @@ def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) ->
     told = _content(copy)
     row = told["rows"][told["chosen"]]
     low = max(row["errors"] - 1, 0) if row["errors"] else 1
-    row["errors"], row["p_value"] = low, Guarantee(0.3).goal.p_value(1.0 * (np.arange(75) < low))
+    row["errors"], row["p_value"] = low, Guarantee(0.3).limit.p_value(1.0 * (np.arange(75) < low))
     (copy / "certificate.json").write_text(json.dumps(told))
     outcome = px("verify", copy, "--quiet")
     assert outcome.code == 3

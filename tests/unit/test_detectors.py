@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNN
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
@@ -101,6 +102,48 @@ def test_raw_boxes_are_those_that_torchvision_chooses_from(kind: str) -> None:
             else:
                 assert label == 0 or kind == "Faster R-CNN"
     assert compared > 4
+
+
+class Bumps(nn.Module):
+    """A map with one bump for each of three joints, the same for every box."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = torch.meshgrid(torch.arange(56.0), torch.arange(56.0), indexing="ij")
+        places = ((10, 40), (30, 5), (50, 50))
+        maps = [9 - ((rows - row) ** 2 + (columns - column) ** 2) / 50 for row, column in places]
+        return torch.stack(maps).expand(len(x), -1, -1, -1) + 0 * x.mean((1, 2, 3))[:, None, None, None]
+
+
+def test_joints_are_those_that_torchvision_finds() -> None:
+    torch.manual_seed(0)
+    detector = KeypointRCNN(
+        Pyramid(),
+        2,
+        rpn_anchor_generator=ONE_EACH,
+        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 5, 2),
+        keypoint_roi_pool=MultiScaleRoIAlign(["0", "1"], 5, 2),
+        keypoint_head=nn.Conv2d(32, 4, 1),
+        keypoint_predictor=Bumps(),
+        rpn_post_nms_top_n_test=24,
+        **SIZES,
+    )
+    raw = raw_detector(randomised(detector).eval()).eval()
+    images = torch.rand(1, 3, SIDE, SIDE)
+    mean, std = (torch.tensor(raw.default_cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        (chosen,), outputs = detector(list(images)), raw((images - mean) / std)
+    assert outputs["keypoints"].shape == (*outputs["boxes"].shape[:2], 3, 3)
+    assert len(chosen["boxes"]) > 2
+    for box, joints in zip(chosen["boxes"], chosen["keypoints"], strict=True):
+        distances = (outputs["boxes"][0].clamp(0, SIDE) - box).abs().amax(1)
+        found = outputs["keypoints"][0, distances.argmin()]
+        assert distances.min() < 1e-2
+        assert (
+            (found[:, :2] - joints[:, :2]).abs() <= (box[2:] - box[:2]) / 56 + 0.6
+        ).all()  # half a cell, and a pixel
+    view = as_judged(raw, images, Detection())
+    (gradient,) = torch.autograd.grad(view(images)[0, 0], raw.roi_heads.keypoint_head.weight, allow_unused=True)
+    assert gradient is not None  # joints count where relevance starts
 
 
 def test_units_of_a_raw_detector_can_go() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import shutil
@@ -15,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import Px, caller, image_folder, one_line
+from command import Px, call_once, image_folder, one_line
 from models import CLASSES, FlattenCNN
 from PIL import Image
 from safetensors.torch import save_file
 
 from pxcompress.demo.dna import LENGTH, LETTERS, dna_sample
+from pxcompress.demo.nets import dna_cnn
 from pxcompress.errors import InputError
 from pxcompress.explain.cases import _color_line
 from pxcompress.explain.compare import ExplanationRequest, explain
@@ -63,14 +62,7 @@ def made(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("runs") / "run"
     asked = ["--model", "models:FlattenCNN", "--data", images, "--checkpoint", weights, "--input-size", SIZE]
     asked += ["--score", "lrp:composite=gamma", "--ratio", 0.5, "--round-to", 1, "--quiet", "--out", out]
-    silent = io.StringIO()
-
-    class Nothing:
-        def readouterr(self) -> tuple[str, str]:
-            return silent.getvalue(), ""
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(silent):
-        assert caller(patch, Nothing())("run", *asked).code == 0  # type: ignore[arg-type]
+    assert call_once("run", *asked).code == 0
     return out
 
 
@@ -241,12 +233,14 @@ def test_an_empty_list_of_images_is_refused(made: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of a net for sequences, one training step old."""
-    out = tmp_path_factory.mktemp("runs") / "dna"
-    data = "dna:train=1200,select=60,held_out=120"
-    recipe = Recipe("pxcompress.demo.nets:dna_cnn", 0.5, data=data, scorer="magnitude", round_to=4, repair=("fold",))
-    compress(recipe, out)
-    return out
+    """A run folder of an untrained net for sequences."""
+    folder = tmp_path_factory.mktemp("sequences")
+    with seeded(1):
+        save_file(dna_cnn().state_dict(), folder / "dna.safetensors")
+    data, weights = "dna:train=240,select=60,held_out=120", str(folder / "dna.safetensors")
+    options = {"scorer": "magnitude", "round_to": 4, "repair": ("fold",)}
+    compress(Recipe("pxcompress.demo.nets:dna_cnn", 0.5, data=data, checkpoint=weights, **options), folder / "run")
+    return folder / "run"
 
 
 def test_sequences_are_lines_of_letters(sequences: Path) -> None:

@@ -14,7 +14,7 @@ from conftest import METADATA, Exported, make_cnn
 from torch import Tensor, nn
 
 from pxcompress.deploy import precision, runtime
-from pxcompress.deploy.export import OPSET, artifact_of, export_onnx, onnx_files
+from pxcompress.deploy.export import OPSET, _open_lengths, artifact_of, export_onnx, onnx_files
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import DataError, ModelError
 
@@ -278,3 +278,21 @@ def test_parity_counts_its_samples(wide_cnn: Exported, sizes: list[int], samples
 def test_parity_needs_inputs(wide_cnn: Exported) -> None:
     with pytest.raises(DataError, match="at least one sample"):
         verify_parity(wide_cnn.model, wide_cnn.path, [])
+
+
+class CountedBatch(nn.Module):
+    """Asks for its batch by `len`, of which Python makes a plain number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(1, 3).tile([len(x), 1]) + x.reshape(len(x), -1).sum(1, keepdim=True)
+
+
+def test_a_batch_that_is_asked_for_by_len_stays_open() -> None:
+    net, sizes = CountedBatch(), ({0: torch.export.Dim("batch")},)
+    with pytest.raises(Exception, match="specialized it to be a constant"):
+        torch.export.export(net, (torch.ones(2, 4),), dynamic_shapes=sizes)
+    with _open_lengths(net):
+        program = torch.export.export(net, (torch.ones(2, 4),), dynamic_shapes=sizes)
+        assert len([1, 2]) == 2
+    assert "len" not in globals()
+    assert program.module()(torch.ones(5, 4)).shape == (5, 3)

@@ -18,7 +18,7 @@ from pxcompress.certify.few_labels import (
     random_order,
     samples_to_label,
 )
-from pxcompress.certify.path import RISKS, Candidate, Goal, certify, losses
+from pxcompress.certify.path import RISKS, Candidate, RiskLimit, certify, losses
 from pxcompress.errors import InputError
 
 DRAWN = settings(deadline=None, derandomize=True, database=None, max_examples=80)
@@ -36,10 +36,10 @@ def path_of(seed: int, n: int = 300, models: int = 3) -> tuple[np.ndarray, np.nd
     return np.where(wrong, rng.integers(4, size=(models, n)), labels), labels
 
 
-def certificate_of(goal: Goal, predicted: np.ndarray, labels: np.ndarray):
+def certificate_of(limit: RiskLimit, predicted: np.ndarray, labels: np.ndarray):
     dense = predicted[0]
-    rows = [losses(goal.risk, dense, pruned, labels) for pruned in predicted]
-    return certify([Candidate(str(place), -place, row) for place, row in enumerate(rows)], goal)
+    rows = [losses(limit.risk, dense, pruned, labels) for pruned in predicted]
+    return certify([Candidate(str(place), -place, row) for place, row in enumerate(rows)], limit)
 
 
 @pytest.mark.parametrize("risk", FEW)
@@ -49,8 +49,8 @@ def test_p_values_equal_those_of_full_labels(risk: str, seed: int) -> None:
     predicted, labels = path_of(seed)
     asked = samples_to_label(risk, predicted, random_order(300, SPLIT), anytime=False)
     few = completed_labels(predicted[0], {int(place): int(labels[place]) for place in asked})
-    goal = Goal(risk, 0.1)
-    assert certificate_of(goal, predicted, few) == certificate_of(goal, predicted, labels)
+    limit = RiskLimit(risk, 0.1)
+    assert certificate_of(limit, predicted, few) == certificate_of(limit, predicted, labels)
     assert len(asked) == (0 if risk == "disagreement" else (predicted != predicted[0]).any(axis=0).sum()) < 300
 
 
@@ -60,8 +60,8 @@ def test_p_values_equal_those_of_full_labels(risk: str, seed: int) -> None:
 def test_which_class_it_is_where_no_model_is_right_does_not_matter(risk: str, seed: int) -> None:
     predicted, labels = path_of(seed)
     nobody = np.where((predicted == labels).any(axis=0), labels, NEITHER)
-    goal = Goal(risk, 0.1)
-    assert certificate_of(goal, predicted, nobody) == certificate_of(goal, predicted, labels)
+    limit = RiskLimit(risk, 0.1)
+    assert certificate_of(limit, predicted, nobody) == certificate_of(limit, predicted, labels)
 
 
 @DRAWN
@@ -92,8 +92,8 @@ def test_missing_answers_count_as_the_worst_and_never_lower_a_binomial_p_value(s
     values = pessimistic_losses("negative-flips", dense, pruned, some)
     exact = losses("negative-flips", dense, pruned, labels)
     assert values.tolist() == np.where(missing, 1, exact).tolist()
-    assert Goal(alpha=0.1).p_value(values) == pytest.approx(binom.cdf(values.sum(), 300, 0.1))
-    assert Goal(alpha=0.1).p_value(values) >= Goal(alpha=0.1).p_value(exact)
+    assert RiskLimit(alpha=0.1).p_value(values) == pytest.approx(binom.cdf(values.sum(), 300, 0.1))
+    assert RiskLimit(alpha=0.1).p_value(values) >= RiskLimit(alpha=0.1).p_value(exact)
 
 
 def test_a_missing_label_changes_nothing_where_the_models_agree_or_none_is_needed() -> None:

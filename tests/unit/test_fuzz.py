@@ -116,7 +116,7 @@ def _command_lines(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 
 @given(line=_command_lines(), place=st.integers(0, 4))
-@fuzz
+@settings(fuzz, max_examples=60)
 def test_any_command(tmp_path: Path, line: tuple[str, list[str]], place: int) -> None:
     """All commands, also those that get as far as to work on something small."""
     name, said = line

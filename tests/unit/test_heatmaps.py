@@ -86,13 +86,16 @@ class Summed(nn.Module):
 
 def test_pixel_flipping_by_hand() -> None:
     weights, x = torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.ones(1, 1, 2, 2)
-    target = torch.zeros(1, dtype=torch.int64)
     values = [6, 3, 1, 0, 0]  # the largest goes first
     heights = torch.tensor(values, dtype=torch.float64).sigmoid()
     expected = float(torch.trapezoid(heights, dx=0.25))
-    found = pixel_flipping(Summed(weights), x, weights[None], target, steps=4)
+
+    def judge(values: Tensor) -> Tensor:
+        return Summed(weights)(values).softmax(1)[:, 0]
+
+    found = pixel_flipping(judge, x, weights[None], steps=4)
     assert found.item() == pytest.approx(expected)
-    assert pixel_flipping(Summed(weights), x, -weights[None], target, steps=4).item() > expected
+    assert pixel_flipping(judge, x, -weights[None], steps=4).item() > expected
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from models import random_plan, randomised
+from torch import Tensor, nn
 
 from pxcompress.demo.notes import TOKENIZER
 from pxcompress.errors import ModelError
-from pxcompress.graph import find_groups, prune
+from pxcompress.graph import find_groups, prune, removal_error
+from pxcompress.models.adapter import named_outputs
 from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Architecture, classifier_names, load_model, made_plain
 from pxcompress.models.outputs import difference, leaves
 from pxcompress.models.transformers_folder import save_slim
+from pxcompress.tasks.box_layouts import layout_of
+from pxcompress.tasks.choice import as_judged
+from pxcompress.tasks.detection import Detection
 from pxcompress.types import Plan
 
 transformers = pytest.importorskip("transformers")
@@ -34,6 +39,48 @@ SEGFORMER = {
     "decoder_hidden_size": 16,
     "num_labels": 5,
 }
+RESNET = {
+    "embedding_size": 8,
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+}
+QUERIES = {"num_queries": 6, "num_labels": 3, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+FFN = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+DETR = {**QUERIES, **FFN, "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
+RT_DETR = {
+    **QUERIES,
+    **FFN,
+    "encoder_hidden_dim": 16,
+    "encoder_in_channels": [8, 16, 16],
+    "decoder_in_channels": [16, 16, 16],
+    "decoder_n_points": 2,
+    "num_denoising": 0,
+    "eval_size": None,
+}
+YOLOS = {**BODY, "image_size": [64, 64], "num_detection_tokens": 6, "num_labels": 3}
+
+
+def detr() -> Any:
+    backbone = transformers.ResNetConfig(**RESNET, out_features=["stage4"])
+    return transformers.DetrForObjectDetection(transformers.DetrConfig(backbone_config=backbone, **DETR))
+
+
+def rt_detr() -> Any:
+    backbone = transformers.RTDetrResNetConfig(**RESNET, out_features=["stage2", "stage3", "stage4"])
+    return transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(backbone_config=backbone, **RT_DETR))
+
+
+def yolos() -> Any:
+    return transformers.YolosForObjectDetection(transformers.YolosConfig(**YOLOS))
+
+
+DETECTORS: Mapping[str, tuple[Callable[[], Any], str, int]] = {
+    "detr": (detr, "detr", 3),
+    "rt-detr": (rt_detr, "rt-detr", 2),
+    "yolos": (yolos, "detr", 1),
+}
+"""Model, layout of its boxes, and groups of heads."""
 MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "bert": ("BertForSequenceClassification", "BertConfig", {**TEXT, **BODY}),
     "two-layers": ("BertForSequenceClassification", "BertConfig", {**TEXT, **BODY, "num_hidden_layers": 2}),
@@ -79,6 +126,28 @@ def test_heads_and_neurons_go(name: str, saved: Path) -> None:
     again.load_state_dict(loaded.model.state_dict())
     with torch.no_grad():
         assert difference(leaves(again(example)), leaves(loaded.model(example))) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "name", ["yolos", *(pytest.param(name, marks=pytest.mark.slow) for name in ("detr", "rt-detr"))]
+)
+def test_detectors_lose_heads_and_channels_and_keep_their_raw_outputs(name: str, tmp_path: Path) -> None:
+    make, layout, heads = DETECTORS[name]
+    torch.manual_seed(0)
+    net = randomised(make()).eval()
+    net.save_pretrained(tmp_path)
+    loaded = load_model(f"hf:{tmp_path}", classes=3, pretrained=True, classifier=False, input_size=64)
+    example = torch.randn(2, 3, 64, 64)
+    outputs = named_outputs(loaded.model, example)
+    assert layout_of(outputs).name == layout
+    with torch.no_grad():
+        torch.testing.assert_close(outputs["pred_boxes"], net(pixel_values=example).pred_boxes, atol=1e-4, rtol=1e-4)
+    view = as_judged(loaded.model, example[:1], Detection())
+    groups = find_groups(view, example[:1], classifier_names(view, example[:1])).groups
+    assert sum(group.kind == "head" for group in groups) == heads
+    pruned = prune(view, groups, random_plan(groups, 0), example[:1])
+    assert sum(map(Tensor.numel, pruned.model.parameters())) < 0.9 * sum(map(Tensor.numel, view.parameters()))
+    assert removal_error(pruned, example[:1]) < 1e-4
 
 
 def test_sentences_are_means_over_their_tokens(saved: Path, tmp_path: Path) -> None:

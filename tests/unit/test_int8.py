@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from pxcompress.deploy.float_nodes import find_tail
 from pxcompress.deploy.int8 import Judge, Quantised, quantise
 from pxcompress.deploy.nncf_int8 import quantise_by_nncf
 from pxcompress.deploy.precision import convert
@@ -163,3 +164,17 @@ def test_ranges_cover_what_most_samples_give(tmp_path: Path, method: str) -> Non
     low, high = (np.asarray(end).item() for end in measure_ranges(source, samples(0), method)["x"].range_value)
     assert -6 < low < -1.5
     assert 1.5 < high < 6
+
+
+def test_what_is_made_of_results_stays_in_floating_point() -> None:
+    """Boxes in pixels beside probabilities have no scale in common; whatever a layer with weights reads has its own."""
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["hidden"], "first"),
+        helper.make_node("Sigmoid", ["hidden"], ["gate"], "gate"),
+        helper.make_node("MatMul", ["gate", "w"], ["logits"], "last"),
+        helper.make_node("Sigmoid", ["logits"], ["chances"], "chances"),
+        helper.make_node("Concat", ["chances", "logits"], ["all"], "all", axis=1),
+    ]
+    graph = helper.make_graph(nodes, "boxes", [], [], [weight])
+    assert sorted(find_tail(graph)) == ["all", "chances"]

@@ -16,7 +16,7 @@ from command import Px, one_line
 from linear_files import LEVELS, NAMES, classifier_file, grey_images
 from PIL import Image
 
-from pxcompress.certify.path import Candidate, Goal, certify, losses
+from pxcompress.certify.path import Candidate, RiskLimit, certify, losses
 from pxcompress.recipe import Recipe
 
 COUNT = 250
@@ -43,12 +43,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def asked(place: Path, px: Px, tmp_path: Path) -> Path:
     """A folder that asks for labels."""
-    outcome = px("certify", *models(place), "--unlabelled", place / "photos", *goal(), "--out", tmp_path / "asked")
+    outcome = px("certify", *models(place), "--unlabelled", place / "photos", *limit(), "--out", tmp_path / "asked")
     assert outcome.code == 0, outcome.err
     return tmp_path / "asked"
 
 
-def goal(*more: object) -> list[object]:
+def limit(*more: object) -> list[object]:
     return ["--max-drop", 0.1, "--quiet", *more]
 
 
@@ -120,7 +120,7 @@ def test_the_certificate_is_that_of_full_labels(certified: Path, place: Path, px
         Candidate(str(file), file.stat().st_size, losses("negative-flips", classes[0], classes[step], labels))
         for step, file in enumerate(models(place))
     ]
-    expected = certify(path, Goal(alpha=0.1))
+    expected = certify(path, RiskLimit(alpha=0.1))
     record = json.loads((certified / "certificate.json").read_text())
     assert [(row["errors"], row["n"]) for row in record["rows"]] == [(row.errors, COUNT) for row in expected.rows]
     assert [row["p_value"] for row in record["rows"]] == pytest.approx([row.p_value for row in expected.rows])
@@ -155,7 +155,7 @@ def test_none_of_the_answers_is_no_flip(asked: Path, px: Px) -> None:
 def test_disagreement_needs_no_label_at_all(place: Path, px: Px, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = px(
-        "certify", *models(place), "--unlabelled", place / "photos", *goal("--risk", "disagreement"), "--out", out
+        "certify", *models(place), "--unlabelled", place / "photos", *limit("--risk", "disagreement"), "--out", out
     )
     assert "labels for" not in outcome.out
     classes, _ = predicted(place)
@@ -172,7 +172,7 @@ def test_copies_count_once(place: Path, px: Px, tmp_path: Path) -> None:
         *models(place),
         "--unlabelled",
         tmp_path / "photos",
-        *goal(),
+        *limit(),
         "--out",
         tmp_path / "out",
         "--json",
@@ -195,16 +195,16 @@ def test_copies_count_once(place: Path, px: Px, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_asked(place: Path, px: Px, tmp_path: Path, more: list[object], words: str) -> None:
-    command = ["certify", *models(place), "--unlabelled", place / "photos", *goal(), "--out", tmp_path / "out", *more]
+    command = ["certify", *models(place), "--unlabelled", place / "photos", *limit(), "--out", tmp_path / "out", *more]
     assert words in one_line(px(*command))
     assert not (tmp_path / "out").exists()
 
 
 def test_answers_are_not_written_over(asked: Path, place: Path, px: Px) -> None:
-    again = px("certify", *models(place), "--unlabelled", place / "photos", *goal(), "--out", asked)
+    again = px("certify", *models(place), "--unlabelled", place / "photos", *limit(), "--out", asked)
     assert "exists, perhaps with answers" in one_line(again)
     assert "--max-drop" in one_line(px("certify", *models(place)))
-    assert "no model is given" in one_line(px("certify", *goal()))
+    assert "no model is given" in one_line(px("certify", *limit()))
     assert "request.json' cannot be read" in one_line(px("certify", "--answers", "x.csv", "--out", "nothing"))
 
 
@@ -214,7 +214,7 @@ def test_images_of_the_run_are_refused(place: Path, px: Px, tmp_path: Path) -> N
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.json").write_text(Recipe("resnet18", 0.5, data=str(tmp_path / "data")).to_json())
-    command = ["certify", run, *goal(), "--out", tmp_path / "out", "--unlabelled"]
+    command = ["certify", run, *limit(), "--out", tmp_path / "out", "--unlabelled"]
     assert f"{2 * COUNT} images of" in one_line(px(*command, tmp_path / "data"))
 
 
@@ -306,7 +306,7 @@ def moved(place: Path, px: Px, tmp_path: Path) -> Iterator[Path]:
 
 def test_other_models_or_images_are_found(moved: Path, px: Px, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    px("certify", *models(moved), "--unlabelled", moved / "photos", *goal(), "--out", out)
+    px("certify", *models(moved), "--unlabelled", moved / "photos", *limit(), "--out", out)
     truth = truth_of(moved)
     answers = filled(out, lambda row: truth[row["image"]])
     assert px("certify", "--answers", answers, "--out", out, "--quiet").code == 0
@@ -370,7 +370,7 @@ def test_labelling_may_stop_at_any_line_and_what_is_not_looked_at_stays_fresh(
 ) -> None:
     truth, command = truth_of(place), ["certify", *models(place)[:2], "--unlabelled", place / "photos"]
     out = tmp_path / "first"
-    asked = [*command, *goal("--max-drop", 0.2), "--anytime", "--out"]
+    asked = [*command, *limit("--max-drop", 0.2), "--anytime", "--out"]
     px(*asked, out)
     everything = filled(out, lambda row: truth[row["image"]])
     half = everything.read_text().splitlines()
@@ -394,7 +394,7 @@ def test_labelling_may_stop_at_any_line_and_what_is_not_looked_at_stays_fresh(
 
 def test_a_test_that_fails_loses_its_stake(place: Path, px: Px, tmp_path: Path) -> None:
     truth = truth_of(place)
-    asked = ["certify", *models(place), "--unlabelled", place / "photos", *goal("--anytime")]
+    asked = ["certify", *models(place), "--unlabelled", place / "photos", *limit("--anytime")]
     px(*asked, "--out", tmp_path / "first")
     px("certify", "--answers", filled(tmp_path / "first", lambda row: truth[row["image"]]), "--out", tmp_path / "first")
     record = json.loads((tmp_path / "first" / "certificate.json").read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command import Px, one_line
 
-from pxcompress.certify.path import Goal
+from pxcompress.certify.path import RiskLimit
 
 ROWS = 1500
 
@@ -38,8 +38,8 @@ def test_a_table_of_losses_is_certified(px: Px, table: Path) -> None:
     record = told(px, "--losses", table, "--max-drop", 0.15)
     values = np.loadtxt(table, delimiter=",", skiprows=1)
     assert (record["risk"], record["bound"], record["chosen_name"]) == ("mean-loss", "betting", "half")
-    goal = Goal("mean-loss", 0.15)
-    assert [row["p_value"] for row in record["rows"]] == pytest.approx([goal.p_value(values[:, i]) for i in range(3)])
+    limit = RiskLimit("mean-loss", 0.15)
+    assert [row["p_value"] for row in record["rows"]] == pytest.approx([limit.p_value(values[:, i]) for i in range(3)])
     assert "the mean loss over all predictions is at most 15 %" in record["sentence"]
     outcome = px("certify", "--losses", table, "--max-drop", 0.02, "--risk", "loss-increase")
     assert outcome.code == 0
@@ -100,7 +100,7 @@ def test_the_risk_is_held_in_every_group(px: Px, table: Path) -> None:
     assert record["chosen"] == 0
     values_of = np.array([float(line[1]) for line in values[1:]])
     night = np.array(day[1:]) == "night"
-    assert record["rows"][1]["p_value"] == pytest.approx(Goal("mean-loss", 0.15).p_value(values_of[night]))
+    assert record["rows"][1]["p_value"] == pytest.approx(RiskLimit("mean-loss", 0.15).p_value(values_of[night]))
     assert "the weakest of 2 classes (by when)" in px("certify", *command).out
     table.write_text("\n".join(line.partition(",")[2] for line in table.read_text().splitlines()))
     assert told(px, "--losses", table, "--max-drop", 0.15)["chosen"] == 1

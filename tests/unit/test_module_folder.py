@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import onnxruntime as ort
 import pytest
 import torch
 from models import CLASSES, FlattenCNN
 from torch import Tensor, nn
-from user_modules import USER_MODULES
 
 import pxcompress
 from pxcompress import InputError, compress_module
@@ -20,7 +20,7 @@ from pxcompress.own_module import ModuleResult
 from pxcompress.proof import Metric
 from pxcompress.report.build import read_report
 from pxcompress.report.record import Report
-from pxcompress.report.summary import format_command
+from pxcompress.report.summary import describe_conditions, format_command
 from pxcompress.state import seeded
 from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Preprocessing
@@ -132,15 +132,38 @@ def test_images_with_labels_get_predict_py_and_their_accuracy(net: nn.Module, tm
     assert any("look too good" in note.text for note in report.notes)
 
 
-def test_what_a_folder_cannot_hold_is_refused_in_one_line(slim: ModuleResult, tmp_path: Path) -> None:
-    build, draw = USER_MODULES["two inputs"]
-    two = compress_module(
-        build().eval(), draw(1), [(draw(8), None)], 0.3, scorer="random", repair=(), round_to=1, budget="params"
-    )
-    with pytest.raises(InputError, match="other inputs than one tensor") as caught:
-        two.save(tmp_path / "two")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "two").exists()
+class Placed(nn.Module):
+    """An image and the number of its place, which is looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.place = nn.Conv2d(3, 12, 3), nn.Embedding(9, 12)
+        self.head = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+    def forward(self, picture: Tensor, place: Tensor) -> Tensor:
+        return self.head(self.image(picture).relu().mean((2, 3)) + self.place(place))
+
+
+def test_several_inputs_and_whole_numbers_are_saved_by_name(tmp_path: Path) -> None:
+    with seeded(5):
+        net = Placed().eval()
+        batches = [(torch.randn(24, 3, 8, 8), torch.randint(4, (24,))) for _ in range(2)]
+        test = [((torch.randn(16, 3, 8, 8), torch.arange(16) % 9), torch.arange(16) % CLASSES)]
+    example = tuple(each[:1] for each in batches[0])
+    slim = compress_module(net, example, [(inputs, None) for inputs in batches], 0.4, scorer="magnitude", repair=[])
+    report = slim.save(tmp_path / "mine", test)
+    assert [(each.name, each.shape) for each in report.inputs] == [("picture", (3, 8, 8)), ("place", ())]
+    assert report.metric.name == "top-1"
+    assert "inputs picture 3x8x8, place 1" in describe_conditions(report)
+    session = ort.InferenceSession(tmp_path / "mine" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [port.type for port in session.get_inputs()] == ["tensor(float)", "tensor(int64)"]
+    again, (picture, place) = pxcompress.load(tmp_path / "mine", Placed()), test[0][0]
+    with torch.no_grad():
+        expected = slim.pruned.model(picture, place)
+        torch.testing.assert_close(again(picture, place), expected)
+    (found,) = session.run(None, {"picture": picture.numpy(), "place": place.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+    assert float((expected.argmax(1) == test[0][1]).float().mean()) == pytest.approx(report.pruned.quality.value)
 
 
 def test_a_classifier_has_as_many_names_as_outputs(net: nn.Module, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from pxcompress.certify.parts import COVERAGE, PARTS, Part
-from pxcompress.certify.path import Candidate, Goal, certify, losses, sentence
+from pxcompress.certify.path import Candidate, RiskLimit, certify, losses, sentence
 from pxcompress.errors import DataError, InputError
 
 DRAWN = settings(deadline=None, derandomize=True, database=None, max_examples=60)
@@ -68,7 +68,7 @@ def test_a_certificate_of_the_confident_part_by_hand(risk: str) -> None:
     labels[::17] = (labels[::17] + 1) % 4
     part = Part("confident", 0.6).chosen_on(logits(1, 200))
     values = losses(risk, dense, pruned, labels, part.mask(dense))
-    certificate = certify([Candidate("m", 1, values)], part.goal(Goal(risk, 0.1)))
+    certificate = certify([Candidate("m", 1, values)], part.with_scope(RiskLimit(risk, 0.1)))
 
     n = errors = 0
     for first, second, label in zip(dense, pruned, labels, strict=True):
@@ -90,7 +90,7 @@ def test_a_certificate_of_every_class_by_hand() -> None:
     names = ["a", "b", "c"]
     masks = Part("classes").classes(labels, names)
     values = losses("disagreement", dense, pruned)
-    certificate = certify([Candidate("m", 1, values)], Goal("disagreement", 0.1), masks)
+    certificate = certify([Candidate("m", 1, values)], RiskLimit("disagreement", 0.1), masks)
     found = []
     for place, name in enumerate(names):
         n = sum(label == place for label in labels)
@@ -108,13 +108,13 @@ def test_only_the_classes_part_has_classes_and_only_the_confident_one_a_mask() -
     parts = {name: Part(name).chosen_on(dense) for name in PARTS}
     assert {name for name, part in parts.items() if part.classes(labels, ["x", "y"])} == {"classes"}
     assert {name for name, part in parts.items() if part.mask(dense) is not None} == {"confident"}
-    assert {name for name, part in parts.items() if part.goal(Goal()) != Goal()} == {"confident"}
+    assert {name for name, part in parts.items() if part.with_scope(RiskLimit()) != RiskLimit()} == {"confident"}
 
 
 @pytest.mark.parametrize(("threshold", "said"), [(0.97164, "0.972"), (1 - 1.3e-7, "0.99999987"), (1.0, "1")])
 def test_the_sentence_tells_the_threshold_also_just_below_one(threshold: float, said: str) -> None:
-    goal = Part("confident", 0.8, threshold).goal(Goal())
-    text = sentence(certify([Candidate("m", 1, np.zeros(200))], goal))
+    limit = Part("confident", 0.8, threshold).with_scope(RiskLimit())
+    text = sentence(certify([Candidate("m", 1, np.zeros(200))], limit))
     assert f"of the predictions of which the dense model is confident (softmax at least {said}) turn" in text
     assert text.endswith("It says nothing about other predictions or single classes.")
 
@@ -151,9 +151,9 @@ def test_the_default_coverage() -> None:
     ],
 )
 def test_too_few_samples_are_counted_and_the_number_is_told(part: Part, counts: dict[str, int], said: str) -> None:
-    goal = Goal(alpha=0.05)
+    limit = RiskLimit(alpha=0.05)
     with pytest.raises(DataError) as caught:
-        part.check(goal, counts)
+        part.check(limit, counts)
     message = str(caught.value)
     assert message.startswith(said)
     needed = int(message.split("at least ")[1].split(":")[0])
@@ -164,25 +164,25 @@ def test_too_few_samples_are_counted_and_the_number_is_told(part: Part, counts: 
     else:
         total = math.ceil(needed / (part.coverage or 1))
         enough, fewer = {"cat": total, "dog": 0}, {"cat": total - 1, "dog": 0}
-    part.check(goal, enough)
+    part.check(limit, enough)
     with pytest.raises(DataError):
-        part.check(goal, fewer)
+        part.check(limit, fewer)
 
 
 def test_a_class_without_samples_is_too_few() -> None:
     with pytest.raises(DataError, match="0 samples of 'bird'"):
-        Part("classes").check(Goal(alpha=0.5), {"cat": 500, "bird": 0})
+        Part("classes").check(RiskLimit(alpha=0.5), {"cat": 500, "bird": 0})
 
 
 def test_what_is_just_enough_passes_without_errors_and_not_with_one_less() -> None:
     """The check before any work and the test after it agree."""
-    goal = Goal(alpha=0.1)
+    limit = RiskLimit(alpha=0.1)
     for count in range(20, 60):
         labels = np.repeat([0, 1, 2], [count, 90, 90])
         masks = Part("classes").classes(labels, ["x", "y", "z"])
-        certified = certify([Candidate("m", 1, np.zeros(len(labels)))], goal, masks).chosen == 0
+        certified = certify([Candidate("m", 1, np.zeros(len(labels)))], limit, masks).chosen == 0
         try:
-            Part("classes").check(goal, {name: int(mask.sum()) for name, mask in masks.items()})
+            Part("classes").check(limit, {name: int(mask.sum()) for name, mask in masks.items()})
         except DataError:
             assert not certified
         else:
@@ -204,7 +204,7 @@ def test_violations_stay_below_delta_on_the_confident_part() -> None:
         # Errors are rarer the surer the model is; their mean over [threshold, 1] is alpha + 1e-4.
         rate = (alpha + 1e-4) * 2 * (1 - sure) / (1 - threshold)
         values = (rng.random(900) < rate)[300:][part.mask(dense[300:])]
-        wrong += certify([Candidate("m", 1, values)], Goal(alpha=alpha, delta=delta)).chosen == 0
+        wrong += certify([Candidate("m", 1, values)], RiskLimit(alpha=alpha, delta=delta)).chosen == 0
     assert 0.02 < wrong / draws <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
 
 
@@ -212,6 +212,6 @@ def test_judging_at_another_delta_keeps_the_classes() -> None:
     labels = np.arange(300) % 2
     masks = Part("classes").classes(labels, ["x", "y"])
     path = [Candidate("m", 1, np.arange(300) < 4)]
-    strict = certify(path, Goal(alpha=0.1, delta=0.001), masks)
-    assert certify(path, Goal(alpha=0.1), masks).at(0.001) == strict
+    strict = certify(path, RiskLimit(alpha=0.1, delta=0.001), masks)
+    assert certify(path, RiskLimit(alpha=0.1), masks).at(0.001) == strict
     assert dataclasses.replace(strict.rows[0], classes=()).weakest.name == "m"

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -59,28 +60,24 @@ with join_processes():
 """
 
 
-def _start(processes: int, *arguments: str, script: str = SCRIPT) -> list[subprocess.Popen[str]]:
+def _job() -> dict[str, str]:
+    """What a launcher puts into the environment of two processes, beside RANK."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            env={**common, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+
+
+def _start(job: dict[str, str], rank: int, *arguments: str, script: str = SCRIPT) -> subprocess.Popen[str]:
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]), "RANK": str(rank)}
+    words = [sys.executable, "-c", script, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, env={**os.environ, **job, **own}, stdout=pipe, stderr=pipe, text=True)
+
+
+def _start_both(*arguments: str, script: str = SCRIPT) -> list[subprocess.Popen[str]]:
+    job = _job()
+    return [_start(job, rank, *arguments, script=script) for rank in (0, 1)]
 
 
 SCORERS = "lrp-residual;taylor"
@@ -90,15 +87,18 @@ REPAIRS = "fold;least-squares;batchnorm"
 def test_two_processes_make_the_plan_and_the_model_of_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = _start(2, "-1", SCORERS, REPAIRS)
+    job = _job()
+    second = _start(job, 1, "-1", SCORERS, REPAIRS)
     monkeypatch.setattr(sys, "argv", ["", "-1", SCORERS, REPAIRS])
     exec(SCRIPT, {})
-    expected = capsys.readouterr().out
-    output, complaint = first.communicate(timeout=120)
+    one = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(processes, "PATIENCE", timedelta(seconds=120))
+    for name, value in {**job, "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    exec(SCRIPT, {})
+    two = json.loads(capsys.readouterr().out)
     nothing, other = second.communicate(timeout=120)
-    assert (first.returncode, second.returncode) == (0, 0), complaint + other
-    assert nothing == ""
-    one, two = json.loads(expected), json.loads(output)
+    assert (second.returncode, nothing) == (0, ""), other
     assert (one["gradient"], two["gradient"], two["none"]) == (1, (1 + 3) / 2, True)
     for scorer in SCORERS.split(";"):
         assert two[scorer][0] == one[scorer][0]
@@ -108,7 +108,7 @@ def test_two_processes_make_the_plan_and_the_model_of_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_is_left_alone_ends_with_one_line(lost: int) -> None:
-    processes = _start(2, str(lost), "magnitude", "batchnorm")
+    processes = _start_both(str(lost), "magnitude", "batchnorm")
     outputs = [process.communicate(timeout=120) for process in processes]
     assert processes[lost].returncode == 7
     assert processes[1 - lost].returncode == 1
@@ -128,7 +128,7 @@ def test_alone_nothing_has_an_effect() -> None:
 @pytest.mark.slow
 def test_processes_fine_tune_one_model_together() -> None:
     """With the same weights in the end: the first process's outputs are not worse than before, and nobody hangs."""
-    first, second = _start(2, "-1", "magnitude", "fold;finetune:steps=4,batch_size=4")
+    first, second = _start_both("-1", "magnitude", "fold;finetune:steps=4,batch_size=4")
     output, complaint = first.communicate(timeout=120)
     _, other = second.communicate(timeout=120)
     assert (first.returncode, second.returncode) == (0, 0), complaint + other
@@ -143,13 +143,13 @@ def test_a_run_in_two_processes_is_one_run(tmp_path: Path) -> None:
         save_file(FlattenCNN().state_dict(), tmp_path / "net.safetensors")
     words = ["run", "--model", "models:FlattenCNN", "--data", images, "--checkpoint", tmp_path / "net.safetensors"]
     words += ["--input-size", 16, "--score", "magnitude", "--repair", "fold", "--round-to", 1, "--ratio", 0.4]
-    processes = _start(2, *map(str, [*words, "--out", tmp_path / "run"]), script=COMMAND)
+    processes = _start_both(*map(str, [*words, "--out", tmp_path / "run"]), script=COMMAND)
     (table, told), (nothing, silence) = (process.communicate(timeout=300) for process in processes)
     assert [process.returncode for process in processes] == [0, 0], told + silence
     assert (nothing, silence) == ("", "")
     assert "removed" in table
     assert read_report(tmp_path / "run").parity.passed
-    again = _start(2, *map(str, [*words, "--max-drop", 0.1, "--out", tmp_path / "other"]), script=COMMAND)
+    again = _start_both(*map(str, [*words, "--max-drop", 0.1, "--out", tmp_path / "other"]), script=COMMAND)
     complaints = [process.communicate(timeout=300)[1] for process in again]
     assert [process.returncode for process in again] == [2, 2]
     assert all("in 2 processes; run it in one" in each for each in complaints)

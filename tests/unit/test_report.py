@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pxcompress import cli, pipeline
 from pxcompress.certify.parts import Part
-from pxcompress.certify.path import Candidate, Goal, certify
+from pxcompress.certify.path import Candidate, RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.deploy.bench import BenchRow
 from pxcompress.deploy.comparison import Comparison, ratios, verdict
@@ -359,7 +359,7 @@ def certified(*errors: int, spent: str = "", part: Part = WHOLE) -> Report:
     """
     models = [Candidate(f"model {place}", 100 - place, np.arange(400) < count) for place, count in enumerate(errors)]
     classes = part.classes(np.arange(400) // 200, ["cat", "dog"])
-    certificate = certify(models, part.goal(Goal(alpha=0.05)), classes)
+    certificate = certify(models, part.with_scope(RiskLimit(alpha=0.05)), classes)
     record = CertificateRecord.of(certificate, part, reserved=500, hashes={"model": "abc"}, unit="units", data="digits")
     return make_report(certificate=dataclasses.replace(record, spent=spent))
 

@@ -17,8 +17,12 @@ from torch import Tensor, nn
 import pxcompress
 from pxcompress.commands.options import read_input_size
 from pxcompress.errors import InputError
+from pxcompress.explain.compare import ExplanationRequest, explain
+from pxcompress.explain.folder import write
 from pxcompress.pipeline import _check_task
 from pxcompress.recipe import Guarantee, Recipe
+from pxcompress.report.explanation import Marks, format_explanation
+from pxcompress.report.heatmap_figures import draw_marks, list_panels
 from pxcompress.report.record import Report
 from pxcompress.report.table import to_table
 from pxcompress.run_folder.model_files import certify_files
@@ -174,8 +178,33 @@ def test_a_segmenter_is_certified_by_its_loss(segmented: tuple[Report, Path]) ->
     _, folder = segmented
     record = certify_files([folder], "", Guarantee(0.7, risk="loss-increase"))
     assert [row.n for row in record.rows] == [record.reserved] * 2
-    assert record.certificate.goal.bound == "betting"
+    assert record.certificate.limit.bound == "betting"
     assert abs(record.rows[0].errors) < 1e-9  # the dense model against itself
     recipe = Recipe("test_task_runs:map_net", 0.4, data="never read", guarantee=Guarantee(0.5))
     with pytest.raises(InputError, match="risk 'negative-flips' and --part are for classifiers; give --risk"):
         _check_task(recipe, Segmentation())
+
+
+def test_explanations_show_the_maps_of_both_models(segmented: tuple[Report, Path], tmp_path: Path) -> None:
+    _, folder = segmented
+    found = explain(folder, request=ExplanationRequest(samples=8))
+    assert found.subject == "the map"
+    assert {row.kind for row in found.similarity} <= {"all", "as good", "worse", "better"}
+    for case in found.cases:
+        assert case.dense.probability is None
+        assert "%" in case.dense.name
+        assert [marks.regions.shape for marks in case.pictures.marks if marks.regions is not None] == [(SIDE, SIDE)] * 2
+        assert [panel.title.partition(":")[0] for panel in list_panels(case)] == ["dense", "pruned"] * 2
+    assert found.flipping.measure == "agreement with the answer"
+    assert "relevance of the map" in format_explanation(found)
+    write(found, folder, tmp_path)
+    assert "why the map" in (tmp_path / "explain.html").read_text()
+
+
+def test_boxes_are_drawn_in_the_colours_of_their_classes() -> None:
+    image = np.zeros((40, 80, 3), np.uint8)
+    marks = Marks(boxes=((10.0, 10.0, 30.0, 30.0),), classes=(1,), names=("a 0.50",))
+    picture = draw_marks(image, marks)
+    assert picture.shape == (160, 320, 3)  # enlarged, so that the name can be read
+    assert picture[100, 41].tolist() == [0, 255, 0]
+    assert picture[80, 160].tolist() == [0, 0, 0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -21,6 +22,10 @@ from pxcompress.data.factory import open_factory
 from pxcompress.demo.nets import NoteReader
 from pxcompress.demo.notes import CLASSES, TOKENIZER, TOPICS, note, planted
 from pxcompress.deploy import predict_text
+from pxcompress.deploy.feeds import Sizes, get_sample_shape
+from pxcompress.deploy.float_nodes import find_masking, write_finite
+from pxcompress.deploy.qdq import read_feeds
+from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, InputError, ModelError
 from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.graph import find_groups
@@ -33,6 +38,8 @@ from pxcompress.models.tokens import IDS, KINDS, Tokenizer
 from pxcompress.passes.collect import collect
 from pxcompress.passes.matching import moment_changes
 from pxcompress.passes.moments import collect_moments
+from pxcompress.planning.dead_paths import _draw_inputs
+from pxcompress.repair import finetune
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Input, Preprocessing
 
@@ -130,6 +137,79 @@ def test_relevance_of_tokens_adds_up_and_padding_has_none(reader: nn.Module) -> 
     assert maps[inputs[:, 1] == 1].abs().min() > 0
 
 
+def test_dead_units_are_looked_for_on_texts_without_padding(reader: nn.Module) -> None:
+    example = encoded(TEXTS[0])
+    drawn = _draw_inputs(reader, example)
+    assert drawn.shape == (4, *example.shape[1:])
+    assert torch.equal(drawn[:, 1], example[:, 1].expand(4, -1))
+    assert len(drawn[:, 0].unique(dim=0)) == 4
+
+
+class TokenNet(nn.Module):
+    """A value for every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look_up, self.head = nn.Embedding(TOKENIZER.vocabulary, 8), nn.Linear(8, 3)
+        self.tokenizer = TOKENIZER
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.look_up(input_ids))
+
+
+def test_fine_tuning_does_not_follow_padding() -> None:
+    net = made_plain(TokenNet(), preprocessing_of(TokenNet()))
+    inputs = encoded(*TEXTS)
+    (values,) = finetune._outputs(net, inputs)
+    assert values.shape == (len(TEXTS), inputs.shape[2], 3)
+    assert torch.equal(values.any(2), inputs[:, 1] > 0)
+
+
+def test_calibration_feeds_texts_by_name_and_bench_knows_their_length(tmp_path: Path) -> None:
+    path = _masked_file(tmp_path / "texts.onnx")
+    (feed,) = read_feeds(path, [(encoded(*TEXTS), torch.zeros(len(TEXTS)))])
+    assert {name: (value.dtype, value.shape) for name, value in feed.items()} == {
+        IDS: (np.int64, (4, 9)),
+        MASK: (np.int64, (4, 9)),
+    }
+    session = open_session(path, "cpu")
+    assert [get_sample_shape(session, port, Sizes()) for port in session.inputs] == [(7,), (7,)]
+
+
+def test_what_hides_positions_stays_in_floating_point(tmp_path: Path) -> None:
+    """A mask of minus infinity would take all of an integer's range."""
+    path = _masked_file(tmp_path / "texts.onnx")
+    assert find_masking(onnx.load(path).graph) == ["where", "add", "softmax"]
+    finite = onnx.load(write_finite(path, tmp_path / "finite.onnx"))
+    assert [onnx.numpy_helper.to_array(each).tolist() for each in finite.graph.initializer] == [0.0, -100.0]
+    assert find_masking(finite.graph) == []
+    assert write_finite(tmp_path / "finite.onnx", tmp_path / "again.onnx") == tmp_path / "finite.onnx"
+
+
+def _masked_file(path: Path) -> Path:
+    """A softmax over token ids as scores, where those that do not count are hidden; as pxcompress writes texts."""
+    helper, numbers = onnx.helper, onnx.TensorProto
+    constants = [
+        onnx.numpy_helper.from_array(np.float32(value), name) for name, value in (("zero", 0), ("low", -np.inf))
+    ]
+    nodes = [
+        helper.make_node("Cast", [MASK], ["counts"], "counts", to=numbers.BOOL),
+        helper.make_node("Where", ["counts", "zero", "low"], ["hidden"], "where"),
+        helper.make_node("Cast", [IDS], ["scores"], "scores", to=numbers.FLOAT),
+        helper.make_node("Add", ["scores", "hidden"], ["sum"], "add"),
+        helper.make_node("Softmax", ["sum"], ["shares"], "softmax"),
+        helper.make_node("Mul", ["shares", "scores"], ["logits"], "mul"),
+    ]
+    ports = [helper.make_tensor_value_info(name, numbers.INT64, ["n", "length"]) for name in (IDS, MASK)]
+    outputs = [helper.make_tensor_value_info("logits", numbers.FLOAT, ["n", "length"])]
+    graph = helper.make_graph(nodes, "texts", ports, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    inputs = Signature(TOKENIZER.inputs).to_json()
+    helper.set_model_props(model, {"inputs": inputs, "input_size": "[2, 7]"})
+    onnx.save(model, path)
+    return path
+
+
 def test_evidence_of_notes_is_where_topics_are() -> None:
     for index in range(60):
         text, evidence = note("train", index)
@@ -199,7 +279,7 @@ def test_texts_and_models_that_do_not_fit(tmp_path: Path, reader: nn.Module) -> 
         load_splits(texts, Preprocessing((2, 8), inputs=small.inputs, tokenizer=small))
     with pytest.raises(ModelError, match="the tokenizer cannot be read"):
         Tokenizer("{}").encode([("rain",)])
-    with pytest.raises(ModelError, match="input-size is given, but the model takes texts"):
+    with pytest.raises(ModelError, match="the model takes texts, not images of 32 pixels"):
         load_model(READER, classes=6, input_size=32)
     with pytest.raises(InputError, match="integrated-gradients goes from zero to an input"):
         SCORERS.build("integrated-gradients")(reader, (), [(encoded("rain"), torch.zeros(1))])

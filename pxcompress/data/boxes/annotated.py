@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,19 @@ from pxcompress.errors import DataError
 
 SLACK_PIXELS, SLACK_SHARE = 2.0, 0.01
 """How far a box may reach out of its image, by rounding; it is cut off there."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotationFile:
+    """One JSON or YAML file that describes data, as it lies there."""
+
+    spec: str
+    path: Path
+    content: Mapping[str, Any]
+
+    def error(self, text: str) -> DataError:
+        """What is wrong with it."""
+        return DataError(f"data {self.spec!r}: {self.path.name} {text}")
 
 
 @dataclass(frozen=True, eq=False)

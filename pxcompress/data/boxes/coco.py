@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pxcompress.data.boxes.annotated import Annotated, Annotations, half_of
+from pxcompress.data.boxes.annotated import Annotated, AnnotationFile, Annotations, half_of
 from pxcompress.data.samples import UserData
 from pxcompress.errors import DataError, short
 
 _EXPECTED = "a COCO file: an object with the lists images, annotations and categories"
-
-
-@dataclass(frozen=True, eq=False)
-class _File:
-    """One JSON file as it lies there."""
-
-    spec: str
-    path: Path
-    content: Mapping[str, Any]
-
-    def error(self, text: str) -> DataError:
-        """What is wrong with it."""
-        return DataError(f"data {self.spec!r}: {self.path.name} {text}")
 
 
 def open_coco(spec: str, path: Path) -> UserData | None:
@@ -64,7 +50,7 @@ def _json_files(root: Path) -> list[Path]:
     return [by_half[half] for half in ("train", "val") if half in by_half]
 
 
-def _read(spec: str, path: Path) -> _File:
+def _read(spec: str, path: Path) -> AnnotationFile:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeError, json.JSONDecodeError) as error:
@@ -72,14 +58,14 @@ def _read(spec: str, path: Path) -> _File:
     lists = ("images", "annotations", "categories")
     if not isinstance(content, Mapping) or not all(isinstance(content.get(name), list) for name in lists):
         raise DataError(f"data {spec!r}: {path.name} is something else; expected {_EXPECTED}")
-    file = _File(spec, path, content)
+    file = AnnotationFile(spec, path, content)
     for name in lists[::2]:
         if not content[name]:
             raise file.error(f"has no {name}; expected {_EXPECTED}")
     return file
 
 
-def _categories(file: _File) -> dict[int, str]:
+def _categories(file: AnnotationFile) -> dict[int, str]:
     """Names by id, in the order of the ids."""
     try:
         names = {int(each["id"]): str(each["name"]) for each in file.content["categories"]}
@@ -88,7 +74,7 @@ def _categories(file: _File) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _annotated(file: _File, root: Path, numbers: Mapping[int, int]) -> list[Annotated]:
+def _annotated(file: AnnotationFile, root: Path, numbers: Mapping[int, int]) -> list[Annotated]:
     """Images of a file with their boxes; those without boxes have none."""
     try:
         images = {each["id"]: (str(each["file_name"]), _size(each)) for each in file.content["images"]}
@@ -111,7 +97,7 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int]:
     return int(image.get("width") or 0), int(image.get("height") or 0)
 
 
-def _row(file: _File, annotation: Any, numbers: Mapping[int, int]) -> tuple[Any, list[float]]:
+def _row(file: AnnotationFile, annotation: Any, numbers: Mapping[int, int]) -> tuple[Any, list[float]]:
     """Image and row of an annotation."""
     try:
         identity, category = annotation["image_id"], annotation["category_id"]
@@ -129,7 +115,7 @@ def _row(file: _File, annotation: Any, numbers: Mapping[int, int]) -> tuple[Any,
     return identity, [numbers[category], x, y, x + width, y + height, crowd]
 
 
-def _image_folder(file: _File, root: Path, name: str) -> Path:
+def _image_folder(file: AnnotationFile, root: Path, name: str) -> Path:
     """Where the images of a file are, by the first of them; where none has it, the likeliest."""
     part = file.path.stem.removeprefix("instances_")
     half = half_of(part) or ""

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pxcompress.data.boxes.annotated import Annotated, Annotations
+from pxcompress.data.boxes.annotated import Annotated, AnnotationFile, Annotations
 from pxcompress.data.samples import UserData
 from pxcompress.errors import DataError, short
 
 _COLUMNS = "class x y width height, shares of the image's sides"
-
-
-@dataclass(frozen=True, eq=False)
-class _Index:
-    """What a data.yaml says."""
-
-    spec: str
-    path: Path
-    content: Mapping[str, Any]
-
-    def error(self, text: str) -> DataError:
-        """What is wrong with it."""
-        return DataError(f"data {self.spec!r}: {self.path.name} {text}")
 
 
 def open_yolo(spec: str, path: Path) -> UserData | None:
@@ -47,7 +32,7 @@ def open_yolo(spec: str, path: Path) -> UserData | None:
     return Annotations(spec, root, classes, read, relative=True).user_data()
 
 
-def _read(spec: str, path: Path) -> _Index:
+def _read(spec: str, path: Path) -> AnnotationFile:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
@@ -56,10 +41,10 @@ def _read(spec: str, path: Path) -> _Index:
         ) from error
     if not isinstance(content, Mapping):
         raise DataError(f"data {spec!r}: {path.name} is something else; expected names:, train: and val:")
-    return _Index(spec, path, content)
+    return AnnotationFile(spec, path, content)
 
 
-def _classes(index: _Index) -> tuple[str, ...]:
+def _classes(index: AnnotationFile) -> tuple[str, ...]:
     names = index.content.get("names")
     if isinstance(names, Mapping) and sorted(names) == list(range(len(names))):
         names = [names[number] for number in range(len(names))]
@@ -68,14 +53,14 @@ def _classes(index: _Index) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _root(index: _Index) -> Path:
+def _root(index: AnnotationFile) -> Path:
     """The folder that others are relative to: `path:` where it is there, else that of the file."""
     here = index.path.parent
     named = here / str(index.content.get("path") or "")
     return named if named.is_dir() else here
 
 
-def _images(index: _Index, root: Path, half: str) -> list[Path]:
+def _images(index: AnnotationFile, root: Path, half: str) -> list[Path]:
     """Image files of a half, which is a folder, a .txt with a path on every line, or a list of such."""
     value = index.content[half]
     paths: list[Path] = []
