@@ -133,19 +133,16 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
     the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
-    what samples are, such as "images" or "texts". `layout` says where the channels of images are in an ONNX file that
-    does not tell.
+    what samples are, such as "images" or "texts"; `layout` where the channels of images in an ONNX file are.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     if isinstance(input_size, int) and input_size < 1:
         raise ModelError(f"input size is {input_size}; expected a positive number of pixels")
     _check_names_no_script(name)
-    if is_onnx(name):
-        loaded = _load_file(_Request(name, classes, checkpoint, pretrained, input_size, inputs), layout)
-    elif layout != AUTO:
+    request = _Request(name, classes, checkpoint, pretrained, input_size, inputs)
+    if layout != AUTO and not is_onnx(name):
         raise ModelError(f"layout {layout!r} is given, but model {name!r} is no ONNX file; leave it out")
-    else:
-        loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs))
+    loaded = _load_file(request, layout) if is_onnx(name) else _load_built(request)
     check_takes(loaded.preprocessing, name, noun)
     model = loaded.model.to(device or best_device()).eval()
     if not classifier:

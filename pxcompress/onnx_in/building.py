@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from pxcompress.onnx_in.calls import BOUND, Call, Chunk, Padding, Select, heads_of, swap_heads
+from pxcompress.onnx_in.calls import BOUND, Call, Chunk, Padding, Select, heads_of, spatial_sizes, swap_heads
 from pxcompress.onnx_in.folding import varying_axis
 from pxcompress.onnx_in.making import (
     CONVOLUTIONS,
@@ -184,19 +184,11 @@ class Builder:
             if (tensor := self._constant(node, place)) is not None:
                 bound[place] = tensor if tensor.is_floating_point() or kind == "Clip" else to_ints(tensor)
         if kind == "Resize" and 3 in bound:
-            bound[3] = self._spatial_sizes(node, bound[3])
+            bound[3] = spatial_sizes(bound[3], [run.shapes[node.inputs[0]] for run in self.trials.runs])  # type: ignore[index]
         inputs = [None if place in bound else value for place, value in enumerate(node.inputs)]
         while inputs and inputs[-1] is None:
             inputs.pop()
         self._add(kind, Call(OPERATORS[kind], settings, bound, len(node.inputs)), inputs, node)
-
-    def _spatial_sizes(self, node: ir.Node, sizes: list[int]) -> list[int]:
-        """Sizes that a Resize asks for, 0 for the batch and the channels that it leaves as they are."""
-        x = node.inputs[0]
-        assert x is not None
-        shape = self.trials.shape(x)
-        keeps = len(sizes) == len(shape) and tuple(sizes[:2]) == shape[:2] == self.trials.shape(x, 1)[:2]
-        return [0, 0, *sizes[2:]] if keeps else sizes
 
     def _on_reshape(self, node: ir.Node, settings: Settings) -> bool:
         x, out = node.inputs[0], node.outputs[0]

@@ -262,10 +262,11 @@ def _move_layer_(module: OnnxModule, block: AttentionBlock, step: Step, name: st
 
 
 def _hold_(block: AttentionBlock, steps: Sequence[Step], name: str, value: Tensor) -> None:
-    """Take a constant over; a bias with an entry for each head (1, heads, rows, columns) is one of (heads, ...)."""
+    """Take a constant over; a bias with an entry for each head ([1,] heads, rows, columns) is one of (heads, ...)."""
     added = any(step.operator == "Add" and name in step.inputs for step in steps)
-    table = added and value.is_floating_point() and value.dim() == 4 and value.shape[:2] == (1, block.num_heads)
-    block.hold(name, value[0] if table else value, learned=table)
+    by_head = value.dim() in (3, 4) and value.shape[:-2] in ((1, block.num_heads), (block.num_heads,))
+    table = added and value.is_floating_point() and by_head
+    block.hold(name, value.reshape(value.shape[-3:]) if table else value, learned=table)
 
 
 def _insert_(module: OnnxModule, where: str, block: Runner) -> None:
