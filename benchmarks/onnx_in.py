@@ -1,13 +1,14 @@
 """How many ONNX files can be pruned as they are: read, the groups that PyTorch has, half of the MACs, parity.
 
     python benchmarks/onnx_in.py --files FOLDER [--only TEXT] [--missing]
+    python benchmarks/onnx_in.py --files FOLDER --readers       # needs onnx2torch and onnx2pytorch
 
 `onnx_files.py` makes the files, two of which have to be refused. A process for each, with a time limit. Weights are
-random, so what is measured is the surgery, not the accuracy: units are ranked by the size of their weights, and folded
-on two random inputs. Where weights are trained, units are ranked by relevance: a net that has lost what it lives by
-multiplies rounding errors. Parity holds the written file against the pruned module, on another batch where it can,
-in shares of the outputs' scale. Seconds are those of one thread of the processor. Rows of earlier runs are kept.
-`--quick` takes the first three files.
+random, so what is measured is the surgery, not the accuracy: units are ranked by the size of their weights, and
+folded on two random inputs. Where weights are trained, units are ranked by relevance: a net that has lost what it
+lives by multiplies rounding errors. Parity holds the written file against the pruned module, on another batch where
+it can, in shares of the outputs' scale, which is 1 for what a sigmoid or softmax makes. Seconds are those of one
+thread of the processor. Rows of earlier runs are kept. `--quick` takes the first three files.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor
 from pxcompress import compress_module
 from pxcompress.cost.count import count_macs
 from pxcompress.deploy.all_outputs import run_graph
-from pxcompress.deploy.onnx_modules import check_agrees, relative_difference
+from pxcompress.deploy.onnx_modules import check_agrees, least_scales, relative_difference
 from pxcompress.errors import ParityError, PxError
 from pxcompress.graph import find_groups
 from pxcompress.guard import describe
@@ -102,7 +103,8 @@ def _prune(row: Row, module: OnnxModule, path: Path) -> None:
     row["groups"] = len(groups)
     if (beside := path.with_suffix(".json")).exists():
         expected = Counter(map(tuple, json.loads(beside.read_text())["groups"]))
-        row["same_groups"] = expected == Counter((group.kind, group.units) for group in groups)
+        row["same_groups"] = expected <= (own := Counter((group.kind, group.units) for group in groups))
+        row["more_groups"] = sum((own - expected).values())
     inputs = _draw(module, name, SAMPLES, 1)[name].to(example.dtype)
     dense = count_macs(module, single)
     begin = time.process_time()
@@ -145,7 +147,7 @@ def _compare(row: Row, slim: OnnxModule, paths: tuple[Path, Path], name: str) ->
         made = slim.file_outputs(**inputs)
     outputs = made if isinstance(made, tuple) else (made,)
     written = run_graph(paths[1], {key: value.numpy() for key, value in slim.file_inputs(inputs).items()})
-    row["parity"] = max(relative_difference(*pair) for pair in zip(outputs, written, strict=True))
+    row["parity"] = max(map(relative_difference, outputs, written, least_scales(slim)))
     if not row["parity"] <= (HALF_TOLERANCE if slim.source.types else PARITY):
         raise ParityError(f"the written file differs from the pruned module by {row['parity']:.1e} of the outputs")
 
@@ -176,7 +178,7 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
         common.claim("of them pruned at half of the MACs with parity", len(passed), 36, "higher"),
         common.claim("fail with a line that is not ours", sum(row["unforeseen"] for row in rows), 0, "equal"),
         common.claim(
-            "share with the groups of the module in PyTorch, where there is one",
+            "share with all groups of the module in PyTorch, where there is one",
             sum(row["same_groups"] for row in compared) / max(len(compared), 1),
             1.0,
             "higher",
@@ -197,18 +199,38 @@ def result_file(quick: bool) -> Path:
 
 
 def earlier_rows(quick: bool) -> list[Row]:
-    """Rows of earlier runs: of files, and of tasks."""
+    """Rows of earlier runs: of files, of tasks, and of readers."""
     file = result_file(quick)
     return json.loads(file.read_text())["rows"] if file.exists() else []
 
 
+def is_file_row(row: Row) -> bool:
+    """Whether a row is of a file that was pruned, not of a task or another reader."""
+    return "task" not in row and "reader" not in row
+
+
 def save(rows: Sequence[Row], quick: bool) -> None:
-    """Write rows of files and of tasks, with the claims about both."""
+    """Write rows of files, of tasks and of readers, with the claims about them."""
     from onnx_ocr import claims as task_claims
 
-    files, tasks = ([row for row in rows if ("task" in row) == told] for told in (False, True))
+    tasks = [row for row in rows if "task" in row]
+    files = [row for row in rows if is_file_row(row)]
     command = "python benchmarks/onnx_in.py --files FOLDER" + " --quick" * quick
-    common.write("onnx_in", command, [*files, *tasks], [0], [*claims(files), *task_claims(tasks)])
+    readers = [row for row in rows if "reader" in row]
+    common.write("onnx_in", command, [*files, *tasks, *readers], [0], [*claims(files), *task_claims(tasks)])
+
+
+def measure_readers(paths: Sequence[Path], quick: bool) -> None:
+    """Put rows of all readers on these files in place of those of an earlier run, file by file."""
+    from onnx_readers import compare_readers, show_readers
+
+    for path in paths:
+        if not path.stem.startswith(REFUSED):
+            rows = compare_readers(path, _sizes(path))
+            save(
+                [*(row for row in earlier_rows(quick) if "reader" not in row or row["file"] != path.name), *rows], quick
+            )
+    show_readers([row for row in earlier_rows(quick) if "reader" in row])
 
 
 def add_tasks(label: str, rows: Sequence[Row], quick: bool) -> None:
@@ -227,19 +249,23 @@ def main() -> None:
     parser.add_argument("--files", type=Path, required=True, help="a folder that onnx_files.py has filled")
     parser.add_argument("--only", default="", help="a part of the names of the files to measure anew")
     parser.add_argument("--missing", action="store_true", help="only files that have no row, or did not pass")
+    parser.add_argument("--readers", action="store_true", help="compare our reader with those of other packages")
     args = parser.parse_args()
     paths = sorted(args.files.glob("*.onnx"))[: 3 if args.quick else None]
-    file = result_file(args.quick)
-    rows = {row["file"]: row for row in earlier_rows(args.quick) if row.get("file") in {path.name for path in paths}}
+    if args.readers:
+        measure_readers([path for path in paths if args.only in path.name], args.quick)
+        return
+    file, names = result_file(args.quick), {path.name for path in paths}
+    rows = {row["file"]: row for row in earlier_rows(args.quick) if is_file_row(row) and row["file"] in names}
     for path in paths:
         if args.only in path.name and not (args.missing and path.name in rows and not rows[path.name]["failure"]):
             rows[path.name] = alone(path)
             show(rows[path.name])
             file.parent.mkdir(parents=True, exist_ok=True)
-            tasks = [row for row in earlier_rows(args.quick) if "task" in row]
-            file.write_text(json.dumps({"rows": [*rows.values(), *tasks]}))  # what is there when it is stopped
-    tasks = [row for row in earlier_rows(args.quick) if "task" in row]
-    save([*(rows[path.name] for path in paths if path.name in rows), *tasks], args.quick)
+            others = [row for row in earlier_rows(args.quick) if not is_file_row(row)]
+            file.write_text(json.dumps({"rows": [*rows.values(), *others]}))  # what is there when it is stopped
+    others = [row for row in earlier_rows(args.quick) if not is_file_row(row)]
+    save([*(rows[path.name] for path in paths if path.name in rows), *others], args.quick)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ NORMALISATIONS = ("none", "mean", "max", "sum", "norm", "cost", "uniform", "isom
 SCOPES = ("all", "inner")
 """Groups that may be pruned: all, or those inside of residual streams only."""
 
+INPUT_LAYOUTS = ("auto", "nchw", "nhwc")
+"""Where an ONNX file has the channels of images: as its shapes tell, first, or last; keys of `onnx_file.LAYOUTS`."""
+
 TARGETS = ("fp32", "fp16", "int8")
 """Precisions that a model can be exported in."""
 

@@ -24,6 +24,7 @@ from pxcompress.models.hugging_face import gives_embeddings
 from pxcompress.models.input_scale import with_values
 from pxcompress.models.inputs import with_whole_images
 from pxcompress.models.loading import Loaded, load_model
+from pxcompress.models.onnx_file import ports_for
 from pxcompress.models.task import slice_classes
 from pxcompress.notes import Note
 from pxcompress.recipe import ModelAndData
@@ -82,7 +83,8 @@ def load_workload(given: ModelAndData) -> Workload:
         )
     task = None if given.task == AUTO else build_task(given.task)
     layout = layout_of(task, given.data)
-    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout)
+    ports = ports_for(given.model, given.layout)
+    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout, ports=ports)
     if given.classes:
         check_classes(source, given.classes)
     if given.input_size is not None and isinstance(source.native_size, tuple):
@@ -124,6 +126,7 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             classifier=isinstance(task, Classification),
             inputs=source.inputs,
             data_classes=source.classes if source.layout == "classes" else (),
+            layout=given.layout,
             noun=source.train.noun,
         )
     check_agrees(loaded.model)

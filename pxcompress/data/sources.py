@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from pxcompress.data.arrays import is_arrays, open_arrays
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.boxes import FILES, open_boxes
 from pxcompress.data.embedded import EMBEDDED
@@ -19,6 +20,7 @@ from pxcompress.data.tables import SUFFIXES, open_listed, open_table
 from pxcompress.data.texts import SUFFIX, open_lines
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, short, unknown
+from pxcompress.models.onnx_file import Ports
 from pxcompress.types import Preprocessing
 
 
@@ -34,7 +36,14 @@ def _is_table(spec: str) -> bool:
     return spec.lower().endswith(SUFFIXES) and not Path(spec).expanduser().is_dir()
 
 
-def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout: Layout | None = None) -> Source:
+def open_source(
+    spec: str,
+    *,
+    skip_corrupt: bool = False,
+    seed: int = 0,
+    layout: Layout | None = None,
+    ports: Ports | None = None,
+) -> Source:
     """The data that `spec` names; the `layout` "unlabelled" takes any images below a folder, without targets.
 
     `digits`; `spiral`; `glyphs`, `glyph-masks`, `glyph-counts`, `glyph-labels`, `glyph-identities` and `dna`, also
@@ -42,7 +51,8 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
     ImageFolder layout, with or without train/ and val/; `hfds/NAME`, `torch/NAME`, `wds/NAME`, `tfds/NAME`, with
     options as in `hfds/uoft-cs/cifar10:input_key=img,val=test`; a folder with images/ and masks/, or with boxes (COCO,
     YOLO, Pascal VOC); a folder of image files; a table, .csv or .jsonl; a .txt file of one text a line;
-    `package.module:factory`, a data set of the user's.
+    arrays, .npz by the names of inputs or .npy, and folders of such; `package.module:factory`, a data set of the
+    user's. `ports` are the inputs of the ONNX file that arrays and factories are for.
     `seed` cuts the pools of a user's data; those of embedded data are always the same, so that a baseline trained once
     never meets its training images again. Raises `DataError`.
     """
@@ -53,7 +63,7 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
     if spec.partition(":")[0] in EMBEDDED and layout is None:
         source = EMBEDDED.build(spec).source(spec)
         return replace(source, outputs=0 if source.layout == "identities" else len(source.classes))
-    data = _user_data(spec, layout)
+    data = _user_data(spec, layout, ports)
     if data.layout == "classes" and len(data.classes) < 2:
         raise DataError(f"data {spec!r} has only one class ({data.classes[0]}); at least two are needed")
     cut_data = cut_pools(data.train, data.held_out, seed)
@@ -75,7 +85,7 @@ def open_source(spec: str, *, skip_corrupt: bool = False, seed: int = 0, layout:
     )
 
 
-def _user_data(spec: str, layout: Layout | None) -> UserData:
+def _user_data(spec: str, layout: Layout | None, ports: Ports | None) -> UserData:
     name, _, options = spec.partition(":")
     if not Path(spec).exists() and name.partition("/")[0].lower() in PREFIXES and "/" in name:
         return _timm(name, _parse_options(spec, options))
@@ -84,7 +94,9 @@ def _user_data(spec: str, layout: Layout | None) -> UserData:
     if _is_table(spec):
         return open_table(spec)
     if is_factory(spec) and not Path(spec).exists():
-        return open_factory(spec)
+        return open_factory(spec, ports)
+    if is_arrays(spec):
+        return open_arrays(spec, ports)
     path = Path(spec).expanduser()
     has_boxes = layout is None and (path.is_dir() or (path.is_file() and spec.lower().endswith(FILES)))
     data = open_boxes(spec, path) if spec and has_boxes else None

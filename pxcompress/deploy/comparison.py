@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pxcompress.deploy.intervals import disagrees_with_mean, estimate_speedup, mean_speedup, measure_noise
 from pxcompress.deploy.measure import FileTiming, file_bytes, latency, throughput
 from pxcompress.deploy.predictions import class_changes
@@ -73,11 +71,7 @@ def compare(dense: Candidate, pruned: Candidate, timings: Sequence[FileTiming], 
 
 def _operators(first: FileTiming, second: FileTiming) -> tuple[OperatorTime, ...]:
     """Shares of time by type of operator, largest of the first model first."""
-    inputs = {
-        port.name: np.zeros(tuple(size or first.batch_size for size in port.shape), port.dtype)
-        for port in first.session.inputs
-    }
-    dense, pruned = (operator_shares(each.session, inputs) for each in (first, second))
+    dense, pruned = (operator_shares(each.session, each.session.feed(each.inputs)) for each in (first, second))
     return tuple(OperatorTime(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in {**dense, **pruned})
 
 

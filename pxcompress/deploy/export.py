@@ -68,7 +68,7 @@ def export_onnx(
     """
     if isinstance(model, OnnxModule):
         with on_cpu(model):
-            model.write_onnx(path, metadata, batch)
+            model.write_onnx(path, {**metadata, **packing_of(model)}, batch)
         return artifact_of(path)
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
@@ -79,7 +79,7 @@ def export_onnx(
         _check_batch_is_dynamic(program.model)
     _free_names(program.model)
     _strip(program.model)
-    program.model.metadata_props.update({**metadata, **_packing(model)})
+    program.model.metadata_props.update({**metadata, **packing_of(model)})
     _write(program, path)
     return artifact_of(path)
 
@@ -194,7 +194,7 @@ class _Exported:
         return cls(FlatOutputs(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
 
 
-def _packing(model: nn.Module) -> dict[str, str]:
+def packing_of(model: nn.Module) -> dict[str, str]:
     """How several inputs are packed in one tensor, for sessions that are given such; nothing for other models."""
     signature = model.signature_ if isinstance(model, Adapter) else Signature()
     return {PACKING: signature.to_json()} if signature.inputs else {}

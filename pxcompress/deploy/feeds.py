@@ -11,7 +11,6 @@ import numpy as np
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError
 from pxcompress.models.signature import read_signature
-from pxcompress.onnx_in.channels import are_channels_last
 
 _NUMBERS = 128
 """Random bytes of an image are below this."""
@@ -54,7 +53,7 @@ def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tup
     Raises `InputError`.
     """
     shape = get_sample_shape(session, session.input, Sizes(image))
-    return (shape[-1], *shape[:-1]) if are_channels_last(session.input.shape) else shape
+    return (shape[-1], *shape[:-1]) if session.takes_channels_last(session.input) else shape
 
 
 def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
@@ -80,7 +79,7 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
         raise InputError(f"{session.path} takes {port.name!r} of any size {port}; say which: --shapes {option}")
     if sizes.image is None or min(sizes.image) < 1:
         raise InputError(f"{session.path} takes images of any size {port}; say which: --input-size 224")
-    channels_last = are_channels_last(port.shape)
+    channels_last = session.takes_channels_last(port)
     sample = (*sizes.image[1:], sizes.image[0]) if channels_last else sizes.image
     return tuple(int(size_in_file or size) for size_in_file, size in zip(port.shape[1:], sample, strict=True))
 

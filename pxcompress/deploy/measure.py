@@ -12,7 +12,7 @@ from pxcompress.deploy import runtime, stopwatch
 from pxcompress.deploy.export import file_bytes as file_bytes
 from pxcompress.deploy.intervals import Seconds
 from pxcompress.deploy.predictions import Predictions, predictions
-from pxcompress.deploy.session import Session
+from pxcompress.deploy.session import Array, Session
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.proof import Latency
 from pxcompress.tasks.task import Task
@@ -21,12 +21,16 @@ from pxcompress.types import Batches
 
 @dataclass(frozen=True, eq=False)
 class FileTiming:
-    """One file, measured beside others: seconds of every call with `batch_size` samples, and its predictions."""
+    """One file, measured beside others: seconds of every call with `batch_size` samples, and its predictions.
+
+    `inputs` are those samples, as a session takes them.
+    """
 
     session: Session
     seconds: Seconds
     predictions: Predictions
     batch_size: int
+    inputs: Array
 
 
 def latency(seconds: Seconds) -> Latency:
@@ -57,9 +61,12 @@ def try_files(
     if example is None:
         raise DataError("no samples to measure on; expected at least one")
     results = predictions(sessions, paths[0].name, paths[1].name, batches, task)
-    limit = stopwatch.SECONDS * len(sessions)
-    seconds = runtime.time_runs(sessions, example.cpu().numpy(), batch_size=batch_size, max_seconds=limit)
-    return tuple(FileTiming(session, seconds[name], results[name], batch_size) for name, session in sessions.items())
+    limit, inputs = stopwatch.SECONDS * len(sessions), example.cpu().numpy()
+    seconds = runtime.time_runs(sessions, inputs, batch_size=batch_size, max_seconds=limit)
+    timed = np.repeat(inputs[:1], batch_size, axis=0)
+    return tuple(
+        FileTiming(session, seconds[name], results[name], batch_size, timed) for name, session in sessions.items()
+    )
 
 
 def try_apart(
@@ -76,13 +83,17 @@ def try_apart(
     """
     check_batch_size(batch_size)
     sessions = _open_all({name: path for name, (path, _) in files.items()}, provider, threads)
-    results, calls = {}, {}
+    results, calls, timed = {}, {}, {}
     for name, session in sessions.items():
         batches = files[name][1]
         results[name] = predictions({name: session}, name, name, batches, task)[name]
-        calls[name] = session.bind(np.repeat(next(iter(batches))[0][:1].cpu().numpy(), batch_size, axis=0))
+        timed[name] = np.repeat(next(iter(batches))[0][:1].cpu().numpy(), batch_size, axis=0)
+        calls[name] = session.bind(timed[name])
     seconds = stopwatch.time_interleaved(calls, max_seconds=stopwatch.SECONDS * len(calls))
-    return {name: FileTiming(session, seconds[name], results[name], batch_size) for name, session in sessions.items()}
+    return {
+        name: FileTiming(session, seconds[name], results[name], batch_size, timed[name])
+        for name, session in sessions.items()
+    }
 
 
 def _open_all(paths: Mapping[str, Path], provider: str, threads: int) -> dict[str, Session]:

@@ -23,6 +23,16 @@ TOLERANCE = 1e-4
 
 SEEDS = (11, 12)
 
+LEAST_SCALE = 1e-6
+"""Scale of outputs that are all but zero."""
+
+SATURATING = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
+"""Operators whose outputs go up to 1. Far below that they multiply what rounding does to large logits: where a logit of
+50 is off by a millionth of it, a small probability differs by a twenty-thousandth of it."""
+
+RESHAPING = ("Transpose", "Regroup", "Reshape", "Squeeze", "Unsqueeze", "Slice")
+"""Operators behind them that compute nothing."""
+
 
 def read_onnx(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxModule:
     """An ONNX file as a module that `compress_module` takes, and that writes itself back with `write_onnx(path, {})`.
@@ -48,9 +58,9 @@ def check_agrees(module: nn.Module) -> None:
         with torch.no_grad():
             results = module.file_outputs(**{name: value.to(device_of(module)) for name, value in inputs.items()})
         outputs = list(results) if isinstance(results, tuple) else [results]
-        worst = _worst(outputs, source.path, module.file_inputs(inputs))
+        worst = _worst(outputs, module, source.path, module.file_inputs(inputs))
         if source.types and worst <= HALF_TOLERANCE:  # what is left may be rounding
-            worst = _worst(outputs, _bytes(source.model), module.graph_inputs(inputs))
+            worst = _worst(outputs, module, _bytes(source.model), module.graph_inputs(inputs))
         if not worst <= TOLERANCE:
             raise ModelError(
                 f"{source.path.name} computes something else in PyTorch than in ONNX Runtime: outputs are "
@@ -58,10 +68,22 @@ def check_agrees(module: nn.Module) -> None:
             )
 
 
-def _worst(outputs: Sequence[Tensor], file: Path | bytes, inputs: Mapping[str, Tensor]) -> float:
+def _worst(outputs: Sequence[Tensor], module: OnnxModule, file: Path | bytes, inputs: Mapping[str, Tensor]) -> float:
     """Largest difference of any output to what ONNX Runtime computes."""
-    expected = run_graph(file, _arrays(inputs))
-    return max(relative_difference(*pair) for pair in zip(outputs, expected, strict=True))
+    expected, scales = run_graph(file, _arrays(inputs)), least_scales(module)
+    return max(relative_difference(*values) for values in zip(outputs, expected, scales, strict=True))
+
+
+def least_scales(module: OnnxModule) -> list[float]:
+    """The least that counts as the scale of every output: 1 where what makes it goes up to 1, else next to nothing."""
+    makers = {name: step for step in module.steps for name in step.outputs}
+    scales = []
+    for place, name in enumerate(module.made):
+        step = module.tails.get(place, makers.get(name))
+        while step is not None and step.operator in RESHAPING:
+            step = makers.get(step.inputs[0] or "")
+        scales.append(1.0 if step is not None and step.operator in SATURATING else LEAST_SCALE)
+    return scales
 
 
 def draw_like(module: OnnxModule, seed: int, extra_samples: int = 0) -> dict[str, Tensor]:
@@ -76,8 +98,11 @@ def draw_like(module: OnnxModule, seed: int, extra_samples: int = 0) -> dict[str
     return {name: value.to(source.example[name].dtype) for name, value in drawn.items()}
 
 
-def relative_difference(value: Tensor, expected: np.ndarray) -> float:
-    """Largest difference as a share of the expected scale; infinite for other shapes, 0 where NaN meets NaN."""
+def relative_difference(value: Tensor, expected: np.ndarray, least_scale: float = LEAST_SCALE) -> float:
+    """Largest difference as a share of the expected scale; infinite for other shapes, 0 where NaN meets NaN.
+
+    The scale is the largest number that is expected, and at least `least_scale`.
+    """
     actual, reference = value.detach().cpu().double().numpy(), np.asarray(expected, dtype=np.float64)
     if actual.shape != reference.shape:
         return float("inf")
@@ -85,7 +110,7 @@ def relative_difference(value: Tensor, expected: np.ndarray) -> float:
         return 0.0
     is_same = (actual == reference) | (np.isnan(actual) & np.isnan(reference))
     finite = np.abs(reference[np.isfinite(reference)])
-    scale = max(float(finite.max()) if finite.size else 0.0, 1e-6)
+    scale = max(float(finite.max()) if finite.size else 0.0, least_scale)
     with np.errstate(invalid="ignore"):
         return float(np.where(is_same, 0.0, np.abs(actual - reference)).max() / scale)
 

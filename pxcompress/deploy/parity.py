@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import on_cpu
 from pxcompress.errors import DataError
-from pxcompress.models.adapter import named_outputs
+from pxcompress.models.adapter import named_outputs, outputs_in_file
 from pxcompress.models.outputs import by_name, max_difference
-from pxcompress.onnx_in import OnnxModule, outputs_in_file
+from pxcompress.onnx_in import OnnxModule
 from pxcompress.onnx_in.half import HALF_TOLERANCE
 from pxcompress.proof import Parity
 from pxcompress.tasks.agreement import Agreement

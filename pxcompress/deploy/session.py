@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -22,7 +23,7 @@ from pxcompress.deploy.hardware import TF32_SWITCH
 from pxcompress.deploy.quiet import shorten_message
 from pxcompress.errors import InputError, OutOfMemoryError, PxError
 from pxcompress.models.signature import read_signature
-from pxcompress.onnx_in.channels import are_channels_last
+from pxcompress.onnx_in.channels import LAST, LAYOUT, are_channels_last
 from pxcompress.proof import Placement
 
 Array = npt.NDArray[Any]
@@ -127,7 +128,7 @@ class Session(ABC):
         return {port.name: torch.from_numpy(array) for port, array in zip(self.outputs, arrays, strict=True)}
 
     def _predict(self, inputs: Inputs) -> list[Array]:
-        feed = self._feed(inputs)
+        feed = self.feed(inputs)
         samples, file_batch = len(next(iter(feed.values()))), self.inputs[0].shape[0] if self.inputs[0].shape else None
         if file_batch is None:
             return self._run_in_halves(feed, samples)
@@ -143,7 +144,7 @@ class Session(ABC):
         It was called once. On a GPU this is device time: copies from and to the host are not part of it. `InputError`
         where it cannot run, and for another batch than the file is fixed to.
         """
-        feed = self._feed(inputs)
+        feed = self.feed(inputs)
         for port in self.inputs:
             if port.shape and port.shape[0] not in (None, len(feed[port.name])):
                 samples = len(feed[port.name])
@@ -188,7 +189,18 @@ class Session(ABC):
         values = signature.unpacked(torch.as_tensor(inputs)).values()
         return dict(zip((port.name for port in self.inputs), values, strict=True))
 
-    def _feed(self, inputs: Inputs) -> dict[str, Array]:
+    def takes_channels_last(self, port: Port) -> bool:
+        """Whether an input is images with their channels last, by what the file says or by its shape."""
+        told = self.metadata.get(LAYOUT) == LAST and len(port.shape) == 4
+        return told or are_channels_last(port.shape)
+
+    def _is_to_be_turned(self, port: Port, shape: tuple[int, ...]) -> bool:
+        """Whether images of this shape have their channels first where the file has them last."""
+        if self.metadata.get(LAYOUT) == LAST and len(port.shape) == 4:
+            return list(shape[1:]) == json.loads(self.metadata["input_size"])
+        return not port.fits(shape) and are_channels_last(port.shape)
+
+    def feed(self, inputs: Inputs) -> dict[str, Array]:
         """What every input takes, by name and in its type. Raises `InputError` for other shapes.
 
         Images come with their channels first, or as the file has them.
@@ -198,7 +210,7 @@ class Session(ABC):
         for port in self.inputs:
             value = arrays[port.name]
             array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-            if not port.fits(array.shape) and are_channels_last(port.shape):
+            if self._is_to_be_turned(port, array.shape):
                 array = np.moveaxis(array, 1, -1)
             if not port.fits(array.shape):
                 raise InputError(f"{self.path.name} expects inputs of shape {port}; given {np.shape(value)}")

@@ -15,7 +15,7 @@ from pxcompress.deploy import runtime
 from pxcompress.deploy.parity import file_outputs
 from pxcompress.errors import InputError
 from pxcompress.explain.similarity import take_first
-from pxcompress.models.onnx_file import is_onnx
+from pxcompress.models.onnx_file import is_onnx, ports_for
 from pxcompress.models.outputs import difference
 from pxcompress.notes import Note
 from pxcompress.recipe import Recipe
@@ -75,7 +75,8 @@ def read_samples(workload: Workload, data: str, count: int, recipe: Recipe) -> I
     source, splits = workload.source, workload.splits
     if data and data != source.name:
         layout = layout_of(workload.task, data)
-        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed, layout=layout)
+        ports = ports_for(workload.loaded.architecture.name, recipe.layout)
+        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed, layout=layout, ports=ports)
         one_class = isinstance(workload.task, Classification)
         source = restrict_classes(own_source, source.classes, recipe.seed) if one_class else own_source
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)

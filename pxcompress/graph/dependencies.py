@@ -121,13 +121,19 @@ class _LinkedGroup(tp.dependency.Group):
         self.widest = widest
         self.links: set[tuple[int, int]] = set()
         self.visits: Counter[int] = Counter()
+        self.operations: set[tuple[Any, ...]] = set()
         self.broadcast: set[Any] = set()
 
     def add_dep(self, dep: Any, idxs: Any) -> None:
         self.visits[id(dep)] += 1
         if self.visits[id(dep)] > MOST_VISITS or len(idxs) > self.widest:
             raise RecursionError("torch-pruning does not come to an end")
+        self.operations.add(_key_of(dep, idxs))
         super().add_dep(dep, idxs)
+
+    def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
+        """As torch-pruning has it, without comparing with every operation of the group."""
+        return _key_of(dep, idxs) in self.operations
 
     def add_and_merge(self, dep: Any, idxs: Any) -> None:
         if _lacks(dep, idxs):
@@ -139,6 +145,11 @@ class _LinkedGroup(tp.dependency.Group):
                 meeting_rows = {(roots[index.idx], index.root_idx) for index in idxs if index.idx in roots}
                 self.links |= {pair for pair in meeting_rows if pair[0] != pair[1] and None not in pair}
         super().add_and_merge(dep, idxs)
+
+
+def _key_of(dep: Any, idxs: Any) -> tuple[Any, ...]:
+    """What makes two operations of a group the same: the node, what is done there, and the rows."""
+    return dep.target, dep.handler, tuple(idxs)
 
 
 def _convolution_pruner(module: Any) -> Any:

@@ -15,6 +15,7 @@ from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.graph import find_groups, make_rotatable
 from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Loaded, classifier_names, load_model
+from pxcompress.models.onnx_file import count_numbers, ports_for
 from pxcompress.notes import Note, silent
 from pxcompress.tasks.choice import as_judged
 from pxcompress.tasks.classification import Classification
@@ -58,7 +59,16 @@ def load_for(
 ) -> Loaded:
     """The model `name`, whose outputs mean what `task` says, without data. Raises `ModelError`."""
     is_classifier = isinstance(task, Classification)
-    loaded = load_model(name, classes=classes, checkpoint=checkpoint, input_size=input_size, classifier=is_classifier)
+    ports = ports_for(name)
+    inputs = () if ports is None or ports.takes_one_array else ports.blank()
+    loaded = load_model(
+        name,
+        classes=classes,
+        checkpoint=checkpoint,
+        input_size=(count_numbers(inputs),) if inputs else input_size,
+        classifier=is_classifier,
+        inputs=inputs,
+    )
     check_agrees(loaded.model)
     if is_classifier:
         return loaded

@@ -19,6 +19,7 @@ from pxcompress.layout.padding import counting
 from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
 from pxcompress.models.signature import Divergence, Logits, Signature, bounded, named, nearer_zero, perturbed_rows
+from pxcompress.onnx_in import OnnxModule
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches, Input
 
@@ -90,6 +91,14 @@ def named_outputs(model: nn.Module, inputs: Tensor, only: str = "output") -> dic
     """All outputs (n, ...) of `model` by name, adapted or not; a single tensor is called `only`."""
     outputs = by_name(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs), only)
     return {name: value for name, value in outputs.items() if len(value) == len(inputs)}
+
+
+def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
+    """What the file of `model` gives for `inputs`: what it returns, behind the softmax that an `OnnxModule` omits."""
+    if not isinstance(model, OnnxModule):
+        return model(inputs)
+    signature = type(model).signature_ if isinstance(model, Adapter) else Signature()
+    return signature.call(model.file_outputs, inputs)
 
 
 def make_view(model: nn.Module, example: Tensor, logits: Logits, divergence: Divergence | None = None) -> nn.Module:

@@ -30,12 +30,11 @@ from pxcompress.models.class_names import are_wordnet_ids, imagenet_classes, is_
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
 from pxcompress.models.inputs import blank_inputs, check_takes, config_of, preprocessing_of
-from pxcompress.models.onnx_file import is_onnx, load_onnx
+from pxcompress.models.onnx_file import AUTO, is_onnx, load_onnx, rebuild_onnx, sizes_of
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_runs, check_suited, count_classes
 from pxcompress.models.timm_models import Side, TimmSource, create, fetched, sized, timm_source
-from pxcompress.onnx_in import read_file
 from pxcompress.state import best_device, device_of, evaluating
 from pxcompress.types import ImageSize, Input, Preprocessing
 
@@ -71,7 +70,7 @@ class Architecture:
                 f"the model was a {self.name} given in Python; give one like it: pxcompress.load(folder, model)"
             )
         if self.is_file:
-            return read_file(self.name)
+            return rebuild_onnx(self.name, self.kwargs)
         if is_hugging_face(self.name):
             return build_hugging_face(self.kwargs)
         if _FACTORY.fullmatch(self.name):
@@ -125,6 +124,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     classifier: bool = True,
     inputs: tuple[Input, ...] = (),
     data_classes: Sequence[str] = (),
+    layout: str = AUTO,
     noun: str = "",
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
@@ -135,18 +135,17 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
     the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
-    what samples are, such as "images" or "texts".
+    what samples are, such as "images" or "texts"; `layout` where the channels of images in an ONNX file are.
     Where `data_classes`, the names of the data's classes, are some of those that the weights name, the model keeps all.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     if isinstance(input_size, int) and input_size < 1:
         raise ModelError(f"input size is {input_size}; expected a positive number of pixels")
     _check_names_no_script(name)
-    if is_onnx(name):
-        module, notes = load_onnx(name, checkpoint, input_size)
-        loaded = Loaded(module, Architecture(name), preprocessing_of(module), "file", 0, (), notes)
-    else:
-        loaded = _load_built(_Request(name, classes, checkpoint, pretrained, input_size, inputs, data_classes))
+    request = _Request(name, classes, checkpoint, pretrained, input_size, inputs, data_classes)
+    if layout != AUTO and not is_onnx(name):
+        raise ModelError(f"layout {layout!r} is given, but model {name!r} is no ONNX file; leave it out")
+    loaded = _load_file(request, layout) if is_onnx(name) else _load_built(request)
     check_takes(loaded.preprocessing, name, noun)
     model = loaded.model.to(device or best_device()).eval()
     if not classifier:
@@ -202,6 +201,15 @@ class _Request:
     def side(self) -> Side:
         """Size of an image, where that is what `input_size` says."""
         return self.input_size if isinstance(self.input_size, int | ImageSize) else None
+
+
+def _load_file(request: _Request, layout: str) -> Loaded:
+    """An ONNX file, whose images have their channels as `layout` says."""
+    module, notes = load_onnx(request.name, request.checkpoint, request.input_size, request.inputs, layout)
+    told = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
+    architecture = Architecture(request.name, {key: value for key, value in told.items() if value})
+    preprocessing = preprocessing_of(module, None if request.side else request.input_size, request.inputs)
+    return Loaded(module, architecture, preprocessing, "file", 0, (), notes)
 
 
 def _load_built(request: _Request) -> Loaded:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from pxcompress.errors import ModelError
+from pxcompress.models.adapter import called_with
 from pxcompress.models.preprocess_file import read_beside
 from pxcompress.onnx_in import OnnxModule, read_file
 from pxcompress.onnx_in.channels import are_channels_last
 from pxcompress.onnx_in.opening import read_proto
-from pxcompress.types import ImageSize
+from pxcompress.onnx_in.operators.table import DTYPES
+from pxcompress.types import ImageSize, Input
 
 SUFFIX = ".onnx"
 
@@ -23,6 +28,11 @@ Asked = int | ImageSize | tuple[int, ...] | None
 
 BYTES: Mapping[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
 """Preprocessing for files that take the bytes of an image."""
+
+AUTO = "auto"
+
+LAYOUTS: Mapping[str, bool | None] = {AUTO: None, "nchw": False, "nhwc": True}
+"""Whether the channels of images are the last axis, by what a user says of it; None: the shape of the input tells."""
 
 CHANNELS = 3
 """Number of channels of an image, where the file leaves it open."""
@@ -33,52 +43,143 @@ def is_onnx(name: str) -> bool:
     return name.lower().endswith(SUFFIX)
 
 
+@dataclass(frozen=True)
+class Ports:
+    """What an ONNX file takes: every input as one sample of it, a size None where the file leaves it open.
+
+    `channels_last`: its only input is images whose channels are the last axis.
+    """
+
+    file: str
+    inputs: tuple[Input, ...]
+    channels_last: bool
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Of the only input, images with their channels first."""
+        declared = self.inputs[0].shape
+        return (declared[-1], *declared[:-1]) if self.channels_last else declared
+
+    @property
+    def takes_one_array(self) -> bool:
+        """Whether the only input is floats, or the bytes of images, which modules take as floats."""
+        return len(self.inputs) == 1 and takes_floats(self.inputs[0])
+
+    def blank(self) -> tuple[Input, ...]:
+        """The inputs with whole numbers of 0 and 1, for work without data. Raises `ModelError` for open sizes."""
+        for port in self.inputs:
+            if None in port.shape:
+                shape = " x ".join(str(size or "any") for size in port.shape)
+                raise ModelError(f"{self.file} takes {port.name!r} of any size ({shape}); run it with --data")
+        return tuple(each if each.dtype.is_floating_point else replace(each, low=0, high=1) for each in self.inputs)
+
+
+def takes_floats(port: Input) -> bool:
+    """Whether a module takes floats for an input: also for the bytes of images."""
+    return port.dtype.is_floating_point or (port.dtype == torch.uint8 and len(port.shape) == 3)
+
+
+def ports_for(model: str, layout: str = AUTO) -> Ports | None:
+    """The inputs of a model that is an ONNX file; None for any other. Raises `ModelError`."""
+    return read_ports(model, layout) if is_onnx(model) else None
+
+
+def read_ports(name: str, layout: str = AUTO) -> Ports:
+    """The inputs of an ONNX file; `layout` says where the channels of images are. Raises `ModelError`."""
+    path = Path(name).expanduser()
+    proto = read_proto(path)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    inputs = tuple(_port(path, value) for value in proto.graph.input if value.name not in weights)
+    if not inputs:
+        raise ModelError(f"{path.name} takes no inputs; give a model")
+    is_image = len(inputs) == 1 and len(inputs[0].shape) == 3
+    if layout != AUTO and not is_image:
+        raise ModelError(f"layout {layout!r} is given, but {path.name} does not take images alone; leave it out")
+    is_last = LAYOUTS[layout]
+    return Ports(
+        path.name, inputs, is_image and (are_channels_last((None, *inputs[0].shape)) if is_last is None else is_last)
+    )
+
+
+def _port(path: Path, value: onnx.ValueInfoProto) -> Input:
+    """One sample of an input. Raises `ModelError` for one without a shape."""
+    shape = [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
+    kind = value.type.tensor_type.elem_type
+    if not shape or kind not in DTYPES:
+        raise ModelError(f"{path.name}: input {value.name!r} has no shape or type; expected numbers of shape (n, ...)")
+    return Input(value.name, tuple(shape[1:]), DTYPES[kind])
+
+
 def load_onnx(
-    name: str, checkpoint: Path | None, input_size: int | ImageSize | tuple[int, ...] | None
+    name: str, checkpoint: Path | None, input_size: Asked, inputs: tuple[Input, ...] = (), layout: str = AUTO
 ) -> tuple[OnnxModule, tuple[str, ...]]:
     """The file's module, and what to know about it; its `pretrained_cfg` holds what the file says of its input.
 
     `input_size`, the side of a square image or the shape of another input, counts where the file leaves sizes open.
-    Raises `ModelError`.
+    Several `inputs`, which the data have, are packed in one tensor of that shape. Raises `ModelError`.
     """
     if checkpoint is not None:
         raise ModelError(f"checkpoint {str(checkpoint)!r} is given, but {name!r} holds its own weights; leave it out")
     path = Path(name).expanduser()
-    proto = read_proto(path)
-    initializer_names = {tensor.name for tensor in proto.graph.initializer}
-    ports = [value for value in proto.graph.input if value.name not in initializer_names]
-    if len(ports) != 1:
-        names = ", ".join(port.name for port in ports)
-        raise ModelError(f"{path.name} has {len(ports)} inputs ({names}); expected one; compress_module takes more")
-    declared_shape = _declared_shape(path, ports[0])
-    last = are_channels_last((None, *declared_shape))
-    shape = _input_shape(path, [declared_shape[-1], *declared_shape[:-1]] if last else declared_shape, input_size)
-    module = read_file(path, {ports[0].name: (*shape[1:], shape[0]) if last else shape})
-    facts = {entry.key: entry.value for entry in proto.metadata_props}
-    of_bytes = ports[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    preprocessing = {**(BYTES if of_bytes else {}), **_values(facts), **read_beside(path, shape[0])}
-    module.pretrained_cfg = {"input_size": shape, **preprocessing}
-    asked_shape = _asked_shape(input_size, shape[0])
+    ports = read_ports(name, layout)
+    if inputs:
+        return _load_packed(path, inputs, tuple(input_size if isinstance(input_size, tuple) else ())), ()
+    if not ports.takes_one_array:
+        names = ", ".join(str(port.name) for port in ports.inputs)
+        raise ModelError(
+            f"{path.name} takes {names}, no images alone; give --data with arrays by these names: a .npz, a folder of "
+            "such, or package.module:factory"
+        )
+    shape = _input_shape(path, ports.shape, input_size)
+    sizes = (*shape[1:], shape[0]) if ports.channels_last else shape
+    module = read_file(path, {str(ports.inputs[0].name): sizes}, channels_last=ports.channels_last)
+    module.pretrained_cfg = {"input_size": shape, **_preprocessing(path, ports, shape[0])}
     size = " x ".join(map(str, shape))
-    size_is_ignored = input_size is not None and asked_shape != shape
+    size_is_ignored = input_size is not None and _asked_shape(input_size, shape[0]) != shape
     return module, ((f"{path.name} takes inputs of {size}, no other size",) if size_is_ignored else ())
 
 
-def _declared_shape(path: Path, port: onnx.ValueInfoProto) -> list[int]:
-    """The shape of one sample as the file says it, 0 where it leaves it open. Raises `ModelError` for none."""
-    shape = [max(dim.dim_value, 0) for dim in port.type.tensor_type.shape.dim][1:]
-    if not shape:
-        raise ModelError(f"{path.name}: input {port.name!r} has no shape; expected numbers of shape (n, ...)")
-    return shape
+def sizes_of(module: OnnxModule) -> dict[str, list[int]]:
+    """The shape of a sample of every input as the file has it, where the file leaves sizes open; else nothing."""
+    values = module.graph_inputs(module.source.example)
+    is_open = any(
+        not isinstance(size, int) or size < 1
+        for value in module.source.model.graph.inputs
+        for size in list(value.shape or ())[1:]
+    )
+    return {name: list(value.shape[1:]) for name, value in values.items()} if is_open else {}
 
 
-def _input_shape(
-    path: Path, declared_shape: list[int], input_size: int | ImageSize | tuple[int, ...] | None
-) -> tuple[int, ...]:
+def rebuild_onnx(name: str, kwargs: Mapping[str, Any]) -> OnnxModule:
+    """The module of a file that was loaded with the `layout` and the `sizes` in `kwargs`."""
+    return read_file(name, kwargs.get("sizes"), channels_last=LAYOUTS[kwargs.get("layout", AUTO)])
+
+
+def count_numbers(inputs: tuple[Input, ...]) -> int:
+    """Numbers of one sample of all inputs."""
+    return sum(prod(size or 1 for size in each.shape) for each in inputs)
+
+
+def _load_packed(path: Path, inputs: tuple[Input, ...], shape: tuple[int, ...]) -> OnnxModule:
+    """The file's module as one that takes its `inputs` packed in one tensor (n, *shape)."""
+    sizes = {str(each.name): [size for size in each.shape if size] for each in inputs if None not in each.shape}
+    module = called_with(read_file(path, sizes), inputs, shape or (count_numbers(inputs),))
+    assert isinstance(module, OnnxModule)
+    return module
+
+
+def _preprocessing(path: Path, ports: Ports, channels: int) -> dict[str, Any]:
+    """How pixels become the input, in timm's terms, as far as the file or what lies beside it says so."""
+    facts = {entry.key: entry.value for entry in read_proto(path).metadata_props}
+    of_bytes = ports.inputs[0].dtype == torch.uint8
+    return {**(BYTES if of_bytes else {}), **_values(facts), **read_beside(path, channels)}
+
+
+def _input_shape(path: Path, declared_shape: tuple[int | None, ...], input_size: Asked) -> tuple[int, ...]:
     """The shape of one sample: what the file says, and for what it leaves open what is given. Raises `ModelError`."""
     asked_shape = _asked_shape(input_size, CHANNELS)
     if all(declared_shape):
-        return tuple(declared_shape)
+        return tuple(size for size in declared_shape if size)
     if len(asked_shape) != len(declared_shape):
         shape_text = " x ".join(str(size or "any") for size in declared_shape)
         raise ModelError(f"{path.name} leaves the size of its input open ({shape_text}); give --input-size")
@@ -97,7 +198,7 @@ def _asked_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
 def _values(facts: Mapping[str, str]) -> dict[str, Any]:
     """Preprocessing and class names that pxcompress or Ultralytics wrote into a file, in timm's terms."""
     try:
-        if "input_mean" in facts:
+        if json.loads(facts.get("input_mean", "[]")):
             return {
                 "mean": tuple(json.loads(facts["input_mean"])),
                 "std": tuple(json.loads(facts["input_std"])),

@@ -6,7 +6,7 @@ from values (`trial`), made a module (`patterns`, `making`, `building`), and its
 `deploy.onnx_modules` compares it with ONNX Runtime. The operators are in one table (`operators`).
 """
 
-from pxcompress.onnx_in.module import OnnxModule, outputs_in_file
+from pxcompress.onnx_in.module import OnnxModule
 from pxcompress.onnx_in.reading import read_file
 
-__all__ = ["OnnxModule", "outputs_in_file", "read_file"]
+__all__ = ["OnnxModule", "read_file"]

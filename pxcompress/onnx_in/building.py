@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from pxcompress.onnx_in.calls import BOUND, Call, Chunk, Padding, Select, heads_of, swap_heads
+from pxcompress.onnx_in.calls import BOUND, Call, Chunk, Padding, Select, heads_of, spatial_sizes, swap_heads
 from pxcompress.onnx_in.folding import varying_axis
 from pxcompress.onnx_in.making import (
     CONVOLUTIONS,
@@ -183,6 +183,8 @@ class Builder:
         for place in BOUND.get(kind, ()):
             if (tensor := self._constant(node, place)) is not None:
                 bound[place] = tensor if tensor.is_floating_point() or kind == "Clip" else to_ints(tensor)
+        if kind == "Resize" and 3 in bound:
+            bound[3] = spatial_sizes(bound[3], [run.shapes[node.inputs[0]] for run in self.trials.runs])  # type: ignore[index]
         inputs = [None if place in bound else value for place, value in enumerate(node.inputs)]
         while inputs and inputs[-1] is None:
             inputs.pop()

@@ -84,6 +84,12 @@ class Padding:
         return F.pad(x, pad_sides(window(self.settings, x.shape[2:], self.kernel)[2]))
 
 
+def spatial_sizes(sizes: list[int], shapes: Sequence[Sequence[int]]) -> list[int]:
+    """Sizes that a Resize asks for, 0 for batch and channels where they are those of all `shapes` of its input."""
+    keeps = all(len(shape) == len(sizes) and list(shape[:2]) == sizes[:2] for shape in shapes)
+    return [0, 0, *sizes[2:]] if keeps else sizes
+
+
 def swap_heads(x: Tensor) -> Tensor:
     """(n, tokens, heads, size) -> (n, heads, tokens, size), and back."""
     return x.transpose(1, 2)

@@ -12,6 +12,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pxcompress.onnx_in.module import OnnxModule
 
+LAYOUT, LAST = "input_layout", "nhwc"
+"""Key and value of an ONNX file's metadata by which its images have their channels last, whatever its shapes tell."""
+
 IMAGE_CHANNELS = (1, 3, 4)
 """Of images: grey, colour, with transparency."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pxcompress.onnx_in.module import AttentionBlock, OnnxModule, Runner, Step
 from pxcompress.onnx_in.regroup import HEADS, Regroup, Sizes
-from pxcompress.onnx_in.walk import Path, Walk
+from pxcompress.onnx_in.walk import Path, Walk, trace_shapes
 
 MOST_STEPS = 80
 """Steps that one attention may have."""
@@ -55,16 +55,13 @@ class _Found:
 
 def group_attention_(module: OnnxModule) -> None:
     """Put every attention that is found into a block of its own, in place."""
-    refused: set[str] = set()
-    while True:
-        walk = Walk(module)
-        cores = [step for step in module.steps if step.operator in CORES and not isinstance(step.run, str)]
-        waiting = [step for step in cores if step.outputs[0] not in refused]
-        if not waiting:
-            break
-        found = _find(walk, waiting[0])
-        if found is None or not _group_(walk, found):
-            refused.add(waiting[0].outputs[0])
+    cores = [step for step in module.steps if step.operator in CORES and not isinstance(step.run, str)]
+    shapes = trace_shapes(module) if cores else {}
+    for core in cores:
+        walk = Walk(module, shapes)  # the steps are others after each block
+        attention = _find(walk, core)
+        if attention is not None:
+            _group_(walk, attention)
     module.settle()
 
 
@@ -265,10 +262,11 @@ def _move_layer_(module: OnnxModule, block: AttentionBlock, step: Step, name: st
 
 
 def _hold_(block: AttentionBlock, steps: Sequence[Step], name: str, value: Tensor) -> None:
-    """Take a constant over; a bias with an entry for each head (1, heads, rows, columns) is one of (heads, ...)."""
+    """Take a constant over; a bias with an entry for each head ([1,] heads, rows, columns) is one of (heads, ...)."""
     added = any(step.operator == "Add" and name in step.inputs for step in steps)
-    table = added and value.is_floating_point() and value.dim() == 4 and value.shape[:2] == (1, block.num_heads)
-    block.hold(name, value[0] if table else value, learned=table)
+    by_head = value.dim() in (3, 4) and value.shape[:-2] in ((1, block.num_heads), (block.num_heads,))
+    table = added and value.is_floating_point() and by_head
+    block.hold(name, value.reshape(value.shape[-3:]) if table else value, learned=table)
 
 
 def _insert_(module: OnnxModule, where: str, block: Runner) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pxcompress.onnx_in.channels import to_channels_last
 from pxcompress.onnx_in.operators.table import DTYPES
-from pxcompress.onnx_in.origins import Origin, Source
+from pxcompress.onnx_in.origins import Origin, Source, digest_of
 from pxcompress.onnx_in.regroup import Regroup
 
 
@@ -39,12 +39,16 @@ class Trace:
 
 
 class Runner(nn.Module):
-    """Runs steps over named values. Constants are buffers; those that belong to heads are parameters."""
+    """Runs steps over named values. Constants are buffers; those that belong to heads are parameters.
+
+    `constants` are the names of their attributes, `tables` the digests of the parameters as they were read.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.constants: dict[str, str] = {}
+        self.tables: dict[str, str] = {}
         self.given: list[str] = []
         self.made: list[str] = []
         self.traces: list[Trace] | None = None
@@ -57,6 +61,7 @@ class Runner(nn.Module):
         attribute = f"{'table' if learned else 'constant'}_{len(self.constants)}"
         self.constants[name] = attribute
         if learned:
+            self.tables[name] = digest_of(value)
             self.register_parameter(attribute, nn.Parameter(value.clone()))
         else:
             self.register_buffer(attribute, value, persistent=False)
@@ -167,11 +172,6 @@ class OnnxModule(Runner):
         from pxcompress.onnx_in.writing import write_back
 
         write_back(self, path, metadata, batch)
-
-
-def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
-    """What the file of `model` gives for `inputs`: what it returns, behind the softmax that an `OnnxModule` omits."""
-    return model.file_outputs(inputs) if isinstance(model, OnnxModule) else model(inputs)
 
 
 def trace_run(module: OnnxModule, *, keep_values: bool = False) -> list[Trace]:

@@ -43,11 +43,14 @@ class Origin:
 
 def digest(layer: nn.Module) -> str:
     """A hash of a layer's values and shapes: equal for equal ones."""
-    state = blake2b()
-    for name, value in layer.state_dict().items():
-        state.update(f"{name}{tuple(value.shape)}".encode())
-        state.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return state.hexdigest()
+    return " ".join(f"{name}:{digest_of(value)}" for name, value in layer.state_dict().items())
+
+
+def digest_of(value: Tensor) -> str:
+    """A hash of a tensor's values and shape."""
+    return blake2b(
+        value.detach().cpu().contiguous().numpy().tobytes(), key=str(tuple(value.shape)).encode()
+    ).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

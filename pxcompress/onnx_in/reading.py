@@ -16,25 +16,32 @@ from pxcompress.onnx_in.heads import group_attention_
 from pxcompress.onnx_in.module import OnnxModule
 from pxcompress.onnx_in.opening import open_graph
 from pxcompress.onnx_in.trial import run_trials
+from pxcompress.onnx_in.views import restore_views_
 
 
-def read_file(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxModule:
+def read_file(
+    path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None, *, channels_last: bool | None = None
+) -> OnnxModule:
     """The file as a module in eval mode.
 
     `sizes` are shapes of one sample by input, where the file leaves them open. Raises `ModelError`, before any work,
-    for a file that cannot be read. Images are taken with their channels first, also where the file has them last. That
-    it computes what ONNX Runtime does is checked by `deploy.onnx_modules`.
+    for a file that cannot be read. Images are taken with their channels first, also where the file has them last, which
+    its shapes tell unless `channels_last` does. That it computes what ONNX Runtime does is checked by
+    `deploy.onnx_modules`.
     """
     path = Path(path)
     model = open_graph(path)
     types = widen_(model)
     trials = run_trials(model, sizes or {}, path.name)
-    if fold_scales_(model, trials):
+    has_views, has_scales = restore_views_(model, trials), fold_scales_(model, trials)
+    if has_views or has_scales:
         trials = trials.again()
     module = Builder(trials, path).build()
     module.source = replace(module.source, types=types)
     shapes = {value.name: _declared_sizes(value) for value in model.graph.inputs}
-    if len(module.given) == 1 and are_channels_last(shapes[module.given[0]]):
+    if channels_last is None:
+        channels_last = len(module.given) == 1 and are_channels_last(shapes[module.given[0]])
+    if channels_last:
         put_channels_first_(module)
     take_floats_(module)
     group_attention_(module)

@@ -38,6 +38,21 @@ class Recurrent(nn.Module):
                     gates = value.chunk(len(GATES[kind]))
                     getattr(self.layer, f"{name}{ending}").copy_(torch.cat([gates[place] for place in GATES[kind]]))
 
+    def weights_in_file(self) -> list[Tensor]:
+        """ONNX's inputs W and R, and B where there is a bias, (directions, gates x hidden, ...)."""
+        kinds = [("weight_ih",), ("weight_hh",), ("bias_ih", "bias_hh")][: 3 if self.layer.bias else 2]
+        endings = ("_l0", "_l0_reverse")[: self.directions]
+        return [
+            torch.stack([torch.cat([self._in_file_order(f"{part}{ending}") for part in parts]) for ending in endings])
+            for parts in kinds
+        ]
+
+    def _in_file_order(self, name: str) -> Tensor:
+        """A weight of the layer with its gates in ONNX's order."""
+        order = GATES["LSTM" if isinstance(self.layer, nn.LSTM) else "GRU"]
+        gates = getattr(self.layer, name).detach().cpu().chunk(len(order))
+        return torch.cat([gates[order.index(place)] for place in range(len(order))])
+
     def forward(self, x: Tensor, h: Tensor | None = None, c: Tensor | None = None) -> tuple[Tensor, ...]:
         if h is not None and not h.requires_grad and not bool(h.any()) and (c is None or not bool(c.any())):
             h = None  # zeros, of whatever batch the file was made for

@@ -20,7 +20,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def resize_(model: ir.Model, module: OnnxModule) -> None:
-    """Give Reshape, Expand, Split and Slice nodes of `model`, and declared shapes, the sizes in `module`, in place."""
+    """Give Reshape, Expand, Resize, Split and Slice nodes of `model`, and declared shapes, the sizes in `module`.
+
+    In place.
+    """
     from pxcompress.onnx_in.module import trace_run
 
     before = module.source.shapes
@@ -45,12 +48,24 @@ def _resize_node(
     before, after, name = shapes
     if node.op_type in ("Reshape", "Expand"):
         _resize_reshape(model, node, before[name], after[name], numbers)
+    elif node.op_type == "Resize":
+        _resize_sizes(model, node, (before[name], after[name]), numbers)
     elif node.op_type == "Attention":
         _set_heads(node, after)
     elif node.op_type == "Split":
         _resize_split(model, node, after)
     elif node.op_type == "Slice":
         _resize_slice(model, node, before[name], after[name], numbers)
+
+
+def _resize_sizes(
+    model: ir.Model, node: ir.Node, shapes: tuple[Sequence[int], Sequence[int]], numbers: Mapping[str, list[int]]
+) -> None:
+    """Sizes that a Resize asks for, where they are constants."""
+    value = node.inputs[3] if len(node.inputs) > 3 else None
+    sizes = numbers.get(value.name or "") if value is not None else None
+    if sizes and (fixed := _fixed(sizes, *shapes)) != sizes:
+        set_input(model, node, 3, torch.tensor(fixed))
 
 
 def _set_heads(node: ir.Node, after: Shapes) -> None:
@@ -114,7 +129,9 @@ def _resize_reshape(
     while joined is not None and joined.op_type == "Cast" and joined.inputs[0] is not None:
         joined = joined.inputs[0].producer()
     if joined is None or joined.op_type != "Concat":
-        raise ModelError(f"the sizes of {node.op_type} {node.name!r} are computed in a way that cannot be written back")
+        if not _follows_shapes(value):
+            raise ModelError(f"the sizes of {node.op_type} {node.name!r} are computed from no shape; export it again")
+        return
     place = 0
     for index, part in enumerate(joined.inputs):
         sizes = numbers.get(part.name or "", [0]) if part is not None else [0]
@@ -123,6 +140,18 @@ def _resize_reshape(
         if fixed != sizes:
             held = constant(part)
             set_input(model, joined, index, torch.tensor(fixed, dtype=torch.int64 if held is None else held.dtype))
+
+
+def _follows_shapes(value: ir.Value) -> bool:
+    """Whether sizes are computed from the shapes of other values, such as those of what they are to fit."""
+    waiting: list[ir.Value | None] = [value]
+    while waiting:
+        each = waiting.pop()
+        node = each.producer() if each is not None else None
+        if node is not None and node.op_type == "Shape":
+            return True
+        waiting += node.inputs if node is not None else ()
+    return False
 
 
 def _fixed(sizes: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[int]:

@@ -160,7 +160,7 @@ def run_trials(model: ir.Model, sizes: Mapping[str, Sequence[int]], name: str) -
     try:
         first = Trial(model, draw_inputs(model, shapes, 0))
     except Refused as error:
-        raise ModelError(f"{name} does not run as it is read: {error}{_size_hint(model, shapes)}") from error
+        raise ModelError(f"{name} does not run as it is read: {_size_hint(model, shapes)}{error}") from error
     return Trials(model, first, _second_trial(model, shapes))
 
 
@@ -231,7 +231,10 @@ def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
 def _size_hint(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> str:
     """What to do where the file leaves sizes open."""
     for value in model.graph.inputs:
-        if None in _open_sizes(value)[1:]:
+        sizes = _open_sizes(value)
+        if None in sizes[1:]:
             tried = " x ".join(map(str, shapes[value.name or ""][1:]))
-            return f"; input {value.name!r} leaves its size open, and {tried} was tried: give --input-size"
+            hint = f"input {value.name!r} leaves its size open, and {tried} was tried: give --input-size"
+            is_unclear = len(sizes) == 4 and sizes[1] is None and sizes[3] is None
+            return hint + (", or --layout nhwc where its channels are last; " if is_unclear else "; ")
     return ""

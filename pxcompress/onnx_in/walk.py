@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,21 +38,30 @@ class Path:
     between: list[Step]
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of a module's values by name."""
+
+
+def trace_shapes(module: OnnxModule) -> Shapes:
+    """The shape of every value when the module runs on the file's example."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for trace in trace_run(module):
+        inputs = zip(trace.step.inputs, trace.inputs, strict=False)
+        shapes |= {name: shape for name, shape in inputs if name and shape is not None}
+        shapes |= dict(zip(trace.step.outputs, trace.outputs, strict=False))
+    return shapes
+
+
 class Walk:
     """Makers, readers and shapes of a module's values."""
 
-    def __init__(self, module: OnnxModule) -> None:
-        self.module = module
+    def __init__(self, module: OnnxModule, shapes: Shapes) -> None:
+        self.module, self.shapes = module, shapes
         self.maker = {name: step for step in module.steps for name in step.outputs}
         self.readers: dict[str, list[Step]] = {}
         for step in module.steps:
             for name in filter(None, step.inputs):
                 self.readers.setdefault(name, []).append(step)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for trace in trace_run(module):
-            given = zip(trace.step.inputs, trace.inputs, strict=False)
-            self.shapes |= {name: shape for name, shape in given if name and shape is not None}
-            self.shapes |= dict(zip(trace.step.outputs, trace.outputs, strict=False))
 
     def moved(self, step: Step) -> str | None:
         """The input of a step that only rearranges or rescales it; None for other steps."""

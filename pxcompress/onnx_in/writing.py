@@ -19,7 +19,8 @@ from pxcompress.errors import ModelError, short
 from pxcompress.onnx_in.folding import set_input
 from pxcompress.onnx_in.half import narrow_
 from pxcompress.onnx_in.opening import read_proto, tensors_of
-from pxcompress.onnx_in.origins import Origin
+from pxcompress.onnx_in.origins import Origin, digest_of
+from pxcompress.onnx_in.recurrent import Recurrent
 from pxcompress.onnx_in.sizes import resize_
 
 if TYPE_CHECKING:
@@ -87,9 +88,8 @@ def _write_layer(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: n
         "scale": _write_scale,
         "layernorm": _write_layernorm,
         "embedding": _write_embedding,
+        "recurrent": _write_recurrent,
     }
-    if origin.kind not in writers:
-        raise ModelError(f"{nodes[0].op_type} {nodes[0].name!r} has changed, and cannot be written back")
     writers[origin.kind](model, origin, nodes, layer, module)
 
 
@@ -152,26 +152,38 @@ def _write_scale(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: n
     scale = _tensor(layer, "weight").reshape(-1)
     shift = None if layer.bias is None else _tensor(layer, "bias")
     if nodes[0].op_type in ("Add", "Sub") and not bool((scale == 1).all()):
-        raise ModelError(f"{nodes[0].op_type} {nodes[0].name!r} would have to multiply; leave repairs that refit out")
+        _multiply_before(model, nodes[0], scale.reshape(_vector_shape(layer)))
     for node in nodes:
         signed = shift if node.op_type == "Add" or shift is None else -shift
         value = {"Mul": scale, "Div": 1 / scale}.get(node.op_type, signed)
         assert value is not None
         _set_constant(model, node, value, module)
     if shift is not None and not any(node.op_type in ("Add", "Sub") for node in nodes):
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        _add_behind(model, nodes[-1], shift.reshape([-1] + [1] * (weight.dim() - 2)))
+        _add_behind(model, nodes[-1], shift.reshape(_vector_shape(layer)))
+
+
+def _vector_shape(layer: nn.Module) -> list[int]:
+    """The shape by which a constant per channel meets what a convolution of one tap makes."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return [-1] + [1] * (weight.dim() - 2)
+
+
+def _write_recurrent(
+    model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: nn.Module, module: OnnxModule
+) -> None:
+    assert isinstance(layer, Recurrent)
+    for place, value in enumerate(layer.weights_in_file(), 1):
+        set_input(model, nodes[0], place, value)
 
 
 def _write_tables(model: ir.Model, module: OnnxModule) -> None:
     """Biases with an entry for each head, wherever they are read."""
     from pxcompress.onnx_in.module import AttentionBlock
 
-    for block in module.modules():
-        for name, attribute in block.constants.items() if isinstance(block, AttentionBlock) else ():
+    for block in [block for block in module.modules() if isinstance(block, AttentionBlock)]:
+        for name, attribute in block.constants.items():
             table = getattr(block, attribute)
-            before = module.source.shapes[name]
-            if not isinstance(table, nn.Parameter) or tuple(table.shape) == before[1:]:
+            if not isinstance(table, nn.Parameter) or digest_of(table) == block.tables[name]:
                 continue
             own = [value for node in model.graph for value in node.outputs if value.name == name]
             for value in [model.graph.initializers[name]] if name in model.graph.initializers else own:
@@ -219,6 +231,16 @@ def _add_behind(model: ir.Model, node: ir.Node, bias: Tensor) -> None:
     out.name = f"{name}.unbiased"
     total.name = name
     set_input(model, add, 1, bias)
+
+
+def _multiply_before(model: ir.Model, node: ir.Node, factor: Tensor) -> None:
+    """Multiply what a node adds a constant to."""
+    place = 0 if node.inputs[0] is not None and not node.inputs[0].is_initializer() else 1
+    multiply = ir.Node("", "Mul", [node.inputs[place], None], name=f"{node.name or node.outputs[0].name}.scale")
+    model.graph.insert_before(node, multiply)
+    multiply.outputs[0].name = f"{node.outputs[0].name}.scaled"
+    node.replace_input_with(place, multiply.outputs[0])
+    set_input(model, multiply, 1, factor)
 
 
 def _set_batch(model: ir.Model, batch: int | None, path: Path) -> None:

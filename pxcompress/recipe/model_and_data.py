@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass
 
 from pxcompress.checks import check_types
-from pxcompress.choices import one_of
-from pxcompress.errors import InputError
+from pxcompress.choices import INPUT_LAYOUTS, one_of
+from pxcompress.errors import InputError, unknown
 from pxcompress.registry import names_in, option
 
 IN_PYTHON = "batches in Python"
@@ -31,8 +31,8 @@ class ModelAndData:
     _: KW_ONLY
     data: str = option(
         "digits",
-        "Your data: a folder of images, a .csv or .jsonl table, a .txt of texts, a timm dataset spec, or "
-        "package.module:factory, a function that returns them; or for a try an embedded set: "
+        "Your data: a folder of images, a .csv or .jsonl table, a .txt of texts, .npz or .npy arrays, a timm dataset "
+        "spec, or package.module:factory, a function that returns them; or for a try an embedded set: "
         f"{one_of(names_in('pxcompress.demo'))}.",
     )
     classes: Sequence[str] = option(
@@ -57,6 +57,10 @@ class ModelAndData:
     input_std: str | None = option(
         None, "Standard deviation that pixels are divided by, where --input-mean has numbers."
     )
+    layout: str = option(
+        "auto",
+        "Where an ONNX file has the channels of images: nchw (first), nhwc (last), or auto, as its shapes tell.",
+    )
     skip_corrupt: bool = option(
         False, "Skip images that cannot be read, instead of stopping at the first; the report counts them."
     )
@@ -69,6 +73,8 @@ class ModelAndData:
             raise InputError(f"input-size is {'x'.join(map(str, sides))}; expected sides of 8 pixels or more")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; expected 0 or more")
+        if self.layout not in INPUT_LAYOUTS:
+            raise InputError(str(unknown("layout", self.layout, INPUT_LAYOUTS)))
         _check_classes(self.classes)
 
 

@@ -267,7 +267,8 @@ def describe_flipping(flipping: Flipping) -> str:
 
 def describe_case(case: Case) -> str:
     """A case in one line."""
-    cosine = f"cosine {case.similarity['cosine']:.2f}"
+    agreement = "" if case.dense.probability is not None else f"agreement {case.agreement:.2f}, "
+    cosine = f"{agreement}cosine {case.similarity['cosine']:.2f}"
     return f"{case.kind}: {case.sample}{describe_label(case)}: dense {case.dense}, pruned {case.pruned}, {cosine}"
 
 

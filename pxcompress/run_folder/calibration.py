@@ -1,10 +1,14 @@
-"""Images to calibrate any ONNX image classifier on."""
+"""Inputs to calibrate an ONNX file on: images, or texts and several inputs where pxcompress wrote it."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 
 from pxcompress.data import open_source
 from pxcompress.data.batches import ImageBatches, read_images
@@ -12,8 +16,8 @@ from pxcompress.data.samples import cut
 from pxcompress.deploy.feeds import get_image_shape
 from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError
+from pxcompress.models.signature import perturbed_rows, read_signature
 from pxcompress.run_folder.saved import preprocessing_of
-from pxcompress.state import seeded
 from pxcompress.types import Batches, Preprocessing
 
 CALIBRATION_IMAGES = 128
@@ -27,14 +31,11 @@ def read_calibration(session: Session, data: str, input_size: tuple[int, int, in
 
     A file that does not say how images become its inputs gets them as ImageNet models do.
     """
-    shape = get_image_shape(session, input_size)
-    size = session.input.shape[0] or _AT_ONCE
+    several = bool(read_signature(session.metadata).inputs)
+    shape = tuple(json.loads(session.metadata["input_size"])) if several else get_image_shape(session, input_size)
+    size = session.inputs[0].shape[0] or _AT_ONCE
     if not data:
-        with seeded(0):
-            return [
-                (torch.randn(size, *shape), torch.zeros(size, dtype=torch.int64))
-                for _ in range(CALIBRATION_IMAGES // size or 1)
-            ]
+        return [(inputs, torch.zeros(size, dtype=torch.int64)) for inputs in _draw_inputs(session, (size, *shape))]
     source = open_source(data)
     (samples,) = cut(source.train, (CALIBRATION_IMAGES,), np.random.default_rng(0), balanced=True)
     store = read_images(samples, _preprocessing(session, shape), source.skip_corrupt).store
@@ -42,6 +43,19 @@ def read_calibration(session: Session, data: str, input_size: tuple[int, int, in
     if not full_batches:
         raise InputError(f"data {data!r} has fewer images than the fixed batch of {session.path}, {size}; give more")
     return full_batches
+
+
+def _draw_inputs(session: Session, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Random inputs in batches of `shape`; several are packed, whole numbers within their bounds, texts unpadded."""
+    signature = read_signature(session.metadata)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(CALIBRATION_IMAGES // shape[0] or 1):
+        if not signature.inputs:
+            yield torch.randn(shape, generator=draw)
+            continue
+        rows = signature.parts(signature.blank(shape[1:], shape[0]))
+        pairs = zip(signature.inputs, rows, strict=True)
+        yield signature.joined([perturbed_rows(each, part, draw) for each, part in pairs])
 
 
 def _preprocessing(session: Session, shape: tuple[int, ...]) -> Preprocessing:

@@ -34,9 +34,11 @@ from pxcompress.certify.used import check_disjoint, split_hash
 from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.data import Source, load_splits, open_source, restrict_classes
 from pxcompress.deploy import runtime
-from pxcompress.deploy.export import artifact_of, onnx_files
+from pxcompress.deploy.export import artifact_of, onnx_files, read_metadata
 from pxcompress.deploy.predictions import predictions
 from pxcompress.errors import InputError
+from pxcompress.models.onnx_file import AUTO, is_onnx, read_ports
+from pxcompress.onnx_in.channels import LAYOUT
 from pxcompress.proof import Artifact
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import sha256_of
@@ -257,8 +259,10 @@ def make_record(
 def reserve_samples(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:
     """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
     preprocessing, classes = read_shared_metadata(files)
-    task = build_task(runtime.open_session(files[0], "cpu").metadata.get("task", "classification"))
-    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed, layout=layout_of(task, data))
+    facts = read_metadata(files[0])
+    task = build_task(facts.get("task", "classification"))
+    ports = read_ports(str(files[0]), facts.get(LAYOUT, AUTO)) if is_onnx(facts.get("model", "")) else None
+    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed, layout=layout_of(task, data), ports=ports)
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
         source = restrict_classes(source, classes, seed)
     if source.classes != classes:

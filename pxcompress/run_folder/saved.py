@@ -130,7 +130,7 @@ def _rebuild(
     example = blank_inputs(preprocessing)
     architecture = Architecture.from_json(facts["architecture"])
     if architecture.is_file:  # the dense model lies in the folder
-        architecture = Architecture(str(folder / DENSE))
+        architecture = Architecture(str(folder / DENSE), architecture.kwargs)
     built = architecture.build() if given is None or architecture.is_file else copy.deepcopy(given).cpu()
     release_(built)
     dense = made_plain(built, preprocessing)

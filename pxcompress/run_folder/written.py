@@ -14,7 +14,7 @@ from torch import nn
 from pxcompress import __version__
 from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.deploy.export import artifact_of
+from pxcompress.deploy.export import artifact_of, packing_of
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import ParityError
@@ -22,6 +22,7 @@ from pxcompress.models.rebuilding import outside_state
 from pxcompress.models.signature import Signature
 from pxcompress.models.transformers_folder import save_slim
 from pxcompress.onnx_in import OnnxModule
+from pxcompress.onnx_in.channels import LAST, LAYOUT
 from pxcompress.onnx_in.writing import copy_file
 from pxcompress.planning.plan_file import plan_to_json
 from pxcompress.proof import (
@@ -63,7 +64,7 @@ def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
     facts = {**_facts(recipe, workload), "pruned": "no"}
     model = workload.loaded.model
     if isinstance(model, OnnxModule) and workload.whole is None and recipe.onnx_batch is None:
-        copy_file(model.source.path, path, facts)
+        copy_file(model.source.path, path, {**facts, **packing_of(model)})
         return artifact_of(path)
     return _export(workload.loaded.model, path, facts, recipe, workload)
 
@@ -138,7 +139,7 @@ def _save_class_relevance(relevance: ClassRelevance, workload: Workload, path: P
 
 def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
     """metadata_props of the ONNX files: provenance, and what is needed to feed them and read their answer."""
-    preprocessing = workload.loaded.preprocessing
+    preprocessing, model = workload.loaded.preprocessing, workload.loaded.model
     return {
         "pxcompress": __version__,
         "recipe_sha256": recipe.hash,
@@ -152,6 +153,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "crop": json.dumps(preprocessing.crop),
         **({"most_tokens": str(preprocessing.tokenizer.longest)} if preprocessing.tokenizer else {}),
         "crop_mode": preprocessing.crop_mode,
+        **({LAYOUT: LAST} if isinstance(model, OnnxModule) and model.channels_last else {}),
         "output": "probabilities" if _gives_probabilities(workload) else "logits",
     }
 

@@ -245,7 +245,8 @@ def test_a_file_that_is_not_faster_says_so(slim_cnn: Exported, factor: float, wo
     """Seconds are drawn, not measured."""
     predictions = Predictions(Classification(), torch.eye(5)[:, :3], torch.ones(5))
     session, seconds = runtime.open_session(slim_cnn.path, "cpu"), np.random.default_rng(0).normal(1, 0.1, 100)
-    source, other = (FileTiming(session, runs, predictions, 1) for runs in (seconds, seconds[::-1] / factor))
+    inputs = np.zeros((1, *session.input.shape[1:]), np.float32)
+    source, other = (FileTiming(session, runs, predictions, 1, inputs) for runs in (seconds, seconds[::-1] / factor))
     notes = targets._warnings(other, source)
     assert len(notes) == bool(words)
     assert all(f"is {words} model.onnx here" in note.text for note in notes)

@@ -197,6 +197,7 @@ def test_explanations_show_the_maps_of_both_models(segmented: tuple[Report, Path
         assert [panel.title.partition(":")[0] for panel in list_panels(case)] == ["dense", "pruned"] * 2
     assert found.flipping.measure == "agreement with the answer"
     assert "relevance of the map" in format_explanation(found)
+    assert f"agreement {found.cases[0].agreement:.2f}" in " ".join(format_explanation(found).split())
     write(found, folder, tmp_path)
     assert "why the map" in (tmp_path / "explain.html").read_text()
 

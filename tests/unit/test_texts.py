@@ -41,6 +41,7 @@ from pxcompress.passes.matching import moment_changes
 from pxcompress.passes.moments import collect_moments
 from pxcompress.planning.dead_paths import _draw_inputs
 from pxcompress.repair import finetune
+from pxcompress.run_folder.calibration import read_calibration
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Input, Preprocessing
 
@@ -175,6 +176,10 @@ def test_calibration_feeds_texts_by_name_and_bench_knows_their_length(tmp_path: 
     }
     session = open_session(path, "cpu")
     assert [get_sample_shape(session, port, Sizes()) for port in session.inputs] == [(7,), (7,)]
+    inputs, _ = read_calibration(session, "", None)[0]  # random ones
+    assert inputs.shape == (16, 2, 7)
+    assert bool((inputs[:, 1] == 1).all())
+    assert 0 <= inputs[:, 0].min() < inputs[:, 0].max() < TOKENIZER.vocabulary
 
 
 def test_what_hides_positions_stays_in_floating_point(tmp_path: Path) -> None:

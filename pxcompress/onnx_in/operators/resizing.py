@@ -37,14 +37,14 @@ def _wanted(node: Settings, how: Sequence[Any]) -> tuple[Any, Any]:
 
 
 def _target(node: Settings, x: Tensor, scales: Any, sizes: Any) -> tuple[list[int], list[float] | None]:
-    """Sizes of the result, and the factors of its spatial axes where these were given."""
+    """Sizes of the result, 0 for an axis as it is, and the factors of its spatial axes where these were given."""
     axes = node.get("axes") or list(range(x.dim()))
     if sizes is not None and len(to_ints(sizes)):
         if node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             raise Unsupported("a Resize that keeps the aspect ratio")
         full = list(x.shape)
         for axis, size in zip(axes, to_ints(sizes), strict=True):
-            full[axis] = size
+            full[axis] = size or x.shape[axis]
         return full, None
     factors = [1.0] * x.dim()
     for axis, factor in zip(axes, scales.tolist() if isinstance(scales, Tensor) else scales, strict=True):

@@ -1,0 +1,42 @@
+"""Views that exporters spell out as lookups: a tensor is flattened, and all its numbers are looked up in their order.
+
+PyTorch's exporter writes `as_strided` so, which it has for images that lie in memory with their channels last. The
+places are computed from the batch; they would stay those of the width before.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+
+from pxcompress.onnx_in.trial import Trials
+
+
+def restore_views_(model: ir.Model, trials: Trials) -> bool:
+    """Read what was flattened in place of such lookups, in place; returns whether there were any."""
+    lookups = [node for node in model.graph if node.op_type == "Gather" and _is_view(node, trials)]
+    for node in lookups:
+        if (before := _flattened(node)) is not None:
+            node.outputs[0].replace_all_uses_with(before, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+    return bool(lookups)
+
+
+def _flattened(node: ir.Node) -> ir.Value | None:
+    """What the numbers that a node looks up were flattened from."""
+    flat = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return flat.inputs[0] if flat is not None and flat.op_type in ("Reshape", "Flatten") else None
+
+
+def _is_view(node: ir.Node, trials: Trials) -> bool:
+    """Whether a node looks up all numbers in their order, in the shape that they had before they were flattened."""
+    before, (x, index) = _flattened(node), node.inputs
+    if before is None or x is None or index is None or node.outputs[0].is_graph_output():
+        return False
+    for run in trials.runs:
+        places, shape = run.known.get(index), run.shapes[before]
+        if places is None or len(run.shapes[x]) != 1 or tuple(places.shape) != shape:
+            return False
+        if not torch.equal(places.reshape(-1).long(), torch.arange(places.numel())):
+            return False
+    return True

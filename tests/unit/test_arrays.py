@@ -1,0 +1,183 @@
+"""Data as NumPy arrays: .npz by the names of a model's inputs, .npy for its only one, and folders of such."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pxcompress
+from pxcompress.data import open_source
+from pxcompress.data.arrays import open_arrays
+from pxcompress.data.samples import Numbers, Samples
+from pxcompress.deploy.runtime import open_session
+from pxcompress.errors import DataError, ModelError
+from pxcompress.models.onnx_file import Ports, read_ports
+from pxcompress.recipe import Recipe
+from pxcompress.types import Input
+from pxcompress.workload import load_workload
+
+PORTS = Ports(
+    "net.onnx",
+    (Input("image", (3, None, 8), torch.float32), Input("kind", (), torch.int64)),
+    channels_last=False,
+)
+COUNT = 12
+
+
+def arrays() -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    return {
+        "kind": draw.integers(0, 5, COUNT),
+        "image": draw.standard_normal((COUNT, 3, 8, 8)).astype(np.float32),
+        "label": np.arange(COUNT) % 3,
+    }
+
+
+def values(samples: Samples) -> np.ndarray:
+    assert isinstance(samples.read, Numbers)
+    return samples.read.values[samples.positions]
+
+
+def write(folder: Path, layout: str) -> Path:
+    """The arrays in one file, as batches, or as a sample each."""
+    data = arrays()
+    if layout == "file":
+        np.savez(folder / "all.npz", **data)
+        return folder / "all.npz"
+    for start in range(0, COUNT, 4 if layout == "batches" else 1):
+        part = {name: array[start : start + 4] if layout == "batches" else array[start] for name, array in data.items()}
+        np.savez(folder / f"{start:03d}.npz", **part)
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["file", "batches", "samples"])
+def test_all_layouts_hold_the_same_samples_in_the_files_order_of_inputs(layout: str, tmp_path: Path) -> None:
+    data = open_arrays(str(write(tmp_path, layout)), PORTS)
+    assert [each.name for each in data.inputs] == ["image", "kind"]
+    image, kind = arrays()["image"], arrays()["kind"]
+    np.testing.assert_array_equal(values(data.train), np.concatenate([image.reshape(COUNT, -1), kind[:, None]], 1))
+    assert (data.inputs[1].low, data.inputs[1].high) == (kind.min(), kind.max())
+    assert (data.layout, data.train.labels.tolist()) == ("classes", arrays()["label"].tolist())
+    assert len(set(data.train.ids)) == COUNT
+
+
+def test_a_model_that_names_no_inputs_takes_them_by_the_names_of_the_file(tmp_path: Path) -> None:
+    data = open_arrays(str(write(tmp_path, "batches")))
+    assert {each.name: (each.shape, each.dtype) for each in data.inputs} == {
+        "image": ((3, 8, 8), torch.float32),
+        "kind": ((), torch.int64),
+    }
+
+
+def test_folders_train_and_val_are_two_halves(tmp_path: Path) -> None:
+    for half, count in (("train", 10), ("val", 6)):
+        (tmp_path / half).mkdir()
+        np.save(tmp_path / half / "a.npy", np.full((count, 4), count, dtype=np.float64))
+    data = open_arrays(str(tmp_path))
+    assert data.held_out is not None
+    assert data.inputs == ()
+    assert (values(data.train) == 10).all()
+    assert (values(data.held_out) == 6).all()
+    assert values(data.train).dtype == np.float32
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_images_come_with_their_channels_first_whatever_the_file_has(turned: bool, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 6, 8, 3), dtype=np.uint8)
+    first = np.moveaxis(images, -1, 1)
+    np.save(tmp_path / "a.npy", first if turned else images)
+    ports = Ports("net.onnx", (Input("image", (6, 8, 3), torch.uint8),), channels_last=True)
+    data = open_arrays(str(tmp_path / "a.npy"), ports)
+    np.testing.assert_array_equal(values(data.train), first.astype(np.float32))
+
+
+Change = Any
+FAULTS: dict[str, tuple[Change, str]] = {
+    "no input": (lambda data: {**data, "pixels": data["image"]}, "unknown input of net.onnx: 'pixels'"),
+    "missing": (lambda data: {"image": data["image"]}, "no 'kind', which net.onnx takes; its inputs are image, kind"),
+    "shape": (lambda data: {**data, "image": data["image"][:, :2]}, "are 2 x 8 x 8, net.onnx takes 3 x any x 8"),
+    "floats": (lambda data: {**data, "kind": data["kind"] / 2}, "'kind' is float32, net.onnx takes int64"),
+    "whole numbers": (lambda data: {**data, "image": data["image"].astype(int)}, "is int64, net.onnx takes float32"),
+    "samples": (lambda data: {**data, "kind": data["kind"][:5]}, "'kind' has 5 samples, 'image' 12"),
+    "none": (lambda data: {name: array[:0] for name, array in data.items()}, "holds no samples"),
+    "objects": (lambda data: {**data, "kind": np.array([{}] * COUNT)}, "cannot be read"),
+    "words": (lambda data: {**data, "kind": np.array(["a"] * COUNT)}, "'kind' holds <U1; expected numbers"),
+    "targets": (lambda data: {**data, "target": data["kind"]}, "one target at most"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_clear_line(fault: str, tmp_path: Path) -> None:
+    change, message = FAULTS[fault]
+    np.savez(tmp_path / "a.npz", **change(dict(arrays())))
+    with pytest.raises(DataError) as error:
+        open_arrays(str(tmp_path / "a.npz"), PORTS)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
+def test_torn_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz cannot be read"):
+        open_source(str(tmp_path / "a.npz"))
+
+
+class TwoInputs(nn.Module):
+    """An image and a whole number, which is looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.table = nn.Conv2d(3, 16, 3), nn.Embedding(5, 16)
+        self.first, self.head = nn.Linear(32, 32), nn.Linear(32, 3)
+
+    def forward(self, image: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        pooled = self.conv(image).relu().mean((2, 3))
+        return self.head(self.first(torch.cat([pooled, self.table(kind)], 1)).relu()).softmax(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with two inputs, and 80 samples of them."""
+    path = tmp_path_factory.mktemp("two")
+    torch.manual_seed(0)
+    inputs = torch.randn(80, 3, 8, 8), torch.randint(5, (80,))
+    names = {"input_names": ["image", "kind"], "output_names": ["score"]}
+    axes = {name: {0: "n"} for name in ("image", "kind", "score")}
+    torch.onnx.export(TwoInputs().eval(), inputs, path / "net.onnx", dynamo=False, dynamic_axes=axes, **names)
+    np.savez(path / "data.npz", image=inputs[0].numpy(), kind=inputs[1].numpy())
+    return path
+
+
+def test_inputs_of_a_file_are_read_by_name(folder: Path) -> None:
+    ports = read_ports(str(folder / "net.onnx"))
+    assert [(each.name, each.shape, each.dtype) for each in ports.inputs] == [
+        ("image", (3, 8, 8), torch.float32),
+        ("kind", (), torch.int64),
+    ]
+
+
+def test_images_alone_are_refused_for_a_file_with_several_inputs(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"net\.onnx takes image, kind, no images alone; give --data with arrays"):
+        load_workload(Recipe(str(folder / "net.onnx"), 0.5, data="glyphs"))
+
+
+def test_a_file_with_several_inputs_is_pruned_from_arrays(folder: Path, tmp_path: Path) -> None:
+    data_file, out = folder / "data.npz", tmp_path / "run"
+    recipe = Recipe(str(folder / "net.onnx"), 0.4, data=str(data_file), round_to=1, repair=("fold",))
+    report = pxcompress.compress(recipe, out)
+    assert report.parity.passed
+    assert report.pruned.macs < 0.65 * report.dense.macs
+    small, dense = (open_session(out / name, "cpu") for name in ("model.onnx", "dense.onnx"))
+    assert [(port.name, port.dtype) for port in small.inputs] == [(port.name, port.dtype) for port in dense.inputs]
+    data = np.load(data_file)
+    feed = {name: data[name][:4] for name in ("image", "kind")}
+    loaded = pxcompress.load(out)
+    with torch.no_grad():
+        logits = loaded(**{name: torch.from_numpy(array) for name, array in feed.items()})
+    np.testing.assert_allclose(small.predict(feed), logits.softmax(1).numpy(), atol=1e-5)
