@@ -162,7 +162,7 @@ class TokenNet(nn.Module):
 def test_fine_tuning_does_not_follow_padding() -> None:
     net = made_plain(TokenNet(), preprocessing_of(TokenNet()))
     inputs = encoded(*TEXTS)
-    (values,) = finetune._outputs(net, inputs)
+    (values,) = finetune._outputs(net, inputs).values()
     assert values.shape == (len(TEXTS), inputs.shape[2], 3)
     assert torch.equal(values.any(2), inputs[:, 1] > 0)
 
