@@ -141,8 +141,8 @@ def loops(path: Path, model: str) -> dict[str, Any]:
 
 
 def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iterator[dict[str, Any]]:
-    """Top-1 of the combinations of a model that learned; `repair` None is the default."""
-    chosen = {} if repair is None else {"repair": repair}
+    """Top-1 of the combinations of a model that learned; `repair` None: in closed form."""
+    chosen = {"repair": ("closed-form",) if repair is None else repair}
     recipe = Recipe(
         LEARNED[label][0],
         RATIO,
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--runtimes", action="store_true", help="ONNX Runtime and OpenVINO on the same files, alone")
     options = parser.parse_args()
     asked = labels(options.model)
-    repair = (*DISTILLED, "finetune:steps=5" if options.quick else "finetune")
+    repair = (*DISTILLED, "finetune:steps=5" if options.quick else "finetune:batch_size=64")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         for label in (name for name in LEARNED if name in asked and options.int8):

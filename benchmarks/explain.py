@@ -96,7 +96,7 @@ def plrp_rows(label: str, model: nn.Module, samples: Samples) -> list[dict[str, 
 
 def change_rows(label: str, workload: Workload, samples: Samples) -> list[dict[str, Any]]:
     """How alike the maps of both models are, by what became of the decision."""
-    recipe = Recipe(label, RATIOS[label], budget="macs", round_to=4)
+    recipe = Recipe(label, RATIOS[label], budget="macs", round_to=4, repair=("closed-form",))
     slim = prune_and_repair(workload.loaded.model, workload.splits.example, Run(recipe, workload.splits.parts))
     dense, pruned = workload.loaded.model, slim.pruned.model
     own = predicted(pruned, samples.inputs)

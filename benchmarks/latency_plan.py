@@ -122,7 +122,14 @@ def equal(threads: int, quick: bool, batch_size: int = 16) -> Iterator[Row]:
         macs = Price("macs", "MACs", BUDGETS.build("macs").meter(model, by_latency.structure.groups, splits.example))
         for speedup in (2.0,) if quick else (2.0, 3.0):
             for way, scored in (("latency", by_latency), ("macs", replace(by_latency, price=macs))):
-                recipe = Recipe(models.GLYPH_MODELS[label], ratio=0.5, data="glyphs", budget=way, round_to=4)
+                recipe = Recipe(
+                    models.GLYPH_MODELS[label],
+                    ratio=0.5,
+                    data="glyphs",
+                    budget=way,
+                    round_to=4,
+                    repair=("closed-form",),
+                )
                 here = replace(scored, ratio=1 - 1 / speedup)
 
                 def at(ratio: float, here: ScoredModel = here, recipe: Recipe = recipe) -> Any:

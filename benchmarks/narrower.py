@@ -102,7 +102,7 @@ def slims(subject: Subject, options: dict[str, Any], sizes: Sequence[float]) -> 
     """Scored once, cut and repaired at all sizes."""
     workload = subject.workload
     model, splits = workload.loaded.model, workload.splits
-    recipe = Recipe(MODEL, 1 - sizes[0], data="glyphs", budget="macs", **options)
+    recipe = Recipe(MODEL, 1 - sizes[0], data="glyphs", budget="macs", repair=("closed-form",), **options)
     run = Run(recipe, splits.parts, Clock(silent), Classification()).with_moment_cache("repair", model)
     with seeded(0):
         scored = score(model, splits.example, run)

@@ -61,7 +61,7 @@ CHAINS = {
     "statistics": ("mean-absorption", "variance-matching", "batchnorm"),
     "fold": ("fold", "batchnorm"),
     "least squares": ("fold", "least-squares", "batchnorm"),
-    "distilled": ("fold", "batchnorm", "finetune:steps=300"),
+    "distilled": ("fold", "batchnorm", "finetune:batch_size=64"),
 }
 """`statistics`: means, and variances by BatchNorm where there is BatchNorm, else matched."""
 
@@ -212,6 +212,7 @@ def task_row(bench: Bench, classes: Sequence[str], units: float) -> dict[str, An
         classes=tuple(classes),
         round_to=1,
         min_keep=0.02,
+        repair=("closed-form",),
     )
     task = with_baseline(load_workload(recipe), recipe.seed, print)
     model, splits = task.loaded.model, task.splits

@@ -7,16 +7,17 @@
   ranks of queries and keys are not built, since no unit of ours is one.
 - Model folding: k-means on the weights merges channels that are alike, without data; BatchNorm re-estimated (REPAIR).
 - Bias compensation: magnitude picks, means of what is gone go into biases.
-- Ours: what `pxcompress run` does by default.
+- Ours: what `pxcompress run --repair closed-form` does; "ours, defaults" is distilled as well.
 
 Each is tuned: of its variants, allocations and BatchNorm re-estimated or not, the one with the best top-1 on the select
-split counts, and its top-1 is of the test split. None looks at labels otherwise, and nothing is trained.
+split counts, and its top-1 is of the test split. None looks at labels otherwise. Rows of other nets and parts stay.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,13 +38,15 @@ from pxcompress.layout.rows import unit_weights
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
-from pxcompress.stages import plan_at, prune_and_repair
+from pxcompress.stages import plan_and_cut, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batches, Group, Plan
 
 SEED = 0
-SIZES = (0.5, 0.35)
+SIZES = (0.5, 0.35, 0.25)
+PARTS = ("ours", "rivals")
+OURS = {"ours": ("closed-form",), "ours, defaults": ("auto",)}
 ALLOCATIONS = ("uniform", "isomorphic", "mean")
 Row = dict[str, Any]
 
@@ -67,33 +70,41 @@ METHODS = (
 )
 
 
-def rows_of(label: str, sizes: Sequence[float]) -> Iterator[Row]:
-    """Every method at every size, each tuned on the select split; ours as it comes."""
-    bench = bench_of(label)
-    parts = calibration(bench, SEED)
-    batches = {"score": parts["score"], "repair": parts["repair"], "select": parts["select"]}
-    scores = {
-        name: SCORERS.build(SELECTIONS[name])(bench.scored.model, bench.scored.structure.groups, parts["score"])
-        for name in {method.selection for method in METHODS}
-    }
-    for size in sizes:
-        row: Row = {"model": label, "size": size, "dense": bench.dense}
-        for method in METHODS:
-            scored = replace(bench.scored, scores=scores[method.selection])
-            tried = [
-                attempt
-                for way in ALLOCATIONS
-                for attempt in _attempts(replace(bench, scored=scored), method, way, 1 - size, batches)
-            ]
+def rival_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Iterator[Row]:
+    """Every rival, tuned on the select split."""
+    for method in METHODS:
+        scorer = SCORERS.build(SELECTIONS[method.selection])
+        scores = scorer(bench.scored.model, bench.scored.structure.groups, batches["score"])
+        judged = replace(bench, scored=replace(bench.scored, scores=scores))
+        tried = [each for way in ALLOCATIONS for each in _attempts(judged, method, way, 1 - size, batches)]
+        if tried:
             best = max(tried, key=lambda attempt: attempt["select"])
-            yield row | {"method": method.name, "variants": len(tried), **best}
-        recipe = bench.recipe.but(ratio=1 - size, normalise="knapsack")
+            yield {"method": method.name, "variants": len(tried), **best}
+
+
+def our_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Iterator[Row]:
+    """Ours as it comes."""
+    recipe = bench.recipe.but(ratio=1 - size, normalise="knapsack")
+    run = Run(recipe, batches, task=Classification()).without_progress()
+    with seeded(SEED):
+        scored = score(bench.scored.model, bench.scored.example, run)
+    for method, repair in OURS.items():
         with seeded(SEED):
-            run = Run(recipe, batches, task=Classification()).without_progress()
-            slim = prune_and_repair(bench.scored.model, bench.scored.example, run)
+            slim = plan_and_cut(scored, replace(run, recipe=recipe.but(repair=repair)))
         plan = slim.pruned.plan
         top1 = torch_quality(slim.pruned.model, bench.test, Classification())
-        yield row | {"method": "ours", "variants": 1, "top1": top1, "macs_ratio": plan.cost_planned / plan.cost_dense}
+        yield {"method": method, "variants": 1, "top1": top1, "macs_ratio": plan.cost_planned / plan.cost_dense}
+
+
+def rows_of(label: str, sizes: Sequence[float], parts: Sequence[str]) -> Iterator[Row]:
+    """Every method at every size."""
+    bench = bench_of(label)
+    drawn = calibration(bench, SEED)
+    batches = {role: drawn[role] for role in ("score", "repair", "select")}
+    for size in sizes:
+        work = {"ours": our_rows, "rivals": rival_rows}
+        for row in itertools.chain.from_iterable(work[part](bench, size, batches) for part in parts):
+            yield {"model": label, "size": size, "dense": bench.dense, **row}
 
 
 def _attempts(bench: Bench, method: Method, way: str, ratio: float, parts: Mapping[str, Batches]) -> Iterator[Row]:
@@ -176,33 +187,39 @@ def _tensors(model: nn.Module, module: str, axis: str) -> list[str]:
 
 def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """No method above ours at any size, on the mean over the nets; and net by net."""
+    mine_by_place = {(row["model"], row["size"]): row["top1"] for row in rows if row["method"] == "ours"}
     for size, method in itertools.product(sorted({row["size"] for row in rows}), [each.name for each in METHODS]):
         pairs = {
-            row["model"]: (row["top1"], next(o["top1"] for o in rows if _same(o, row) and o["method"] == "ours"))
+            row["model"]: (row["top1"], mine_by_place[row["model"], size])
             for row in rows
-            if row["method"] == method and row["size"] == size
+            if row["method"] == method and row["size"] == size and (row["model"], size) in mine_by_place
         }
+        if not pairs:
+            continue
         theirs, mine = (100 * statistics.mean(pair[place] for pair in pairs.values()) for place in (0, 1))
         text = f"{size} of the MACs, mean top-1 over {len(pairs)} nets: ours (target: {method})"
         yield common.claim(text, mine, theirs, "higher")
 
 
-def _same(one: Row, other: Row) -> bool:
-    return (one["model"], one["size"]) == (other["model"], other["size"])
-
-
 def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--model", action="append", choices=tuple(models.GLYPH_MODELS), help="only this one")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one")
     options = parser.parse_args()
     labels = options.model or (("VGG",) if options.quick else tuple(models.GLYPH_MODELS))
-    rows = []
+    path = common.RESULTS / ("quick/rivals.json" if options.quick else "rivals.json")
+    kept = {_key(row): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for label in labels:
-        for row in rows_of(label, SIZES[:1] if options.quick else SIZES):
+        for row in rows_of(label, SIZES[:1] if options.quick else SIZES, options.part or PARTS):
             print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-            rows.append(row)
-    command = "python benchmarks/prior_art.py" + "".join(f" --model '{label}'" for label in options.model or ())
-    common.write("rivals", command + " --quick" * options.quick, rows, [SEED], list(claims(rows)))
+            kept[_key(row)] = row
+        rows = list(kept.values())
+        command = "python benchmarks/prior_art.py" + " --quick" * options.quick
+        common.write("rivals", command, rows, [SEED], list(claims(rows)))
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["model"], row["size"], row["method"]
 
 
 if __name__ == "__main__":

@@ -40,10 +40,12 @@ REMOVED = (0.1, 0.3, 0.5)
 """Shares of the MACs to remove; the middle one is that of most targets."""
 BATCH = 32
 
+CLOSED_FORM = ("fold", "least-squares", "batchnorm")
 OURS: dict[str, dict[str, object]] = {
     "defaults": {},
+    "closed form": {"repair": CLOSED_FORM},
     "defaults, no refit": {"repair": ("fold", "batchnorm")},
-    "defaults, 300 steps": {"repair": ("fold", "batchnorm", "finetune:steps=300,batch_size=16")},
+    "defaults, 300 steps": {"repair": (*CLOSED_FORM, "finetune:steps=300,batch_size=16")},
     "magnitude, ridge fold": {"scorer": "magnitude", "repair": ("fold",)},
     "magnitude, same repairs": {"scorer": "magnitude"},
 }

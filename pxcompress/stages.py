@@ -263,7 +263,7 @@ def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agre
     """All repairs that help, in order, then the dead paths that are left go too; beside the dense model.
 
     What helps is what brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
-    repairs that follow it. Repairs that train choose by such samples themselves. Without any all are kept.
+    repairs that follow it. What trains on labels follows them, and is kept. Without such samples all are kept.
     """
     dense = DenseOutputs(pruned.whole.dense, run.held_out, run.task) if run.held_out else None
     _measure_quality(pruned, run)
@@ -297,7 +297,7 @@ def _with_repair(
     if dense is None or path.agreement is None:
         return [_RepairedModel(pruned, None)]
     repaired = _RepairedModel(pruned, dense.compare(pruned.model), path.refused)
-    if repair.phase == "train":
+    if repair.needs_labels:
         return [repaired]
     return [repaired, replace(path, refused=(*path.refused, text))]
 

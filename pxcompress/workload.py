@@ -126,6 +126,7 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
             classifier=isinstance(task, Classification),
             inputs=source.inputs,
             layout=given.layout,
+            data_classes=source.classes if source.layout == "classes" else (),
             noun=source.train.noun,
         )
     check_agrees(loaded.model)

@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Integers, Source
-from pxcompress.data.sources import restrict_classes
+from pxcompress.data.sources import extend_classes, restrict_classes
+from pxcompress.models.class_names import is_part
 from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
 
@@ -33,6 +34,10 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
     if set(order) == set(source.classes):
         message = f"classes are numbered as the weights name them: {_listed(order)}"
         return source if order == source.classes else _add_note(restrict_classes(source, order), message)
+    if is_part(source.classes, loaded.class_names):
+        names = [class_by_name.get(name.casefold(), name) for name in loaded.class_names]
+        message = f"the data have {len(source.classes)} of the model's {len(names)} classes, by name; it keeps them all"
+        return _add_note(extend_classes(source, names), message)
     reordered = _choose_order(source, loaded) if source.other_order else source
     if not loaded.class_names:
         return reordered

@@ -144,6 +144,22 @@ def restrict_classes(source: Source, classes: Sequence[str], seed: int = 0) -> S
     )
 
 
+def extend_classes(source: Source, classes: Sequence[str]) -> Source:
+    """`source` with its samples numbered in `classes`, which has all of its names and others that no sample is of."""
+    number = np.array([classes.index(name) for name in source.classes])
+    train, select, held_out = (_renumber(pool, number) for pool in (source.train, source.select, source.held_out))
+    count = len(classes)
+    return replace(
+        source,
+        classes=tuple(classes),
+        outputs=count,
+        train=train,
+        select=select,
+        held_out=held_out,
+        other_order=(),
+    )
+
+
 def check_classes(source: Source, classes: Sequence[str]) -> None:
     """Raise `DataError` for a name that `source` does not have, and where its targets are no classes."""
     if source.layout != "classes":

@@ -18,7 +18,7 @@ from pxcompress.errors import InputError, ModelError
 from pxcompress.layout.padding import counting
 from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
-from pxcompress.models.signature import Logits, Signature, bounded, named, nearer_zero, perturbed_rows
+from pxcompress.models.signature import Divergence, Logits, Signature, bounded, named, nearer_zero, perturbed_rows
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches, Input
@@ -101,12 +101,13 @@ def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
     return signature.call(model.file_outputs, inputs)
 
 
-def make_view(model: nn.Module, example: Tensor, logits: Logits) -> nn.Module:
+def make_view(model: nn.Module, example: Tensor, logits: Logits, divergence: Divergence | None = None) -> nn.Module:
     """`model`, sharing all its parts, as one whose forward gives what `logits` makes of its outputs, (n, k).
 
-    Raises `ModelError` where it does not run on `example` (n, ...), or where nothing follows its inputs by gradients.
+    `divergence` is what a repair that trains makes small. Raises `ModelError` where the model does not run on `example`
+    (n, ...), or where nothing follows its inputs by gradients.
     """
-    signature = Signature(type(model).signature_.inputs if isinstance(model, Adapter) else (), logits)
+    signature = Signature(type(model).signature_.inputs if isinstance(model, Adapter) else (), logits, divergence)
     inputs = torch.cat([example, example]).detach().to(device_of(model)).requires_grad_()
     return _view(model, signature, inputs)
 

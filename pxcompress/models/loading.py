@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.adapter import all_outputs, called_with
 from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
+from pxcompress.models.class_names import are_wordnet_ids, imagenet_classes, is_part
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
 from pxcompress.models.inputs import blank_inputs, check_takes, config_of, preprocessing_of
@@ -123,6 +124,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     classifier: bool = True,
     inputs: tuple[Input, ...] = (),
     layout: str = AUTO,
+    data_classes: Sequence[str] = (),
     noun: str = "",
 ) -> Loaded:
     """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
@@ -134,12 +136,13 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
     the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
     what samples are, such as "images" or "texts"; `layout` where the channels of images in an ONNX file are.
+    Where `data_classes`, the names of the data's classes, are some of those that the weights name, the model keeps all.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     if isinstance(input_size, int) and input_size < 1:
         raise ModelError(f"input size is {input_size}; expected a positive number of pixels")
     _check_names_no_script(name)
-    request = _Request(name, classes, checkpoint, pretrained, input_size, inputs)
+    request = _Request(name, classes, checkpoint, pretrained, input_size, inputs, data_classes)
     if layout != AUTO and not is_onnx(name):
         raise ModelError(f"layout {layout!r} is given, but model {name!r} is no ONNX file; leave it out")
     loaded = _load_file(request, layout) if is_onnx(name) else _load_built(request)
@@ -148,19 +151,28 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     if not classifier:
         check_runs(model, loaded.preprocessing, name)
         return replace(loaded, model=model, class_names=())
-    count = count_classes(model, loaded.preprocessing, name)
-    if gives_embeddings(model) or not classifier_names(model, blank_inputs(loaded.preprocessing).to(device_of(model))):
+    count, names = _class_names(replace(loaded, model=model), name, classes, data_classes)
+    return replace(loaded, model=model, classes=count, class_names=names)
+
+
+def _class_names(
+    loaded: Loaded, name: str, classes: int | None, data_classes: Sequence[str]
+) -> tuple[int, tuple[str, ...]]:
+    """How many classes a classifier has, and what they are called. Raises `ModelError` where the data have others."""
+    model, preprocessing = loaded.model, loaded.preprocessing
+    count = count_classes(model, preprocessing, name)
+    if gives_embeddings(model) or not classifier_names(model, blank_inputs(preprocessing).to(device_of(model))):
         raise NoClassifierError(
             f"model {name!r} has no classifier, only features; give --task embedding, or a classifier"
         )
-    if classes is not None and count != classes:
+    labels = loaded.class_names or config_of(model).get("label_names") or imagenet_classes(count, data_classes)
+    names = tuple(str(label) for label in labels) if len(labels) == count else ()
+    if classes is not None and count != classes and not is_part(data_classes, names):
         raise ModelError(
             f"model {name!r} has {count} classes, the data has {classes}; let the model have {classes}, or give "
             "--task embedding or --task agreement"
         )
-    labels = loaded.class_names or config_of(model).get("label_names") or ()
-    names = tuple(str(label) for label in labels) if len(labels) == count else ()
-    return replace(loaded, model=model, classes=count, class_names=names)
+    return count, names
 
 
 def _check_names_no_script(name: str) -> None:
@@ -183,6 +195,7 @@ class _Request:
     pretrained: bool
     input_size: int | ImageSize | tuple[int, ...] | None
     inputs: tuple[Input, ...]
+    data_classes: Sequence[str]
 
     @property
     def side(self) -> Side:
@@ -206,6 +219,9 @@ def _load_built(request: _Request) -> Loaded:
         return _load_hugging_face(request)
     weights_file = None if request.checkpoint is None else read_checkpoint(request.checkpoint)
     source = None if _FACTORY.fullmatch(name) else timm_source(name)
+    labels = tuple((weights_file and weights_file.class_names) or ())
+    if are_wordnet_ids(request.data_classes) or is_part(request.data_classes, labels):
+        request = replace(request, classes=None)  # as many as the weights have
     with_own_weights = weights_file is None and (request.pretrained or (source is not None and source.holds_weights))
     model, architecture = _build(name, source, request.classes, request.side, with_own_weights)
     notes: tuple[str, ...] = ()
@@ -218,7 +234,6 @@ def _load_built(request: _Request) -> Loaded:
         view = called_with(model, request.inputs, example.shape[1:]) if request.inputs else model
         load_state(model, fit.state, classifier_names(view, example), label)
         notes = (choice,) if choice else ()
-    labels = tuple((weights_file and weights_file.class_names) or ())
     weights = _weights(weights_file, source, with_own_weights)
     return _made_plain(Loaded(model, architecture, _PENDING, weights, 0, labels, notes), request)
 

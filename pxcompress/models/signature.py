@@ -30,6 +30,9 @@ PACKING = "inputs"
 Logits = Callable[[Any], Tensor]
 """Outputs, as the module returns them -> (n, classes), or (n,) where their size is what counts."""
 
+Divergence = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+"""Outputs by name, and those of the dense model -> how far apart they are for every sample, (n,), with gradients."""
+
 
 def restored(spec: Input, rows: Tensor) -> Tensor:
     """An input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
@@ -52,10 +55,14 @@ def perturbed_rows(spec: Input, rows: Tensor, draw: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """How a module is called, and what counts of its outputs. Without `inputs` it takes a float tensor as it is."""
+    """How a module is called, and what counts of its outputs. Without `inputs` it takes a float tensor as it is.
+
+    `divergence` says how far outputs are from the dense model's; None: by their squared error.
+    """
 
     inputs: tuple[Input, ...] = ()
     logits: Logits | None = None
+    divergence: Divergence | None = None
 
     @property
     def is_open(self) -> bool:

@@ -40,10 +40,7 @@ def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Wid
     current = {choice.name: choice.widths[-1] for choice in choices}
     best_widths, least_harm = {choice.name: choice.widths[0] for choice in choices}, np.inf
     for _ in range(SWEEPS):
-        costs = [
-            np.array([meter({**current, choice.name: width}) for width in choice.widths])  # of the whole model
-            for choice in choices
-        ]
+        costs = [np.array([meter({**current, of.name: width}) for width in of.widths]) for of in choices]
         widths = _fill_limit(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
         harm = sum(float(choice.saliency[choice.widths.index(widths[choice.name])]) for choice in choices)
         if harm < least_harm:

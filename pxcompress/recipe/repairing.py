@@ -12,21 +12,24 @@ from pxcompress.errors import InputError
 from pxcompress.recipe.scoring import AUTO
 from pxcompress.registry import names_in, option
 
-DEFAULT_REPAIR = ("fold", "least-squares", "batchnorm")
+CLOSED_FORM = ("fold", "least-squares", "batchnorm")
+DEFAULT_REPAIR = (*CLOSED_FORM, "finetune")
+NAMED = {AUTO: DEFAULT_REPAIR, "closed-form": CLOSED_FORM}
+"""Names that stand for several repairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repairing:
     """The repairs in order, texts like "fold:ridge=0.1" put in short form, after each of so many `rounds` of pruning.
 
-    ("auto",) stands for `DEFAULT_REPAIR`, () for none. Raises `InputError` for an unknown repair, one that is given
-    twice, and one that stands before another whose result it needs.
+    "auto" stands for `DEFAULT_REPAIR`, "closed-form" for those of them that do not train, () for none. Raises
+    `InputError` for an unknown repair, one given twice, and one that stands before another whose result it needs.
     """
 
     repair: Sequence[str] = option(
         (AUTO,),
         "How outputs of the pruned model are brought back to the dense one's; repeat the option for several, in order: "
-        f"{one_of(names_in('pxcompress.repair'))}; none for none.  "
+        f"{one_of(names_in('pxcompress.repair'))}; closed-form: the defaults that do not train; none for none.  "
         f"[default: {', '.join(DEFAULT_REPAIR)}]",
     )
     rounds: int = option(1, "Prune in this many steps, with new scores and repairs after each: slower, small gains.")
@@ -40,7 +43,7 @@ class Repairing:
         check_types(self, Repairing)
         if self.rounds < 1:
             raise InputError(f"rounds is {self.rounds}; expected 1 or more")
-        texts = DEFAULT_REPAIR if self.repair == (AUTO,) else self.repair
+        texts = [text for given in self.repair for text in NAMED.get(given, (given,))]
         _check_one_each(texts)
         repairs = [REPAIRS.build(text) for text in texts]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))

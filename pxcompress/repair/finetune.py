@@ -1,10 +1,10 @@
-"""A few hundred steps of training towards the dense model's predictions: for what the closed-form repairs leave over.
+"""Some steps of training towards the dense model's predictions: for what the closed-form repairs leave over.
 
 Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same moved
 images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes or,
-for a model that is no classifier, the squared error of all its outputs. Errors at the outputs of blocks or layers added
-to it gained nothing on glyphs (after least squares, a quarter of a ResNet's MACs: top-1 91.7 % without, 91.2 to 91.6 %
-with them), nor did a moving average of the weights.
+for a model that is no classifier, the squared error of all outputs or, where its task wants it, the task's divergence.
+Errors at the outputs of blocks or layers added to it gained nothing on glyphs (after least squares, a quarter of a
+ResNet's MACs: top-1 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights.
 Normalisation uses its running statistics throughout: the slim model is trained as it will be run, and neither the size
 of a batch nor the accumulation of gradients matters to it. Training always goes to its end, since held-out samples are
 done worse while the learning rate is high, and better once it falls.
@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -41,7 +41,7 @@ from pxcompress.processes import from_first, mean_gradients_, processes, rank, s
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
 from pxcompress.state import device_of, evaluating, seeded
-from pxcompress.tasks.task import relative_errors
+from pxcompress.tasks.task import Outputs, relative_errors
 from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
 WARM_UP = 0.1
@@ -49,6 +49,12 @@ WARM_UP = 0.1
 
 CHECKS = 12
 """Most evaluations on held-out samples, spread evenly over the steps."""
+
+PASSES, MOST_STEPS = 5, 300
+"""How long training takes where nothing is said: about as long as the rest of a run, 15 to 20 forward passes."""
+
+LOGITS = "logits"
+"""Name of a classifier's only output."""
 
 SAVE_SECONDS = 60.0
 """Time between two checkpoints, seconds."""
@@ -63,9 +69,14 @@ class FineTune(Repair):
     costly: ClassVar[bool] = True
 
     temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)
-    steps: int = option(300, "steps of the optimiser", low=1, high=1_000_000, log=True)
+    steps: int = option(
+        0,
+        f"steps of the optimiser; 0: what {PASSES} passes over the samples take, {MOST_STEPS} at most",
+        low=0,
+        high=10**6,
+    )
     learning_rate: float = option(1e-3, "at its highest; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
-    batch_size: int = option(64, "samples of a batch, in every process", low=1, high=65_536, log=True)
+    batch_size: int = option(16, "samples of a batch, in every process", low=1, high=65_536, log=True)
     accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
     labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
     augment: bool = option(True, "shift, turn and zoom every image a little, anew each time")
@@ -94,7 +105,8 @@ class FineTune(Repair):
         if not samples:
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
         held_samples, checks = _hash_samples(held_out)
-        options = self._within(batches.size) if isinstance(batches, SplitBatches) and batches.size else self
+        options = replace(self, steps=self.steps or self._usual_steps(samples))
+        options = options._within(batches.size) if isinstance(batches, SplitBatches) and batches.size else options
         facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         path = cache_dir() / "finetune" / f"{name}.safetensors"
@@ -114,6 +126,11 @@ class FineTune(Repair):
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
 
+    def _usual_steps(self, samples: int) -> int:
+        """What `PASSES` over all processes' samples take, of which this one has `samples`; `MOST_STEPS` at most."""
+        everyone = int(sum_over_processes(torch.tensor(samples)))
+        return min(MOST_STEPS, -(-PASSES * everyone // (self.batch_size * self.accumulate * processes())))
+
     def _within(self, size: int) -> FineTune:
         """These options with batches of at most `size` samples, and no fewer samples in a step."""
         if self.batch_size <= size:
@@ -128,12 +145,12 @@ class _Objective:
         self.dense = dense
         self._options = options
 
-    def loss(self, outputs: Sequence[Tensor], target: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def loss(self, outputs: Outputs, target: Outputs, labels: Tensor) -> Tensor:
         """Mean over samples of what is minimised. `target` are the dense model's outputs."""
         if isinstance(self.dense, Adapter):
-            return _relative_error(outputs, target).mean().float()
-        logits = outputs[0]
-        loss = _divergence(logits, target[0], self._options.temperature) / len(logits)
+            return _distances(self.dense, outputs, target).mean().float()
+        logits = outputs[LOGITS]
+        loss = _divergence(logits, target[LOGITS], self._options.temperature) / len(logits)
         if not self._options.labels:
             return loss
         low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
@@ -144,39 +161,47 @@ class _Objective:
             )
         return loss + F.cross_entropy(logits, labels)
 
-    def error(self, outputs: Sequence[Tensor], target: Sequence[Tensor], labels: Tensor) -> float:
+    def error(self, outputs: Outputs, target: Outputs, labels: Tensor) -> float:
         """Sum over samples of what weights are chosen by: the distance or, where labels count, wrong answers."""
         if isinstance(self.dense, Adapter):
-            return float(_relative_error(outputs, target).sum())
+            return float(_distances(self.dense, outputs, target).sum())
         if self._options.labels:
-            return float((outputs[0].argmax(dim=1) != labels).sum())
-        return float(_divergence(outputs[0], target[0], 1.0))
+            return float((outputs[LOGITS].argmax(dim=1) != labels).sum())
+        return float(_divergence(outputs[LOGITS], target[LOGITS], 1.0))
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """A classifier's logits (n, classes); of an adapted module all outputs (n, ...) that are floating-point numbers.
+def _outputs(model: nn.Module, inputs: Tensor) -> Outputs:
+    """A classifier's `LOGITS` (n, classes); of an adapted module all outputs (n, ...) by name.
 
     Where they have a value for every position of a text, those of padding are 0.
     """
     if not isinstance(model, Adapter):
-        return [model(inputs).float()]
-    outputs = [value.float() for value in named_outputs(model, inputs).values() if is_real(value)]
-    counted = model.signature_.counted(inputs)
+        return {LOGITS: model(inputs).float()}
+    outputs, counted = named_outputs(model, inputs), model.signature_.counted(inputs)
     if counted is None:
         return outputs
-    return [
-        value.masked_fill(~counted[..., None], 0.0) if value.dim() == 3 and value.shape[:2] == counted.shape else value
-        for value in outputs
-    ]
+    return {
+        name: value.masked_fill(~counted[..., None], 0.0)
+        if value.dim() == 3 and value.shape[:2] == counted.shape
+        else value
+        for name, value in outputs.items()
+    }
 
 
-def _relative_error(outputs: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-    """Squared error of every sample over the variance of the dense outputs, as a mean over the outputs, (n,)."""
-    return torch.stack([relative_errors(*pair) for pair in zip(outputs, target, strict=True)]).mean(0)
+def _distances(dense: Adapter, outputs: Outputs, target: Outputs) -> Tensor:
+    """How far `outputs` are from the dense model's, (n,).
+
+    By the task's divergence where it wants that, else as a mean over the outputs that are floating-point numbers of
+    their squared errors over the variance of the dense ones.
+    """
+    if dense.signature_.divergence is not None:
+        return dense.signature_.divergence(outputs, target)
+    names = [name for name, value in target.items() if is_real(value)]
+    return torch.stack([relative_errors(outputs[name].float(), target[name].float()) for name in names]).mean(0)
 
 
 def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(target / T || logits / T), sum_over_processes over samples; the factor keeps the size of gradients."""
+    """T^2 KL(target / T || logits / T), summed over samples; the factor keeps the size of gradients."""
     log_slim, log_dense = (logits / temperature).log_softmax(1), (target / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)
 
@@ -200,7 +225,7 @@ class _Validation:
         ).tolist()
         return float(total / samples)
 
-    def _outputs(self, model: nn.Module) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def _outputs(self, model: nn.Module) -> Iterator[tuple[Outputs, Tensor]]:
         """Outputs and labels, batch by batch."""
         for inputs, labels in self._held_out:
             with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from pxcompress.proof import Estimate, Metric
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
@@ -34,7 +33,7 @@ def to_card(report: Report) -> str:
         f"# {model}, compressed",
         f"{_text(write_headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
         f"pxcompress {report.environment.pxcompress}: units whose part in the model's decisions the "
-        "others can take over were removed for good, and those repaired in closed form.",
+        f"others can take over were removed for good{_repaired(report)}.",
         "## Figures",
         _table(("", "dense", "this model", "change"), _figures(report)),
         f"Measured on the exported file: {_text(describe_conditions(report))}.",
@@ -58,17 +57,23 @@ def to_card(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _repaired(report: Report) -> str:
+    """What became of the units that stay; nothing where there was no repair."""
+    repairs = report.recipe.repair
+    if not repairs:
+        return ""
+    trained = any(each.partition(":")[0] == "finetune" for each in repairs)
+    return ", and those repaired" + (" and trained towards the dense model's outputs" if trained else " in closed form")
+
+
 def _figures(report: Report) -> list[tuple[str, ...]]:
     metric = report.metric
     unit = f" {metric.change_unit}" if metric.change_unit else ""
     change = f"{metric.format_change(report.change.value)}{unit} ({format_change_span(report.change, metric)})"
-    values = (_quality(of.quality, metric) for of in (report.dense, report.pruned))
+    qualities = report.dense.quality, report.pruned.quality
+    values = (f"{metric.format(of.value)} ({format_span(of.low, of.high, metric)})" for of in qualities)
     accuracy = (f"{metric.name} (95 % interval)", *values, change)
     return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in compare_figures(report))]
-
-
-def _quality(of: Estimate, metric: Metric) -> str:
-    return f"{metric.format(of.value)} ({format_span(of.low, of.high, metric)})"
 
 
 def _precisions(report: Report) -> Sequence[str]:

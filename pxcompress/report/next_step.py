@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     format_command,
-    is_classifier,
     is_dense_at_chance,
     is_faster,
     loss_is_shown,
@@ -42,10 +41,9 @@ def _repair(report: Report) -> str:
     repairs = report.recipe.repair
     if not repairs:
         return "to win accuracy back: leave out --repair none; or a smaller --ratio"
-    if not is_classifier(report):
-        return f"to lose less: a smaller --ratio, or more {_samples(report)}"
     if any(each.startswith("finetune") for each in repairs):
-        return f"to lose less: a smaller --ratio, more {_samples(report)}, or more steps for finetune"
+        longer = "--repair closed-form --repair finetune:steps=3000"
+        return f"to lose less: a smaller --ratio, more {_samples(report)}, or more steps, {longer}"
     words = " ".join(f"--repair {shlex.quote(each)}" for each in (*repairs, "finetune"))
     return f"to win accuracy back: {words}; or a smaller --ratio"
 

@@ -53,7 +53,7 @@ def as_judged(model: nn.Module, example: Tensor, task: Task) -> nn.Module:
     """A view of `model` whose forward gives the logits of `task`, (n, k); a classifier is one already."""
     if isinstance(task, Classification):
         return model
-    return make_view(model, example, start_logits(task))
+    return make_view(model, example, start_logits(task), task.divergence if task.trains_by_divergence else None)
 
 
 def start_logits(task: Task) -> Callable[[Any], Tensor]:

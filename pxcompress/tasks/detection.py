@@ -50,6 +50,7 @@ class Detection(Task):
     layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
     reads_dense = False
     whole_images = True
+    trains_by_divergence = True
     subject = "the boxes"
 
     def logits(self, outputs: Outputs) -> Tensor:

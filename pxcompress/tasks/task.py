@@ -39,6 +39,9 @@ class Task:
     reads_dense: ClassVar[bool] = True
     """Whether `statistics` look at the dense model's outputs; where not, it need not run beside the pruned one."""
 
+    trains_by_divergence: ClassVar[bool] = False
+    """Whether a repair that trains makes `divergence` small; else the squared error of all outputs."""
+
     whole_images: ClassVar[bool] = False
     """Whether the ends of an image count: it then gets a border instead of being cropped."""
 

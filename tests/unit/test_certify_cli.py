@@ -187,7 +187,9 @@ def test_where_the_dense_model_fails_nothing_is_certified(px: Px, options: list[
     with seeded(1):
         save_file(FlattenCNN().state_dict(), tmp_path / "random.safetensors")
     asked = ["--max-drop", 0.3, "--risk", "top1-error", "--part", "classes", "--steps", 1, "--out", tmp_path / "out"]
-    outcome = px("run", *options, "--ratio", 0.5, "--checkpoint", tmp_path / "random.safetensors", *asked)
+    outcome = px(
+        "run", *options, "--ratio", 0.5, "--repair", "none", "--checkpoint", tmp_path / "random.safetensors", *asked
+    )
     assert outcome.code == 3
     told = _content(tmp_path / "out")
     assert told["part"] == "classes"
@@ -243,6 +245,7 @@ def recipe(options: list[object]) -> Recipe:
         checkpoint=str(names["--checkpoint"]),
         input_size=SIZE,
         scorer="lrp-residual",
+        repair=("closed-form",),
         guarantee=Guarantee(0.3, steps=1),
     )
 

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pxcompress.data import Source, match_class_order, open_source
-from pxcompress.models.loading import Architecture, Loaded
+from pxcompress.errors import ModelError
+from pxcompress.models.class_names import imagenet_classes
+from pxcompress.models.loading import Architecture, Loaded, load_model
 from pxcompress.types import Preprocessing
 
 NAMES = ("ant", "Bee", "c10", "c2")
@@ -98,3 +102,40 @@ def test_one_order_needs_no_trial(tmp_path: Path, data: Source) -> None:
     source = open_source(str(tmp_path))
     assert source.other_order == ()
     assert match_class_order(source, loaded(AS_TIMM)) is source
+
+
+def test_a_part_of_the_classes_is_found_by_name_and_the_model_keeps_all(data: Source) -> None:
+    order = ("x", "c2", "BEE", "y", "ant", "c10")
+    torch_order = tuple(name if name in ("x", "y") else {"BEE": "Bee"}.get(name, name) for name in order)
+    model = Shade([{"x": "c10", "y": "c10"}.get(name, name) for name in torch_order])
+    model.shades[[0, 3]] = 9.0
+    extended = match_class_order(data, Loaded(model.eval(), Architecture("x"), SHADES, "checkpoint", 6, order))
+    assert extended.classes == torch_order
+    assert extended.outputs == 6
+    assert right(extended, model) == 1.0
+    assert any("4 of the model's 6 classes" in note for note in extended.notes)
+
+
+@pytest.mark.parametrize(
+    ("count", "names", "known"),
+    [
+        (1000, ("n01440764", "n15075141"), True),
+        (1000, ("n01440764", "n99999999"), False),
+        (1000, ("tench", "bolete"), False),
+        (100, ("n01440764", "n15075141"), False),
+        (1000, (), False),
+    ],
+)
+def test_folders_named_as_in_imagenet_say_which_outputs_they_are(count: int, names: Sequence[str], known: bool) -> None:
+    classes = imagenet_classes(count, names)
+    assert bool(classes) == known
+    assert not known or (classes[0], classes[-1], len(classes)) == ("n01440764", "n15075141", 1000)
+
+
+def test_weights_of_more_classes_serve_data_of_some(tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet10t", num_classes=1000).state_dict(), tmp_path / "weights.safetensors")
+    given = {"classes": 2, "checkpoint": tmp_path / "weights.safetensors", "input_size": 32}
+    loaded_model = load_model("resnet10t", **given, data_classes=("n01440764", "n01443537"))
+    assert (loaded_model.classes, loaded_model.class_names[1]) == (1000, "n01443537")
+    with pytest.raises(ModelError, match="1000"):
+        load_model("resnet10t", **given, data_classes=("tench", "goldfish"))

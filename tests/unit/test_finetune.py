@@ -146,6 +146,13 @@ def test_steps_are_those_of_a_plain_loop(labels: bool) -> None:
         assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-5), name
 
 
+@pytest.mark.parametrize(("samples", "steps"), [(8, 10), (9, 12), (400, 300)])
+def test_how_long_it_takes_follows_from_the_samples(samples: int, steps: int) -> None:
+    """Five passes over them, 300 steps at most."""
+    usual, asked = (state(tuned(f"{text}batch_size=4", pair(), data(samples, 4))) for text in ("", f"steps={steps},"))
+    assert equal(usual, asked)
+
+
 @pytest.mark.parametrize("labels", [False, True])
 def test_held_out_samples_are_never_done_worse(labels: bool) -> None:
     """Steps that destroy: the start is the best there is, and comes back bit by bit."""
@@ -162,7 +169,7 @@ def test_the_best_weights_on_held_out_samples_are_kept() -> None:
     batches, held_out = data(32, 32), data(200, 50, seed=1)
     better = 0
     for rate in (0.03, 0.3):  # too slow, and overfitting
-        options = f"learning_rate={rate},steps=40"
+        options = f"learning_rate={rate},steps=40,batch_size=64"
         last, best = tuned(options, pair(), batches), tuned(options, pair(), batches, held_out)
         assert divergence(best, held_out) <= min(divergence(last, held_out), divergence(pair(), held_out)) + 1e-6
         better += not equal(state(best), state(last))

@@ -63,7 +63,7 @@ def test_the_seed_decides_every_draw(batches: list[Batch], scorer: str) -> None:
     plans = []
     for seed in (1, 1, 2):
         torch.rand(seed)  # whatever was drawn before must not matter
-        recipe = {"seed": seed, "scorer": scorer, "round_to": 1}
+        recipe = {"seed": seed, "scorer": scorer, "round_to": 1, "repair": ()}
         plans.append(compress_module(model, batches[0][0][:1], batches, 0.4, **recipe).pruned.plan)
     assert plans[0] == plans[1]
     assert (plans[0] != plans[2]) == (scorer == "random")
@@ -76,14 +76,14 @@ def test_accuracy_is_measured_after_every_stage_that_changes_the_model(batches: 
     recipe = Recipe("mine", 0.4, scorer="magnitude", round_to=1)
     prune_and_repair(FlattenCNN().eval(), batches[0][0][:1], Run(recipe, parts, clock, Classification()))
     measured = [stage.name for stage in clock.stages if stage.quality_after is not None]
-    assert measured == ["prune", "fold", "least-squares", "batchnorm"]
+    assert measured == ["prune", "fold", "least-squares", "batchnorm", "finetune"]
     assert any("top-1" in line for line in told)
 
 
 def test_a_path_starts_dense_and_ends_at_the_asked_ratio(batches: list[Batch]) -> None:
     with seeded(3):
         model = FlattenCNN().eval()
-    recipe = Recipe("mine", 0.5, scorer="magnitude", round_to=1)
+    recipe = Recipe("mine", 0.5, scorer="magnitude", round_to=1, repair=("closed-form",))
     parts = {"score": batches, "repair": batches}
     run = Run(recipe, parts)
     scored = score(model, batches[0][0][:1], run)

@@ -225,6 +225,24 @@ def test_a_claim_that_is_made_while_another_ends_is_not_lost(tmp_path: Path, mon
             pass
 
 
+def test_a_run_that_ended_just_before_the_claim_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place that was free when it was first looked at may be taken once this run has it to itself."""
+    place, acquire = tmp_path / "run", FileLock.acquire
+
+    def acquire_after_another_run(lock: FileLock) -> object:
+        monkeypatch.undo()
+        with whole_folder(place, force=False) as building:
+            (building / "recipe.json").write_text("the first")
+        return acquire(lock)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire_after_another_run)
+    with pytest.raises(InputError, match="exists"), whole_folder(place, force=False):
+        pass
+    assert (place / "recipe.json").read_text() == "the first"
+
+
 @pytest.mark.slow
 def test_of_two_runs_at_once_one_wins(asked: list[str], cache: Path, tmp_path: Path) -> None:
     words = ["run", *asked, "--out", str(tmp_path / "run"), "--quiet"]

@@ -636,14 +636,15 @@ def test_every_view_claims_a_change_of_accuracy_only_where_its_interval_leaves_0
 
 def test_the_next_step_is_what_the_outcome_calls_for() -> None:
     own = make_report(weights="pretrained", folder="exported/my run")
-    finetuned = REPORT.recipe.but(repair=("fold", "finetune:steps=9"))
     slow = {"low": 0.9, "high": 1.5, "p50": 10.0}
     busy = (Warning("busy", "x"),)
     guessing = dataclasses.replace(REPORT.dense, quality=measurement(0.51, 3.0, 10).quality)
     fine = with_top1(0.899, weights="pretrained", folder="exported/my run")
     steps = {
-        "to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; or": REPORT,
-        "to lose less: a smaller --ratio, more images": make_report(recipe=finetuned),
+        "to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; or": (
+            make_report(recipe=REPORT.recipe.but(repair=("closed-form",)))
+        ),
+        "to lose less: a smaller --ratio, more images, or more steps, --repair closed-form --repair finetune:": REPORT,
         "a smaller --ratio, more images, or a larger --max-drop": certified(0, 90),
         "give weights that know these classes (--checkpoint)": make_report(dense=guessing),
         "time it on a quiet machine: pxcompress bench exported/run": with_top1(0.9, notes=busy),
@@ -664,7 +665,7 @@ def test_the_next_step_is_what_the_outcome_calls_for() -> None:
     points = {"input_shape": (2,), "weights": "trained-here"}
     steps = {
         "the same for your own net and its inputs: pxcompress.compress_module": with_top1(0.9, **points),
-        "to lose less: a smaller --ratio, more samples": make_report(recipe=finetuned, **points),
+        "to lose less: a smaller --ratio, more samples": make_report(**points),
         "a smaller --ratio, more samples, or a larger --max-drop": dataclasses.replace(certified(0, 90), **points),
     }
     for words, report in steps.items():
@@ -768,8 +769,8 @@ def test_table_golden() -> None:
         "2 of 2 classes lost answers, 0 gained some; most: 'cat', 180 -> 170 of 200 samples right",
         "note: embedded data: a demonstration",
         REPORT.verdict,
-        "next: to win accuracy back: --repair fold --repair least-squares --repair batchnorm --repair finetune; "
-        "or a smaller --ratio",
+        "next: to lose less: a smaller --ratio, more images, or more steps, --repair closed-form "
+        "--repair finetune:steps=3000",
     ]
 
 
