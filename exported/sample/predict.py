@@ -67,9 +67,10 @@ def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
     return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
 
 
-def as_taken(images: np.ndarray, port: ort.NodeArg) -> np.ndarray:
+def as_taken(images: np.ndarray, port: ort.NodeArg, facts: dict[str, str]) -> np.ndarray:
     """Images as the file takes them: its type, and channels last where it has them there."""
-    if len(port.shape) == 4 and port.shape[3] in (1, 3, 4) and port.shape[1] not in (1, 3, 4):
+    last_by_shape = len(port.shape) == 4 and port.shape[3] in (1, 3, 4) and port.shape[1] not in (1, 3, 4)
+    if last_by_shape or facts.get("input_layout") == "nhwc":
         images = images.transpose(0, 2, 3, 1)
     if port.type == "tensor(uint8)":
         return np.ascontiguousarray(np.rint(images).clip(0, 255), dtype=np.uint8)
@@ -88,7 +89,7 @@ def candidates(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> tuple[n
         return outputs["boxes"], sigmoid(logits), True
     if logits is not None and "pred_boxes" in outputs:
         boxes = outputs["pred_boxes"] * np.array([width, height, width, height])
-        if any(name.startswith("enc_") for name in outputs):
+        if "layout=rt-detr" in facts["task"] or any(name.startswith("enc_") for name in outputs):
             scores = sigmoid(logits)
         else:
             shares = np.exp(logits - logits.max(1, keepdims=True))
@@ -176,7 +177,7 @@ def main() -> None:
     copies = port.shape[0] if isinstance(port.shape[0], int) else 1  # of the image, where the file has a fixed batch
     for path in options.images:
         try:
-            batch = as_taken(prepare(path, facts), port).repeat(copies, axis=0)
+            batch = as_taken(prepare(path, facts), port, facts).repeat(copies, axis=0)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise SystemExit(f"predict.py: {path} cannot be read as an image: {error}") from error
         results = session.run(names, {port.name: batch})
