@@ -87,7 +87,7 @@ def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
     other = make_report(recipe=by_macs, plan=dataclasses.replace(REPORT.plan, unit="MACs"))
     lines = to_comparison_table({"one": busy, "two": other}).splitlines()
     assert lines == [
-        "all: resnet18, repair fold + least-squares + batchnorm",
+        "all: resnet18, repair fold + least-squares + batchnorm + finetune",
         "         top-1         points (95 %)    size    p50  faster",
         "one: 50.0% of the MACs to remove, score magnitude; 20 M MACs, 10 k parameters",
         "  dense  90.0%                        200 kB  12 ms  reference",
@@ -102,7 +102,7 @@ def test_the_terminal_names_what_differs_and_every_file_and_note() -> None:
     ]
     page = Page(to_comparison({"one": busy, "two": other})).text
     for words in (
-        "All runs: resnet18, repair fold + least-squares + batchnorm",
+        "All runs: resnet18, repair fold + least-squares + batchnorm + finetune",
         "30.0% of the MACs to remove, score taylor",
         "one: THE MACHINE IS",
     ):
