@@ -32,12 +32,13 @@ LABEL, SIDE, CROP = "lite1", 240, 0.882
 EPOCHS, BATCH, RATE = 2, 32, 3e-4
 METHODS: dict[str, dict[str, object]] = {
     "defaults": {},
+    "closed form": {"repair": ("closed-form",)},
     "defaults, 300 steps": {"repair": ("fold", "batchnorm", "finetune:steps=300,batch_size=16")},
     "magnitude, ridge fold": {"scorer": "magnitude", "repair": ("fold",)},
 }
 
 
-TARGETS = {"defaults": 0.04, "defaults, 300 steps": 0.02}
+TARGETS = {"closed form": 0.04, "defaults": 0.04, "defaults, 300 steps": 0.02}
 """What a method may lose of top-1, a share, with half of the MACs."""
 
 
