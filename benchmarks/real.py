@@ -291,7 +291,7 @@ def main() -> None:
         "rivals": lambda: itertools.chain.from_iterable(rivals(subject, samples) for samples in sizes),
         "data": lambda: by_data(subject),
         "shift": lambda: itertools.chain.from_iterable(
-            ours(subject, 256, ("defaults",), name, REMOVED[1:2]) for name in SHIFTS
+            ours(subject, 256, ("closed form",), name, REMOVED[1:2]) for name in SHIFTS
         ),
     }
     for part in asked.part.split(","):
