@@ -137,7 +137,7 @@ class LeastSquares(Repair):
         return rows_by_layer
 
     def _weighs_by_relevance(self, model: nn.Module) -> bool:
-        """Half the MACs of glyphs' U-Net and detector: 5.7 and 4.2 points lost with rows alike, 6.2 both weighted."""
+        """Half the MACs of glyphs' U-Net and detector: 5.7 and 4.2 points lost with rows alike, 6.2 each weighted."""
         several = isinstance(model, Adapter) and model.signature_.logits is not None
         return self.weighting == "relevance" or (self.weighting == "auto" and not several)
 
