@@ -96,7 +96,8 @@ def without_checkpointing() -> Iterator[None]:
 def gradients(enabled: bool = True) -> Iterator[None]:
     """Gradients inside the block, or none where they are not `enabled`.
 
-    Code written for inference may change in place what a gradient is computed from; PyTorch then keeps a copy here.
+    Code written for inference may change in place what a gradient is computed from; PyTorch then keeps a copy here. A
+    block is one pass: it knows tensors by their place in memory, where those of another batch may lie later on.
     Nothing is checkpointed: that would need gradients of parameters.
     """
     mutations_allowed = torch.autograd.graph.allow_mutation_on_saved_tensors() if enabled else nullcontext()

@@ -173,17 +173,18 @@ def _stream(
 ) -> None:
     """Let `readers` add up all batches; with `classes` by label."""
     device = device_of(model)
-    with evaluating(model), gradients(start is not None):
+    with evaluating(model):
         for reader in readers:
             reader.attach()
         for inputs, labels in batches if start is None else SplitBatches(batches):
             weights = None if classes is None else _encode_labels(labels, classes)
             for reader in readers:
                 reader.weights = weights
-            inputs = inputs.detach().to(device).requires_grad_(start is not None)
-            logits = model(inputs)
-            if start is not None:
-                torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
+            with gradients(start is not None):
+                inputs = inputs.detach().to(device).requires_grad_(start is not None)
+                logits = model(inputs)
+                if start is not None:
+                    torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
             for reader in readers:
                 reader.seen.clear()
 
@@ -216,13 +217,14 @@ def power(
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda module, args, output: watch(name, output if side == "out" else args[0], module)
 
-    with evaluating(model), gradients():
+    with evaluating(model):
         for name in names:
             model.get_submodule(name).register_forward_hook(hook(name))
         for inputs, labels in SplitBatches(batches):
-            inputs = inputs.detach().to(device).requires_grad_(True)
-            logits = model(inputs)
-            torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
+            with gradients():
+                inputs = inputs.detach().to(device).requires_grad_(True)
+                logits = model(inputs)
+                torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(device)))
             samples += len(inputs)
     everywhere = sum_over_processes(torch.tensor(samples, dtype=torch.float64, device=device))
     return {name: sum_over_processes(sums[name]) / everywhere for name in names}

@@ -126,14 +126,15 @@ class LeastSquares(Repair):
             return add
 
         by_relevance, start = self._weighs_by_relevance(model), make_start("margin", "prediction")
-        with evaluating(model), gradients(by_relevance):
+        with evaluating(model):
             for layer in parts_by_layer:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
             for inputs, labels in islice(batches, -(-max(parts_by_layer.values()) // processes())):
-                inputs = inputs.detach().to(device_of(model)).requires_grad_(by_relevance)
-                logits = model(inputs)
-                if by_relevance:
-                    torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(logits.device)))
+                with gradients(by_relevance):
+                    inputs = inputs.detach().to(device_of(model)).requires_grad_(by_relevance)
+                    logits = model(inputs)
+                    if by_relevance:
+                        torch.autograd.grad(logits, inputs, start(logits.detach(), labels.to(logits.device)))
         return rows_by_layer
 
     def _weighs_by_relevance(self, model: nn.Module) -> bool:
