@@ -36,7 +36,7 @@ WHOLE = 50_000
 SMALL = "resnet10t"
 """The model of --quick."""
 
-DISTILLED = ("fold", "least-squares", "batchnorm", "finetune:steps=3000")
+DISTILLED = ("closed-form", "finetune:steps=3000")
 MLPS = {"budget": "channels", "only": ("*mlp*",), "ratio": 0.5}
 
 
@@ -101,11 +101,11 @@ def settings_of(model: str) -> Mapping[str, Setting]:
     return SETTINGS[max(fitting, key=len)] if fitting else ANY
 
 
-def run_setting(given: Mapping[str, object], name: str) -> Row:
-    """One run of the model and the data `given`, as of a recipe."""
-    model = str(given["model"])
+def run_setting(inputs: Mapping[str, object], name: str) -> Row:
+    """One run; `inputs` are the recipe's fields for the model and the data."""
+    model = str(inputs["model"])
     setting = settings_of(model)[name]
-    recipe = Recipe(**{**given, **setting.recipe})  # type: ignore[arg-type]
+    recipe = Recipe(**{**inputs, **setting.recipe})  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as place:
         report = compress(recipe, Path(place) / "run", note=lambda text: print(f"    {text}", flush=True))
     return Row(
@@ -161,10 +161,10 @@ def main() -> None:
     if not asked.quick and asked.data is None:
         options.error("--data is missing: the folder that holds ImageNet's train/ and val/")
     with tempfile.TemporaryDirectory() as place:
-        given = {"model": asked.model, "data": asked.data, "checkpoint": asked.checkpoint}
+        inputs = {"model": asked.model, "data": asked.data, "checkpoint": asked.checkpoint}
         if asked.quick:
             folder = make_small_folder(Path(place))
-            given = {
+            inputs = {
                 "model": SMALL,
                 "data": str(folder),
                 "checkpoint": str(folder / "weights.safetensors"),
@@ -173,9 +173,12 @@ def main() -> None:
         path = RESULTS / ("quick/imagenet.json" if asked.quick else "imagenet.json")
         earlier = json.loads(path.read_text())["rows"] if path.exists() else []
         kept = {(row["model"], row["setting"]): Row(**row) for row in earlier}
-        names = asked.setting or list(settings_of(str(given["model"])))
+        known_names = list(settings_of(str(inputs["model"])))
+        names = asked.setting or known_names
+        if unknown_names := set(names) - set(known_names):
+            options.error(f"no setting {min(unknown_names)!r} for this model; there are: {', '.join(known_names)}")
         for name in names[:1] if asked.quick else names:
-            row = kept[str(given["model"]), name] = run_setting(given, name)
+            row = kept[str(inputs["model"]), name] = run_setting(inputs, name)
             print(f"{row.model}, {name}: {row.dense:.2%} -> {row.pruned:.2%} (published: {row.published})")
             rows = list(kept.values())
             command = "python benchmarks/imagenet.py" + " --quick" * asked.quick

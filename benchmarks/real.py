@@ -40,12 +40,11 @@ REMOVED = (0.1, 0.3, 0.5)
 """Shares of the MACs to remove; the middle one is that of most targets."""
 BATCH = 32
 
-CLOSED_FORM = ("fold", "least-squares", "batchnorm")
 OURS: dict[str, dict[str, object]] = {
     "defaults": {},
-    "closed form": {"repair": CLOSED_FORM},
+    "closed form": {"repair": ("closed-form",)},
     "defaults, no refit": {"repair": ("fold", "batchnorm")},
-    "defaults, 300 steps": {"repair": (*CLOSED_FORM, "finetune:steps=300,batch_size=16")},
+    "defaults, 300 steps": {"repair": ("closed-form", "finetune:steps=300")},
     "magnitude, ridge fold": {"scorer": "magnitude", "repair": ("fold",)},
     "magnitude, same repairs": {"scorer": "magnitude"},
 }

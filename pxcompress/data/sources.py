@@ -148,11 +148,10 @@ def extend_classes(source: Source, classes: Sequence[str]) -> Source:
     """`source` with its samples numbered in `classes`, which has all of its names and others that no sample is of."""
     number = np.array([classes.index(name) for name in source.classes])
     train, select, held_out = (_renumber(pool, number) for pool in (source.train, source.select, source.held_out))
-    count = len(classes)
     return replace(
         source,
         classes=tuple(classes),
-        outputs=count,
+        outputs=len(classes),
         train=train,
         select=select,
         held_out=held_out,

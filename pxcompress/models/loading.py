@@ -220,7 +220,9 @@ def _load_built(request: _Request) -> Loaded:
     weights_file = None if request.checkpoint is None else read_checkpoint(request.checkpoint)
     source = None if _FACTORY.fullmatch(name) else timm_source(name)
     labels = tuple((weights_file and weights_file.class_names) or ())
-    if are_wordnet_ids(request.data_classes) or is_part(request.data_classes, labels):
+    if is_part(request.data_classes, labels):
+        request = replace(request, classes=len(labels))
+    elif source is not None and are_wordnet_ids(request.data_classes):
         request = replace(request, classes=None)  # as many as the weights have
     with_own_weights = weights_file is None and (request.pretrained or (source is not None and source.holds_weights))
     model, architecture = _build(name, source, request.classes, request.side, with_own_weights)

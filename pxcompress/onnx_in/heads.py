@@ -78,8 +78,8 @@ def _find(walk: Walk, core: Step) -> _Found | None:
     if rows is None:
         return None
     heads = len(next(iter(rows.values())))
-    found = _Found(core, tuple(roles), behind, rows, heads)
-    return found if _is_usual(walk, found) and _reads_in_order(walk, found, product) else None
+    candidate = _Found(core, tuple(roles), behind, rows, heads)
+    return candidate if _is_usual(walk, candidate) and _reads_in_order(walk, candidate, product) else None
 
 
 def _find_products(walk: Walk, softmax: Step) -> tuple[list[str | None], Step] | None:

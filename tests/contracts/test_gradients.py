@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from pxcompress.attribution import attributed, parse_composite
 from pxcompress.errors import ModelError
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.adapter import adapt_module
+from pxcompress.passes import collect
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
-from pxcompress.state import seeded
+from pxcompress.state import gradients, seeded
 from pxcompress.types import Group, Scores
 
 WITHOUT_GRADIENTS = {"random", "magnitude", "bn-scale", "activation"}
@@ -253,6 +255,20 @@ def test_changes_in_place_change_no_score(scorer: str) -> None:
     expected = _score(scorer, OutOfPlace)
     for name, values in _score(scorer, InPlace).items():
         assert torch.allclose(values, expected[name], rtol=1e-4), name
+
+
+def test_copies_of_what_changes_in_place_last_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch knows saved tensors by their place in memory, where those of another batch may lie."""
+    blocks: list[bool] = []
+
+    def counted(enabled: bool = True) -> AbstractContextManager[None]:
+        blocks.append(enabled)
+        return gradients(enabled)
+
+    monkeypatch.setattr(collect, "gradients", counted)
+    net, groups, inputs = _subject(InPlace)
+    SCORERS.build("taylor")(net, groups, batches_of(inputs, 4))
+    assert blocks == [True] * 3
 
 
 def test_least_squares_of_a_net_that_changes_in_place_is_the_same() -> None:

@@ -139,3 +139,15 @@ def test_weights_of_more_classes_serve_data_of_some(tmp_path: Path) -> None:
     assert (loaded_model.classes, loaded_model.class_names[1]) == (1000, "n01443537")
     with pytest.raises(ModelError, match="1000"):
         load_model("resnet10t", **given, data_classes=("tench", "goldfish"))
+
+
+def test_a_factory_is_told_how_many_classes_the_data_have() -> None:
+    """Its own default, where it has one, says nothing of the data."""
+    loaded_model = load_model(
+        "models:AnyClasses",
+        classes=3,
+        pretrained=True,
+        input_size=16,
+        data_classes=("n01440764", "n01443537", "n01484850"),
+    )
+    assert loaded_model.classes == 3
