@@ -301,6 +301,7 @@ EVERY = Recipe(
     input_size=64,
     input_mean="0.4,0.5,0.6",
     input_std="0.2",
+    input_scale=255.0,
     layout="nhwc",
     classes=("cat", "dog"),
     skip_corrupt=True,
