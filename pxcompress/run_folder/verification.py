@@ -19,6 +19,7 @@ from pxcompress.notes import Note, silent
 from pxcompress.report.build import sha256_of
 from pxcompress.run_folder.certificate import (
     FILE,
+    Draw,
     choose_threshold,
     hash_files,
     is_smaller,
@@ -89,7 +90,7 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
         record = _read_certificate(folder, "run with --max-drop")
         note("reading the data ...")
         files = [folder / DENSE, folder / SLIM]
-        samples = reserve_samples(files, recipe.data, recipe.seed, recipe.skip_corrupt)
+        samples = reserve_samples(files, Draw(recipe.data, recipe.seed, recipe.skip_corrupt, record.group), note)
         samples = replace(samples, provider=record.provider)
         hashes = hash_files(folder, samples)
         note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
@@ -108,7 +109,7 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
         problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     problems += find_differences(rows, recomputed_certificate.rows)
     problems += find_alterations(certificate)
-    if record.sentence != sentence(certificate) or recomputed_certificate.limit != certificate.limit:
+    if record.sentence != sentence(certificate, record.group) or recomputed_certificate.limit != certificate.limit:
         problems.append("its sentence is not what it shows")
     return _verification(record, problems)
 
@@ -133,8 +134,9 @@ def _verify_files(folder: Path, data: str, note: Note) -> Verification:
             "with certify --out"
         )
     note("reading the data, and testing on it ...")
-    recompute = recompute_files if record.origin.files else recompute_losses
-    again = replace(recompute(record, data or record.data), data=record.data).used(record.uses_before)
+    place = data or record.data
+    again = recompute_files(record, place, note) if record.origin.files else recompute_losses(record, place)
+    again = replace(again, data=record.data).used(record.uses_before)
     return _compared(record, again)
 
 
