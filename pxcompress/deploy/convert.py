@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -106,20 +106,17 @@ def _build(converter: Converter, source: Source, path: Path) -> None:
 
 def _as_read(converter: Converter, model: nn.Module, inputs: Inputs) -> Inputs:
     """Inputs of the module as the converter's source takes them: of an ONNX file, in its layout and types."""
-    is_file = converter.reads_onnx and isinstance(model, OnnxModule)
-    return model.file_inputs(inputs) if is_file else inputs
+    return model.file_inputs(inputs) if converter.reads_onnx and isinstance(model, OnnxModule) else inputs
 
 
-def _draw_batches(model: nn.Module, example: Tensor) -> list[Inputs]:
+def _draw_batches(model: nn.Module, example: Tensor) -> Iterator[Inputs]:
     """Random inputs like the example, by name."""
     signature = model.signature_ if isinstance(model, Adapter) else Signature()
     generator, parts = torch.Generator().manual_seed(0), signature.parts(example) if signature.inputs else ()
-    batches = []
     for _ in range(_BATCHES):
         rows = [perturbed_rows(each, part, generator) for each, part in zip(signature.inputs, parts, strict=True)]
         packed = signature.joined(rows) if rows else torch.randn(example.shape, generator=generator)
-        batches.append(named_inputs(model, packed))
-    return batches
+        yield named_inputs(model, packed)
 
 
 def _check_parity(

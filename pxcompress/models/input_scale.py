@@ -55,8 +55,8 @@ def _check_known(loaded: Loaded) -> None:
 def _with_numbers(loaded: Loaded, means: Numbers, stds: Numbers) -> Loaded:
     """`loaded` with these numbers, one for all channels or one for each."""
     channels = loaded.preprocessing.input_size[0]
-    values = {"mean": _for_channels(means, channels), "std": _for_channels(stds, channels)}
-    return replace(loaded, preprocessing=replace(loaded.preprocessing, **values))
+    mean, std = _for_channels(means, channels), _for_channels(stds, channels)
+    return replace(loaded, preprocessing=replace(loaded.preprocessing, mean=mean, std=std))
 
 
 def _numbers(name: str, text: str) -> Numbers:

@@ -163,7 +163,8 @@ def _check_weights(model: ir.Model, path: Path) -> None:
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     if any(tensor.dtype == ir.DataType.DOUBLE and tensor.size > MOST_DOUBLES for tensor in tensors):
         raise ModelError(f"{path.name} holds weights in float64: export it again in float32")
-    if any(each.dtype == ir.DataType.BFLOAT16 for each in (*tensors, *model.graph.inputs)):
+    types = {tensor.dtype for tensor in tensors} | {value.dtype for value in model.graph.inputs}
+    if ir.DataType.BFLOAT16 in types:
         raise ModelError(
             f"{path.name} holds numbers in bfloat16, which ONNX Runtime has few operators for: export it in float32 or "
             "float16"
