@@ -48,7 +48,7 @@ from pxcompress.run_folder.loss_table import recompute_losses
 from pxcompress.run_folder.model_files import recompute_files
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import read_run
-from pxcompress.run_folder.sums import SUMS, find_altered_files
+from pxcompress.run_folder.sums import SUMS, find_altered_files, find_missing_files
 
 
 def verify(folder: Path, data: str = "", note: Note = silent) -> Verification:
@@ -87,6 +87,9 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
     altered = _list_altered_files(folder) if (folder / RECIPE).is_file() else {}
     try:
         recipe = read_run(folder, data)
+        _check_whole(folder)
+        if SUMS not in altered and (missing := find_missing_files(folder)):
+            note(f"not there any more, and so not checked: {', '.join(missing)}")
         record = _read_certificate(folder, "run with --max-drop")
         note("reading the data ...")
         files = [folder / DENSE, folder / SLIM]
@@ -123,6 +126,13 @@ def _list_altered_files(folder: Path) -> dict[str, str]:
         return {name: f"{name!r} is not the file that was written" for name in find_altered_files(folder)}
     except InputError as error:
         return {SUMS: str(error)}
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise `InputError` where a file is missing that the certificate is about."""
+    for name in _NAMED_BY_CERTIFICATE:
+        if not (folder / name).is_file():
+            raise InputError(f"{str(folder)!r} has no {name}, which its certificate is about; put it back")
 
 
 def _verify_files(folder: Path, data: str, note: Note) -> Verification:

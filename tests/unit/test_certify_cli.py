@@ -556,6 +556,17 @@ def test_verify_of_a_file_that_is_no_longer_readable_says_what_was_altered(px: P
     assert len(outcome.err.strip().splitlines()) == 1
 
 
+def test_verify_says_what_is_missing(px: Px, copy: Path) -> None:
+    (copy / "report.html").unlink()
+    outcome = px("verify", copy)
+    assert outcome.code == 0
+    assert "not there any more, and so not checked: report.html\n" in outcome.err
+    for name in ("plan.json", "model.safetensors"):
+        (copy / name).rename(copy / "elsewhere")
+        assert f"has no {name}, which its certificate is about" in one_line(px("verify", copy, "--quiet"))
+        (copy / "elsewhere").rename(copy / name)
+
+
 def test_verify_detects_a_figure_of_the_report_that_is_on_no_page(px: Px, copy: Path) -> None:
     content = json.loads((copy / "report.json").read_text())
     content["dense"]["latency_ms"]["quantiles"][3] += 1e-6
