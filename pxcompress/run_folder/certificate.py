@@ -316,14 +316,20 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
 def read_shared_metadata(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
     """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
     facts = [runtime.open_session(file, "cpu").metadata for file in files]
-    preprocessing = preprocessing_of(facts[0], files[0].parent)
-    for file, facts_of_file in zip(files, facts, strict=True):
-        same_inputs = preprocessing_of(facts_of_file, file.parent) == preprocessing
-        if not same_inputs or facts_of_file.get("classes") != facts[0].get("classes"):
+    preprocessing = [_preprocessing(file, facts_of_file) for file, facts_of_file in zip(files, facts, strict=True)]
+    for place, file in enumerate(files):
+        if preprocessing[place] != preprocessing[0] or facts[place].get("classes") != facts[0].get("classes"):
             raise InputError(
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )
-    return preprocessing, tuple(json.loads(facts[0].get("classes", "[]")))
+    return preprocessing[0], tuple(json.loads(facts[0].get("classes", "[]")))
+
+
+def _preprocessing(file: Path, facts: Mapping[str, str]) -> Preprocessing:
+    try:
+        return preprocessing_of(facts, file.parent)
+    except InputError as error:
+        raise InputError(f"{str(file)!r}: {error}") from error
 
 
 def check_descending(path: Sequence[tuple[str, float, Path]]) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from pxcompress.choices import CONVERSIONS
 from pxcompress.deploy import runtime
 from pxcompress.deploy.convert import check_ecosystem, convert_model
-from pxcompress.deploy.converters import CONVERTERS, Predict, Source
+from pxcompress.deploy.converters import CONVERTERS, Predict, Source, explain_missing
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.onnx_modules import read_onnx
 from pxcompress.deploy.session import Array
@@ -248,6 +248,12 @@ def test_what_fails_is_one_line_and_leaves_nothing(
         convert_model(model, onnx, EXAMPLE, ecosystem, tmp_path / "m.copy", output="logits")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_is_named_once() -> None:
+    message = "the package none-such is not installed (pip install none-such)"
+    assert explain_missing("none_such.inner", "none-such") == explain_missing("none_such", "none-such") == message
+    assert explain_missing("json", "json") == ""
 
 
 def test_an_unknown_ecosystem_is_refused() -> None:

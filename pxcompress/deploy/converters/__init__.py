@@ -86,7 +86,8 @@ def explain_missing(module: str, package: str) -> str:
         with capture_output():
             importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = f", which needs {error.name}," if error.name and error.name != module else ""
+        is_own = error.name is None or f"{module}.".startswith(f"{error.name}.")
+        missing = "" if is_own else f", which needs {error.name},"
         return f"the package {package}{missing} is not installed (pip install {package})"
     except (ImportError, OSError, AttributeError) as error:
         return f"the package {package} does not work: {shorten_message(str(error))}; pip install -U {package}"
