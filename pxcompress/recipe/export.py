@@ -10,7 +10,6 @@ from pxcompress.choices import TARGETS
 from pxcompress.errors import InputError, unknown
 from pxcompress.registry import option
 
-
 QUANT_DROP = 0.005
 """How much int8 may lose where nothing is said."""
 
