@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from command import Px, one_line
@@ -151,6 +152,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {"input_names": ["image", "kind"], "output_names": ["score"]}
     axes = {name: {0: "n"} for name in ("image", "kind", "score")}
     torch.onnx.export(TwoInputs().eval(), inputs, path / "net.onnx", dynamo=False, dynamic_axes=axes, **names)
+    proto = onnx.load(path / "net.onnx")
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(proto, path / "open.onnx")
     np.savez(path / "data.npz", image=inputs[0].numpy(), kind=inputs[1].numpy())
     return path
 
@@ -198,6 +202,7 @@ def test_all_commands_take_a_file_with_several_inputs(
     net, data = folder / "net.onnx", folder / "data.npz"
     works = (
         ["inspect", "--model", net, "--latency"],
+        ["inspect", "--model", folder / "open.onnx", "--data", data],
         ["sweep", "--model", net, "--data", data, "--ratios", 0.2, "--round-to", 1, "--out", tmp_path / "sweep"],
         ["sweep", "--model", net, "--data", data, "--ratios", 0.01, "--budget", "latency", "--round-to", 1],
         ["certify", run, "--risk", "mean-loss", "--max-drop", 0.5, "--out", tmp_path / "proof"],
@@ -210,6 +215,7 @@ def test_all_commands_take_a_file_with_several_inputs(
         outcome = px(*command, *(["--quiet"] if command[0] in ("sweep", "certify", "verify", "explain") else []))
         assert outcome.code == 0, (command, outcome.err)
     ends = {
+        "takes 'image' of any size (3 x any x 8); give --data": ["inspect", "--model", folder / "open.onnx"],
         "has 2 inputs (image, kind); expected one: images": ["bench", net, "--precision", "int8", "--data", data],
         "net.onnx': an ONNX file without preprocessing": ["certify", net, run / "model.onnx", "--data", data],
         "takes no images; leave it out": ["sweep", "--model", net, "--data", data, "--input-mean", "0-1"],
