@@ -207,7 +207,7 @@ def test_all_commands_take_a_file_with_several_inputs(
         ["sweep", "--model", net, "--data", data, "--ratios", 0.01, "--budget", "latency", "--round-to", 1],
         ["certify", run, "--risk", "mean-loss", "--max-drop", 0.5, "--out", tmp_path / "proof"],
         ["verify", tmp_path / "proof"],
-        ["bench", run, net, "--batch-size", "1,4"],
+        ["bench", run],
         ["explain", run],
     )
     monkeypatch.chdir(tmp_path)
@@ -218,7 +218,7 @@ def test_all_commands_take_a_file_with_several_inputs(
         "takes 'image' of any size (3 x any x 8); give --data": ["inspect", "--model", folder / "open.onnx"],
         "has 2 inputs (image, kind); expected one: images": ["bench", net, "--precision", "int8", "--data", data],
         "net.onnx': an ONNX file without preprocessing": ["certify", net, run / "model.onnx", "--data", data],
-        "takes no images; leave it out": ["sweep", "--model", net, "--data", data, "--input-mean", "0-1"],
+        "takes no images; leave it out": ["sweep", "--model", net, "--data", data, "--input-mean", "0-1", "--quiet"],
     }
     for message, command in ends.items():
         assert message in one_line(px(*command, *(["--max-drop", 0.5] if command[0] == "certify" else []))), command
