@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +30,8 @@ _BATCHES = 4
 """Batches of the comparison with PyTorch."""
 
 
-class InputKind(NamedTuple):
+@dataclass(frozen=True)
+class InputKind:
     """Shape of a whole batch of an input, and the type of its numbers."""
 
     shape: tuple[int, ...]

@@ -158,7 +158,7 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
 def format_conversion(converted: Converted) -> str:
     """What was written for another ecosystem, and how near it is to PyTorch. No newline at the end."""
     parity = converted.parity
-    inputs = [f"{name} {'x'.join(map(str, shape))} {dtype}" for name, (shape, dtype) in converted.inputs.items()]
+    inputs = [f"{name} {'x'.join(map(str, kind.shape))} {kind.dtype}" for name, kind in converted.inputs.items()]
     lines = [
         ("file", str(converted.path)),
         ("size", format_bytes(converted.bytes)),

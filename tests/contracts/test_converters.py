@@ -17,7 +17,7 @@ from torch import nn
 
 from pxcompress.choices import CONVERSIONS
 from pxcompress.deploy import runtime
-from pxcompress.deploy.convert import check_ecosystem, convert_model
+from pxcompress.deploy.convert import InputKind, check_ecosystem, convert_model
 from pxcompress.deploy.converters import CONVERTERS, Predict, Source, explain_missing
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.onnx_modules import read_onnx
@@ -136,7 +136,7 @@ def test_a_converter_from_elsewhere_is_held_against_pytorch(
     model, onnx = exported
     done = convert_model(model, onnx, EXAMPLE, "copying", tmp_path / "m.copy", output="logits")
     assert done.path.read_bytes() == onnx.read_bytes()
-    assert (done.bytes, done.inputs) == (onnx.stat().st_size, {"input": ((2, 3, 8, 8), "float32")})
+    assert (done.bytes, done.inputs) == (onnx.stat().st_size, {"input": InputKind((2, 3, 8, 8), "float32")})
     assert done.parity is not None
     assert done.parity.passed
     assert done.parity.samples == 8
@@ -178,7 +178,7 @@ def test_several_inputs_stay_several(
         ports = bounded(read_ports(str(onnx)).inputs, {name: [value] for name, value in PAIR.items()})
         model = called_with(read_onnx(onnx, {"image": [3, 8, 8]}), ports, example.shape[1:])
     done = convert_model(model, onnx, example, "copying", tmp_path / "m.copy", output="logits")
-    assert done.inputs == {"image": ((2, 3, 8, 8), "float32"), "kind": ((2,), "int64")}
+    assert done.inputs == {"image": InputKind((2, 3, 8, 8), "float32"), "kind": InputKind((2,), "int64")}
     assert done.parity is not None
     assert done.parity.max_abs < 1e-5
     with pytest.raises(ParityError):
@@ -227,7 +227,7 @@ def test_a_file_is_converted_with_all_that_it_computes(more: None, tmp_path: Pat
     path = softmax_file(tmp_path / "net.onnx", is_last)
     model = read_onnx(path)
     done = convert_model(model, path, torch.zeros(2, 3, 8, 8), "copying", tmp_path / "m.copy", output="logits")
-    assert done.inputs == {"x": ((2, 8, 8, 3) if is_last else (2, 3, 8, 8), "float32")}
+    assert done.inputs == {"x": InputKind((2, 8, 8, 3) if is_last else (2, 3, 8, 8), "float32")}
     assert done.parity is not None
     assert done.parity.max_abs < 1e-5
 
