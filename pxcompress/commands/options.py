@@ -28,7 +28,7 @@ from pxcompress.recipe.goal import auto_normalise, auto_round_to
 def _describe(field: Field[Any]) -> str:
     """The help of a field's option, with the default that it has unless the text says it."""
     text = str(field.metadata["help"])
-    has_no_default = any(field.default is value for value in (MISSING, None, False, ()))
+    has_no_default = field.default == "" or any(field.default is value for value in (MISSING, None, False, ()))
     return text if "[default:" in text or has_no_default else f"{text}  [default: {_show_default(field.default)}]"
 
 

@@ -37,7 +37,7 @@ from pxcompress.data.tables import read_words
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files, read_metadata
 from pxcompress.deploy.predictions import predictions
-from pxcompress.errors import InputError
+from pxcompress.errors import DataError, InputError
 from pxcompress.models.onnx_file import AUTO, is_onnx, read_ports
 from pxcompress.notes import Note, silent
 from pxcompress.onnx_in.channels import LAYOUT
@@ -133,7 +133,19 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     ids = workload.splits.ids
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
+    _check_not_served(recipe, workload.splits)
     _reserved(recipe.guarantee, recipe, workload).check(recipe.guarantee.limit, recipe.guarantee.counted_part)
+
+
+def _check_not_served(recipe: Recipe, splits: Splits) -> None:
+    """Raise `DataError` where reserved samples served the run that made the model, or its weights, in another role."""
+    sources = [Path(name) for name in (recipe.model if is_onnx(recipe.model) else None, recipe.checkpoint) if name]
+    has_served = read_served(sources, silent)
+    if served := sum(map(has_served, splits.contents["certify"])):
+        raise DataError(
+            f"{served} samples to certify on served the run that made {str(sources[0])!r} for something else; give its "
+            "--seed and its --data as they were, or fresh samples"
+        )
 
 
 def _reserved(guarantee: Guarantee, recipe: Recipe, workload: Workload) -> ReservedSamples:

@@ -36,6 +36,7 @@ from pxcompress.types import Batch, Batches, Preprocessing
 from pxcompress.workload import Workload, load_workload
 
 SIZE = 16
+PREPROCESSING = Preprocessing((3, SIZE, SIZE), (0.5,) * 3, (0.5,) * 3)
 Run = Callable[..., Outcome]
 
 
@@ -697,7 +698,7 @@ def _grown(images: Path, root: Path) -> Path:
 
 def _reserved(data: Path) -> dict[str, tuple[str, ...]]:
     """The ids of every role, as a run draws them."""
-    return load_splits(open_source(str(data)), Preprocessing((3, SIZE, SIZE), (0.5,) * 3, (0.5,) * 3)).ids
+    return load_splits(open_source(str(data)), PREPROCESSING).ids
 
 
 def test_samples_that_served_in_another_role_are_never_certified_on(
@@ -722,6 +723,17 @@ def test_samples_that_served_in_another_role_are_never_certified_on(
     outcome = px("certify", bare / "dense.onnx", bare / "model.onnx", *asked[2:], "--json")
     assert f"no served.txt in '{bare}'" in outcome.err
     assert json.loads(outcome.out)["reserved"] == len(certify)
+
+
+def test_a_run_of_what_a_run_made_keeps_to_its_samples(
+    px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path
+) -> None:
+    """Another seed cuts the same images in another way."""
+    asked = ["run", "--model", certified[0] / "model.onnx", "--data", images, "--max-drop", 0.3, "--ratio", 0.2]
+    refused = one_line(px(*asked, "--seed", 1, "--out", tmp_path / "out", "--quiet"))
+    certify = load_splits(open_source(str(images), seed=1), PREPROCESSING, seed=1).ids["certify"]
+    served = {name for role, ids in _reserved(images).items() if role != "certify" for name in ids}
+    assert f"{len(served.intersection(certify))} samples to certify on served the run that made" in refused
 
 
 def test_images_without_labels_are_known_as_well(
