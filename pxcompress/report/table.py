@@ -162,7 +162,7 @@ def format_conversion(converted: Converted) -> str:
     lines = [
         ("file", str(converted.path)),
         ("size", format_bytes(converted.bytes)),
-        ("inputs", f"{', '.join(inputs)}; images have their channels first"),
+        ("inputs", ", ".join(inputs)),
         (
             "parity",
             "not compared: its runtime does not run on this machine"
