@@ -70,6 +70,8 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
             text = "x".join(map(str, sample))
             raise InputError(f"shapes gives {port.name!r} samples of {text}; {session.path} takes {port}")
         return sample
+    if sizes.image is None and (recorded := _find_recorded_shape(session, port)):
+        return recorded
     if read_signature(session.metadata).is_open:  # texts, of the length that costs are counted for
         length = json.loads(session.metadata["input_size"])[-1]
         return tuple(size or length for size in port.shape[1:])
@@ -82,6 +84,17 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
     channels_last = session.takes_channels_last(port)
     sample = (*sizes.image[1:], sizes.image[0]) if channels_last else sizes.image
     return tuple(int(size_in_file or size) for size_in_file, size in zip(port.shape[1:], sample, strict=True))
+
+
+def _find_recorded_shape(session: Session, port: Port) -> tuple[int, ...]:
+    """Shape of one sample for which pxcompress wrote a file; empty where it does not say so."""
+    inputs = read_signature(session.metadata).inputs
+    shape = next((each.shape for each in inputs if each.name == port.name), ())
+    if not inputs and len(port.shape) == 4:
+        shape = tuple(json.loads(session.metadata.get("input_size", "[]")))
+        shape = (*shape[1:], *shape[:1]) if session.takes_channels_last(port) else shape
+    sample = tuple(size for size in shape if size)
+    return sample if len(sample) == len(shape) and port.fits((1, *sample)) else ()
 
 
 def make_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:

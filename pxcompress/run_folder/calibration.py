@@ -16,6 +16,7 @@ from pxcompress.data.samples import cut
 from pxcompress.deploy.feeds import get_image_shape
 from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError
+from pxcompress.models.onnx_file import read_ports
 from pxcompress.models.signature import perturbed_rows, read_signature
 from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.types import Batches, Preprocessing
@@ -27,7 +28,7 @@ _AT_ONCE = 16
 
 
 def read_calibration(session: Session, data: str, input_size: tuple[int, int, int] | None) -> Batches:
-    """Inputs of `session` in batches that it takes: images of `data`, or random numbers where there are none.
+    """Inputs of `session` in batches that it takes: samples of `data`, or random numbers where there are none.
 
     A file that does not say how images become its inputs gets them as ImageNet models do.
     """
@@ -36,12 +37,12 @@ def read_calibration(session: Session, data: str, input_size: tuple[int, int, in
     size = session.inputs[0].shape[0] or _AT_ONCE
     if not data:
         return [(inputs, torch.zeros(size, dtype=torch.int64)) for inputs in _draw_inputs(session, (size, *shape))]
-    source = open_source(data)
+    source = open_source(data, ports=read_ports(str(session.path)) if several else None)
     (samples,) = cut(source.train, (CALIBRATION_IMAGES,), np.random.default_rng(0), balanced=True)
     store = read_images(samples, _preprocessing(session, shape), source.skip_corrupt).store
     full_batches = [(inputs, labels) for inputs, labels in ImageBatches(store, size) if len(inputs) == size]
     if not full_batches:
-        raise InputError(f"data {data!r} has fewer images than the fixed batch of {session.path}, {size}; give more")
+        raise InputError(f"data {data!r} has fewer samples than the fixed batch of {session.path}, {size}; give more")
     return full_batches
 
 

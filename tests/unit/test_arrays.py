@@ -208,6 +208,7 @@ def test_all_commands_take_a_file_with_several_inputs(
         ["certify", run, "--risk", "mean-loss", "--max-drop", 0.5, "--out", tmp_path / "proof"],
         ["verify", tmp_path / "proof"],
         ["bench", run],
+        ["bench", run / "model.onnx", "--precision", "int8", "--data", data],
         ["explain", run],
     )
     monkeypatch.chdir(tmp_path)
