@@ -26,7 +26,7 @@ from pxcompress.proof import (
     NamedInput,
     Warning,
 )
-from pxcompress.recipe import Goal
+from pxcompress.recipe import Goal, Recipe
 from pxcompress.report.build import sha256_of
 from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import format_bytes, format_milliseconds
@@ -142,6 +142,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
         notes=(
             *_list_notes(place, workload, files, comparison),
             *_describe_attempts(recipe, slim, comparison),
+            *_describe_sizes(recipe, workload),
             *targets.notes,
             *measured.notes,
             *(Warning("remark", text) for text in run.clock.notes),
@@ -215,6 +216,17 @@ def _describe_attempts(goal: Goal, slim: PruneResult, comparison: Comparison) ->
                 f"THE MACHINE CHANGED: the dense model took {plan_text}, and {format_milliseconds(measured_dense)} in "
                 "the end; run again",
             )
+
+
+def _describe_sizes(recipe: Recipe, workload: Workload) -> Iterator[Warning]:
+    """Which images the files take where these may have any size, and what the figures are of."""
+    if recipe.dynamic_size:
+        side = "x".join(map(str, workload.splits.example.shape[2:]))
+        yield Warning(
+            "sizes",
+            "the files take images of any height and width that the model does, tried at twice the height and "
+            f"at twice the width; all figures are those of {side}",
+        )
 
 
 def _list_notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:

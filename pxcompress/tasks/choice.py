@@ -27,6 +27,7 @@ BY_LAYOUT: dict[Layout, str] = {
     "identities": "embedding",
     "masks": "segmentation",
     "boxes": "detection",
+    "keypoints": "keypoints",
     "labels": "multi-label",
     "numbers": "regression",
     "unlabelled": "agreement",

@@ -18,9 +18,9 @@ Outputs = Mapping[str, Tensor]
 """What a model returns for n samples: every tensor (n, ...) by its name in the ONNX file."""
 
 
-Layout = Literal["classes", "identities", "masks", "boxes", "labels", "numbers", "unlabelled"]
-"""What the targets are: a class, an identity to be found again, a class per pixel, boxes, labels or numbers for each
-input; or there are none."""
+Layout = Literal["classes", "identities", "masks", "boxes", "keypoints", "labels", "numbers", "unlabelled"]
+"""What the targets are: a class, an identity to be found again, a class per pixel, boxes with joints or without,
+labels or numbers for each input; or there are none."""
 
 
 @dataclass(frozen=True)

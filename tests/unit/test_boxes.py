@@ -60,6 +60,36 @@ def test_boxes_and_images_go_the_same_way(tmp_path: Path) -> None:
         assert inside[int(label)].mean() > 1
 
 
+def _mark_joints(root: Path) -> None:
+    """Two joints for every object: the first corner of its box, and its middle, which is marked in every second one."""
+
+    def change(content: dict) -> None:
+        for category in content["categories"]:
+            category["keypoints"] = ["corner", "middle"]
+        for place, each in enumerate(content["annotations"]):
+            x, y, width, height = each["bbox"]
+            each.update(keypoints=[x, y, 2, x + width / 2, y + height / 2, place % 2], area=width * height / 2)
+
+    _json(change)(root)
+
+
+def test_joints_and_boxes_go_the_same_way(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "data", HALVES[:1])
+    _mark_joints(root)
+    (root / "annotations" / "instances_train.json").rename(root / "annotations" / "person_keypoints_train.json")
+    source = open_source(str(root))
+    assert (source.layout, source.outputs) == ("keypoints", 3)
+    inputs, targets = next(iter(load_splits(source, BORDER).score))
+    assert targets.shape == (len(inputs), 4, 6 + 1 + 3 * 2)
+    rows = targets[:, :-1][targets[:, :-1, 0] >= 0]
+    low, high = rows[:, 1:3], rows[:, 3:5]
+    assert torch.allclose(rows[:, 7:9], low, atol=1e-3)
+    assert torch.allclose(rows[:, 10:12], (low + high) / 2, atol=1e-3)
+    assert torch.allclose(rows[:, 6], (high - low).prod(1) / 2, rtol=1e-3)
+    assert rows[:, 9].eq(1).all()
+    assert set(rows[:, 12].tolist()) == {0.0, 1.0}
+
+
 @pytest.mark.parametrize("crop_mode", ["center", "border", "squash"])
 @pytest.mark.parametrize("size", [(40, 32), (32, 40), (33, 33), (90, 20), (20, 61)])
 @pytest.mark.parametrize("sides", [(24, 24), (24, 36)])
@@ -113,6 +143,13 @@ BAD: dict[str, tuple[str, Spoil, str]] = {
         "coco",
         _json(lambda c: [each.update(width=50) for each in c["images"]]),
         "annotation says 50x32",
+    ),
+    "a joint too few": (
+        "coco",
+        _json(
+            lambda c: (c["categories"][0].update(keypoints=["a", "b"]), c["annotations"][0].update(keypoints=[1, 1, 2]))
+        ),
+        "has an object with 3 numbers as keypoints; expected 3 for each of 2",
     ),
     "two columns": ("yolo", _text("labels/train/0.txt", "1 0.5"), "0.txt, line 1 has 2 columns; expected 5"),
     "a word": ("yolo", _text("labels/train/0.txt", "1 a b c d"), "line 1 is '1 a b c d'; expected numbers"),
