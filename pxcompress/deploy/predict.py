@@ -1,9 +1,10 @@
 """Run the model beside this file on images: python predict.py IMAGE ... [--model model.int8.onnx]
 
 A classifier's answer is printed, as are labels and numbers. Into the current folder are written: a segmentation as
-IMAGE.mask.png, in the size that the model takes; boxes and joints drawn into a copy, IMAGE.boxes.png; any other output, such as an
-embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow, nothing else. Preprocessing, task and class names are read
-from the ONNX file. The file of a detector has raw boxes: the threshold and the thinning out (NMS) are here.
+IMAGE.mask.png, in the size that the model takes; boxes and joints drawn into a copy, IMAGE.boxes.png; any other output,
+such as an embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow, nothing else. Preprocessing, task and class
+names are read from the ONNX file. The file of a detector has raw boxes: the threshold and the thinning out (NMS) are
+here.
 """
 
 import argparse
@@ -128,7 +129,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def show_boxes(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
-    """Draw the boxes into a copy of the image; what to print: class, score, corners and joints in pixels of the image."""
+    """Draw boxes into a copy of the image; what to print: class, score, corners and joints in pixels of the image."""
     image, classes, lines = eight_bits(Image.open(path)).convert("RGB"), json.loads(facts["classes"]), []
     size, left, top = placed(*image.size, facts)
     scale = np.tile([image.width / size[0], image.height / size[1]], 2)
