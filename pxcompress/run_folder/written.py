@@ -185,7 +185,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "classes": json.dumps(workload.source.classes),
         "input_mean": json.dumps(preprocessing.mean),
         "input_std": json.dumps(preprocessing.std),
-        "input_size": json.dumps(preprocessing.input_size),
+        "input_size": json.dumps(list(workload.splits.example.shape[1:])),  # of texts that of a middle length
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
         **({"most_tokens": str(preprocessing.tokenizer.longest)} if preprocessing.tokenizer else {}),
