@@ -9,6 +9,9 @@ from typing import Any
 
 from pxcompress.errors import InputError, PxError, StageError, short
 
+TASK_MODULE = "pxcompress.tasks.task"
+"""Module of the class that all tasks derive from, which is not imported for this."""
+
 
 @contextmanager
 def name_failures(block_name: str) -> Iterator[None]:
@@ -39,12 +42,11 @@ def describe(error: BaseException) -> str:
 
 def find_failing_task(trace: TracebackType | None) -> str:
     """Class and method of the innermost code of a task that is not of this package; "" where there is none."""
-    from pxcompress.tasks.task import Task
-
     method = ""
     while trace is not None:
         frame, owner = trace.tb_frame, trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, Task) and not str(frame.f_globals.get("__name__", "")).startswith("pxcompress."):
+        is_task = any(base.__module__ == TASK_MODULE for base in type(owner).__mro__)
+        if is_task and not str(frame.f_globals.get("__name__", "")).startswith("pxcompress."):
             method = f"{type(owner).__module__}:{type(owner).__qualname__}.{frame.f_code.co_name}"
         trace = trace.tb_next
     return method

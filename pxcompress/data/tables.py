@@ -88,8 +88,8 @@ def open_listed(spec: str) -> Samples:
     table, root = _read_table(spec), Path(spec).expanduser().parent
     if _text_columns(table):
         raise DataError(
-            f"data {spec!r} hold texts; images are expected here: give a folder, or a table with a column 'path'; texts "
-            "need labels, which --data takes"
+            f"data {spec!r} hold texts; images are expected here: give a folder, or a table with a column 'path'; "
+            "texts need labels, which --data takes"
         )
     images = _image_paths(table, root)
     return Samples.of(images, np.full(len(images), -1, dtype=np.int64), Files(root, images))

@@ -44,6 +44,10 @@ SPEED_TOLERANCE = 0.05
 """Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
 
 
+NOTHING_RIGHT = 0.01
+"""Share of what could be right below which a dense model shows nothing."""
+
+
 DENSE_DRIFT_LIMIT = 0.2
 """Share by which the dense model may be faster or slower in the end than when a plan was made for its speed."""
 
@@ -262,8 +266,14 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
         yield Warning("trained-here", "the dense model was trained here, on that data, for a few epochs")
     if weights == "factory":
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
-    dense = comparison.dense
-    if isinstance(workload.task, Classification) and is_chance_level(dense.quality.value, dense.samples, classes):
+    dense, metric = comparison.dense, workload.task.metric
+    if metric.unit == "share" and metric.higher_is_better and dense.quality.value < NOTHING_RIGHT:
+        yield Warning(
+            "near-chance",
+            f"THE DENSE MODEL IS NEARLY ALWAYS WRONG: {metric.name} {metric.format(dense.quality.value)}, so that nothing "
+            "can be seen to be lost; check its weights, and the classes and values of its inputs",
+        )
+    elif isinstance(workload.task, Classification) and is_chance_level(dense.quality.value, dense.samples, classes):
         resized = ", and --input-size: images are resized to that of the model"
         reason = (
             "as untrained ones do; give --checkpoint"

@@ -256,7 +256,7 @@ def test_tables_of_texts(tmp_path: Path) -> None:
 
 def test_texts_are_no_images_to_label(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("text\nrain\nsnow\n")
-    with pytest.raises(DataError, match="new.csv' hold texts; images are expected here"):
+    with pytest.raises(DataError, match="hold texts; images are expected here"):
         open_images(str(tmp_path / "new.csv"))
 
 
