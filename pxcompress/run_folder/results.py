@@ -267,13 +267,7 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
     if weights == "factory":
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
     dense, metric = comparison.dense, workload.task.metric
-    if metric.unit == "share" and metric.higher_is_better and dense.quality.value < NOTHING_RIGHT:
-        yield Warning(
-            "near-chance",
-            f"THE DENSE MODEL IS NEARLY ALWAYS WRONG: {metric.name} {metric.format(dense.quality.value)}, so that nothing "
-            "can be seen to be lost; check its weights, and the classes and values of its inputs",
-        )
-    elif isinstance(workload.task, Classification) and is_chance_level(dense.quality.value, dense.samples, classes):
+    if isinstance(workload.task, Classification) and is_chance_level(dense.quality.value, dense.samples, classes):
         resized = ", and --input-size: images are resized to that of the model"
         reason = (
             "as untrained ones do; give --checkpoint"
@@ -282,6 +276,9 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
         )
         text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.quality.value:.1%} of {classes} classes; {reason}"
         yield Warning("near-chance", text)
+    elif metric.unit == "share" and metric.higher_is_better and dense.quality.value < NOTHING_RIGHT:
+        text = f"THE DENSE MODEL IS NEARLY ALWAYS WRONG: {metric.name} {metric.format(dense.quality.value)}, so that it"
+        yield Warning("near-chance", f"{text} can lose nothing; check its weights, classes and inputs")
 
 
 def _warn_of_noise(place: Path, comparison: Comparison) -> Iterator[Warning]:
