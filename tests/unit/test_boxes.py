@@ -13,8 +13,10 @@ from box_folders import HEIGHT, NAMES, WIDTH, WRITERS, draw, write_coco, write_v
 from PIL import Image
 
 from pxcompress.data import load_splits, open_source
+from pxcompress.data.items import Item, collect_items
 from pxcompress.data.resizing import Resize
 from pxcompress.errors import DataError
+from pxcompress.models.signature import Signature
 from pxcompress.types import Preprocessing
 
 HALVES = (("train", range(24)), ("val", range(24, 40)))
@@ -121,6 +123,39 @@ def _json(change: Callable[[dict], None]) -> Spoil:
 
 def _text(name: str, text: str) -> Spoil:
     return lambda root: (root / name).write_text(text) and None
+
+
+def _items(targets: list[list[list[float]]]) -> list[Item]:
+    images = np.zeros((len(targets), 3, 20, 30), np.float32)
+    masks = np.ones((len(targets), 20, 30), np.int64)
+    return [
+        Item(str(number), {"pixel_values": image, "pixel_mask": mask}, np.array(target, np.float32))
+        for number, (image, mask, target) in enumerate(zip(images, masks, targets, strict=True))
+    ]
+
+
+def test_boxes_may_come_with_inputs_of_ones_own() -> None:
+    """Also with several inputs, such as padded images and their masks; an image may have no box."""
+    data = collect_items("mine:data", {"all": _items([[[1, 2, 3, 9, 8], [0, 0, 0, 30, 20]], [], [[1, 5, 5, 6, 6]]])})
+    assert (data.layout, data.classes, data.outputs) == ("boxes", ("0", "1"), 2)
+    assert [each.name for each in data.inputs] == ["pixel_values", "pixel_mask"]
+    targets = [data.train.targets(place, None, None) for place in range(3)]
+    frame = [-1, 0, 0, 30, 20, 2]
+    nothing = [-1, 0, 0, 0, 0, 0]
+    assert targets[0].tolist() == [[1, 2, 3, 9, 8, 0], [0, 0, 0, 30, 20, 0], frame]
+    assert targets[1].tolist() == [nothing, nothing, frame]
+    blank = Signature(data.inputs).blank(data.native_size)
+    values = Signature(data.inputs).unpacked(blank)
+    assert not values["pixel_values"].any()
+    assert values["pixel_mask"].all()  # nothing is hidden
+
+
+@pytest.mark.parametrize("row", [[0.5, 1, 1, 2, 2], [0, 5, 5, 4, 6], [0, 1, 1, 31, 5], [-1, 1, 1, 2, 2]])
+def test_boxes_of_ones_own_that_cannot_be_are_named(row: list[float]) -> None:
+    with pytest.raises(
+        DataError, match=r"item 1: its target has the box \(.*\) in an input of 30x20; expected rows of"
+    ):
+        collect_items("mine:data", {"all": _items([[[1, 2, 3, 9, 8]], [row]])})
 
 
 BAD: dict[str, tuple[str, Spoil, str]] = {

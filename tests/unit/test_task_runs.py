@@ -27,7 +27,8 @@ from pxcompress.report.record import Report
 from pxcompress.report.table import to_table
 from pxcompress.run_folder.model_files import certify_files
 from pxcompress.run_folder.written import check_dynamic_size
-from pxcompress.tasks.choice import build_task
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.choice import build_task, task_text
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.segmentation import Segmentation
 from pxcompress.tasks.task import Outputs
@@ -172,8 +173,23 @@ def test_inputs_need_not_be_square(masks: Path) -> None:
 def test_a_task_of_ones_own_is_taken_by_its_name() -> None:
     task = build_task("test_task_runs:WeightedError")
     assert type(task) is WeightedError
+    assert task_text(task) == "test_task_runs:WeightedError"
+    other = build_task("test_task_runs:WeightedError:largest=3")
+    assert build_task(task_text(other)) == other != task
+    with pytest.raises(InputError, match="unknown option of task 'test_task_runs:WeightedError': 'largets'"):
+        build_task("test_task_runs:WeightedError:largets=3")
     with pytest.raises(InputError, match="expected a subclass"):
         build_task("test_task_runs:SIDE")
+
+
+def test_a_registered_task_of_ones_own_is_known_by_its_module() -> None:
+    """Another process has not imported it, and does not know its registered name."""
+    name = "angle-of-a-test"
+    cls = TASKS.register(name)(type("Angle", (Regression,), {"__module__": "my_tasks"}))
+    try:
+        assert task_text(cls()) == "my_tasks:Angle"
+    finally:
+        del TASKS._classes[name]
 
 
 def test_a_module_of_ones_own_is_judged_by_its_task() -> None:
