@@ -132,7 +132,7 @@ def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
     check_agrees(loaded.model)
     if task.whole_images or source.layout in ("boxes", "keypoints"):
         loaded = replace(loaded, preprocessing=with_whole_images(loaded.preprocessing, loaded.model))
-    return with_values(loaded, given.input_mean, given.input_std)
+    return with_values(loaded, given.input_mean, given.input_std, given.input_scale)
 
 
 def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+HALF = (ir.DataType.FLOAT16,)
 
 Types = Mapping[str, ir.DataType]
 """Names of values that are in half precision in the file, and in which."""

@@ -152,9 +152,7 @@ def test_boxes_may_come_with_inputs_of_ones_own() -> None:
 
 @pytest.mark.parametrize("row", [[0.5, 1, 1, 2, 2], [0, 5, 5, 4, 6], [0, 1, 1, 31, 5], [-1, 1, 1, 2, 2]])
 def test_boxes_of_ones_own_that_cannot_be_are_named(row: list[float]) -> None:
-    with pytest.raises(
-        DataError, match=r"item 1: its target has the box \(.*\) in an input of 30x20; expected rows of"
-    ):
+    with pytest.raises(DataError, match=r"item 1: its target has the box \(.*\) in an input of 30x20; expected"):
         collect_items("mine:data", {"all": _items([[[1, 2, 3, 9, 8]], [row]])})
 
 
