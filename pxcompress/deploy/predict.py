@@ -3,8 +3,7 @@
 A classifier's answer is printed, as are labels and numbers. Into the current folder are written: a segmentation as
 IMAGE.mask.png, in the size that the model takes; boxes and joints drawn into a copy, IMAGE.boxes.png; any other output,
 such as an embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow, nothing else. Preprocessing, task and class
-names are read from the ONNX file. The file of a detector has raw boxes: the threshold and the thinning out (NMS) are
-here.
+names are read from the ONNX file. A detector's file has raw boxes: threshold and thinning out (NMS) are here.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import onnxruntime as ort
 from PIL import Image, ImageDraw
 
 COLOURS = ("red", "lime", "yellow", "cyan", "magenta", "orange", "white", "deepskyblue")
+Found = tuple[int, float, np.ndarray, np.ndarray]
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -102,16 +102,14 @@ def candidates(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> tuple[n
     return np.concatenate([middle - half, middle + half], 1), scores, "pred_boxes" not in outputs
 
 
-def find_boxes(
-    outputs: dict[str, np.ndarray], facts: dict[str, str]
-) -> list[tuple[int, float, np.ndarray, np.ndarray]]:
+def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[Found]:
     """Class, score, corners and joints (k, 2) in pixels of the input of all boxes that are sure, the surest first."""
     options = dict(part.split("=", 1) for part in facts["task"].partition(":")[2].split(",") if part)
     least, most_overlap = float(options.get("score", 0.25)), float(options.get("overlap", 0.6))
     most = 20 if facts["task"].startswith("keypoints") else 100
     corners, scores, overlap = candidates(outputs, facts)
     joints = outputs.get("keypoints", np.zeros((len(corners), 0, 3)))[..., :2]
-    found: list[tuple[int, float, np.ndarray, np.ndarray]] = []
+    found: list[Found] = []
     for place in np.argsort(-scores.max(1)):
         kind, score = int(scores[place].argmax()), float(scores[place].max())
         if score < least or len(found) == most:
