@@ -92,12 +92,9 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
 
 
 def _find_recorded_shape(session: Session, port: Port) -> tuple[int, ...]:
-    """Shape of one sample for which pxcompress wrote a file; empty where it does not say so."""
+    """Shape of one sample of an input, of several for which pxcompress wrote a file; empty where it does not say so."""
     inputs = read_signature(session.metadata).inputs
     shape = next((each.shape for each in inputs if each.name == port.name), ())
-    if not inputs and len(port.shape) == 4:
-        shape = tuple(json.loads(session.metadata.get("input_size", "[]")))
-        shape = (*shape[1:], *shape[:1]) if session.takes_channels_last(port) else shape
     sample = tuple(size for size in shape if size)
     return sample if len(sample) == len(shape) and port.fits((1, *sample)) else ()
 
