@@ -139,7 +139,7 @@ def _cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[list[i
     return order, costs
 
 
-def regularised_inverse(matrix: Tensor, ridge: float) -> Tensor:
+def invert_regularised(matrix: Tensor, ridge: float) -> Tensor:
     """(Q + lambda I)^-1 of a positive semidefinite Q, with lambda = ridge * mean diagonal."""
     level = ridge * matrix.diagonal().mean().clamp_min(0) + 1e-12
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix + level * torch.eye(len(matrix)).to(matrix)))

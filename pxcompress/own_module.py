@@ -66,14 +66,14 @@ class ModuleOptions(Pruning):
         pruning = {field.name: getattr(self, field.name) for field in fields(Pruning)}
         return Recipe(model=type(model).__name__, data=IN_PYTHON, seed=self.seed, **pruning)
 
-    def built_task(self) -> Task | None:
+    def build_own_task(self) -> Task | None:
         """The task; None where none is given."""
         return build_task(self.task) if isinstance(self.task, str) else self.task
 
     @property
     def start(self) -> Logits | None:
         """What makes logits of the outputs, where they are not logits already or nothing says it: None."""
-        task = self.built_task()
+        task = self.build_own_task()
         if self.logits is None and task is not None and not isinstance(task, Classification):
             return start_logits(task)
         return self.logits
@@ -119,7 +119,7 @@ class ModuleResult(PruneResult):
             data = ModuleData(
                 dense.example, self.batches, dense.signature, self.options.held_out, test, classes, preprocessing
             )
-            workload = workload_of(slim.pruned.dense, self.options.built_task(), data)
+            workload = workload_of(slim.pruned.dense, self.options.build_own_task(), data)
             run = replace(self.run, recipe=recipe.but(task=task_text(workload.task)), task=workload.task)
             with whole_folder(place, force) as building, seeded(recipe.seed):
                 with run.clock.stage("export"):
@@ -181,7 +181,7 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
         with seeded(recipe.seed):
             ready = rewrite_plain(module.model, lambda view: all_outputs(view, module.example.to(device_of(view))))
             parts = _module_parts(module, ready, options.held_out)
-            run = Run(recipe, parts, Clock(options.note), options.built_task())
+            run = Run(recipe, parts, Clock(options.note), options.build_own_task())
             slim = prune_and_repair(ready, module.example, run)
     for each in (slim.pruned.model, slim.pruned.dense):
         release_(each)

@@ -215,7 +215,7 @@ class _Rules(TorchFunctionMode):
 
     def prepare(self, twin: nn.Module, example: Tensor, expected: Any) -> tuple[RuledLayer, ...]:
         """See which layers run in which order, give each its rule, and check that the outputs are as `expected`."""
-        output = self._watched(twin, example)
+        output = self._run_watched(twin, example)
         check_same(expected, output, type(twin).__name__)
         if not transformer.carries_gradient(output):
             raise ModelError(
@@ -226,19 +226,19 @@ class _Rules(TorchFunctionMode):
         gates = self.reach.find_gates(output)
         if gates or self._undone:
             self.unruled.clear()
-            output = self._watched(twin, example)
+            output = self._run_watched(twin, example)
         if gates:
             self.reach.find_lost(output)
         self.reach.outputs.clear()
-        return self._given_rules(twin) if self._composite is not None else ()
+        return self._bind_rules(twin) if self._composite is not None else ()
 
-    def _watched(self, twin: nn.Module, example: Tensor) -> Any:
+    def _run_watched(self, twin: nn.Module, example: Tensor) -> Any:
         """The output of a pass that notes layers, gradients and functions without a rule."""
         source = example.clone().requires_grad_()
         with self._watching(twin):
             return self.run(partial(twin, source), source, all_outputs=True)
 
-    def _given_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:
+    def _bind_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:
         """All layers that ran, each with its rule by depth from now on."""
         assert self._composite is not None
         if not self._kinds:
@@ -305,7 +305,7 @@ class _Rules(TorchFunctionMode):
         call = prepare_call(name, args, kwargs, constant=constant, in_place=bool(in_place))
         result = self._undo(name, call)
         result = self._call(func, name, call) if result is None else result
-        return self._marked(name, call, result)
+        return self._mark_result(name, call, result)
 
     def _undo(self, name: str, call: Call) -> Tensor | None:
         """What stands in for a softmax that the model ends in, or for the log of one: its input."""
@@ -313,7 +313,7 @@ class _Rules(TorchFunctionMode):
         ends |= name == "log" and bool(call.mark.results & self._undone)
         return call.args[0].view_as(call.args[0]) if ends and call.args else None
 
-    def _marked(self, name: str, call: Call, result: Any) -> Any:
+    def _mark_result(self, name: str, call: Call, result: Any) -> Any:
         """`result`, with the mark that the call gives it."""
         mark = call.mark
         if name in STEPS and isinstance(result, Tensor):

@@ -65,7 +65,7 @@ def bench(
     check_precisions(precisions, data=bool(data))
     with _converted(files, precisions, data, size) as sources:
         conditions = BenchConditions(working, threads, strict_provider)
-        rows = time_files(list(sources), batches, conditions=conditions, sizes=Sizes.parsed(size, shapes))
+        rows = time_files(list(sources), batches, conditions=conditions, sizes=Sizes.parse(size, shapes))
         rows = tuple(dataclasses.replace(row, path=sources[Path(row.path)]) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else format_bench(rows))
 

@@ -119,13 +119,13 @@ def find_operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -
             if not list(module.children()) or name in heads:
                 module.register_forward_hook(hook(name))
         model(example[:1].to(device_of(model)))
-    for (name, _), following in zip(order, _following(order), strict=True):
+    for (name, _), following in zip(order, _find_following(order), strict=True):
         if name in operators_by_name and following:
             operators_by_name[name] = replace(operators_by_name[name], activation=following)
     return operators_by_name
 
 
-def _following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
+def _find_following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
     """For every call, the operators of the activation that comes right after it, past norms that are folded."""
     next_activation: tuple[str, ...] = ()
     result = []
@@ -197,13 +197,13 @@ def _conv(operator: Operator) -> _GraphNodes:
         dilations=operator.dilation,
         group=operator.groups,
     )
-    return _activated([(node, (weight, _weight("b", operator.outputs)))], operator)
+    return _find_activations([(node, (weight, _weight("b", operator.outputs)))], operator)
 
 
 def _linear(operator: Operator) -> _GraphNodes:
     product = (helper.make_node("MatMul", ["x", "w"], ["p"]), (_weight("w", operator.inputs, operator.outputs),))
     total = (helper.make_node("Add", ["p", "b"], ["y0"]), (_weight("b", operator.outputs),))
-    return _activated([product, total], operator)
+    return _find_activations([product, total], operator)
 
 
 def _products(operator: Operator) -> _GraphNodes:
@@ -214,7 +214,7 @@ def _products(operator: Operator) -> _GraphNodes:
         helper.make_node("Softmax", ["a"], ["s"], axis=-1),
         helper.make_node("MatMul", ["s", "x"], ["y0"]),
     )
-    return _activated([(node, ()) for node in nodes], operator)
+    return _find_activations([(node, ()) for node in nodes], operator)
 
 
 def _copies(operator: Operator) -> _GraphNodes:
@@ -228,7 +228,7 @@ def _copies(operator: Operator) -> _GraphNodes:
     return _GraphNodes(((nodes[0], weights), *((node, ()) for node in nodes[1:])), names[-1])
 
 
-def _activated(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> _GraphNodes:
+def _find_activations(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> _GraphNodes:
     name = "y0"
     for place, kind in enumerate(operator.activation, 1):
         sources = [name, "y0"] if kind == "Mul" else [name]

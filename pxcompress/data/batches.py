@@ -188,13 +188,13 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
 
     def seen(self, index: int) -> _Seen | DataError:
         """The image, or why it cannot be read."""
-        return self._examined(index, self._resized)
+        return self._examine(index, self._resized)
 
     def glimpsed(self, index: int) -> _Seen | DataError:
         """The same without pixels."""
-        return self._examined(index, lambda image: torch.empty(0))
+        return self._examine(index, lambda image: torch.empty(0))
 
-    def _examined(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
+    def _examine(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
         try:
             image, deep = self.samples.opened(index)
             target = _target(self.samples, index, image.size, self._resize)

@@ -32,7 +32,7 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
     class_by_name = {name.casefold(): name for name in source.classes}
     order = tuple(class_by_name.get(name.casefold(), "") for name in loaded.class_names)
     if set(order) == set(source.classes):
-        message = f"classes are numbered as the weights name them: {_listed(order)}"
+        message = f"classes are numbered as the weights name them: {_list_names(order)}"
         return source if order == source.classes else _add_note(restrict_classes(source, order), message)
     if is_part(source.classes, loaded.class_names):
         names = [class_by_name.get(name.casefold(), name) for name in loaded.class_names]
@@ -58,9 +58,10 @@ def _choose_order(source: Source, loaded: Loaded) -> Source:
     discordant = only_here + only_there
     is_significant = discordant > 0 and binomtest(only_there, discordant).pvalue < SIGNIFICANCE_LEVEL
     by_code = (
-        f"sorted by code point ({_listed(source.classes)}) {right_as_is.sum()} of {len(labels)} select images are right"
+        f"sorted by code point ({_list_names(source.classes)}) {right_as_is.sum()} of {len(labels)} select images are "
+        "right"
     )
-    as_timm = f"sorted as timm does ({_listed(source.other_order)}) {right_renumbered.sum()}"
+    as_timm = f"sorted as timm does ({_list_names(source.other_order)}) {right_renumbered.sum()}"
     if is_significant and only_there > only_here:
         renumbered = restrict_classes(source, source.other_order)
         return _add_note(
@@ -93,5 +94,5 @@ def _add_note(source: Source, note: str) -> Source:
     return replace(source, notes=(*source.notes, note))
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -45,7 +45,7 @@ def _call(spec: str) -> object:
     try:
         return factory()
     except Exception as error:  # the user's callable may fail in any way
-        raise DataError(f"data {spec!r}: calling it failed: {_described(error)}") from error
+        raise DataError(f"data {spec!r}: calling it failed: {_describe(error)}") from error
 
 
 def _halves(spec: str, data: object) -> Mapping[str, Iterable[object]]:
@@ -69,9 +69,7 @@ def _items(spec: str, half: str, data: Any) -> list[Item]:
     except PxError:
         raise
     except Exception as error:  # the user's data set may fail in any way
-        raise DataError(
-            f"data {spec!r}, item {len(items)} of {half}: reading it failed: {_described(error)}"
-        ) from error
+        raise DataError(f"data {spec!r}, item {len(items)} of {half}: reading it failed: {_describe(error)}") from error
     if not items:
         raise DataError(f"data {spec!r} returned no items for {half}; expected {_EXPECTED}")
     return items
@@ -104,5 +102,5 @@ def _array(value: object) -> Array:
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
-def _described(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {short(error)}"

@@ -38,7 +38,7 @@ def load_splits(
         readings[role] = read_images(samples, preprocessing, source.skip_corrupt)
     copies = Copies.of(readings)
     stores = {role: reading.store for role, reading in readings.items()}
-    stores["certify"] = copies.left_out_of(stores, "certify")
+    stores["certify"] = copies.find_left_out(stores, "certify")
     for role, store in stores.items():
         if len(store) < _LEAST:
             raise DataError(

@@ -68,7 +68,7 @@ def export_onnx(
     """
     if isinstance(model, OnnxModule):
         with on_cpu(model):
-            model.write_onnx(path, {**metadata, **packing_of(model)}, batch)
+            model.write_onnx(path, {**metadata, **describe_packing(model)}, batch)
         return artifact_of(path)
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
@@ -79,7 +79,7 @@ def export_onnx(
         _check_batch_is_dynamic(program.model)
     _free_names(program.model)
     _strip(program.model)
-    program.model.metadata_props.update({**metadata, **packing_of(model)})
+    program.model.metadata_props.update({**metadata, **describe_packing(model)})
     _write(program, path)
     return artifact_of(path)
 
@@ -188,13 +188,13 @@ class _Exported:
         signature = model.signature_
         if not signature.inputs:
             return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
-        values = signature.unpacked(inputs)
+        values = signature.unpack(inputs)
         sizes = {0: batch} | ({1: torch.export.Dim("length", min=1)} if signature.is_open else {})
         named = {argument_name(model, name): value for name, value in values.items()}
         return cls(FlatOutputs(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
 
 
-def packing_of(model: nn.Module) -> dict[str, str]:
+def describe_packing(model: nn.Module) -> dict[str, str]:
     """How several inputs are packed in one tensor, for sessions that are given such; nothing for other models."""
     signature = model.signature_ if isinstance(model, Adapter) else Signature()
     return {PACKING: signature.to_json()} if signature.inputs else {}

@@ -24,7 +24,7 @@ class Sizes:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def parsed(cls, image: tuple[int, int, int] | None, text: str) -> Sizes:
+    def parse(cls, image: tuple[int, int, int] | None, text: str) -> Sizes:
         """With inputs as in "ids:128,image:3x224x224"; `InputError` for other text."""
         inputs: dict[str, tuple[int, ...]] = {}
         for part in filter(None, (each.strip() for each in text.split(","))):

@@ -164,9 +164,9 @@ def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
     fails, holds, chosen = 0, len(order), None
     while holds - fails > 1:
         count = 1 if holds == len(order) and fails == 0 else (fails + holds) // 2
-        tried = trials.write(replace(plain, in_float=_first(order, count)), trials.source)
-        if tried.rating.drop <= trials.judge.max_drop:
-            holds, chosen = count, tried
+        trial = trials.write(replace(plain, in_float=_first(order, count)), trials.source)
+        if trial.rating.drop <= trials.judge.max_drop:
+            holds, chosen = count, trial
         else:
             fails = count
     return chosen or trials.write(replace(plain, in_float=_first(order, holds)), trials.source)

@@ -181,12 +181,12 @@ class Session(ABC):
         problem = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
         return InputError(f"{problem}: {shorten_message(str(error))}")
 
-    def _unpacked(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
+    def _unpack(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
         """What every input takes; several are packed as `models.signature` says, which stands in our files."""
         signature = read_signature(self.metadata)
         if not signature.inputs:
             return {self.input.name: inputs}
-        values = signature.unpacked(torch.as_tensor(inputs)).values()
+        values = signature.unpack(torch.as_tensor(inputs)).values()
         return dict(zip((port.name for port in self.inputs), values, strict=True))
 
     def takes_channels_last(self, port: Port) -> bool:
@@ -205,7 +205,7 @@ class Session(ABC):
 
         Images come with their channels first, or as the file has them.
         """
-        arrays = inputs if isinstance(inputs, Mapping) else self._unpacked(inputs)
+        arrays = inputs if isinstance(inputs, Mapping) else self._unpack(inputs)
         feed = {}
         for port in self.inputs:
             value = arrays[port.name]
@@ -214,11 +214,11 @@ class Session(ABC):
                 array = np.moveaxis(array, 1, -1)
             if not port.fits(array.shape):
                 raise InputError(f"{self.path.name} expects inputs of shape {port}; given {np.shape(value)}")
-            feed[port.name] = _converted(array, port.dtype)
+            feed[port.name] = _convert(array, port.dtype)
         return feed
 
 
-def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
+def _convert(array: Array, dtype: np.dtype[Any]) -> Array:
     """`array` in a type; numbers that are to be whole are rounded, and end where the type ends."""
     if np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.floating):
         bounds = np.iinfo(dtype)

@@ -17,7 +17,7 @@ from pxcompress.errors import ModelError, reason_of
 from pxcompress.graph.mentions import could_run
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import kinds, leaves
-from pxcompress.state import device_of, evaluating, seeded, sharing, without_checkpointing
+from pxcompress.state import copy_sharing, device_of, evaluating, seeded, without_checkpointing
 from pxcompress.types import Fixed
 
 NOT_REACHED = "the example does not reach it"
@@ -50,7 +50,7 @@ class Idle:
         shapes_by_place = _record_shapes(slim, inputs) if self.shapes else {}
         for name, shapes in self.shapes.items():
             widths = _widths(self.layers[name])
-            if any(_narrowed(shapes_by_place.get(place), shape, widths) for place, shape in shapes.items()):
+            if any(_is_narrowed(shapes_by_place.get(place), shape, widths) for place, shape in shapes.items()):
                 return f"{name} could read or write its units, and {NOT_REACHED}; give an example that does"
         if self.trained is not None:
             try:
@@ -76,7 +76,7 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
     }
     if not layers:
         return Idle()
-    training_layers, output_kinds = _find_trained(sharing(model), inputs)
+    training_layers, output_kinds = _find_trained(copy_sharing(model), inputs)
     dense_shapes = _record_shapes(model, inputs)
     shapes = {}
     for name in [name for name in layers if name not in training_layers and could_run(model, name)]:
@@ -88,7 +88,7 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
 
 def _find_reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str], set[str]]:
     """Modules that run or have a parameter that the outputs depend on, and those that run alone."""
-    twin = sharing(model)
+    twin = copy_sharing(model)
     twin.eval()
     called_layers: set[str] = set()
     for name, module in twin.named_modules():
@@ -174,7 +174,7 @@ def _ancestors(name: str) -> list[str]:
     return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
 
 
-def _narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]) -> bool:
+def _is_narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]) -> bool:
     """Whether a tensor that had one of the `widths` along an axis, or flattened, has another there."""
     if slim_shape is None or len(slim_shape) != len(shape):
         return True

@@ -19,7 +19,7 @@ from pxcompress.graph.rotation import find_written
 from pxcompress.layout.rows import complement
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import difference
-from pxcompress.state import device_of, evaluating, sharing
+from pxcompress.state import copy_sharing, device_of, evaluating
 from pxcompress.types import Axis, Group, Plan, Pruned
 
 REMOVAL_TOLERANCE = 1e-4
@@ -37,7 +37,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
 
     Equals the dense model with the same units zeroed (`mask_units`), to rounding.
     """
-    slim = sharing(model)
+    slim = copy_sharing(model)
     original_parameters = list(slim.parameters())
     readers = {member.module for group in groups for member in group.consumers}
     rows: dict[tuple[str, Axis, int | None], list[Tensor]] = {}

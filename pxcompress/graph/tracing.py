@@ -21,7 +21,7 @@ from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_dep
 from pxcompress.graph.rotation import DirectionNorm, make_direction_group
 from pxcompress.graph.streams import Stream, read_stream
 from pxcompress.models.adapter import all_outputs
-from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
+from pxcompress.state import can_have_gradient, copy_sharing, device_of, time_limit, without_checkpointing
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
 WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
@@ -66,20 +66,20 @@ def trace_streams(model: nn.Module, example: Tensor) -> list[Stream]:
 def _dependencies(model: nn.Module, example: Tensor) -> tuple[Any, dict[Any, str]]:
     """torch-pruning's graph of a copy of `model`, and the names of the copy's modules and parameters."""
     with _raise_model_errors("model cannot be traced"):
-        twin = sharing(model)
+        twin = copy_sharing(model)
         twin.eval()  # a module's own train() may return nothing
         for parameter in twin.parameters():
             parameter.requires_grad_(can_have_gradient(parameter))
         single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
         graph = Graph().build_dependency(
-            twin, example.to(device_of(twin)), forward_fn=_traced, verbose=False, ignored_layers=single
+            twin, example.to(device_of(twin)), forward_fn=_trace_outputs, verbose=False, ignored_layers=single
         )
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     return graph, names
 
 
-def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
+def _trace_outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
     """What comes out of a model and depends on its parameters."""
     return [value for value in all_outputs(model, example) if value.requires_grad]
 

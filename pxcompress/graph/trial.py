@@ -61,12 +61,12 @@ class Trial:
         where both lose as many.
         """
         faults: dict[str, str] = {}
-        self._accepted([], groups, faults)
+        self._accept([], groups, faults)
         for part in _separate_shared(groups):
-            self._accepted([], [group for group in part if group.name not in faults], faults)
+            self._accept([], [group for group in part if group.name not in faults], faults)
         return faults
 
-    def _accepted(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
+    def _accept(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
         """`sure` and those of the suspects that pass beside them; the others go to `faults`."""
         candidate_groups = [*accepted_groups, *suspects]
         if not suspects or not (fault := self.fault(candidate_groups)):
@@ -75,8 +75,8 @@ class Trial:
             faults[suspects[0].name] = fault
             return accepted_groups
         middle = len(suspects) // 2
-        accepted_groups = self._accepted(accepted_groups, suspects[:middle], faults)
-        return self._accepted(accepted_groups, suspects[middle:], faults)
+        accepted_groups = self._accept(accepted_groups, suspects[:middle], faults)
+        return self._accept(accepted_groups, suspects[middle:], faults)
 
 
 def _error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:

@@ -108,7 +108,7 @@ def conservation(
             weights,
             total,
             tuple(_layer(flow) for flow in flows if flow.rule is not None),
-            _unruled(twin, flows),
+            _list_unruled(twin, flows),
         )
 
 
@@ -117,7 +117,7 @@ def _layer(flow: Flow) -> LayerFlow:
     return LayerFlow(flow.name, flow.kind, str(flow.rule), flow.relevance_out, into, flow.relevance_out - into)
 
 
-def _unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ...]:
+def _list_unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ...]:
     """What the engine counted, with the relevance that was seen to pass."""
     shares: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()

@@ -18,7 +18,7 @@ from pxcompress.errors import InputError, ModelError
 from pxcompress.layout.padding import counting
 from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
-from pxcompress.models.signature import Divergence, Logits, Signature, bounded, named, nearer_zero, perturbed_rows
+from pxcompress.models.signature import Divergence, Logits, Signature, bound_inputs, named, nearer_zero, perturbed_rows
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches, Input
@@ -189,9 +189,9 @@ class _Packed:
     labelled: bool
 
     def __iter__(self) -> Iterator[Batch]:
-        return check_batches(self._packed())
+        return check_batches(self._pack())
 
-    def _packed(self) -> Iterator[Batch]:
+    def _pack(self) -> Iterator[Batch]:
         for batch in self.batches:
             inputs, labels = split_batch(batch)
             packed = self.signature.packed(inputs)
@@ -266,7 +266,7 @@ def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
         for batch in batches:
             for name, value in named(split_batch(batch)[0]).items():
                 seen.setdefault(name, []).extend(_extremes(value))
-    return bounded(specs, seen)
+    return bound_inputs(specs, seen)
 
 
 def _extremes(value: Tensor) -> list[Tensor]:

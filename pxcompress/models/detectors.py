@@ -82,7 +82,7 @@ class _OneStage(_RawDetector):
 
     def boxes(self, codes: Tensor, anchors: Tensor) -> Tensor:
         """Corners (n, L, 4) of codes (n, L, 4) beside anchors (L, 4)."""
-        return _decoded(self.box_coder, codes, anchors)
+        return _decode(self.box_coder, codes, anchors)
 
     def logits(self, outputs: dict[str, Tensor]) -> Tensor:
         """Of every class but the background."""
@@ -134,7 +134,7 @@ class _FasterRCNN(_RawDetector):
         flat, deltas = concat_box_prediction_layers(objectness, codes)
         samples = images.shape[0]
         anchors = _anchors(self.rpn.anchor_generator, images, features)
-        corners = _decoded(self.rpn.box_coder, deltas.unflatten(0, (samples, -1)), anchors).detach()
+        corners = _decode(self.rpn.box_coder, deltas.unflatten(0, (samples, -1)), anchors).detach()
         corners = _clip(corners, images)
         chances = flat.unflatten(0, (samples, -1))[..., 0].detach()
         is_empty = ((corners[..., 2:] - corners[..., :2]) < self.rpn.min_size).any(-1)
@@ -219,7 +219,7 @@ def _anchors(generator: nn.Module, images: Tensor, features: list[Tensor]) -> Te
     return anchors[0]
 
 
-def _decoded(coder: Any, codes: Tensor, anchors: Tensor) -> Tensor:
+def _decode(coder: Any, codes: Tensor, anchors: Tensor) -> Tensor:
     """Corners (n, L, 4) of codes (n, L, 4) beside anchors (L, 4)."""
     repeated = anchors.expand(codes.shape[0], -1, -1).reshape(-1, 4)
     return coder.decode_single(codes.reshape(-1, 4), repeated).reshape(codes.shape)

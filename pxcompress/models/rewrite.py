@@ -105,7 +105,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if (inner := _inside(module)) is not None:
         return inner
     if parametrize.is_parametrized(module):
-        module = _settled(module)
+        module = _settle(module)
     for hook, remove in _weight_hooks(module):
         remove(module, hook.name if isinstance(hook, WeightNorm | SpectralNorm) else hook._tensor_name)
     if _is_attention(module):
@@ -113,7 +113,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if _has_own_forward(module):
         convolution = _with_its_weights(module)
         return convolution and _with_hooks_of(module, convolution)
-    norm = _thawed(module) if _is_frozen_norm(module) else explicit_response_norm(module)
+    norm = _thaw(module) if _is_frozen_norm(module) else explicit_response_norm(module)
     return module if norm is None else _with_hooks_of(module, norm)
 
 
@@ -273,7 +273,7 @@ def _is_frozen_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("FrozenBatchNorm2d") and set(module._buffers) == names
 
 
-def _thawed(module: nn.Module) -> nn.Module:
+def _thaw(module: nn.Module) -> nn.Module:
     """A BatchNorm2d that computes the same in eval mode."""
     values = module._buffers
     assert values["weight"] is not None
@@ -282,7 +282,7 @@ def _thawed(module: nn.Module) -> nn.Module:
     return norm
 
 
-def _settled(module: nn.Module) -> nn.Module:
+def _settle(module: nn.Module) -> nn.Module:
     """A copy of a parametrized layer in which the tensors are what its parametrizations make of them in eval mode."""
     plain_layer = copy.deepcopy(module)
     plain_layer.__class__ = parametrize.type_before_parametrizations(

@@ -42,7 +42,7 @@ def put_channels_first_(module: OnnxModule) -> None:
     """Let a module whose only input is images take their channels first, in place."""
     from pxcompress.onnx_in.module import Step
 
-    (name,) = module.given
+    (name,) = module.input_names
     inner = f"{name}:channels_last"
     for step in module.steps:
         step.inputs = [inner if each == name else each for each in step.inputs]

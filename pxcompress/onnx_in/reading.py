@@ -40,7 +40,7 @@ def read_file(
     module.source = replace(module.source, types=types)
     shapes = {value.name: _declared_sizes(value) for value in model.graph.inputs}
     if channels_last is None:
-        channels_last = len(module.given) == 1 and are_channels_last(shapes[module.given[0]])
+        channels_last = len(module.input_names) == 1 and are_channels_last(shapes[module.input_names[0]])
     if channels_last:
         put_channels_first_(module)
     take_floats_(module)

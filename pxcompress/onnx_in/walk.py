@@ -116,11 +116,11 @@ class Walk:
                 made: Any = next(values[name] for name in step.inputs if name in values)
             else:
                 assert not isinstance(step.run, str)
-                made = step.run(*[self._sent(name, values) for name in step.inputs])
+                made = step.run(*[self._send_through(name, values) for name in step.inputs])
             values.update(zip(step.outputs, made if isinstance(made, tuple | list) else (made,), strict=False))
         return values
 
-    def _sent(self, name: str | None, values: dict[str, Tensor]) -> Tensor | None:
+    def _send_through(self, name: str | None, values: dict[str, Tensor]) -> Tensor | None:
         if name is None or name in values:
             return None if name is None else values[name]
         return self.module.held(name)

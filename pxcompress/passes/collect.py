@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pxcompress.errors import InputError
-from pxcompress.layout.padding import counted_positions
+from pxcompress.layout.padding import find_counted_positions
 from pxcompress.layout.rows import rows_first, unit_view
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.processes import sum_over_processes
@@ -99,7 +99,7 @@ class _Reader:
                 units = unit_view(value.detach(), module, member.index)
                 return units if origin is None else units - origin.to(units).unsqueeze(1)
 
-            counted = counted_positions(value)
+            counted = find_counted_positions(value)
             if not value.requires_grad:
                 cut.add(_of_counted(self.statistic, activation(value), None, counted), self.weights)
                 return

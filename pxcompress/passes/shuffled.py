@@ -36,10 +36,10 @@ class ShuffledBatches:
         for inputs, labels in self._batches:
             pool += zip(inputs, labels, strict=True)
             if len(pool) >= max(SHUFFLE_POOL, self._size):
-                yield from self._drawn(pool, draw)
-        yield from self._drawn(pool, draw)
+                yield from self._draw_batches(pool, draw)
+        yield from self._draw_batches(pool, draw)
 
-    def _drawn(self, pool: list[Batch], draw: torch.Generator) -> Iterator[Batch]:
+    def _draw_batches(self, pool: list[Batch], draw: torch.Generator) -> Iterator[Batch]:
         """Batches out of `pool` until fewer samples than one are left in it."""
         pool[:] = [pool[place] for place in torch.randperm(len(pool), generator=draw).tolist()]
         while len(pool) >= self._size:

@@ -142,14 +142,14 @@ class Goal:
 
         Raises `InputError` where the dense model is small or fast enough already.
         """
-        wanted = {
+        share_by_way = {
             "ratio": lambda value: value,
             "speedup": lambda value: 1 - 1 / value,
             "latency_ms": lambda value: 1 - value / cost,
             "max_bytes": lambda value: 1 - value / cost,
         }
         value = getattr(self, self.way)
-        share = wanted[self.way](value)
+        share = share_by_way[self.way](value)
         if share <= 0:
             raise InputError(f"{self.way.replace('_', '-')} is {value:g}; the dense model takes {cost:.4g} already")
         return float(share)

@@ -33,13 +33,13 @@ def to_card(report: Report) -> str:
         f"# {model}, compressed",
         f"{_text(write_headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
         f"pxcompress {report.environment.pxcompress}: units whose part in the model's decisions the "
-        f"others can take over were removed for good{_repaired(report)}.",
+        f"others can take over were removed for good{_describe_repair(report)}.",
         "## Figures",
         _table(("", "dense", "this model", "change"), _figures(report)),
         f"Measured on the exported file: {_text(describe_conditions(report))}.",
         *_precisions(report),
-        *_certified(report),
-        *_explained(report),
+        *_describe_guarantee(report),
+        *_describe_explanations(report),
         "## Use",
         *(("    pip install onnxruntime numpy pillow\n    python predict.py image.jpg",) if images else ()),
         f"{_inputs(report)}; {_outputs(report)}. Task: "
@@ -57,7 +57,7 @@ def to_card(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _repaired(report: Report) -> str:
+def _describe_repair(report: Report) -> str:
     """What became of the units that stay; nothing where there was no repair."""
     repairs = report.recipe.repair
     if not repairs:
@@ -80,14 +80,14 @@ def _precisions(report: Report) -> Sequence[str]:
     return ("## Precisions", _table(list_columns(report), list_targets(report))) if report.targets else ()
 
 
-def _certified(report: Report) -> Sequence[str]:
+def _describe_guarantee(report: Report) -> Sequence[str]:
     if report.certificate is None:
         return ()
     outcome = make_badge(report.certificate)
     return ("## Guarantee", f"**{outcome.title}:** {_text(outcome.text)}")
 
 
-def _explained(report: Report) -> Sequence[str]:
+def _describe_explanations(report: Report) -> Sequence[str]:
     line = describe_similarity(report)
     return (f"{_text(line[0].upper() + line[1:])}.",) if line else ()
 

@@ -50,10 +50,10 @@ def view_classes(report: Report) -> Mapping[str, Any]:
     names_without_samples = [row.name for row in report.class_shares if row.removed is None]
     return {
         "changes_line": line[:1].upper() + line[1:],
-        "changes": [_changed(of) for of in changes[:_MOST]],
+        "changes": [_view_change(of) for of in changes[:_MOST]],
         "more_changes": max(0, len(changes) - _MOST),
         "class_line": relevance[:1].upper() + relevance[1:],
-        "class_shares": [_carried(*of) for of in worst[:_MOST]],
+        "class_shares": [_view_share(*of) for of in worst[:_MOST]],
         "more_class_shares": max(0, len(worst) - _MOST),
         "classes_without_samples": ", ".join(names_without_samples[:_MOST])
         + (f" and {len(names_without_samples) - _MOST} more" if len(names_without_samples) > _MOST else ""),
@@ -65,7 +65,7 @@ def _most_lost_first(report: Report) -> list[ClassChange]:
     return sorted(report.class_changes, key=lambda of: (of.pruned - of.dense) / of.samples)
 
 
-def _changed(of: ClassChange) -> Row:
+def _view_change(of: ClassChange) -> Row:
     dense, pruned = of.dense / of.samples, of.pruned / of.samples
     words = f"{of.name}: dense {format_percent(dense)}, pruned {format_percent(pruned)}"
     change = Stacked(
@@ -82,6 +82,6 @@ def _worst_first(report: Report) -> list[tuple[str, float, int]]:
     return sorted(shares, key=lambda row: -row[1])
 
 
-def _carried(name: str, share: float, samples: int) -> Row:
+def _view_share(name: str, share: float, samples: int) -> Row:
     drawing = Bars(f"{name}: {format_percent(share)} removed", (Bar(share, "pruned"),), "thin")
     return name, drawing, format_percent(share), str(samples)

@@ -102,7 +102,7 @@ def _identity(report: Report) -> tuple[object, ...]:
 
 def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
     """Settings of runs: those that all have in common, in one line, and by the name of a run those that differ."""
-    parts = {name: list(_asked(report)) for name, report in reports.items()}
+    parts = {name: list(_list_settings(report)) for name, report in reports.items()}
     first_parts, *other_parts = parts.values()
     common = [part for part in first_parts if all(part in parts_of_run for parts_of_run in other_parts)]
     differing = {
@@ -111,7 +111,7 @@ def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
     return ", ".join(common) if other_parts else "", differing
 
 
-def _asked(report: Report) -> Iterator[str]:
+def _list_settings(report: Report) -> Iterator[str]:
     """Model, how small, scores, repairs, and what is certified."""
     recipe = report.recipe
     yield recipe.model
@@ -191,11 +191,11 @@ def _narrow(row: Row, *, with_metric: bool) -> tuple[str, ...]:
 def _wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
     """A row of the page: intervals stand under what they are of, and under a run how it was asked for."""
     of, metric = row.of, row.metric
-    name = _stacked(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
+    name = _stack(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
     return (
         f"{report.recipe.model}, dense" if row.is_dense else name,
         Stacked(row.quality, format_span(of.quality.low, of.quality.high, metric)),
-        _stacked(row.difference, row.interval),
+        _stack(row.difference, row.interval),
         format_count(of.macs),
         format_count(of.params),
         format_bytes(of.onnx_bytes),
@@ -204,7 +204,7 @@ def _wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
     )
 
 
-def _stacked(text: str, under: str) -> Cell:
+def _stack(text: str, under: str) -> Cell:
     return Stacked(text, under) if under else text
 
 

@@ -82,9 +82,9 @@ def to_html(report: Report, explanation: Explanation | None = None) -> str:
         report=report,
         explanation=explanation and view_explanation(explanation),
         **_top(report),
-        **_measured(report),
+        **_view_measurements(report),
         **view_classes(report),
-        **_certified(report),
+        **_view_certificate(report),
         **_widths(report.groups),
         **_provenance(report),
     )
@@ -148,7 +148,7 @@ def _intervals(report: Report) -> str:
     return f"{faster}, {change}; 95\N{NO-BREAK SPACE}% intervals"
 
 
-def _measured(report: Report) -> Mapping[str, Any]:
+def _view_measurements(report: Report) -> Mapping[str, Any]:
     """Bars of both models for every figure, latency in full, and where the work went."""
     latencies = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
     return {
@@ -227,7 +227,7 @@ def _stage_accuracies(report: Report) -> Sequence[Row]:
     return rows
 
 
-def _certified(report: Report) -> Mapping[str, Any]:
+def _view_certificate(report: Report) -> Mapping[str, Any]:
     """The path that a certificate was tested on, and the samples that count."""
     record = report.certificate
     if record is None:

@@ -24,16 +24,16 @@ def next_step(report: Report) -> str:
     return "" if report.missed else next(say(report) for holds, say in _RULES if holds(report))
 
 
-def _uncertified(report: Report) -> bool:
+def _is_uncertified(report: Report) -> bool:
     return report.certificate is not None and not report.certificate.chosen
 
 
-def _lossy(report: Report) -> bool:
+def _is_lossy(report: Report) -> bool:
     """Whether a loss is shown that is more than small."""
     return loss_is_shown(report) and loss_share(report, report.change.value) > LARGE_LOSS
 
 
-def _busy(report: Report) -> bool:
+def _is_busy(report: Report) -> bool:
     return any(note.code == "busy" for note in report.notes)
 
 
@@ -65,7 +65,7 @@ def _own(report: Report) -> str:
     return f"the same on your own images: {format_command(report.recipe.but(data='path/to/images'))}"
 
 
-def _shipped(report: Report) -> Iterator[str]:
+def _advise_shipping(report: Report) -> Iterator[str]:
     """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
     file_name = "model.onnx"
     if report.certificate is None:
@@ -82,7 +82,7 @@ def _shipped(report: Report) -> Iterator[str]:
 
 
 _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
-    (_uncertified, lambda report: f"a smaller --ratio, more {_samples(report)}, or a larger --max-drop"),
+    (_is_uncertified, lambda report: f"a smaller --ratio, more {_samples(report)}, or a larger --max-drop"),
     (
         is_dense_at_chance,
         lambda report: (
@@ -90,10 +90,10 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
             + (", or the image size that they know (--input-size)" if report.data.images else "")
         ),
     ),
-    (_lossy, _repair),
-    (_busy, lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}"),
+    (_is_lossy, _repair),
+    (_is_busy, lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}"),
     (lambda report: not is_faster(report), _faster),
     (lambda report: report.weights == "trained-here", _own),
-    (lambda report: True, lambda report: " ".join(_shipped(report))),
+    (lambda report: True, lambda report: " ".join(_advise_shipping(report))),
 )
 """Situations after a run, the most pressing first, each with the advice that helps."""

@@ -109,12 +109,12 @@ def describe_change(dense: float, pruned: float, less_word: str, more_word: str)
 
 def format_count(value: float) -> str:
     """A count with three digits: "23.5 M"."""
-    return _scaled(value, ("", "k", "M", "G", "T", "P"))
+    return _scale(value, ("", "k", "M", "G", "T", "P"))
 
 
 def format_bytes(value: float) -> str:
     """Bytes with three digits, in powers of 1000: "94.1 MB"."""
-    return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
+    return _scale(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def format_milliseconds(value: float) -> str:
@@ -163,7 +163,7 @@ def typeset_factors(text: str) -> str:
     return re.sub(r"(?<=\d)x\b", "\N{MULTIPLICATION SIGN}", text)
 
 
-def _scaled(value: float, units: tuple[str, ...]) -> str:
+def _scale(value: float, units: tuple[str, ...]) -> str:
     step = 0
     while abs(value) >= 999.5 and step < len(units) - 1:
         value, step = value / 1000, step + 1

@@ -74,7 +74,7 @@ class ReservedSamples:
     provider: str = "cpu"
     digests: tuple[bytes, ...] = ()
 
-    def given(self, hashes: Mapping[str, str]) -> Samples:
+    def as_samples(self, hashes: Mapping[str, str]) -> Samples:
         """Them as a test takes them: known again by their content, else by their place in the data."""
         contents = tuple(each.hex() for each in self.digests) or tuple(f"{self.data}\n{each}" for each in self.ids)
         return Samples(self.data, hashes["split"], contents, hashes)
@@ -155,7 +155,7 @@ def find_smallest_certified(
     files = write_beside_onnx(folder, recipe, workload, slim, (artifacts[0], small))
     hashes = hash_files(folder, samples)
     record = make_record(certificate, part, samples, hashes, slim.pruned.plan.unit)
-    record = count_use(record, samples.given(hashes))
+    record = count_use(record, samples.as_samples(hashes))
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     if record.spent:
         clock.say(record.spent)

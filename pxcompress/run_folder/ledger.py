@@ -125,7 +125,7 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
             raise InputError(
                 f"the earlier test looked at all {len(samples.keys)} samples; give more, to go on with them"
             )
-        budget = replace(earlier.budget, begins=count, ends=count, are=count + len(order), resumed=True)
+        budget = replace(earlier.budget, begins=count, ends=count, samples=count + len(order), resumed=True)
         return Turn(order, budget, earlier)
     if count := count_seen_elsewhere(samples.data, samples.split, samples.keys):
         raise InputError(
@@ -140,7 +140,7 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
 def same_turn(samples: Samples, budget: Budget, earlier: CertificateRecord | None = None) -> Turn:
     """What a test looked at, by the `budget` that its certificate or its request holds."""
     order = samples.order[budget.begins :] if earlier is None else _unseen(samples, earlier)
-    return Turn(order, replace(budget, ends=budget.begins, are=budget.begins + len(order), lost=False), earlier)
+    return Turn(order, replace(budget, ends=budget.begins, samples=budget.begins + len(order), lost=False), earlier)
 
 
 def _unseen(samples: Samples, earlier: CertificateRecord) -> Array:
@@ -149,7 +149,7 @@ def _unseen(samples: Samples, earlier: CertificateRecord) -> Array:
     return np.array([place for place in samples.order if samples.keys[place] not in seen], dtype=np.int64)
 
 
-def looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, ...]:
+def list_looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, ...]:
     """Short hashes of all samples that a test, and those that it goes on from, have looked at.
 
     `budget` is that of the turn, with what was used of it.
@@ -172,7 +172,7 @@ def certify_turn(
     rows = [each._replace(losses=np.asarray(each.losses)[turn.order]) for each in candidates]
     before = turn.earlier.rows if turn.earlier else ()
     certificate, budget = certify_anytime(rows, limit, turn.budget, masks, before)
-    return certificate, budget, looked_at(samples, turn, budget)
+    return certificate, budget, list_looked_at(samples, turn, budget)
 
 
 def count_use(record: CertificateRecord, samples: Samples, request: str = "") -> CertificateRecord:

@@ -29,7 +29,7 @@ BY_ANSWER = "the dense model's answer"
 
 @dataclass(frozen=True, eq=False)
 class ModelAnswers:
-    """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
+    """What the models of a path answer on images: `predicted` classes (models, n); those at `to_label` need a label.
 
     `order` is that of the test, in positions; images that others have looked at are not in it. `contents` are texts by
     which images are known again, `masks` (name -> (n,)) the groups in each of which the risk is held.
@@ -38,13 +38,13 @@ class ModelAnswers:
     samples: Samples
     classes: tuple[str, ...]
     predicted: Array
-    asked: Array
+    to_label: Array
     order: Array
     hashes: Mapping[str, str]
     contents: tuple[str, ...]
     masks: Mapping[str, Array]
 
-    def given(self, data: str) -> ledger.Samples:
+    def as_samples(self, data: str) -> ledger.Samples:
         """The images of `data` as a test takes them."""
         return ledger.Samples(data, self.hashes["split"], self.contents, self.hashes)
 
@@ -53,7 +53,7 @@ class ModelAnswers:
         """The images to label, in order."""
         return [
             Question.of(self.samples.ids[place], [self.classes[answer] for answer in self.predicted[:, place]])
-            for place in self.asked
+            for place in self.to_label
         ]
 
 
@@ -96,5 +96,5 @@ def _groups(
 def with_questions(observed: ModelAnswers, limit: RiskLimit, turn: ledger.Turn | None) -> ModelAnswers:
     """The same, with the images that need a label for `limit`, among those that an anytime test may look at."""
     order = observed.order if turn is None else turn.order
-    asked = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
-    return replace(observed, asked=asked, order=order)
+    places = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
+    return replace(observed, to_label=places, order=order)

@@ -135,10 +135,10 @@ def _verify_files(folder: Path, data: str, note: Note) -> Verification:
     note("reading the data, and testing on it ...")
     recompute = recompute_files if record.origin.files else recompute_losses
     again = replace(recompute(record, data or record.data), data=record.data).used(record.uses_before)
-    return _compared(record, again)
+    return _compare(record, again)
 
 
-def _compared(record: CertificateRecord, again: CertificateRecord) -> Verification:
+def _compare(record: CertificateRecord, again: CertificateRecord) -> Verification:
     """A certificate beside what is computed again."""
     names, names_again = ([row.name for row in each.rows] for each in (record, again))
     differences = find_differences(record.rows, again.rows) if names == names_again else []
@@ -169,7 +169,7 @@ def _verify_answers(folder: Path, data: str, note: Note) -> Verification:
     if not (folder / ANSWERS).exists():
         changes.append(f"{ANSWERS} is missing, without which errors cannot be counted again: put it back")
         return Verification(record, tuple(changes))
-    verification = _compared(record, recompute_answers(folder, request, observed).used(record.uses_before))
+    verification = _compare(record, recompute_answers(folder, request, observed).used(record.uses_before))
     return replace(verification, problems=(*verification.problems, *changes))
 
 

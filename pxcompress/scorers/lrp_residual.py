@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.attribution.relevance import STARTS, make_start
-from pxcompress.elimination import ConsumerStatistics, eliminate, regularised_inverse
+from pxcompress.elimination import ConsumerStatistics, eliminate, invert_regularised
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
 from pxcompress.passes.moments import InputMoments, collect_moments
@@ -110,7 +110,7 @@ class LRPResidual(Scorer):
     ) -> Iterator[ConsumerStatistics]:
         """Readers for every group of a grouped convolution, each with errors on the half that it is not fitted to."""
         for features, price, width in self._views(module, member, len(input_moments.whole.mean), prices):
-            solutions = _solved(input_moments, features, self.ridge)
+            solutions = _solve(input_moments, features, self.ridge)
             for inverse, error in solutions:
                 yield ConsumerStatistics(
                     inverse.clone(), price.clone(), width, self.follow, error.clone(), 1 / len(solutions)
@@ -142,7 +142,7 @@ def _part(matrix: Tensor, features: Tensor) -> Tensor:
     return matrix[features][:, features]
 
 
-def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list[tuple[Tensor, Tensor]]:
+def _solve(input_moments: InputMoments, features: Tensor, ridge: float) -> list[tuple[Tensor, Tensor]]:
     """A = (Sigma + lambda I)^-1 of `features` on one half, A Sigma' A on the other, both ways; kept with the moments.
 
     With ridge 0 it is the one by which all other features predict each best, as a share of its variance.
@@ -154,7 +154,7 @@ def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list
             for fit, check in input_moments.folds or ((input_moments.whole, input_moments.whole),)
         ]
         best = ridge or choose_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
-        inverses = [regularised_inverse(covariance, best) for covariance, _ in pairs]
+        inverses = [invert_regularised(covariance, best) for covariance, _ in pairs]
         input_moments.solutions[key] = [
             (inverse, inverse @ other_covariance @ inverse)
             for inverse, (_, other_covariance) in zip(inverses, pairs, strict=True)
@@ -164,7 +164,7 @@ def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list
 
 def _error_of_each(covariance: Tensor, other_covariance: Tensor, ridge: float) -> float:
     """Sum over features of [A Sigma' A]_cc / (A_cc^2 Sigma'_cc): what all others leave of each, as a share of it."""
-    inverse = regularised_inverse(covariance, ridge)
+    inverse = invert_regularised(covariance, ridge)
     errors = ((inverse @ other_covariance) * inverse).sum(1) / inverse.diagonal().square()
     return float(
         (errors / other_covariance.diagonal().clamp_min(1e-12 * float(other_covariance.diagonal().max()) + 1e-30)).sum()

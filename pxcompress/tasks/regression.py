@@ -50,9 +50,11 @@ class Regression(Task):
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Refuse targets of another number than the model returns."""
-        given, returned = targets.reshape(len(targets), -1).shape[1], self._numbers(outputs).shape[1]
-        if given != returned:
-            raise InputError(f"the data have {given} numbers a sample, the model returns {returned}; give as many")
+        numbers_in_data, returned = targets.reshape(len(targets), -1).shape[1], self._numbers(outputs).shape[1]
+        if numbers_in_data != returned:
+            raise InputError(
+                f"the data have {numbers_in_data} numbers a sample, the model returns {returned}; give as many"
+            )
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
         """The numbers by their names."""

@@ -27,7 +27,7 @@ def open_coco(spec: str, path: Path) -> UserData | None:
     if any(each != categories[0] for each in categories):
         raise files[-1].error(f"has other categories than {files[0].path.name}; expected the same ids and names")
     numbers = {identity: place for place, identity in enumerate(categories[0])}
-    halves = tuple(_annotated(file, root, numbers) for file in files)
+    halves = tuple(_annotate(file, root, numbers) for file in files)
     return Annotations(spec, root, tuple(categories[0].values()), halves).user_data()
 
 
@@ -74,7 +74,7 @@ def _categories(file: AnnotationFile) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _annotated(file: AnnotationFile, root: Path, numbers: Mapping[int, int]) -> list[Annotated]:
+def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int]) -> list[Annotated]:
     """Images of a file with their boxes; those without boxes have none."""
     try:
         images = {each["id"]: (str(each["file_name"]), _size(each)) for each in file.content["images"]}
