@@ -75,7 +75,7 @@ class StageError(ResultError):
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not among `known`: the nearest ones first, then all, if they are not many."""
+    """An `InputError` for a name that is not among `names`: the nearest ones first, then all, if they are not many."""
     names = sorted(names)
     similar_names = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hints = [f"did you mean {' or '.join(similar_names)}?"] if similar_names else []

@@ -63,8 +63,8 @@ T = TypeVar("T")
 def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[Command], Command]:
     """Decorator: the command's first parameter, a recipe, becomes one option for each of its fields.
 
-    Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a `fixed`
-    value. With --config a file holds the recipe, and what is said beside it counts more.
+    Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a
+    value in `preset`. With --config a file holds the recipe, and what is said beside it counts more.
     """
 
     def decorate(command: Command) -> Command:
@@ -145,7 +145,7 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
 
 
 def _stale(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
-    """Fields of a file that do not outlive what was `said`: another goal's, and what only followed from old values."""
+    """Fields of a file's `content` that the `options` beside it make void: other goals, and what followed from them."""
     if any(name in options for name in GOALS):
         return {*GOALS, "budget", "round_to", "normalise"}
     consequences: dict[str, Any] = {}

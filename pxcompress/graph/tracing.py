@@ -39,7 +39,7 @@ TRACING_SECONDS = 90.0
 def trace_groups(
     model: nn.Module, example: Tensor, keep: Collection[str], head_layers: Collection[str]
 ) -> list[Group | Fixed]:
-    """Groups as torch-pruning sees them, and what is known to stay; none that layers named in `known` make.
+    """Groups as torch-pruning sees them, and what is known to stay; none that make the layers named in `head_layers`.
 
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
@@ -118,7 +118,7 @@ def _candidates(
 
 
 def _find_neighbours(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
-    """The other layers that write what `found` writes: they stay with it."""
+    """The other layers that write what the layer `fixed` writes: they stay with it."""
     for module, name in names.items():
         if isinstance(module, PRODUCERS) and module in producers and name != fixed.name:
             yield Fixed(name, len(module.weight), f"its outputs meet those of {fixed.name}, which stay")

@@ -67,7 +67,7 @@ class Trial:
         return faults
 
     def _accept(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
-        """`sure` and those of the suspects that pass beside them; the others go to `faults`."""
+        """`accepted_groups` and those of the suspects that pass beside them; the others go to `faults`."""
         candidate_groups = [*accepted_groups, *suspects]
         if not suspects or not (fault := self.fault(candidate_groups)):
             return candidate_groups

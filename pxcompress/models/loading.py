@@ -309,7 +309,7 @@ def _head_width(model: nn.Module, fit: Fit) -> int | None:
 def _build(
     name: str, source: TimmSource | None, classes: int | None, input_size: Side, with_own_weights: bool
 ) -> tuple[nn.Module, Architecture]:
-    """The module and how to build it again; a timm model has its own weights and head if `own`, else random ones."""
+    """The module and how to build it again; a timm model is random, unless `with_own_weights`."""
     if source is None:
         architecture = _factory_architecture(name, classes, input_size)
         return architecture.build(), architecture

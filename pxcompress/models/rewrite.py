@@ -74,7 +74,7 @@ def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
 
 
 def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[list[str]], bool]) -> list[str]:
-    """`sure` and those of the suspects that are sound beside them, found by halving."""
+    """`sound_names` and those of the suspects that are sound beside them, found by halving."""
     if not suspects or is_sound([*sound_names, *suspects]):
         return [*sound_names, *suspects]
     if len(suspects) == 1:

@@ -93,7 +93,7 @@ def _form(group: Group) -> object:
 def find_lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
     """The lowest `rate` of all units, ranked globally, without a floor for any group: PXP's order of pruning.
 
-    Meant for `graph.masked`; prices do not count, so that normalise=cost leaves scores as they are.
+    Meant for `graph.mask_units`; prices do not count, so that normalise=cost leaves scores as they are.
     """
     ways = NORMALISATIONS[normalise]
     values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])

@@ -124,7 +124,7 @@ def _accuracy(report: Report) -> list[_Line]:
 
 
 def format_bench(rows: Sequence[BenchRow]) -> str:
-    """What `pxcompress bench` prints; `speed` is against the first line at the same batch. No newline at the end."""
+    """What `pxcompress bench` prints; speed is against the first line at the same batch. No newline at the end."""
     names = _name_rows(rows)
     calls: list[_Line] = [("file", "batch", "mean", "p50", "p90", "p99", "throughput")]
     files: list[_Line] = [("file", "batch", "size", "cold", "speed")]

@@ -35,7 +35,7 @@ from pxcompress.data import open_images, open_source
 from pxcompress.data.folder import Files
 from pxcompress.deploy.measure import file_bytes
 from pxcompress.errors import DataError, InputError
-from pxcompress.notes import Note, silent
+from pxcompress.notes import Note, begin, silent
 from pxcompress.recipe import Guarantee
 from pxcompress.report.labelling_page import LabelCase, to_labelling_page
 from pxcompress.report.pages import Picture
@@ -128,7 +128,7 @@ def request_labels(
     )
     pages = {QUESTIONS: questions_csv(observed.questions)}
     if request.to_label:
-        note(f"drawing the page of {request.to_label} images ...")
+        note(begin(f"drawing the page of {request.to_label} images"))
         pages[PAGE] = _page(observed, folder)
     request = replace(request, pages={name: hash_of(text) for name, text in pages.items()})
     _write_texts(folder, {**pages, REQUEST: json.dumps(asdict(request), indent=1)})

@@ -18,7 +18,7 @@ from pxcompress.data.samples import Samples
 from pxcompress.data.tables import read_words
 from pxcompress.deploy.export import artifact_of
 from pxcompress.errors import InputError
-from pxcompress.notes import Note
+from pxcompress.notes import Note, begin
 from pxcompress.run_folder import ledger
 from pxcompress.run_folder.answers import Question
 from pxcompress.run_folder.certificate import predict_samples, read_shared_metadata
@@ -60,11 +60,11 @@ class ModelAnswers:
 def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> ModelAnswers:
     """What `files` answer on the images of `unlabelled`, in its groups; nothing is asked for yet."""
     preprocessing, classes = read_shared_metadata(list(files.values()))
-    note("reading the images ...")
+    note(begin("reading the images"))
     reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
     first = np.sort(np.unique(np.array(reading.digests), return_index=True)[1])  # copies are no independent samples
     store = reading.store.take(first)
-    note(f"{len(files)} models answer on {len(store)} images ...")
+    note(begin(f"{len(files)} models answer on {len(store)} images"))
     batches = ImageBatches(store, 64)
     logits = [predict_samples(file, batches)[0] for file in files.values()]
     if any(each.ndim != 2 for each in logits):

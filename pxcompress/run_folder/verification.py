@@ -15,7 +15,7 @@ from pxcompress.certify.path import sentence
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.checks import read_record
 from pxcompress.errors import InputError, PxError, ResultError
-from pxcompress.notes import Note, silent
+from pxcompress.notes import Note, begin, silent
 from pxcompress.report.build import sha256_of
 from pxcompress.run_folder.certificate import (
     FILE,
@@ -87,12 +87,12 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
     try:
         recipe = read_run(folder, data)
         record = _read_certificate(folder, "run with --max-drop")
-        note("reading the data ...")
+        note(begin("reading the data"))
         files = [folder / DENSE, folder / SLIM]
         samples = reserve_samples(files, recipe.data, recipe.seed, recipe.skip_corrupt)
         samples = replace(samples, provider=record.provider)
         hashes = hash_files(folder, samples)
-        note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
+        note(begin(f"testing {len(files)} files on {len(samples.ids)} samples"))
         certificate, part = record.certificate, record.counted
         own_part = choose_threshold(replace(part, threshold=None), files[0], samples)
         rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
@@ -132,7 +132,7 @@ def _verify_files(folder: Path, data: str, note: Note) -> Verification:
             f"{str(folder / FILE)!r} does not say which files it was made of; verify its run folder, or make it anew "
             "with certify --out"
         )
-    note("reading the data, and testing on it ...")
+    note(begin("reading the data, and testing on it"))
     recompute = recompute_files if record.origin.files else recompute_losses
     again = replace(recompute(record, data or record.data), data=record.data).used(record.uses_before)
     return _compare(record, again)
