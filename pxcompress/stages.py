@@ -170,7 +170,7 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
 
 
 def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
-    """Of the same model scored in several ways the one whose pruned model comes nearest to it on held-out samples.
+    """The candidate whose pruned model comes nearest to the dense one on held-out samples; all score the same model.
 
     Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Where the plan holds scores
     of one group against those of another, tried are the first as it is, and all at measured rates of exchange.

@@ -64,7 +64,7 @@ class Layer:
         return rows.reshape(moved_shape).movedim(0, self.sample_axis)
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The same map with other parameters; without `bias` there is none."""
+        """The layer's linear map of an input with another weight and bias; without `bias` none is added."""
         if self.convolution is None:
             return F.linear(a, weight, bias)
         a = F.pad(a, self.sides) if self.sides else a

@@ -43,8 +43,8 @@ def changes_in_place(name: str) -> bool:
 
 
 class Mark(NamedTuple):
-    """Of one tensor: the least number of softmaxes on a way from the input to it, whether it comes from a gate, and of
-    which softmax calls it holds the results, moved or averaged at most.
+    """What the engine knows of a tensor: the least number of softmaxes between the input and it, whether it comes from
+    a gate, and of which softmax calls it holds the results, moved or averaged at most.
 
     A gate is a layer whose results reach the output through attention weights alone.
     """

@@ -70,7 +70,7 @@ class Reach:
         return bool(self.gates)
 
     def find_lost(self, out: Tensor) -> None:
-        """Of the calls that have no gradient although gates are open, note the last one on every way."""
+        """Note which calls still have no gradient once gates are open: the last one on every way to the output."""
         calls_without_gradient = self._unmet(out, list(self.outputs))
         lost_calls = []
         while calls_without_gradient:
@@ -80,7 +80,7 @@ class Reach:
         self.lost = frozenset(lost_calls)
 
     def _unmet(self, out: Tensor, calls: Sequence[LayerCall]) -> list[LayerCall]:
-        """Those of `calls` that the gradient of `out` does not come to, in executed order."""
+        """The `calls` that a backward pass from `out` does not reach, in executed order."""
         outputs = [self.outputs[call] for call in calls]
         if not calls or not carries_gradient(out):
             return list(calls)

@@ -253,7 +253,7 @@ class Flat(Rule):
 
 @dataclass(frozen=True)
 class ZBox(Rule):
-    """For a first layer whose inputs lie between `low` and `high` (after normalisation; default: ImageNet's)."""
+    """Rule for a first layer whose inputs lie between `low` and `high` (after normalisation; default: ImageNet's)."""
 
     low: float = -2.12
     high: float = 2.64

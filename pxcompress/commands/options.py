@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from pxcompress.choices import one_of
-from pxcompress.commands.panels import EXPERT, panel_of
+from pxcompress.commands.panels import EXPERT, PANEL_OF
 from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe
 from pxcompress.recipe.file import read_recipe
@@ -29,11 +29,8 @@ def _describe(field: Field[Any]) -> str:
     """The help of a field's option, with the default that it has unless the text says it."""
     text = str(field.metadata["help"])
     has_no_default = any(field.default is value for value in (MISSING, None, False, ()))
-    return text if "[default:" in text or has_no_default else f"{text}  [default: {_show_default(field.default)}]"
-
-
-def _show_default(default: object) -> str:
-    return ",".join(default) if isinstance(default, tuple) else str(default)
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    return text if "[default:" in text or has_no_default else f"{text}  [default: {default}]"
 
 
 _HELP = {field.name: _describe(field) for cls in (Recipe, Guarantee, Bench) for field in fields(cls) if field.metadata}
@@ -162,18 +159,13 @@ def _drop_options(text: str, names: Collection[str]) -> str:
     return ":".join([name, ",".join(remaining_options)] if remaining_options else [name])
 
 
-def guarantee_of(max_drop: float, **options: Any) -> Guarantee:
-    """The `Guarantee` that --max-drop and the options beside it (--risk, --confidence ...) stand for."""
-    return Guarantee(max_drop, **{name: value for name, value in options.items() if value is not None})
-
-
 def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     """The option of one field: never set unless it is said, so that a file may say it."""
     hint = typing.get_type_hints(cls)[field.name]
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
     kind = hint if not isinstance(hint, types.UnionType) else kinds[0]
     flags = FLAGS.get(field.name, (f"--{field.name.replace('_', '-')}",))
-    option = typer.Option(*flags, help=_HELP[field.name], rich_help_panel=panel_of(field.name))
+    option = typer.Option(*flags, help=_HELP[field.name], rich_help_panel=PANEL_OF.get(field.name, EXPERT))
     if kind is bool:
         return _keyword(field.name, Annotated[bool, option], False)
     if field.name in _READ:

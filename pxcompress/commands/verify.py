@@ -44,7 +44,7 @@ def verify(
 
 
 def _conclusion(record: CertificateRecord) -> str:
-    """That a certificate holds, and what of it was taken from an earlier one."""
+    """The sentence that a certificate holds, and what of it was taken from an earlier one."""
     budget = record.budget
     if budget is not None and budget.resumed:
         samples = f"{budget.ends - budget.begins} samples, on top of {budget.begins} as the earlier certificate says"

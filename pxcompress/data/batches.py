@@ -96,7 +96,7 @@ def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bo
 
 
 def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Store:
-    """As `read_images`, but images that do not fit into memory are first opened when their batch is asked for.
+    """Read images as `read_images` does, but open those that do not fit into memory only when their batch is asked for.
 
     Damaged ones then raise `DataError` there, or are left out of their batch.
     """
@@ -191,7 +191,7 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
         return self._examine(index, self._resized)
 
     def glimpsed(self, index: int) -> _Seen | DataError:
-        """The same without pixels."""
+        """The image's target and digest without its pixels, or why it cannot be read."""
         return self._examine(index, lambda image: torch.empty(0))
 
     def _examine(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:

@@ -50,7 +50,7 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
 
 
 def _choose_order(source: Source, loaded: Loaded) -> Source:
-    """In the order that is right more often on the select pool, by a sign test; else as it is."""
+    """The data, classes in the order that is right more often on the select pool, by a sign test; else unchanged."""
     predictions, labels = _predictions(source, loaded)
     place = np.array([source.other_order.index(name) for name in source.classes])
     right_as_is, right_renumbered = predictions == labels, predictions == place[labels]

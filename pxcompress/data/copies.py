@@ -12,7 +12,7 @@ from pxcompress.data.batches import Reading, Store
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an image serves, and under which label."""
+    """The role that an image serves in, and its label."""
 
     role: str
     name: str

@@ -64,9 +64,11 @@ SCHEDULES = {
     "numbers": Schedule(steps=600, epochs=4, learning_rate=5e-3, weight_decay=1e-3),
     "texts": Schedule(steps=500, epochs=3, learning_rate=1e-3),
 }
-"""By what the model is made of; "numbers" for inputs that are no images, "texts" for tokens. Measured on `digits`:
-ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64; on `glyphs` a ViT behind convolutions with BatchNorm;
-on `spiral` and `dna` the nets of `pxcompress.demo.nets`."""
+"""Length of training by what the model is made of; "numbers" for inputs that are no images, "texts" for tokens.
+
+Tuned on `digits`: ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64; on `glyphs`: a ViT behind convolutions
+with BatchNorm; on `spiral` and `dna`: the nets of `pxcompress.demo.nets`.
+"""
 
 WIDE_INPUTS = 20_000
 """Number of inputs from which a layer (a VGG's first dense one) needs smaller steps of Adam."""

@@ -80,12 +80,12 @@ def dna_arrays(part: str, count: int, seed: int = 0) -> tuple[NDArray[np.uint8],
 
 
 def find_planted(sample: str) -> Mask:
-    """Where motifs were planted in the sample with this id, such as "dna/train/17": (length,)."""
+    """Mask of the planted motifs in the sample with this id, such as "dna/train/17": (length,)."""
     _, part, index = sample.split("/")
     return dna_sample(part, int(index))[1]
 
 
 def _starts(rng: np.random.Generator, lengths: list[int]) -> list[int]:
-    """Where pieces of these lengths begin, in this order, without overlap, all ways equally likely."""
+    """Random first positions of pieces of these lengths, in this order, without overlap, all ways equally likely."""
     gaps = np.sort(rng.integers(0, LENGTH - sum(lengths) + 1, len(lengths)))
     return [int(gap) + sum(lengths[:place]) for place, gap in enumerate(gaps)]

@@ -33,7 +33,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Place:
-    """Where on a canvas a character is drawn: its middle, how far that may be shifted, and its scale."""
+    """Position of a character on a canvas: its middle, how far that may be shifted, and its scale."""
 
     x: float = CANVAS / 2
     y: float = CANVAS / 2

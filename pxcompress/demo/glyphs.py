@@ -57,13 +57,13 @@ def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:
 
 
 def glyph_mask(part: str, index: int, seed: int = 0) -> NDArray[np.bool_]:
-    """Where the character of sample `index` of a part is, (32, 32): the pixels that it covers by half or more."""
+    """Mask of the character of sample `index` of a part, (32, 32): the pixels that it covers by half or more."""
     mask = _draw(index % len(CLASSES), _rng(part, index, seed))[1]
     return np.asarray(mask.reduce(2)) >= 128
 
 
 def find_covered(sample: str) -> NDArray[np.bool_]:
-    """Where the character is in the sample with this id, such as "glyphs/train/17": (32, 32)."""
+    """Mask of the character in the sample with this id, such as "glyphs/train/17": (32, 32)."""
     _, part, index = sample.split("/")
     return glyph_mask(part, int(index))
 

@@ -60,7 +60,7 @@ class LabelLoss(Loss):
 
 
 class NumberLoss(Loss):
-    """Smooth L1 distance from every number."""
+    """Smooth L1 loss of a regression's numbers."""
 
     moves = False
     duration = 2.0

@@ -26,7 +26,7 @@ def get_cpu_name() -> str:
 
 
 def describe_affinity() -> str:
-    """On which cores this process may run; ONNX Runtime pins none of its threads to one where their number is set."""
+    """The cores that this process may run on; ONNX Runtime pins no thread to a core where their number is set."""
     cores = os.cpu_count() or 1
     usable_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
     if len(usable_cores) == cores:

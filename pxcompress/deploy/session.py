@@ -101,7 +101,7 @@ class Session(ABC):
 
     @property
     def device(self) -> str:
-        """Where inputs and outputs are while timing: "cuda" or "cpu"."""
+        """Device of inputs and outputs while timing: "cuda" or "cpu"."""
         return "cpu" if runs_on_cpu(self.placement) else "cuda"
 
     @property
@@ -155,7 +155,7 @@ class Session(ABC):
             raise self._unable(feed, error) from error
 
     def _run_in_halves(self, feed: Mapping[str, Array], samples: int) -> list[Array]:
-        """As `_run`; where memory does not suffice, in smaller and smaller batches, down to one sample."""
+        """Run as `_run` does; where memory does not suffice, in smaller and smaller batches, down to one sample."""
         try:
             return self._run(feed)
         except OutOfMemoryError:

@@ -21,7 +21,7 @@ from pxcompress.tasks.answer import Answer
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.task import Task
-from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
+from pxcompress.types import Batch, Preprocessing, Pruned
 
 MOST_CASES = 24
 """Largest number of the user's images that are shown as cases."""
@@ -47,11 +47,6 @@ def choose_cases(views: Views) -> list[tuple[int, str]]:
         *case_by_index.items(),
         *((index, f"largest change, {views.kinds[index]}") for index in remaining_indices[:_SHOWN]),
     ]
-
-
-def take_first_cases(views: Views) -> list[tuple[int, str]]:
-    """The first inputs as cases, `MOST_CASES` of them at most."""
-    return list(enumerate(views.kinds))[:MOST_CASES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,16 +126,15 @@ def _mark(*answers: Answer) -> tuple[Marks, ...]:
 def _list_units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> tuple[CarryingUnit, ...]:
     """The units of the dense model with the most relevance for one input, whatever their layer."""
     relevance = attribute_units(pruned, [batch], composite, "signed")
+    removed_units = pruned.plan.removed
     rows = [
-        CarryingUnit(group.name, group.kind, unit, value / (logit or 1.0), _is_kept(pruned.plan, group, unit))
+        CarryingUnit(
+            group.name, group.kind, unit, value / (logit or 1.0), unit not in removed_units.get(group.name, ())
+        )
         for group in pruned.groups
         for unit, value in enumerate(relevance[group.name].tolist())
     ]
     return tuple(sorted(rows, key=lambda row: -row.relevance)[:_UNITS])
-
-
-def _is_kept(plan: Plan, group: Group, unit: int) -> bool:
-    return unit not in plan.removed.get(group.name, ())
 
 
 def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Preprocessing) -> Pictures:

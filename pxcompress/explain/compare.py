@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
-from pxcompress.explain.cases import MOST_CASES, Context, attribute_units, choose_cases, make_case, take_first_cases
+from pxcompress.explain.cases import MOST_CASES, Context, attribute_units, choose_cases, make_case
 from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, choose_share, explained_columns
 from pxcompress.explain.inputs import load_dense_workload, read_image_files, read_samples
 from pxcompress.explain.metrics import (
@@ -88,7 +88,7 @@ def explain(
     method = _choose_method(pruned.dense, inputs.values, request, composite)
     views = make_views(pruned, inputs, method, workload.task)
     context = Context(workload.task, workload.source.classes, preprocessing, composite)
-    chosen = take_first_cases(views) if images else choose_cases(views)
+    chosen = list(enumerate(views.kinds))[:MOST_CASES] if images else choose_cases(views)
     cases = [make_case(pruned, inputs, views, case, context) for case in chosen]
     return Explanation(
         model=recipe.model,

@@ -75,7 +75,7 @@ class Graph(tp.DependencyGraph):
 
 
 def _find_partners(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """For every module that has a parameter of another one as well, that other one."""
+    """Modules that share a parameter with another one -> that other one."""
     owners: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in set(module.parameters(recurse=False)):

@@ -52,7 +52,7 @@ class UnruledFlow:
 
 @dataclass(frozen=True)
 class Conservation:
-    """Where the relevance of a model's predictions goes; layers in executed order.
+    """How much relevance of a model's predictions enters and leaves every layer, in executed order.
 
     `relevance` is what starts at the output, a mean over samples, in units of the logit.
     """

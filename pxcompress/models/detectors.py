@@ -85,7 +85,7 @@ class _OneStage(_RawDetector):
         return _decode(self.box_coder, codes, anchors)
 
     def logits(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Of every class but the background."""
+        """Logits of every class but the background, (n, locations, classes)."""
         return outputs["cls_logits"][..., BACKGROUND:]
 
 
@@ -176,7 +176,7 @@ def _clip(corners: Tensor, images: Tensor) -> Tensor:
 
 
 def _find_joints(maps: Tensor, boxes: Tensor) -> Tensor:
-    """Where each map (n, k, joints, side, side) of boxes (n, k, 4) is largest, and how large, (n, k, joints, 3)."""
+    """x, y and size of the largest value of each map, (n, k, joints, 3); maps (n, k, joints, side, side), boxes (n, k, 4)."""
     side = maps.shape[-1]
     scores, places = maps.flatten(3).max(3)
     sizes = (boxes[..., 2:] - boxes[..., :2]) / side

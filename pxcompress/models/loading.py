@@ -110,7 +110,7 @@ class Loaded:
 
 
 _PENDING = Preprocessing(())
-"""Of a model that is not looked at yet."""
+"""Placeholder for a model of which it is not known yet how its inputs are made."""
 
 
 def load_model(  # noqa: PLR0913  (one door for all models)

@@ -56,7 +56,7 @@ class Ports:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Of the only input, images with their channels first."""
+        """Shape of the only input; that of images with their channels first."""
         declared = self.inputs[0].shape
         return (declared[-1], *declared[:-1]) if self.channels_last else declared
 

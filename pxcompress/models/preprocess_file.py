@@ -24,7 +24,7 @@ PRESETS: dict[str, tuple[Numbers, Numbers]] = {
 OWN, HUGGING_FACE = "preprocess.json", "preprocessor_config.json"
 
 KEYS = ("mean", "std", "interpolation", "crop", "classes")
-"""Of preprocess.json: mean is a preset, or numbers as std is; the others may be left out."""
+"""Keys of preprocess.json: mean is a preset, or numbers as std is; the others may be left out."""
 
 RESAMPLING: Mapping[int, str] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of ways to resize, which Hugging Face writes."""

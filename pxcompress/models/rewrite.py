@@ -46,7 +46,7 @@ Run = Callable[[nn.Module], Any]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside compiled and parallel ones; a copy where inference mode made it, or compiled in place."""
+    """The module inside `torch.compile` or a parallel wrapper; a copy if made in inference mode or compiled in place."""
     while (inner := _inside(model)) is not None:
         model = inner
     tensors = [*model.parameters(), *model.buffers()]

@@ -127,7 +127,7 @@ class Signature:
         return names.index(MASK) if self.is_open and MASK in names else None
 
     def _trim(self, packed: Tensor) -> Tensor:
-        """Without positions at the end that count in no text."""
+        """Packed inputs without the positions at the end that are padding in every text."""
         place = self._mask_place
         if place is None:
             return packed

@@ -29,7 +29,7 @@ Side = int | ImageSize | None
 
 @dataclass(frozen=True)
 class TimmSource:
-    """Where a timm name leads: an architecture, and what a folder or repository says about it.
+    """What a timm name stands for: an architecture, and what a folder or repository says about it.
 
     `origin` is what timm is asked for the weights.
     """

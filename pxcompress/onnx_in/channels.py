@@ -16,7 +16,7 @@ LAYOUT, LAST = "input_layout", "nhwc"
 """Key and value of an ONNX file's metadata by which its images have their channels last, whatever its shapes tell."""
 
 IMAGE_CHANNELS = (1, 3, 4)
-"""Of images: grey, colour, with transparency."""
+"""Channels that images may have: grey, colour, with transparency."""
 
 
 def are_channels_last(shape: Sequence[int | None]) -> bool:

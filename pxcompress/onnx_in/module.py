@@ -151,13 +151,13 @@ class OnnxModule(Runner):
         return made[0] if len(made) == 1 else tuple(made)
 
     def file_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the file takes for the module's inputs by name: in its types, channels where it has them."""
+        """The module's `inputs` as the file takes them, by name: in its types, channels last where it has them so."""
         types = self.source.types
         made = self.graph_inputs(inputs)
         return {name: value.to(DTYPES[types[name].value]) if name in types else value for name, value in made.items()}
 
     def graph_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same for the graph that was read, which is in float32 where the file is in half precision."""
+        """The module's `inputs` as the graph takes that was read: in float32 where the file is in half precision."""
         made = {}
         for value in self.source.model.graph.inputs:
             assert value.dtype is not None

@@ -130,7 +130,7 @@ class Trials:
         return self.runs[0].inputs
 
     def again(self) -> Trials:
-        """The same runs of what the graph is now."""
+        """The two runs done again on the graph as it is now."""
         return Trials(self.model, *(Trial(self.model, run.inputs) for run in self.runs))
 
     def shape(self, value: ir.Value, run: int = 0) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ def read_planned_streams(text: str) -> list[str]:
 
 
 def read_planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
-    """Those of `groups` that a plan.json was made for."""
+    """The `groups` that a plan.json was made for."""
     try:
         names = json.loads(text)["groups"]
         return [group for group in groups if group.name in names]

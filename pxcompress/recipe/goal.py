@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET = "macs"
 MEASURED = 0
-"""As `round_to`: the step of widths that measures best on the machine at hand."""
+"""Value of `round_to` that stands for the step of widths that measures best on the machine at hand."""
 
 
 @dataclass(frozen=True)

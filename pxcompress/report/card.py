@@ -10,6 +10,7 @@ from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
 from pxcompress.report.similarity import describe_similarity
 from pxcompress.report.summary import (
+    capitalise,
     compare_figures,
     describe_conditions,
     format_change_span,
@@ -89,7 +90,7 @@ def _describe_guarantee(report: Report) -> Sequence[str]:
 
 def _describe_explanations(report: Report) -> Sequence[str]:
     line = describe_similarity(report)
-    return (f"{_text(line[0].upper() + line[1:])}.",) if line else ()
+    return (f"{_text(capitalise(line))}.",) if line else ()
 
 
 def _inputs(report: Report) -> str:

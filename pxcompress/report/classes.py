@@ -9,7 +9,7 @@ from pxcompress.deploy.intervals import newcombe_interval
 from pxcompress.proof import ClassChange
 from pxcompress.report.pages import Bar, Bars, Row, Stacked
 from pxcompress.report.record import Report
-from pxcompress.report.summary import format_change_interval, format_percent, format_points
+from pxcompress.report.summary import capitalise, format_percent, format_points
 
 _MOST = 20
 """Classes that the page shows; report.json has all."""
@@ -49,10 +49,10 @@ def view_classes(report: Report) -> Mapping[str, Any]:
     line, relevance = describe_class_changes(report), describe_class_relevance(report)
     names_without_samples = [row.name for row in report.class_shares if row.removed is None]
     return {
-        "changes_line": line[:1].upper() + line[1:],
+        "changes_line": capitalise(line),
         "changes": [_view_change(of) for of in changes[:_MOST]],
         "more_changes": max(0, len(changes) - _MOST),
-        "class_line": relevance[:1].upper() + relevance[1:],
+        "class_line": capitalise(relevance),
         "class_shares": [_view_share(*of) for of in worst[:_MOST]],
         "more_class_shares": max(0, len(worst) - _MOST),
         "classes_without_samples": ", ".join(names_without_samples[:_MOST])
@@ -68,10 +68,8 @@ def _most_lost_first(report: Report) -> list[ClassChange]:
 def _view_change(of: ClassChange) -> Row:
     dense, pruned = of.dense / of.samples, of.pruned / of.samples
     words = f"{of.name}: dense {format_percent(dense)}, pruned {format_percent(pruned)}"
-    change = Stacked(
-        format_points(pruned - dense),
-        format_change_interval(newcombe_interval(of.dense, of.pruned, of.both, of.samples)),
-    )
+    loss = newcombe_interval(of.dense, of.pruned, of.both, of.samples)
+    change = Stacked(format_points(pruned - dense), f"{format_points(-loss.high)} to {format_points(-loss.low)}")
     drawing = Bars(words, (Bar(dense, "dense"), Bar(pruned, "pruned")))
     return Stacked(of.name, f"{of.samples} samples"), drawing, format_percent(dense), format_percent(pruned), change
 

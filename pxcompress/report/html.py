@@ -24,6 +24,7 @@ from pxcompress.report.similarity import describe_heatmap_samples, list_similari
 from pxcompress.report.summary import (
     Figure,
     Interval,
+    capitalise,
     compare_figures,
     describe_accuracy_briefly,
     describe_agreement,
@@ -105,11 +106,6 @@ def _top(report: Report) -> Mapping[str, Any]:
     }
 
 
-def capitalise(text: str) -> str:
-    """`text` with a capital at its beginning."""
-    return text[:1].upper() + text[1:]
-
-
 def _tiles(report: Report) -> Sequence[Tile]:
     by_label = {figure.label: figure for figure in compare_figures(report)}
     latency = by_label["latency p50"]
@@ -151,6 +147,7 @@ def _intervals(report: Report) -> str:
 def _view_measurements(report: Report) -> Mapping[str, Any]:
     """Bars of both models for every figure, latency in full, and where the work went."""
     latencies = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
+    front = f"{report.metric.name} against latency"
     return {
         "conditions": describe_conditions(report),
         "agreement": capitalise(describe_agreement(report)),
@@ -165,7 +162,7 @@ def _view_measurements(report: Report) -> Mapping[str, Any]:
         "choice": describe_choice(report),
         "contenders_head": COLUMNS,
         "contenders": list_contenders(report),
-        "front": _front(report),
+        "front": report.contenders and Picture.of(render_figure(draw_contenders(report), "svg"), "svg+xml", front),
         "blocks": list_blocks(report),
         "operators": list_operators(report),
         "stage_accuracies": _stage_accuracies(report),
@@ -173,13 +170,6 @@ def _view_measurements(report: Report) -> Mapping[str, Any]:
         "similarity": list_similarities(report),
         "similarity_of": describe_heatmap_samples(report),
     }
-
-
-def _front(report: Report) -> Picture | None:
-    """Quality against latency of everything that could be shipped; none without rivals."""
-    if not report.contenders:
-        return None
-    return Picture.of(render_figure(draw_contenders(report), "svg"), "svg+xml", f"{report.metric.name} against latency")
 
 
 def _accuracy_row(report: Report) -> Row:

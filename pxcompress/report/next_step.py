@@ -24,17 +24,9 @@ def next_step(report: Report) -> str:
     return "" if report.missed else next(say(report) for holds, say in _RULES if holds(report))
 
 
-def _is_uncertified(report: Report) -> bool:
-    return report.certificate is not None and not report.certificate.chosen
-
-
 def _is_lossy(report: Report) -> bool:
     """Whether a loss is shown that is more than small."""
     return loss_is_shown(report) and loss_share(report, report.change.value) > LARGE_LOSS
-
-
-def _is_busy(report: Report) -> bool:
-    return any(note.code == "busy" for note in report.notes)
 
 
 def _repair(report: Report) -> str:
@@ -82,7 +74,10 @@ def _advise_shipping(report: Report) -> Iterator[str]:
 
 
 _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
-    (_is_uncertified, lambda report: f"a smaller --ratio, more {_samples(report)}, or a larger --max-drop"),
+    (
+        lambda report: report.certificate is not None and not report.certificate.chosen,
+        lambda report: f"a smaller --ratio, more {_samples(report)}, or a larger --max-drop",
+    ),
     (
         is_dense_at_chance,
         lambda report: (
@@ -91,7 +86,10 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
         ),
     ),
     (_is_lossy, _repair),
-    (_is_busy, lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}"),
+    (
+        lambda report: any(note.code == "busy" for note in report.notes),
+        lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}",
+    ),
     (lambda report: not is_faster(report), _faster),
     (lambda report: report.weights == "trained-here", _own),
     (lambda report: True, lambda report: " ".join(_advise_shipping(report))),

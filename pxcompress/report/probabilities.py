@@ -28,7 +28,7 @@ def describe_calibration(report: Report) -> str:
 
 
 def list_calibration(report: Report) -> Sequence[Row]:
-    """The same as rows of a table, each with its 95 % interval; nothing where outputs are no probabilities."""
+    """Calibration errors and conformal sets as rows of a table, with 95 % intervals; none without probabilities."""
     record = report.calibration
     if record is None:
         return []

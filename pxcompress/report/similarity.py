@@ -34,7 +34,7 @@ def _row(text: str, value: float) -> Row:
 
 
 def describe_heatmap_samples(report: Report) -> str:
-    """With which rules and on how many samples heatmaps were compared; empty where they were not."""
+    """The rules and the number of samples by which heatmaps were compared; empty where they were not."""
     return "" if report.explanations is None else _of(report.explanations)
 
 

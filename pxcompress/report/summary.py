@@ -13,7 +13,7 @@ from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import disagrees_with_mean, is_chance_level
 from pxcompress.deploy.intervals import wilson_interval as wilson_interval
 from pxcompress.deploy.session import runs_on_cpu
-from pxcompress.proof import Estimate, Measurement, Metric, Placement, Speedup
+from pxcompress.proof import Estimate, Measurement, Metric, Placement
 from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
 from pxcompress.recipe.goal import DEFAULT_BUDGET, auto_normalise, auto_round_to
 from pxcompress.recipe.model_and_data import IN_PYTHON
@@ -132,12 +132,6 @@ def format_rate(value: float) -> str:
     return f"{format_count(value)}/s"
 
 
-def describe_speedup(change: Speedup) -> str:
-    """ "2.00x (1.90 to 2.10)", and "no difference shown" in front where the interval includes 1."""
-    text = f"{change.ratio:.2f}x ({change.interval})"
-    return f"no difference shown, {text}" if change.low <= 1 <= change.high else text
-
-
 def describe_nodes(placement: Placement) -> str:
     """Which provider runs how many nodes: "118 nodes on CUDA", or "115 of 118 on CUDA, 3 on CPU"."""
     short = {name: name.removesuffix("ExecutionProvider") for name in (placement.got, *placement.elsewhere)}
@@ -156,6 +150,11 @@ def format_points(share: float) -> str:
     """A difference of shares in percentage points, signed: "-0.6"."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def capitalise(text: str) -> str:
+    """`text` with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def typeset_factors(text: str) -> str:
@@ -247,11 +246,6 @@ def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
     return f"{amount}{unit}{metric_text} {'gained' if change.value > 0 else 'lost'}"
 
 
-def format_change_interval(loss: Interval) -> str:
-    """The interval of a loss as that of the change, with signs reversed, in percentage points: "-4.1 to -1.3"."""
-    return f"{format_points(-loss.high)} to {format_points(-loss.low)}"
-
-
 def describe_hardware(report: Report) -> str:
     """The processor on which latency was measured."""
     return report.environment.cpu_name if runs_on_cpu(report.provider) else report.environment.device_name
@@ -291,7 +285,7 @@ def describe_inputs(report: Report) -> str:
 
 
 def describe_conditions(report: Report) -> str:
-    """Under which conditions the figures hold, in one line."""
+    """The conditions under which the figures hold, in one line."""
     threads = report.environment.threads
     parts = (
         describe_hardware(report),

@@ -24,7 +24,6 @@ from pxcompress.report.summary import (
     describe_nodes,
     describe_removal,
     describe_share,
-    describe_speedup,
     format_bytes,
     format_change_span,
     format_milliseconds,
@@ -32,7 +31,7 @@ from pxcompress.report.summary import (
     format_rate,
     format_span,
 )
-from pxcompress.report.targets import AGREE, describe_placement, list_columns, list_targets
+from pxcompress.report.targets import AGREE, describe_speed, list_columns, list_targets
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -56,7 +55,7 @@ def to_table(report: Report) -> str:
             "",
             *align([row[:-1] for row in (list_columns(report), *list_targets(report))]),
             AGREE,
-            describe_placement(report),
+            f"nodes: {'; '.join(f'{of.file} {describe_nodes(of.provider)}' for of in report.targets)}",
         ]
     if report.contenders:
         rows = [(row[0], *row[2:4], row[5]) for row in (COLUMNS, *list_contenders(report))]
@@ -138,11 +137,9 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
                 format_rate(row.throughput),
             )
         )
-        change = describe_speedup(row.speedup) if row.speedup else "reference"
+        change = describe_speed(row.speedup) if row.speedup else "reference"
         files.append((*name, format_bytes(row.onnx_bytes), format_milliseconds(row.cold_start_ms), change))
-        placements.append(
-            f"{name[0]}: {row.precision}, {describe_nodes(row.placement)}{_on_device(row)}{_several_inputs(row)}"
-        )
+        placements.append(f"{name[0]}: {row.precision}, {describe_nodes(row.placement)}{_describe_needs(row)}")
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
     broken_files = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
     reasons |= dict.fromkeys(_disagreements(names, rows))
@@ -195,14 +192,11 @@ def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -
             )
 
 
-def _on_device(row: BenchRow) -> str:
-    return f", {format_bytes(row.device_bytes)} of GPU memory" if row.device_bytes else ""
-
-
-def _several_inputs(row: BenchRow) -> str:
-    """Names and shapes of inputs, where a file has more than one."""
+def _describe_needs(row: BenchRow) -> str:
+    """The memory that a file takes on the GPU, and names and shapes of its inputs where it has more than one."""
+    memory = f", {format_bytes(row.device_bytes)} of GPU memory" if row.device_bytes else ""
     shapes = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in row.inputs.items()]
-    return f", inputs {', '.join(shapes)}" if len(shapes) > 1 else ""
+    return f"{memory}, inputs {', '.join(shapes)}" if len(shapes) > 1 else memory
 
 
 def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class ReservedSamples:
     digests: tuple[bytes, ...] = ()
 
     def as_samples(self, hashes: Mapping[str, str]) -> Samples:
-        """Them as a test takes them: known again by their content, else by their place in the data."""
+        """The reserved samples as a test takes them: known again by their content, else by their place in the data."""
         contents = tuple(each.hex() for each in self.digests) or tuple(f"{self.data}\n{each}" for each in self.ids)
         return Samples(self.data, hashes["split"], contents, hashes)
 
@@ -85,7 +85,7 @@ class ReservedSamples:
 
     @classmethod
     def of(cls, data: str, source: Source, splits: Splits, task: Task) -> ReservedSamples:
-        """Those of `source`, which `data` names; no image is read."""
+        """The reserved samples of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
         if not isinstance(task, Classification):
             return cls(data, splits.certify, ids, splits.select, {"": len(ids)}, task, digests=splits.digests)
@@ -200,7 +200,7 @@ def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamp
 
 
 def choose_provider(provider: str) -> str:
-    """Where a certificate is tested: a runtime for the CPU that was asked for by name, else ONNX Runtime there."""
+    """The provider on which a certificate is tested: a runtime for the CPU that was asked for by name, else "cpu"."""
     named = provider != runtime.AUTO and runtime.get_device(provider) == "cpu"
     return provider if named else "cpu"
 

@@ -38,13 +38,13 @@ class Procedure:
 
     @classmethod
     def of(cls, record: CertificateRecord) -> Procedure:
-        """That of a certificate, to compute it again."""
+        """The procedure of a certificate, to compute it again."""
         earlier = record.origin.earlier if record.origin else None
         return cls(record.anytime, record.group, earlier, record.provider, record.budget)
 
     @property
     def limit(self) -> RiskLimit | None:
-        """That of the earlier certificate; None where there is none."""
+        """The limit of the risk in the earlier certificate; None where there is none."""
         return self.earlier.certificate.limit if self.earlier else None
 
     @property

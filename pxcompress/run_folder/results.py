@@ -165,7 +165,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
 
 
 def _summarise_data(workload: Workload) -> DataSummary:
-    """Where samples came from, and how many every stage had."""
+    """The data's name and classes, and how many samples every stage had."""
     source, counts = workload.source, {role: len(ids) for role, ids in workload.splits.ids.items()}
     images, skipped = workload.loaded.preprocessing.is_image, workload.splits.skipped
     return DataSummary(source.name, source.classes, skipped=skipped, layout=source.layout, images=images, **counts)

@@ -94,7 +94,7 @@ def _groups(
 
 
 def with_questions(observed: ModelAnswers, limit: RiskLimit, turn: ledger.Turn | None) -> ModelAnswers:
-    """The same, with the images that need a label for `limit`, among those that an anytime test may look at."""
+    """`observed` with the images that need a label for `limit`, among those that an anytime test may look at."""
     order = observed.order if turn is None else turn.order
     places = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
     return replace(observed, to_label=places, order=order)

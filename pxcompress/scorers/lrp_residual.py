@@ -27,7 +27,7 @@ METRICS: Mapping[str, tuple[Axis, bool]] = {
     "inputs": ("in", True),
     "none": ("in", False),
 }
-"""On which side of a consumer an error is measured, and whether relevance says what it weighs there."""
+"""Name of a metric -> the side of a consumer where an error is measured, and whether relevance weighs it there."""
 
 CHUNK = 2**23
 """Weights that are multiplied at a time: what bounds the memory that wide layers need."""

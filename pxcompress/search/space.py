@@ -21,7 +21,7 @@ DEPTHS = PARTS[1:]
 """Parts of a network, by depth, that have a rule in every composite."""
 
 SMALLEST = 1e-6
-"""Where a logarithmic range whose lower end is 0 starts, as a share of its upper end."""
+"""Lower end of a logarithmic range that an option lets begin at 0, as a share of its upper end."""
 
 PXP_AGGREGATES = ("abs", "signed")
 

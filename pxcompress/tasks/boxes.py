@@ -38,7 +38,7 @@ class Boxes:
         return self.classes >= 0
 
     def surer_than(self, score: float) -> Boxes:
-        """Those with at least this score."""
+        """The boxes with at least this score."""
         return replace(self, classes=torch.where(self.scores >= score, self.classes, -1))
 
 
@@ -53,7 +53,7 @@ def survivors(corners: Tensor, scores: Tensor, classes: Tensor, overlap: float, 
 
 
 def match(boxes: Boxes, truth: Boxes, thresholds: tuple[float, ...] = THRESHOLDS) -> Tensor:
-    """For every box and threshold 1 where it is right, 0 where it is not, -1 where it does not count, (n, k, t).
+    """Whether every box is right at every threshold, (n, k, t): 1 yes, 0 no, -1 where it does not count.
 
     A box is held against the truth of its class that nobody before it was held against and that it overlaps most; in
     a crowd it does not count. `boxes` come in descending order of their scores.

@@ -54,7 +54,7 @@ class Detection(Task):
     subject = "the boxes"
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """For every predicted box, its class's logit, its corners by its size, and its joints' scores, summed, (n,).
+        """Sum over predicted boxes of the class's logit, the corners by the box's size, and the joints' scores, (n,).
 
         Corners have signs in turns over the locations, so that no move and no change of size cancels out.
         """
@@ -83,7 +83,7 @@ class Detection(Task):
         return torch.cat([scores[:, None], counts[:, None], truth_counts.double(), ranked.flatten(1)], 1)
 
     def complete(self, statistics: Tensor) -> Tensor:
-        """Without the columns that hold no box of any sample."""
+        """Statistics without the columns that hold no box of any sample."""
         truth_counts, ranked = _parts(statistics)
         most = int((ranked[..., 0] >= 0).sum(1).max())
         return statistics[:, : 2 + truth_counts.shape[1] + most * ranked.shape[2]]
@@ -187,17 +187,7 @@ class BoxAgreement(Detection):
     layouts = ("unlabelled",)
     reads_dense = True
 
-    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-        """The agreement, (n, 1)."""
-        return self.agreement(outputs, dense)[:, None]
-
-    def complete(self, statistics: Tensor) -> Tensor:
-        """The same."""
-        return statistics
-
-    def quality(self, statistics: Tensor) -> float:
-        """Its mean."""
-        return float(statistics.double().mean())
+    statistics, complete, quality = Task.statistics, Task.complete, Task.quality
 
 
 def _parts(statistics: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class Regression(Task):
         return (statistics[:, 0] / (self.largest or max(_largest(statistics), 1e-12))).clamp(0, 1)
 
     def with_scale(self, statistics: Tensor) -> Task:
-        """With the largest target of these samples."""
+        """This task with the largest target of these samples as the scale of losses."""
         return replace(self, largest=self.largest or _largest(statistics))
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:

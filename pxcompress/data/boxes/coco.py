@@ -116,7 +116,7 @@ def _row(file: AnnotationFile, annotation: Any, numbers: Mapping[int, int]) -> t
 
 
 def _image_folder(file: AnnotationFile, root: Path, name: str) -> Path:
-    """Where the images of a file are, by the first of them; where none has it, the likeliest."""
+    """The folder with a file's images: the first candidate that holds the first image, else the likeliest."""
     part = file.path.stem.removeprefix("instances_")
     half = half_of(part) or ""
     here = file.path.parent

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
+from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
 from pxcompress.deploy.export import read_metadata
 from pxcompress.deploy.hardware import TF32_SWITCH, explain_missing_gpu, explain_old_driver, load_tensorrt
 from pxcompress.deploy.plugins import choose_plugin, explain_no_plugin
@@ -96,7 +96,7 @@ _NO_GRAPH = -1
 @BACKENDS.register("plugin")
 @BACKENDS.register("tensorrt")
 @dataclass(frozen=True)
-class OnnxRuntime(OnnxFiles):
+class OnnxRuntime(Backend):
     """ONNX Runtime on the CPU, on NVIDIA GPUs through CUDA or TensorRT, and through a provider's own package."""
 
     title: ClassVar[str] = "ONNX Runtime"
@@ -151,7 +151,7 @@ class OrtSession(Session):
 
     @property
     def device(self) -> str:
-        """Where the bound input and output buffers are: "cuda" or "cpu"."""
+        """Device of the bound input and output buffers: "cuda" or "cpu"."""
         return self.memory
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
@@ -265,11 +265,6 @@ def _list_providers(source: Path | bytes, provider: str) -> list[Any] | None:
     types = read_metadata(source).get("precision") or read_weight_type(source)
     allowed = {option: "1" for kind, option in _TENSORRT_TYPES.items() if kind == types}
     return [(name, {**options, **allowed}), *others]
-
-
-def list_built_in() -> tuple[str, ...]:
-    """ONNX Runtime's names of the providers that it was built with, whether they work here or not."""
-    return tuple(ort.get_available_providers())
 
 
 def _plugin_devices() -> list[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
+from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
 from pxcompress.deploy.quiet import capture_output, shorten_message
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.proof import Placement
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @BACKENDS.register("openvino")
 @dataclass(frozen=True)
-class OpenVino(OnnxFiles):
+class OpenVino(Backend):
     """OpenVINO on the CPU; float32 stays float32, also on processors that have bfloat16."""
 
     title: ClassVar[str] = "OpenVINO"

@@ -48,7 +48,7 @@ for _name, _function in REDUCTIONS.items():
 
 
 def _arg(node: Settings, x: Tensor, largest: bool) -> Tensor:
-    """Where the largest or smallest is; the last of equals where the node asks for it."""
+    """Index of the largest or smallest value; the last of equals where the node asks for it."""
     axis, keep = node.get("axis", 0), bool(node.get("keepdims", 1))
     if node.get("select_last_index"):
         flipped = x.flip(axis)
@@ -103,7 +103,7 @@ ATTENTION = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_preci
 
 @operator("Attention")
 def _attention(node: Settings, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *past: Any) -> Tensor:
-    """Of opset 23: queries, keys and values (n, heads, tokens, d), or (n, tokens, heads * d) with counts of heads."""
+    """Attention of opset 23 on (n, heads, tokens, d), or on (n, tokens, heads * d) with counts of heads."""
     odd = sorted(name for name in node.attributes.keys() - ATTENTION if node[name])
     if any(value is not None for value in past) or node.outputs > 1:
         odd.append("a cache or several outputs")
