@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Iterable
 
 FEW = 12
-"""Most names that a message lists beside those that are similar."""
+"""Largest number of known names that a message lists in full."""
 
 
 class PxError(Exception):

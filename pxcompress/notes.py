@@ -23,7 +23,7 @@ class Message(str):
 
 
 def begin(text: str) -> Message:
-    """The line that says what takes a while from now on."""
+    """The message that something begins which takes a while."""
     return Message(f"{text} ...", "begin")
 
 

@@ -35,7 +35,7 @@ def rank() -> int:
 
 
 def processes() -> int:
-    """How many processes work on the job."""
+    """Number of processes that work on the job."""
     return dist.get_world_size() if _together() else 1
 
 

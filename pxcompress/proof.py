@@ -369,7 +369,7 @@ WarningCode = Literal[
 
 @dataclass(frozen=True)
 class Warning:
-    """What a reader must know beside the figures."""
+    """Something that a reader must know beside the figures."""
 
     code: WarningCode
     text: str

@@ -82,9 +82,9 @@ def list_varied_parameters(word: str) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def set_parameters(word: str, values: Mapping[str, float]) -> Choice:
-    """The rules that `word` stands for, with parameters of those for convolutions.
+    """The rules that `word` stands for, with `values` as the parameters of the rule for convolutions.
 
-    Those for linear layers keep their ratio to them: of gamma they have a fifth.
+    Parameters of the rule for linear layers keep their ratio to those: its gamma is a fifth.
     """
     choice = cast(Any, _WORDS[word])
     linear = {

@@ -30,7 +30,7 @@ SHAPED = frozenset(
 """Functions that may follow a final softmax and apply as well to its logits: they move, average or pick values."""
 
 SCALED = frozenset(("mul", "multiply", "__rmul__", "div", "true_divide", "divide"))
-"""Products that mean the same on logits where the other factor is a number."""
+"""Functions that may follow a final softmax like those in `SHAPED` where the other factor is a plain number."""
 
 
 CHANGING = frozenset(("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__"))

@@ -51,7 +51,7 @@ class Budget:
 
     @property
     def words(self) -> str:
-        """What is left, in a sentence."""
+        """What the test used of the samples and of the error budget, and what is left, in a sentence."""
         if self.resumed:
             return (
                 f"samples {self.begins + 1} to {self.ends} of {self.samples} were looked at, going on from an earlier "

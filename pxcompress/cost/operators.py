@@ -58,11 +58,11 @@ class Operator:
 
     @property
     def depthwise(self) -> bool:
-        """Whether its two widths are one."""
+        """Whether it is a depthwise convolution, whose inputs and outputs have one width."""
         return self.kind == "conv" and self.groups == self.inputs == self.outputs > 1
 
     def weights(self, inputs: int, outputs: int) -> int:
-        """Elements of the weight at these widths."""
+        """Number of elements of the weight at these widths."""
         if self.kind == "attention":
             return 0
         return (1 if self.depthwise else inputs // self.groups) * outputs * math.prod(self.kernel)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 BINS = 8
-"""Steps of a distribution over the distance from a location to a side of its box, in strides."""
+"""Number of bins of the distribution over the distance from a location to a side of its box, one stride each."""
 
 PRIOR = -math.log(20)
 """Logit of every class at first: most locations show nothing."""

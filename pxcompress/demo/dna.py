@@ -42,7 +42,7 @@ class DNA(LearnedHere):
     held_out: int = option(4000, "sequences to certify and test on", low=1)
 
     def source(self, spec: str) -> Source:
-        """The first sequences of each part, one-hot."""
+        """The data: the first sequences of each part, one-hot, as many as the options say."""
         pools = []
         for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
             letters, labels = dna_arrays(part, count)

@@ -53,7 +53,7 @@ def _font(name: str) -> ImageFont.FreeTypeFont:
 
 @cache
 def character_mask(character: str, font: str) -> Image.Image:
-    """The character in the middle of a canvas, "L"."""
+    """A grey picture (mode "L") of a character in the middle of a canvas."""
     left, top, right, bottom = _font(font).getbbox(character)
     mask = Image.new("L", (CANVAS, CANVAS))
     position = ((CANVAS - left - right) / 2, (CANVAS - top - bottom) / 2)

@@ -142,7 +142,7 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def loss_for(task: Task, source: Source, outputs: Outputs) -> Loss:
-    """What a model with such `outputs` is trained with: for a task that needs no targets, those of the data count."""
+    """Training loss of a model with these `outputs`: that of an embedding's identities, else of the data's targets."""
     if isinstance(task, Embedding) or source.layout == "identities":
         task = task if isinstance(task, Embedding) else Embedding()
         return IdentityLoss(task, len(source.classes), task.vectors(outputs).shape[1])

@@ -45,7 +45,7 @@ SHORTEST, LONGEST = 8, 40
 """Words of a note."""
 
 IN_PASSING = 0.5
-"""How often a third topic comes up, by one word."""
+"""Share of the notes in which a third topic comes up, by one word."""
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (*SPECIAL, *FILLERS, *(word for topic in TOPICS.values() for word in topic))

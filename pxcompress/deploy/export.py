@@ -95,7 +95,7 @@ def file_bytes(path: Path) -> int:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What an ONNX file says about itself."""
+    """The metadata_props of an ONNX file, by key."""
     return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
 
 

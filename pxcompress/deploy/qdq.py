@@ -29,7 +29,7 @@ METHODS: Mapping[str, tuple[CalibrationMethod, Mapping[str, float]]] = {
     "percentiles 0.01 and 99.99": (CalibrationMethod.Percentile, {"percentile": 99.99}),
     "percentiles 0.1 and 99.9": (CalibrationMethod.Percentile, {"percentile": 99.9}),
 }
-"""How the range of an activation is taken from samples, for ONNX Runtime: as it is, or without its tails.
+"""Ways of ONNX Runtime to take the range of an activation from samples: its extremes, or without its tails.
 
 Its entropy method is left out: it takes seconds for every tensor whose range grows from batch to batch.
 """

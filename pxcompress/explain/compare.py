@@ -116,7 +116,7 @@ def _choose_method(dense: nn.Module, values: Tensor, request: ExplanationRequest
 
 
 def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
-    """All inputs, then those of each kind that there is."""
+    """One row for all inputs, then one for the inputs of each kind that occurs."""
     dense, _ = flat = [each.flatten(1) for each in views.maps]
     others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
@@ -129,7 +129,7 @@ def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
 
 
 def _measure_flipping(models: tuple[nn.Module, nn.Module], values: Tensor, views: Views, task: Task) -> Flipping:
-    """Each model by its own maps, the dense one by random ones, too."""
+    """Areas under pixel-flipping curves: of each model by its own maps, and of the dense one by random maps."""
     values = values[:TUNING_SAMPLES]
     maps = [each[: len(values)].flatten(1) for each in views.maps]
     chance = torch.rand(maps[0].shape, generator=torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ from pxcompress.types import Group, Member, Pruned
 
 
 class DirectionNorm(nn.LayerNorm):
-    """y / sqrt(|y|^2 / width + eps) along the last axis; `width` stays that of the dense stream when directions go."""
+    """RMS norm of a rotated stream, y / sqrt(|y|^2 / width + eps); `width` stays the dense one when directions go."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__(norm.normalized_shape[-1], norm.eps, elementwise_affine=False)

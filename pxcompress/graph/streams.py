@@ -72,7 +72,7 @@ def read_stream(raw: Any, names: dict[Any, str]) -> Stream | str:
 
 
 def _read_norm(names: dict[Any, str], norm: Any) -> StreamNorm:
-    """What reads a norm's output."""
+    """A norm with the layers that read its output."""
     readers: dict[str, None] = {}
     reads_all, is_within = True, False
     for node in _behind(norm):

@@ -153,5 +153,5 @@ def _is_defined(model: nn.Module, inputs: Tensor) -> bool:
 
 
 def _describe_error(error: float) -> str:
-    """How far two outputs are apart, in words."""
+    """The difference between two outputs, in words."""
     return "a shape or type changes" if error == torch.inf else f"outputs differ by {error:.1e} of their scale"

@@ -234,7 +234,7 @@ def _call_checked(model: nn.Module, call: Callable[[], Any]) -> Any:
 
 
 def _counted(outputs: Any, samples: int) -> Tensor:
-    """What counts where nothing is said, (n, k)."""
+    """The numbers that decisions rest on where no `logits` says it, (n, k): the only logits, else largest values."""
     candidates = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
     if not candidates:
         raise ModelError(

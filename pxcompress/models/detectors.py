@@ -176,7 +176,7 @@ def _clip(corners: Tensor, images: Tensor) -> Tensor:
 
 
 def _find_joints(maps: Tensor, boxes: Tensor) -> Tensor:
-    """x, y and size of the largest value of each map, (n, k, joints, 3); maps (n, k, joints, side, side), boxes (n, k, 4)."""
+    """x, y and value at the peak of maps (n, k, joints, side, side) over boxes (n, k, 4): (n, k, joints, 3)."""
     side = maps.shape[-1]
     scores, places = maps.flatten(3).max(3)
     sizes = (boxes[..., 2:] - boxes[..., :2]) / side

@@ -156,7 +156,7 @@ def rebuild_onnx(name: str, kwargs: Mapping[str, Any]) -> OnnxModule:
 
 
 def count_numbers(inputs: tuple[Input, ...]) -> int:
-    """Numbers of one sample of all inputs."""
+    """How many numbers one sample has, over all inputs."""
     return sum(prod(size or 1 for size in each.shape) for each in inputs)
 
 

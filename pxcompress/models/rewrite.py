@@ -42,11 +42,11 @@ REMOVERS: dict[type, Callable[[Any, str], object]] = {
 """Hooks that set a weight before every call -> what makes the weight a parameter again."""
 
 Run = Callable[[nn.Module], Any]
-"""What comes out of a model for some example."""
+"""A function that runs a model on some example, and returns its outputs."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile` or a parallel wrapper; a copy if made in inference mode or compiled in place."""
+    """The module inside `torch.compile` or a parallel wrapper; a copy of what inference mode or `compile()` made."""
     while (inner := _inside(model)) is not None:
         model = inner
     tensors = [*model.parameters(), *model.buffers()]

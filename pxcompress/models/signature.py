@@ -85,7 +85,7 @@ class Signature:
         return torch.cat([values[each.name].reshape(samples_in(values), -1).to(dtype) for each in self.inputs], 1)
 
     def parts(self, packed: Tensor) -> Sequence[Tensor]:
-        """What is packed of every input, (n, size) each."""
+        """The packed rows of every input, (n, size) each."""
         if self.is_open:
             return packed.unbind(1)
         return packed.split([prod(size or 1 for size in each.shape) for each in self.inputs], 1)
@@ -208,7 +208,7 @@ def named(inputs: Any) -> dict[str | int, Tensor]:
 
 
 def samples_in(values: Mapping[str | int, Tensor]) -> int:
-    """How many samples a batch of several inputs has."""
+    """Number of samples in a batch of several inputs."""
     return len(next(iter(values.values())))
 
 

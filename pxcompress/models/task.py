@@ -13,7 +13,7 @@ from pxcompress.models.loading import classifier_names
 from pxcompress.state import device_of, evaluating
 
 TOLERANCE = 1e-4
-"""Largest change of a kept class's score, as a share of the scores' scale: rounding in another order, no more."""
+"""Largest change of a remaining class's score when others are cut off, as a share of the scores' scale: rounding."""
 
 
 def slice_classes(model: nn.Module, example: Tensor, outputs: Sequence[int]) -> nn.Module:

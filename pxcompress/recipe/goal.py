@@ -115,12 +115,12 @@ class Goal:
 
     @property
     def way(self) -> str:
-        """Which of `GOALS` is given."""
+        """Name of the goal that is given, one of `GOALS`."""
         return next(name for name in GOALS if getattr(self, name) is not None)
 
     @property
     def limits(self) -> Limits:
-        """What a plan may do to a group."""
+        """Limits on what a plan may do to a group."""
         from pxcompress.planning.limits import Limits
 
         return Limits(self.normalise, self.round_to or 1, self.min_keep, self.selection.least)

@@ -82,7 +82,7 @@ class LabelRequest:
 
     @property
     def limit(self) -> RiskLimit:
-        """What is to be certified."""
+        """The risk to certify, its limit and its error probability."""
         return RiskLimit(self.risk, self.alpha, self.delta, anytime=self.budget is not None)
 
 

@@ -15,7 +15,7 @@ from pxcompress.run_folder.sums import write_sums
 RECORD, PAGE = "report.json", "report.html"
 
 PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
-"""Needs onnxruntime, numpy and pillow only; it is copied as it is."""
+"""Script that runs the model without pxcompress, copied as it is; it needs onnxruntime, numpy and pillow only."""
 
 PREDICT_TEXT = PREDICT.with_name("predict_text.py")
 """The script for texts; it needs tokenizers in the place of pillow."""

@@ -34,7 +34,7 @@ class Boxes:
 
     @property
     def there(self) -> Tensor:
-        """Which of them are boxes, (n, k)."""
+        """Which rows hold a box, (n, k)."""
         return self.classes >= 0
 
     def surer_than(self, score: float) -> Boxes:

@@ -138,7 +138,7 @@ class Detection(Task):
         return Answer(words, boxes=boxes.corners[0, there] * scale, classes=numbers, names=names)
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
-        """The classes of the boxes; "" for a sample without a table of them."""
+        """The classes of the true boxes, in words; "" where the target is no table of boxes."""
         if target.dim() != 2:
             return ""
         return list_parts((name_class(classes, int(k)) for k in target[:-1, 0].tolist() if k >= 0), "no box")
@@ -191,7 +191,7 @@ class BoxAgreement(Detection):
 
 
 def _parts(statistics: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes wanted of every class (n, classes), and class, score and ten results of those found, (n, k, 12)."""
+    """Number of true boxes of every class (n, classes); class, score and ten results a predicted box, (n, k, 12)."""
     classes = int(statistics[0, 1])
     return statistics[:, 2 : 2 + classes], statistics[:, 2 + classes :].unflatten(1, (-1, 2 + len(THRESHOLDS)))
 
