@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,25 @@ def test_a_width_costs_what_the_next_whole_step_costs(monkeypatch: pytest.Monkey
     assert costs == sorted(costs)
     assert len({round(cost, 9) for cost in costs}) == 3
     assert costs[0] == costs[15] < costs[16] == costs[31] < costs[32] == costs[39] == meter({})
+
+
+def test_weights_cost_the_time_in_which_they_come_from_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Operators that take the same at every width, so that all that gets cheaper is to fetch their weights."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(OperatorTimes, "milliseconds", lambda table, operator: 1.0)
+    monkeypatch.setattr(OperatorTimes, "fetch", lambda table: 1e-3)
+    monkeypatch.setattr(latency, "measure_best_step", lambda conditions: 16)
+    net, example = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3))).eval(), torch.randn(1, 64)
+    groups = find_groups(net, example, ["2"]).groups
+
+    def expected(kept: Mapping[str, int]) -> float:
+        first, second = (kept.get(name, 64) for name in ("0", "1"))
+        return 3 + 1e-3 * (64 * first + first * second + second * 64)
+
+    monkeypatch.setattr(latency, "measure_whole_model", lambda *args: expected(args[-1]))
+    meter = latency.latency_meter(net, groups, example, CONDITIONS)
+    for kept in ({}, {"0": 48}, {"0": 16, "1": 48}):
+        assert meter(kept) == pytest.approx(expected(kept), rel=1e-3)
 
 
 class Scripted:
