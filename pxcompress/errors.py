@@ -18,6 +18,7 @@ Messages are one line: what was given, what was expected, what to do.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 FEW = 12
@@ -90,7 +91,7 @@ def short(text: object, limit: int = 200) -> str:
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
-def reason_of(error: BaseException) -> str:
-    """The class of an exception and the first line of what it says."""
-    line = next(iter(str(error).strip().splitlines()), "no message")
-    return f"{type(error).__name__}: {short(line)}"
+def describe(error: BaseException) -> str:
+    """The class of an exception and the first line of what it says, without terminal colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    return f"{type(error).__name__}: {short(next(filter(str.strip, lines), 'no message'))}"

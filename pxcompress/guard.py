@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from pxcompress.errors import PxError, StageError, short
+from pxcompress.errors import PxError, StageError, describe
 
 
 @contextmanager
@@ -26,12 +26,6 @@ def name_failures(block_name: str) -> Iterator[None]:
         layer = find_failing_layer(error.__traceback__)
         place = f" at layer {layer!r}" if layer else ""
         raise StageError(f"{block_name} failed{place}: {describe(error)}") from error
-
-
-def describe(error: BaseException) -> str:
-    """Class and first line of an exception."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {short(lines[0])}" if lines else type(error).__name__
 
 
 def find_failing_layer(trace: TracebackType | None) -> str:

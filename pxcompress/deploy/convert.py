@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pxcompress.deploy.converters import CONVERTERS, Converter, Predict, Source, as_arrays
 from pxcompress.deploy.export import FlatOutputs, on_cpu
 from pxcompress.deploy.quiet import capture_output
-from pxcompress.errors import InputError, ModelError, ParityError, StageError
-from pxcompress.guard import describe, name_failures
+from pxcompress.errors import InputError, ModelError, ParityError, StageError, describe
+from pxcompress.guard import name_failures
 from pxcompress.models.adapter import named_outputs
 from pxcompress.proof import Parity
 

@@ -9,7 +9,6 @@ import inspect
 import io
 import logging
 import os
-import re
 import sys
 import tempfile
 import warnings
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from pxcompress.errors import InputError, ModelError
+from pxcompress.errors import InputError, ModelError, describe
 from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.outputs import by_name
 from pxcompress.models.signature import PACKING, Signature
@@ -215,7 +214,7 @@ def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, 
         outputs = named_outputs(model, inputs, only)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shape = tuple(inputs.shape)
-        raise ModelError(f"model does not run on an input of shape {shape}: {_get_first_line(error)}") from error
+        raise ModelError(f"model does not run on an input of shape {shape}: {describe(error)}") from error
     if not outputs:
         raise ModelError(
             f"model returns no tensor ({len(inputs)}, ...) for {len(inputs)} inputs; expected at least one"
@@ -299,7 +298,7 @@ def _export(exported: _Exported, names: Sequence[str], *, dynamic: bool) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_get_first_line(cause)}") from error
+        raise ModelError(f"model cannot be exported: {describe(cause)}") from error
 
 
 def _any_batch(model: nn.Module) -> tuple[Any, ...]:
@@ -348,15 +347,7 @@ def _write(program: Any, path: Path) -> None:
         try:
             onnx.checker.check_model(str(Path(folder) / path.name))
         except onnx.checker.ValidationError as error:
-            raise ModelError(
-                f"model cannot be exported: the result is not valid ONNX: {_get_first_line(error)}"
-            ) from error
+            raise ModelError(f"model cannot be exported: the result is not valid ONNX: {describe(error)}") from error
         onnx_file, *weights = onnx_files(Path(folder) / path.name)
         for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
-
-
-def _get_first_line(error: BaseException) -> str:
-    """The first line of the message, without terminal colours."""
-    lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -10,8 +10,8 @@ import onnx
 
 from pxcompress.deploy.int8 import MOST_JUDGE_SAMPLES, Judge, Quantised, Rating, outputs_of, rate_file, take_evenly
 from pxcompress.deploy.qdq import read_feeds
-from pxcompress.errors import ModelError, StageError
-from pxcompress.guard import describe, name_failures
+from pxcompress.errors import ModelError, StageError, describe
+from pxcompress.guard import name_failures
 from pxcompress.types import Batches
 
 SAMPLES = 300

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, reason_of
+from pxcompress.errors import ModelError, describe
 from pxcompress.graph.mentions import could_run
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import kinds, leaves
@@ -56,7 +56,7 @@ class Idle:
             try:
                 has_changed = kinds(_in_training(slim, inputs)) != self.trained
             except Exception as error:  # noqa: BLE001  (a model that does not fit together may fail in any way)
-                return f"without its units training mode fails, which runs {self._first}: {reason_of(error)}"
+                return f"without its units training mode fails, which runs {self._first}: {describe(error)}"
             if has_changed:
                 return f"without its units the outputs in training mode change, which runs {self._first}"
         return ""

@@ -16,7 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, reason_of
+from pxcompress.errors import ModelError, describe
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
 from pxcompress.graph.rotation import DirectionNorm, make_direction_group
 from pxcompress.graph.streams import Stream, read_stream
@@ -103,7 +103,7 @@ def _candidates(
         except TimeoutError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever torch-pruning stumbles over: the others go on)
-            yield Fixed(names[module], units, f"its units cannot be followed: {reason_of(error)}")
+            yield Fixed(names[module], units, f"its units cannot be followed: {describe(error)}")
             continue
         if wide is not None:
             yield Fixed(names[module], units, f"its one output is broadcast over those of {names[wide]}")
@@ -133,7 +133,7 @@ def _raise_model_errors(task: str) -> Iterator[None]:
             with time_limit(TRACING_SECONDS):
                 yield
         except Exception as error:  # a user's forward and torch-pruning may raise anything
-            raise ModelError(f"{task}: {reason_of(error)}") from error
+            raise ModelError(f"{task}: {describe(error)}") from error
 
 
 def _is_single(layer: nn.Module) -> bool:

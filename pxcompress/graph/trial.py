@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, reason_of
+from pxcompress.errors import ModelError, describe
 from pxcompress.graph.idle import Idle, idle_layers
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, exact_removal_error, prune, removal_error
 from pxcompress.models.adapter import all_outputs, perturb
@@ -52,7 +52,7 @@ class Trial:
                 return f"{NOT_EXACT}: {_describe_error(error)}"
             return self.idle.fault(pruned.model, self.inputs)
         except Exception as error:  # noqa: BLE001  (torch-pruning and the cut model may fail in any way)
-            return f"its units cannot be removed: {reason_of(error)}"
+            return f"its units cannot be removed: {describe(error)}"
 
     def faults(self, groups: Sequence[Group]) -> dict[str, str]:
         """Why groups must stay, by name; all others can go together. Found by halving the set of suspects.
@@ -105,7 +105,7 @@ def prepare_trial(model: nn.Module, example: Tensor) -> Trial:
         return Trial(model, inputs, idle_layers(model, inputs))
     except (RuntimeError, TypeError) as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be copied, or does not run as a copy: {reason_of(error)}"
+            f"{type(model).__name__} cannot be copied, or does not run as a copy: {describe(error)}"
         ) from error
 
 
@@ -141,7 +141,7 @@ def _outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
     except ModelError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        raise ModelError(f"{type(model).__name__} {failure}: {reason_of(error)}") from error
+        raise ModelError(f"{type(model).__name__} {failure}: {describe(error)}") from error
 
 
 def _is_defined(model: nn.Module, inputs: Tensor) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import InputError, ModelError
+from pxcompress.errors import InputError, ModelError, describe
 from pxcompress.layout.padding import counting
 from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
@@ -229,8 +229,7 @@ def _call_checked(model: nn.Module, call: Callable[[], Any]) -> Any:
     except ModelError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
-        raise ModelError(f"{type(model).__name__} does not run on the example: {reason}") from error
+        raise ModelError(f"{type(model).__name__} does not run on the example: {describe(error)}") from error
 
 
 def _counted(outputs: Any, samples: int) -> Tensor:

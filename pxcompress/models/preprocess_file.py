@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, describe
 
 Numbers = tuple[float, ...]
 
@@ -41,7 +41,7 @@ def read_beside(model: Path, channels: int) -> dict[str, Any]:
                 record = json.loads(path.read_text())
                 return _theirs(record, channels) if path.name == HUGGING_FACE else _own(record, channels)
             except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-                reason = f"{type(error).__name__}: {short(error)}"
+                reason = describe(error)
                 raise ModelError(
                     f"{path.name} beside {model.name} is not understood ({reason}); expected JSON with "
                     f'"mean" (one of {", ".join(PRESETS)}, or {channels} numbers) and "std"'

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, describe
 from pxcompress.models.loading import classifier_names
 from pxcompress.state import device_of, evaluating
 
@@ -59,7 +59,7 @@ def _check(model: nn.Module, twin: nn.Module, example: Tensor, outputs: Sequence
             dense_scores, twin_scores = model(inputs)[:, list(outputs)], twin(inputs)
     except Exception as error:  # what follows the classifier may fail in any way
         raise ModelError(
-            f"{type(model).__name__} does not run with {len(outputs)} classes: {type(error).__name__}: {short(error)}"
+            f"{type(model).__name__} does not run with {len(outputs)} classes: {describe(error)}"
         ) from error
     if (
         twin_scores.shape != dense_scores.shape

@@ -30,7 +30,7 @@ from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import RISKS, Candidate, RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord, LabelCount
 from pxcompress.certify.used import hash_of
-from pxcompress.checks import read_record
+from pxcompress.checks import read_record_file
 from pxcompress.data import open_images, open_source
 from pxcompress.data.folder import Files
 from pxcompress.deploy.measure import file_bytes
@@ -191,14 +191,8 @@ def next_command(folder: Path) -> str:
 
 def read_request(folder: Path) -> LabelRequest:
     """What a folder asks for; `InputError` where it is no folder of labels."""
-    try:
-        text = (folder / REQUEST).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{str(folder / REQUEST)!r} cannot be read ({error}); with --out give the folder that certify --unlabelled "
-            "wrote"
-        ) from error
-    return read_record(LabelRequest, text, repr(str(folder / REQUEST)))
+    advice = "with --out give the folder that certify --unlabelled wrote"
+    return read_record_file(LabelRequest, folder / REQUEST, advice)
 
 
 def _name_files(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import Candidate, Certificate, RiskLimit
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import Use, add_use, count_seen_elsewhere, hash_of, short_hash, uses_of
-from pxcompress.checks import read_record
+from pxcompress.checks import read_record_file
 from pxcompress.errors import InputError
 
 
@@ -90,12 +90,7 @@ class Turn:
 def read_earlier(path: Path) -> CertificateRecord:
     """The anytime certificate at `path`, or in the folder `path`; `InputError` where there is none to go on from."""
     file = path / "certificate.json" if path.is_dir() else path
-    try:
-        record = read_record(CertificateRecord, file.read_text(), repr(str(file)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{str(file)!r} cannot be read ({error}); give the certificate.json of a test with --anytime"
-        ) from error
+    record = read_record_file(CertificateRecord, file, "give the certificate.json of a test with --anytime")
     if record.budget is None or not record.looked_at:
         raise InputError(f"{str(file)!r} is of a test of fixed size; only one with --anytime can go on")
     return record

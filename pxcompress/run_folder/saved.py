@@ -11,8 +11,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pxcompress.checks import read_text
 from pxcompress.deploy.parity import verify_parity
-from pxcompress.errors import InputError, ParityError, short
+from pxcompress.errors import InputError, ParityError, describe
 from pxcompress.graph import find_groups, make_rotatable, prune, settle_streams
 from pxcompress.models.adapter import release_
 from pxcompress.models.checkpoint import load_state
@@ -57,22 +58,14 @@ def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:
 
 def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer:
     """What makes inputs of texts. Raises `InputError` where it is gone."""
-    try:
-        content = (folder / TOKENIZER).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"no {TOKENIZER} in {str(folder)!r} ({error}); put it beside the ONNX file") from error
+    content = read_text(folder / TOKENIZER, "put it beside the ONNX file")
     names = tuple(str(each.name) for each in inputs)
     return Tokenizer(content, names, longest, int(inputs[names.index(IDS)].high) + 1)
 
 
 def read_run(folder: Path, data: str = "") -> Recipe:
     """The recipe of a run folder, with other `data` where given; `InputError` where the folder is no run folder."""
-    try:
-        recipe = Recipe.from_json((folder / RECIPE).read_text())
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: {RECIPE}); give one") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{RECIPE} of {str(folder)!r} is no text ({error.reason}); run again") from error
+    recipe = Recipe.from_json(read_text(folder / RECIPE, "give a run folder"))
     return recipe.but(data=data) if data else recipe
 
 
@@ -117,7 +110,7 @@ def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
     try:
         return _rebuild(facts, plan, state, folder, model)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
-        reason = f"{type(error).__name__}: {short(error)}"
+        reason = describe(error)
         raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
 
 

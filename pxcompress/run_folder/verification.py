@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pxcompress.certify.path import sentence
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.checks import read_record
+from pxcompress.checks import read_record, read_text
 from pxcompress.errors import InputError, PxError, ResultError
 from pxcompress.notes import Note, begin, silent
 from pxcompress.report.build import sha256_of
@@ -65,12 +65,10 @@ def verify(folder: Path, data: str = "", note: Note = silent) -> Verification:
 
 def _read_certificate(folder: Path, maker: str) -> CertificateRecord:
     """The certificate of a folder; `maker` makes one. Raises as `verify` does."""
-    file = folder / FILE
+    text = read_text(folder / FILE, f"{maker} makes one")
     try:
-        record = read_record(CertificateRecord, file.read_text(), repr(str(file)))
+        record = read_record(CertificateRecord, text, repr(str(folder / FILE)))
         _ = record.certificate, record.counted
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(file)!r} cannot be read ({error}); {maker} makes one") from error
     except InputError as error:
         raise ResultError(str(error)) from error
     return record

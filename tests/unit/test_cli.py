@@ -196,7 +196,7 @@ def test_a_run_is_handed_on_to_another_ecosystem(
         (("copied",), "unknown ecosystem 'copied'; did you mean copies"),
     ):
         assert expected in one_line(px("convert", folder, "--to", *words))
-    assert "is not a run folder" in one_line(px("convert", str(tmp_path), "--to", "copies"))
+    assert "give a run folder" in one_line(px("convert", str(tmp_path), "--to", "copies"))
 
 
 def test_widths_may_be_as_an_ecosystem_likes_them() -> None:
