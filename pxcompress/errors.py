@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 FEW = 12
 """Largest number of known names that a message lists in full."""
@@ -89,6 +89,11 @@ def short(text: object, limit: int = 200) -> str:
     """`text` on one line of at most `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def list_some(names: Sequence[str], most: int) -> str:
+    """The first `most` names with commas, and how many more there are: "a, b and 7 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def describe(error: BaseException) -> str:

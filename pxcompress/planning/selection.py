@@ -10,7 +10,7 @@ from itertools import groupby
 from torch import nn
 
 from pxcompress.choices import SCOPES
-from pxcompress.errors import InputError, unknown
+from pxcompress.errors import InputError, list_some, unknown
 from pxcompress.graph import is_depthwise
 from pxcompress.graph.dependencies import PRODUCERS
 from pxcompress.types import Fixed, Group, Structure
@@ -46,7 +46,7 @@ class Selection:
             for glob in globs:
                 if not any(fnmatchcase(name, glob) for name in names):
                     raise InputError(
-                        f"{option} {glob!r} fits no group; `pxcompress inspect` lists them: {_some(names)}"
+                        f"{option} {glob!r} fits no group; `pxcompress inspect` lists them: {list_some(names, 5)}"
                     )
         reasons = {group.name: self._reason(group, model) for group in structure.groups}
         prunable_groups = tuple(group for group in structure.groups if not reasons[group.name])
@@ -92,7 +92,3 @@ def _floor(text: str) -> tuple[str, float]:
     if not 0 <= value <= 1:
         raise InputError(f"floors has {text!r}; expected GLOB=SHARE with a share from 0 to 1, such as layer1.*=0.5")
     return glob.strip(), value
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

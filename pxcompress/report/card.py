@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from pxcompress.errors import list_some
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
@@ -30,6 +31,7 @@ _CLASSES = 20
 def to_card(report: Report) -> str:
     """The card as Markdown; what the user named (classes, folder, notes) cannot become markup."""
     model, images = _text(report.recipe.model), takes_images(report)
+    classes = list_some([f"`{_code(name)}`" for name in report.data.classes], _CLASSES)
     parts = (
         f"# {model}, compressed",
         f"{_text(write_headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
@@ -46,7 +48,7 @@ def to_card(report: Report) -> str:
         f"{_inputs(report)}; {_outputs(report)}. Task: "
         f"`{_code(report.task)}`. Preprocessing and class names stand in the file's "
         f"`metadata_props`{'; `predict.py` reads them' if images else ''}. In PyTorch: `pxcompress.load(folder)`.",
-        *((f"Classes: {_classes(report.data.classes)}.",) if report.data.classes else ()),
+        *((f"Classes: {classes}.",) if report.data.classes else ()),
         "## Limits",
         "\n".join(f"- {_text(note)}" for note in _limits(report)),
         "## Provenance",
@@ -107,11 +109,6 @@ def _outputs(report: Report) -> str:
     if is_classifier(report):
         return f"output: `logits`, (batch, {len(report.data.classes)})"
     return "outputs: those of the dense model, by name"
-
-
-def _classes(names: Sequence[str]) -> str:
-    remainder = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""
-    return ", ".join(f"`{_code(name)}`" for name in names[:_CLASSES]) + remainder
 
 
 def _limits(report: Report) -> Sequence[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pxcompress.deploy.intervals import newcombe_interval
+from pxcompress.errors import list_some
 from pxcompress.proof import ClassChange
 from pxcompress.report.pages import Bar, Bars, Row, Stacked
 from pxcompress.report.record import Report
@@ -55,8 +56,7 @@ def view_classes(report: Report) -> Mapping[str, Any]:
         "class_line": capitalise(relevance),
         "class_shares": [_view_share(*of) for of in worst[:_MOST]],
         "more_class_shares": max(0, len(worst) - _MOST),
-        "classes_without_samples": ", ".join(names_without_samples[:_MOST])
-        + (f" and {len(names_without_samples) - _MOST} more" if len(names_without_samples) > _MOST else ""),
+        "classes_without_samples": list_some(names_without_samples, _MOST),
     }
 
 
