@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.data import Source, training_batches
+from pxcompress.data.samples import Samples
 from pxcompress.demo.losses import ClassLoss, Loss, loss_for
 from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import DataError, ModelError, short
@@ -31,6 +32,7 @@ from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, Loaded
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
 from pxcompress.notes import Note
+from pxcompress.registry import option
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
@@ -112,6 +114,19 @@ class LearnedHere:
         problem = Problem(training, splits.select, task, loss)
         train_baseline(loaded.model, problem, key=key, seed=seed, note=note)
         return replace(loaded, weights="trained-here")
+
+
+@dataclass(frozen=True)
+class Drawn(LearnedHere):
+    """Samples that are drawn on the spot, and how many: the first ones of each part."""
+
+    train: int = option(12000, "samples to train, score and repair on", low=1)
+    select: int = option(1000, "samples to select with", low=1)
+    held_out: int = option(4000, "samples to certify and test on", low=1)
+
+    def pools(self, pool: Callable[[str, int], Samples]) -> tuple[Samples, Samples, Samples]:
+        """What `pool` draws for each part, given its name and number of samples."""
+        return pool("train", self.train), pool("select", self.select), pool("held-out", self.held_out)
 
 
 def baseline_key(architecture: Architecture, data: str, preprocessing: Preprocessing, seed: int) -> str:

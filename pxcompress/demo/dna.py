@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Numbers, Samples, Source
-from pxcompress.demo.baseline import LearnedHere
-from pxcompress.registry import option
+from pxcompress.demo.baseline import Drawn
 
 LETTERS = "ACGT"
 LENGTH = 200
@@ -34,24 +33,18 @@ Mask = NDArray[np.bool_]
 
 @EMBEDDED.register("dna")
 @dataclass(frozen=True)
-class DNA(LearnedHere):
+class DNA(Drawn):
     """Random DNA sequences with two motifs planted in each."""
-
-    train: int = option(12000, "sequences to train, score and repair on", low=1)
-    select: int = option(1000, "sequences to select with", low=1)
-    held_out: int = option(4000, "sequences to certify and test on", low=1)
 
     def source(self, spec: str) -> Source:
         """The data: the first sequences of each part, one-hot, as many as the options say."""
-        pools = []
-        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+
+        def pool(part: str, count: int) -> Samples:
             letters, labels = dna_arrays(part, count)
-            ids = [f"dna/{part}/{index}" for index in range(count)]
-            pools.append(Samples.of(ids, labels, Numbers(letters)))
-        train, select, held_out = pools
-        return Source(
-            spec, CLASSES, True, (4, LENGTH), train, select, held_out, limits=LIMITS, mask=find_planted, letters=LETTERS
-        )
+            return Samples.of([f"dna/{part}/{index}" for index in range(count)], labels, Numbers(letters))
+
+        pools = self.pools(pool)
+        return Source(spec, CLASSES, True, (4, LENGTH), *pools, limits=LIMITS, mask=find_planted, letters=LETTERS)
 
 
 def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8], Mask]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
-from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.baseline import Drawn
 from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduced
 from pxcompress.demo.images import SIDE, StoredImages, cached_arrays
 from pxcompress.registry import option
@@ -33,22 +33,19 @@ Labels = NDArray[np.int64]
 
 @EMBEDDED.register("glyphs")
 @dataclass(frozen=True)
-class Glyphs(LearnedHere):
+class Glyphs(Drawn):
     """Characters in 22 fonts on clutter, drawn on the spot."""
 
     train: int = option(16000, "images to train, score and repair on", low=1)
-    select: int = option(1000, "images to select with", low=1)
-    held_out: int = option(4000, "images to certify and test on", low=1)
 
     def source(self, spec: str) -> Source:
         """The first images of each part."""
-        pools = []
-        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+
+        def pool(part: str, count: int) -> Samples:
             images, labels = glyph_arrays(part, count)
-            ids = [f"glyphs/{part}/{index}" for index in range(count)]
-            pools.append(Samples.of(ids, labels, StoredImages(images)))
-        train, select, held_out = pools
-        return Source(spec, CLASSES, True, SIDE, train, select, held_out, limits=LIMITS, mask=find_covered)
+            return Samples.of([f"glyphs/{part}/{index}" for index in range(count)], labels, StoredImages(images))
+
+        return Source(spec, CLASSES, True, SIDE, *self.pools(pool), limits=LIMITS, mask=find_covered)
 
 
 def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:

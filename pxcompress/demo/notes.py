@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.data.texts import Texts
-from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.baseline import Drawn
 from pxcompress.models.tokens import Tokenizer
-from pxcompress.registry import option
 
 TOPICS = {
     "weather": ("rain", "snow", "wind", "fog", "hail", "storm", "frost", "sun"),
@@ -96,22 +95,18 @@ TOKENIZER = Tokenizer(_tokenizer_json(), longest=LONGEST + 2, vocabulary=len(WOR
 
 @EMBEDDED.register("notes")
 @dataclass(frozen=True)
-class Notes(LearnedHere):
+class Notes(Drawn):
     """Generated texts with two topics each, and now and then a third in passing."""
-
-    train: int = option(12000, "texts to train, score and repair on", low=1)
-    select: int = option(1000, "texts to select with", low=1)
-    held_out: int = option(4000, "texts to certify and test on", low=1)
 
     def source(self, spec: str) -> Source:
         """The first texts of each part."""
-        pools = []
-        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+
+        def pool(part: str, count: int) -> Samples:
             texts = Texts(tuple((note(part, index)[0],) for index in range(count)))
             labels = np.arange(count, dtype=np.int64) % len(CLASSES)
-            pools.append(Samples.of([f"notes/{part}/{index}" for index in range(count)], labels, texts))
-        train, select, held_out = pools
-        return Source(spec, CLASSES, True, None, train, select, held_out, limits=LIMITS, mask=planted)
+            return Samples.of([f"notes/{part}/{index}" for index in range(count)], labels, texts)
+
+        return Source(spec, CLASSES, True, None, *self.pools(pool), limits=LIMITS, mask=planted)
 
 
 def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import hashlib
 import inspect
-import io
-import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +22,7 @@ import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
+from pxcompress.deploy.quiet import capture_output
 from pxcompress.errors import InputError, ModelError, describe
 from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.outputs import by_name
@@ -223,22 +220,6 @@ def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, 
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """No prints, log lines and warnings of the exporter; what goes wrong is raised as an exception anyway."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(action="ignore"),
-        ):
-            yield
-    finally:
-        logging.disable(level)
-
-
-@contextmanager
 def _flat_attention() -> Iterator[None]:
     """`F.scaled_dot_product_attention` with all leading axes as one: the exporter has it for (n, heads, ...) only."""
     attention = F.scaled_dot_product_attention
@@ -283,7 +264,7 @@ def _open_lengths(model: nn.Module) -> Iterator[None]:
 def _export(exported: _Exported, names: Sequence[str], *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
-        with _silence(), _flat_attention(), _open_lengths(exported.model):
+        with capture_output(), _flat_attention(), _open_lengths(exported.model):
             return torch.onnx.export(
                 exported.model,
                 tuple(exported.inputs.values()),

@@ -169,7 +169,7 @@ def _second_trial(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> Trial
     places = [
         (value.name or "", axis)
         for value in model.graph.inputs
-        for axis, size in enumerate(_open_sizes(value))
+        for axis, size in enumerate(list_open_sizes(value))
         if size is None
     ]
     try:
@@ -211,7 +211,7 @@ def draw_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], seed: int)
     return inputs
 
 
-def _open_sizes(value: ir.Value) -> list[int | None]:
+def list_open_sizes(value: ir.Value) -> list[int | None]:
     """Sizes of an input; None where the file leaves them open."""
     return [size if isinstance(size, int) and size > 0 else None for size in (value.shape or ())]
 
@@ -220,7 +220,7 @@ def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
     """A shape for an input: the file's own sizes, else what is given, else some that most networks take."""
     sizes_of_sample = sizes.get(value.name or "")
     shape = []
-    for axis, size in enumerate(_open_sizes(value)):
+    for axis, size in enumerate(list_open_sizes(value)):
         chosen_size = sizes_of_sample[axis - 1] if sizes_of_sample and 0 < axis <= len(sizes_of_sample) else None
         shape.append(size or (2 if axis == 0 else chosen_size or OPEN_SIDE + 32 * axis))
     if prod(shape) > LARGEST_INPUT:
@@ -231,7 +231,7 @@ def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
 def _size_hint(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> str:
     """What to do where the file leaves sizes open."""
     for value in model.graph.inputs:
-        sizes = _open_sizes(value)
+        sizes = list_open_sizes(value)
         if None in sizes[1:]:
             shape = " x ".join(map(str, shapes[value.name or ""][1:]))
             hint = f"input {value.name!r} leaves its size open, and {shape} was tried: give --input-size"
