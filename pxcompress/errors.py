@@ -99,4 +99,5 @@ def list_some(names: Sequence[str], most: int) -> str:
 def describe(error: BaseException) -> str:
     """The class of an exception and the first line of what it says, without terminal colours."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
-    return f"{type(error).__name__}: {short(next(filter(str.strip, lines), 'no message'))}"
+    line = next(filter(str.strip, lines), "")
+    return f"{type(error).__name__}: {short(line)}" if line else type(error).__name__

@@ -114,7 +114,7 @@ class ModuleResult(PruneResult):
         with name_failures("save"), torch.inference_mode(False), without_checkpointing():
             place, recipe = Path(folder), self.run.recipe
             check_provider(recipe.bench.provider)
-            dense, small = self._as_adapted(test)
+            dense, small = self._adapt_both(test)
             slim = replace(self, pruned=replace(self.pruned, dense=dense.model, model=small.model))
             data = ModuleData(
                 dense.example, self.batches, dense.signature, self.options.held_out, test, classes, preprocessing
@@ -126,7 +126,7 @@ class ModuleResult(PruneResult):
                     files = export(building, run.recipe, workload, slim)
                 return prove(place, workload, slim, files, run)
 
-    def _as_adapted(self, test: Iterable[Any] | None) -> tuple[Adapted, Adapted]:
+    def _adapt_both(self, test: Iterable[Any] | None) -> tuple[Adapted, Adapted]:
         """The dense and the slim module as every stage takes them; whole numbers have the range of all batches."""
         batches = [each for each in (self.batches, self.options.held_out, test) if each is not None]
         dense, slim = (
@@ -180,7 +180,7 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
         recipe = aligned(recipe, Clock(silent))
         with seeded(recipe.seed):
             ready = rewrite_plain(module.model, lambda view: all_outputs(view, module.example.to(device_of(view))))
-            parts = _module_parts(module, ready, options.held_out)
+            parts = _split_parts(module, ready, options.held_out)
             run = Run(recipe, parts, Clock(options.note), options.build_own_task())
             slim = prune_and_repair(ready, module.example, run)
     for each in (slim.pruned.model, slim.pruned.dense):
@@ -189,7 +189,7 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
     return ModuleResult(**values, run=replace(run, parts={}), example=example, batches=batches, options=options)
 
 
-def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
+def _split_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
     """What to fit to, and what to choose by: `held_out`, or a part of the module's batches where they are enough."""
     fit: Batches = module.batches
     held_out_batches: Batches = HeldOut(module.batches)

@@ -122,7 +122,7 @@ def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
             classes=0 if isinstance(task, Embedding) else source.outputs,
             checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
             pretrained=not source.embedded,
-            input_size=_input_size(request, source),
+            input_size=_choose_input_size(request, source),
             classifier=isinstance(task, Classification),
             inputs=source.inputs,
             data_classes=source.classes if source.layout == "classes" else (),
@@ -135,7 +135,7 @@ def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
     return with_values(loaded, request.input_mean, request.input_std)
 
 
-def _input_size(request: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
+def _choose_input_size(request: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
     """Pixels, or the shape of inputs that are no images."""
     if isinstance(request.input_size, tuple):
         return ImageSize(*request.input_size)

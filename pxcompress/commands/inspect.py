@@ -53,9 +53,9 @@ def inspect(
     if data and classes is not None:
         raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
     if data:
-        loaded, inputs = _on_data(model, checkpoint, input_size, data, task)
+        loaded, inputs = _load_on_data(model, checkpoint, input_size, data, task)
     else:
-        loaded, inputs = _on_random_images(model, checkpoint, input_size, classes, task)
+        loaded, inputs = _load_without_data(model, checkpoint, input_size, classes, task)
     conditions = Conditions(batch_size, provider, threads) if latency else None
     result = survey(model, loaded, conditions, notes(quiet=not latency))
     words = {"data": data or "random images", "weights": loaded.weights}
@@ -66,7 +66,7 @@ def inspect(
         print(to_table(result) if flow is None else f"{to_table(result)}\n\n{flow_table(flow)}")
 
 
-def _on_random_images(
+def _load_without_data(
     model: str, checkpoint: Path | None, input_size: str | None, classes: int | None, task: str
 ) -> tuple[Any, Any]:
     """A model as it is without data, and random images for it."""
@@ -81,7 +81,7 @@ def _on_random_images(
     return loaded, random_images(loaded.preprocessing.input_size)
 
 
-def _on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str, task: str) -> tuple[Any, Any]:
+def _load_on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str, task: str) -> tuple[Any, Any]:
     """A model as `run` would have it on `data`, for their task or `task`; and the first batch of the score split."""
     from pxcompress.recipe import ModelAndData
     from pxcompress.tasks.choice import AUTO

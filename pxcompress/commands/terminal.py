@@ -23,10 +23,10 @@ def notes(quiet: bool) -> Note:
     """Where progress goes: nowhere, to a live line with a bar on a terminal, or as plain lines into a log."""
     if quiet:
         return silent
-    return _live_line() if sys.stderr.isatty() else _log
+    return _make_live_line() if sys.stderr.isatty() else _log
 
 
-def _live_line() -> Note:
+def _make_live_line() -> Note:
     """A line at the bottom of the terminal that says what goes on and how far it is; other messages stay above it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn

@@ -160,7 +160,7 @@ def _train(model: nn.Module, problem: Problem, note: Note) -> BaselineInfo:
         raise DataError("no image to train a baseline on; give data with more images, or weights with --checkpoint")
     images = next(iter(problem.select))[0].ndim == 4
     other = SCHEDULES["texts" if has_whole_numbers(model) else "numbers"]
-    schedule = _schedule_of(model) if images else other
+    schedule = _choose_schedule(model) if images else other
     epochs = math.ceil(problem.loss.duration * max(schedule.epochs, math.ceil(schedule.steps / steps)))
     if images:
         model.to(memory_format=torch.channels_last)
@@ -191,7 +191,7 @@ def _format_quality(task: Task, value: float) -> str:
     return f"{task.metric.name} {task.metric.format(value)}"
 
 
-def _schedule_of(model: nn.Module) -> Schedule:
+def _choose_schedule(model: nn.Module) -> Schedule:
     modules = list(model.modules())
     layers = [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
     if any(layer.weight[0].numel() > WIDE_INPUTS for layer in layers):

@@ -57,7 +57,7 @@ def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8],
     letters = np.searchsorted((0.5 - strong, 0.5, 0.5 + strong), rng.uniform(size=LENGTH))
     is_motif = np.zeros(LENGTH, np.bool_)
     pair = rng.permutation(PAIRS[index % len(PAIRS)])
-    for motif, start in zip(pair, _starts(rng, [len(MOTIFS[motif]) for motif in pair]), strict=True):
+    for motif, start in zip(pair, _draw_starts(rng, [len(MOTIFS[motif]) for motif in pair]), strict=True):
         place = slice(start, start + len(MOTIFS[motif]))
         motif_letters = rng.integers(4, size=len(MOTIFS[motif]))
         is_wrong = rng.uniform(size=len(motif_letters)) < ERRORS
@@ -78,7 +78,7 @@ def find_planted(sample: str) -> Mask:
     return dna_sample(part, int(index))[1]
 
 
-def _starts(rng: np.random.Generator, lengths: list[int]) -> list[int]:
+def _draw_starts(rng: np.random.Generator, lengths: list[int]) -> list[int]:
     """Random first positions of pieces of these lengths, in this order, without overlap, all ways equally likely."""
     gaps = np.sort(rng.integers(0, LENGTH - sum(lengths) + 1, len(lengths)))
     return [int(gap) + sum(lengths[:place]) for place, gap in enumerate(gaps)]

@@ -68,7 +68,7 @@ class GlyphMasks(_Scenes):
             images, owners, characters = scenes(part, count, kinds)
             kinds_shown = np.array([[0, *(number.get(each, 0) for each in row)] for row in characters], np.uint8)
             masks = kinds_shown[np.arange(count)[:, None, None], owners]
-            return _samples(f"glyph-masks/{part}", images, StoredMasks(masks))
+            return _make_samples(f"glyph-masks/{part}", images, StoredMasks(masks))
 
         return Source(spec, ("background", *KINDS), True, SCENE_SIDE, *self.pools(pool), limits=LIMITS, layout="masks")
 
@@ -85,7 +85,7 @@ class GlyphCounts(_Scenes):
         def pool(part: str, count: int) -> Samples:
             images, _, characters = scenes(part, count, (digits, "".join(CLASSES[len(digits) :])))
             counts = np.stack([characters != "", np.isin(characters, list(digits))]).sum(2).T.astype(np.float32)
-            return _samples(f"glyph-counts/{part}", images, Values(counts))
+            return _make_samples(f"glyph-counts/{part}", images, Values(counts))
 
         return Source(spec, COUNT_NAMES, True, SCENE_SIDE, *self.pools(pool), limits=LIMITS, layout="numbers")
 
@@ -101,7 +101,7 @@ class GlyphLabels(_Scenes):
         def pool(part: str, count: int) -> Samples:
             images, _, characters = scenes(part, count, LABELS)
             occurs = (characters[:, :, None] == np.array(LABELS)).any(1).astype(np.float32)
-            return _samples(f"glyph-labels/{part}", images, Values(occurs))
+            return _make_samples(f"glyph-labels/{part}", images, Values(occurs))
 
         return Source(spec, LABELS, True, SCENE_SIDE, *self.pools(pool), limits=LIMITS, layout="labels")
 
@@ -121,7 +121,7 @@ class GlyphIdentities(_Scenes):
             labels = part_classes[np.arange(count) % len(part_classes)]
 
             def draw() -> dict[str, NDArray[np.generic]]:
-                pictures = [glyph_image(int(label), _rng(part, index)) for index, label in enumerate(labels)]
+                pictures = [glyph_image(int(label), _make_rng(part, index)) for index, label in enumerate(labels)]
                 return {"images": np.stack([np.asarray(image) for image in pictures])}
 
             key = f"{_VERSION}/{part}/{count}/{CLASSES}/{FONTS}/{part_classes.tolist()}"
@@ -159,7 +159,7 @@ def scenes(
     """
 
     def draw() -> dict[str, NDArray[np.generic]]:
-        scenes_of_part = [scene(characters, _rng(part, index)) for index in range(count)]
+        scenes_of_part = [scene(characters, _make_rng(part, index)) for index in range(count)]
         names = [
             (*scene_characters, *[""] * (_MOST - len(scene_characters))) for _, _, scene_characters in scenes_of_part
         ]
@@ -175,10 +175,10 @@ def scenes(
     return images, owners, arrays["characters"].astype(np.str_, copy=False)
 
 
-def _samples(name: str, images: NDArray[np.uint8], targets: Targets) -> Samples:
+def _make_samples(name: str, images: NDArray[np.uint8], targets: Targets) -> Samples:
     ids = [f"{name}/{index}" for index in range(len(images))]
     return Samples.of(ids, np.zeros(len(images), np.int64), StoredImages(images), targets)
 
 
-def _rng(part: str, index: int) -> np.random.Generator:
+def _make_rng(part: str, index: int) -> np.random.Generator:
     return np.random.default_rng([0, PARTS.index(part), index])

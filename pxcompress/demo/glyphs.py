@@ -55,7 +55,7 @@ def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:
 
 def glyph_mask(part: str, index: int, seed: int = 0) -> NDArray[np.bool_]:
     """Mask of the character of sample `index` of a part, (32, 32): the pixels that it covers by half or more."""
-    mask = _draw(index % len(CLASSES), _rng(part, index, seed))[1]
+    mask = _draw(index % len(CLASSES), _make_rng(part, index, seed))[1]
     return np.asarray(mask.reduce(2)) >= 128
 
 
@@ -86,7 +86,7 @@ def glyph_arrays(part: str, count: int, seed: int = 0) -> tuple[Images, Labels]:
     labels = np.arange(count, dtype=np.int64) % len(CLASSES)
 
     def draw() -> dict[str, NDArray[np.generic]]:
-        images = [glyph_image(int(label), _rng(part, index, seed)) for index, label in enumerate(labels)]
+        images = [glyph_image(int(label), _make_rng(part, index, seed)) for index, label in enumerate(labels)]
         return {"images": np.stack([np.asarray(image) for image in images])}
 
     key = f"{_VERSION}/{part}/{count}/{seed}/{CLASSES}/{FONTS}"
@@ -94,5 +94,5 @@ def glyph_arrays(part: str, count: int, seed: int = 0) -> tuple[Images, Labels]:
     return images.astype(np.uint8, copy=False), labels
 
 
-def _rng(part: str, index: int, seed: int) -> np.random.Generator:
+def _make_rng(part: str, index: int, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, PARTS.index(part), index])

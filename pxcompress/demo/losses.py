@@ -108,7 +108,7 @@ class BoxLoss(Loss):
             rows = rows[rows[:, 0] >= 0]
             if not len(rows):
                 continue
-            place, truth, fit = self._assigned(corners[image].detach(), logits[image].detach(), rows)
+            place, truth, fit = self._assign(corners[image].detach(), logits[image].detach(), rows)
             targets[image, place, rows[truth, 0].long()] = fit
             losses = generalized_box_iou_loss(corners[image, place], rows[truth, 1:5])
             total = total + (losses * fit).sum()
@@ -118,7 +118,7 @@ class BoxLoss(Loss):
         focus = (logits.detach().sigmoid() - targets).abs().square().clamp_min(0.05)
         return (classes * focus).sum() * 4 / scale + self.box_share * total / scale
 
-    def _assigned(self, corners: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _assign(self, corners: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates that belong to an object, which one, and how well each fits, from 0 to 1."""
         overlap = box_iou(corners, rows[:, 1:5]).clamp_min(1e-6)
         near = generalized_box_iou(corners, rows[:, 1:5]) + 1

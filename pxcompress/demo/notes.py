@@ -50,7 +50,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (*SPECIAL, *FILLERS, *(word for topic in TOPICS.values() for word in topic))
 
 
-def _tokenizer_json() -> str:
+def _make_tokenizer_json() -> str:
     """One token a word, "[CLS]" in front and "[SEP]" behind, as the library tokenizers reads it."""
     special = [
         {"id": number, "content": name, "special": True}
@@ -90,7 +90,7 @@ def _tokenizer_json() -> str:
     return json.dumps(content)
 
 
-TOKENIZER = Tokenizer(_tokenizer_json(), longest=LONGEST + 2, vocabulary=len(WORDS))
+TOKENIZER = Tokenizer(_make_tokenizer_json(), longest=LONGEST + 2, vocabulary=len(WORDS))
 
 
 @EMBEDDED.register("notes")
@@ -114,9 +114,9 @@ def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
     rng = np.random.default_rng([seed, PARTS.index(part), index])
     pair = PAIRS[index % len(PAIRS)]
     in_passing = bool(rng.uniform() < IN_PASSING)
-    evidence = [_word(rng, topic) for topic in pair for _ in range(2 if in_passing else int(rng.integers(1, 3)))]
+    evidence = [_draw_word(rng, topic) for topic in pair for _ in range(2 if in_passing else int(rng.integers(1, 3)))]
     others = [topic for topic in range(len(TOPICS)) if topic not in pair]
-    others_words = [_word(rng, int(rng.choice(others)))] if in_passing else []
+    others_words = [_draw_word(rng, int(rng.choice(others)))] if in_passing else []
     length = int(rng.integers(SHORTEST, LONGEST + 1)) - len(evidence) - len(others_words)
     words = [*evidence, *others_words, *(str(word) for word in rng.choice(FILLERS, length))]
     order = rng.permutation(len(words))
@@ -129,5 +129,5 @@ def planted(sample: str) -> NDArray[np.bool_]:
     return np.pad(note(part, int(index))[1], 1)
 
 
-def _word(rng: np.random.Generator, topic: int) -> str:
+def _draw_word(rng: np.random.Generator, topic: int) -> str:
     return str(rng.choice(list(TOPICS.values())[topic]))

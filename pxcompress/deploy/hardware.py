@@ -83,7 +83,7 @@ def measure_memory() -> int:
 
     ONNX Runtime does not give memory back before its session ends, so that growth while one runs is its peak.
     """
-    context = None if explain_missing_gpu() else _context()
+    context = None if explain_missing_gpu() else _retain_context()
     if context is None or load_driver().cuCtxPushCurrent_v2(context) != 0:
         return 0
     free_bytes, total_bytes = ctypes.c_size_t(0), ctypes.c_size_t(0)
@@ -93,7 +93,7 @@ def measure_memory() -> int:
 
 
 @cache
-def _context() -> ctypes.c_void_p | None:
+def _retain_context() -> ctypes.c_void_p | None:
     """The context that CUDA libraries share, if any. It is kept, since what it takes itself is nobody's peak."""
     driver, device, context = load_driver(), ctypes.c_int(0), ctypes.c_void_p()
     has_device = driver.cuDeviceGet(ctypes.byref(device), 0) == 0

@@ -152,7 +152,7 @@ class Session(ABC):
         try:
             return self.bind_feed(feed)
         except self.errors as error:
-            raise self._unable(feed, error) from error
+            raise self._make_error(feed, error) from error
 
     def _run_in_halves(self, feed: Mapping[str, Array], samples: int) -> list[Array]:
         """Run as `_run` does; where memory does not suffice, in smaller and smaller batches, down to one sample."""
@@ -170,9 +170,9 @@ class Session(ABC):
         try:
             return self.run(feed)
         except self.errors as error:
-            raise self._unable(feed, error) from error
+            raise self._make_error(feed, error) from error
 
-    def _unable(self, feed: Mapping[str, Array], error: Exception) -> PxError:
+    def _make_error(self, feed: Mapping[str, Array], error: Exception) -> PxError:
         """The error for inputs that the model does not run on, or for which memory does not suffice."""
         shapes = " and ".join(str(array.shape) for array in feed.values())
         if _NO_MEMORY.search(str(error)):

@@ -145,14 +145,14 @@ def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Prep
         return Pictures(_restore_image(value, preprocessing), maps[0], maps[1], maps[2] if decision_differs else None)
     mask = None if inputs.masks is None else inputs.masks[index].numpy()
     flat = [each.flatten() for each in maps]
-    text = _words(value, preprocessing, inputs.letters)
+    text = _list_words(value, preprocessing, inputs.letters)
     if preprocessing.tokenizer is not None:  # without what fills it up
         value, mask = value[:, : len(text)], None if mask is None else mask[: len(text)]
         flat = [each[: len(text)] for each in flat]
     return Pictures(_color_line(value, mask, text), flat[0], flat[1], flat[2] if decision_differs else None, text)
 
 
-def _words(value: Tensor, preprocessing: Preprocessing, letters: str) -> tuple[str, ...]:
+def _list_words(value: Tensor, preprocessing: Preprocessing, letters: str) -> tuple[str, ...]:
     """What stands at every position: a token of a text, a letter of a one-hot sequence; nothing for other numbers."""
     if preprocessing.tokenizer is None:
         return tuple(letters[channel] for channel in value.argmax(0)) if letters else ()

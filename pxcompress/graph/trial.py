@@ -47,7 +47,7 @@ class Trial:
         removed_units = {name: tuple(units.tolist()) for name, units in half.items()}
         try:
             pruned = prune(self.model, groups, Plan(removed_units, "trial", "units", 0, 0, 0), self.inputs[:1])
-            error, tolerance = _error(pruned, self.inputs)
+            error, tolerance = _measure_error(pruned, self.inputs)
             if not error <= tolerance:
                 return f"{NOT_EXACT}: {_describe_error(error)}"
             return self.idle.fault(pruned.model, self.inputs)
@@ -79,7 +79,7 @@ class Trial:
         return self._accept(accepted_groups, suspects[middle:], faults)
 
 
-def _error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:
+def _measure_error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:
     """How far removal is from zeroing, and how far it may be: in float64 hardly at all."""
     error = removal_error(pruned, inputs)
     if PROOF_TOLERANCE < error <= REMOVAL_TOLERANCE:
@@ -115,7 +115,7 @@ def make_trial_inputs(model: nn.Module, example: Tensor) -> Tensor:
     The model is defined at both, and gives the same each time. Raises `ModelError` where there are no such inputs.
     """
     example = example.to(device_of(model))
-    outputs = _outputs(model, example, "does not run on the example")
+    outputs = _run_outputs(model, example, "does not run on the example")
     valid_inputs = [each for each in (example, perturb(model, example)) if _is_defined(model, each)]
     if not valid_inputs:
         shapes = ", ".join(str(tuple(value.shape)) for value in outputs)
@@ -124,7 +124,7 @@ def make_trial_inputs(model: nn.Module, example: Tensor) -> Tensor:
             "the model is made for, and finite weights"
         )
     inputs = torch.cat([valid_inputs[0], valid_inputs[-1]])
-    first, second = (_outputs(model, inputs, "runs on one sample, but not on two at once") for _ in range(2))
+    first, second = (_run_outputs(model, inputs, "runs on one sample, but not on two at once") for _ in range(2))
     if not (error := difference(second, first)) <= REMOVAL_TOLERANCE:
         raise ModelError(
             f"{type(model).__name__} gives another output for the same input each time ({_describe_error(error)}): it "
@@ -134,7 +134,7 @@ def make_trial_inputs(model: nn.Module, example: Tensor) -> Tensor:
     return inputs
 
 
-def _outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
+def _run_outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
     try:
         with torch.no_grad(), evaluating(model):
             return all_outputs(model, inputs)
@@ -147,7 +147,7 @@ def _outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
 def _is_defined(model: nn.Module, inputs: Tensor) -> bool:
     """Whether the model runs on `inputs` without a NaN."""
     try:
-        return not any(bool(value.isnan().any()) for value in _outputs(model, inputs, ""))
+        return not any(bool(value.isnan().any()) for value in _run_outputs(model, inputs, ""))
     except ModelError:
         return False
 

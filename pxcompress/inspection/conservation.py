@@ -107,12 +107,12 @@ def conservation(
             len(inputs),
             weights,
             total,
-            tuple(_layer(flow) for flow in flows if flow.rule is not None),
+            tuple(_make_layer(flow) for flow in flows if flow.rule is not None),
             _list_unruled(twin, flows),
         )
 
 
-def _layer(flow: Flow) -> LayerFlow:
+def _make_layer(flow: Flow) -> LayerFlow:
     into = flow.relevance_in or 0.0
     return LayerFlow(flow.name, flow.kind, str(flow.rule), flow.relevance_out, into, flow.relevance_out - into)
 

@@ -101,21 +101,21 @@ class _Reader:
 
             counted = find_counted_positions(value)
             if not value.requires_grad:
-                cut.add(_of_counted(self.statistic, activation(value), None, counted), self.weights)
+                cut.add(_apply_to_counted(self.statistic, activation(value), None, counted), self.weights)
                 return
             node: Any = _SavedTensor.apply(value).grad_fn
 
             def use(gradient: Tensor) -> None:
                 (saved_value,) = node.saved_tensors
                 multiplier = unit_view(gradient, module, member.index)
-                cut.add(_of_counted(self.statistic, activation(saved_value), multiplier, counted), self.weights)
+                cut.add(_apply_to_counted(self.statistic, activation(saved_value), multiplier, counted), self.weights)
 
             value.register_hook(use)
 
         return read
 
 
-def _of_counted(statistic: Statistic, value: Tensor, multiplier: Tensor | None, counted: Tensor | None) -> Tensor:
+def _apply_to_counted(statistic: Statistic, value: Tensor, multiplier: Tensor | None, counted: Tensor | None) -> Tensor:
     """The statistic of every sample over the positions that count, (n, units)."""
     if counted is None:
         return statistic(value, torch.empty(0) if multiplier is None else multiplier)

@@ -27,9 +27,9 @@ class ShuffledBatches:
         """The batches that follow the first `batches_drawn`."""
         first_epoch, place = divmod(batches_drawn, self._samples // self._size)
         for epoch in count(first_epoch):
-            yield from islice(self._epoch(epoch), place if epoch == first_epoch else 0, None)
+            yield from islice(self._iterate_epoch(epoch), place if epoch == first_epoch else 0, None)
 
-    def _epoch(self, epoch: int) -> Iterator[Batch]:
+    def _iterate_epoch(self, epoch: int) -> Iterator[Batch]:
         """All samples but the last few that fill no batch, shuffled within the pool."""
         draw = torch.Generator().manual_seed(mix_seed(self._seed, 0, epoch))
         pool: list[Batch] = []

@@ -23,7 +23,7 @@ def from_json(text: str) -> Report:
     """The report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
     report = read_record(Report, text, "report.json")
     if report.metric.unit == "share":
-        for name, quality in _qualities(report).items():
+        for name, quality in _list_qualities(report).items():
             if not 0 <= quality <= 1:
                 raise not_as_written(
                     "report.json", f"{name}.quality.value: expected a share from 0 to 1, not {quality}"
@@ -31,7 +31,7 @@ def from_json(text: str) -> Report:
     return report
 
 
-def _qualities(report: Report) -> dict[str, float]:
+def _list_qualities(report: Report) -> dict[str, float]:
     """The quality of every model, by where it stands in the file."""
     qualities = {"dense": report.dense.quality, "pruned": report.pruned.quality}
     qualities |= {f"targets.{place}": of.quality for place, of in enumerate(report.targets)}

@@ -18,7 +18,7 @@ _MOST = 20
 
 def describe_class_changes(report: Report) -> str:
     """How many classes lost and gained answers, and the one that lost most; empty where samples have no class."""
-    changes = _most_lost_first(report)
+    changes = _sort_by_loss(report)
     if not changes:
         return ""
     losers, winners = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
@@ -31,7 +31,7 @@ def describe_class_changes(report: Report) -> str:
 
 def describe_class_relevance(report: Report) -> str:
     """The class that lost most and the mean over classes, in one line; empty where no class scores were asked for."""
-    worst = _worst_first(report)
+    worst = _sort_by_removed(report)
     if not worst:
         return ""
     mean = sum(share for _, share, _ in worst) / len(worst)
@@ -46,7 +46,7 @@ def describe_class_relevance(report: Report) -> str:
 
 def view_classes(report: Report) -> Mapping[str, Any]:
     """What the page shows of classes, the largest losses first."""
-    changes, worst = _most_lost_first(report), _worst_first(report)
+    changes, worst = _sort_by_loss(report), _sort_by_removed(report)
     line, relevance = describe_class_changes(report), describe_class_relevance(report)
     names_without_samples = [row.name for row in report.class_shares if row.removed is None]
     return {
@@ -60,7 +60,7 @@ def view_classes(report: Report) -> Mapping[str, Any]:
     }
 
 
-def _most_lost_first(report: Report) -> list[ClassChange]:
+def _sort_by_loss(report: Report) -> list[ClassChange]:
     """Classes by the share of their test samples that was lost."""
     return sorted(report.class_changes, key=lambda of: (of.pruned - of.dense) / of.samples)
 
@@ -74,7 +74,7 @@ def _view_change(of: ClassChange) -> Row:
     return Stacked(of.name, f"{of.samples} samples"), drawing, format_percent(dense), format_percent(pruned), change
 
 
-def _worst_first(report: Report) -> list[tuple[str, float, int]]:
+def _sort_by_removed(report: Report) -> list[tuple[str, float, int]]:
     """Name, removed share and samples of every class that was scored, the largest share first."""
     shares = [(row.name, row.removed, row.samples) for row in report.class_shares if row.removed is not None]
     return sorted(shares, key=lambda row: -row[1])

@@ -62,8 +62,8 @@ def view_explanation(explanation: Explanation) -> ExplanationView:
         similarity=[_view_similarity(row) for row in explanation.similarity],
         lines=[capitalise(line) for line in (*describe_findings(explanation), *explanation.notes)],
         has_lines=any(case.pictures.is_line for case in explanation.cases),
-        cases=[_case(case) for case in explanation.cases],
-        layers=[_layer(row) for row in explanation.layers],
+        cases=[_view_case(case) for case in explanation.cases],
+        layers=[_view_layer(row) for row in explanation.layers],
     )
 
 
@@ -72,7 +72,7 @@ def _view_similarity(row: KindSimilarity) -> Row:
     return row.kind, bar, str(row.samples), *format_means(row)
 
 
-def _case(case: Case) -> CaseView:
+def _view_case(case: Case) -> CaseView:
     agreement = "" if case.dense.probability is not None else f" They agree by {case.agreement:.2f}."
     label = "" if case.label is None else f" By the data: {case.label}."
     description = (
@@ -94,7 +94,7 @@ def _case(case: Case) -> CaseView:
     )
 
 
-def _layer(row: LayerRelevance) -> Row:
+def _view_layer(row: LayerRelevance) -> Row:
     words = f"{row.name}: removed units carried {format_percent(row.removed)}"
     units = f"{row.units} \N{RIGHTWARDS ARROW} {row.kept}"
     return row.name, Bars(words, (Bar(row.removed, "pruned"),), "thin"), units, format_percent(row.removed)

@@ -13,7 +13,7 @@ from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import disagrees_with_mean, is_chance_level
 from pxcompress.deploy.intervals import wilson_interval as wilson_interval
 from pxcompress.deploy.session import runs_on_cpu
-from pxcompress.proof import Estimate, Measurement, Metric, Placement
+from pxcompress.proof import Estimate, Measurement, Metric, Placement, Speedup
 from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
 from pxcompress.recipe.goal import DEFAULT_BUDGET, auto_normalise, auto_round_to
 from pxcompress.recipe.model_and_data import IN_PYTHON
@@ -85,10 +85,10 @@ def format_change_span(change: Estimate, metric: Metric) -> str:
 
 def compare_figures(report: Report) -> tuple[Figure, ...]:
     """Cost and speed of both models, one figure a row; quality is apart, as it has an interval."""
-    return tuple(_figure(report, *figure) for figure in _FIGURES)
+    return tuple(_make_figure(report, *figure) for figure in _FIGURES)
 
 
-def _figure(
+def _make_figure(
     report: Report,
     label: str,
     value: Callable[[Measurement], float],
@@ -119,7 +119,7 @@ def format_bytes(value: float) -> str:
 
 def format_milliseconds(value: float) -> str:
     """Milliseconds with three digits."""
-    return f"{_digits(value)} ms"
+    return f"{_format_digits(value)} ms"
 
 
 def format_seconds(value: float) -> str:
@@ -130,6 +130,12 @@ def format_seconds(value: float) -> str:
 def format_rate(value: float) -> str:
     """Samples per second with three digits."""
     return f"{format_count(value)}/s"
+
+
+def describe_speedup(change: Speedup) -> str:
+    """ "2.00x (1.90 to 2.10)", and "no difference shown" in front where the interval includes 1."""
+    text = f"{change.ratio:.2f}x ({change.interval})"
+    return f"no difference shown, {text}" if change.low <= 1 <= change.high else text
 
 
 def describe_nodes(placement: Placement) -> str:
@@ -166,10 +172,10 @@ def _scale(value: float, units: tuple[str, ...]) -> str:
     step = 0
     while abs(value) >= 999.5 and step < len(units) - 1:
         value, step = value / 1000, step + 1
-    return f"{_digits(value)} {units[step]}".rstrip()
+    return f"{_format_digits(value)} {units[step]}".rstrip()
 
 
-def _digits(value: float) -> str:
+def _format_digits(value: float) -> str:
     """Three significant digits without an exponent; whole numbers as they are."""
     if value == int(value):
         return str(int(value))
@@ -353,7 +359,7 @@ def describe_removal(report: Report) -> str:
 
 def format_command(recipe: Recipe) -> str:
     """The `pxcompress run` line, or the call in Python, that a recipe stands for; without what is at its default."""
-    defaults = _defaults(recipe)
+    defaults = _list_defaults(recipe)
     if recipe.data == IN_PYTHON:
         values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Pruning)}
         defaults |= {"bench": Bench()}
@@ -364,11 +370,11 @@ def format_command(recipe: Recipe) -> str:
         for name in (field.name for field in dataclasses.fields(part)) if part else ():
             value = getattr(part, name)
             if name not in ("bench", "guarantee") and (name not in defaults or value != defaults[name]):
-                words += _option(_OPTIONS.get(name, name.replace("_", "-")), value)
+                words += _format_option(_OPTIONS.get(name, name.replace("_", "-")), value)
     return shlex.join(words)
 
 
-def _defaults(recipe: Recipe) -> dict[str, Any]:
+def _list_defaults(recipe: Recipe) -> dict[str, Any]:
     """Default of every option; what "auto" stands for depends on the budget."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
@@ -378,7 +384,7 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
     return {**defaults, "repair": DEFAULT_REPAIR}
 
 
-def _option(name: str, value: Any) -> list[str]:
+def _format_option(name: str, value: Any) -> list[str]:
     if name in _WITH_COMMAS:
         return [f"--{name}", ",".join(value)]
     if isinstance(value, tuple):

@@ -24,6 +24,7 @@ from pxcompress.report.summary import (
     describe_nodes,
     describe_removal,
     describe_share,
+    describe_speedup,
     format_bytes,
     format_change_span,
     format_milliseconds,
@@ -31,7 +32,7 @@ from pxcompress.report.summary import (
     format_rate,
     format_span,
 )
-from pxcompress.report.targets import AGREE, describe_speed, list_columns, list_targets
+from pxcompress.report.targets import AGREE, list_columns, list_targets
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -43,7 +44,7 @@ _Line = tuple[str, ...]
 def to_table(report: Report) -> str:
     """What `pxcompress run` prints: figures of both models, conditions, notes, verdict, next step. No newline."""
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
-    lines += _accuracy(report)
+    lines += _list_accuracy(report)
     lines += [
         (row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})")
         for row in compare_figures(report)
@@ -102,7 +103,7 @@ def format_certificate(record: CertificateRecord) -> str:
     return "\n".join([*align(lines), *notes, f"{outcome.title}: {outcome.text}"])
 
 
-def _accuracy(report: Report) -> list[_Line]:
+def _list_accuracy(report: Report) -> list[_Line]:
     """Quality, and under it the 95 % intervals of both values and of their difference."""
     metric, change = report.metric, report.change
     unit = f" {metric.change_unit}" if metric.change_unit else ""
@@ -137,18 +138,27 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
                 format_rate(row.throughput),
             )
         )
-        change = describe_speed(row.speedup) if row.speedup else "reference"
+        change = describe_speedup(row.speedup) if row.speedup else "reference"
         files.append((*name, format_bytes(row.onnx_bytes), format_milliseconds(row.cold_start_ms), change))
         placements.append(f"{name[0]}: {row.precision}, {describe_nodes(row.placement)}{_describe_needs(row)}")
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
     broken_files = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
-    reasons |= dict.fromkeys(_disagreements(names, rows))
+    reasons |= dict.fromkeys(_list_disagreements(names, rows))
     reasons |= {
         f"{name} RETURNS NaN OR INFINITY for random inputs: time a file that works": None for name in broken_files
     }
     notes = (f"note: {reason}" for reason in reasons)
     return "\n".join(
-        [*align(calls), "", *align(files), "", *dict.fromkeys(placements), "", *_bench_conditions(rows), *notes]
+        [
+            *align(calls),
+            "",
+            *align(files),
+            "",
+            *dict.fromkeys(placements),
+            "",
+            *_describe_bench_conditions(rows),
+            *notes,
+        ]
     )
 
 
@@ -179,7 +189,7 @@ def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
     return [(name, str(row.batch_size)) for name, row in zip(names, rows, strict=True)]
 
 
-def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:
+def _list_disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:
     """Files of which p50 and the mean say the opposite."""
     reference_of_batch: dict[int, BenchRow] = {}
     for (name, batch), row in zip(names, rows, strict=True):
@@ -199,7 +209,7 @@ def _describe_needs(row: BenchRow) -> str:
     return f"{memory}, inputs {', '.join(shapes)}" if len(shapes) > 1 else memory
 
 
-def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
+def _describe_bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     """How it was measured, and how steady the machine was."""
     runs, threads, affinity = (
         ", ".join(sorted({str(value) for value in values}))

@@ -140,8 +140,8 @@ class OrtSession(Session):
         return cls(
             path=path,
             placement=_describe_placement(model, provider),
-            inputs=tuple(_port(path, node) for node in model.get_inputs()),
-            outputs=tuple(_port(path, node) for node in model.get_outputs()),
+            inputs=tuple(_make_port(path, node) for node in model.get_inputs()),
+            outputs=tuple(_make_port(path, node) for node in model.get_outputs()),
             threads=threads,
             metadata=dict(model.get_modelmeta().custom_metadata_map),
             providers=tuple(model.get_providers()),
@@ -242,7 +242,7 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     with capture_output() as noise:
         try:
             if provider == "plugin":
-                options.add_provider_for_devices(_plugin_devices(), {})
+                options.add_provider_for_devices(_list_plugin_devices(), {})
             stack = _list_providers(source, provider)
             model = ort.InferenceSession(source, options, providers=stack, enable_fallback=0)
         except (*ORT_ERRORS, DecodeError) as error:
@@ -267,7 +267,7 @@ def _list_providers(source: Path | bytes, provider: str) -> list[Any] | None:
     return [(name, {**options, **allowed}), *others]
 
 
-def _plugin_devices() -> list[Any]:
+def _list_plugin_devices() -> list[Any]:
     """The devices of the plugin's first provider; there is one where `explain_no_plugin` says nothing."""
     plugin = choose_plugin()
     if plugin is None:
@@ -278,7 +278,7 @@ def _plugin_devices() -> list[Any]:
 def _name(provider: str) -> str:
     """ONNX Runtime's own name of a provider."""
     if provider == "plugin":
-        return str(_plugin_devices()[0].ep_name)
+        return str(_list_plugin_devices()[0].ep_name)
     provider_name = _STACKS[provider][0]
     return str(provider_name if isinstance(provider_name, str) else provider_name[0])
 
@@ -306,7 +306,7 @@ def _run_options(graph: int) -> Any:
     return options
 
 
-def _port(path: Path, node: Any) -> Port:
+def _make_port(path: Path, node: Any) -> Port:
     """An input or output of ONNX Runtime's session; `InputError` for a type that NumPy does not have."""
     if node.type not in _DTYPES:
         raise InputError(f"{path}: {node.name!r} is a {node.type}; expected one of: {', '.join(_DTYPES)}")
