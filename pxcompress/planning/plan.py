@@ -40,8 +40,9 @@ def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits:
         unprunable_cost = price({group.name: 0 for group in groups})
         raise BudgetError(
             f"{problem}: the largest reachable ratio is {reachable}, which leaves {_format_amount(least_cost)} of "
-            f"{_format_amount(dense)} {price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of every "
-            f"group stays; layers that cannot be pruned, or are not to be, take {_format_amount(unprunable_cost)} alone)"
+            f"{_format_amount(dense)} {price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of "
+            "every group stays; layers that cannot be pruned, or are not to be, take "
+            f"{_format_amount(unprunable_cost)} alone)"
         )
 
 

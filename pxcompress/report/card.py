@@ -35,7 +35,8 @@ def to_card(report: Report) -> str:
     parts = (
         f"# {model}, compressed",
         f"{_escape_text(write_headline(report)).capitalize()}. Made from `{_escape_code(model)}` on "
-        f"`{_escape_code(report.data.name)}` by pxcompress {report.environment.pxcompress}: units whose part in the model's decisions the "
+        f"`{_escape_code(report.data.name)}` by pxcompress {report.environment.pxcompress}: units whose part "
+        "in the model's decisions the "
         f"others can take over were removed for good{_describe_repair(report)}.",
         "## Figures",
         _format_table(("", "dense", "this model", "change"), _list_figures(report)),
