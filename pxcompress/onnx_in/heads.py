@@ -27,7 +27,7 @@ OUTER = ("LayerNorm", "Conv", "BatchNorm")
 """Layers that stand before an attention, not in it."""
 
 CORES = ("Softmax", "Attention")
-"""Steps that one attention has one of."""
+"""Kinds of steps of which every attention has exactly one."""
 
 NAMES = {1: ("qkv",), 2: ("q", "kv"), 3: ("q", "k", "v")}
 
