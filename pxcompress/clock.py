@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from pxcompress import interrupts
-from pxcompress.guard import name_failures
+from pxcompress.guard import check_interrupted, name_failures
 from pxcompress.notes import Message, Note, begin
 from pxcompress.passes.memory import is_out_of_memory, out_of_memory
 from pxcompress.proof import Metric, StageTime
@@ -40,7 +39,7 @@ class Clock:
                 if is_out_of_memory(error):
                     raise out_of_memory(f"stage {name!r}", error) from error
                 raise
-        interrupts.check()
+        check_interrupted()
         seconds = time.perf_counter() - start
         self._stages.append(StageTime(name, seconds, _peak_rss_bytes()))
         self._note(Message(f"{name}: {seconds:.1f} s", "end"))

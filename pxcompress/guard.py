@@ -1,7 +1,8 @@
-"""The one place that catches everything: what others raise reaches the user as one line, with the trace behind it."""
+"""What others raise reaches the user as one line, with the trace behind it; and Ctrl-C is not lost on its way."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -40,3 +41,18 @@ def find_failing_layer(trace: TracebackType | None) -> str:
         return ""
     names = {id(module): name for name, module in modules[0].named_modules()}
     return next((name for module in reversed(modules) if (name := names.get(id(module)))), "")
+
+
+_interrupted = threading.Event()
+
+
+def interrupt(number: int, frame: object) -> None:
+    """A signal handler that interrupts at once, and is remembered: some libraries drop the exception on its way."""
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def check_interrupted() -> None:
+    """Raise `KeyboardInterrupt` where one was asked for and dropped."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt

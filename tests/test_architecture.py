@@ -16,7 +16,7 @@ import pxcompress
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "types", "state", "interrupts", "elimination", "notes", "columns"),
+    ("errors", "types", "state", "elimination", "notes", "columns"),
     ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
     ("choices",),
     ("passes", "certify", "onnx_in"),
