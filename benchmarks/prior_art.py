@@ -7,6 +7,9 @@
   ranks of queries and keys are not built, since no unit of ours is one.
 - Model folding: k-means on the weights merges channels that are alike, without data; BatchNorm re-estimated (REPAIR).
 - Bias compensation: magnitude picks, means of what is gone go into biases.
+- onnxsim 0.8.1 on the exported file: magnitude or Wanda picks channels and, in a ViT, heads
+  (`apply_structured_pruning`, `apply_attention_head_pruning` and their Wanda kin),
+  as it is, refitted (`apply_pruning_finetune`: ridge regression) and with BatchNorm recovered (`recover_batch_norm`).
 - Ours: what `pxcompress run --repair closed-form` does; "ours, defaults" is distilled as well.
 
 Each is tuned: of its variants, allocations and BatchNorm re-estimated or not, the one with the best top-1 on the select
@@ -19,19 +22,24 @@ import copy
 import itertools
 import json
 import statistics
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import common
 import models
+import onnx
 import torch
 from one_shot import SELECTIONS, Bench, bench_of, calibration
-from rivals import reestimate
+from rivals import Onnxsim, Refused, onnx_macs, onnxsim_repairs, reestimate
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from pxcompress.deploy.predictions import torch_quality
+from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.predictions import predictions, torch_quality
+from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import BudgetError
 from pxcompress.graph import prune
 from pxcompress.layout.rows import unit_weights
@@ -45,7 +53,8 @@ from pxcompress.types import Batches, Group, Plan
 
 SEED = 0
 SIZES = (0.5, 0.35, 0.25)
-PARTS = ("ours", "rivals")
+PARTS = ("ours", "rivals", "onnxsim")
+ONNXSIM = "onnxsim, refitted"
 OURS = {"ours": ("closed-form",), "ours, defaults": ("auto",)}
 ALLOCATIONS = ("uniform", "isomorphic", "mean")
 Row = dict[str, Any]
@@ -82,6 +91,35 @@ def rival_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Ite
             yield {"method": method.name, "variants": len(tried), **best}
 
 
+def onnxsim_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Iterator[Row]:
+    """The best on the select split of what onnxsim makes of the exported file."""
+    tried, macs = [], bench.scored.price({})
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "dense.onnx"
+        export_onnx(bench.scored.model, bench.scored.example, dense, {})
+        heads = any(group.kind == "head" for group in bench.scored.structure.groups)
+        for importance in ("magnitude", "Wanda"):
+            slim = Onnxsim(importance, heads)(dense, batches["score"], [size])[size]
+            if isinstance(slim, Refused):
+                print(f"onnxsim, {importance}, {size}: {slim.reason}")
+                continue
+            left = onnx_macs(onnx.load(slim)) / macs
+            for file in (slim, *onnxsim_repairs(dense, slim, batches["repair"])):
+                figures = {
+                    name: _file_quality(file, part)
+                    for name, part in (("select", batches["select"]), ("top1", bench.test))
+                }
+                tried.append({"allocation": importance, "repair": file.suffixes[-2], "macs_ratio": left, **figures})
+    if tried:
+        best = max(tried, key=lambda attempt: attempt["select"])
+        yield {"method": ONNXSIM, "variants": len(tried), **best}
+
+
+def _file_quality(file: Path, samples: Batches) -> float:
+    sessions = {"it": open_session(file, "cpu")}
+    return float(predictions(sessions, "it", "it", samples, Classification())["it"].quality.value)
+
+
 def our_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Iterator[Row]:
     """Ours as it comes."""
     recipe = bench.recipe.but(ratio=1 - size, normalise="knapsack")
@@ -102,7 +140,7 @@ def rows_of(label: str, sizes: Sequence[float], parts: Sequence[str]) -> Iterato
     drawn = calibration(bench, SEED)
     batches = {role: drawn[role] for role in ("score", "repair", "select")}
     for size in sizes:
-        work = {"ours": our_rows, "rivals": rival_rows}
+        work = {"ours": our_rows, "rivals": rival_rows, "onnxsim": onnxsim_rows}
         for row in itertools.chain.from_iterable(work[part](bench, size, batches) for part in parts):
             yield {"model": label, "size": size, "dense": bench.dense, **row}
 
@@ -188,7 +226,9 @@ def _tensors(model: nn.Module, module: str, axis: str) -> list[str]:
 def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """No method above ours at any size, on the mean over the nets; and net by net."""
     mine_by_place = {(row["model"], row["size"]): row["top1"] for row in rows if row["method"] == "ours"}
-    for size, method in itertools.product(sorted({row["size"] for row in rows}), [each.name for each in METHODS]):
+    for size, method in itertools.product(
+        sorted({row["size"] for row in rows}), (*(each.name for each in METHODS), ONNXSIM)
+    ):
         pairs = {
             row["model"]: (row["top1"], mine_by_place[row["model"], size])
             for row in rows

@@ -289,9 +289,10 @@ def reestimate(model: nn.Module, batches: Batches) -> nn.Module:
 
 @dataclass(frozen=True)
 class Onnxsim:
-    """onnxsim's structured pruning of an ONNX file: the same share of the channels of every layer that it knows."""
+    """onnxsim's structured pruning of an ONNX file: the same share of every layer's channels and, if asked, heads."""
 
     importance: str
+    heads: bool = False
 
     def __call__(self, dense: Path, batches: Batches, targets: Sequence[float]) -> dict[float, Path | Refused]:
         """Pruned files beside `dense`, by share of its MACs; Wanda reads activations on `batches`, without labels."""
@@ -312,16 +313,34 @@ class Onnxsim:
         dense = onnx_macs(model)
         name = model.graph.input[0].name
         options = {"calibration_data": [{name: inputs.numpy()} for inputs, _ in batches]}
-        prune, needed = {
-            "magnitude": (onnxsim.apply_structured_pruning, {}),
-            "Wanda": (onnxsim.apply_structured_wanda_pruning, options),
-        }[self.importance]
+        kind, needed = {"magnitude": ("", {}), "Wanda": ("wanda_", options)}[self.importance]
         for share in _shares()[1:-1]:
+            slim = copy.deepcopy(model)
             try:
-                slim = prune(copy.deepcopy(model), sparsity=share, **needed)
+                for units in ("structured", "attention_head") if self.heads else ("structured",):
+                    slim = getattr(onnxsim, f"apply_{units}_{kind}pruning")(slim, sparsity=share, **needed)
                 yield onnx_macs(slim) / dense, slim
             except FAILURES as error:
                 yield Refused(_line(error))
+
+
+def onnxsim_repairs(dense: Path, slim: Path, batches: Batches) -> Iterator[Path]:
+    """`slim` after onnxsim's ridge refit towards `dense`, then with BatchNorm recovered too; without what fails."""
+    onnxsim = importlib.import_module("onnxsim")
+    model = onnx.load(slim)
+    data = {"calibration_data": [{model.graph.input[0].name: inputs.numpy()} for inputs, _ in batches]}
+    try:
+        model = onnxsim.apply_pruning_finetune(dense.as_posix(), model, **data)
+        yield from _files(_saved(model, slim.with_suffix(".refit.onnx")))
+        model = onnxsim.recover_batch_norm(model, target_model=dense.as_posix(), **data)
+        yield from _files(_saved(model, slim.with_suffix(".batchnorm.onnx")))
+    except FAILURES as error:
+        print(f"onnxsim's repairs of {slim.name}: {_line(error)}")
+
+
+def _files(made: Path | Refused) -> Iterator[Path]:
+    if isinstance(made, Path):
+        yield made
 
 
 def _saved(model: onnx.ModelProto, path: Path) -> Path | Refused:

@@ -134,8 +134,8 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
     if isinstance(task, Classification) and is_chance_level(value, samples, classes):
         side = " x ".join(str(size) for size in workload.splits.example.shape[2:])
-        size = f", and --input-size (now {side})" if workload.loaded.preprocessing.is_image else ""
-        clock.say(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights{size}")
+        inputs = f", --input-size (now {side}) and --input-mean" if workload.loaded.preprocessing.is_image else ""
+        clock.say(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights{inputs}")
     return workload, run
 
 

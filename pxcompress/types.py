@@ -101,8 +101,9 @@ class Splits:
     """Five disjoint parts of the data; a stage is handed its own part, never this record.
 
     `ids` holds the sample ids of every role; `example` is one input, shape (1, ...); `notes` say what a reader must
-    know of how the data were read and cut. `digests` tell the images or texts of `certify` by their content; there are
-    none of other inputs.
+    know of how the data were read and cut. `contents` has a text for every sample of a role, by which it is known
+    again: what an image or a text holds, else its place in the data. `served` counts the samples that were left out of
+    `certify`, since they served models in another role before.
     """
 
     score: Batches
@@ -114,7 +115,8 @@ class Splits:
     ids: Mapping[str, tuple[str, ...]]
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    digests: tuple[bytes, ...] = ()
+    contents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    served: int = 0
 
     def __post_init__(self) -> None:
         role_by_id: dict[str, str] = {}

@@ -132,7 +132,7 @@ def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
     check_agrees(loaded.model)
     if task.whole_images or source.layout == "boxes":
         loaded = replace(loaded, preprocessing=with_whole_images(loaded.preprocessing, loaded.model))
-    return with_values(loaded, request.input_mean, request.input_std)
+    return with_values(loaded, request.input_mean, request.input_std, request.input_scale)
 
 
 def _choose_input_size(request: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:

@@ -314,21 +314,22 @@ def judge(limit: RiskLimit, rows: tuple[Tested, ...]) -> Certificate:
     return Certificate(limit, rows, certified, passes - 1 if passes else None)
 
 
-def sentence(certificate: Certificate) -> str:
-    """The certificate in plain words, with what it does not promise."""
+def sentence(certificate: Certificate, group: str = "") -> str:
+    """The certificate in plain words, with what it does not promise; its classes are those of the column `group`."""
     limit, classes = certificate.limit, len(certificate.rows[0].classes)
-    scope = f"{limit.scope} in each of the {classes} classes" if classes else limit.scope
+    each, every = ("group", f"groups by {group}") if group else ("class", "classes")
+    scope = f"{limit.scope} in each of the {classes} {every}" if classes else limit.scope
     promise = RISKS[limit.risk].promise.format(alpha=_format_percent(limit.alpha), scope=scope)
     target = f"With {_format_percent(1 - limit.delta)} confidence over the draw of the calibration data, {promise}"
     row = certificate.rows[certificate.chosen or 0]
     part = row.weakest
-    weakest_class = f" in {part.name!r}, the weakest class" if classes else ""
-    evidence = f"{part.errors:g} of {part.n} samples{weakest_class}"
+    weakest = f" in {part.name!r}, the weakest {each}" if classes else ""
+    evidence = f"{part.errors:g} of {part.n} samples{weakest}"
     if certificate.chosen is None:
         short = f"; it takes at least {fewest} samples" if (fewest := _count_needed(limit)) > part.n else ""
         outcome = f"{row.name!r} lost {evidence} (p = {row.p_value:.3g}{short})"
         return f"Not certified; the dense model stays. Not shown: {target[0].lower()}{target[1:]}; {outcome}."
-    others = ["other predictions"] * (limit.scope != EVERYTHING) + ["single classes"] * (not classes)
+    others = ["other predictions"] * (limit.scope != EVERYTHING) + ["single classes"] * (not classes or bool(group))
     silent = f" It says nothing about {' or '.join(others)}." if others else ""
     limits = "It does not hold for data from elsewhere or later that differ from these."
     return f"{target}. ({row.name!r}: {evidence}, p = {row.p_value:.3g}.) {limits}{silent}"

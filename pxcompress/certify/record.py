@@ -99,16 +99,24 @@ class CertificateRecord:
             spent="",
         )
 
+    def in_groups(self, group: str) -> CertificateRecord:
+        """A copy that says that its classes are the words of a column, `group`; itself where that names none."""
+        return replace(self, group=group, sentence=sentence(self._verdict, group)) if group else self
+
     def used(self, uses_before: int) -> CertificateRecord:
         """A copy that says that its samples served `uses_before` certificates before, and what that means for it."""
         return replace(self, uses_before=uses_before, spent=spent(uses_before, self.delta).message)
+
+    @property
+    def _verdict(self) -> Certificate:
+        return judge(RiskLimit(self.risk, self.alpha, self.delta, self.scope, self.anytime), self.rows)
 
     @property
     def certificate(self) -> Certificate:
         """The certificate, judged again; `InputError` where the choice does not follow from its own p-values, or its
         error probability not from its own budget.
         """
-        verdict = judge(RiskLimit(self.risk, self.alpha, self.delta, self.scope, self.anytime), self.rows)
+        verdict = self._verdict
         if (verdict.chosen, verdict.certified) != (self.chosen, self.certified):
             raise InputError("the certificate's choice does not follow from its own p-values; make it anew")
         stake = self.budget.stake if self.budget else None
@@ -118,5 +126,5 @@ class CertificateRecord:
 
     @property
     def counted(self) -> Part:
-        """The samples that count."""
-        return Part(self.part, self.coverage, self.threshold)
+        """The samples that count; all of them where the risk is held in groups."""
+        return Part() if self.group else Part(self.part, self.coverage, self.threshold)

@@ -94,9 +94,8 @@ class Request:
         """What is to be certified, of `risk` where no other is named; `InputError` where nothing says it."""
         if self.max_drop is None:
             raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
-        options = {name: getattr(self, name) for name in ("confidence", "part", "coverage")} | {
-            "risk": self.risk or risk
-        }
+        names = ("confidence", "part", "coverage", "group")
+        options = {name: getattr(self, name) for name in names} | {"risk": self.risk or risk}
         return Guarantee(self.max_drop, **{name: value for name, value in options.items() if value is not None})
 
     def procedure(self) -> Procedure:
@@ -168,7 +167,7 @@ def _certify_models(request: Request) -> CertificateRecord:
     guarantee = procedure.limit or request.guarantee()
     if not request.files:
         raise InputError("no model is given; expected a run folder, or ONNX files from dense to smallest")
-    return certify_files(request.files, request.data, guarantee, request.seed, procedure)
+    return certify_files(request.files, request.data, guarantee, request.seed, procedure, notes(request.quiet))
 
 
 def _ask_for_labels(request: Request) -> None:

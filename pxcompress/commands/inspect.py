@@ -29,7 +29,11 @@ def inspect(
         str, typer.Option(help="Rules of --relevance; see `pxcompress methods`.  [default: the scorer lrp's]")
     ] = "",
     data: Annotated[
-        str, typer.Option(help="Images of --relevance, as for `run`, with the weights `run` uses.  [default: noise]")
+        str,
+        typer.Option(
+            help="Images of --relevance, as for `run`, with the weights `run` uses, or arrays that say the sizes which "
+            "an ONNX file leaves open.  [default: noise]"
+        ),
     ] = "",
     latency: Annotated[
         bool, typer.Option("--latency", help="Add every group's share of the milliseconds on this machine.")
@@ -47,8 +51,9 @@ def inspect(
     from pxcompress.inspection.conservation import conservation
     from pxcompress.inspection.conservation import to_table as flow_table
     from pxcompress.inspection.survey import survey, to_table
+    from pxcompress.models.onnx_file import is_onnx
 
-    if (composite or data) and not relevance:
+    if (composite or (data and not is_onnx(model))) and not relevance:
         raise InputError(f"{'--composite' if composite else '--data'} has no effect without --relevance; add it")
     if data and classes is not None:
         raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")

@@ -18,8 +18,8 @@ _PANELS = {
     "goal": ("max_bytes", "relevance_share", "classes", "only", "keep", "scope", "min_keep", "floors", "round_to"),
     "scoring": ("scorer", "normalise", "class_scores"),
     "repair": ("repair", "rounds", "temperature_scaling"),
-    "input": ("input_size", "input_mean", "input_std", "layout"),
-    "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "coverage"),
+    "input": ("input_size", "input_mean", "input_std", "input_scale", "layout"),
+    "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "group", "coverage"),
     "export": ("targets", "max_quant_drop", "fixed_batch"),
     "measuring": ("against", "threads"),
 }

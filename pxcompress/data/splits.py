@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -25,13 +25,15 @@ def load_splits(
     batch_size: int = 64,
     seed: int = 0,
     limits: Mapping[str, int] | None = None,
+    has_served: Callable[[str], bool] | None = None,
 ) -> Splits:
     """Draws the five roles and reads every image of them once, so that a damaged one is found before any work is done.
 
     `limits`: most samples per role, over `source.limits`; two roles share a pool that has fewer. Score and repair have
     the classes as evenly as possible; the others keep the classes' shares, as estimates and certificates need. Damaged
     images are left out and listed if the source was opened with `skip_corrupt`; images equal to another one are said in
-    the notes, and left out of certify, whose samples have to be independent. Raises `DataError`.
+    the notes, and left out of certify, whose samples have to be independent; so are those of which `has_served` knows
+    the content, as of an earlier draw from other data. Raises `DataError`.
     """
     readings: dict[str, Reading] = {}
     for role, samples in _draw(source, seed, {**source.limits, **_check_limits(limits or {})}).items():
@@ -39,6 +41,12 @@ def load_splits(
     copies = Copies.of(readings)
     stores = {role: reading.store for role, reading in readings.items()}
     stores["certify"] = copies.find_left_out(stores, "certify")
+    contents = {role: _contents(source.name, readings[role], stores[role].samples.ids) for role in stores}
+    fresh = [place for place, content in enumerate(contents["certify"]) if not (has_served and has_served(content))]
+    served = len(stores["certify"]) - len(fresh)
+    if served:
+        stores["certify"] = stores["certify"].take(np.array(fresh, dtype=np.int64))
+        contents["certify"] = tuple(contents["certify"][place] for place in fresh)
     for role, store in stores.items():
         if len(store) < _LEAST:
             raise DataError(
@@ -52,14 +60,15 @@ def load_splits(
         ids={role: store.samples.ids for role, store in stores.items()},
         skipped=tuple(name for reading in readings.values() for name in reading.damaged),
         notes=(*_notes(source, readings), *copies.notes),
-        digests=_digests(readings["certify"], stores["certify"].samples.ids),
+        contents=contents,
+        served=served,
     )
 
 
-def _digests(reading: Reading, ids: Sequence[str]) -> tuple[bytes, ...]:
-    """The digests of some samples of a reading; none where it has none."""
+def _contents(data: str, reading: Reading, ids: Sequence[str]) -> tuple[str, ...]:
+    """Texts by which some samples of a reading are known again: their digests, else their places in the `data`."""
     digest_by_id = dict(zip(reading.store.samples.ids, reading.digests, strict=False))
-    return tuple(digest_by_id[name] for name in ids if digest_by_id)
+    return tuple(digest_by_id[name].hex() if digest_by_id else f"{data}\n{name}" for name in ids)
 
 
 def _example(batches: ImageBatches, preprocessing: Preprocessing) -> Tensor:

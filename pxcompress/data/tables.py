@@ -46,14 +46,20 @@ def open_table(spec: str) -> UserData:
     if columns := _text_columns(table):
         return _open_texts(table, columns)
     images = _image_paths(table, root)
+    labels = np.zeros(len(images), dtype=np.int64)
+    targets: Targets | None = None
     if _LABELS in table.names:
         layout: Layout = "labels"
-        classes, targets = _read_labels(table)
+        classes, values = _read_labels(table)
+        targets = Values(values)
+    elif LABEL in table.names and all(_is_word(row[LABEL]) for row in table.rows):
+        layout = "classes"
+        classes, labels = read_classes(table.spec, table.rows)
     else:
         layout = "numbers"
-        classes, targets = _read_numbers(table, (_path_column(table),))
-    samples = Samples.of(images, np.zeros(len(images), dtype=np.int64), Files(root, images), Values(targets))
-    train, held_out = _halves(table, samples)
+        classes, values = _read_numbers(table, (_path_column(table),))
+        targets = Values(values)
+    train, held_out = _halves(table, Samples.of(images, labels, Files(root, images), targets))
     return UserData(classes, train, held_out, layout=layout, outputs=len(classes))
 
 

@@ -103,19 +103,19 @@ class BoxLoss(Loss):
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
         candidates = read_boxes(outputs)
         corners, logits = candidates.corners, candidates.logits
-        targets, weights, total = torch.zeros_like(logits), 0.0, corners.sum() * 0
+        ideal, weights, total = torch.zeros_like(logits), 0.0, corners.sum() * 0
         for image, rows in enumerate(targets[:, :-1]):
             rows = rows[rows[:, 0] >= 0]
             if not len(rows):
                 continue
             place, truth, fit = self._assign(corners[image].detach(), logits[image].detach(), rows)
-            targets[image, place, rows[truth, 0].long()] = fit
+            ideal[image, place, rows[truth, 0].long()] = fit
             losses = generalized_box_iou_loss(corners[image, place], rows[truth, 1:5])
             total = total + (losses * fit).sum()
             weights += float(fit.sum())
         scale = max(weights, 1.0)
-        classes = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        focus = (logits.detach().sigmoid() - targets).abs().square().clamp_min(0.05)
+        classes = F.binary_cross_entropy_with_logits(logits, ideal, reduction="none")
+        focus = (logits.detach().sigmoid() - ideal).abs().square().clamp_min(0.05)
         return (classes * focus).sum() * 4 / scale + self.box_share * total / scale
 
     def _assign(self, corners: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

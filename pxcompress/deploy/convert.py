@@ -5,33 +5,50 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pxcompress.deploy.converters import CONVERTERS, Converter, Predict, Source, as_arrays
-from pxcompress.deploy.export import FlatOutputs, on_cpu
+from pxcompress.deploy.export import Exported, named_inputs, on_cpu
 from pxcompress.deploy.quiet import capture_output
 from pxcompress.errors import InputError, ModelError, ParityError, StageError, describe
 from pxcompress.guard import name_failures
-from pxcompress.models.adapter import named_outputs
+from pxcompress.models.adapter import Adapter, named_outputs
+from pxcompress.models.signature import Signature, perturbed_rows
+from pxcompress.onnx_in import OnnxModule
 from pxcompress.proof import Parity
+
+Inputs = Mapping[str, Tensor]
+"""A batch of every input by name, (n, ...)."""
 
 _BATCHES = 4
 """Batches of the comparison with PyTorch."""
 
 
+class InputKind(NamedTuple):
+    """Shape of a whole batch of an input, and the type of its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
 @dataclass(frozen=True)
 class Converted:
-    """What was written for an ecosystem; `parity` is None where its runtime does not run on this machine."""
+    """What was written for an ecosystem, with `inputs` in this order, name -> shape and type.
+
+    `parity` is None where its runtime does not run on this machine.
+    """
 
     ecosystem: str
     path: Path
     bytes: int
-    input_shape: tuple[int, ...]
+    inputs: Mapping[str, InputKind]
     parity: Parity | None
 
 
@@ -48,21 +65,28 @@ def convert_model(
 ) -> Converted:
     """Write `model`, which was exported to `onnx`, for `ecosystem` to `path`; it appears whole or not at all.
 
-    `example` is one batch (n, ...), the size that the result takes; `output` names a single output. Raises `InputError`
+    `example` is one batch (n, ...), the size that the result takes, several inputs packed; `output` names a single
+    output. Raises `InputError`
     where the converter is missing, `ModelError` where it does not take the model, and `ParityError` where what it makes
     does not compute what PyTorch computes.
     """
     converter = check_ecosystem(ecosystem)
     with on_cpu(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=".convert-") as folder:
         example = example.detach().cpu()
-        flat = FlatOutputs.of(model, list(named_outputs(model, example, output)), output)
-        source, built = Source(flat, onnx, example), Path(folder) / path.name
+        exported = Exported.of(model, example, list(named_outputs(model, example, output)), output)
+        source = Source(exported.model, onnx, _as_read(converter, model, exported.inputs))
+        built = Path(folder) / path.name
         _build(converter, source, built)
-        parity = _check_parity(converter, source, built)
+        batches = _draw_batches(model, example)
+        parity = _check_parity(converter, source, built, [(each, _as_read(converter, model, each)) for each in batches])
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(built, path)
-    return Converted(ecosystem, path, _count_bytes(path), tuple(example.shape), parity)
+    inputs = {
+        name: InputKind(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in source.inputs.items()
+    }
+    return Converted(ecosystem, path, _count_bytes(path), inputs, parity)
 
 
 def _build(converter: Converter, source: Source, path: Path) -> None:
@@ -80,14 +104,34 @@ def _build(converter: Converter, source: Source, path: Path) -> None:
         raise ModelError(f"{converter.title}'s converter ({converter.package}) wrote nothing; run with --debug")
 
 
-def _check_parity(converter: Converter, source: Source, path: Path) -> Parity | None:
-    """How far the written model is from PyTorch on random inputs; `ParityError` where that is too far."""
+def _as_read(converter: Converter, model: nn.Module, inputs: Inputs) -> Inputs:
+    """Inputs of the module as the converter's source takes them: of an ONNX file, in its layout and types."""
+    return model.file_inputs(inputs) if converter.reads_onnx and isinstance(model, OnnxModule) else inputs
+
+
+def _draw_batches(model: nn.Module, example: Tensor) -> Iterator[Inputs]:
+    """Random inputs like the example, by name."""
+    signature = model.signature_ if isinstance(model, Adapter) else Signature()
+    generator, parts = torch.Generator().manual_seed(0), signature.parts(example) if signature.inputs else ()
+    for _ in range(_BATCHES):
+        rows = [perturbed_rows(each, part, generator) for each, part in zip(signature.inputs, parts, strict=True)]
+        packed = signature.joined(rows) if rows else torch.randn(example.shape, generator=generator)
+        yield named_inputs(model, packed)
+
+
+def _check_parity(
+    converter: Converter, source: Source, path: Path, batches: Sequence[tuple[Inputs, Inputs]]
+) -> Parity | None:
+    """How far the written model is from PyTorch on random batches, as the module takes them and as the source does.
+
+    `ParityError` where that is too far.
+    """
     try:
         with name_failures(f"{converter.title}'s runtime"), capture_output():
             predict = converter.open(path)
             if predict is None:
                 return None
-            parity = _compare(predict, source, converter.tolerance)
+            parity = _compare(predict, source, batches, converter.tolerance)
     except StageError as error:
         reason = describe(error.__cause__ or error)
         raise ModelError(f"what {converter.title}'s converter wrote does not run here: {reason}") from error
@@ -99,21 +143,20 @@ def _check_parity(converter: Converter, source: Source, path: Path) -> Parity | 
     return parity
 
 
-def _compare(predict: Predict, source: Source, tolerance: float) -> Parity:
-    """Differences of all outputs on random inputs, and how often the largest value lies in the same place."""
-    generator = torch.Generator().manual_seed(0)
+def _compare(predict: Predict, source: Source, batches: Sequence[tuple[Inputs, Inputs]], tolerance: float) -> Parity:
+    """Differences of all outputs on batches, and how often the largest value lies in the same place."""
     differences, scales, agreements, samples = [], [1.0], [], 0
-    for _ in range(_BATCHES):
-        batch = torch.randn(source.example.shape, generator=generator)
+    for given, as_read in batches:
         with torch.no_grad():
-            expected = as_arrays(source.module(batch))
-        outputs = predict(batch.numpy())
+            expected = as_arrays(source.module(*given.values()))
+        outputs = predict({name: value.contiguous().numpy() for name, value in as_read.items()})
         for one, other in zip(outputs, expected, strict=True):
             differences.append(float(np.abs(one.astype(np.float64) - other).max()))
             scales.append(float(np.abs(other).max()))
-        first, reference = (each[0].reshape(len(batch), -1).argmax(1) for each in (outputs, expected))
+        count = len(next(iter(given.values())))
+        first, reference = (each[0].reshape(count, -1).argmax(1) for each in (outputs, expected))
         agreements.append(float((first == reference).mean()))
-        samples += len(batch)
+        samples += count
     max_abs = float(np.max(differences))
     return Parity(samples, max_abs, float(np.mean(agreements)), bool(max_abs <= tolerance * max(scales)))
 

@@ -69,7 +69,7 @@ def export_onnx(
     inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
         names = list(_check_outputs(model, inputs, output_name))
-        exported = _Exported.of(model, inputs, names, output_name)
+        exported = Exported.of(model, inputs, names, output_name)
         program = _export(exported, names, dynamic=batch is None)
     if batch is None:
         _check_batch_is_dynamic(program.model)
@@ -137,57 +137,57 @@ def on_cpu(model: nn.Module) -> Iterator[None]:
                 model.to(device)
 
 
-class FlatOutputs(nn.Module):
-    """A model that takes its `inputs` one by one, and whose outputs are a tuple: that is what the exporter can name."""
+class _FlatOutputs(nn.Module):
+    """A model that takes its `inputs` one by one, and whose outputs are a tuple: that is what the exporter can name.
+
+    One that was read from an ONNX file gives what the file gives.
+    """
 
     def __init__(self, model: nn.Module, inputs: Sequence[str | int], names: Sequence[str], only: str) -> None:
         super().__init__()
         self.model, self._inputs, self._names, self._only = model, tuple(inputs), tuple(names), only
-
-    @classmethod
-    def of(cls, model: nn.Module, names: Sequence[str], only: str) -> nn.Module:
-        """`model`, wrapped where it returns more than one plain tensor. Raises `ModelError` for several inputs."""
-        if not isinstance(model, Adapter):
-            return model if list(names) == [only] else cls(model, [0], names, only)
-        if model.signature_.inputs:
-            raise ModelError(
-                "the model takes several inputs, which are written to ONNX files only; leave the others out"
-            )
-        return cls(model, [0], names, only)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of their names."""
         values = dict(zip(self._inputs, inputs, strict=True))
         places = [value for name, value in values.items() if isinstance(name, int)]
         named = {name: value for name, value in values.items() if isinstance(name, str)}
-        call = self.model.original_ if isinstance(self.model, Adapter) else self.model
-        outputs = by_name(call(*places, **named), self._only)
+        outputs = by_name(self._call(*places, **named), self._only)
         return tuple(outputs[name] for name in self._names)
+
+    def _call(self, *places: Tensor, **named: Tensor) -> Any:
+        if isinstance(self.model, OnnxModule):
+            return self.model.file_outputs(*places, **named)
+        return self.model.original_(*places, **named) if isinstance(self.model, Adapter) else self.model(*places)
 
 
 @dataclass(frozen=True, eq=False)
-class _Exported:
-    """A module as the exporter takes it, an example of every input by its name in the file, and which axes are open."""
+class Exported:
+    """A module as exporters take it, an example of every input by its name in the file, and which axes are open."""
 
     model: nn.Module
     inputs: Mapping[str, Tensor]
     sizes: Any
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Tensor, outputs: Sequence[str], only: str) -> _Exported:
+    def of(cls, model: nn.Module, inputs: Tensor, outputs: Sequence[str], only: str) -> Exported:
         """`model` itself where it takes and returns one tensor as it is."""
         batch = torch.export.Dim("batch")
-        if not isinstance(model, Adapter):
-            if list(outputs) == [only]:
-                return cls(model, {INPUT: inputs}, _any_batch(model))
-            return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
-        signature = model.signature_
-        if not signature.inputs:
-            return cls(FlatOutputs(model, [0], outputs, only), {INPUT: inputs}, (({0: batch},),))
-        values = signature.unpack(inputs)
+        named = named_inputs(model, inputs)
+        signature = model.signature_ if isinstance(model, Adapter) else Signature()
+        if not isinstance(model, Adapter | OnnxModule) and list(outputs) == [only]:
+            return cls(model, named, _any_batch(model))
+        places = [each.name for each in signature.inputs] or [0]
         sizes = {0: batch} | ({1: torch.export.Dim("length", min=1)} if signature.is_open else {})
-        named = {argument_name(model, name): value for name, value in values.items()}
-        return cls(FlatOutputs(model, list(values), outputs, only), named, (tuple([sizes] * len(values)),))
+        return cls(_FlatOutputs(model, places, outputs, only), named, (tuple([sizes] * len(named)),))
+
+
+def named_inputs(model: nn.Module, packed: Tensor) -> dict[str, Tensor]:
+    """What is `packed` in one tensor for a model, (n, ...) each, by the names that it has in the model's file."""
+    signature = model.signature_ if isinstance(model, Adapter) else Signature()
+    if signature.inputs:
+        return {argument_name(model, name): value for name, value in signature.unpack(packed).items()}
+    return {model.input_names[0] if isinstance(model, OnnxModule) else INPUT: packed}
 
 
 def describe_packing(model: nn.Module) -> dict[str, str]:
@@ -261,7 +261,7 @@ def _open_lengths(model: nn.Module) -> Iterator[None]:
             del file["len"]
 
 
-def _export(exported: _Exported, names: Sequence[str], *, dynamic: bool) -> Any:
+def _export(exported: Exported, names: Sequence[str], *, dynamic: bool) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
         with capture_output(), _flat_attention(), _open_lengths(exported.model):

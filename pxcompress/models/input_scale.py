@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from pxcompress.errors import InputError
@@ -10,42 +11,62 @@ from pxcompress.models.loading import Loaded
 from pxcompress.models.preprocess_file import OWN, PRESETS, Numbers
 
 
-def with_values(loaded: Loaded, mean: str | None, std: str | None) -> Loaded:
+def with_values(loaded: Loaded, mean: str | None, std: str | None, scale: float | None = None) -> Loaded:
     """`loaded` with the preprocessing that is asked for: a preset as `mean`, or numbers for both.
 
-    Raises `InputError` for other texts, and where nothing is asked for and an ONNX file does not say it.
+    These are for pixels from 0 to `scale`, which is 1 where it is not given; with a scale alone nothing is subtracted
+    from such pixels. Raises `InputError` for other texts, where the model takes no images, and where nothing is asked
+    for and an ONNX file does not say it.
     """
-    preprocessing = loaded.preprocessing
-    if not preprocessing.is_image:
+    asked = {"mean": mean, "std": std, "scale": scale}
+    given = [f"input-{name} is {value}" for name, value in asked.items() if value is not None]
+    if not loaded.preprocessing.is_image:
+        if given:
+            raise InputError(f"{given[0]}, but {loaded.architecture.name} takes no images; leave it out")
         return loaded
-    if mean is None and std is None:
-        if loaded.weights == "file" and "mean" not in config_of(loaded.model):
-            raise InputError(
-                f"{loaded.architecture.name} does not say how pixels become its input; give --input-mean with one of "
-                f"{', '.join(PRESETS)}, or numbers with --input-std, or lay a {OWN} beside it"
-            )
+    if not given:
+        _check_known(loaded)
         return loaded
-    channels = preprocessing.input_size[0]
-    if mean in PRESETS and std is None:
-        values = PRESETS[mean]
-    elif mean is None or std is None:
+    if mean in PRESETS and std is None and scale is None:
+        return _with_numbers(loaded, *PRESETS[mean])
+    if scale is not None and not 0 < scale < math.inf:
+        raise InputError(f"input-scale is {scale}; expected the largest value of a pixel, such as 255")
+    if mean in PRESETS or (scale is None and None in (mean, std)):
         raise InputError(
-            f"input-mean is {mean}, input-std is {std}; expected numbers for both, or input-mean as one of "
+            f"{', '.join(given)}; expected numbers for --input-mean and --input-std, or --input-mean alone as one of "
             f"{', '.join(PRESETS)}"
         )
-    else:
-        values = _numbers("input-mean", mean), _numbers("input-std", std)
-    means, stds = (_for_channels(each, channels) for each in values)
+    means, stds = _numbers("input-mean", mean or "0"), _numbers("input-std", std or "1")
     if any(value <= 0 for value in stds):
         raise InputError(f"input-std is {std}; expected numbers above 0")
-    return replace(loaded, preprocessing=replace(preprocessing, mean=means, std=stds))
+    largest = scale or 1.0
+    return _with_numbers(loaded, tuple(each / largest for each in means), tuple(each / largest for each in stds))
+
+
+def _check_known(loaded: Loaded) -> None:
+    """Raise `InputError` for an ONNX file that does not say how pixels become its input."""
+    if loaded.weights == "file" and "mean" not in config_of(loaded.model):
+        raise InputError(
+            f"{loaded.architecture.name} does not say how pixels become its input; give --input-mean with one of "
+            f"{', '.join(PRESETS)}, or numbers with --input-std, or lay a {OWN} beside it"
+        )
+
+
+def _with_numbers(loaded: Loaded, means: Numbers, stds: Numbers) -> Loaded:
+    """`loaded` with these numbers, one for all channels or one for each."""
+    channels = loaded.preprocessing.input_size[0]
+    mean, std = _for_channels(means, channels), _for_channels(stds, channels)
+    return replace(loaded, preprocessing=replace(loaded.preprocessing, mean=mean, std=std))
 
 
 def _numbers(name: str, text: str) -> Numbers:
     try:
-        return tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"{name} is {text!r}; expected numbers with commas, such as 0.5,0.5,0.5") from error
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"{name} is {text!r}; expected finite numbers")
+    return values
 
 
 def _for_channels(values: Numbers, channels: int) -> Numbers:

@@ -70,7 +70,7 @@ class Ports:
         for port in self.inputs:
             if None in port.shape:
                 shape = " x ".join(str(size or "any") for size in port.shape)
-                raise ModelError(f"{self.file} takes {port.name!r} of any size ({shape}); run it with --data")
+                raise ModelError(f"{self.file} takes {port.name!r} of any size ({shape}); give --data")
         return tuple(each if each.dtype.is_floating_point else replace(each, low=0, high=1) for each in self.inputs)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+HALF = (ir.DataType.FLOAT16,)
 
 Types = Mapping[str, ir.DataType]
 """Name of a value that the file has in half precision -> its type there."""

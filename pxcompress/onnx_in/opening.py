@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from math import prod
@@ -19,6 +20,8 @@ from torch import Tensor
 from pxcompress.errors import ModelError, describe, short
 from pxcompress.onnx_in.operators import OPERATORS
 from pxcompress.onnx_in.operators.table import DTYPES, Settings
+
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of is refused here in one line
 
 OPSETS = range(7, onnx.defs.onnx_opset_version() + 1)
 """Versions of ONNX's operators that can be read: older ones broadcast in another way, newer ones are not known."""
@@ -156,10 +159,16 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_weights(model: ir.Model, path: Path) -> None:
-    """Raise `ModelError` for weights in double precision, and for inputs whose shape is not said."""
+    """Raise `ModelError` for weights in types that are not pruned, and for inputs whose shape is not said."""
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     if any(tensor.dtype == ir.DataType.DOUBLE and tensor.size > MOST_DOUBLES for tensor in tensors):
         raise ModelError(f"{path.name} holds weights in float64: export it again in float32")
+    types = {tensor.dtype for tensor in tensors} | {value.dtype for value in model.graph.inputs}
+    if ir.DataType.BFLOAT16 in types:
+        raise ModelError(
+            f"{path.name} holds numbers in bfloat16, which ONNX Runtime has few operators for: export it in float32 or "
+            "float16"
+        )
     for tensor in tensors:
         if tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and bool(np.isnan(tensor.numpy()).any()):
             raise ModelError(f"{path.name}: weight {tensor.name!r} holds NaN; give a file that was trained to the end")

@@ -10,6 +10,9 @@ from pxcompress.choices import TARGETS
 from pxcompress.errors import InputError, unknown
 from pxcompress.registry import option
 
+QUANT_DROP = 0.005
+"""How much int8 may lose where nothing is said."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -22,7 +25,7 @@ class Export:
         ("fp32",), f"Precisions of the exported model, with commas: {', '.join(TARGETS)}; {TARGETS[0]} is always made."
     )
     max_quant_drop: float = option(
-        0.005,
+        QUANT_DROP,
         "How much of the task's metric int8 may lose; the layers that cost most stay in float32 until that holds.",
     )
     fixed_batch: bool = option(False, "Export for exactly --batch-size samples per call, not for any number.")
@@ -36,4 +39,6 @@ class Export:
             raise InputError(
                 f"max-quant-drop is {self.max_quant_drop}; expected a share below 1 that int8 may lose, such as 0.005"
             )
+        if self.max_quant_drop != QUANT_DROP and "int8" not in self.targets:
+            raise InputError(f"max-quant-drop is {self.max_quant_drop}, but no int8 file is made; add --targets int8")
         object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in {"fp32", *self.targets}))

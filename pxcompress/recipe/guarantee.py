@@ -20,7 +20,8 @@ class Guarantee:
     """What is to be certified: with this confidence the risk, one of `certify.RISKS`, is at most `max_drop`.
 
     It is tested on `steps` ever smaller models, the last of which has the recipe's ratio; the smallest that passes
-    is the result. `part` and `coverage` say which samples count, as `parts.Part` does.
+    is the result. `part` and `coverage` say which samples count, as `parts.Part` does; with a `group`, a column of the
+    table of data, the risk is held for each of its words.
     """
 
     max_drop: float = option(MISSING, "Largest risk to certify, see --risk: a share of the samples, such as 0.03.")
@@ -41,6 +42,7 @@ class Guarantee:
     coverage: float | None = option(
         None, "With --part confident: share of the samples that count as confident.  [default: 0.8]"
     )
+    group: str = option("", "A text column of the table given as --data; the risk must hold for each of its words.")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -52,6 +54,10 @@ class Guarantee:
             raise InputError(f"steps is {self.steps}; expected 1 or more models to test")
         if self.risk not in (*RISKS, *LOSS_RISKS):
             raise unknown("risk", self.risk, (*RISKS, *LOSS_RISKS))
+        if self.group and self.part != "all":
+            raise InputError(
+                f"part {self.part!r} is given with --group, which says what the risk holds for; leave one out"
+            )
         object.__setattr__(self, "coverage", self.counted_part.coverage)
 
     @property

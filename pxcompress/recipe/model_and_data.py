@@ -57,6 +57,9 @@ class ModelAndData:
     input_std: str | None = option(
         None, "Standard deviation that pixels are divided by, where --input-mean has numbers."
     )
+    input_scale: float | None = option(
+        None, "Largest value of the pixels that --input-mean and --input-std are for, such as 255.  [default: 1]"
+    )
     layout: str = option(
         "auto",
         "Where an ONNX file has the channels of images: nchw (first), nhwc (last), or auto, as its shapes tell.",

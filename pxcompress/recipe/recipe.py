@@ -83,8 +83,8 @@ class Recipe(Pruning, ModelAndData):
     def label(self) -> str:
         """Name of the run folder: model, budget, ratio, to how many classes, and what is guaranteed."""
         promise = f"-drop-{self.guarantee.max_drop:g}" if self.guarantee else ""
-        if self.guarantee and self.guarantee.part != "all":
-            promise += f"-{self.guarantee.part}"
+        if self.guarantee and (scope := self.guarantee.group or self.guarantee.part) != "all":
+            promise += f"-{make_file_name(scope)}"
         task = f"-{len(self.classes)}-classes" if self.classes else ""
         return f"{self.stem}-{self._goal_label}{task}{promise}"
 

@@ -5,10 +5,11 @@ images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dens
 for a model that is no classifier, the squared error of all outputs or, where its task wants it, the task's divergence.
 Errors at the outputs of blocks or layers added to it gained nothing on glyphs (a quarter of a ResNet's MACs: top-1
 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights. Normalisation uses its running
-statistics: the slim model is trained as it will be run. Half of the steps have the full learning rate. The others have
-a fifth of it and go on from the weights that did best so far; those are the first ones where the full rate is too high,
-as for compact pretrained networks. A cycle always goes to its end, since held-out samples are done worse while the
-learning rate is high, and better once it falls.
+statistics: the slim model is trained as it will be run.
+
+Half of the steps have the full learning rate, the others a fifth of it, and start at the weights that did best so far.
+Held-out samples are done a little worse while the learning rate is high, and better once it falls. Where their error
+doubles the rate is too high, as it is for compact pretrained networks: the next cycle begins at once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -33,32 +33,30 @@ from torch import Tensor, nn
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.errors import DataError, ResultError
-from pxcompress.models.adapter import Adapter, named_outputs
-from pxcompress.models.outputs import is_real
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.passes.shuffled import ShuffledBatches, mix_seed
 from pxcompress.processes import from_first, mean_gradients_, processes, rank, sum_over_processes
 from pxcompress.registry import option
 from pxcompress.repair import REPAIRS
+from pxcompress.repair.objective import Objective, Validation, named_predictions
 from pxcompress.state import device_of, evaluating, seeded
-from pxcompress.tasks.task import Outputs, relative_errors
 from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
 WARM_UP = 0.1
 """Share of the steps of a cycle in which the learning rate rises."""
 
-SECOND_RATE = 0.2
-"""Highest learning rate of the second cycle, as a share of that of the first."""
+NEXT_RATE = 0.2
+"""Highest learning rate of a cycle, as a share of that of the one before it."""
+
+RATE_TOO_HIGH = 2.0
+"""A cycle ends where held-out samples have this many times the least error so far."""
 
 CHECKS = 12
 """Most evaluations on held-out samples, spread evenly over the steps."""
 
 PASSES, MOST_STEPS = 5, 300
 """How long training takes where nothing is said: about as long as the rest of a run, 15 to 20 forward passes."""
-
-LOGITS = "logits"
-"""Name of a classifier's only output."""
 
 SAVE_SECONDS = 60.0
 """Time between two checkpoints, seconds."""
@@ -125,8 +123,8 @@ class FineTune(Repair):
         ):
             for parameter in trained_parameters:
                 parameter.requires_grad_(True)
-            aim = _Objective(dense, options)
-            judge = _Validation(aim, held_out, held_samples, device_of(model)) if held_samples else None
+            aim = Objective(dense, options.temperature, options.labels)
+            judge = Validation(aim, held_out, held_samples, device_of(model)) if held_samples else None
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
 
@@ -142,113 +140,21 @@ class FineTune(Repair):
         return replace(self, batch_size=size, accumulate=self.accumulate * -(-self.batch_size // size))
 
 
-class _Objective:
-    """What a slim model is to follow: the dense model and, where asked for, the labels too."""
-
-    def __init__(self, dense: nn.Module, options: FineTune) -> None:
-        self.dense = dense
-        self._options = options
-
-    def loss(self, outputs: Outputs, target: Outputs, labels: Tensor) -> Tensor:
-        """Mean over samples of what is minimised. `target` are the dense model's outputs."""
-        if isinstance(self.dense, Adapter):
-            return _distances(self.dense, outputs, target).mean().float()
-        logits = outputs[LOGITS]
-        loss = _divergence(logits, target[LOGITS], self._options.temperature) / len(logits)
-        if not self._options.labels:
-            return loss
-        low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
-        if low < 0 or high >= classes:
-            raise DataError(
-                f"label {low if low < 0 else high} for a model of {classes} classes; expected 0 to {classes - 1}: "
-                "correct the labels, or fine-tune without them (labels=false)"
-            )
-        return loss + F.cross_entropy(logits, labels)
-
-    def error(self, outputs: Outputs, target: Outputs, labels: Tensor) -> float:
-        """Sum over samples of what weights are chosen by: the distance or, where labels count, wrong answers."""
-        if isinstance(self.dense, Adapter):
-            return float(_distances(self.dense, outputs, target).sum())
-        if self._options.labels:
-            return float((outputs[LOGITS].argmax(dim=1) != labels).sum())
-        return float(_divergence(outputs[LOGITS], target[LOGITS], 1.0))
-
-
-def _outputs(model: nn.Module, inputs: Tensor) -> Outputs:
-    """A classifier's `LOGITS` (n, classes); of an adapted module all outputs (n, ...) by name.
-
-    Where they have a value for every position of a text, those of padding are 0.
-    """
-    if not isinstance(model, Adapter):
-        return {LOGITS: model(inputs).float()}
-    outputs, counted = named_outputs(model, inputs), model.signature_.counted(inputs)
-    if counted is None:
-        return outputs
-    return {
-        name: value.masked_fill(~counted[..., None], 0.0)
-        if value.dim() == 3 and value.shape[:2] == counted.shape
-        else value
-        for name, value in outputs.items()
-    }
-
-
-def _distances(dense: Adapter, outputs: Outputs, target: Outputs) -> Tensor:
-    """How far `outputs` are from the dense model's, (n,).
-
-    By the task's divergence where it wants that, else as a mean over the outputs that are floating-point numbers of
-    their squared errors over the variance of the dense ones.
-    """
-    if dense.signature_.divergence is not None:
-        return dense.signature_.divergence(outputs, target)
-    names = [name for name, value in target.items() if is_real(value)]
-    return torch.stack([relative_errors(outputs[name].float(), target[name].float()) for name in names]).mean(0)
-
-
-def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(target / T || logits / T), summed over samples; the factor keeps the size of gradients."""
-    log_slim, log_dense = (logits / temperature).log_softmax(1), (target / temperature).log_softmax(1)
-    return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)
-
-
-class _Validation:
-    """How wrong a model is on held-out samples, on average."""
-
-    def __init__(self, aim: _Objective, held_out: Batches, samples: int, device: torch.device) -> None:
-        self._aim = aim
-        self._held_out = held_out
-        self._samples = samples
-        self._device = device
-        self._targets = [target for target, _ in self._outputs(aim.dense)]
-
-    def __call__(self, model: nn.Module) -> float:
-        """Mean of the aim's error, with the model's weights as they are."""
-        pairs = zip(self._outputs(model), self._targets, strict=True)
-        error = sum(self._aim.error(outputs, target, labels) for (outputs, labels), target in pairs)
-        total, samples = sum_over_processes(
-            torch.tensor([error, self._samples], dtype=torch.float64, device=self._device)
-        ).tolist()
-        return float(total / samples)
-
-    def _outputs(self, model: nn.Module) -> Iterator[tuple[Outputs, Tensor]]:
-        """Outputs and labels, batch by batch."""
-        for inputs, labels in self._held_out:
-            with torch.no_grad():
-                outputs = _outputs(model, inputs.to(self._device))
-            yield outputs, labels.to(self._device)
-
-
 @dataclass
 class _Progress:
-    """How far a training is; `error` is that of the best weights so far."""
+    """How far a training is: its cycle of learning rates, in steps, and the error of the best weights so far."""
 
+    cycle_end: int
     step: int = 0
     error: float = math.inf
+    cycle_begin: int = 0
+    cycle: int = 0
 
 
 class _Training:
     """A slim model on its way: its weights, those that did best, the optimiser, and how far it is."""
 
-    def __init__(self, options: FineTune, model: nn.Module, aim: _Objective, seed: int) -> None:
+    def __init__(self, options: FineTune, model: nn.Module, aim: Objective, seed: int) -> None:
         self._options = options
         self._model = model
         self._aim = aim
@@ -257,10 +163,9 @@ class _Training:
         self._weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._best: dict[str, Tensor] = {}
         self._optimizer = adamw(model, options.learning_rate, weight_decay=0.0)
-        self._progress = _Progress()
-        self._first_cycle = -(-options.steps // 2)
+        self._progress = _Progress(cycle_end=-(-options.steps // 2))
 
-    def run(self, feed: ShuffledBatches, judge: _Validation | None, path: Path) -> None:
+    def run(self, feed: ShuffledBatches, judge: Validation | None, path: Path) -> None:
         """Train to the end, from the checkpoint in `path` on where there is one; what did best is in the model then."""
         self._model.zero_grad()
         self._resume(path)
@@ -270,12 +175,11 @@ class _Training:
         batches = feed.iterate_from(progress.step * options.accumulate)
         every, saved_at = -(-options.steps // CHECKS), time.monotonic()
         while progress.step < options.steps:
-            if progress.step == self._first_cycle:
-                self._put(self._best)
-                self._optimizer = adamw(self._model, options.learning_rate, weight_decay=0.0)
             self._step(batches)
-            if judge and (progress.step % every == 0 or progress.step in (self._first_cycle, options.steps)):
-                self._check(judge)
+            at_end = progress.step == progress.cycle_end
+            rate_is_too_high = judge and (at_end or progress.step % every == 0) and self._check(judge)
+            if at_end or rate_is_too_high:
+                self._begin_cycle()
             if from_first(time.monotonic() - saved_at >= SAVE_SECONDS):
                 self._save(path)
                 saved_at = time.monotonic()
@@ -283,6 +187,16 @@ class _Training:
         zero_denormals(self._model)
         with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
             path.unlink()
+
+    def _begin_cycle(self) -> None:
+        """Go on from the best weights at a lower rate: for half of the steps left if the first cycle was cut short."""
+        progress, steps = self._progress, self._options.steps
+        self._put(self._best)
+        self._optimizer = adamw(self._model, self._options.learning_rate, weight_decay=0.0)
+        is_last = progress.cycle_end in (progress.step, steps)
+        progress.cycle += 1
+        progress.cycle_begin = progress.step
+        progress.cycle_end = steps if is_last else steps - (steps - progress.step) // 2
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """One step of the optimiser. What it draws follows from the seed and its number alone: it can be redone."""
@@ -306,11 +220,11 @@ class _Training:
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step: in each cycle it rises, then falls to 0 along a cosine."""
-        first, highest = self._first_cycle, self._options.learning_rate
-        if step >= first:
-            step, first, highest = step - first, self._options.steps - first, highest * SECOND_RATE
-        rise = min((step + 1) / (WARM_UP * first), 1.0)
-        return highest * rise * (1.0 + math.cos(math.pi * step / first)) / 2.0
+        progress = self._progress
+        step, length = step - progress.cycle_begin, progress.cycle_end - progress.cycle_begin
+        highest = self._options.learning_rate * NEXT_RATE**progress.cycle
+        rise = min((step + 1) / (WARM_UP * length), 1.0)
+        return highest * rise * (1.0 + math.cos(math.pi * step / length)) / 2.0
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         inputs, labels = inputs.to(self._device), labels.to(self._device)
@@ -320,16 +234,20 @@ class _Training:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._options.precision == "bf16"):
             with torch.no_grad():
-                target = _outputs(self._aim.dense, inputs)
-            outputs = _outputs(self._model, inputs)
+                target = named_predictions(self._aim.dense, inputs)
+            outputs = named_predictions(self._model, inputs)
         return self._aim.loss(outputs, target, labels)
 
-    def _check(self, judge: _Validation) -> None:
-        """Keep the weights if they do better than all before."""
+    def _check(self, judge: Validation) -> bool:
+        """Keep the weights if they do better than all before; true where they do so badly that the rate is too high.
+
+        The share of wrong answers, which counts with labels, jumps too much to tell that.
+        """
         error = judge(self._model)
         if error < self._progress.error:
             self._progress.error = error
             self._best = _copy_values(self._weights)
+        return not self._options.labels and error > RATE_TOO_HIGH * self._progress.error
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -350,7 +268,7 @@ class _Training:
 
     def _resume(self, path: Path) -> None:
         """Go on from the checkpoint in `path`; from the start where not every process has one of the same step."""
-        progress, state = _Progress(), dict[str, Tensor]()
+        progress, state = self._progress, dict[str, Tensor]()
         with suppress(OSError, SafetensorError), safe_open(path, framework="pt", device=str(self._device)) as file:
             progress = _Progress(**json.loads(file.metadata()["progress"]))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)

@@ -23,7 +23,8 @@ _WHERE = {"all": "", "confident": " where the dense model is confident", "classe
 def make_badge(record: CertificateRecord) -> Badge:
     """The badge of a certificate, for reports."""
     titles = {None: "Not certified", 0: "Only the dense model is certified"}
-    title = titles.get(record.chosen, f"Certified{_WHERE[record.part]}")
+    where = " in every group" if record.group else _WHERE[record.part]
+    title = titles.get(record.chosen, f"Certified{where}")
     return Badge(title, bool(record.chosen), record.sentence.removeprefix(f"{title}; "))
 
 
@@ -45,12 +46,13 @@ def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, 
 
 def describe_part(record: CertificateRecord) -> str:
     """Which samples a certificate counts, in one sentence; empty where it counts all of them."""
+    noun = "groups" if record.group else "classes"
     sentences = {
         "all": "",
         "confident": f"{record.n} of {record.reserved} samples count: those whose largest softmax probability "
         f"in the dense model is at least {record.threshold or 0:.10g}. The select split chose it, for a coverage "
         f"of {record.coverage}.",
-        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} classes (by "
+        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} {noun} (by "
         f"{record.group or 'true label'}): all have to pass.",
     }
     return sentences[record.part]

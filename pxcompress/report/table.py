@@ -164,12 +164,12 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
 
 def format_conversion(converted: Converted) -> str:
     """What was written for another ecosystem, and how near it is to PyTorch. No newline at the end."""
-    shape = " x ".join(map(str, converted.input_shape))
     parity = converted.parity
+    inputs = [f"{name} {'x'.join(map(str, shape))} {dtype}" for name, (shape, dtype) in converted.inputs.items()]
     lines = [
         ("file", str(converted.path)),
         ("size", format_bytes(converted.bytes)),
-        ("input", f"{shape}, channels first, float32"),
+        ("inputs", f"{', '.join(inputs)}; images have their channels first"),
         (
             "parity",
             "not compared: its runtime does not run on this machine"

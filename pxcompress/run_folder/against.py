@@ -105,8 +105,10 @@ def _entries(
             yield _Entry(f"{name}, int8", kind, path, test, model.params, model.macs)
         except ModelError as error:
             yield Warning("against", f"{name} could not be made int8: {error}")
-    for scale in SCALES:
-        yield _at_scale(scale, workload, run.recipe, place)
+    _, *sides = workload.loaded.preprocessing.input_size
+    for sizes in dict.fromkeys(tuple(_scale_side(side, scale) for side in sides) for scale in SCALES):
+        if list(sizes) != sides:
+            yield _at_size(sizes, workload, run.recipe, place)
     file_names = [Path(text).name for text in run.recipe.against]
     for text, file_name in zip(run.recipe.against, file_names, strict=True):
         try:
@@ -116,16 +118,14 @@ def _entries(
             yield Warning("against", f"{text} was not measured: {error}")
 
 
-def _at_scale(scale: float, workload: Workload, recipe: Recipe, place: Path) -> _Entry | Warning:
+def _at_size(sizes: tuple[int, ...], workload: Workload, recipe: Recipe, place: Path) -> _Entry | Warning:
     """The dense model on images of smaller sides, position embeddings resampled."""
     preprocessing = workload.loaded.preprocessing
-    channels, *sides = preprocessing.input_size
-    sizes = tuple(_scale_side(side, scale) for side in sides)
     words = "x".join(map(str, sizes)) + " pixels"
     model = workload.loaded.model
     if not preprocessing.is_image or isinstance(model, OnnxModule) or workload.source.layout == "masks":
         return Warning("against", f"the dense model was not tried at {words}: its inputs or targets cannot be resized")
-    smaller = replace(preprocessing, input_size=(channels, *sizes))
+    smaller = replace(preprocessing, input_size=(preprocessing.input_size[0], *sizes))
     try:
         resized = _resize_model(model, sizes)
         splits = load_splits(workload.source, smaller, seed=recipe.seed)

@@ -21,7 +21,7 @@ import numpy as np
 from pxcompress.cache import cache_dir
 from pxcompress.certify.bounded import path_losses
 from pxcompress.certify.learn_then_test import Array
-from pxcompress.certify.parts import Part
+from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import (
     Candidate,
     Certificate,
@@ -33,19 +33,22 @@ from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import check_disjoint, split_hash
 from pxcompress.choices import LOSS_RISKS, one_of
 from pxcompress.data import Source, load_splits, open_source, restrict_classes
+from pxcompress.data.tables import read_words
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files, read_metadata
 from pxcompress.deploy.predictions import predictions
 from pxcompress.errors import InputError
 from pxcompress.models.onnx_file import AUTO, is_onnx, read_ports
+from pxcompress.notes import Note, silent
 from pxcompress.onnx_in.channels import LAYOUT
 from pxcompress.proof import Artifact
-from pxcompress.recipe import Recipe
+from pxcompress.recipe import Guarantee, Recipe
 from pxcompress.report.build import sha256_of
 from pxcompress.run import Run
 from pxcompress.run_folder.ledger import Samples, count_use
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of
+from pxcompress.run_folder.served import LEFT_OUT, read_served
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
 from pxcompress.tasks.choice import build_task, layout_of
 from pxcompress.tasks.classification import Classification
@@ -62,7 +65,8 @@ class ReservedSamples:
     """The samples that are kept for certificates, and those of `select`, by which the threshold of confidence is set.
 
     `data` is the spec they come from; `counts` says how many are kept of each class, name -> number, or of all
-    where the `task` is no classification. Models run on `provider`. `digests` are those of `Splits`.
+    where the `task` is no classification. Models run on `provider`. `contents` are those of `Splits`. The risk is held
+    for each of the `words` (n,) of the column `group` of the data's table, where one is named.
     """
 
     data: str
@@ -72,27 +76,44 @@ class ReservedSamples:
     counts: Mapping[str, int]
     task: Task = field(default_factory=Classification)
     provider: str = "cpu"
-    digests: tuple[bytes, ...] = ()
+    contents: tuple[str, ...] = ()
+    group: str = ""
+    words: tuple[str, ...] = ()
 
     def as_samples(self, hashes: Mapping[str, str]) -> Samples:
-        """The reserved samples as a test takes them: known again by their content, else by their place in the data."""
-        contents = tuple(each.hex() for each in self.digests) or tuple(f"{self.data}\n{each}" for each in self.ids)
-        return Samples(self.data, hashes["split"], contents, hashes)
+        """The reserved samples as a test takes them."""
+        return Samples(self.data, hashes["split"], self.contents, hashes)
+
+    def masks(self, part: Part, labels: Array) -> Mapping[str, Array]:
+        """The parts in each of which the risk is held, name -> (n,): words of the group, or classes of `labels`."""
+        if self.group:
+            return {word: np.array(self.words) == word for word in sorted(set(self.words))}
+        return part.classes(labels, list(self.counts))
+
+    def check(self, limit: RiskLimit, part: Part) -> None:
+        """Raise `DataError` where they are too few, whatever the models do."""
+        if self.group:
+            check_groups(limit, self.masks(part, np.empty(0)), len(self.ids))
+        else:
+            part.check(limit, self.counts)
 
     def predict(self, file: Path, batches: Batches) -> tuple[Array, Array]:
         """Logits (n, classes) of an ONNX file, and labels (n,)."""
         return predict_samples(file, batches, self.provider)
 
     @classmethod
-    def of(cls, data: str, source: Source, splits: Splits, task: Task) -> ReservedSamples:
+    def of(cls, data: str, source: Source, splits: Splits, task: Task, group: str = "") -> ReservedSamples:
         """The reserved samples of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
-        if not isinstance(task, Classification):
-            return cls(data, splits.certify, ids, splits.select, {"": len(ids)}, task, digests=splits.digests)
-        labels = dict(zip(source.held_out.ids, source.held_out.labels.tolist(), strict=True))
-        counts = Counter(source.classes[labels[sample]] for sample in ids)
-        counts_by_name = {name: counts[name] for name in source.classes}
-        return cls(data, splits.certify, ids, splits.select, counts_by_name, digests=splits.digests)
+        counts = {"": len(ids)}
+        if isinstance(task, Classification):
+            labels = dict(zip(source.held_out.ids, source.held_out.labels.tolist(), strict=True))
+            count_by_class = Counter(source.classes[labels[sample]] for sample in ids)
+            counts = {name: count_by_class[name] for name in source.classes}
+        column = read_words(data, group) if group else {}
+        words = tuple(column[sample] for sample in ids) if group else ()
+        contents = splits.contents["certify"]
+        return cls(data, splits.certify, ids, splits.select, counts, task, contents=contents, group=group, words=words)
 
 
 def check_risk(risk: str, part: str, task: Task) -> None:
@@ -112,8 +133,13 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     ids = workload.splits.ids
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
-    counts = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task).counts
-    recipe.guarantee.counted_part.check(recipe.guarantee.limit, counts)
+    _reserved(recipe.guarantee, recipe, workload).check(recipe.guarantee.limit, recipe.guarantee.counted_part)
+
+
+def _reserved(guarantee: Guarantee, recipe: Recipe, workload: Workload) -> ReservedSamples:
+    """The samples that a run keeps for its certificate, and where it tests models on them."""
+    samples = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task, guarantee.group)
+    return replace(samples, provider=choose_provider(recipe.bench.provider))
 
 
 def find_smallest_certified(
@@ -127,8 +153,7 @@ def find_smallest_certified(
     recipe, clock = run.recipe, run.clock
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
-    samples = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task)
-    samples = replace(samples, provider=choose_provider(recipe.bench.provider))
+    samples = _reserved(recipe.guarantee, recipe, workload)
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
@@ -167,7 +192,7 @@ def judge_files(
 ) -> Certificate:
     """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
     candidates, labels = judge_candidates(path, samples, limit.risk, part)
-    return certify(candidates, part.with_scope(limit), part.classes(labels, list(samples.counts)))
+    return certify(candidates, part.with_scope(limit), samples.masks(part, labels))
 
 
 def judge_candidates(
@@ -250,38 +275,61 @@ def make_record(
     certificate: Certificate, part: Part, samples: ReservedSamples, hashes: Mapping[str, str], unit: str
 ) -> CertificateRecord:
     """What certificate.json holds; the use of the samples is not counted yet."""
+    part = Part("classes") if certificate.rows[0].classes else part
     record = CertificateRecord.of(
         certificate, part, reserved=len(samples.ids), hashes=hashes, unit=unit, data=samples.data
     )
-    return replace(record, provider=samples.provider)
+    return replace(record, provider=samples.provider).in_groups(samples.group)
 
 
-def reserve_samples(files: Sequence[Path], data: str, seed: int, skip_corrupt: bool) -> ReservedSamples:
-    """The certify split of `data` as a run with `seed` draws it, prepared as the files say."""
+@dataclass(frozen=True)
+class Draw:
+    """How samples to certify on are drawn from `data`: as by a run with this seed; `group` as in `ReservedSamples`."""
+
+    data: str
+    seed: int = 0
+    skip_corrupt: bool = False
+    group: str = ""
+
+
+def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> ReservedSamples:
+    """The certify split of a draw, prepared as the files say.
+
+    Samples that served the runs of the files in another role are left out, which `note` is told.
+    """
+    data, seed = draw.data, draw.seed
     preprocessing, classes = read_shared_metadata(files)
     facts = read_metadata(files[0])
     task = build_task(facts.get("task", "classification"))
     ports = read_ports(str(files[0]), facts.get(LAYOUT, AUTO)) if is_onnx(facts.get("model", "")) else None
-    source = open_source(data, skip_corrupt=skip_corrupt, seed=seed, layout=layout_of(task, data), ports=ports)
+    source = open_source(data, skip_corrupt=draw.skip_corrupt, seed=seed, layout=layout_of(task, data), ports=ports)
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
         source = restrict_classes(source, classes, seed)
     if source.classes != classes:
         raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
-    splits = load_splits(source, preprocessing, seed=seed)
-    return ReservedSamples.of(data, source, splits, task)
+    splits = load_splits(source, preprocessing, seed=seed, has_served=read_served(files, note))
+    if splits.served:
+        note(f"{splits.served} {LEFT_OUT}")
+    return ReservedSamples.of(data, source, splits, task, draw.group)
 
 
 def read_shared_metadata(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
     """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
     facts = [runtime.open_session(file, "cpu").metadata for file in files]
-    preprocessing = preprocessing_of(facts[0], files[0].parent)
-    for file, facts_of_file in zip(files, facts, strict=True):
-        same_inputs = preprocessing_of(facts_of_file, file.parent) == preprocessing
-        if not same_inputs or facts_of_file.get("classes") != facts[0].get("classes"):
+    preprocessing = [_preprocessing(file, facts_of_file) for file, facts_of_file in zip(files, facts, strict=True)]
+    for place, file in enumerate(files):
+        if preprocessing[place] != preprocessing[0] or facts[place].get("classes") != facts[0].get("classes"):
             raise InputError(
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )
-    return preprocessing, tuple(json.loads(facts[0].get("classes", "[]")))
+    return preprocessing[0], tuple(json.loads(facts[0].get("classes", "[]")))
+
+
+def _preprocessing(file: Path, facts: Mapping[str, str]) -> Preprocessing:
+    try:
+        return preprocessing_of(facts, file.parent)
+    except InputError as error:
+        raise InputError(f"{str(file)!r}: {error}") from error
 
 
 def check_descending(path: Sequence[tuple[str, float, Path]]) -> None:

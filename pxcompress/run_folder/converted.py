@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pxcompress.choices import TARGETS
 from pxcompress.deploy.convert import Converted, check_ecosystem, convert_model
 from pxcompress.deploy.converters import Converter
 from pxcompress.deploy.measure import check_batch_size
 from pxcompress.errors import InputError, unknown
+from pxcompress.models.adapter import Adapter
+from pxcompress.models.signature import Signature
 from pxcompress.report.build import read_report
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.saved import load_pruned
@@ -50,7 +50,8 @@ def convert_folder(
     if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists; add --force to replace it, or choose another with --out")
     pruned = load_pruned(folder)
-    example = torch.zeros(batch_size, *report.input_shape)
+    inputs = pruned.model.signature_ if isinstance(pruned.model, Adapter) else Signature()
+    example = inputs.blank(report.input_shape, batch_size)
     converted = convert_model(pruned.model, onnx, example, ecosystem, path, output=build_task(report.task).output_name)
     if out is None:
         update_sums(folder, [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()])

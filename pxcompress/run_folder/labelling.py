@@ -270,7 +270,7 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
     part = Part("classes" if masks else "all")
     record = CertificateRecord.of(certificate, part, reserved=request.images, hashes=hashes, unit="bytes", data=where)
     count = LabelCount(len(observed.to_label), len(label_by_position)) if RISKS[limit.risk].needs_labels else None
-    return replace(record, labels=count, budget=budget, group=request.group, looked_at=seen)
+    return replace(record, labels=count, budget=budget, looked_at=seen).in_groups(request.group)
 
 
 def list_changes(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:

@@ -58,7 +58,8 @@ def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[Certific
     part, hashes = Part("classes" if masks else "all"), {"split": split}
     record = CertificateRecord.of(certificate, part, reserved=len(table), hashes=hashes, unit="", data=source)
     origin = Origin(earlier=procedure.earlier)
-    return replace(record, budget=budget, group=procedure.group, looked_at=seen, origin=origin), samples
+    record = replace(record, budget=budget, looked_at=seen, origin=origin).in_groups(procedure.group)
+    return record, samples
 
 
 def _chain_lines(path: Path) -> list[str]:

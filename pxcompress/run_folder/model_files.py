@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from pxcompress.certify.learn_then_test import Array
-from pxcompress.certify.parts import Part, check_groups
+from pxcompress.certify.parts import Part
 from pxcompress.certify.path import RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord, Origin
 from pxcompress.certify.used import split_hash
-from pxcompress.data.tables import read_words
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of
 from pxcompress.deploy.measure import file_bytes
 from pxcompress.errors import InputError
+from pxcompress.notes import Note, silent
 from pxcompress.recipe import Guarantee
 from pxcompress.run_folder.certificate import (
-    ReservedSamples,
+    Draw,
     check_descending,
     check_risk,
     choose_provider,
@@ -40,6 +37,7 @@ def certify_files(
     guarantee: Guarantee | RiskLimit,
     seed: int = 0,
     procedure: Procedure | None = None,
+    note: Note = silent,
 ) -> CertificateRecord:
     """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
@@ -60,35 +58,36 @@ def certify_files(
     if not data:
         raise InputError("no data is given; expected --data SPEC, with samples that no model of the path has seen")
     limit, part = _split_guarantee(guarantee, procedure)
-    if part.coverage is not None and (procedure.anytime or procedure.group):
-        raise InputError("part 'confident' is given with --anytime or --group; leave one of them out")
+    if part.coverage is not None and procedure.anytime:
+        raise InputError("part 'confident' is given with --anytime; leave one of them out")
     if repeated := [file for file in files if files.count(file) > 1]:
         raise InputError(f"{str(repeated[0])!r} is given twice; expected different models, from dense to smallest")
     origin = Origin({str(file): str(file.resolve()) for file in files}, seed, skip_corrupt, procedure.earlier)
-    return count_use(*_judge(origin, data, limit, part, procedure))
+    return count_use(*_judge(origin, Draw(data, seed, skip_corrupt, procedure.group), limit, part, procedure, note))
 
 
-def recompute_files(record: CertificateRecord, data: str) -> CertificateRecord:
+def recompute_files(record: CertificateRecord, data: str, note: Note) -> CertificateRecord:
     """A certificate of files once more, on its own samples, of which no use is counted. Raises `InputError`."""
     assert record.origin is not None
     for file in record.origin.files.values():
         if not Path(file).is_file():
             raise InputError(f"model {file!r} is not there any more; put it back")
-    part = Part() if record.group else replace(record.counted, threshold=None)
-    return _judge(record.origin, data, record.certificate.limit, part, Procedure.of(record))[0]
+    part = replace(record.counted, threshold=None)
+    draw = Draw(data, record.origin.seed, record.origin.skip_corrupt, record.group)
+    return _judge(record.origin, draw, record.certificate.limit, part, Procedure.of(record), note)[0]
 
 
 def _judge(
-    origin: Origin, data: str, limit: RiskLimit, part: Part, procedure: Procedure
+    origin: Origin, draw: Draw, limit: RiskLimit, part: Part, procedure: Procedure, note: Note
 ) -> tuple[CertificateRecord, Samples]:
     """The certificate of the files of `origin`, whose use is not counted yet, and the samples that it is about."""
     files = [Path(file) for file in origin.files.values()]
     runtime.check_provider(procedure.provider)
-    reserved = reserve_samples(files, data, origin.seed, origin.skip_corrupt)
+    reserved = reserve_samples(files, draw, note)
     reserved = replace(reserved, provider=choose_provider(procedure.provider))
     check_risk(limit.risk, part.part, reserved.task)
-    if not procedure.group and procedure.earlier is None:
-        part.check(limit, reserved.counts)
+    if procedure.earlier is None:
+        reserved.check(limit, part)
     path = [(name, float(file_bytes(file)), file) for name, file in zip(origin.files, files, strict=True)]
     check_descending(path)
     split = split_hash(reserved.ids)
@@ -97,17 +96,15 @@ def _judge(
     turn = find_turn(samples, limit, procedure)
     part = choose_threshold(part, files[0], reserved)
     candidates, labels = judge_candidates(path, reserved, limit.risk, part)
-    masks = _masks(reserved, labels, part.classes(labels, list(reserved.counts)), procedure)
+    masks = reserved.masks(part, labels)
     if turn is None:
-        if procedure.group:
-            check_groups(limit, masks, len(reserved.ids))
         certificate = certify(candidates, part.with_scope(limit), masks)
-        record = make_record(certificate, Part("classes") if masks else part, reserved, hashes, "bytes")
+        record = make_record(certificate, part, reserved, hashes, "bytes")
     else:
         certificate, budget, seen = certify_turn(candidates, replace(limit, anytime=True), samples, masks, turn)
-        record = make_record(certificate, Part("classes" if masks else "all"), reserved, hashes, "bytes")
+        record = make_record(certificate, part, reserved, hashes, "bytes")
         record = replace(record, budget=budget, looked_at=seen)
-    return replace(record, group=procedure.group, origin=origin), samples
+    return replace(record, origin=origin), samples
 
 
 def _split_guarantee(guarantee: Guarantee | RiskLimit, procedure: Procedure) -> tuple[RiskLimit, Part]:
@@ -115,14 +112,3 @@ def _split_guarantee(guarantee: Guarantee | RiskLimit, procedure: Procedure) -> 
     if isinstance(guarantee, RiskLimit):
         return guarantee, procedure.part
     return guarantee.limit, guarantee.counted_part
-
-
-def _masks(
-    samples: ReservedSamples, labels: Array, classes: Mapping[str, Array], procedure: Procedure
-) -> Mapping[str, Array]:
-    """The parts in each of which the risk is held: classes by label, or the words of a column of the data's table."""
-    if not procedure.group:
-        return classes
-    words = read_words(samples.data, procedure.group)
-    column = np.array([words[sample] for sample in samples.ids])
-    return {name: column == name for name in np.unique(column).tolist()}

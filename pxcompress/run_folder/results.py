@@ -253,11 +253,11 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
     dense = comparison.dense
     if isinstance(workload.task, Classification) and is_chance_level(dense.quality.value, dense.samples, classes):
-        resized = ", and --input-size: images are resized to that of the model"
+        pixels = ", --input-size, to which images are resized, and --input-mean, by which pixels become inputs"
         reason = (
             "as untrained ones do; give --checkpoint"
             if weights == "factory"
-            else f"check its weights{resized if workload.loaded.preprocessing.is_image else ''}"
+            else f"check its weights{pixels if workload.loaded.preprocessing.is_image else ''}"
         )
         text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.quality.value:.1%} of {classes} classes; {reason}"
         yield Warning("near-chance", text)

@@ -52,7 +52,7 @@ def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"an ONNX file without preprocessing in its metadata ({type(error).__name__}: {error}); "
-            "give files that pxcompress wrote"
+            "give files that pxcompress wrote, such as the dense.onnx of a run folder"
         ) from error
 
 

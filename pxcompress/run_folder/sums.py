@@ -35,6 +35,11 @@ def find_altered_files(folder: Path) -> list[str]:
     return [name for name in digests if (folder / name).is_file() and sha256_of(folder / name) != digests[name]]
 
 
+def find_missing_files(folder: Path) -> list[str]:
+    """Names of the files that have a digest and are not there any more. Raises `InputError`."""
+    return [name for name in _read(folder) if not (folder / name).is_file()]
+
+
 def _name(folder: Path, file: Path) -> str:
     return file.relative_to(folder).as_posix()
 

@@ -17,11 +17,12 @@ from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Samples
 from pxcompress.data.tables import read_words
 from pxcompress.deploy.export import artifact_of
-from pxcompress.errors import InputError
+from pxcompress.errors import DataError, InputError
 from pxcompress.notes import Note, begin
 from pxcompress.run_folder import ledger
 from pxcompress.run_folder.answers import Question
 from pxcompress.run_folder.certificate import predict_samples, read_shared_metadata
+from pxcompress.run_folder.served import LEFT_OUT, read_served
 
 BY_ANSWER = "the dense model's answer"
 """The group of a test for every class by itself: no label tells the classes of images on which all models agree."""
@@ -63,14 +64,20 @@ def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) 
     note(begin("reading the images"))
     reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
     first = np.sort(np.unique(np.array(reading.digests), return_index=True)[1])  # copies are no independent samples
-    store = reading.store.take(first)
+    has_served = read_served(list(files.values()), note)
+    fresh = np.array([place for place in first if not has_served(reading.digests[place].hex())], dtype=np.int64)
+    if not len(fresh):
+        raise DataError(f"all images of {unlabelled!r} served the runs of these models; give others")
+    if len(fresh) < len(first):
+        note(f"{len(first) - len(fresh)} {LEFT_OUT}")
+    store = reading.store.take(fresh)
     note(begin(f"{len(files)} models answer on {len(store)} images"))
     batches = ImageBatches(store, 64)
     logits = [predict_samples(file, batches)[0] for file in files.values()]
     if any(each.ndim != 2 for each in logits):
         raise InputError("labels are asked for where classifiers disagree, and these are none; give --losses instead")
     predicted = np.stack([each.argmax(axis=1) for each in logits])
-    contents = tuple(reading.digests[place].hex() for place in first)
+    contents = tuple(reading.digests[place].hex() for place in fresh)
     split = split_hash(f"{name} {content}" for name, content in zip(store.samples.ids, contents, strict=True))
     hashes = {**{name: artifact_of(file).sha256 for name, file in files.items()}, "split": split}
     names = classes or tuple(str(index) for index in range(logits[0].shape[1]))

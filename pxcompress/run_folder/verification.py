@@ -19,6 +19,7 @@ from pxcompress.notes import Note, begin, silent
 from pxcompress.report.build import sha256_of
 from pxcompress.run_folder.certificate import (
     FILE,
+    Draw,
     choose_threshold,
     hash_files,
     is_smaller,
@@ -47,7 +48,7 @@ from pxcompress.run_folder.loss_table import recompute_losses
 from pxcompress.run_folder.model_files import recompute_files
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import read_run
-from pxcompress.run_folder.sums import SUMS, find_altered_files
+from pxcompress.run_folder.sums import SUMS, find_altered_files, find_missing_files
 
 
 def verify(folder: Path, data: str = "", note: Note = silent) -> Verification:
@@ -84,10 +85,13 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
     altered = _list_altered_files(folder) if (folder / RECIPE).is_file() else {}
     try:
         recipe = read_run(folder, data)
+        _check_whole(folder)
+        if SUMS not in altered and (missing := find_missing_files(folder)):
+            note(f"not there any more, and so not checked: {', '.join(missing)}")
         record = _read_certificate(folder, "run with --max-drop")
         note(begin("reading the data"))
         files = [folder / DENSE, folder / SLIM]
-        samples = reserve_samples(files, recipe.data, recipe.seed, recipe.skip_corrupt)
+        samples = reserve_samples(files, Draw(recipe.data, recipe.seed, recipe.skip_corrupt, record.group), note)
         samples = replace(samples, provider=record.provider)
         hashes = hash_files(folder, samples)
         note(begin(f"testing {len(files)} files on {len(samples.ids)} samples"))
@@ -106,7 +110,7 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
         problems.append(f"confident means a softmax of at least {own_part.threshold}, not {part.threshold}")
     problems += find_differences(rows, recomputed_certificate.rows)
     problems += find_alterations(certificate)
-    if record.sentence != sentence(certificate) or recomputed_certificate.limit != certificate.limit:
+    if record.sentence != sentence(certificate, record.group) or recomputed_certificate.limit != certificate.limit:
         problems.append("its sentence is not what it shows")
     return _verification(record, problems)
 
@@ -122,6 +126,13 @@ def _list_altered_files(folder: Path) -> dict[str, str]:
         return {SUMS: str(error)}
 
 
+def _check_whole(folder: Path) -> None:
+    """Raise `InputError` where a file is missing that the certificate is about."""
+    for name in _NAMED_BY_CERTIFICATE:
+        if not (folder / name).is_file():
+            raise InputError(f"{str(folder)!r} has no {name}, which its certificate is about; put it back")
+
+
 def _verify_files(folder: Path, data: str, note: Note) -> Verification:
     """Compute the certificate of ONNX files on labelled data, or of a table of losses, again."""
     record = _read_certificate(folder, "certify --out")
@@ -131,8 +142,9 @@ def _verify_files(folder: Path, data: str, note: Note) -> Verification:
             "with certify --out"
         )
     note(begin("reading the data, and testing on it"))
-    recompute = recompute_files if record.origin.files else recompute_losses
-    again = replace(recompute(record, data or record.data), data=record.data).used(record.uses_before)
+    place = data or record.data
+    again = recompute_files(record, place, note) if record.origin.files else recompute_losses(record, place)
+    again = replace(again, data=record.data).used(record.uses_before)
     return _compare(record, again)
 
 

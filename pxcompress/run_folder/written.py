@@ -31,6 +31,7 @@ from pxcompress.proof import (
 )
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
+from pxcompress.run_folder.served import write_served
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.choice import task_text
 from pxcompress.tasks.classification import Classification
@@ -93,6 +94,7 @@ def write_beside_onnx(
     (folder / PLAN).write_text(_plan(slim))
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
     (folder / "scores.safetensors").write_bytes(save(scores))
+    write_served(folder, workload.splits)
     if slim.class_relevance is not None:
         _save_class_relevance(slim.class_relevance, workload, folder / "class_scores.safetensors")
     _save_weights(slim.pruned.model, workload, folder / WEIGHTS)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper, save
 from torch import nn
 
 from pxcompress.choices import CONVERSIONS
 from pxcompress.deploy import runtime
 from pxcompress.deploy.convert import check_ecosystem, convert_model
-from pxcompress.deploy.converters import CONVERTERS, Predict, Source
+from pxcompress.deploy.converters import CONVERTERS, Predict, Source, explain_missing
 from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.onnx_modules import read_onnx
 from pxcompress.deploy.session import Array
 from pxcompress.errors import InputError, ModelError, ParityError
+from pxcompress.models.adapter import adapt_module, called_with
+from pxcompress.models.onnx_file import read_ports
+from pxcompress.models.signature import bound_inputs
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 
@@ -52,7 +59,7 @@ class Copying:
 
     def open(self, path: Path) -> Predict | None:
         session = runtime.open_session(path, "cpu", threads=1)
-        return lambda inputs: [session.predict(inputs)]
+        return lambda inputs: [values.numpy() for values in session.outputs_of(dict(inputs)).values()]
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Refusing(Copying):
 @dataclass(frozen=True)
 class Wrong(Copying):
     def open(self, path: Path) -> Predict | None:
-        def predict(inputs: Array) -> list[Array]:
+        def predict(inputs: Mapping[str, Array]) -> list[Array]:
             return [outputs + 1 for outputs in Copying().open(path)(inputs)]
 
         return predict
@@ -129,12 +136,100 @@ def test_a_converter_from_elsewhere_is_held_against_pytorch(
     model, onnx = exported
     done = convert_model(model, onnx, EXAMPLE, "copying", tmp_path / "m.copy", output="logits")
     assert done.path.read_bytes() == onnx.read_bytes()
-    assert (done.bytes, done.input_shape) == (onnx.stat().st_size, (2, 3, 8, 8))
+    assert (done.bytes, done.inputs) == (onnx.stat().st_size, {"input": ((2, 3, 8, 8), "float32")})
     assert done.parity is not None
     assert done.parity.passed
     assert done.parity.samples == 8
     assert convert_model(model, onnx, EXAMPLE, "elsewhere", tmp_path / "m.copy", output="logits").parity is None
     assert capfd.readouterr() == ("", "")
+
+
+class Pair(nn.Module):
+    """An image and a whole number, which is looked up; two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.table, self.head = nn.Conv2d(3, 8, 3), nn.Embedding(5, 8), nn.Linear(16, 4)
+
+    def forward(self, image: torch.Tensor, kind: torch.Tensor) -> dict[str, torch.Tensor]:
+        pooled = self.conv(image).relu().mean((2, 3))
+        return {"score": self.head(torch.cat([pooled, self.table(kind)], 1)).softmax(1), "pooled": pooled}
+
+
+PAIR = {"image": torch.randn(2, 3, 8, 8), "kind": torch.tensor([0, 4])}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path, torch.Tensor]:
+    """A module with two inputs as every stage takes it, its file, and a batch of it."""
+    torch.manual_seed(0)
+    adapted, path = adapt_module(Pair().eval(), PAIR, [PAIR]), tmp_path_factory.mktemp("pair") / "model.onnx"
+    export_onnx(adapted.model, adapted.example, path, {})
+    return adapted.model, path, adapted.example
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_several_inputs_stay_several(
+    more: None, pair: tuple[nn.Module, Path, torch.Tensor], tmp_path: Path, is_file: bool
+) -> None:
+    """By name, whole numbers as such: of a module in Python, and of one that was read from its file."""
+    model, onnx, example = pair
+    if is_file:
+        ports = bound_inputs(read_ports(str(onnx)).inputs, {name: [value] for name, value in PAIR.items()})
+        model = called_with(read_onnx(onnx, {"image": [3, 8, 8]}), ports, example.shape[1:])
+    done = convert_model(model, onnx, example, "copying", tmp_path / "m.copy", output="logits")
+    assert done.inputs == {"image": ((2, 3, 8, 8), "float32"), "kind": ((2,), "int64")}
+    assert done.parity is not None
+    assert done.parity.max_abs < 1e-5
+    with pytest.raises(ParityError):
+        convert_model(model, onnx, example, "wrong", tmp_path / "m.copy", output="logits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_several_inputs_compute_what_pytorch_computes(
+    name: str, pair: tuple[nn.Module, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    model, onnx, example = pair
+    converter = CONVERTERS.get(name)()
+    if reason := converter.explain_failure():
+        pytest.skip(reason)
+    done = convert_model(model, onnx, example, name, tmp_path / f"m{converter.suffix}", output="logits")
+    assert done.parity is None or (done.parity.passed and done.parity.agreement == 1)
+
+
+def softmax_file(path: Path, is_last: bool) -> Path:
+    """A file with one convolution and a softmax at its end, of images with their channels first or last."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 3, 3, 3)), "head": rng.normal(size=(4, 5))}
+    turn = [helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2])] if is_last else []
+    nodes = [
+        *turn,
+        helper.make_node("Conv", ["first" if is_last else "x", "w"], ["conv"]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("GlobalAveragePool", ["relu"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    shape = ["n", 8, 8, 3] if is_last else ["n", 3, 8, 8]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])]
+    graph = helper.make_graph(nodes, "net", inputs, outputs, tensors)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_file_is_converted_with_all_that_it_computes(more: None, tmp_path: Path, is_last: bool) -> None:
+    """Modules leave out a softmax at the end, and take channels first; what reads the file must agree with it."""
+    path = softmax_file(tmp_path / "net.onnx", is_last)
+    model = read_onnx(path)
+    done = convert_model(model, path, torch.zeros(2, 3, 8, 8), "copying", tmp_path / "m.copy", output="logits")
+    assert done.inputs == {"x": ((2, 8, 8, 3) if is_last else (2, 3, 8, 8), "float32")}
+    assert done.parity is not None
+    assert done.parity.max_abs < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -153,6 +248,12 @@ def test_what_fails_is_one_line_and_leaves_nothing(
         convert_model(model, onnx, EXAMPLE, ecosystem, tmp_path / "m.copy", output="logits")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_is_named_once() -> None:
+    message = "the package none-such is not installed (pip install none-such)"
+    assert explain_missing("none_such.inner", "none-such") == explain_missing("none_such", "none-such") == message
+    assert explain_missing("json", "json") == ""
 
 
 def test_an_unknown_ecosystem_is_refused() -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from command import Px, one_line
 from torch import nn
 
 import pxcompress
@@ -150,6 +152,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {"input_names": ["image", "kind"], "output_names": ["score"]}
     axes = {name: {0: "n"} for name in ("image", "kind", "score")}
     torch.onnx.export(TwoInputs().eval(), inputs, path / "net.onnx", dynamo=False, dynamic_axes=axes, **names)
+    proto = onnx.load(path / "net.onnx")
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(proto, path / "open.onnx")
     np.savez(path / "data.npz", image=inputs[0].numpy(), kind=inputs[1].numpy())
     return path
 
@@ -167,17 +172,53 @@ def test_images_alone_are_refused_for_a_file_with_several_inputs(folder: Path) -
         load_workload(Recipe(str(folder / "net.onnx"), 0.5, data="glyphs"))
 
 
-def test_a_file_with_several_inputs_is_pruned_from_arrays(folder: Path, tmp_path: Path) -> None:
-    data_file, out = folder / "data.npz", tmp_path / "run"
-    recipe = Recipe(str(folder / "net.onnx"), 0.4, data=str(data_file), round_to=1, repair=("fold",))
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of that file."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    recipe = Recipe(str(folder / "net.onnx"), 0.4, data=str(folder / "data.npz"), round_to=1, repair=("fold",))
     report = pxcompress.compress(recipe, out)
     assert report.parity.passed
     assert report.pruned.macs < 0.65 * report.dense.macs
-    small, dense = (open_session(out / name, "cpu") for name in ("model.onnx", "dense.onnx"))
+    return out
+
+
+def test_a_file_with_several_inputs_is_pruned_from_arrays(folder: Path, run: Path) -> None:
+    small, dense = (open_session(run / name, "cpu") for name in ("model.onnx", "dense.onnx"))
     assert [(port.name, port.dtype) for port in small.inputs] == [(port.name, port.dtype) for port in dense.inputs]
-    data = np.load(data_file)
+    data = np.load(folder / "data.npz")
     feed = {name: data[name][:4] for name in ("image", "kind")}
-    loaded = pxcompress.load(out)
+    loaded = pxcompress.load(run)
     with torch.no_grad():
         logits = loaded(**{name: torch.from_numpy(array) for name, array in feed.items()})
     np.testing.assert_allclose(small.predict(feed), logits.softmax(1).numpy(), atol=1e-5)
+
+
+def test_all_commands_take_a_file_with_several_inputs(
+    px: Px, folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or end in one line with the reason."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+    net, data = folder / "net.onnx", folder / "data.npz"
+    works = (
+        ["inspect", "--model", net, "--latency"],
+        ["inspect", "--model", folder / "open.onnx", "--data", data],
+        ["sweep", "--model", net, "--data", data, "--ratios", 0.2, "--round-to", 1, "--out", tmp_path / "sweep"],
+        ["sweep", "--model", net, "--data", data, "--ratios", 0.01, "--budget", "latency", "--round-to", 1],
+        ["certify", run, "--risk", "mean-loss", "--max-drop", 0.5, "--out", tmp_path / "proof"],
+        ["verify", tmp_path / "proof"],
+        ["bench", run],
+        ["explain", run],
+    )
+    monkeypatch.chdir(tmp_path)
+    for command in works:
+        outcome = px(*command, *(["--quiet"] if command[0] in ("sweep", "certify", "verify", "explain") else []))
+        assert outcome.code == 0, (command, outcome.err)
+    ends = {
+        "takes 'image' of any size (3 x any x 8); give --data": ["inspect", "--model", folder / "open.onnx"],
+        "has 2 inputs (image, kind); expected one: images": ["bench", net, "--precision", "int8", "--data", data],
+        "net.onnx': an ONNX file without preprocessing": ["certify", net, run / "model.onnx", "--data", data],
+        "takes no images; leave it out": ["sweep", "--model", net, "--data", data, "--input-mean", "0-1", "--quiet"],
+    }
+    for message, command in ends.items():
+        assert message in one_line(px(*command, *(["--max-drop", 0.5] if command[0] == "certify" else []))), command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -22,6 +23,7 @@ import pxcompress
 from pxcompress import pipeline
 from pxcompress.certify.learn_then_test import fixed_sequence
 from pxcompress.certify.used import FILE, Use, add_use, count_seen_elsewhere
+from pxcompress.data import load_splits, open_source
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, InputError
 from pxcompress.proof import Warning
@@ -30,7 +32,7 @@ from pxcompress.report.build import from_json, to_json
 from pxcompress.run_folder.certificate import check_certifiable
 from pxcompress.run_folder.sums import write_sums
 from pxcompress.state import seeded
-from pxcompress.types import Batch, Batches
+from pxcompress.types import Batch, Batches, Preprocessing
 from pxcompress.workload import Workload, load_workload
 
 SIZE = 16
@@ -407,7 +409,7 @@ def test_a_run_folder_is_a_path_of_two(px: Px, certified: tuple[Path, Outcome], 
     for label in range(CLASSES):  # every label is wrong
         shutil.copytree(images / "val" / f"class{label}", tmp_path / "val" / f"class{(label + 1) % CLASSES}")
         shutil.copytree(images / "train" / f"class{label}", tmp_path / "train" / f"class{label}")
-    wrong = px("certify", certified[0], "--data", tmp_path, "--max-drop", 0.3, "--risk", "top1-error")
+    wrong = px("certify", certified[0], "--data", tmp_path, "--max-drop", 0.3, "--risk", "top1-error", "--quiet")
     assert wrong.code == 3
     assert "Not certified: the dense model stays." in wrong.out
     assert wrong.err.startswith("pxcompress: not certified")
@@ -554,6 +556,17 @@ def test_verify_of_a_file_that_is_no_longer_readable_says_what_was_altered(px: P
     assert len(outcome.err.strip().splitlines()) == 1
 
 
+def test_verify_says_what_is_missing(px: Px, copy: Path) -> None:
+    (copy / "report.html").unlink()
+    outcome = px("verify", copy)
+    assert outcome.code == 0
+    assert "not there any more, and so not checked: report.html\n" in outcome.err
+    for name in ("plan.json", "model.safetensors"):
+        (copy / name).rename(copy / "elsewhere")
+        assert f"has no {name}, which its certificate is about" in one_line(px("verify", copy, "--quiet"))
+        (copy / "elsewhere").rename(copy / name)
+
+
 def test_verify_detects_a_figure_of_the_report_that_is_on_no_page(px: Px, copy: Path) -> None:
     content = json.loads((copy / "report.json").read_text())
     content["dense"]["latency_ms"]["quantiles"][3] += 1e-6
@@ -667,6 +680,92 @@ def test_data_that_have_grown_are_known_again(
     assert "as the earlier certificate says" in px("verify", tmp_path / "two", "--quiet").out
     fixed = px("certify", certified[0], "--data", tmp_path / "grown", "--max-drop", 0.6, "--quiet")
     assert "their guarantee is spent" in fixed.out
+
+
+def _grown(images: Path, root: Path) -> Path:
+    """The images under other names, with as many more to hold out."""
+    image_folder(root / "more", {"val": 30}, CLASSES, SIZE)
+    for file in images.rglob("*.png"):
+        place = root / "grown" / file.relative_to(images).parent
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place / f"old-{file.name}")
+    for file in (root / "more").rglob("*.png"):
+        pixels = 255 - np.asarray(Image.open(file))
+        Image.fromarray(pixels).save(root / "grown" / "val" / file.parent.name / file.name)
+    return root / "grown"
+
+
+def _reserved(data: Path) -> dict[str, tuple[str, ...]]:
+    """The ids of every role, as a run draws them."""
+    return load_splits(open_source(str(data)), Preprocessing((3, SIZE, SIZE), (0.5,) * 3, (0.5,) * 3)).ids
+
+
+def test_samples_that_served_in_another_role_are_never_certified_on(
+    px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data that have grown are cut anew: whatever chose something before is known by its content, and left out."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+    grown = _grown(images, tmp_path)
+    served = {name for role, ids in _reserved(images).items() if role != "certify" for name in ids}
+    certify = _reserved(grown)["certify"]
+    fresh = [name for name in certify if name.replace("old-", "") not in served or "old-" not in name]
+    assert 0 < len(fresh) < len(certify)
+    asked = ["certify", certified[0], "--data", grown, "--max-drop", 0.6]
+    outcome = px(*asked, "--out", tmp_path / "out")
+    assert f"{len(certify) - len(fresh)} samples are left out: the runs of these models used them" in outcome.err
+    assert _content(tmp_path / "out")["reserved"] == len(fresh)
+    assert px("verify", tmp_path / "out", "--quiet").code == (0 if _content(tmp_path / "out")["chosen"] else 3)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("dense.onnx", "model.onnx"):
+        shutil.copy(certified[0] / name, bare)
+    outcome = px("certify", bare / "dense.onnx", bare / "model.onnx", *asked[2:], "--json")
+    assert f"no served.txt in '{bare}'" in outcome.err
+    assert json.loads(outcome.out)["reserved"] == len(certify)
+
+
+def test_images_without_labels_are_known_as_well(
+    px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path
+) -> None:
+    ids = _reserved(images)
+    for name in (*ids["select"], *ids["test"], *ids["certify"]):
+        shutil.copy(
+            images / "val" / name if (images / "val" / name).exists() else images / name,
+            tmp_path / "".join(name.split("/")),
+        )
+    outcome = px("certify", certified[0], "--unlabelled", tmp_path, "--max-drop", 0.6, "--out", tmp_path / "out")
+    assert f"{len(ids['select'] + ids['test'])} samples are left out" in outcome.err
+    assert json.loads((tmp_path / "out" / "request.json").read_text())["images"] == len(ids["certify"])
+
+
+def test_a_run_holds_the_risk_in_every_group_of_its_table(
+    px: Px, options: list[object], images: Path, tmp_path: Path
+) -> None:
+    table = images / "table.csv"
+    with table.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["path", "label", "camera", "split"])
+        for place, image in enumerate(sorted(images.rglob("*.png"))):
+            half, label, _ = image.relative_to(images).parts
+            lines.writerow([image.relative_to(images), label, ("front", "back")[place % 3 == 0], half])
+    asked = ["run", *options, "--data", table, "--ratio", 0.3, "--repair", "fold", "--steps", 1, "--out"]
+    group = ["--max-drop", 0.5, "--group", "camera"]
+    assert "'classes' is given with --group" in one_line(px(*asked, tmp_path / "no", *group, "--part", "classes"))
+    assert "did you mean camera" in one_line(px(*asked, tmp_path / "no", *group[:-1], "kamera"))
+    assert "'back', the smallest group" in one_line(px(*asked, tmp_path / "no", *group, "--max-drop", 0.01))
+    outcome = px(*asked, tmp_path / "run", *group)
+    assert outcome.code == 0, outcome.err
+    told = _content(tmp_path / "run")
+    assert told["group"] == "camera"
+    backs = {str(row["path"]) for row in csv.DictReader(table.open()) if row["camera"] == "back"}
+    ids = _reserved(table)["certify"]
+    counts = {each["name"]: each["n"] for each in told["rows"][1]["classes"]}
+    assert counts == {"back": sum(name in backs for name in ids), "front": sum(name not in backs for name in ids)}
+    assert told["rows"][1]["p_value"] == max(each["p_value"] for each in told["rows"][1]["classes"])
+    assert px("verify", tmp_path / "run", "--quiet").code == 0
+    table.write_text(table.read_text().replace("back", "side"))
+    assert px("verify", tmp_path / "run", "--quiet").code == 3, "a group that is another one now"
+    table.unlink()
 
 
 def _blame_another(classes: list[dict[str, float]]) -> None:

@@ -47,6 +47,7 @@ ARTEFACTS = {
     "recipe.json",
     "plan.json",
     "scores.safetensors",
+    "served.txt",
     "report.json",
     "report.html",
     "SHA256SUMS",
@@ -184,7 +185,7 @@ def test_a_run_is_handed_on_to_another_ecosystem(
     done = px("convert", folder, "--to", "copies", "--out", str(out), "--batch-size", "2")
     assert done.code == 0, done.err
     assert out.read_bytes() == (finished[0] / "model.onnx").read_bytes()
-    assert f"2 x 3 x {SIZE} x {SIZE}" in done.out
+    assert f"input 2x3x{SIZE}x{SIZE} float32" in done.out
     assert "from PyTorch on 8 random inputs" in done.out
     assert "no multiple of 32, as Copies likes them; prune with --round-to 32 for it" in done.err
     content = json.loads(px("convert", folder, "--to", "copies", "--out", str(out), "--force", "--json").out)

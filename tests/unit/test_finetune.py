@@ -159,13 +159,21 @@ def test_how_long_it_takes_follows_from_the_samples(samples: int, steps: int, mo
 @pytest.mark.parametrize("labels", [False, True])
 def test_held_out_samples_are_never_done_worse(labels: bool) -> None:
     """Steps that destroy: the start is the best there is, and comes back bit by bit."""
-    options, batches = f"labels={labels},steps=24,learning_rate=1", data(64, 64)
+    options, batches = f"labels={labels},steps=3,learning_rate=1", data(64, 64)
     start = near()
     held_out = [(inputs, start.model(inputs).argmax(1)) for inputs, _ in data(30, 8, seed=1)]  # all right at the start
     last = tuned(options, near(), batches)
     assert divergence(last, held_out) > divergence(start, held_out)
     assert top1(last, held_out) < 1
     assert equal(state(tuned(options, near(), batches, held_out)), state(start))
+
+
+def test_a_rate_that_is_too_high_is_lowered_until_it_helps() -> None:
+    """Without held-out samples nothing tells that it is too high."""
+    options, batches, held_out = "learning_rate=1,steps=120", data(256, 64), data(200, 50, seed=1)
+    start = divergence(near(), held_out)
+    assert divergence(tuned(options, near(), batches), held_out) > 2 * start
+    assert divergence(tuned(options, near(), batches, held_out), held_out) < 0.5 * start
 
 
 def test_the_best_weights_on_held_out_samples_are_kept() -> None:

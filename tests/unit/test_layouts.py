@@ -156,6 +156,19 @@ def test_masks_of_one_class(tmp_path):
     assert "fewer than two classes" in error_of(root)
 
 
+def test_a_table_with_a_class_for_every_image_is_a_classification(tmp_path):
+    words = ("dog", "cat", "ant")
+    path = save_table(tmp_path, "path,label,camera", lambda index, name: f"{name},{words[index % 3]},{index % 2}")
+    source = open_source(str(path))
+    assert (source.layout, source.classes, source.outputs) == ("classes", ("ant", "cat", "dog"), 3)
+    for name, label in batches_by_id(source).items():
+        assert source.classes[label] == words[int(Path(name).stem) % 3]
+    assert read_words(str(path), "camera") == {f"files/{index}.png": str(index % 2) for index in range(COUNT)}
+    (tmp_path / "numbers").mkdir()
+    numbers = save_table(tmp_path / "numbers", "path,label", lambda index, name: f"{name},{index / 2}")
+    assert open_source(str(numbers)).layout == "numbers"
+
+
 @pytest.mark.parametrize("json_list", [False, True])
 def test_table_of_labels(tmp_path, json_list):
     def row(index: int, name: str) -> str:

@@ -104,7 +104,7 @@ def test_the_risk_is_held_in_every_group(px: Px, table: Path) -> None:
     values_of = np.array([float(line[1]) for line in values[1:]])
     night = np.array(day[1:]) == "night"
     assert record["rows"][1]["p_value"] == pytest.approx(RiskLimit("mean-loss", 0.15).p_value(values_of[night]))
-    assert "the weakest of 2 classes (by when)" in px("certify", *command).out
+    assert "the weakest of 2 groups (by when)" in px("certify", *command).out
     table.write_text("\n".join(line.partition(",")[2] for line in table.read_text().splitlines()))
     assert told(px, "--losses", table, "--max-drop", 0.15)["chosen"] == 1
 

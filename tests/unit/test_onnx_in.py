@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -332,10 +333,50 @@ def _node(kind: str, *inputs: str, **options: Any) -> onnx.NodeProto:
     return helper.make_node(kind, list(inputs) or ["x"], ["y"], **options)
 
 
+def _huge(rows: int = 1 << 40) -> onnx.ModelProto:
+    """A weight that says it has more rows than there are."""
+    proto = _proto(_node("MatMul", "x", "w"), w=np.zeros((4, 4), np.float32))
+    proto.graph.initializer[0].dims[0] = rows
+    return proto
+
+
+def _if_on_data() -> onnx.ModelProto:
+    """A branch that the mean of the input chooses."""
+    branches = [
+        helper.make_graph(
+            [helper.make_node(kind, ["x"], [kind])],
+            kind,
+            [],
+            [helper.make_tensor_value_info(kind, TensorProto.FLOAT, ["n", 4])],
+        )
+        for kind in ("Relu", "Neg")
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
+        helper.make_node("Greater", ["mean", "zero"], ["high"]),
+        helper.make_node("If", ["high"], ["y"], "gate", then_branch=branches[0], else_branch=branches[1]),
+    ]
+    return _proto(*nodes, zero=np.zeros((), np.float32))
+
+
 REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "quantised": (_proto(_node("QLinearMatMul")), "quantised already .*float32 file it was made from"),
     "runtime's own": (_proto(_node("FusedConv", domain="com.microsoft")), "com.microsoft .FusedConv.*before optim"),
+    "QDQ": (
+        _proto(_node("QuantizeLinear", "x", "s"), _node("DequantizeLinear", "x", "s"), s=np.ones((), np.float32)),
+        r"quantised already \(DequantizeLinear, QuantizeLinear\).*--targets int8",
+    ),
     "loop": (_proto(_node("Loop")), "has a loop"),
+    "scan": (_proto(_node("Scan")), "has a loop .Scan"),
+    "if on data": (_if_on_data(), "If 'gate': which way it goes depends on the input's values"),
+    "nothing makes it": (_proto(_node("Relu", "other")), "Relu '' reads 'other', which nothing in the file makes"),
+    "bfloat16": (
+        _proto(_node("MatMul", "x", "w"), w=np.zeros((16, 16), ml_dtypes.bfloat16)),
+        "bfloat16.*export it in float32 or float16",
+    ),
+    "too new": (_proto(_node("Relu"), opset=99), "opset 99; known are 7 to"),
+    "too large": (_huge(), r"tensor 'w' says it has the shape \[1099511627776, 4\]; refused"),
+    "not its bytes": (_huge(8), r"tensor 'w' of shape \[8, 4\] has 64 bytes, not 128; fetch the whole file"),
     "unknown": (
         _proto(_node("Det"), _node("Det"), _node("NonMaxSuppression")),
         r"Det \(2x\), NonMaxSuppression \(1x\)",

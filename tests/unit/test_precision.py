@@ -265,6 +265,8 @@ def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
         assert json.loads(recipe.to_json())["targets"] == list(kept)
     with pytest.raises(InputError, match="unknown target 'int4'; did you mean int8"):
         Recipe("m", 0.5, scorer="magnitude", targets=("int4",))
+    with pytest.raises(InputError, match=r"max-quant-drop is 0\.02, but no int8 file is made; add --targets int8"):
+        Recipe("m", 0.5, max_quant_drop=0.02)
 
 
 def test_the_table_says_no_difference_where_it_cannot_tell(folder: Path) -> None:

@@ -40,7 +40,7 @@ from pxcompress.passes.collect import collect
 from pxcompress.passes.matching import moment_changes
 from pxcompress.passes.moments import collect_moments
 from pxcompress.planning.dead_paths import _draw_inputs
-from pxcompress.repair import finetune
+from pxcompress.repair.objective import named_predictions
 from pxcompress.run_folder.calibration import read_calibration
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Input, Preprocessing
@@ -162,7 +162,7 @@ class TokenNet(nn.Module):
 def test_fine_tuning_does_not_follow_padding() -> None:
     net = make_plain(TokenNet(), preprocessing_of(TokenNet()))
     inputs = encoded(*TEXTS)
-    (values,) = finetune._outputs(net, inputs).values()
+    (values,) = named_predictions(net, inputs).values()
     assert values.shape == (len(TEXTS), inputs.shape[2], 3)
     assert torch.equal(values.any(2), inputs[:, 1] > 0)
 

@@ -16,7 +16,7 @@ of the ecosystem: nothing is translated by hand here.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -27,20 +27,22 @@ from pxcompress.deploy.quiet import capture_output, shorten_message
 from pxcompress.deploy.session import Array
 from pxcompress.registry import Registry
 
-Predict = Callable[[Array], list[Array]]
-"""A batch of inputs, shape (n, ...) -> the outputs, in the order of the exported file's."""
+Predict = Callable[[Mapping[str, Array]], list[Array]]
+"""A batch of every input by its name, (n, ...) -> the outputs, in the order of the exported file's."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A slim model: as PyTorch module on the CPU in eval mode, and as ONNX file; `example` is one batch, (n, ...).
+    """A slim model: as PyTorch module on the CPU in eval mode, and as ONNX file; `inputs` are one batch, (n, ...).
 
-    `module` takes one tensor and returns a tensor or a tuple of them, in the order of the file's outputs.
+    `module` takes the inputs by place, in the order of their names, and returns a tensor or a tuple of them, in the
+    order of the file's outputs. What an ONNX file takes in another layout or type is as the file has it for a
+    converter that reads it.
     """
 
     module: nn.Module
     onnx: Path
-    example: Tensor
+    inputs: Mapping[str, Tensor]
 
 
 class Converter(Protocol):
@@ -68,7 +70,7 @@ class Converter(Protocol):
         """Why it does not work on this machine, in one line, with what to install; "" where it works."""
 
     def convert(self, source: Source, path: Path) -> None:
-        """Write the model to `path`, for batches of the example's size. Raises whatever the converter raises."""
+        """Write the model to `path`, for batches of the size of its `inputs`. Raises whatever the converter raises."""
 
     def open(self, path: Path) -> Predict | None:
         """The written model, ready to run here; None where its runtime does not run on this machine."""
@@ -84,7 +86,8 @@ def explain_missing(module: str, package: str) -> str:
         with capture_output():
             importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = f", which needs {error.name}," if error.name and error.name != module else ""
+        is_own = error.name is None or f"{module}.".startswith(f"{error.name}.")
+        missing = "" if is_own else f", which needs {error.name},"
         return f"the package {package}{missing} is not installed (pip install {package})"
     except (ImportError, OSError, AttributeError) as error:
         return f"the package {package} does not work: {shorten_message(str(error))}; pip install -U {package}"

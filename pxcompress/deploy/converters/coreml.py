@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -34,7 +35,7 @@ class CoreMl:
         """Write an ML program from what torch.export makes of the module."""
         import coremltools
 
-        program = torch.export.export(source.module, (source.example,)).run_decompositions({})
+        program = torch.export.export(source.module, tuple(source.inputs.values())).run_decompositions({})
         coremltools.convert(
             program, convert_to="mlprogram", minimum_deployment_target=coremltools.target.iOS17, skip_model_load=True
         ).save(str(path))
@@ -47,10 +48,10 @@ class CoreMl:
 
         model = coremltools.models.MLModel(str(path))
         description = model.get_spec().description
-        name, names = description.input[0].name, [output.name for output in description.output]
+        names, output_names = ([port.name for port in ports] for ports in (description.input, description.output))
 
-        def predict(inputs: Array) -> list[Array]:
-            outputs = model.predict({name: inputs})
-            return [np.asarray(outputs[each]) for each in names]
+        def predict(inputs: Mapping[str, Array]) -> list[Array]:
+            outputs = model.predict(dict(zip(names, inputs.values(), strict=True)))
+            return [np.asarray(outputs[name]) for name in output_names]
 
         return predict

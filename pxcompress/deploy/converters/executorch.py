@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -33,7 +34,7 @@ class ExecuTorch:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        program = torch.export.export(source.module, (source.example,))
+        program = torch.export.export(source.module, tuple(source.inputs.values()))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
         path.write_bytes(lowered.buffer)
 
@@ -43,7 +44,7 @@ class ExecuTorch:
 
         method = Runtime.get().load_program(path).load_method("forward")
 
-        def predict(inputs: Array) -> list[Array]:
-            return as_arrays(tuple(method.execute([torch.from_numpy(inputs)])))
+        def predict(inputs: Mapping[str, Array]) -> list[Array]:
+            return as_arrays(tuple(method.execute([torch.from_numpy(value) for value in inputs.values()])))
 
         return predict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -31,7 +32,7 @@ class LiteRt:
         """Write the model as a .tflite flatbuffer."""
         import litert_torch
 
-        litert_torch.convert(source.module, (source.example,)).export(str(path))
+        litert_torch.convert(source.module, tuple(source.inputs.values())).export(str(path))
 
     def open(self, path: Path) -> Predict:
         """LiteRT's interpreter on the processor, which comes with the converter."""
@@ -39,10 +40,15 @@ class LiteRt:
 
         interpreter = Interpreter(model_path=str(path))
         runner = interpreter.get_signature_runner()
-        (name,) = runner.get_input_details()
+        names = _in_order(runner.get_input_details())
 
-        def predict(inputs: Array) -> list[Array]:
-            outputs = runner(**{name: inputs})
-            return [outputs[key] for key in sorted(outputs, key=lambda key: int(key.rpartition("_")[2]))]
+        def predict(inputs: Mapping[str, Array]) -> list[Array]:
+            outputs = runner(**dict(zip(names, inputs.values(), strict=True)))
+            return [outputs[name] for name in _in_order(outputs)]
 
         return predict
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Names that end in "_0", "_1", ... by these numbers."""
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ class TensorRt:
         return explain_missing("tensorrt", self.package) or explain_missing_gpu()
 
     def convert(self, source: Source, path: Path) -> None:
-        """Parse the file and build an engine for the example's batch."""
+        """Parse the file and build an engine for the batch of its inputs."""
         import tensorrt
 
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)
@@ -41,8 +42,8 @@ class TensorRt:
         if not parser.parse_from_file(str(source.onnx)):
             raise ModelError(f"TensorRT cannot read {source.onnx.name}: {parser.get_error(0).desc()}")
         config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-        shape = tuple(source.example.shape)
-        profile.set_shape(network.get_input(0).name, shape, shape, shape)
+        for name, value in source.inputs.items():
+            profile.set_shape(name, *[tuple(value.shape)] * 3)
         config.add_optimization_profile(profile)
         if (engine := builder.build_serialized_network(network, config)) is None:
             raise ModelError(f"TensorRT builds no engine of {source.onnx.name} on this GPU; its log says why")
@@ -62,17 +63,16 @@ class TensorRt:
 
 
 def _make_predictor(engine: Any, context: Any, is_input: Any) -> Predict:
-    """A call of an engine with one float32 input."""
+    """A call of an engine."""
     names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
-    (source,) = (name for name in names if engine.get_tensor_mode(name) == is_input)
+    made = [name for name in names if engine.get_tensor_mode(name) != is_input]
 
-    def predict(inputs: Array) -> list[Array]:
-        batch = torch.from_numpy(inputs).cuda()
-        context.set_input_shape(source, tuple(batch.shape))
-        outputs = {
-            name: torch.empty(tuple(context.get_tensor_shape(name)), device="cuda") for name in names if name != source
-        }
-        for name, tensor in {source: batch, **outputs}.items():
+    def predict(inputs: Mapping[str, Array]) -> list[Array]:
+        batch = {name: torch.from_numpy(value).cuda() for name, value in inputs.items()}
+        for name, value in batch.items():
+            context.set_input_shape(name, tuple(value.shape))
+        outputs = {name: torch.empty(tuple(context.get_tensor_shape(name)), device="cuda") for name in made}
+        for name, tensor in {**batch, **outputs}.items():
             context.set_tensor_address(name, tensor.data_ptr())
         stream = torch.cuda.current_stream()
         context.execute_async_v3(stream.cuda_stream)

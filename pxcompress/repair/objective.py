@@ -1,0 +1,115 @@
+"""What a slim model is trained towards, the dense model's outputs or labels too, and how far it is from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pxcompress.errors import DataError
+from pxcompress.models.adapter import Adapter, named_outputs
+from pxcompress.models.outputs import is_real
+from pxcompress.processes import sum_over_processes
+from pxcompress.tasks.task import Outputs, relative_errors
+from pxcompress.types import Batches
+
+LOGITS = "logits"
+"""Name of a classifier's only output."""
+
+
+class Objective:
+    """What a slim model is to follow: the dense model and, where asked for, the labels too."""
+
+    def __init__(self, dense: nn.Module, temperature: float, labels: bool) -> None:
+        self.dense = dense
+        self._temperature = temperature
+        self._labels = labels
+
+    def loss(self, outputs: Outputs, target: Outputs, labels: Tensor) -> Tensor:
+        """Mean over samples of what is minimised. `target` are the dense model's outputs."""
+        if isinstance(self.dense, Adapter):
+            return _distances(self.dense, outputs, target).mean().float()
+        logits = outputs[LOGITS]
+        loss = _divergence(logits, target[LOGITS], self._temperature) / len(logits)
+        if not self._labels:
+            return loss
+        low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+        if low < 0 or high >= classes:
+            raise DataError(
+                f"label {low if low < 0 else high} for a model of {classes} classes; expected 0 to {classes - 1}: "
+                "correct the labels, or fine-tune without them (labels=false)"
+            )
+        return loss + F.cross_entropy(logits, labels)
+
+    def error(self, outputs: Outputs, target: Outputs, labels: Tensor) -> float:
+        """Sum over samples of what weights are chosen by: the distance or, where labels count, wrong answers."""
+        if isinstance(self.dense, Adapter):
+            return float(_distances(self.dense, outputs, target).sum())
+        if self._labels:
+            return float((outputs[LOGITS].argmax(dim=1) != labels).sum())
+        return float(_divergence(outputs[LOGITS], target[LOGITS], 1.0))
+
+
+def named_predictions(model: nn.Module, inputs: Tensor) -> Outputs:
+    """A classifier's `LOGITS` (n, classes); of an adapted module all outputs (n, ...) by name.
+
+    Where they have a value for every position of a text, those of padding are 0.
+    """
+    if not isinstance(model, Adapter):
+        return {LOGITS: model(inputs).float()}
+    outputs, counted = named_outputs(model, inputs), model.signature_.counted(inputs)
+    if counted is None:
+        return outputs
+    return {
+        name: value.masked_fill(~counted[..., None], 0.0)
+        if value.dim() == 3 and value.shape[:2] == counted.shape
+        else value
+        for name, value in outputs.items()
+    }
+
+
+def _distances(dense: Adapter, outputs: Outputs, target: Outputs) -> Tensor:
+    """How far `outputs` are from the dense model's, (n,).
+
+    By the task's divergence where it wants that, else as a mean over the outputs that are floating-point numbers of
+    their squared errors over the variance of the dense ones.
+    """
+    if dense.signature_.divergence is not None:
+        return dense.signature_.divergence(outputs, target)
+    names = [name for name, value in target.items() if is_real(value)]
+    return torch.stack([relative_errors(outputs[name].float(), target[name].float()) for name in names]).mean(0)
+
+
+def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(target / T || logits / T), summed over samples; the factor keeps the size of gradients."""
+    log_slim, log_dense = (logits / temperature).log_softmax(1), (target / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)
+
+
+class Validation:
+    """How wrong a model is on held-out samples, on average."""
+
+    def __init__(self, aim: Objective, held_out: Batches, samples: int, device: torch.device) -> None:
+        self._aim = aim
+        self._held_out = held_out
+        self._samples = samples
+        self._device = device
+        self._targets = [target for target, _ in self._outputs(aim.dense)]
+
+    def __call__(self, model: nn.Module) -> float:
+        """Mean of the aim's error, with the model's weights as they are."""
+        pairs = zip(self._outputs(model), self._targets, strict=True)
+        error = sum(self._aim.error(outputs, target, labels) for (outputs, labels), target in pairs)
+        total, samples = sum_over_processes(
+            torch.tensor([error, self._samples], dtype=torch.float64, device=self._device)
+        ).tolist()
+        return float(total / samples)
+
+    def _outputs(self, model: nn.Module) -> Iterator[tuple[Outputs, Tensor]]:
+        """Outputs and labels, batch by batch."""
+        for inputs, labels in self._held_out:
+            with torch.no_grad():
+                outputs = named_predictions(model, inputs.to(self._device))
+            yield outputs, labels.to(self._device)

@@ -1,0 +1,45 @@
+"""Samples that a run used for anything but a certificate: its models are certified on none of them, however data grow.
+
+They are known again by their content, under whatever name: data that have grown are cut into parts anew, and those that
+chose a repair, or told the user what to ask for, could be among the samples to certify on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pxcompress.certify.used import short_hash
+from pxcompress.errors import InputError
+from pxcompress.notes import Note
+from pxcompress.types import Splits
+
+SERVED = "served.txt"
+"""Short hashes of the samples of all roles but certify, one a line."""
+
+LEFT_OUT = "samples are left out: the runs of these models used them, or copies of them, for something else"
+
+
+def write_served(folder: Path, splits: Splits) -> None:
+    """Write which samples of a run serve another role than certify; nothing for batches that were given in Python."""
+    hashes = {role: set(map(short_hash, contents)) for role, contents in splits.contents.items()}
+    certify = hashes.pop("certify", set())
+    if hashes:
+        served = sorted(set().union(*hashes.values()) - certify)
+        (folder / SERVED).write_text("".join(f"{each}\n" for each in served))
+
+
+def read_served(files: Sequence[Path], note: Note) -> Callable[[str], bool]:
+    """Whether a sample of this content served the runs that made `files`, as the lists beside them say.
+
+    `note` is told which file has none. Raises `InputError` for a list that cannot be read.
+    """
+    served: set[str] = set()
+    for folder in dict.fromkeys(file.parent for file in files):
+        try:
+            served.update((folder / SERVED).read_text().split())
+        except FileNotFoundError:
+            note(f"no {SERVED} in {str(folder)!r}: samples that chose its models can be told only by how data are cut")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{SERVED} of {str(folder)!r} cannot be read ({error}); put it back") from error
+    return lambda content: short_hash(content) in served
