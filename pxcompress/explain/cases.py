@@ -87,11 +87,8 @@ def make_case(pruned: Pruned, inputs: Inputs, views: Views, case: tuple[int, str
     index, kind = case
     value = inputs.values[index : index + 1]
     columns = [each[index] for each in views.columns]
-    dense, slim = (
-        context.task.answer({name: tensor[index : index + 1] for name, tensor in outputs.items()}, *known)
-        for outputs in views.outputs
-        for known in [(context.classes, context.size)]
-    )
+    outputs_of_case = [{name: tensor[index : index + 1] for name, tensor in each.items()} for each in views.outputs]
+    dense, slim = (context.task.answer(each, context.classes, context.size) for each in outputs_of_case)
     target = None if inputs.targets is None else inputs.targets[index]
     return Case(
         sample=inputs.names[index],
