@@ -276,10 +276,10 @@ def _read_pooling(place: str) -> _Pooling:
     for module in modules:
         if str(module.get("type", "")).endswith("Pooling"):
             modes = _read_json(Path(place) / module.get("path", "") / "config.json") or {}
-            pooling_modes = [key for key, value in modes.items() if key.startswith("pooling_mode_") and value is True]
-            if pooling_modes and pooling_modes != ["pooling_mode_mean_tokens"]:
+            modes_on = [key for key, value in modes.items() if key.startswith("pooling_mode_") and value is True]
+            if modes_on and modes_on != ["pooling_mode_mean_tokens"]:
                 raise ModelError(
-                    f"model 'hf:{place}' pools by {pooling_modes[0].removeprefix('pooling_mode_')}; expected the mean over "
+                    f"model 'hf:{place}' pools by {modes_on[0].removeprefix('pooling_mode_')}; expected the mean over "
                     "tokens: give package.module:factory"
                 )
     unit = any(str(module.get("type", "")).endswith("Normalize") for module in modules)
