@@ -3,11 +3,10 @@
     python benchmarks/onnx_ocr.py --files FOLDER [--net det|rec|cls ...] [--tool ours|onnxsim ...]
 
 Pages and lines are rendered, with the fonts at hand, of words from Python's own documentation; calibration has no
-labels. Ours has the default score (the first of those that the default tries), plan and repairs. Of onnxsim, which
-simplifies the file first, the best of magnitude and Wanda at the same MACs, both refitted (`apply_pruning_finetune`)
-and with BatchNorm recovered, chosen by what is measured here; where it leaves more MACs, a row says how many. Figures:
-F1 of boxes at IoU 0.5 against the true lines, and against those of the dense net; edits per character; share of
-directions that are right. Rows go into onnx_in.json.
+labels. Ours has the defaults of a run. Of onnxsim, which simplifies the file first, the best of magnitude and Wanda at
+the same MACs, both refitted (`apply_pruning_finetune`) and with BatchNorm recovered, chosen by what is measured here;
+where it leaves more MACs, a row says how many. Figures: F1 of boxes at IoU 0.5 against the true lines, and against those
+of the dense net; edits per character; share of directions that are right. Rows go into onnx_in.json.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from pxcompress.cost.count import count_macs
 from pxcompress.deploy.all_outputs import run_graph
 from pxcompress.deploy.onnx_modules import read_onnx
 from pxcompress.onnx_in import read_file
-from pxcompress.recipe import Recipe
 from pxcompress.state import seeded
 
 SIZES = (0.75, 0.5)
@@ -236,7 +234,7 @@ NETS: Mapping[str, Net] = {
         judge_lines,
         lambda outputs: outputs.amax(-1).mean(1),
     ),
-    "cls": Net("rapidocr-v2.0-cls", "directions right", "higher", (128, 256), draw_turned, judge_turned),
+    "cls": Net("rapidocr-v2.0-cls", "directions right", "higher", (512, 512), draw_turned, judge_turned),
 }
 
 # Both tools
@@ -257,9 +255,7 @@ def ours(net: Net, file: Path, inputs: Array, out: Path) -> Iterator[tuple[float
     options = {} if net.logits is None else {"logits": net.logits}
     for size in SIZES:
         with seeded(SEED):
-            result = compress_module(
-                module, example, batches, 1 - size, scorer=Recipe("any", 0.5).scorers[0], note=print, **options
-            )
+            result = compress_module(module, example, batches, 1 - size, note=print, **options)
         slim = result.pruned.model
         path = out / f"{file.stem}-{size}.onnx"
         slim.write_onnx(path, {})

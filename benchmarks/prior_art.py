@@ -245,12 +245,13 @@ def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--model", action="append", choices=tuple(models.GLYPH_MODELS), help="only this one")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one")
+    parser.add_argument("--size", action="append", type=float, choices=SIZES, help="only this share of the MACs")
     options = parser.parse_args()
     labels = options.model or (("VGG",) if options.quick else tuple(models.GLYPH_MODELS))
     path = common.RESULTS / ("quick/rivals.json" if options.quick else "rivals.json")
     kept = {_key(row): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for label in labels:
-        for row in rows_of(label, SIZES[:1] if options.quick else SIZES, options.part or PARTS):
+        for row in rows_of(label, SIZES[:1] if options.quick else options.size or SIZES, options.part or PARTS):
             print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
             kept[_key(row)] = row
         rows = list(kept.values())
