@@ -35,7 +35,7 @@ from pxcompress.run import Run
 from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import evaluating, seeded
 from pxcompress.tasks.classification import Classification
-from pxcompress.types import PruneResult
+from pxcompress.types import OpenAxes, PruneResult
 from pxcompress.workload import Workload, load_workload
 
 MODEL = "benchmarks.models:vit_deep"
@@ -118,7 +118,7 @@ def latencies(nets: dict[str, nn.Module], example: Tensor) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{place}.onnx" for place in range(len(nets))]
         for net, path in zip(nets.values(), files, strict=True):
-            export_onnx(net, example, path, {}, batch=conditions.batch_size)
+            export_onnx(net, example, path, {}, axes=OpenAxes(conditions.batch_size))
         return measure_files(files, example, conditions)
 
 

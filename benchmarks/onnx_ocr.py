@@ -5,8 +5,8 @@
 Pages and lines are rendered, with the fonts at hand, of words from Python's own documentation; calibration has no
 labels. Ours has the defaults of a run. Of onnxsim, which simplifies the file first, the best of magnitude and Wanda at
 the same MACs, both refitted (`apply_pruning_finetune`) and with BatchNorm recovered, chosen by what is measured here;
-where it leaves more MACs, a row says how many. Figures: F1 of boxes at IoU 0.5 against the true lines, and against those
-of the dense net; edits per character; share of directions that are right. Rows go into onnx_in.json.
+where it leaves more MACs, a row says how many. Figures: F1 of boxes at IoU 0.5 against the true lines, and against
+those of the dense net; edits per character; share of directions that are right. Rows go into onnx_in.json.
 """
 
 from __future__ import annotations

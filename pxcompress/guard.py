@@ -8,14 +8,18 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from pxcompress.errors import PxError, StageError, describe
+from pxcompress.errors import InputError, PxError, StageError, describe
+
+TASK_MODULE = "pxcompress.tasks.task"
+"""Module of the class that all tasks derive from, which is not imported for this."""
 
 
 @contextmanager
 def name_failures(block_name: str) -> Iterator[None]:
     """`StageError` for any exception of the block that is not raised on purpose; `block_name` is in the message.
 
-    Errors of the operating system, which say what the matter is and with which file, pass.
+    Errors of the operating system, which say what the matter is and with which file, pass. What a user's own task
+    raises is an `InputError` that names its method.
     """
     try:
         yield
@@ -24,9 +28,23 @@ def name_failures(block_name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if method := find_failing_task(error.__traceback__):
+            raise InputError(f"{method} raises {describe(error)}; mend the task (--debug shows where)") from error
         layer = find_failing_layer(error.__traceback__)
         place = f" at layer {layer!r}" if layer else ""
         raise StageError(f"{block_name} failed{place}: {describe(error)}") from error
+
+
+def find_failing_task(trace: TracebackType | None) -> str:
+    """Class and method of the innermost code of a task that is not of this package; "" where there is none."""
+    method = ""
+    while trace is not None:
+        frame, owner = trace.tb_frame, trace.tb_frame.f_locals.get("self")
+        is_task = any(base.__module__ == TASK_MODULE for base in type(owner).__mro__)
+        if is_task and not str(frame.f_globals.get("__name__", "")).startswith("pxcompress."):
+            method = f"{type(owner).__module__}:{type(owner).__qualname__}.{frame.f_code.co_name}"
+        trace = trace.tb_next
+    return method
 
 
 def find_failing_layer(trace: TracebackType | None) -> str:

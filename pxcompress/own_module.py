@@ -31,7 +31,7 @@ from pxcompress.repair import REPAIRS
 from pxcompress.report.record import Report
 from pxcompress.run import Run
 from pxcompress.run_folder.place import whole_folder
-from pxcompress.run_folder.written import export
+from pxcompress.run_folder.written import check_dynamic_size, export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import prune_and_repair
 from pxcompress.state import device_of, seeded, without_checkpointing
@@ -120,6 +120,7 @@ class ModuleResult(PruneResult):
                 dense.example, self.batches, dense.signature, self.options.held_out, test, classes, preprocessing
             )
             workload = workload_of(slim.pruned.dense, self.options.build_own_task(), data)
+            check_dynamic_size(recipe, workload)
             run = replace(self.run, recipe=recipe.but(task=task_text(workload.task)), task=workload.task)
             with whole_folder(place, force) as building, seeded(recipe.seed):
                 with run.clock.stage("export"):

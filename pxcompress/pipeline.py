@@ -30,7 +30,7 @@ from pxcompress.run_folder.pages import write_report
 from pxcompress.run_folder.place import whole_folder
 from pxcompress.run_folder.results import assemble, measure
 from pxcompress.run_folder.saved import check_loads
-from pxcompress.run_folder.written import Files, export
+from pxcompress.run_folder.written import Files, check_dynamic_size, export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, quality_on_select, score
 from pxcompress.state import seeded
@@ -122,6 +122,8 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         check_certifiable(recipe, workload)
         check_against(recipe, workload)
         _check_names(recipe, workload)
+        if is_first():
+            check_dynamic_size(recipe, workload)
     with clock.stage("weights"):
         if is_first():  # the others get its weights
             workload = with_baseline(workload, recipe.seed, clock.say)

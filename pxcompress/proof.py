@@ -357,6 +357,7 @@ WarningCode = Literal[
     "provider",
     "spent",
     "skipped",
+    "sizes",
     "closed-loop",
     "precision",
     "explanations",

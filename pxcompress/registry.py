@@ -114,8 +114,11 @@ class Registry(Generic[T]):
         Commas inside brackets belong to the value. Raises `InputError` for an unknown name, option or value.
         """
         name, _, options_text = text.partition(":")
-        cls = self.get(name.strip())
-        fields = {field.name: field for field in self.options(name.strip())}
+        return self.construct(self.get(name.strip()), name, options_text)
+
+    def construct(self, cls: type[T], name: str, options_text: str) -> T:
+        """An instance of a class, registered or not, from "option=value,option=value"; `name` is for messages."""
+        fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
         hints = typing.get_type_hints(cls)
         values: dict[str, Any] = {}
         for part in _split(options_text):
@@ -134,9 +137,12 @@ class Registry(Generic[T]):
 
     def text(self, instance: T) -> str:
         """The shortest text that `build` turns into an equal instance."""
-        name = next(name for name, cls in self._all().items() if cls is type(instance))
+        return self.describe(instance, next(name for name, cls in self._all().items() if cls is type(instance)))
+
+    def describe(self, instance: T, name: str) -> str:
+        """`name` with those options of an instance that are not the default ones."""
         parts = []
-        for field in self.options(name):
+        for field in dataclasses.fields(typing.cast(Any, instance)):
             value = getattr(instance, field.name)
             if value != field.default:
                 parts.append(f"{field.name}={str(value).lower() if isinstance(value, bool) else value}")

@@ -84,7 +84,7 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     with clock.stage("plan"):
         if on_file and isinstance(run.budget, FileBudget) and recipe.relevance_share is None:
             plans = partial(plan_at, scored, goal=recipe)
-            plan, attempts = fit_to_file(scored, plans, run.budget, recipe.limit, recipe.onnx_batch)
+            plan, attempts = fit_to_file(scored, plans, run.budget, recipe.limit, recipe.open_axes)
         else:
             plan = from_first(plan_at(scored, first, recipe))
     slim = cut(scored, plan, run)

@@ -38,6 +38,14 @@ class ImageSize(NamedTuple):
 
 
 @dataclass(frozen=True)
+class OpenAxes:
+    """Which axes of an exported file are open: any batch, or one of `batch`, and with `size` height and width too."""
+
+    batch: int | None = None
+    size: bool = False
+
+
+@dataclass(frozen=True)
 class Input:
     """One tensor (n, *shape) of several; `low` and `high` bound whole numbers and booleans. A size None is open."""
 

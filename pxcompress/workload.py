@@ -130,7 +130,7 @@ def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
             noun=source.train.noun,
         )
     check_agrees(loaded.model)
-    if task.whole_images or source.layout == "boxes":
+    if task.whole_images or source.layout in ("boxes", "keypoints"):
         loaded = replace(loaded, preprocessing=with_whole_images(loaded.preprocessing, loaded.model))
     return with_values(loaded, request.input_mean, request.input_std, request.input_scale)
 

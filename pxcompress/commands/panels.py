@@ -20,7 +20,7 @@ _PANELS = {
     "repair": ("repair", "rounds", "temperature_scaling"),
     "input": ("input_size", "input_mean", "input_std", "input_scale", "layout"),
     "guarantee": ("max_drop", "confidence", "risk", "steps", "part", "group", "coverage"),
-    "export": ("targets", "max_quant_drop", "fixed_batch"),
+    "export": ("targets", "max_quant_drop", "fixed_batch", "dynamic_size"),
     "measuring": ("against", "threads"),
 }
 PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}

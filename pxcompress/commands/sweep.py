@@ -12,7 +12,7 @@ from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Recipe
 
-EXPORT = ("max_quant_drop", "fixed_batch")
+EXPORT = ("max_quant_drop", "fixed_batch", "dynamic_size")
 """Fields of a recipe that only exported files have a use for."""
 
 

@@ -29,7 +29,7 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import check_batch_size
 from pxcompress.deploy.runtime import describe_device, get_device, open_session, time_graph, time_runs
 from pxcompress.graph import prune, settle_streams
-from pxcompress.types import Group, Meter, Plan
+from pxcompress.types import Group, Meter, OpenAxes, Plan
 
 Array = npt.NDArray[np.float64]
 
@@ -316,7 +316,7 @@ def measure_whole_model(
     slim = settle_streams(prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0), example)).model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(slim, example, path, {}, batch=conditions.batch_size)  # any batch is not asked for here
+        export_onnx(slim, example, path, {}, axes=OpenAxes(conditions.batch_size))  # any batch is not asked for here
         return measure_files([path], example, conditions)[0]
 
 

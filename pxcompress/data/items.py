@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pxcompress.data.box_tables import are_boxes, make_box_table
 from pxcompress.data.ports import lay_to_ports
 from pxcompress.data.samples import Layout, Numbers, Samples, UserData
 from pxcompress.data.targets import IGNORED, Targets, Values
@@ -43,7 +44,7 @@ def collect_items(spec: str, halves: Mapping[str, Sequence[Item]], ports: Ports 
     """
     every = [item for part in halves.values() for item in part]
     inputs, signature = _read_inputs(spec, [item.value for item in every], ports)
-    layout, classes, labels, targets = _read_targets(spec, [item.target for item in every], inputs)
+    layout, classes, labels, targets = _read_targets(spec, every, inputs)
     samples = Samples.of([item.id for item in every], labels, Numbers(inputs), targets)
     train_size = len(next(iter(halves.values())))
     train = samples.take(np.arange(train_size))
@@ -121,21 +122,24 @@ def _stack(spec: str, kind: str, arrays: Sequence[Array]) -> Array:
 
 
 def _read_targets(
-    spec: str, targets: Sequence[Array | None], inputs: Array
+    spec: str, items: Sequence[Item], inputs: Array
 ) -> tuple[Layout, tuple[str, ...], NDArray[np.int64], Targets | None]:
     """Layout, names, labels, and targets that are no labels."""
-    zeros = np.zeros(len(targets), dtype=np.int64)
-    known_targets = [target for target in targets if target is not None]
+    zeros = np.zeros(len(items), dtype=np.int64)
+    known_targets = [item.target for item in items if item.target is not None]
     if not known_targets:
         return "unlabelled", (), zeros, None
-    if len(known_targets) < len(targets):
+    if len(known_targets) < len(items):
         raise DataError(
-            f"data {spec!r}: only {len(known_targets)} of {len(targets)} items have targets; expected all or none"
+            f"data {spec!r}: only {len(known_targets)} of {len(items)} items have targets; expected all or none"
         )
+    for number, target in enumerate(known_targets):
+        if not np.isfinite(target).all():
+            raise DataError(f"data {spec!r}, item {number}: its target holds NaN or infinity; mend or remove it")
+    if are_boxes(known_targets) and (sides := _image_sides(items[0].value)):
+        table = make_box_table(spec, known_targets, sides)
+        return "boxes", tuple(str(kind) for kind in range(int(table[0, -1, 5]))), zeros, Values(table)
     values = _stack(spec, "targets", known_targets)
-    if not np.isfinite(values).all():
-        number = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
-        raise DataError(f"data {spec!r}, item {number}: its target holds NaN or infinity; mend or remove it")
     are_whole_numbers = values.dtype.kind != "f"
     if values.ndim == 1 and are_whole_numbers:
         return "classes", _number_classes(spec, values), values.astype(np.int64), None
@@ -145,12 +149,18 @@ def _read_targets(
     if values.ndim > 2:
         raise DataError(
             f"data {spec!r}: targets are {'whole' if are_whole_numbers else 'float'} numbers of shape "
-            f"{values.shape[1:]}; expected a class, an integer mask (H, W), or a vector"
+            f"{values.shape[1:]}; expected a class, an integer mask (H, W), boxes (k, 5), or a vector"
         )
     columns = values.reshape(len(values), -1).astype(np.float32)
     names = tuple(str(number) for number in range(columns.shape[1]))
     layout: Layout = "labels" if are_whole_numbers and np.isin(columns, (0, 1)).all() else "numbers"
     return layout, names, zeros, Values(columns)
+
+
+def _image_sides(value: Value) -> tuple[int, int] | None:
+    """Width and height of the first input (channels, height, width); None where there is none."""
+    arrays = value.values() if isinstance(value, dict) else [value]
+    return next(((array.shape[2], array.shape[1]) for array in arrays if array.ndim == 3), None)
 
 
 def _number_classes(spec: str, values: Array) -> tuple[str, ...]:

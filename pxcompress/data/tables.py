@@ -92,6 +92,11 @@ def read_words(spec: str, column: str) -> dict[str, str]:
 def open_listed(spec: str) -> Samples:
     """The images that the table `spec` lists, whatever else it says; their labels, -1, say nothing."""
     table, root = _read_table(spec), Path(spec).expanduser().parent
+    if _text_columns(table):
+        raise DataError(
+            f"data {spec!r} hold texts; images are expected here: give a folder, or a table with a column 'path'; "
+            "texts need labels, which --data takes"
+        )
     images = _image_paths(table, root)
     return Samples.of(images, np.full(len(images), -1, dtype=np.int64), Files(root, images))
 

@@ -79,13 +79,19 @@ def read_mask(path: Path, name: str) -> NDArray[np.int32]:
     return np.asarray(image).astype(np.int32)
 
 
+BOX_COLUMNS = 6
+"""Numbers that say where a box is, and of what."""
+
+
 @dataclass(frozen=True, eq=False)
 class BoxRows:
     """Boxes of every image: `rows[i]` (k, 6) is class, x1, y1, x2, y2 in pixels of image i, 1 for a crowd.
 
+    Objects with joints have more columns: their area, then x, y, and 1 for one that is marked, of every joint.
     With `relative` corners are shares of the image's sides; `sizes` are widths and heights that the annotations say,
     (0, 0) where they do not. A target is (`most` + 1, 6): boxes in pixels of the input,
     cut off at its edges, then rows with class -1; the last one is -1, 0, 0, width, height of the input, `classes`.
+    Joints are not cut off.
     """
 
     rows: tuple[NDArray[np.float64], ...]
@@ -107,10 +113,20 @@ class BoxRows:
         rows, sides = self.rows[position].copy(), resize.input_sides
         if self.relative:
             rows[:, 1:5] *= np.tile(image_size, 2)
+        _move_joints_(rows, image_size, resize)
         rows[:, 1:5] = resize.corners(rows[:, 1:5], image_size).clip(0, np.tile(sides, 2))
         rows = rows[((rows[:, 3:5] - rows[:, 1:3]) > 0).all(1)]
-        target = np.zeros((self.most + 1, 6), dtype=np.float32)
+        target = np.zeros((self.most + 1, rows.shape[1]), dtype=np.float32)
         target[:, 0] = -1
         target[: len(rows)] = rows
-        target[-1, 3:] = *sides, self.classes
+        target[-1, 3:6] = *sides, self.classes
         return from_numpy(target)
+
+
+def _move_joints_(rows: NDArray[np.float64], image_size: tuple[int, int], resize: Resize) -> None:
+    """Joints and areas of `rows`, if they have such, from the image to the input, in place."""
+    if rows.shape[1] > BOX_COLUMNS:
+        left, top, right, bottom = resize.corners(np.array([[0.0, 0, 1, 1]]), image_size)[0]
+        rows[:, BOX_COLUMNS] *= (right - left) * (bottom - top)
+        for joint in range(BOX_COLUMNS + 1, rows.shape[1], 3):
+            rows[:, joint : joint + 2] = resize.corners(np.tile(rows[:, joint : joint + 2], 2), image_size)[:, :2]

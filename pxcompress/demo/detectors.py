@@ -105,8 +105,8 @@ class SplitHead(nn.Module):
 def _make_grid(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Middles of the cells of a map in pixels, x and y, (locations,) each."""
     height, width = x.shape[-2:]
-    rows, columns = (stride * (torch.arange(count, device=x.device) + 0.5) for count in (height, width))
-    return columns.repeat(height).to(x), rows.repeat_interleave(width).to(x)
+    rows, columns = (stride * (torch.arange(count, device=x.device) + 0.5).to(x) for count in (height, width))
+    return columns.expand(height, width).flatten(), rows[:, None].expand(height, width).flatten()
 
 
 class SplitDetector(nn.Module):
@@ -203,8 +203,8 @@ def _decode_beside_anchors(codes: Tensor, level: Tensor, stride: int) -> Tensor:
     x, y = (each.repeat(len(ANCHORS)) for each in _make_grid(level, stride))
     cells = level.shape[-2] * level.shape[-1]
     shapes = torch.tensor(ANCHORS, device=level.device, dtype=level.dtype)
-    heights = (2 * stride * shapes[:, 1] * shapes[:, 0].sqrt()).repeat_interleave(cells)
-    widths = (2 * stride * shapes[:, 1] / shapes[:, 0].sqrt()).repeat_interleave(cells)
+    sizes = 2 * stride * shapes[:, 1] * torch.stack([shapes[:, 0].sqrt(), shapes[:, 0].rsqrt()])
+    heights, widths = sizes[..., None].expand(-1, -1, cells).flatten(1)
     move_x, move_y, grow_x, grow_y = codes.unbind(-1)
     x, y = x + move_x * widths, y + move_y * heights
     half_x, half_y = widths * grow_x.clamp(max=4.0).exp() / 2, heights * grow_y.clamp(max=4.0).exp() / 2

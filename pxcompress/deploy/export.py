@@ -30,12 +30,15 @@ from pxcompress.models.signature import PACKING, Signature
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.proof import Artifact
 from pxcompress.state import device_of, evaluating
+from pxcompress.types import OpenAxes
 
 OPSET = 20
 """Version of ONNX's operators. Gelu is one operator; attention is MatMul and Softmax, which all providers run. From
 opset 23 on attention is one `Attention` node, which some GPU builds of ONNX Runtime leave to the CPU."""
 
 INPUT, OUTPUT = "input", "logits"
+
+ANY_BATCH = OpenAxes()
 
 _NOT_MODELS = ("torch.", "builtins", "abc")
 """What the names of Python files begin with that hold no code of models' authors."""
@@ -47,10 +50,10 @@ def export_onnx(
     path: Path,
     metadata: Mapping[str, str],
     *,
-    batch: int | None = None,
+    axes: OpenAxes = ANY_BATCH,
     output_name: str = OUTPUT,
 ) -> Artifact:
-    """Write `model` in eval mode, float32, as ONNX for any batch, or for one of `batch`; returns what was written.
+    """Write `model` in eval mode, float32, as ONNX whose `axes` are open; returns what was written.
 
     `example` is one input or more, shape (n, ...). The file's input is "input", or those that are packed there by
     name, texts of any length; a single output is `output_name`, several have the names of `models.outputs.by_name`.
@@ -64,20 +67,19 @@ def export_onnx(
     """
     if isinstance(model, OnnxModule):
         with on_cpu(model):
-            model.write_onnx(path, {**metadata, **describe_packing(model)}, batch)
-        return artifact_of(path)
-    inputs = torch.cat([example[:1]] * (batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
+            model.write_onnx(path, {**metadata, **describe_packing(model)}, axes.batch)
+        return _check_size_is_open(artifact_of(path), axes, channels_last=model.channels_last)
+    inputs = torch.cat([example[:1]] * (axes.batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
-        names = list(_check_outputs(model, inputs, output_name))
-        exported = Exported.of(model, inputs, names, output_name)
-        program = _export(exported, names, dynamic=batch is None)
-    if batch is None:
+        names = list(check_outputs(model, inputs, output_name))
+        program = _export(Exported.of(model, inputs, names, output_name), names, axes)
+    if axes.batch is None:
         _check_batch_is_dynamic(program.model)
     _free_names(program.model)
     _strip(program.model)
     program.model.metadata_props.update({**metadata, **describe_packing(model)})
     _write(program, path)
-    return artifact_of(path)
+    return _check_size_is_open(artifact_of(path), axes)
 
 
 def onnx_files(path: Path) -> tuple[Path, ...]:
@@ -163,23 +165,35 @@ class _FlatOutputs(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """A module as exporters take it, an example of every input by its name in the file, and which axes are open."""
+    """A module as exporters take it, and an example of every input by its name in the file.
+
+    `is_open`: the inputs have one length, which is open. `nesting`: how many tuples the module has its inputs in.
+    """
 
     model: nn.Module
     inputs: Mapping[str, Tensor]
-    sizes: Any
+    nesting: int = 1
+    is_open: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Tensor, outputs: Sequence[str], only: str) -> Exported:
         """`model` itself where it takes and returns one tensor as it is."""
-        batch = torch.export.Dim("batch")
         named = named_inputs(model, inputs)
         signature = model.signature_ if isinstance(model, Adapter) else Signature()
         if not isinstance(model, Adapter | OnnxModule) and list(outputs) == [only]:
-            return cls(model, named, _any_batch(model))
+            return cls(model, named, 2 if _takes_tuple(model) else 1)
         places = [each.name for each in signature.inputs] or [0]
-        sizes = {0: batch} | ({1: torch.export.Dim("length", min=1)} if signature.is_open else {})
-        return cls(_FlatOutputs(model, places, outputs, only), named, (tuple([sizes] * len(named)),))
+        return cls(_FlatOutputs(model, places, outputs, only), named, 2, signature.is_open)
+
+    def dynamic_shapes(self, axes: OpenAxes) -> tuple[Any, ...] | None:
+        """Open axes of all inputs as the exporter takes them; None where all sizes are those of the examples."""
+        sizes = {} if axes.batch else {0: torch.export.Dim("batch")}
+        if self.is_open and not axes.batch:
+            sizes[1] = torch.export.Dim("length", min=1)
+        if axes.size:
+            sizes |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+        shapes: tuple[Any, ...] = tuple([sizes] * len(self.inputs))
+        return (shapes if self.nesting == 1 else (shapes,)) if sizes else None
 
 
 def named_inputs(model: nn.Module, packed: Tensor) -> dict[str, Tensor]:
@@ -205,7 +219,7 @@ def argument_name(model: nn.Module, name: str | int) -> str:
     return parameters[name] if name < len(parameters) else f"{INPUT}_{name}"
 
 
-def _check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, Tensor]:
+def check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, Tensor]:
     """The outputs by name. Raises `ModelError` where there are none with a batch."""
     try:
         outputs = named_outputs(model, inputs, only)
@@ -261,7 +275,7 @@ def _open_lengths(model: nn.Module) -> Iterator[None]:
             del file["len"]
 
 
-def _export(exported: Exported, names: Sequence[str], *, dynamic: bool) -> Any:
+def _export(exported: Exported, names: Sequence[str], axes: OpenAxes) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
         with capture_output(), _flat_attention(), _open_lengths(exported.model):
@@ -271,7 +285,7 @@ def _export(exported: Exported, names: Sequence[str], *, dynamic: bool) -> Any:
                 dynamo=True,
                 input_names=list(exported.inputs),
                 output_names=list(names),
-                dynamic_shapes=exported.sizes if dynamic else None,
+                dynamic_shapes=exported.dynamic_shapes(axes),
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -282,11 +296,21 @@ def _export(exported: Exported, names: Sequence[str], *, dynamic: bool) -> Any:
         raise ModelError(f"model cannot be exported: {describe(cause)}") from error
 
 
-def _any_batch(model: nn.Module) -> tuple[Any, ...]:
-    """The input's sizes for the exporter: any batch. A forward(*args) has its input in a tuple."""
-    sizes = {0: torch.export.Dim("batch")}
+def _takes_tuple(model: nn.Module) -> bool:
+    """Whether the exporter has the inputs in a tuple, as those of a forward(*args)."""
     parameter = next(iter(inspect.signature(model.forward).parameters.values()))
-    return ((sizes,),) if parameter.kind is parameter.VAR_POSITIONAL else (sizes,)
+    return parameter.kind is parameter.VAR_POSITIONAL
+
+
+def _check_size_is_open(artifact: Artifact, axes: OpenAxes, *, channels_last: bool = False) -> Artifact:
+    """`artifact`. Raises `ModelError` where its images have one size and are to have any."""
+    sides = artifact.input_shape[1:3] if channels_last else artifact.input_shape[2:]
+    if axes.size and any(side is not None for side in sides):
+        raise ModelError(
+            f"model cannot be exported for images of any size: its file takes {'x'.join(map(str, sides))} only, since "
+            "its forward uses numbers where it should use the height and width of the input"
+        )
+    return artifact
 
 
 def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -73,6 +73,11 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
     if read_signature(session.metadata).is_open:  # texts, of the length that costs are counted for
         length = json.loads(session.metadata["input_size"])[-1]
         return tuple(size or length for size in port.shape[1:])
+    if (
+        sizes.image is None and len(port.shape) == 4 and "input_size" in session.metadata
+    ):  # what our files were made for
+        channels, height, width = json.loads(session.metadata["input_size"])
+        sizes = replace(sizes, image=(channels, height, width))
     if len(port.shape) != 4:
         open_ports = [each for each in session.inputs if None in each.shape[1:] and len(each.shape) != 4]
         option = ",".join(f"{each.name}:{'x'.join(str(size or 128) for size in each.shape[1:])}" for each in open_ports)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import on_cpu
@@ -61,6 +62,27 @@ def verify_parity(
         agreement=float(torch.cat(agreements[2:]).mean()),
         passed=bool(max_abs <= tolerance * np.max(scales)),
     )
+
+
+def resize_doubled(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of `images` (n, channels, height, width) at twice its height, and at twice its width.
+
+    Whatever divides the sides goes on to do so.
+    """
+    height, width = images.shape[2:]
+    first = images[:1].detach().cpu()
+    return interpolate(first, (2 * height, width), mode="bilinear"), interpolate(
+        first, (height, 2 * width), mode="bilinear"
+    )
+
+
+def verify_other_sizes(model: nn.Module, artifact_path: Path, images: Tensor, task: Task) -> Parity:
+    """The worse of two `verify_parity`, at sizes that `model` was not exported with.
+
+    Raises `InputError` where the file does not run on such images.
+    """
+    results = [verify_parity(model, artifact_path, [each], task=task) for each in resize_doubled(images)]
+    return max(results, key=lambda parity: (not parity.passed, parity.max_abs))
 
 
 def file_outputs(model: nn.Module, batch: Tensor, only: str) -> dict[str, Tensor]:

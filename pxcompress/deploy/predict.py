@@ -1,9 +1,9 @@
 """Run the model beside this file on images: python predict.py IMAGE ... [--model model.int8.onnx]
 
 A classifier's answer is printed, as are labels and numbers. Into the current folder are written: a segmentation as
-IMAGE.mask.png, in the size that the model takes; boxes drawn into a copy, IMAGE.boxes.png; any other output, such as an
-embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow, nothing else. Preprocessing, task and class names are read
-from the ONNX file. The file of a detector has raw boxes: the threshold and the thinning out (NMS) are here.
+IMAGE.mask.png, in the size that the model takes; boxes and joints drawn into a copy, IMAGE.boxes.png; any other output,
+such as an embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow, nothing else. Preprocessing, task and class
+names are read from the ONNX file. A detector's file has raw boxes: threshold and thinning out (NMS) are here.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import onnxruntime as ort
 from PIL import Image, ImageDraw
 
 COLOURS = ("red", "lime", "yellow", "cyan", "magenta", "orange", "white", "deepskyblue")
+Found = tuple[int, float, np.ndarray, np.ndarray]
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -101,19 +102,21 @@ def candidates(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> tuple[n
     return np.concatenate([middle - half, middle + half], 1), scores, "pred_boxes" not in outputs
 
 
-def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[tuple[int, float, np.ndarray]]:
-    """Class, score and corners in pixels of the input of all boxes that the model is sure of, the surest first."""
+def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[Found]:
+    """Class, score, corners and joints (k, 2) in pixels of the input of all boxes that are sure, the surest first."""
     options = dict(part.split("=", 1) for part in facts["task"].partition(":")[2].split(",") if part)
     least, most_overlap = float(options.get("score", 0.25)), float(options.get("overlap", 0.6))
+    most = 20 if facts["task"].startswith("keypoints") else 100
     corners, scores, overlap = candidates(outputs, facts)
-    boxes: list[tuple[int, float, np.ndarray]] = []
+    joints = outputs.get("keypoints", np.zeros((len(corners), 0, 3)))[..., :2]
+    boxes: list[Found] = []
     for place in np.argsort(-scores.max(1)):
         kind, score = int(scores[place].argmax()), float(scores[place].max())
-        if score < least or len(boxes) == 100:
+        if score < least or len(boxes) == most:
             break
-        rivals = [box for other, _, box in boxes if other == kind]
+        rivals = [box for other, _, box, _ in boxes if other == kind]
         if not overlap or all(iou(corners[place], box) <= most_overlap for box in rivals):
-            boxes.append((kind, score, corners[place]))
+            boxes.append((kind, score, corners[place], joints[place]))
     return boxes
 
 
@@ -124,18 +127,22 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def show_boxes(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
-    """Draw the boxes into a copy of the image; what to print: class, score and corners in pixels of the image."""
+    """Draw boxes into a copy of the image; what to print: class, score, corners and joints in pixels of the image."""
     image, classes, lines = eight_bits(Image.open(path)).convert("RGB"), json.loads(facts["classes"]), []
     size, left, top = place_image(*image.size, facts)
     scale = np.tile([image.width / size[0], image.height / size[1]], 2)
     draw = ImageDraw.Draw(image)
-    for kind, score, corners in find_boxes(outputs, facts):
+    for kind, score, corners, joints in find_boxes(outputs, facts):
         box = ((corners + np.array([left, top, left, top])) * scale).clip(0, np.tile(image.size, 2)).tolist()
         name = classes[kind] if kind < len(classes) else str(kind)
         colour = COLOURS[kind % len(COLOURS)]
         draw.rectangle(box, outline=colour, width=max(1, min(image.size) // 200))
         draw.text((box[0] + 2, box[1] + 1), f"{name} {score:.2f}", fill=colour)
         lines.append(f"{name} {score:.4f} ({', '.join(f'{value:.1f}' for value in box)})")
+        radius = max(1, min(image.size) // 100)
+        for x, y in ((joints + np.array([left, top])) * scale[:2]).tolist():
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+            lines[-1] += f" {x:.1f},{y:.1f}"
     file = f"{Path(path).name}.boxes.png"
     image.save(file)
     return f"{file}: {'; '.join(lines) or 'none'}"
@@ -145,7 +152,7 @@ def show(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> st
     """What to print for one image, by the task of the model; `outputs` are those of one image, by name."""
     task, classes = facts.get("task", "classification").partition(":")[0], json.loads(facts["classes"])
     name, values = Path(path).name, next(iter(outputs.values()))
-    if task in ("detection", "box-agreement"):
+    if task in ("detection", "box-agreement", "keypoints"):
         return show_boxes(path, outputs, facts)
     if task == "classification":
         shares = values if facts.get("output") == "probabilities" else np.exp(values - values.max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from pxcompress.deploy.intervals import Interval, bootstrap_interval, newcombe_interval, wilson_interval
 from pxcompress.deploy.session import Session
-from pxcompress.errors import DataError, ModelError
+from pxcompress.errors import DataError, InputError, ModelError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.outputs import max_difference
 from pxcompress.processes import gather_rows
@@ -46,7 +47,7 @@ class Predictions:
     @property
     def quality(self) -> Estimate:
         """The metric with its 95 % interval: Wilson's of a share of right samples, else by bootstrap."""
-        value = self.task.quality(self.statistics)
+        value = self.task.quality(self.statistics) if self.broken else judge(self.task, self.statistics)
         if self.task.metric.binary:
             interval = wilson_interval(value, self.samples)
         else:
@@ -81,7 +82,7 @@ def predictions(
             parts[name].append(
                 Predictions(
                     task,
-                    task.statistics(values, targets.cpu(), outputs[dense]),
+                    make_statistics(task, values, targets.cpu(), outputs[dense]),
                     task.agreement(values, outputs[reference]),
                     int((~finite).sum()),
                     max_difference(values, outputs[reference]),
@@ -137,11 +138,33 @@ def torch_quality(model: nn.Module, batches: Batches, task: Task, dense: nn.Modu
         outputs = _outputs(model, inputs, task)
         beside = dense if task.reads_dense and dense is not model else None
         reference = outputs if beside is None else _outputs(beside, inputs, task)
-        rows.append(task.statistics(outputs, targets.cpu(), reference))
+        rows.append(make_statistics(task, outputs, targets.cpu(), reference))
     statistics = gather_rows(rows)
     if not len(statistics):
         raise DataError("no samples to measure quality on; expected at least one")
-    return task.quality(task.complete(statistics))
+    return judge(task, task.complete(statistics))
+
+
+def make_statistics(task: Task, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+    """The task's statistics of a batch, (n, s). Raises `InputError` where its method returns something else."""
+    statistics: object = task.statistics(outputs, targets, dense)
+    if not isinstance(statistics, Tensor) or statistics.dim() != 2 or len(statistics) != len(targets):
+        shape = tuple(statistics.shape) if isinstance(statistics, Tensor) else f"a {type(statistics).__name__}"
+        raise InputError(
+            f"{type(task).__name__}.statistics returns {shape} for {len(targets)} samples; expected (n, s)"
+        )
+    return statistics
+
+
+def judge(task: Task, statistics: Tensor) -> float:
+    """The task's metric. Raises `InputError` where it is no finite number."""
+    value = float(task.quality(statistics))
+    if not math.isfinite(value):
+        raise InputError(
+            f"{type(task).__name__}.quality is {value} for {len(statistics)} samples whose outputs are finite; "
+            "expected a number: mend the task's quality, or its statistics"
+        )
+    return value
 
 
 def _outputs(model: nn.Module, inputs: Tensor, task: Task) -> Outputs:

@@ -197,7 +197,7 @@ class Session(ABC):
     def _is_to_be_turned(self, port: Port, shape: tuple[int, ...]) -> bool:
         """Whether images of this shape have their channels first where the file has them last."""
         if self.metadata.get(LAYOUT) == LAST and len(port.shape) == 4:
-            return list(shape[1:]) == json.loads(self.metadata["input_size"])
+            return list(shape[1:]) == json.loads(self.metadata["input_size"]) or not port.fits(shape)
         return not port.fits(shape) and are_channels_last(port.shape)
 
     def feed(self, inputs: Inputs) -> dict[str, Array]:

@@ -56,15 +56,19 @@ _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 class ImageModel(nn.Module):
-    """A model of images: pixels (n, channels, height, width) to what its head gives."""
+    """A model of images: pixels (n, channels, height, width) to what its head gives.
+
+    Where the data have one, `pixel_mask` (n, height, width) is 1 where there is image and 0 where it is filled up.
+    """
 
     def __init__(self, net: nn.Module, head: str) -> None:
         super().__init__()
         self.net, self.head = net, head
 
-    def forward(self, pixel_values: Tensor) -> Tensor | dict[str, Tensor]:
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Logits or embeddings (n, k), or maps or boxes by name."""
-        outputs = self.net(pixel_values=pixel_values)
+        masks = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
+        outputs = self.net(pixel_values=pixel_values, **masks)
         if self.head == "logits":
             return outputs.logits
         if self.head == "out":

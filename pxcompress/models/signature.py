@@ -118,8 +118,12 @@ class Signature:
         return forward(*places, **{name: value for name, value in values.items() if isinstance(name, str)})
 
     def blank(self, shape: Sequence[int], samples: int = 1) -> Tensor:
-        """Packed inputs (samples, *shape) without content: zeros, of texts ones, since each has a position."""
-        return (torch.ones if self.is_open else torch.zeros)(samples, *shape)
+        """Packed inputs (samples, *shape) without content: zeros, but ones of texts and masks, of which some count."""
+        packed = (torch.ones if self.is_open else torch.zeros)(samples, *shape)
+        if self.inputs and not self.is_open:
+            for each, part in zip(self.inputs, self.parts(packed), strict=True):
+                part.fill_(float("mask" in str(each.name)))
+        return packed
 
     @property
     def _mask_place(self) -> int | None:

@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pxcompress.deploy.export import export_onnx
+from pxcompress.deploy.export import ANY_BATCH, export_onnx
 from pxcompress.errors import BudgetError
 from pxcompress.graph import prune, settle_streams
-from pxcompress.types import Attempt, FileBudget, Plan, ScoredModel
+from pxcompress.types import Attempt, FileBudget, OpenAxes, Plan, ScoredModel
 
 ATTEMPTS = 4
 AIM = 0.98
@@ -22,21 +22,21 @@ def fit_to_file(
     plan_of: Callable[[float], Plan],
     budget: FileBudget,
     limit: float | None = None,
-    batch: int | None = None,
+    axes: OpenAxes = ANY_BATCH,
 ) -> tuple[Plan, tuple[Attempt, ...]]:
     """The plan whose exported file is nearest below what is allowed, and all that were tried.
 
     `plan_of` gives the plan that removes a share of the dense cost; it is asked for `scored.ratio` first. Allowed is
     `limit`, in the budget's unit, or without it the same share of the dense file's own cost. What later attempts are
     foreseen to cost is corrected by the factor by which the file before was off. Nothing is repaired: what a file
-    costs does not depend on the values of its weights. Files take `batch` samples a call, or any
-    number. Raises `BudgetError` where no attempt fits.
+    costs does not depend on the values of its weights. Files have open `axes`.
+    Raises `BudgetError` where no attempt fits.
     """
     ratio, factor = scored.ratio, 1.0
     attempts: list[Attempt] = []
     plans: list[Plan] = []
     with tempfile.TemporaryDirectory() as folder:
-        dense = _measure_exported(scored, Plan({}, "", "", 0.0, 0.0, 0.0), Path(folder) / "dense.onnx", batch)
+        dense = _measure_exported(scored, Plan({}, "", "", 0.0, 0.0, 0.0), Path(folder) / "dense.onnx", axes)
         while len(attempts) < ATTEMPTS and ratio < 1:
             try:
                 plan = plan_of(ratio)
@@ -46,7 +46,7 @@ def fit_to_file(
                 break
             if plan.removed in [earlier.removed for earlier in plans]:
                 break
-            slim = _measure_exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx", batch)
+            slim = _measure_exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx", axes)
             of_dense, cost = budget.measured([dense, slim], scored.example)
             allowed_cost = (1 - scored.ratio) * of_dense if limit is None else limit
             plans.append(plan)
@@ -67,9 +67,9 @@ def choose_attempt(attempts: Sequence[Attempt], tolerance: float) -> int | None:
     return max(fitting_places, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 
 
-def _measure_exported(scored: ScoredModel, plan: Plan, path: Path, batch: int | None) -> Path:
+def _measure_exported(scored: ScoredModel, plan: Plan, path: Path, axes: OpenAxes) -> Path:
     slim = settle_streams(prune(scored.model, scored.structure.groups, plan, scored.example))
-    export_onnx(slim.model, scored.example, path, {}, batch=batch)
+    export_onnx(slim.model, scored.example, path, {}, axes=axes)
     return path
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pxcompress.checks import check_keys, make_file_name, read_record
 from pxcompress.errors import InputError, short
@@ -18,6 +18,9 @@ from pxcompress.recipe.model_and_data import ModelAndData
 from pxcompress.recipe.repairing import Repairing
 from pxcompress.recipe.scoring import Scoring
 from pxcompress.registry import option
+
+if TYPE_CHECKING:
+    from pxcompress.types import OpenAxes
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,11 @@ class Pruning(Export, Repairing, Scoring, Goal):
         return BUDGETS.text(replace(budget, **changes))  # type: ignore[type-var]
 
     @property
-    def onnx_batch(self) -> int | None:
-        """Samples a call that the exported files take; None for any number."""
-        return self.bench.batch_size if self.fixed_batch else None
+    def open_axes(self) -> OpenAxes:
+        """Which axes of the exported files are open."""
+        from pxcompress.types import OpenAxes
+
+        return OpenAxes(self.bench.batch_size if self.fixed_batch else None, self.dynamic_size)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pxcompress.report.summary import format_percent
 from pxcompress.types import Kind
 
 _WIDTH = 80
+_NAME_WIDTH = 30
 _LAYERS = 8
 """Layers that the table lists; explain.json has all."""
 
@@ -205,11 +206,15 @@ def format_explanation(explanation: Explanation) -> str:
     worst_layers = sorted(explanation.layers, key=lambda row: -row.removed)[:_LAYERS]
     layers = [("layer", "units", "kept", "relevance that the removed ones carried")]
     layers += [
-        (textwrap.shorten(row.name, 30), str(row.units), str(row.kept), format_percent(row.removed))
-        for row in worst_layers
+        (_shorten_front(row.name), str(row.units), str(row.kept), format_percent(row.removed)) for row in worst_layers
     ]
     parts = [align(rows), _wrap(sentences), align(layers), _wrap(map(describe_case, explanation.cases))]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _shorten_front(name: str) -> str:
+    """A module's name in as many letters as there is room for; its end tells it from others."""
+    return name if len(name) <= _NAME_WIDTH else f"...{name[3 - _NAME_WIDTH :]}"
 
 
 def _wrap(texts: Any) -> Sequence[str]:

@@ -27,7 +27,7 @@ from pxcompress.proof import (
     NamedInput,
     Warning,
 )
-from pxcompress.recipe import Goal
+from pxcompress.recipe import Goal, Recipe
 from pxcompress.report.build import sha256_of
 from pxcompress.report.record import PlanCosts, Report
 from pxcompress.report.summary import format_bytes, format_milliseconds
@@ -43,6 +43,10 @@ from pxcompress.workload import Workload
 
 SPEED_TOLERANCE = 0.05
 """Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
+
+
+NOTHING_RIGHT = 0.01
+"""Share of what could be right below which a dense model shows nothing."""
 
 
 DENSE_DRIFT_LIMIT = 0.2
@@ -143,6 +147,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
         notes=(
             *_list_notes(place, workload, files, comparison),
             *_describe_attempts(recipe, slim, comparison),
+            *_describe_sizes(recipe, workload),
             *targets.notes,
             *measured.notes,
             *(Warning("remark", text) for text in run.clock.notes),
@@ -218,6 +223,17 @@ def _describe_attempts(goal: Goal, slim: PruneResult, comparison: Comparison) ->
             )
 
 
+def _describe_sizes(recipe: Recipe, workload: Workload) -> Iterator[Warning]:
+    """Which images the files take where these may have any size, and what the figures are of."""
+    if recipe.dynamic_size:
+        side = "x".join(map(str, workload.splits.example.shape[2:]))
+        yield Warning(
+            "sizes",
+            "the files take images of any height and width that the model does, tried at twice the height and "
+            f"at twice the width; all figures are those of {side}",
+        )
+
+
 def _list_notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:
     """What a reader must know beside the figures."""
     yield from _about_model(workload, comparison)
@@ -251,7 +267,7 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
         yield Warning("trained-here", "the dense model was trained here, on that data, for a few epochs")
     if weights == "factory":
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
-    dense = comparison.dense
+    dense, metric = comparison.dense, workload.task.metric
     if isinstance(workload.task, Classification) and is_chance_level(dense.quality.value, dense.samples, classes):
         pixels = ", --input-size, to which images are resized, and --input-mean, by which pixels become inputs"
         reason = (
@@ -261,6 +277,9 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
         )
         text = f"THE DENSE MODEL IS NEAR CHANCE: top-1 {dense.quality.value:.1%} of {classes} classes; {reason}"
         yield Warning("near-chance", text)
+    elif metric.unit == "share" and metric.higher_is_better and dense.quality.value < NOTHING_RIGHT:
+        text = f"THE DENSE MODEL IS NEARLY ALWAYS WRONG: {metric.name} {metric.format(dense.quality.value)}, so that it"
+        yield Warning("near-chance", f"{text} can lose nothing; check its weights, classes and inputs")
 
 
 def _warn_of_noise(place: Path, comparison: Comparison) -> Iterator[Warning]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from torch import nn
 from pxcompress import __version__
 from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.deploy.export import artifact_of, describe_packing
-from pxcompress.deploy.parity import verify_parity
+from pxcompress.deploy.export import artifact_of, check_outputs, describe_packing, on_cpu
+from pxcompress.deploy.parity import resize_doubled, verify_other_sizes, verify_parity
 from pxcompress.deploy.runtime import find_backend
-from pxcompress.errors import ParityError
+from pxcompress.errors import InputError, ModelError, ParityError
 from pxcompress.models.rebuilding import outside_state
 from pxcompress.models.signature import Signature
 from pxcompress.models.transformers_folder import save_slim
@@ -64,7 +65,7 @@ def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
     """Write the dense model as ONNX."""
     facts = {**_facts(recipe, workload), "pruned": "no"}
     model = workload.loaded.model
-    if isinstance(model, OnnxModule) and workload.whole is None and recipe.onnx_batch is None:
+    if isinstance(model, OnnxModule) and workload.whole is None and recipe.open_axes.batch is None:
         copy_file(model.source.path, path, {**facts, **describe_packing(model)})
         return artifact_of(path)
     return _export(workload.loaded.model, path, facts, recipe, workload)
@@ -82,7 +83,7 @@ def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResul
 def _export(model: nn.Module, path: Path, facts: dict[str, str], recipe: Recipe, workload: Workload) -> Artifact:
     """Write `model` for the recipe's backend."""
     backend, name = find_backend(recipe.bench.provider), workload.task.output_name
-    return backend.export(model, workload.splits.example, path, facts, batch=recipe.onnx_batch, output_name=name)
+    return backend.export(model, workload.splits.example, path, facts, axes=recipe.open_axes, output_name=name)
 
 
 def write_beside_onnx(
@@ -101,13 +102,49 @@ def write_beside_onnx(
     if tokenizer := workload.loaded.preprocessing.tokenizer:
         (folder / TOKENIZER).write_text(tokenizer.content, encoding="utf-8")
     loading = save_slim(slim.pruned.model, slim.pruned.whole.dense, folder)
-    parity = verify_parity(slim.pruned.model, small.path, workload.splits.test, task=workload.task)
+    parity = _verify(slim.pruned.model, small.path, recipe, workload)
     if not parity.passed:
         raise ParityError(
             f"{SLIM} disagrees with PyTorch by up to {parity.max_abs:.2e} on {parity.samples} samples "
             f"({parity.agreement:.1%} of the decisions agree); please report the architecture"
         )
     return Files(dense, small, parity, loading=loading)
+
+
+def check_dynamic_size(recipe: Recipe, workload: Workload) -> None:
+    """Raise `InputError`, before any work, where files are to take images of any size and the dense model does not."""
+    if not recipe.dynamic_size:
+        return
+    example, preprocessing = workload.splits.example, workload.loaded.preprocessing
+    if preprocessing.inputs or example.dim() != 4:
+        shape = "x".join(map(str, example.shape[1:]))
+        raise InputError(f"--dynamic-size is for images, the model takes inputs of shape {shape}; leave it out")
+    model, task = workload.loaded.model, workload.task
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / DENSE
+        try:
+            with on_cpu(model):
+                for images in resize_doubled(example):
+                    check_outputs(model, images, task.output_name)
+            _export(model, path, {}, recipe, workload)
+            parity = verify_other_sizes(model, path, example, task)
+        except InputError as error:
+            raise ModelError(f"--dynamic-size: {error}; leave it out") from error
+    if not parity.passed:
+        raise ModelError(
+            f"--dynamic-size: the exported file disagrees with PyTorch by up to {parity.max_abs:.2e} on images of "
+            "other sizes; leave it out"
+        )
+
+
+def _verify(model: nn.Module, path: Path, recipe: Recipe, workload: Workload) -> Parity:
+    """The parity of a file with `model`, also on images of other sizes where it takes such."""
+    test = workload.splits.test
+    parity = verify_parity(model, path, test, task=workload.task)
+    if not recipe.dynamic_size:
+        return parity
+    other = verify_other_sizes(model, path, next(iter(test))[0], workload.task)
+    return replace(parity, max_abs=max(parity.max_abs, other.max_abs), passed=parity.passed and other.passed)
 
 
 def _plan(slim: PruneResult) -> str:
@@ -150,7 +187,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "classes": json.dumps(workload.source.classes),
         "input_mean": json.dumps(preprocessing.mean),
         "input_std": json.dumps(preprocessing.std),
-        "input_size": json.dumps(preprocessing.input_size),
+        "input_size": json.dumps(list(workload.splits.example.shape[1:])),  # of texts that of a middle length
         "interpolation": preprocessing.interpolation,
         "crop": json.dumps(preprocessing.crop),
         **({"most_tokens": str(preprocessing.tokenizer.longest)} if preprocessing.tokenizer else {}),

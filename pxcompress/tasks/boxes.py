@@ -14,8 +14,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_area
 
+from pxcompress.tasks.joints import Joints, oks
+
 THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
 """IoU from which on a box counts as right; the mean over all of them is mAP50-95."""
+
+NOWHERE = torch.empty(0, 0, dtype=torch.int64)
+"""Places of boxes that are no model's."""
 
 _RECALLS = torch.from_numpy(np.linspace(0, 1, 101))
 
@@ -24,18 +29,28 @@ _RECALLS = torch.from_numpy(np.linspace(0, 1, 101))
 class Boxes:
     """Boxes of n images: `corners` (n, k, 4) x1, y1, x2, y2, `classes` (n, k), -1 for none, `scores` (n, k).
 
-    `crowd` (n, k) marks boxes around many objects, in which any number of boxes is neither right nor wrong.
+    `crowd` (n, k) marks boxes around many objects, in which any number of boxes is neither right nor wrong. Objects may
+    have `joints`, by which they are then held against each other. `places` (n, k) says which location of a model a
+    box is of.
     """
 
     corners: Tensor
     classes: Tensor
     scores: Tensor
     crowd: Tensor
+    joints: Joints | None = None
+    places: Tensor = NOWHERE
 
     @property
     def there(self) -> Tensor:
         """Which rows hold a box, (n, k)."""
         return self.classes >= 0
+
+    @property
+    def counted(self) -> Tensor:
+        """Which of them have to be there, (n, k): no crowd, and of objects with joints those that have any."""
+        single = self.there & ~self.crowd
+        return single if self.joints is None else single & self.joints.marked.any(2)
 
     def surer_than(self, score: float) -> Boxes:
         """The boxes with at least this score."""
@@ -56,33 +71,41 @@ def match(boxes: Boxes, truth: Boxes, thresholds: tuple[float, ...] = THRESHOLDS
     """Whether every box is right at every threshold, (n, k, t): 1 yes, 0 no, -1 where it does not count.
 
     A box is held against the truth of its class that nobody before it was held against and that it overlaps most; in
-    a crowd it does not count. `boxes` come in descending order of their scores.
+    a crowd, or where nothing of the truth is marked, it does not count. `boxes` come in descending order of their
+    scores.
     """
     overlaps = _overlaps(boxes, truth)
     least = torch.tensor([min(value, 1 - 1e-10) for value in thresholds], dtype=torch.float64)
-    free = (truth.there & ~truth.crowd)[:, None].expand(-1, len(thresholds), -1).clone()
+    counted, crowd = truth.counted[:, None], truth.crowd[:, None]
+    free = truth.there[:, None].expand(-1, len(thresholds), -1).clone()
     results = torch.zeros(*boxes.classes.shape, len(thresholds), dtype=torch.float64)
     if not overlaps.numel():
         return results
     for place in range(boxes.classes.shape[1]):
         own = overlaps[:, place, None]  # (n, 1, m)
-        best, index = torch.where(free, own, -1.0).max(2)
-        right = best >= least
-        free.scatter_(2, index[..., None], (free.gather(2, index[..., None]) & ~right[..., None]))
-        in_crowd = torch.where(truth.crowd[:, None], own, -1.0).amax(2) >= least
-        results[:, place] = torch.where(right, 1.0, torch.where(in_crowd, -1.0, 0.0))
+        best, index = torch.where(free & counted, own, -1.0).max(2)
+        beside, other = torch.where((free | crowd) & ~counted, own, -1.0).max(2)
+        right, ignored = best >= least, (best < least) & (beside >= least)
+        index = torch.where(right, index, other)[..., None]
+        free.scatter_(2, index, free.gather(2, index) & ~(right | ignored)[..., None])
+        results[:, place] = torch.where(right, 1.0, torch.where(ignored, -1.0, 0.0))
     return results
 
 
 def _overlaps(boxes: Boxes, truth: Boxes) -> Tensor:
-    """IoU (n, k, m) of boxes of one class, of a crowd the share of the box that it covers; -1 for other pairs."""
+    """IoU (n, k, m) of boxes of one class, of a crowd the share of the box that it covers; -1 for other pairs.
+
+    Of objects with joints it is OKS.
+    """
+    same = (boxes.classes[:, :, None] == truth.classes[:, None]) & truth.there[:, None]
+    if boxes.joints is not None and truth.joints is not None:
+        return torch.where(same, oks(boxes.joints, truth.joints, truth.corners), -1.0)
     one, two = boxes.corners.double(), truth.corners.double()
     low = torch.maximum(one[:, :, None, :2], two[:, None, :, :2])
     high = torch.minimum(one[:, :, None, 2:], two[:, None, :, 2:])
     shared = (high - low).clamp_min(0).prod(-1)
     area, other = (box_area(each.reshape(-1, 4)).reshape(each.shape[:2]) for each in (one, two))
     union = area[:, :, None] + torch.where(truth.crowd[:, None], 0, other[:, None] - shared)
-    same = (boxes.classes[:, :, None] == truth.classes[:, None]) & truth.there[:, None]
     return torch.where(same, shared / union.clamp_min(1e-12), -1.0)
 
 
@@ -90,7 +113,7 @@ def f1(boxes: Boxes, truth: Boxes, threshold: float = THRESHOLDS[0]) -> Tensor:
     """F1 of the boxes of each image, (n,); 1 where there is none in either."""
     results = torch.where(boxes.there, match(boxes, truth, (threshold,))[..., 0], -1.0)
     right, counted = (results > 0).sum(1).double(), (results >= 0).sum(1)
-    truth_counts = (truth.there & ~truth.crowd).sum(1)
+    truth_counts = truth.counted.sum(1)
     return torch.where(counted + truth_counts > 0, 2 * right / (counted + truth_counts).clamp_min(1), 1.0)
 
 

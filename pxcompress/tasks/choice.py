@@ -19,14 +19,18 @@ from pxcompress.tasks.task import Layout, Task
 
 AUTO = "auto"
 
-_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-"""package.module:Class; the options of a registered task have an = in them."""
+_OWN = re.compile(r"(?P<name>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)(:(?P<options>.*))?")
+"""package.module:Class, perhaps with options; those of a registered task have an = in the place of Class."""
+
+_HERE = "pxcompress."
+"""What the modules begin with that are found without being named."""
 
 BY_LAYOUT: dict[Layout, str] = {
     "classes": "classification",
     "identities": "embedding",
     "masks": "segmentation",
     "boxes": "detection",
+    "keypoints": "keypoints",
     "labels": "multi-label",
     "numbers": "regression",
     "unlabelled": "agreement",
@@ -35,15 +39,16 @@ BY_LAYOUT: dict[Layout, str] = {
 
 
 def build_task(text: str) -> Task:
-    """The task that `text` names, "segmentation:ignore_index=0", or a user's own, "package.module:Class".
+    """The task that `text` names, "segmentation:ignore_index=0", or a user's own, "package.module:Class:option=value".
 
     Raises `InputError` for what is none.
     """
-    name = text.partition(":")[0]
-    if name in TASKS or not _OWN.fullmatch(text):
+    own = _OWN.fullmatch(text)
+    if own is None or text.partition(":")[0] in TASKS:
         return TASKS.build(text)
-    task: Any = find_object(text, "task")
-    task = task() if isinstance(task, type) else task
+    task: Any = find_object(own["name"], "task")
+    if isinstance(task, type) and issubclass(task, Task):
+        task = TASKS.construct(task, own["name"], own["options"] or "")
     if not isinstance(task, Task):
         raise InputError(f"task {text!r} is a {type(task).__name__}; expected a subclass of pxcompress.tasks.task.Task")
     return task
@@ -62,9 +67,11 @@ def start_logits(task: Task) -> Callable[[Any], Tensor]:
 
 
 def task_text(task: Task) -> str:
-    """The text from which `build_task` makes an equal task."""
+    """The text from which `build_task` makes an equal task, also in a process that has imported nothing of a user's."""
     cls = type(task)
-    return TASKS.text(task) if cls in {TASKS.get(name) for name in TASKS} else f"{cls.__module__}:{cls.__qualname__}"
+    if cls.__module__.startswith(_HERE):
+        return TASKS.text(task)
+    return TASKS.describe(task, f"{cls.__module__}:{cls.__qualname__}")
 
 
 def layout_of(task: Task | None, data: str) -> Layout | None:

@@ -47,11 +47,13 @@ class Detection(Task):
     box_weight: float = option(2.0, "what a box's corners weigh beside its class where relevance starts", low=0.0)
 
     metric = Metric("mAP50-95")
-    layouts: ClassVar[tuple[Layout, ...]] = ("boxes",)
+    layouts: ClassVar[tuple[Layout, ...]] = ("boxes", "keypoints")
     reads_dense = False
     whole_images = True
     trains_by_divergence = True
     subject = "the boxes"
+    most: ClassVar[int] = MOST
+    """Largest number of boxes of an image that count."""
 
     def logits(self, outputs: Outputs) -> Tensor:
         """Sum over predicted boxes of the class's logit, the corners by the box's size, and the joints' scores, (n,).
@@ -70,13 +72,12 @@ class Detection(Task):
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
         """F1, number of classes, how many boxes are wanted of each, then class, score and ten results of every box.
 
-        (n, 2 + classes + 12 * `MOST`); results are those of `boxes.match` at ten thresholds of IoU.
+        (n, 2 + classes + 12 * `most`); results are those of `boxes.match` at ten thresholds of IoU.
         """
         candidates = self._candidates(outputs)
-        boxes, truth = self._boxes(candidates), _truth(targets, relative=candidates.relative)
+        boxes, truth = self._found(outputs), self._wanted(targets, relative=candidates.relative)
         classes = candidates.logits.shape[2]
-        counted = truth.there & ~truth.crowd
-        truth_counts = torch.stack([(counted & (truth.classes == k)).sum(1) for k in range(classes)], 1)
+        truth_counts = torch.stack([(truth.counted & (truth.classes == k)).sum(1) for k in range(classes)], 1)
         scores = f1(boxes.surer_than(self.score), truth)
         ranked = torch.cat([boxes.classes[..., None], boxes.scores[..., None], match(boxes, truth)], 2)
         counts = torch.full_like(scores, classes)
@@ -101,7 +102,7 @@ class Detection(Task):
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """F1 of the boxes scored above the threshold against those of the dense model, at an IoU of 0.5."""
-        one, other = (self._boxes(self._candidates(each)).surer_than(self.score) for each in (outputs, dense))
+        one, other = (self._found(each).surer_than(self.score) for each in (outputs, dense))
         return f1(one, other)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
@@ -128,7 +129,7 @@ class Detection(Task):
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
         """The predicted boxes with their scores, the surest first."""
         candidates = self._candidates(outputs)
-        boxes = self._boxes(candidates).surer_than(self.score)
+        boxes = self._found(outputs).surer_than(self.score)
         there, (height, width) = boxes.there[0], size or (1, 1)
         scale = torch.tensor([width, height, width, height]) if candidates.relative else 1
         numbers = tuple(boxes.classes[0, there].int().tolist())
@@ -146,24 +147,31 @@ class Detection(Task):
     def _candidates(self, outputs: Outputs) -> Candidates:
         return read_boxes(outputs, self.layout)
 
-    def _boxes(self, candidates: Candidates) -> Boxes:
-        """The boxes of every image that are not too faint, thinned out, best first, `MOST` of each."""
+    def _found(self, outputs: Outputs) -> Boxes:
+        """The boxes of every image that are not too faint, thinned out, best first, `most` of each."""
+        candidates = self._candidates(outputs)
         scores, classes = candidates.logits.detach().sigmoid().max(2)
         rows = [
-            torch.cat([corners, chosen[:, None].to(corners), ranked[:, None]], 1)[places]
+            torch.cat([corners, chosen[:, None].to(corners), ranked[:, None], every[:, None].to(corners)], 1)[places]
             for corners, chosen, ranked in zip(candidates.corners.detach(), classes, scores, strict=True)
+            for every in [torch.arange(len(ranked), device=ranked.device)]
             for places in [self._survivors(corners, ranked, chosen, candidates.overlap, FAINT)]
         ]
-        padding = torch.tensor([0.0, 0, 0, 0, -1, 0]).to(candidates.corners.detach())
-        rows.append(padding.expand(MOST, -1))
+        padding = torch.tensor([0.0, 0, 0, 0, -1, 0, 0]).to(candidates.corners.detach())
+        rows.append(padding.expand(self.most, -1))
         table = pad_sequence(rows, batch_first=True, padding_value=-1.0)[:-1].double().cpu()
         there = table[..., 4] >= 0
-        return Boxes(table[..., :4], table[..., 4], torch.where(there, table[..., 5], 0), torch.zeros_like(there))
+        scores = torch.where(there, table[..., 5], 0)
+        return Boxes(table[..., :4], table[..., 4], scores, torch.zeros_like(there), places=table[..., 6].long())
+
+    def _wanted(self, targets: Tensor, *, relative: bool) -> Boxes:
+        """The boxes of `targets` (n, rows, 6), in pixels of the input or as shares of its sides."""
+        return _truth(targets, relative=relative)
 
     def _survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool, least: float) -> Tensor:
         """Places of one image's boxes from the score `least` on."""
         sure = (scores >= least).nonzero()[:, 0]
-        best = survivors(corners[sure], scores[sure], classes[sure], self.overlap if overlap else 1.0, MOST)
+        best = survivors(corners[sure], scores[sure], classes[sure], self.overlap if overlap else 1.0, self.most)
         return sure[best]
 
     def _find_predicted(self, candidates: Candidates) -> Tensor:

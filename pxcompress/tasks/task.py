@@ -12,15 +12,15 @@ from torch import Tensor
 from pxcompress.errors import InputError
 from pxcompress.models.outputs import is_real
 from pxcompress.proof import Metric
-from pxcompress.tasks.answer import Answer, list_parts
+from pxcompress.tasks.answer import MOST_PARTS, Answer, list_parts
 
 Outputs = Mapping[str, Tensor]
 """What a model returns for n samples: every tensor (n, ...) by its name in the ONNX file."""
 
 
-Layout = Literal["classes", "identities", "masks", "boxes", "labels", "numbers", "unlabelled"]
-"""What the targets are: a class, an identity to be found again, a class per pixel, boxes, labels or numbers for each
-input; or there are none."""
+Layout = Literal["classes", "identities", "masks", "boxes", "keypoints", "labels", "numbers", "unlabelled"]
+"""What the targets are: a class, an identity to be found again, a class per pixel, boxes with joints or without,
+labels or numbers for each input; or there are none."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,22 @@ class Task:
         """Raise `InputError` where targets do not fit what the model returns."""
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
-        """What the outputs (1, ...) of one sample say to a reader; by default their shapes.
+        """What the outputs (1, ...) of one sample say to a reader; by default a few numbers, or their shapes.
 
         `classes` name the data's classes or numbers; `size` is height and width of inputs that are images.
         """
-        return Answer(list_parts((f"{name} {tuple(value.shape[1:])}" for name, value in outputs.items()), "nothing"))
+        return Answer(list_parts((f"{name} {_describe_values(value)}" for name, value in outputs.items()), "nothing"))
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
         """The target of one sample in words; "" where there is none to speak of."""
         return ""
+
+
+def _describe_values(value: Tensor) -> str:
+    """The numbers of one sample (1, ...), or their shape where they are many."""
+    if value.numel() > MOST_PARTS:
+        return str(tuple(value.shape[1:]))
+    return " ".join(f"{number:.3g}" for number in value.flatten().tolist())
 
 
 def list_float_outputs(outputs: Outputs) -> list[Tensor]:

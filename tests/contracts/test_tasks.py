@@ -17,6 +17,7 @@ from pxcompress.tasks.agreement import Agreement
 from pxcompress.tasks.choice import BY_LAYOUT, build_task, check_layout, task_text
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
+from pxcompress.tasks.keypoints import Keypoints
 from pxcompress.tasks.multi_label import MultiLabel
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.segmentation import Segmentation
@@ -45,6 +46,7 @@ def _draw(name: str, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
         "multi-label": ({"logits": normal(CLASSES)}, (normal(CLASSES) > 0).float()),
         "detection": (_draw_boxes(draw), _draw_targets(draw)),
         "box-agreement": (_draw_boxes(draw), torch.zeros(SAMPLES)),
+        "keypoints": _draw_joints(draw),
     }[name]
 
 
@@ -53,6 +55,18 @@ def _draw_boxes(draw: torch.Generator) -> dict[str, Tensor]:
     corner = 16.0 * torch.stack([torch.arange(16) % 4, torch.arange(16) // 4], 1)
     corners = torch.cat([corner + 2, corner + 12], 1) + torch.randn(SAMPLES, 16, 4, generator=draw)
     return {"boxes": corners, "logits": 2 * torch.randn(SAMPLES, 16, CLASSES, generator=draw) - 2}
+
+
+def _draw_joints(draw: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    """Boxes as above with three joints each, one of which is marked in no true object."""
+    boxes, rows = _draw_boxes(draw), _draw_targets(draw)
+    places = boxes["boxes"][:, :, None, :2] + 10 * torch.rand(SAMPLES, 16, 3, 2, generator=draw)
+    marked = torch.tensor([1.0, 0, 1])[:, None].expand(SAMPLES, 4, 3, 1)
+    areas = (rows[..., 3] - rows[..., 1]) * (rows[..., 4] - rows[..., 2])
+    joints = torch.cat([places[:, ::5], marked], 3).flatten(2)
+    scores = torch.randn(SAMPLES, 16, 3, 1, generator=draw)
+    outputs = {**boxes, "keypoints": torch.cat([places, scores], 3)}
+    return outputs, torch.cat([rows, areas[..., None], joints], 2)
 
 
 def _draw_targets(draw: torch.Generator) -> Tensor:
@@ -67,11 +81,12 @@ def _draw_targets(draw: torch.Generator) -> Tensor:
 def _perfect(name: str, targets: Tensor) -> dict[str, Tensor]:
     """Outputs that are right on every sample."""
     one_hot = torch.nn.functional.one_hot
-    if name == "detection":
+    if name in ("detection", "keypoints"):
         rows = targets[:, :-1]
         sure = (rows[..., 0] >= 0) & (rows[..., 5] == 0)
         logits = 9.0 * one_hot(rows[..., 0].long().clamp_min(0), CLASSES) * sure[..., None] - 6
-        return {"boxes": rows[..., 1:5], "logits": logits}
+        joints = {"keypoints": rows[..., 7:].unflatten(2, (-1, 3))} if name == "keypoints" else {}
+        return {"boxes": rows[..., 1:5], "logits": logits, **joints}
     if name == "segmentation":
         return {"out": 9.0 * one_hot(targets, CLASSES).permute(0, 3, 1, 2)}
     if name in ("classification", "embedding"):
@@ -230,6 +245,7 @@ def test_relevance_starts_at_the_map_alone() -> None:
     assert maps["out"].grad.sum(1) == pytest.approx(torch.full((1, 4, 4), 1 / 16))
 
 
+_JOINTS = {"boxes": torch.zeros(1, 2, 4), "logits": torch.zeros(1, 2, 3), "keypoints": torch.zeros(1, 2, 3, 3)}
 MISFITS: Mapping[str, tuple[Task, dict[str, Tensor], Tensor, str]] = {
     "a mask of an unknown class": (
         Segmentation(),
@@ -242,6 +258,13 @@ MISFITS: Mapping[str, tuple[Task, dict[str, Tensor], Tensor, str]] = {
         {"output": torch.zeros(2, 3)},
         torch.zeros(2, 1),
         "1 numbers a sample, the model returns 3",
+    ),
+    "other joints": (Keypoints(), _JOINTS, torch.zeros(1, 1, 7 + 6), "data have 2 joints, the model has 3"),
+    "no joints": (
+        Keypoints(),
+        {"boxes": torch.zeros(1, 2, 4)},
+        torch.zeros(1, 1, 13),
+        "returns boxes and no 'keypoints'",
     ),
     "labels": (MultiLabel(), {"logits": torch.zeros(2, 3)}, torch.zeros(2, 4), "4 classes, the model has 3"),
 }

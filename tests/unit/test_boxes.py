@@ -13,8 +13,10 @@ from box_folders import HEIGHT, NAMES, WIDTH, WRITERS, draw, write_coco, write_v
 from PIL import Image
 
 from pxcompress.data import load_splits, open_source
+from pxcompress.data.items import Item, collect_items
 from pxcompress.data.resizing import Resize
 from pxcompress.errors import DataError
+from pxcompress.models.signature import Signature
 from pxcompress.types import Preprocessing
 
 HALVES = (("train", range(24)), ("val", range(24, 40)))
@@ -60,6 +62,36 @@ def test_boxes_and_images_go_the_same_way(tmp_path: Path) -> None:
         assert inside[int(label)].mean() > 1
 
 
+def _mark_joints(root: Path) -> None:
+    """Two joints for every object: the first corner of its box, and its middle, which is marked in every second one."""
+
+    def change(content: dict) -> None:
+        for category in content["categories"]:
+            category["keypoints"] = ["corner", "middle"]
+        for place, each in enumerate(content["annotations"]):
+            x, y, width, height = each["bbox"]
+            each.update(keypoints=[x, y, 2, x + width / 2, y + height / 2, place % 2], area=width * height / 2)
+
+    _json(change)(root)
+
+
+def test_joints_and_boxes_go_the_same_way(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "data", HALVES[:1])
+    _mark_joints(root)
+    (root / "annotations" / "instances_train.json").rename(root / "annotations" / "person_keypoints_train.json")
+    source = open_source(str(root))
+    assert (source.layout, source.outputs) == ("keypoints", 3)
+    inputs, targets = next(iter(load_splits(source, BORDER).score))
+    assert targets.shape == (len(inputs), 4, 6 + 1 + 3 * 2)
+    rows = targets[:, :-1][targets[:, :-1, 0] >= 0]
+    low, high = rows[:, 1:3], rows[:, 3:5]
+    assert torch.allclose(rows[:, 7:9], low, atol=1e-3)
+    assert torch.allclose(rows[:, 10:12], (low + high) / 2, atol=1e-3)
+    assert torch.allclose(rows[:, 6], (high - low).prod(1) / 2, rtol=1e-3)
+    assert rows[:, 9].eq(1).all()
+    assert set(rows[:, 12].tolist()) == {0.0, 1.0}
+
+
 @pytest.mark.parametrize("crop_mode", ["center", "border", "squash"])
 @pytest.mark.parametrize("size", [(40, 32), (32, 40), (33, 33), (90, 20), (20, 61)])
 @pytest.mark.parametrize("sides", [(24, 24), (24, 36)])
@@ -93,6 +125,37 @@ def _text(name: str, text: str) -> Spoil:
     return lambda root: (root / name).write_text(text) and None
 
 
+def _items(targets: list[list[list[float]]]) -> list[Item]:
+    images = np.zeros((len(targets), 3, 20, 30), np.float32)
+    masks = np.ones((len(targets), 20, 30), np.int64)
+    return [
+        Item(str(number), {"pixel_values": image, "pixel_mask": mask}, np.array(target, np.float32))
+        for number, (image, mask, target) in enumerate(zip(images, masks, targets, strict=True))
+    ]
+
+
+def test_boxes_may_come_with_inputs_of_ones_own() -> None:
+    """Also with several inputs, such as padded images and their masks; an image may have no box."""
+    data = collect_items("mine:data", {"all": _items([[[1, 2, 3, 9, 8], [0, 0, 0, 30, 20]], [], [[1, 5, 5, 6, 6]]])})
+    assert (data.layout, data.classes, data.outputs) == ("boxes", ("0", "1"), 2)
+    assert [each.name for each in data.inputs] == ["pixel_values", "pixel_mask"]
+    targets = [data.train.targets(place, None, None) for place in range(3)]
+    frame = [-1, 0, 0, 30, 20, 2]
+    nothing = [-1, 0, 0, 0, 0, 0]
+    assert targets[0].tolist() == [[1, 2, 3, 9, 8, 0], [0, 0, 0, 30, 20, 0], frame]
+    assert targets[1].tolist() == [nothing, nothing, frame]
+    blank = Signature(data.inputs).blank(data.native_size)
+    values = Signature(data.inputs).unpacked(blank)
+    assert not values["pixel_values"].any()
+    assert values["pixel_mask"].all()  # nothing is hidden
+
+
+@pytest.mark.parametrize("row", [[0.5, 1, 1, 2, 2], [0, 5, 5, 4, 6], [0, 1, 1, 31, 5], [-1, 1, 1, 2, 2]])
+def test_boxes_of_ones_own_that_cannot_be_are_named(row: list[float]) -> None:
+    with pytest.raises(DataError, match=r"item 1: its target has the box \(.*\) in an input of 30x20; expected"):
+        collect_items("mine:data", {"all": _items([[[1, 2, 3, 9, 8]], [row]])})
+
+
 BAD: dict[str, tuple[str, Spoil, str]] = {
     "a box outside": ("coco", _json(lambda c: c["annotations"][0].update(bbox=[5, 5, 90, 4])), "lies outside of it"),
     "a box turned around": ("coco", _json(lambda c: c["annotations"][0].update(bbox=[9, 9, -4, 4])), "turned around"),
@@ -113,6 +176,13 @@ BAD: dict[str, tuple[str, Spoil, str]] = {
         "coco",
         _json(lambda c: [each.update(width=50) for each in c["images"]]),
         "annotation says 50x32",
+    ),
+    "a joint too few": (
+        "coco",
+        _json(
+            lambda c: (c["categories"][0].update(keypoints=["a", "b"]), c["annotations"][0].update(keypoints=[1, 1, 2]))
+        ),
+        "has an object with 3 numbers as keypoints; expected 3 for each of 2",
     ),
     "two columns": ("yolo", _text("labels/train/0.txt", "1 0.5"), "0.txt, line 1 has 2 columns; expected 5"),
     "a word": ("yolo", _text("labels/train/0.txt", "1 a b c d"), "line 1 is '1 a b c d'; expected numbers"),

@@ -227,13 +227,13 @@ def _yolo_outputs(seed: int = 0) -> dict[str, Tensor]:
 
 def test_predict_finds_the_boxes_that_the_task_says() -> None:
     outputs, task = _yolo_outputs(), Detection()
-    boxes = task._boxes(task._candidates(outputs)).surer_than(task.score)
+    boxes = task._found(outputs).surer_than(task.score)
     facts = {"task": "detection", "input_size": json.dumps([3, SIDE, SIDE])}
     for image in range(4):
         there = boxes.there[image]
         found = predict.find_boxes({"output": outputs["output"][image].double().numpy()}, facts)
-        assert [kind for kind, _, _ in found] == boxes.classes[image][there].long().tolist()
-        np.testing.assert_allclose([corners for _, _, corners in found], boxes.corners[image][there], atol=1e-4)
+        assert [kind for kind, *_ in found] == boxes.classes[image][there].long().tolist()
+        np.testing.assert_allclose([corners for _, _, corners, _ in found], boxes.corners[image][there], atol=1e-4)
 
 
 def test_boxes_without_labels_are_judged_beside_the_dense_models() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -263,7 +264,11 @@ def test_sequences_are_lines_of_letters(sequences: Path) -> None:
         assert "".join(case.pictures.text) == "".join(LETTERS[row] for row in letters.argmax(0))
         assert ((case.pictures.image != 255).any(1) == planted).all()
         assert case.pictures.dense.shape == case.pictures.pruned.shape == (LENGTH,)
-    assert "relevance where the data know" in format_explanation(found)
+    text = format_explanation(found)
+    assert "relevance where the data know" in text
+    long = "net.encoder.layer.11.attention.self.query"
+    text = format_explanation(replace(found, layers=(replace(found.layers[0], name=long),)))
+    assert "\n...11.attention.self.query  " in text  # the end tells it from others
 
 
 def test_sequences_are_no_images(px: Px, sequences: Path, tmp_path: Path) -> None:

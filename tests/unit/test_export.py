@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from pxcompress.deploy import precision, runtime
 from pxcompress.deploy.export import OPSET, _open_lengths, artifact_of, export_onnx, onnx_files
-from pxcompress.deploy.parity import verify_parity
+from pxcompress.deploy.parity import verify_other_sizes, verify_parity
 from pxcompress.errors import DataError, ModelError
+from pxcompress.tasks.classification import Classification
+from pxcompress.types import OpenAxes
 
 
 def _inputs(count: int, size: int = 16) -> Tensor:
@@ -177,7 +179,7 @@ def test_a_hash_covers_the_weights_beside_a_file(tmp_path: Path, large: None) ->
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_batch_may_be_fixed(tmp_path: Path, batch: int) -> None:
     model = make_cnn(8)
-    artifact = export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", {}, batch=batch)
+    artifact = export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx", {}, axes=OpenAxes(batch))
     assert artifact.input_shape == (batch, 3, 8, 8)
     assert [dim.dim_value for dim in onnx.load(artifact.path).graph.output[0].type.tensor_type.shape.dim] == [batch, 5]
     parity = verify_parity(model, artifact.path, [_inputs(7, size=8)])
@@ -296,3 +298,23 @@ def test_a_batch_that_is_asked_for_by_len_stays_open() -> None:
         assert len([1, 2]) == 2
     assert "len" not in globals()
     assert program.module()(torch.ones(5, 4)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_height_and_width_may_be_open(tmp_path: Path, batch: int | None) -> None:
+    model = make_cnn(8)
+    artifact = export_onnx(model, _inputs(1, size=8), tmp_path / "model.onnx", {}, axes=OpenAxes(batch, size=True))
+    assert artifact.input_shape == (batch, 3, None, None)
+    parity = verify_other_sizes(model, artifact.path, _inputs(1, size=8), Classification())
+    assert parity.passed
+    outputs = runtime.open_session(artifact.path, "cpu").predict(torch.randn(2, 3, 11, 7))
+    assert outputs.shape == (2, 5)
+
+
+def test_a_size_that_the_exporter_fixes_is_refused(tmp_path: Path) -> None:
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + torch.ones(3, 8, 8)).mean((2, 3))
+
+    with pytest.raises(ModelError, match="takes 8x8 only"):
+        export_onnx(Square(), _inputs(1, size=8), tmp_path / "model.onnx", {}, axes=OpenAxes(size=True))

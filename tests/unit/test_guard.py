@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from pxcompress import compress_module
 from pxcompress.clock import Clock
-from pxcompress.errors import DataError, OutOfMemoryError, StageError
+from pxcompress.deploy.predictions import torch_quality
+from pxcompress.errors import DataError, InputError, OutOfMemoryError, StageError
 from pxcompress.guard import describe, name_failures
 from pxcompress.notes import silent
+from pxcompress.tasks.regression import Regression
+from pxcompress.tasks.task import Outputs, Task
 
 BATCHES = batches_of(torch.randn(8, 3, 32, 32), 4)
 
@@ -126,3 +129,44 @@ def test_the_command_line_prints_one_line_and_writes_nothing(px: Px, tmp_path: P
         assert one_line(outcome, 3) == line
         assert line.endswith("(--debug shows where)")
     assert list(out.parent.iterdir()) == []
+
+
+class Raising(Regression):
+    """A user's own task whose method fails."""
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        return super().statistics(outputs, targets, {})["no such"]  # type: ignore[index]
+
+
+class Undefined(Regression):
+    """A user's own task whose metric is no number."""
+
+    def quality(self, statistics: Tensor) -> float:
+        return super().quality(statistics) * float("nan")
+
+
+class Flat(Regression):
+    """A user's own task whose statistics have no second axis."""
+
+    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
+        return super().statistics(outputs, targets, dense)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Raising(), r"test_guard:Raising.statistics raises \w+Error: .*; mend the task"),
+        (Undefined(), "Undefined.quality is nan for 8 samples"),
+        (Flat(), r"Flat.statistics returns \(4,\) for 4 samples; expected \(n, s\)"),
+    ],
+)
+def test_a_task_of_ones_own_that_fails_is_named(task: Task, message: str) -> None:
+    batches = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(2)]
+    with pytest.raises(InputError, match=message) as caught, name_failures("stage 'weights'"):
+        torch_quality(nn.Linear(3, 2), batches, task)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fails_in_a_task_of_this_package_is_no_fault_of_the_user() -> None:
+    with pytest.raises(StageError, match="stage failed"), name_failures("stage"):
+        Regression().statistics({}, torch.zeros(2, 1), {})

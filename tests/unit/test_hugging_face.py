@@ -142,6 +142,13 @@ def test_detectors_lose_heads_and_channels_and_keep_their_raw_outputs(name: str,
     assert layout_of(outputs).name == layout
     with torch.no_grad():
         torch.testing.assert_close(outputs["pred_boxes"], net(pixel_values=example).pred_boxes, atol=1e-4, rtol=1e-4)
+    if name == "detr":
+        mask = torch.ones(2, 64, 64, dtype=torch.int64)
+        mask[:, :, 32:] = 0
+        with torch.no_grad():
+            padded, expected = (each(pixel_values=example, pixel_mask=mask) for each in (loaded.model, net))
+        torch.testing.assert_close(padded["pred_boxes"], expected.pred_boxes, atol=1e-4, rtol=1e-4)
+        assert difference(padded["pred_boxes"], outputs["pred_boxes"]) > 1e-3
     view = as_judged(loaded.model, example[:1], Detection())
     groups = find_groups(view, example[:1], classifier_names(view, example[:1])).groups
     assert sum(group.kind == "head" for group in groups) == heads

@@ -24,7 +24,7 @@ from pxcompress.data.samples import Samples
 from pxcompress.deploy import predict, runtime
 from pxcompress.deploy.export import export_onnx
 from pxcompress.errors import DataError
-from pxcompress.types import Preprocessing
+from pxcompress.types import OpenAxes, Preprocessing
 
 PREPARED = Preprocessing((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), "bilinear", 0.8)
 CLASSES = ["ant", "bee", "cat", "dog", "<eel>"]
@@ -217,7 +217,7 @@ def test_it_runs_in_a_virtual_environment_with_three_packages(folder: Path, tmp_
 def test_a_file_with_a_fixed_batch_takes_one_image_too(
     folder: Path, bare: dict[str, str], tmp_path: Path, slim_cnn: Exported
 ) -> None:
-    export_onnx(slim_cnn.model, slim_cnn.example, folder / "fixed.onnx", facts(PREPARED), batch=3)
+    export_onnx(slim_cnn.model, slim_cnn.example, folder / "fixed.onnx", facts(PREPARED), axes=OpenAxes(3))
     path = image(tmp_path / "it", (64, 48), "RGB")
     fixed, free = (run(bare, folder / "predict.py", path, "--model", folder / n) for n in ("fixed.onnx", "model.onnx"))
     assert fixed.stdout == free.stdout != ""

@@ -323,6 +323,7 @@ EVERY = Recipe(
     targets=("fp32", "int8"),
     max_quant_drop=0.02,
     fixed_batch=True,
+    dynamic_size=True,
     temperature_scaling=True,
     against=("resnet18", "small=mine.pth"),
 )

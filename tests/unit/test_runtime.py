@@ -23,6 +23,7 @@ from pxcompress.deploy.backends import onnxruntime as backend
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.session import Port, Session, whole_batches
 from pxcompress.errors import InputError, ResultError
+from pxcompress.types import OpenAxes
 
 GPU = not runtime.explain_failure("cuda")
 without_gpu = pytest.mark.skipif(GPU, reason="says what happens without a GPU")
@@ -213,7 +214,7 @@ def test_inputs_of_other_numbers_are_converted(tmp_path: Path, kind: int) -> Non
 def fixed(wide_cnn: Exported, tmp_path_factory: pytest.TempPathFactory) -> Session:
     """The same network, for four images at a time."""
     path = tmp_path_factory.mktemp("fixed") / "model.onnx"
-    export_onnx(wide_cnn.model, wide_cnn.example, path, {}, batch=4)
+    export_onnx(wide_cnn.model, wide_cnn.example, path, {}, axes=OpenAxes(4))
     return runtime.open_session(path, "cpu")
 
 

@@ -26,7 +26,9 @@ from pxcompress.report.heatmap_figures import draw_marks, list_panels
 from pxcompress.report.record import Report
 from pxcompress.report.table import to_table
 from pxcompress.run_folder.model_files import certify_files
-from pxcompress.tasks.choice import build_task
+from pxcompress.run_folder.written import check_dynamic_size
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.choice import build_task, task_text
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.segmentation import Segmentation
 from pxcompress.tasks.task import Outputs
@@ -82,7 +84,9 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def segmented(masks: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     """The report and the folder of a run on masks."""
     folder = tmp_path_factory.mktemp("run") / "slim"
-    recipe = Recipe("test_task_runs:map_net", 0.4, data=str(masks), input_size=SIDE, repair=("fold",))
+    recipe = Recipe(
+        "test_task_runs:map_net", 0.4, data=str(masks), input_size=SIDE, repair=("fold",), dynamic_size=True
+    )
     return pxcompress.compress(recipe, folder), folder
 
 
@@ -102,11 +106,22 @@ def test_the_file_has_the_outputs_of_the_model_by_name(segmented: tuple[Report, 
     _, folder = segmented
     slim, dense = (ort.InferenceSession(folder / name) for name in ("model.onnx", "dense.onnx"))
     shapes = [[(port.name, port.shape[1:]) for port in session.get_outputs()] for session in (slim, dense)]
-    assert shapes[0] == shapes[1] == [("out", [4, SIDE, SIDE]), ("aux", [4, SIDE, SIDE])]
-    inputs = torch.randn(3, 3, SIDE, SIDE)
-    expected = pxcompress.load(folder)(inputs)
-    for value, name in zip(slim.run(None, {"input": inputs.numpy()}), ("out", "aux"), strict=True):
-        np.testing.assert_allclose(value, expected[name].detach(), atol=1e-4)
+    assert shapes[0] == shapes[1] == [("out", [4, "height", "width"]), ("aux", [4, "height", "width"])]
+    for sides in ((SIDE, SIDE), (SIDE + 3, 2 * SIDE)):
+        inputs = torch.randn(3, 3, *sides)
+        expected = pxcompress.load(folder)(inputs)
+        for value, name in zip(slim.run(None, {"input": inputs.numpy()}), ("out", "aux"), strict=True):
+            np.testing.assert_allclose(value, expected[name].detach(), atol=1e-4)
+
+
+def test_a_model_that_takes_one_size_is_refused_before_any_work(tmp_path: Path) -> None:
+    for model, data, message in (
+        ("vit_tiny_patch16_224", "digits", r"--dynamic-size: model does not run .* \(1, 3, 64, 32\): Input height"),
+        ("pxcompress.demo.nets:note_reader", "notes", "--dynamic-size is for images, .* leave it out"),
+    ):
+        recipe = Recipe(model, 0.4, data=data, dynamic_size=True)
+        with pytest.raises(InputError, match=message):
+            check_dynamic_size(recipe, load_workload(recipe))
 
 
 def test_predict_writes_a_mask(segmented: tuple[Report, Path], masks: Path, tmp_path: Path) -> None:
@@ -158,8 +173,23 @@ def test_inputs_need_not_be_square(masks: Path) -> None:
 def test_a_task_of_ones_own_is_taken_by_its_name() -> None:
     task = build_task("test_task_runs:WeightedError")
     assert type(task) is WeightedError
+    assert task_text(task) == "test_task_runs:WeightedError"
+    other = build_task("test_task_runs:WeightedError:largest=3")
+    assert build_task(task_text(other)) == other != task
+    with pytest.raises(InputError, match="unknown option of task 'test_task_runs:WeightedError': 'largets'"):
+        build_task("test_task_runs:WeightedError:largets=3")
     with pytest.raises(InputError, match="expected a subclass"):
         build_task("test_task_runs:SIDE")
+
+
+def test_a_registered_task_of_ones_own_is_known_by_its_module() -> None:
+    """Another process has not imported it, and does not know its registered name."""
+    name = "angle-of-a-test"
+    cls = TASKS.register(name)(type("Angle", (Regression,), {"__module__": "my_tasks"}))
+    try:
+        assert task_text(cls()) == "my_tasks:Angle"
+    finally:
+        del TASKS._classes[name]
 
 
 def test_a_module_of_ones_own_is_judged_by_its_task() -> None:

@@ -17,7 +17,7 @@ from command import Px, one_line
 from torch import Tensor, nn
 
 import pxcompress
-from pxcompress.data import load_splits, open_source
+from pxcompress.data import load_splits, open_images, open_source
 from pxcompress.data.factory import open_factory
 from pxcompress.data.tables import read_words
 from pxcompress.demo.nets import NoteReader
@@ -252,6 +252,12 @@ def test_tables_of_texts(tmp_path: Path) -> None:
     preprocessing = Preprocessing((2, 8), inputs=TOKENIZER.inputs, tokenizer=TOKENIZER)
     splits = load_splits(source, preprocessing)
     assert splits.example.shape == (1, 2, 4)
+
+
+def test_texts_are_no_images_to_label(tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("text\nrain\nsnow\n")
+    with pytest.raises(DataError, match="hold texts; images are expected here"):
+        open_images(str(tmp_path / "new.csv"))
 
 
 def test_two_texts_that_are_equal_are_said(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
-from pxcompress.data.samples import Samples, UserData
-from pxcompress.data.targets import BoxRows
+from pxcompress.data.samples import Layout, Samples, UserData
+from pxcompress.data.targets import BOX_COLUMNS, BoxRows
 from pxcompress.errors import DataError
 
 SLACK_PIXELS, SLACK_SHARE = 2.0, 0.01
@@ -34,7 +34,7 @@ class AnnotationFile:
 
 @dataclass(frozen=True, eq=False)
 class Annotated:
-    """One image file and its boxes, (k, 6) as in `BoxRows`, of which `source` tells; its size, (0, 0) if unknown."""
+    """One image file and its boxes, as in `BoxRows`, of which `source` tells; its size, (0, 0) if unknown."""
 
     path: Path
     rows: NDArray[np.float64]
@@ -71,7 +71,8 @@ class Annotations:
         notes = (f"{flat} boxes without width or height are left out",) if flat else ()
         held_out = samples.take(np.arange(first, len(names))) if len(self.halves) == 2 else None
         train = samples.take(np.arange(first))
-        return UserData(self.classes, train, held_out, notes, layout="boxes", outputs=len(self.classes))
+        layout: Layout = "boxes" if shaped[0].shape[1] == BOX_COLUMNS else "keypoints"
+        return UserData(self.classes, train, held_out, notes, layout=layout, outputs=len(self.classes))
 
     def _check_images(self, images: Sequence[Annotated]) -> None:
         if not images:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pxcompress.data.boxes.annotated import Annotated, AnnotationFile, Annotations, half_of
 from pxcompress.data.samples import UserData
+from pxcompress.data.targets import BOX_COLUMNS
 from pxcompress.errors import DataError, short
 
 _EXPECTED = "a COCO file: an object with the lists images, annotations and categories"
@@ -27,7 +28,8 @@ def open_coco(spec: str, path: Path) -> UserData | None:
     if any(each != categories[0] for each in categories):
         raise files[-1].error(f"has other categories than {files[0].path.name}; expected the same ids and names")
     numbers = {identity: place for place, identity in enumerate(categories[0])}
-    halves = tuple(_annotate(file, root, numbers) for file in files)
+    joints = max(map(_count_joints, files))
+    halves = tuple(_annotate(file, root, numbers, joints) for file in files)
     return Annotations(spec, root, tuple(categories[0].values()), halves).user_data()
 
 
@@ -74,8 +76,15 @@ def _categories(file: AnnotationFile) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int]) -> list[Annotated]:
+def _count_joints(file: AnnotationFile) -> int:
+    """Joints of an object, by the categories; 0 where no object has one that is marked."""
+    marked = any(any((each.get("keypoints") or ())[2::3]) for each in file.content["annotations"])
+    return max(len(each.get("keypoints") or ()) for each in file.content["categories"]) if marked else 0
+
+
+def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], joints: int) -> list[Annotated]:
     """Images of a file with their boxes; those without boxes have none."""
+    columns = BOX_COLUMNS + (1 + 3 * joints if joints else 0)
     try:
         images = {each["id"]: (str(each["file_name"]), _size(each)) for each in file.content["images"]}
     except (KeyError, TypeError, ValueError) as error:
@@ -85,10 +94,10 @@ def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int]) -> l
         identity, row = _row(file, annotation, numbers)
         if identity not in rows:
             raise file.error(f"has a box of image {identity!r}, which it does not list; add the image to 'images'")
-        rows[identity].append(row)
+        rows[identity].append(row + (_joints(file, annotation, joints) if joints else []))
     folder = _image_folder(file, root, next(iter(images.values()))[0])
     return [
-        Annotated(folder / name, np.array(rows[identity], dtype=np.float64).reshape(-1, 6), file.path.name, size)
+        Annotated(folder / name, np.array(rows[identity], dtype=np.float64).reshape(-1, columns), file.path.name, size)
         for identity, (name, size) in images.items()
     ]
 
@@ -115,9 +124,21 @@ def _row(file: AnnotationFile, annotation: Any, numbers: Mapping[int, int]) -> t
     return identity, [numbers[category], x, y, x + width, y + height, crowd]
 
 
+def _joints(file: AnnotationFile, annotation: Any, count: int) -> list[float]:
+    """Area of an object, then x, y and 1 for one that is marked, of each of its joints; they may be left out."""
+    try:
+        area = float(annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3])
+        values = [float(value) for value in annotation.get("keypoints") or [0] * 3 * count]
+    except (TypeError, ValueError) as error:
+        raise file.error(f"has keypoints {short(str(annotation['keypoints']), 80)}; expected numbers") from error
+    if len(values) != 3 * count:
+        raise file.error(f"has an object with {len(values)} numbers as keypoints; expected 3 for each of {count}")
+    return [area, *(float(value > 0) if place % 3 == 2 else value for place, value in enumerate(values))]
+
+
 def _image_folder(file: AnnotationFile, root: Path, name: str) -> Path:
     """The folder with a file's images: the first candidate that holds the first image, else the likeliest."""
-    part = file.path.stem.removeprefix("instances_")
+    part = file.path.stem.removeprefix("instances_").removeprefix("person_keypoints_")
     half = half_of(part) or ""
     here = file.path.parent
     folders: Sequence[Path] = [here, root / part, root / "images" / part, root / half, root / "images" / half]

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from pxcompress.deploy.export import OUTPUT, export_onnx, file_bytes
+from pxcompress.deploy.export import ANY_BATCH, OUTPUT, export_onnx, file_bytes
 from pxcompress.deploy.session import Session
 from pxcompress.errors import InputError
 from pxcompress.proof import Artifact
 from pxcompress.registry import Registry
-from pxcompress.types import Batches
+from pxcompress.types import Batches, OpenAxes
 
 if TYPE_CHECKING:
     from pxcompress.deploy.int8 import Judge, Quantised
@@ -57,11 +57,11 @@ class Backend(Protocol):
         path: Path,
         metadata: Mapping[str, str],
         *,
-        batch: int | None = None,
+        axes: OpenAxes = ANY_BATCH,
         output_name: str = OUTPUT,
     ) -> Artifact:
-        """Write `model` for any batch, or for one of `batch` samples, as `export.export_onnx` does."""
-        return export_onnx(model, example, path, metadata, batch=batch, output_name=output_name)
+        """Write `model` with open `axes`, as `export.export_onnx` does."""
+        return export_onnx(model, example, path, metadata, axes=axes, output_name=output_name)
 
     def open(self, source: Path | bytes, provider: str, threads: int) -> Session:
         """The model of a file, or of its content, ready to run on `provider` with this number of CPU threads.
