@@ -36,13 +36,15 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """`model` in eval mode, without parameter gradients, in-place activations and gradient checkpointing.
 
     Hooks may be added inside.
-    On exit training modes (per module), `requires_grad`, `inplace` flags and hooks are as before.
+    On exit training modes (per module), `requires_grad`, `inplace` flags and hooks are as before. A module that adds
+    hooks of its own when it first runs, and a flag that says so, adds them again.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
     inplace = [getattr(module, "inplace", None) for module in modules]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     hooks = [hooks_of(module) for module in modules]
+    flags = [_flags_of(module) for module in modules]
     try:
         model.eval()
         for parameter, _ in grads:
@@ -53,15 +55,28 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
         with without_checkpointing():
             yield model
     finally:
-        for module, mode, flag, hooks_before in zip(modules, training, inplace, hooks, strict=True):
+        for module, mode, flag in zip(modules, training, inplace, strict=True):
             module.training = mode
             if isinstance(flag, bool):
                 module.inplace = flag  # type: ignore[assignment]
-            for name, hooks_now in hooks_of(module).items():
-                for key in hooks_now.keys() - hooks_before[name].keys():
-                    del getattr(module, name)[key]
+        for module, hooks_before, flags_before in zip(modules, hooks, flags, strict=True):
+            _remove_added_(module, hooks_before, flags_before)
         for parameter, flag in grads:
             parameter.requires_grad_(flag)
+
+
+def _remove_added_(module: nn.Module, hooks_before: dict[str, dict[int, Any]], flags_before: set[str]) -> None:
+    """Take from a module, in place, the hooks and flags that it has not had before."""
+    for name, hooks_now in hooks_of(module).items():
+        for key in hooks_now.keys() - hooks_before[name].keys():
+            del getattr(module, name)[key]
+    for name in _flags_of(module) - flags_before:
+        delattr(module, name)
+
+
+def _flags_of(module: nn.Module) -> set[str]:
+    """Names of what a module has set to True."""
+    return {name for name, value in vars(module).items() if value is True}
 
 
 @contextmanager

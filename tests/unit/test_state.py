@@ -160,3 +160,31 @@ def test_device_of() -> None:
 
 def test_best_device_can_be_used() -> None:
     assert torch.zeros(2, device=best_device()).sum() == 0
+
+
+class _HooksItself(nn.Module):
+    """Collects what its layer returns by a hook that it adds when it first runs, as transformers' models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        collected: list[torch.Tensor] = []
+        self.collected = collected
+        if not getattr(self, "is_hooked", False):
+            self.layer.register_forward_hook(lambda _, inputs, output: self.collected.append(output))
+            self.is_hooked = True
+        self.layer(x)
+        return self.collected[0]
+
+
+def test_a_module_that_hooks_itself_goes_on_to_run() -> None:
+    model = _HooksItself()
+    for _ in range(2):
+        with evaluating(model):
+            model(torch.randn(2, 3))
+    assert model(torch.randn(2, 3)).shape == (2, 3)
+    with evaluating(model):  # hooks from before stay
+        model(torch.randn(2, 3))
+    assert model(torch.randn(2, 3)).shape == (2, 3)
